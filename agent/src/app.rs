@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Wiring: configuration, store, source, kernel, loop, signals. No decisions about the data plane.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use dummy_iface::{Change, Watch};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::{ListArgs, RunArgs};
+use crate::config::{Config, node};
+use crate::core::model::Settings;
+use crate::core::ownership::DEVICE;
+use crate::inbox::Inbox;
+use crate::inspect::list::{Format, Table};
+use crate::inspect::owners::{self, Owners};
+use crate::kernel::linux::LinuxKernel;
+use crate::reconcile::Reconciler;
+use crate::schedule::Schedule;
+use crate::source::Source;
+use crate::source::api::{ApiAccess, ApiSource};
+use crate::source::files::FileSource;
+use crate::store::Store;
+
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// How long the first lists may take before a line says what is missing.
+const SYNC_NOTICE: Duration = Duration::from_secs(10);
+
+/// Prints the table of the kernel.
+///
+/// # Errors
+/// When the kernel has no IPVS or may not be asked.
+pub fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let table = Table::read()?;
+    let owners = if args.output == Format::Ipvsadm {
+        Owners::default()
+    } else {
+        Owners::ask().unwrap_or_else(|error| {
+            eprintln!("kube-ipvs: Services are not shown: {error:#}");
+            Owners::default()
+        })
+    };
+    use std::io::Write as _;
+    let text = table.render(args.output, &owners);
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What cannot heal by waiting.
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    start_log(args.v);
+    let config = Config::read(&args.config)?;
+    let name = node::node_name(args.hostname_override.as_deref(), &config.hostname_override)?;
+    if !config.without_effect.is_empty() {
+        tracing::warn!(
+            "set in the configuration but without effect in this version: {}",
+            config.without_effect.join(", ")
+        );
+    }
+    let settings = settings(&config)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %name, families = ?settings.families, "kube-ipvs");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let inbox = Arc::new(Inbox::default());
+    let store = Arc::new(Store::new(inbox.clone()));
+    owners::serve(inbox.clone())?;
+    stop_on_signal(&runtime, inbox.clone())?;
+    source(args, &config, &name, &runtime)?.start(store.clone())?;
+    notice_slow_lists(store.clone())?;
+    let schedule = Schedule::new(config.min_sync_period, config.sync_period);
+    let Some(kernel) = open_kernel(&settings, &inbox) else { return Ok(()) };
+    watch_addresses(&kernel, inbox.clone())?;
+    Reconciler::new(kernel, store, settings, &name, config.local_from_node).run(&inbox, schedule);
+    tracing::info!("stopped; the kernel keeps everything as it is");
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn settings(config: &Config) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        families: node::families(),
+        scheduler: config.scheduler.as_str().into(),
+        cluster_cidrs: config.cluster_cidrs,
+        masquerade_all: config.masquerade_all,
+        masquerade_mark: config.masquerade_mark,
+        sysctls: node::sysctls(node::kernel_version()?),
+        exclude_cidrs: config.exclude_cidrs.clone(),
+    })
+}
+
+fn source(
+    args: &RunArgs,
+    config: &Config,
+    node: &str,
+    runtime: &tokio::runtime::Runtime,
+) -> anyhow::Result<Box<dyn Source>> {
+    if let Some(path) = &args.objects {
+        tracing::info!(path = %path.display(), "following objects in files");
+        return Ok(Box::new(FileSource::new(path, node)));
+    }
+    let in_config = Some(config.kubeconfig.clone()).filter(|path| !path.is_empty());
+    let access = ApiAccess { kubeconfig: args.kubeconfig.clone().or(in_config), master: args.master.clone() };
+    // One TLS provider for the process; a second call would be the only way to fail.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = runtime.block_on(access.client())?;
+    Ok(Box::new(ApiSource::new(client, node, runtime.handle().clone())))
+}
+
+/// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.
+fn open_kernel(settings: &Settings, inbox: &Inbox) -> Option<LinuxKernel> {
+    let mut pause = Duration::from_secs(1);
+    loop {
+        match LinuxKernel::open(settings) {
+            Ok(kernel) => return Some(kernel),
+            Err(error) => tracing::error!("{error:#}; trying again in {pause:?}"),
+        }
+        let until = std::time::Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(std::time::Instant::now()) {
+            if inbox.wait(Some(left)).stop {
+                return None;
+            }
+        }
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+/// Says once which lists are missing if they take long: nothing is programmed meanwhile.
+fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
+    std::thread::Builder::new().name("notice".to_owned()).spawn(move || {
+        std::thread::sleep(SYNC_NOTICE);
+        if !store.is_synced() {
+            let kinds: Vec<String> = store.waiting_for().iter().map(ToString::to_string).collect();
+            tracing::warn!(
+                "still waiting for the first list of {}; nothing is changed until then",
+                kinds.join(", ")
+            );
+        }
+    })?;
+    Ok(())
+}
+
+fn stop_on_signal(runtime: &tokio::runtime::Runtime, inbox: Arc<Inbox>) -> anyhow::Result<()> {
+    let _guard = runtime.enter();
+    let mut term = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    runtime.spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        inbox.stop();
+    });
+    Ok(())
+}
+
+/// Notices at once what others do to our addresses, and new addresses of the node.
+fn watch_addresses(kernel: &LinuxKernel, inbox: Arc<Inbox>) -> anyhow::Result<()> {
+    let mut watch = Watch::open(DEVICE, kernel.address_port()).context("cannot watch addresses")?;
+    std::thread::Builder::new().name("addresses".to_owned()).spawn(move || {
+        loop {
+            match watch.next() {
+                // Our own creation of the device is seen as well; an audit then finds nothing.
+                Ok(Change::DeviceAppeared) => {}
+                Ok(change) => {
+                    tracing::debug!(?change, "an address or device changed");
+                    inbox.doubt();
+                }
+                Err(error) => {
+                    tracing::error!("cannot watch addresses: {error}; changes are found by the next audit");
+                    std::thread::sleep(MAX_PAUSE);
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn start_log(verbosity: u8) {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let level = if verbosity >= 2 { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    // Libraries speak up only about errors; kube-client repeats whole bodies in its own.
+    let targets = Targets::new()
+        .with_default(LevelFilter::ERROR)
+        .with_target("kube_ipvs", level)
+        .with_target("kube_client", LevelFilter::OFF)
+        .with_target("kube_runtime", LevelFilter::OFF);
+    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    // Only a second start in one process could fail.
+    let _ = tracing_subscriber::registry().with(format).with(targets).try_init();
+}

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pure part: from objects to a plan. No I/O, no clock, no netlink, no Kubernetes types.
+//!
+//! `model` (vocabulary) → `endpoints` (who serves) → `fragment` (what one Service contributes)
+//! → `desired` (all fragments, indexed) → `plan` (difference to `observed`) → `Plan`.
+
+pub mod desired;
+pub mod endpoints;
+pub mod fragment;
+pub mod model;
+pub mod observed;
+pub mod op;
+pub mod ownership;
+pub mod plan;
+#[cfg(test)]
+mod plan_tests;
+pub mod rules;
+pub mod save;
+pub mod sets;

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The mirror: what the kernel is known to hold.
+//!
+//! It is read whole by an audit and from then on follows acknowledged operations only.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::model::{Family, RsKey, VsKey, VsSpec};
+use super::op::Op;
+use super::rules::JUMPS;
+use super::save::ObservedRules;
+use super::sets::{Entry, SetId, SetKind};
+
+/// A real server as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RsState {
+    /// Weight; 0 takes no new connections.
+    pub weight: u32,
+    /// Forwarding method, `IP_VS_CONN_F_*`; 0 is masquerading.
+    pub forward: u32,
+}
+
+impl RsState {
+    /// How every wanted real server must be: weight 1, masqueraded.
+    pub const WANTED: RsState = RsState { weight: 1, forward: 0 };
+}
+
+/// A virtual server as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedServer {
+    /// How it balances.
+    pub spec: VsSpec,
+    /// Its real servers.
+    pub real_servers: BTreeMap<RsKey, RsState>,
+}
+
+/// A set as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedSet {
+    /// Its members.
+    pub members: HashSet<Entry>,
+    /// The set has another type or family than it must have: it cannot be used.
+    pub misfit: bool,
+}
+
+/// Everything the plan looks at, complete.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Virtual servers by address; fwmark services are not ours and not here.
+    pub virtual_servers: HashMap<VsKey, ObservedServer>,
+    /// Whether `kube-ipvs0` exists.
+    pub device: bool,
+    /// Addresses on `kube-ipvs0`.
+    pub addresses: HashSet<IpNet>,
+    /// Our sets that exist.
+    pub sets: HashMap<SetId, ObservedSet>,
+    /// Rules, by [`Family::index`].
+    pub rules: [ObservedRules; 2],
+    /// Current values of the sysctls asked for; one that cannot be read is absent.
+    pub sysctls: BTreeMap<&'static str, i64>,
+    /// Addresses on all other links, without loopback and IPv6 link-local, sorted.
+    pub node_addresses: Vec<IpAddr>,
+}
+
+impl Observed {
+    /// Whether a set exists and holds anything.
+    pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
+        self.sets.get(&SetId { kind, family }).is_some_and(|set| !set.members.is_empty())
+    }
+
+    /// Whether the set holds the entry.
+    pub fn has_entry(&self, set: SetId, entry: &Entry) -> bool {
+        self.sets.get(&set).is_some_and(|s| s.members.contains(entry))
+    }
+
+    /// Follows an op that the kernel acknowledged.
+    pub fn record(&mut self, op: &Op) {
+        match op {
+            Op::SetSysctl(s) => {
+                self.sysctls.insert(s.path, s.value);
+            }
+            Op::CreateDevice => self.device = true,
+            Op::CreateSet(set) => {
+                self.sets.insert(*set, ObservedSet::default());
+            }
+            Op::AddEntry(set, entry) => {
+                self.sets.entry(*set).or_default().members.insert(*entry);
+            }
+            Op::RemoveEntry(set, entry) => {
+                self.sets.entry(*set).or_default().members.remove(entry);
+            }
+            Op::WriteRules(rules) => {
+                self.rules[rules.family.index()] =
+                    ObservedRules { chains: rules.chains.clone(), jumps: [true; JUMPS.len()] };
+            }
+            Op::Bind(addr) => {
+                self.addresses.insert(IpNet::from(*addr));
+            }
+            Op::Unbind(net) => {
+                self.addresses.remove(net);
+            }
+            Op::AddVirtualServer(vs, spec) => {
+                let server = ObservedServer { spec: spec.clone(), real_servers: BTreeMap::new() };
+                self.virtual_servers.insert(*vs, server);
+            }
+            Op::EditVirtualServer(vs, spec) => {
+                if let Some(server) = self.virtual_servers.get_mut(vs) {
+                    server.spec = spec.clone();
+                }
+            }
+            Op::RemoveVirtualServer(vs) => {
+                self.virtual_servers.remove(vs);
+            }
+            Op::AddRealServer(vs, rs) | Op::EditRealServer(vs, rs) => {
+                if let Some(server) = self.virtual_servers.get_mut(vs) {
+                    server.real_servers.insert(*rs, RsState::WANTED);
+                }
+            }
+            Op::RemoveRealServer(vs, rs) => {
+                if let Some(server) = self.virtual_servers.get_mut(vs) {
+                    server.real_servers.remove(rs);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How other threads reach the reconcile loop: flags and questions behind one condition variable.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Which Service is behind which virtual server, as text lines `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
+pub type Owners = String;
+
+#[derive(Debug, Default)]
+struct State {
+    woken: bool,
+    doubt: bool,
+    stop: bool,
+    questions: Vec<Sender<Owners>>,
+}
+
+/// What the loop found in its inbox.
+#[derive(Debug, Default)]
+pub struct Mail {
+    /// Somebody else changed the kernel, or may have.
+    pub doubt: bool,
+    /// The agent is to end.
+    pub stop: bool,
+    /// Who wants to know the owners of the virtual servers.
+    pub questions: Vec<Sender<Owners>>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    state: Mutex<State>,
+    condvar: Condvar,
+}
+
+impl Inbox {
+    fn with(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        change(&mut state);
+        state.woken = true;
+        self.condvar.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store changed.
+    pub fn wake(&self) {
+        self.with(|_| {});
+    }
+
+    /// The kernel may differ from the mirror.
+    pub fn doubt(&self) {
+        self.with(|state| state.doubt = true);
+    }
+
+    /// The agent is to end.
+    pub fn stop(&self) {
+        self.with(|state| state.stop = true);
+    }
+
+    /// Asks for the owners of all virtual servers.
+    pub fn ask(&self, answer: Sender<Owners>) {
+        self.with(|state| state.questions.push(answer));
+    }
+
+    /// Waits until somebody calls or `timeout` is over, and takes what is there.
+    pub fn wait(&self, timeout: Option<Duration>) -> Mail {
+        let state = self.lock();
+        let mut state = match timeout {
+            None => self.condvar.wait_while(state, |s| !s.woken).unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => {
+                let waited = self.condvar.wait_timeout_while(state, timeout, |s| !s.woken);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.woken = false;
+        Mail {
+            doubt: std::mem::take(&mut state.doubt),
+            stop: state.stop,
+            questions: std::mem::take(&mut state.questions),
+        }
+    }
+}

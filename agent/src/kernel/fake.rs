@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A kernel in memory, with the errnos of the real one and a switch that fails the next op of a
+//! kind. The kernel suite runs the same cases on it and on a real kernel.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Kernel, ObserveError, OpError};
+use crate::core::model::{RsKey, VsKey};
+use crate::core::observed::{Observed, RsState};
+use crate::core::op::{Op, OpKind};
+use crate::core::sets::SetId;
+
+/// What a fake kernel was asked to do, for tests that assert counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Ops by kind, failed ones included.
+    pub ops: HashMap<OpKind, usize>,
+    /// Calls of [`Kernel::observe`].
+    pub observations: usize,
+}
+
+/// A kernel in memory.
+#[derive(Debug, Default)]
+pub struct FakeKernel {
+    /// Its state; tests may change it behind the agent's back.
+    pub state: Observed,
+    /// What it was asked to do.
+    pub counts: Counts,
+    fail_next: Vec<OpKind>,
+    fail_observe: bool,
+    stop_after: Option<usize>,
+}
+
+impl FakeKernel {
+    /// An empty kernel that already has these sysctls readable, all 0.
+    pub fn new(sysctls: &[&'static str]) -> Self {
+        let mut kernel = Self::default();
+        kernel.state.sysctls = sysctls.iter().map(|path| (*path, 0)).collect();
+        kernel
+    }
+
+    /// Makes the next op of this kind fail with an error that says nothing about the state.
+    pub fn fail_next(&mut self, kind: OpKind) {
+        self.fail_next.push(kind);
+    }
+
+    /// Makes the next observation fail.
+    pub fn fail_next_observe(&mut self) {
+        self.fail_observe = true;
+    }
+
+    /// After this many further ops every op fails: what a process killed in the middle leaves.
+    pub fn stop_after(&mut self, ops: Option<usize>) {
+        self.stop_after = ops;
+    }
+
+    /// Ops of this kind so far.
+    pub fn count(&self, kind: OpKind) -> usize {
+        self.counts.ops.get(&kind).copied().unwrap_or(0)
+    }
+
+    fn run(&mut self, op: &Op) -> Result<(), OpError> {
+        *self.counts.ops.entry(op.kind()).or_default() += 1;
+        if let Some(left) = &mut self.stop_after {
+            if *left == 0 {
+                return Err(OpError::plain("stopped"));
+            }
+            *left -= 1;
+        }
+        if let Some(i) = self.fail_next.iter().position(|kind| *kind == op.kind()) {
+            self.fail_next.remove(i);
+            return Err(OpError::plain(format!("injected failure: {op}")));
+        }
+        self.check(op)?;
+        self.state.record(op);
+        Ok(())
+    }
+
+    /// What the real kernel refuses.
+    fn check(&self, op: &Op) -> Result<(), OpError> {
+        let s = &self.state;
+        match op {
+            Op::SetSysctl(sysctl) if !s.sysctls.contains_key(sysctl.path) => {
+                Err(OpError::plain(format!("{}: ENOENT", sysctl.path)))
+            }
+            Op::CreateDevice if s.device => Err(OpError::doubt("EEXIST")),
+            Op::CreateSet(set) if s.sets.contains_key(set) => Err(OpError::doubt("EEXIST")),
+            Op::AddEntry(set, _) | Op::RemoveEntry(set, _) => self.check_set(*set),
+            Op::WriteRules(rules) => SetId::all(rules.family).try_for_each(|set| self.check_set(set)),
+            Op::AddVirtualServer(vs, _) if s.virtual_servers.contains_key(vs) => {
+                Err(OpError::doubt("EEXIST"))
+            }
+            Op::EditVirtualServer(vs, _) | Op::RemoveVirtualServer(vs) => self.check_server(vs),
+            Op::AddRealServer(vs, rs) => match self.real_server(vs, rs)? {
+                Some(_) => Err(OpError::doubt("EEXIST")),
+                None => Ok(()),
+            },
+            Op::EditRealServer(vs, rs) | Op::RemoveRealServer(vs, rs) => match self.real_server(vs, rs)? {
+                Some(_) => Ok(()),
+                None => Err(OpError::doubt("ENOENT")),
+            },
+            Op::Bind(_) | Op::Unbind(_) if !s.device => Err(OpError::doubt("ENODEV")),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_set(&self, set: SetId) -> Result<(), OpError> {
+        match self.state.sets.get(&set) {
+            Some(set) if !set.misfit => Ok(()),
+            Some(_) => Err(OpError::plain("EINVAL")),
+            None => Err(OpError::doubt("ENOENT")),
+        }
+    }
+
+    fn check_server(&self, vs: &VsKey) -> Result<(), OpError> {
+        if self.state.virtual_servers.contains_key(vs) { Ok(()) } else { Err(OpError::doubt("ESRCH")) }
+    }
+
+    fn real_server(&self, vs: &VsKey, rs: &RsKey) -> Result<Option<RsState>, OpError> {
+        self.check_server(vs)?;
+        Ok(self.state.virtual_servers[vs].real_servers.get(rs).copied())
+    }
+
+    /// The safety property of the order: a bound address whose family has no filter, or that is
+    /// not in its `KUBE-IPVS-IPS`, exposes host listeners. Returns the first such address.
+    pub fn exposed_address(&self) -> Option<IpAddr> {
+        use crate::core::model::Family;
+        use crate::core::sets::{Entry, SetKind};
+        let guarded = |net: &IpNet| {
+            let family = Family::of(net.addr());
+            let rules = &self.state.rules[family.index()];
+            let entry = Entry::Ip(net.addr());
+            rules.missing_jumps().is_empty()
+                && !rules.chains.is_empty()
+                && self.state.has_entry(SetId { kind: SetKind::IpvsIps, family }, &entry)
+        };
+        self.state.addresses.iter().find(|net| !guarded(net)).map(IpNet::addr)
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn observe(&mut self) -> Result<Observed, ObserveError> {
+        self.counts.observations += 1;
+        if std::mem::take(&mut self.fail_observe) {
+            return Err(ObserveError { what: "everything", message: "injected failure".to_owned() });
+        }
+        Ok(self.state.clone())
+    }
+
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+        ops.iter().map(|op| self.run(op)).collect()
+    }
+}

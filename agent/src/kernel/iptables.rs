@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The only external programs: `iptables-save`, `iptables-restore` and their IPv6 twins.
+
+use std::io::{ErrorKind, Read, Write};
+use std::process::{Command, Stdio};
+
+use super::OpError;
+use crate::core::model::Family;
+use crate::core::op::RulesOp;
+use crate::core::rules::render_restore;
+use crate::core::save::{ObservedRules, parse_save};
+
+/// Runs the programs and counts how many it started.
+#[derive(Debug, Default)]
+pub struct Iptables {
+    started: u64,
+}
+
+fn program(family: Family, verb: &str) -> String {
+    match family {
+        Family::V4 => format!("iptables-{verb}"),
+        Family::V6 => format!("ip6tables-{verb}"),
+    }
+}
+
+impl Iptables {
+    /// Processes started so far.
+    pub fn started(&self) -> u64 {
+        self.started
+    }
+
+    /// Reads the rules of one family.
+    ///
+    /// # Errors
+    /// Names the program and what it said.
+    pub fn read(&mut self, family: Family) -> Result<ObservedRules, String> {
+        let name = program(family, "save");
+        self.started += 1;
+        let text = run(Command::new(&name).stdin(Stdio::null()), &name, "")?;
+        Ok(parse_save(&text))
+    }
+
+    /// Writes the rules of one family, each table atomically.
+    ///
+    /// # Errors
+    /// What the program said; the tables that it did not reach stay as they were.
+    pub fn write(&mut self, rules: &RulesOp) -> Result<(), OpError> {
+        let name = program(rules.family, "restore");
+        self.started += 1;
+        let input = render_restore(&rules.chains, &rules.missing_jumps);
+        let mut command = Command::new(&name);
+        command.args(["-w", "5", "--noflush"]).stdin(Stdio::piped());
+        // The first table may have been written before the second failed.
+        run(&mut command, &name, &input).map(drop).map_err(OpError::doubt)
+    }
+}
+
+fn run(command: &mut Command, name: &str, input: &str) -> Result<String, String> {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => format!("{name} is not installed: install the iptables package"),
+        _ => format!("cannot start {name}: {error}"),
+    })?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that ends early closes the pipe; its own message says why.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let mut errors = child.stderr.take();
+    let stderr = std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = errors.as_mut().map(|e| e.read_to_string(&mut text));
+        text
+    });
+    let output = child.wait_with_output().map_err(|error| format!("{name}: {error}"))?;
+    let stderr = stderr.join().unwrap_or_default();
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(format!("{name} failed ({}): {}", output.status, stderr.trim()))
+}

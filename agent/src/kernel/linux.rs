@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
+//! that the process runs in. The translator on the kernel's side.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Context;
+use dummy_iface::DummyDevice;
+use ipvs_netlink as ipvs;
+use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, ServiceId};
+
+use super::ipset::IpsetClient;
+use super::iptables::Iptables;
+use super::{Kernel, ObserveError, OpError, sysctl};
+use crate::core::model::{Family, Protocol, RsKey, Settings, VsKey, VsSpec};
+use crate::core::observed::{Observed, ObservedServer, RsState};
+use crate::core::op::{Lane, Op};
+use crate::core::ownership::DEVICE;
+
+/// What went to the kernel since the start, for tests that assert counts and for logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Datagrams sent to IPVS, to the set subsystem, and for addresses.
+    pub sends: [u64; 3],
+    /// Bytes in them.
+    pub bytes: [u64; 3],
+    /// IPVS commands sent.
+    pub commands: u64,
+    /// Dumps asked for, all subsystems.
+    pub dumps: u64,
+    /// Processes started.
+    pub processes: u64,
+}
+
+/// The real kernel.
+pub struct LinuxKernel {
+    ipvs: ipvs::Client,
+    device: DummyDevice,
+    sets: IpsetClient,
+    iptables: Iptables,
+    families: Vec<Family>,
+    sysctls: Vec<&'static str>,
+}
+
+impl LinuxKernel {
+    /// Opens everything in the current network namespace. Writes nothing, but the kernel may load
+    /// the modules asked for.
+    ///
+    /// # Errors
+    /// A missing module or privilege, with the remedy.
+    pub fn open(settings: &Settings) -> anyhow::Result<Self> {
+        Ok(Self {
+            ipvs: ipvs::Client::open().context("IPVS is not usable")?,
+            device: DummyDevice::open(DEVICE).context("rtnetlink is not usable")?,
+            sets: IpsetClient::open().context("ipset is not usable")?,
+            iptables: Iptables::default(),
+            families: settings.families.clone(),
+            sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
+        })
+    }
+
+    /// The netlink port that address changes of ours carry.
+    pub fn address_port(&self) -> u32 {
+        self.device.port_number()
+    }
+
+    /// What went to the kernel so far.
+    pub fn traffic(&self) -> Traffic {
+        let (ipvs, sets, addresses) = (self.ipvs.counters(), self.sets.counters(), self.device.counters());
+        Traffic {
+            sends: [ipvs.sends, sets.sends, addresses.sends],
+            bytes: [ipvs.bytes_sent, sets.bytes, addresses.bytes_sent],
+            commands: ipvs.commands,
+            dumps: ipvs.dumps + sets.dumps + addresses.dumps,
+            processes: self.iptables.started(),
+        }
+    }
+
+    fn observe_servers(&mut self) -> Result<HashMap<VsKey, ObservedServer>, ipvs::Error> {
+        let mut servers = HashMap::new();
+        for service in self.ipvs.services()? {
+            // A service by fwmark, or of a protocol that Services cannot have, is somebody else's.
+            let Some(key) = vs_key(&service.id) else { continue };
+            let mut real_servers = BTreeMap::new();
+            for dest in self.ipvs.destinations(&service.id)? {
+                let state = RsState { weight: dest.weight, forward: dest.forward.into() };
+                real_servers.insert(RsKey { addr: dest.addr, port: dest.port }, state);
+            }
+            let spec = VsSpec {
+                scheduler: service.scheduler.as_str().into(),
+                flags: service.flags.without_hashed().bits(),
+                timeout: service.timeout,
+            };
+            servers.insert(key, ObservedServer { spec, real_servers });
+        }
+        Ok(servers)
+    }
+
+    fn observe_all(&mut self) -> Result<Observed, ObserveError> {
+        let unreadable =
+            |what, error: &dyn std::fmt::Display| ObserveError { what, message: error.to_string() };
+        let mut observed = Observed {
+            virtual_servers: self.observe_servers().map_err(|e| unreadable("IPVS", &e))?,
+            sets: self.sets.list().map_err(|e| unreadable("ipsets", &e))?,
+            sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
+            ..Observed::default()
+        };
+        for &family in &self.families {
+            let rules = self.iptables.read(family).map_err(|e| unreadable("iptables rules", &e))?;
+            observed.rules[family.index()] = rules;
+        }
+        let state = self.device.state().map_err(|e| unreadable("network devices", &e))?;
+        observed.device = state.is_some();
+        if observed.device {
+            let addresses = self.device.list().map_err(|e| unreadable("addresses", &e))?;
+            observed.addresses = addresses.into_iter().collect();
+        }
+        let elsewhere = self.device.elsewhere().map_err(|e| unreadable("addresses", &e))?;
+        observed.node_addresses = node_addresses(elsewhere.iter().map(|a| a.addr.addr()));
+        Ok(observed)
+    }
+
+    fn execute_ipvs(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+        let commands: Vec<Command> = ops.iter().filter_map(|op| command(op)).collect();
+        let mut results = vec![Ok(()); ops.len()];
+        match self.ipvs.batch(&commands) {
+            Ok(report) => {
+                for (index, error) in report.failures {
+                    results[index] = Err(ipvs_error(&error));
+                }
+            }
+            Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
+        }
+        results
+    }
+
+    fn execute_addresses(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+        let bind: Vec<IpAddr> =
+            ops.iter().filter_map(|op| if let Op::Bind(a) = op { Some(*a) } else { None }).collect();
+        let failures = if bind.is_empty() {
+            let unbind: Vec<_> =
+                ops.iter().filter_map(|op| if let Op::Unbind(n) = op { Some(*n) } else { None }).collect();
+            self.device.remove_addrs(&unbind)
+        } else {
+            self.device.add(&bind)
+        };
+        let mut results = vec![Ok(()); ops.len()];
+        match failures {
+            Ok(failures) => {
+                for (index, error) in failures {
+                    results[index] = Err(OpError::doubt(error.to_string()));
+                }
+            }
+            Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
+        }
+        results
+    }
+
+    fn execute_one(&mut self, op: &Op) -> Result<(), OpError> {
+        match op {
+            Op::SetSysctl(sysctl) => sysctl::write(sysctl),
+            Op::CreateDevice => self.device.ensure().map(drop).map_err(|e| OpError::plain(e.to_string())),
+            Op::WriteRules(rules) => self.iptables.write(rules),
+            other => Err(OpError::plain(format!("{other} is not executed one by one"))),
+        }
+    }
+}
+
+impl Kernel for LinuxKernel {
+    fn observe(&mut self) -> Result<Observed, ObserveError> {
+        self.observe_all()
+    }
+
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+        match ops.first().map(|op| op.lane()) {
+            None => Vec::new(),
+            Some(Lane::Ipvs) => self.execute_ipvs(ops),
+            Some(Lane::Sets) => self.sets.execute(ops),
+            Some(Lane::Addresses) => self.execute_addresses(ops),
+            Some(Lane::Sysctl | Lane::Device | Lane::Rules) => {
+                ops.iter().map(|op| self.execute_one(op)).collect()
+            }
+        }
+    }
+}
+
+/// The addresses of the node that matter: sorted, without loopback and IPv6 link-local.
+fn node_addresses(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let matters = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    let mut addresses: Vec<IpAddr> = all.filter(matters).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Our name of an IPVS service, if it can be one of ours.
+pub fn vs_key(id: &ServiceId) -> Option<VsKey> {
+    match id {
+        ServiceId::Address { protocol, addr, port } => {
+            let protocol = match protocol {
+                ipvs::Protocol::Tcp => Protocol::Tcp,
+                ipvs::Protocol::Udp => Protocol::Udp,
+                ipvs::Protocol::Sctp => Protocol::Sctp,
+                _ => return None,
+            };
+            Some(VsKey { protocol, addr: *addr, port: *port })
+        }
+        _ => None,
+    }
+}
+
+fn service_id(key: &VsKey) -> ServiceId {
+    let protocol = match key.protocol {
+        Protocol::Tcp => ipvs::Protocol::Tcp,
+        Protocol::Udp => ipvs::Protocol::Udp,
+        Protocol::Sctp => ipvs::Protocol::Sctp,
+    };
+    ServiceId::Address { protocol, addr: key.addr, port: key.port }
+}
+
+fn service(key: &VsKey, spec: &VsSpec) -> Service {
+    let mut service = Service::new(service_id(key), spec.scheduler.as_ref());
+    service.flags = ServiceFlags::from_bits(spec.flags);
+    service.timeout = spec.timeout;
+    service
+}
+
+fn command(op: &Op) -> Option<Command> {
+    let target = |rs: &RsKey| SocketAddr::new(rs.addr, rs.port);
+    Some(match op {
+        Op::AddVirtualServer(vs, spec) => Command::NewService(service(vs, spec)),
+        Op::EditVirtualServer(vs, spec) => Command::SetService(service(vs, spec)),
+        Op::RemoveVirtualServer(vs) => Command::DelService(service_id(vs)),
+        Op::AddRealServer(vs, rs) => Command::NewDest(service_id(vs), Destination::new(target(rs))),
+        Op::EditRealServer(vs, rs) => Command::SetDest(service_id(vs), Destination::new(target(rs))),
+        Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), target(rs)),
+        _ => return None,
+    })
+}
+
+/// Which answers mean that the mirror is wrong.
+fn ipvs_error(error: &ipvs::CommandError) -> OpError {
+    let doubt = matches!(
+        error.kind,
+        ErrorKind::ServiceExists
+            | ErrorKind::NoSuchService
+            | ErrorKind::DestinationExists
+            | ErrorKind::NoSuchDestination
+    );
+    OpError { message: error.to_string(), doubt }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_addresses_leave_out_what_every_node_has() {
+        let all =
+            ["fe80::1", "10.0.0.2", "::1", "127.0.0.1", "10.0.0.1", "fd00::1", "169.254.1.1", "10.0.0.1"];
+        let got = node_addresses(all.iter().map(|a| a.parse().unwrap()));
+        let got: Vec<String> = got.iter().map(ToString::to_string).collect();
+        assert_eq!(got, ["10.0.0.1", "10.0.0.2", "169.254.1.1", "fd00::1"]);
+    }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The I/O edge: the only room that opens sockets or starts processes.
+//!
+//! [`Kernel`] has two implementations: [`linux`], and [`fake`] with the same errnos and a switch
+//! that makes the next op fail. [`apply`] runs a plan on either.
+
+pub mod fake;
+pub mod ipset;
+pub mod iptables;
+pub mod linux;
+pub mod nfnetlink;
+pub mod sysctl;
+
+use crate::core::observed::Observed;
+use crate::core::op::{Failures, Op, Plan};
+
+/// Why an op failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct OpError {
+    /// What the kernel or the program said, and the remedy where there is one.
+    pub message: String,
+    /// The kernel's state is not what the mirror says (it exists, it is missing, the answer was
+    /// lost): read it again before the next try.
+    pub doubt: bool,
+}
+
+impl OpError {
+    /// A failure that says nothing about the mirror.
+    pub fn plain(message: impl Into<String>) -> Self {
+        Self { message: message.into(), doubt: false }
+    }
+
+    /// A failure that puts the mirror in doubt.
+    pub fn doubt(message: impl Into<String>) -> Self {
+        Self { message: message.into(), doubt: true }
+    }
+}
+
+/// A failure to read the kernel. Nothing is known then, so nothing is written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {what}: {message}")]
+pub struct ObserveError {
+    /// What was being read, e.g. `ipsets`.
+    pub what: &'static str,
+    /// What went wrong, and the remedy where there is one.
+    pub message: String,
+}
+
+/// How an op ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The kernel acknowledged it.
+    Done,
+    /// It failed.
+    Failed(OpError),
+    /// It did not run, because something that it depends on failed.
+    Skipped(String),
+}
+
+/// How every op of a plan ended, in the plan's order.
+#[must_use]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// One outcome per op.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Report {
+    /// Number of ops that the kernel acknowledged.
+    pub fn done(&self) -> usize {
+        self.outcomes.iter().filter(|o| **o == Outcome::Done).count()
+    }
+
+    /// True when every op was acknowledged.
+    pub fn is_clean(&self) -> bool {
+        self.done() == self.outcomes.len()
+    }
+
+    /// True when a failure puts the mirror in doubt.
+    pub fn in_doubt(&self) -> bool {
+        self.outcomes.iter().any(|o| matches!(o, Outcome::Failed(e) if e.doubt))
+    }
+}
+
+/// A kernel: something that can be read whole and changed by ops.
+pub trait Kernel {
+    /// Reads everything the plan looks at.
+    ///
+    /// # Errors
+    /// When any part cannot be read completely; there is no partial observation.
+    fn observe(&mut self) -> Result<Observed, ObserveError>;
+
+    /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
+    /// does not stop the others.
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>>;
+}
+
+/// Runs a plan: phase by phase, lane by lane, each lane in as few sends as the kernel allows.
+/// A failed op blocks its dependents only.
+pub fn apply(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
+    let mut failures = Failures::default();
+    let mut outcomes = Vec::with_capacity(plan.ops.len());
+    for group in plan.ops.chunk_by(|a, b| (a.phase(), a.lane()) == (b.phase(), b.lane())) {
+        apply_group(kernel, group, &mut failures, &mut outcomes);
+    }
+    Report { outcomes }
+}
+
+fn apply_group(kernel: &mut dyn Kernel, group: &[Op], failures: &mut Failures, outcomes: &mut Vec<Outcome>) {
+    let blocked: Vec<Option<String>> = group.iter().map(|op| failures.blocks(op)).collect();
+    let free: Vec<&Op> = group.iter().zip(&blocked).filter(|(_, b)| b.is_none()).map(|(op, _)| op).collect();
+    let mut results = if free.is_empty() { Vec::new() } else { kernel.execute(&free) }.into_iter();
+    let mut later = Vec::new();
+    for (op, blocked) in group.iter().zip(blocked) {
+        let outcome = match blocked {
+            Some(why) => Outcome::Skipped(why),
+            None => match results.next() {
+                Some(Ok(())) => Outcome::Done,
+                Some(Err(error)) => Outcome::Failed(error),
+                None => Outcome::Failed(OpError::doubt("no answer")),
+            },
+        };
+        if outcome != Outcome::Done {
+            later.push(op);
+        }
+        outcomes.push(outcome);
+    }
+    for op in later {
+        failures.note(op);
+    }
+    blame_the_first(group, failures, outcomes);
+}
+
+/// Inside one group a dependent travels with what it depends on (a real server with its virtual
+/// server, an entry with its set) and fails after it: report that as skipped, with the cause.
+fn blame_the_first(group: &[Op], failures: &Failures, outcomes: &mut [Outcome]) {
+    let start = outcomes.len() - group.len();
+    for (op, outcome) in group.iter().zip(&mut outcomes[start..]) {
+        if let (Outcome::Failed(_), Some(why)) = (&*outcome, failures.blocks(op)) {
+            *outcome = Outcome::Skipped(why);
+        }
+    }
+}

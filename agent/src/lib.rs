@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The library of the `kube-ipvs` agent. The data flow, the rooms and the rules of the house are
+//! in ARCHITECTURE.md.
+
+#![deny(unsafe_code)]
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod core;
+pub mod inbox;
+pub mod inspect;
+pub mod kernel;
+pub mod reconcile;
+#[cfg(test)]
+mod reconcile_tests;
+pub mod schedule;
+pub mod source;
+pub mod store;

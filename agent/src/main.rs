@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The `kube-ipvs` binary: parse, run, exit.
+
+use std::process::ExitCode;
+
+use kube_ipvs::app;
+use kube_ipvs::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::from_args(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let result = match &cli.command {
+        Command::Run(args) => app::run(args),
+        Command::List(args) => app::list(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kube-ipvs: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! When to run next. Pure: the time passed is an argument.
+
+use std::time::Duration;
+
+/// First pause after a failed pass; doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(250);
+/// Longest pause between tries.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// Why a pass runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Something changed.
+    Changes,
+    /// Everything is to be compared with a fresh reading of the kernel.
+    Audit,
+}
+
+/// Decides when the next pass runs. Times are durations since some fixed start.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    min_period: Duration,
+    audit_period: Duration,
+    last_end: Option<Duration>,
+    last_audit: Option<Duration>,
+    doubt: bool,
+    failures: u32,
+}
+
+impl Schedule {
+    /// `min_period`: pause between the end of one pass and the start of the next
+    /// (`ipvs.minSyncPeriod`). `audit_period`: `ipvs.syncPeriod`.
+    pub fn new(min_period: Duration, audit_period: Duration) -> Self {
+        Self { min_period, audit_period, last_end: None, last_audit: None, doubt: false, failures: 0 }
+    }
+
+    /// Asks for an audit as soon as the pauses allow.
+    pub fn doubt(&mut self) {
+        self.doubt = true;
+    }
+
+    /// Notes the end of a pass. A failed one is tried again after a pause that doubles.
+    pub fn ended(&mut self, now: Duration, due: Due, ok: bool) {
+        self.last_end = Some(now);
+        self.failures = if ok { 0 } else { self.failures.saturating_add(1) };
+        if due == Due::Audit && ok {
+            self.last_audit = Some(now);
+            self.doubt = false;
+        }
+    }
+
+    /// Failed passes in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// The pause after the last failure.
+    fn backoff(&self) -> Duration {
+        match self.failures {
+            0 => Duration::ZERO,
+            n => MIN_BACKOFF.saturating_mul(1 << (n - 1).min(16)).min(MAX_BACKOFF),
+        }
+    }
+
+    /// When the next pass is to start, and which. `dirty`: changes are waiting.
+    pub fn next(&self, dirty: bool) -> (Duration, Due) {
+        let Some(last_end) = self.last_end else {
+            return (Duration::ZERO, Due::Audit);
+        };
+        let audit_at = match self.last_audit {
+            Some(at) if !self.doubt => at.saturating_add(self.audit_period),
+            _ => Duration::ZERO,
+        };
+        // What failed is tried again from the mirror; a doubt about the mirror is an audit.
+        if self.failures > 0 {
+            let at = last_end.saturating_add(self.backoff().max(self.min_period));
+            return (at, if audit_at <= at { Due::Audit } else { Due::Changes });
+        }
+        let earliest = last_end.saturating_add(self.min_period);
+        let audit = (audit_at.max(earliest), Due::Audit);
+        if dirty && audit.0 > earliest { (earliest, Due::Changes) } else { audit }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn the_first_pass_is_an_audit_at_once() {
+        assert_eq!(Schedule::new(s(1), s(30)).next(true), (s(0), Due::Audit));
+    }
+
+    #[test]
+    fn changes_wait_for_the_minimum_pause_and_audits_for_their_period() {
+        let mut schedule = Schedule::new(s(1), s(30));
+        schedule.ended(s(10), Due::Audit, true);
+        assert_eq!(schedule.next(true), (s(11), Due::Changes));
+        assert_eq!(schedule.next(false), (s(40), Due::Audit));
+        schedule.ended(s(39), Due::Changes, true);
+        assert_eq!(schedule.next(false), (s(40), Due::Audit));
+        schedule.ended(s(40), Due::Audit, true);
+        assert_eq!(schedule.next(false), (s(70), Due::Audit));
+    }
+
+    #[test]
+    fn changes_do_not_put_off_an_audit_for_ever() {
+        let mut schedule = Schedule::new(s(0), s(30));
+        schedule.ended(s(10), Due::Audit, true);
+        schedule.ended(s(50), Due::Changes, true);
+        assert_eq!(schedule.next(true), (s(50), Due::Audit));
+    }
+
+    #[test]
+    fn doubt_brings_the_audit_forward_until_one_succeeds() {
+        let mut schedule = Schedule::new(s(1), s(30));
+        schedule.ended(s(10), Due::Audit, true);
+        schedule.doubt();
+        assert_eq!(schedule.next(false), (s(11), Due::Audit));
+        schedule.ended(s(11), Due::Audit, true);
+        assert_eq!(schedule.next(false), (s(41), Due::Audit));
+    }
+
+    #[test]
+    fn a_plain_failure_is_retried_without_reading_the_kernel_and_doubt_reads_it() {
+        let mut schedule = Schedule::new(s(0), s(30));
+        schedule.ended(s(10), Due::Audit, true);
+        schedule.ended(s(11), Due::Changes, false);
+        assert_eq!(schedule.next(false), (s(11) + MIN_BACKOFF, Due::Changes));
+        schedule.doubt();
+        assert_eq!(schedule.next(false), (s(11) + MIN_BACKOFF, Due::Audit));
+    }
+
+    #[test]
+    fn failures_back_off_to_a_limit_and_a_success_forgets_them() {
+        let mut schedule = Schedule::new(s(0), s(30));
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            schedule.ended(s(0), Due::Audit, false);
+            pauses.push(schedule.next(true).0.as_millis());
+        }
+        assert_eq!(&pauses[..4], [250, 500, 1000, 2000]);
+        assert_eq!(pauses[9], 30_000);
+        schedule.ended(s(0), Due::Audit, true);
+        assert_eq!(schedule.next(true), (s(0), Due::Changes));
+    }
+}

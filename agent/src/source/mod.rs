@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where objects come from: the Kubernetes API or files. Both feed the store through the same
+//! decoder, so the code after it cannot tell them apart.
+
+pub mod api;
+pub mod decode;
+pub mod files;
+
+use std::sync::Arc;
+
+use crate::store::Store;
+
+/// A place that objects come from.
+pub trait Source: Send {
+    /// Starts following: fills `store`, marks each kind as listed, and keeps it current until the
+    /// process ends. What can heal (an unreachable server, an unreadable file) is logged in one
+    /// line and tried again with backoff.
+    ///
+    /// # Errors
+    /// What cannot heal by waiting, e.g. a missing kernel facility.
+    fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()>;
+}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one place that sources write and the reconcile loop reads: a compact model of Services,
+//! EndpointSlices and this Node, with the names of the Services that changed.
+//!
+//! A source writes inside [`Store::update`]; what happens in one call is seen at once or not at all.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
+use crate::inbox::Inbox;
+
+/// The kinds of object that the agent follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node; only the one with our name.
+    Node,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A decoded object, or the reason why there is nothing to keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A Service to proxy.
+    Service(Service),
+    /// An EndpointSlice to use.
+    EndpointSlice(EndpointSlice),
+    /// A Node.
+    Node(Node),
+    /// A well-formed object that is not for this agent, with the reason; an earlier version of
+    /// it is forgotten.
+    NotOurs(Kind, ObjectName, &'static str),
+}
+
+/// A change of one Service: its new version and its slices.
+#[derive(Clone, Debug)]
+pub struct Dirty {
+    /// Which Service.
+    pub name: ObjectName,
+    /// Its current version; `None` when it is gone.
+    pub service: Option<Arc<Service>>,
+    /// Its slices, in the order of their names.
+    pub slices: Vec<Arc<EndpointSlice>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    services: HashMap<ObjectName, Arc<Service>>,
+    slices: HashMap<ObjectName, Arc<EndpointSlice>>,
+    by_service: HashMap<ObjectName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
+    node: Option<Node>,
+    dirty: BTreeSet<ObjectName>,
+    listing: HashMap<Kind, HashSet<ObjectName>>,
+    synced: HashSet<Kind>,
+    malformed: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Store {
+    inner: Mutex<Inner>,
+    inbox: Arc<Inbox>,
+}
+
+impl Store {
+    /// An empty store that wakes `inbox` on every change.
+    pub fn new(inbox: Arc<Inbox>) -> Self {
+        Self { inner: Mutex::default(), inbox }
+    }
+
+    /// A panic while the lock was held cannot leave the maps torn: every method finishes its
+    /// change before it can fail.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a group of changes visible at once.
+    pub fn update<R>(&self, change: impl FnOnce(&mut Update<'_>) -> R) -> R {
+        let mut inner = self.lock();
+        let result = change(&mut Update { inner: &mut inner });
+        drop(inner);
+        self.inbox.wake();
+        result
+    }
+
+    /// True once every kind has been listed completely.
+    pub fn is_synced(&self) -> bool {
+        self.lock().synced.len() == Kind::ALL.len()
+    }
+
+    /// The kinds whose first list has not ended.
+    pub fn waiting_for(&self) -> Vec<Kind> {
+        let inner = self.lock();
+        Kind::ALL.into_iter().filter(|kind| !inner.synced.contains(kind)).collect()
+    }
+
+    /// Whether changes are waiting.
+    pub fn is_dirty(&self) -> bool {
+        !self.lock().dirty.is_empty()
+    }
+
+    /// Takes the changed Services, in the order of their names.
+    pub fn take_dirty(&self) -> Vec<Dirty> {
+        let mut inner = self.lock();
+        let names = std::mem::take(&mut inner.dirty);
+        names.into_iter().map(|name| inner.read(name)).collect()
+    }
+
+    /// Every Service that exists.
+    pub fn all(&self) -> Vec<Dirty> {
+        let inner = self.lock();
+        inner.services.keys().map(|name| inner.read(name.clone())).collect()
+    }
+
+    /// This node's object, if it exists.
+    pub fn node(&self) -> Option<Node> {
+        self.lock().node.clone()
+    }
+
+    /// How many times an object could not be decoded.
+    pub fn malformed(&self) -> u64 {
+        self.lock().malformed
+    }
+}
+
+impl Inner {
+    fn read(&self, name: ObjectName) -> Dirty {
+        let slices = self.by_service.get(&name).map(|m| m.values().cloned().collect()).unwrap_or_default();
+        Dirty { service: self.services.get(&name).cloned(), slices, name }
+    }
+}
+
+/// Write access to the store.
+#[derive(Debug)]
+pub struct Update<'a> {
+    inner: &'a mut Inner,
+}
+
+impl Update<'_> {
+    /// A complete list of `kind` begins: what is not put before [`Self::finish_list`] is gone then.
+    pub fn begin_list(&mut self, kind: Kind) {
+        self.inner.listing.insert(kind, HashSet::new());
+    }
+
+    /// The list of `kind` is complete.
+    pub fn finish_list(&mut self, kind: Kind) {
+        if let Some(seen) = self.inner.listing.remove(&kind) {
+            let gone: Vec<ObjectName> = match kind {
+                Kind::Service => self.inner.services.keys().filter(|n| !seen.contains(*n)).cloned().collect(),
+                Kind::EndpointSlice => {
+                    self.inner.slices.keys().filter(|n| !seen.contains(*n)).cloned().collect()
+                }
+                Kind::Node if seen.is_empty() => vec![ObjectName::new("", "")],
+                Kind::Node => Vec::new(),
+            };
+            for name in gone {
+                self.remove(kind, &name);
+            }
+        }
+        self.inner.synced.insert(kind);
+    }
+
+    /// Adds an object or replaces its earlier version.
+    pub fn put(&mut self, object: Object) {
+        match object {
+            Object::Service(service) => {
+                self.seen(Kind::Service, &service.name);
+                let inner = &mut *self.inner;
+                if inner.services.get(&service.name).is_none_or(|old| **old != service) {
+                    inner.dirty.insert(service.name.clone());
+                    inner.services.insert(service.name.clone(), Arc::new(service));
+                }
+            }
+            Object::EndpointSlice(slice) => self.put_slice(slice),
+            Object::Node(node) => {
+                self.seen(Kind::Node, &ObjectName::new("", &node.name));
+                self.inner.node = Some(node);
+            }
+            Object::NotOurs(kind, name, _) => self.remove(kind, &name),
+        }
+    }
+
+    fn put_slice(&mut self, slice: EndpointSlice) {
+        self.seen(Kind::EndpointSlice, &slice.name);
+        let inner = &mut *self.inner;
+        if inner.slices.get(&slice.name).is_some_and(|old| **old == slice) {
+            return;
+        }
+        // A slice may move to another Service.
+        self.remove(Kind::EndpointSlice, &slice.name);
+        let inner = &mut *self.inner;
+        let slice = Arc::new(slice);
+        let of_service = inner.by_service.entry(slice.service.clone()).or_default();
+        of_service.insert(slice.name.name.clone(), slice.clone());
+        inner.dirty.insert(slice.service.clone());
+        inner.slices.insert(slice.name.clone(), slice);
+    }
+
+    /// Forgets an object; one that is not there is fine.
+    pub fn remove(&mut self, kind: Kind, name: &ObjectName) {
+        let inner = &mut *self.inner;
+        match kind {
+            Kind::Service => {
+                if inner.services.remove(name).is_some() {
+                    inner.dirty.insert(name.clone());
+                }
+            }
+            Kind::EndpointSlice => {
+                let Some(slice) = inner.slices.remove(name) else { return };
+                if let Some(of_service) = inner.by_service.get_mut(&slice.service) {
+                    of_service.remove(&name.name);
+                    if of_service.is_empty() {
+                        inner.by_service.remove(&slice.service);
+                    }
+                }
+                inner.dirty.insert(slice.service.clone());
+            }
+            Kind::Node => inner.node = None,
+        }
+    }
+
+    /// An object could not be decoded: it is counted, and its last good version stays in force,
+    /// through a complete list too.
+    pub fn malformed(&mut self, kind: Kind, name: &ObjectName, error: &str) {
+        self.seen(kind, name);
+        self.inner.malformed += 1;
+        let known = match kind {
+            Kind::Service => self.inner.services.contains_key(name),
+            Kind::EndpointSlice => self.inner.slices.contains_key(name),
+            Kind::Node => self.inner.node.is_some(),
+        };
+        let kept =
+            if known { "its last good version stays in force" } else { "it is left out until it is fixed" };
+        tracing::warn!(%kind, object = %name, count = self.inner.malformed, "malformed object: {error}; {kept}");
+    }
+
+    fn seen(&mut self, kind: Kind, name: &ObjectName) {
+        if let Some(seen) = self.inner.listing.get_mut(&kind) {
+            seen.insert(name.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::Family;
+
+    fn service(name: &str, vip: &str) -> Object {
+        Object::Service(Service {
+            name: ObjectName::new("d", name),
+            created: 0,
+            cluster_ips: [Some(vip.parse().unwrap()), None],
+            external_ips: vec![],
+            ports: vec![],
+        })
+    }
+
+    fn slice(name: &str, service: &str) -> Object {
+        Object::EndpointSlice(EndpointSlice {
+            name: ObjectName::new("d", name),
+            service: ObjectName::new("d", service),
+            family: Family::V4,
+            ports: vec![],
+            endpoints: vec![],
+        })
+    }
+
+    fn store() -> Store {
+        Store::new(Arc::new(Inbox::default()))
+    }
+
+    fn dirty(store: &Store) -> Vec<String> {
+        store
+            .take_dirty()
+            .iter()
+            .map(|d| format!("{} {} {}", d.name, d.service.is_some(), d.slices.len()))
+            .collect()
+    }
+
+    #[test]
+    fn an_equal_object_is_no_change() {
+        let store = store();
+        store.update(|u| {
+            u.put(service("a", "10.0.0.1"));
+            u.put(slice("a-1", "a"));
+        });
+        assert_eq!(dirty(&store), ["d/a true 1"]);
+        store.update(|u| {
+            u.put(service("a", "10.0.0.1"));
+            u.put(slice("a-1", "a"));
+        });
+        assert!(dirty(&store).is_empty());
+    }
+
+    #[test]
+    fn a_new_list_drops_what_it_does_not_name_but_keeps_the_malformed() {
+        let store = store();
+        store.update(|u| {
+            for name in ["a", "b", "c"] {
+                u.put(service(name, "10.0.0.1"));
+            }
+        });
+        store.take_dirty();
+        store.update(|u| {
+            u.begin_list(Kind::Service);
+            u.put(service("a", "10.0.0.1"));
+            u.malformed(Kind::Service, &ObjectName::new("d", "b"), "port is not a number");
+            u.finish_list(Kind::Service);
+        });
+        assert_eq!(dirty(&store), ["d/c false 0"]);
+        assert_eq!(store.malformed(), 1);
+    }
+
+    #[test]
+    fn a_slice_that_moves_changes_both_services() {
+        let store = store();
+        store.update(|u| u.put(slice("s", "a")));
+        store.take_dirty();
+        store.update(|u| u.put(slice("s", "b")));
+        assert_eq!(dirty(&store), ["d/a false 0", "d/b false 1"]);
+    }
+
+    #[test]
+    fn in_sync_needs_every_kind() {
+        let store = store();
+        for kind in Kind::ALL {
+            assert!(!store.is_synced());
+            assert!(store.waiting_for().contains(&kind));
+            store.update(|u| {
+                u.begin_list(kind);
+                u.finish_list(kind);
+            });
+        }
+        assert!(store.is_synced());
+    }
+
+    #[test]
+    fn an_object_that_stops_being_ours_is_forgotten() {
+        let store = store();
+        store.update(|u| u.put(service("a", "10.0.0.1")));
+        store.take_dirty();
+        store.update(|u| u.put(Object::NotOurs(Kind::Service, ObjectName::new("d", "a"), "headless")));
+        assert_eq!(dirty(&store), ["d/a false 0"]);
+    }
+}
