@@ -85,7 +85,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     Ok(Settings {
         families: node::families(),
         scheduler: config.scheduler.as_str().into(),
-        cluster_cidrs: config.cluster_cidrs,
+        local: config.local.clone(),
         masquerade_all: config.masquerade_all,
         masquerade_mark: config.masquerade_mark,
         sysctls: node::sysctls(node::kernel_version()?),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::desired::{Changes, Desired};
 use crate::core::fragment::build_fragment;
-use crate::core::model::{NodeFacts, Settings};
+use crate::core::model::{LocalTraffic, NodeFacts, Settings};
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
 use crate::core::plan::{Scope, build_plan};
@@ -114,7 +114,8 @@ impl<K: Kernel> Reconciler<K> {
 
     fn follow_node(&mut self) {
         if self.local_from_node {
-            self.settings.cluster_cidrs = self.store.node().map(|n| n.pod_cidrs).unwrap_or_default();
+            let cidrs = self.store.node().map(|n| n.pod_cidrs).unwrap_or_default();
+            self.settings.local = LocalTraffic::Cidrs(cidrs);
         }
     }
 

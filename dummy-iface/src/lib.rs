@@ -1,2 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! placeholder
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod device;
+mod error;
+mod message;
+mod socket;
+mod watch;
+
+pub use device::{DummyDevice, Ensured, HostAddress, LinkState};
+pub use error::{AddressError, AddressErrorKind, Error};
+pub use socket::Counters;
+pub use watch::{Change, Watch};

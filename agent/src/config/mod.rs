@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::core::model::Family;
+use crate::core::model::{Family, LocalTraffic};
 
 /// What the file says, with kube-proxy's defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +30,9 @@ pub struct Config {
     pub sync_period: Duration,
     /// `ipvs.excludeCIDRs`.
     pub exclude_cidrs: Vec<IpNet>,
-    /// First `clusterCIDR` of each family.
-    pub cluster_cidrs: [Option<IpNet>; 2],
-    /// `detectLocalMode: NodeCIDR`.
+    /// `detectLocalMode` with its value, but for NodeCIDR.
+    pub local: LocalTraffic,
+    /// `detectLocalMode: NodeCIDR`: the Node object has the value.
     pub local_from_node: bool,
     /// `iptables.masqueradeAll`.
     pub masquerade_all: bool,
@@ -52,9 +52,17 @@ struct RawConfig {
     #[serde(rename = "clusterCIDR")]
     cluster_cidr: Option<String>,
     detect_local_mode: Option<String>,
+    detect_local: Option<RawDetectLocal>,
     client_connection: Option<RawClientConnection>,
     iptables: Option<RawIptables>,
     ipvs: Option<RawIpvs>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawDetectLocal {
+    bridge_interface: Option<String>,
+    interface_name_prefix: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -115,19 +123,13 @@ impl Config {
     }
 
     fn from_raw(raw: RawConfig) -> anyhow::Result<Self> {
+        let local = local_traffic(&raw)?;
         match raw.mode.as_deref() {
             None | Some("" | "ipvs") => {}
             Some(other) => bail!(
                 "mode: {other:?} is not ipvs: kube-ipvs implements the ipvs mode only; run kube-proxy for others"
             ),
         }
-        let local_from_node = match raw.detect_local_mode.as_deref() {
-            None | Some("" | "ClusterCIDR") => false,
-            Some("NodeCIDR") => true,
-            Some(other) => {
-                bail!("detectLocalMode: {other:?} is not supported yet: use ClusterCIDR or NodeCIDR")
-            }
-        };
         let ipvs = raw.ipvs.unwrap_or_default();
         let iptables = raw.iptables.unwrap_or_default();
         let bit = iptables.masquerade_bit.unwrap_or(14);
@@ -149,8 +151,8 @@ impl Config {
             min_sync_period,
             sync_period,
             exclude_cidrs: exclude.iter().map(|t| cidr("ipvs.excludeCIDRs", t)).collect::<Result<_, _>>()?,
-            cluster_cidrs: cluster_cidrs(raw.cluster_cidr.as_deref().unwrap_or_default())?,
-            local_from_node,
+            local_from_node: raw.detect_local_mode.as_deref() == Some("NodeCIDR"),
+            local,
             masquerade_all: iptables.masquerade_all.unwrap_or(false),
             masquerade_mark: 1 << bit,
             without_effect: Vec::new(),
@@ -181,6 +183,31 @@ fn duration(field: &str, value: Option<kube::core::Duration>) -> anyhow::Result<
 fn cidr(field: &str, text: &str) -> anyhow::Result<IpNet> {
     let net: IpNet = text.trim().parse().with_context(|| format!("{field}: {text:?} is not a CIDR"))?;
     Ok(net.trunc())
+}
+
+fn local_traffic(raw: &RawConfig) -> anyhow::Result<LocalTraffic> {
+    let detect = raw.detect_local.as_ref();
+    let interface = |field: &str, name: Option<&String>, suffix: &str| {
+        let name = name.filter(|name| !name.is_empty());
+        let name =
+            name.with_context(|| format!("detectLocal.{field} is empty but detectLocalMode asks for it"))?;
+        Ok(LocalTraffic::Interface(format!("{name}{suffix}")))
+    };
+    match raw.detect_local_mode.as_deref() {
+        None | Some("" | "ClusterCIDR") => {
+            Ok(LocalTraffic::Cidrs(cluster_cidrs(raw.cluster_cidr.as_deref().unwrap_or_default())?))
+        }
+        Some("NodeCIDR") => Ok(LocalTraffic::default()),
+        Some("BridgeInterface") => {
+            interface("bridgeInterface", detect.and_then(|d| d.bridge_interface.as_ref()), "")
+        }
+        Some("InterfaceNamePrefix") => {
+            interface("interfaceNamePrefix", detect.and_then(|d| d.interface_name_prefix.as_ref()), "+")
+        }
+        Some(other) => bail!(
+            "detectLocalMode: {other:?} is not ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix"
+        ),
+    }
 }
 
 /// One CIDR, or one of each family.
@@ -222,7 +249,18 @@ mod tests {
     #[test]
     fn cluster_cidrs_are_kept_by_family() {
         let config = parse("clusterCIDR: fd00:244::/48,10.244.0.0/16\n").unwrap();
-        assert_eq!(config.cluster_cidrs.map(|c| c.unwrap().to_string()), ["10.244.0.0/16", "fd00:244::/48"]);
+        let LocalTraffic::Cidrs(cidrs) = config.local else { panic!() };
+        assert_eq!(cidrs.map(|c| c.unwrap().to_string()), ["10.244.0.0/16", "fd00:244::/48"]);
+    }
+
+    #[test]
+    fn every_way_to_detect_local_traffic() {
+        let prefix =
+            parse("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}\n");
+        assert_eq!(prefix.unwrap().local, LocalTraffic::Interface("veth+".into()));
+        let bridge = parse("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n");
+        assert_eq!(bridge.unwrap().local, LocalTraffic::Interface("cni0".into()));
+        assert!(parse("detectLocalMode: NodeCIDR\n").unwrap().local_from_node);
     }
 
     #[test]
@@ -238,7 +276,8 @@ mod tests {
             ("ipvs: {minSyncPeriod: -1s}\n", "ipvs.minSyncPeriod is negative"),
             ("iptables: {masqueradeBit: 32}\n", "masqueradeBit: 32"),
             ("iptables: {masqueradeAll: 3}\n", "iptables.masqueradeAll: invalid type"),
-            ("detectLocalMode: BridgeInterface\n", "detectLocalMode"),
+            ("detectLocalMode: BridgeInterface\n", "detectLocal.bridgeInterface is empty"),
+            ("detectLocalMode: Magic\n", "detectLocalMode: \"Magic\""),
             ("mode: ipvs\nmode: ipvs\n", "duplicate"),
         ];
         for (body, expected) in cases {

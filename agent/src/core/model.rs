@@ -276,6 +276,21 @@ pub struct Sysctl {
     pub value: i64,
 }
 
+/// How traffic of local pods is recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalTraffic {
+    /// By source: one CIDR of each family, by [`Family::index`]; `None`: not at all.
+    Cidrs([Option<IpNet>; 2]),
+    /// By the interface it comes in on, in the notation of iptables (`cni0`, `veth+`).
+    Interface(String),
+}
+
+impl Default for LocalTraffic {
+    fn default() -> Self {
+        LocalTraffic::Cidrs([None, None])
+    }
+}
+
 /// Settings that change the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -283,9 +298,8 @@ pub struct Settings {
     pub families: Vec<Family>,
     /// Scheduler of every virtual server.
     pub scheduler: Arc<str>,
-    /// First cluster CIDR of each family, by [`Family::index`]: traffic from elsewhere to a
-    /// ClusterIP is masqueraded.
-    pub cluster_cidrs: [Option<IpNet>; 2],
+    /// How traffic of local pods is recognised: other traffic to a ClusterIP is masqueraded.
+    pub local: LocalTraffic,
     /// Masquerade all traffic to ClusterIPs, wherever it comes from.
     pub masquerade_all: bool,
     /// The packet mark that asks for masquerading: a single bit.
@@ -301,7 +315,7 @@ impl Default for Settings {
         Self {
             families: Family::ALL.to_vec(),
             scheduler: "rr".into(),
-            cluster_cidrs: [None, None],
+            local: LocalTraffic::default(),
             masquerade_all: false,
             masquerade_mark: 1 << 14,
             sysctls: Vec::new(),

@@ -17,7 +17,7 @@ use crate::kernel::{Kernel, apply};
 
 fn settings() -> Settings {
     Settings {
-        cluster_cidrs: [Some("10.244.0.0/16".parse().unwrap()), None],
+        local: LocalTraffic::Cidrs([Some("10.244.0.0/16".parse().unwrap()), None]),
         families: vec![Family::V4],
         sysctls: vec![Sysctl { path: "net/ipv4/vs/conntrack", value: 1 }],
         ..Settings::default()

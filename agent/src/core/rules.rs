@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::model::{Family, Settings};
+use super::model::{Family, LocalTraffic, Settings};
 use super::sets::{SetId, SetKind};
 
 /// An iptables table.
@@ -108,6 +108,7 @@ impl Dir {
 enum Match {
     Source(String),
     NotSource(String),
+    NotInterface(String),
     Comment(&'static str),
     Set(SetKind, Dir),
     Mark,
@@ -194,11 +195,14 @@ fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool)
 /// what the node itself sends is: its source is then the ClusterIP, because that is a local address.
 fn cluster_ip_matches(family: Family, settings: &Settings) -> Vec<Match> {
     let kind = SetKind::ClusterIp;
-    let cidr = settings.cluster_cidrs[family.index()].filter(|_| !settings.masquerade_all);
-    let dir = if settings.masquerade_all || cidr.is_some() { Dir::DstDst } else { Dir::SrcDst };
-    let mut matches = vec![Match::Comment(kind.comment()), Match::Set(kind, dir)];
-    matches.extend(cidr.map(|cidr| Match::NotSource(cidr.to_string())));
-    matches
+    let not_local = match &settings.local {
+        _ if settings.masquerade_all => None,
+        LocalTraffic::Cidrs(cidrs) => cidrs[family.index()].map(|cidr| Match::NotSource(cidr.to_string())),
+        LocalTraffic::Interface(name) => Some(Match::NotInterface(name.clone())),
+    };
+    let dir = if settings.masquerade_all || not_local.is_some() { Dir::DstDst } else { Dir::SrcDst };
+    let matches = vec![Match::Comment(kind.comment()), Match::Set(kind, dir)];
+    matches.into_iter().chain(not_local).collect()
 }
 
 fn filter_rules() -> Vec<Rule> {
@@ -225,11 +229,11 @@ fn filter_rules() -> Vec<Rule> {
 
 fn render_rule(rule: &Rule, family: Family, mark: u32) -> String {
     let mut words: Vec<String> = Vec::new();
-    // iptables-save prints the source before any extension.
-    let is_source = |m: &&Match| matches!(m, Match::Source(_) | Match::NotSource(_));
-    let sources = rule.matches.iter().filter(is_source);
-    let rest = rule.matches.iter().filter(|m| !is_source(m));
-    words.extend(sources.chain(rest).map(|m| render_match(m, family, mark)));
+    // iptables-save prints source and interface before any extension.
+    let is_first = |m: &&Match| matches!(m, Match::Source(_) | Match::NotSource(_) | Match::NotInterface(_));
+    let first = rule.matches.iter().filter(is_first);
+    let rest = rule.matches.iter().filter(|m| !is_first(m));
+    words.extend(first.chain(rest).map(|m| render_match(m, family, mark)));
     words.push(render_target(&rule.target, family, mark));
     words.join(" ")
 }
@@ -238,6 +242,7 @@ fn render_match(m: &Match, family: Family, mark: u32) -> String {
     match m {
         Match::Source(net) => format!("-s {net}"),
         Match::NotSource(net) => format!("! -s {net}"),
+        Match::NotInterface(name) => format!("! -i {name}"),
         Match::Comment(text) => format!("-m comment --comment \"{}\"", text.replace('\'', "\\'")),
         Match::Set(kind, dir) => {
             format!("-m set --match-set {} {}", SetId { kind: *kind, family }.name(), dir.text())
@@ -323,9 +328,11 @@ mod tests {
         let tail = |dir| format!("{comment} -m set --match-set KUBE-CLUSTER-IP {dir} -j KUBE-MARK-MASQ");
         assert_eq!(rule(&Settings::default()), tail("src,dst"));
         let cidr = [Some("10.244.0.0/16".parse().unwrap()), None];
-        let with_cidr = Settings { cluster_cidrs: cidr, ..Settings::default() };
+        let with_cidr = Settings { local: LocalTraffic::Cidrs(cidr), ..Settings::default() };
         assert_eq!(rule(&with_cidr), format!("! -s 10.244.0.0/16 {}", tail("dst,dst")));
         assert_eq!(rule(&Settings { masquerade_all: true, ..with_cidr }), tail("dst,dst"));
+        let by_interface = Settings { local: LocalTraffic::Interface("veth+".into()), ..Settings::default() };
+        assert_eq!(rule(&by_interface), format!("! -i veth+ {}", tail("dst,dst")));
     }
 
     #[test]

@@ -86,7 +86,6 @@ impl FakeKernel {
             Op::SetSysctl(sysctl) if !s.sysctls.contains_key(sysctl.path) => {
                 Err(OpError::plain(format!("{}: ENOENT", sysctl.path)))
             }
-            Op::CreateDevice if s.device => Err(OpError::doubt("EEXIST")),
             Op::CreateSet(set) if s.sets.contains_key(set) => Err(OpError::doubt("EEXIST")),
             Op::AddEntry(set, _) | Op::RemoveEntry(set, _) => self.check_set(*set),
             Op::WriteRules(rules) => SetId::all(rules.family).try_for_each(|set| self.check_set(set)),

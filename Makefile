@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# The front door. Everything that needs a kernel with IPVS runs under integration/guest/run, which
+# uses this machine's kernel where it can and a guest where it cannot.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+GUEST := integration/guest/run
+CORPUS ?= ../shared/conformance
+# Scenarios of CORPUS to run, comma separated; empty: all.
+ONLY ?=
+
+.PHONY: help build tools check test demo parity bench clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+build: ## Build the agent: target/release/kube-ipvs
+	cargo build --release --locked -p kube-ipvs
+
+tools:
+	@integration/guest/install.sh
+	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
+
+check: ## Formatting, lints, documentation, rules of the house, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	integration/checks/house-rules
+	integration/checks/licences
+
+test: tools build ## Every test: on this machine, then under a kernel with IPVS
+	cargo test --workspace --doc --locked --quiet
+	cargo nextest run --locked --workspace --lib --bins
+	integration/guest/nextest --locked
+
+demo: tools build ## Watch the agent balance real connections on a node of network namespaces
+	cargo build --release --locked -p integration --bin demo
+	$(GUEST) -- $(TARGET)/release/demo
+
+parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS=DIR [ONLY=NAME,NAME]
+	cargo build --release --locked -p integration --bin parity
+	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(CORPUS) $(if $(ONLY),--only $(ONLY)) --skip-subsystems health
+
+bench: tools build ## Time cold programming beside a raw replay of the same bytes
+	cargo build --release --locked -p integration --bin bench
+	$(GUEST) --timeout 1800 -- $(TARGET)/release/bench
+
+clean: ## Remove everything built, the guest kernel included
+	cargo clean

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Errors, with what can be done about them.
+
+use std::io;
+use std::net::IpAddr;
+
+/// What can go wrong with the device or the conversation with the kernel.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name is empty, longer than 15 bytes, or has a slash or white space (`IFNAMSIZ`).
+    #[error("{0:?} cannot be the name of a network device: 1 to 15 bytes without '/' and white space")]
+    InvalidName(String),
+    /// A device of that name exists and is no dummy.
+    #[error("the device {name} exists but is of kind {kind}: remove it with `ip link delete {name}`")]
+    WrongKind {
+        /// The device.
+        name: String,
+        /// Its kind, `physical` when it has none.
+        kind: String,
+    },
+    /// The device does not exist (any more).
+    #[error("the device {0} does not exist")]
+    NoDevice(String),
+    /// The kernel cannot make dummy devices.
+    #[error("the kernel has no dummy devices: load the module with `modprobe dummy`")]
+    NoDummySupport,
+    /// Changes need `CAP_NET_ADMIN`.
+    #[error("not permitted: CAP_NET_ADMIN is needed")]
+    PermissionDenied,
+    /// The socket failed.
+    #[error("rtnetlink socket: {0}")]
+    Io(#[from] io::Error),
+    /// The kernel refused a request.
+    #[error("the kernel refused: {0}")]
+    Refused(io::Error),
+    /// A dump was interrupted by changes again and again.
+    #[error("the list of {0} changed while it was read")]
+    Interrupted(&'static str),
+    /// An answer could not be read. Nothing is made of the rest of it.
+    #[error("the kernel's answer cannot be read: {0}")]
+    Malformed(&'static str),
+    /// Answers were lost (`ENOBUFS`): nobody knows what ran.
+    #[error("the kernel's answers were lost: read the state again")]
+    Lost,
+}
+
+/// Why one address of many was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AddressErrorKind {
+    /// The device is gone (`ENODEV`).
+    NoDevice,
+    /// `CAP_NET_ADMIN` is missing (`EPERM`).
+    PermissionDenied,
+    /// The family is switched off in this namespace (`EACCES`, `EOPNOTSUPP`).
+    FamilyDisabled,
+    /// Anything else, by its errno.
+    Other(i32),
+}
+
+/// One refused address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("address {addr}: {}", describe(*kind))]
+pub struct AddressError {
+    /// The address.
+    pub addr: IpAddr,
+    /// Why.
+    pub kind: AddressErrorKind,
+}
+
+fn describe(kind: AddressErrorKind) -> String {
+    match kind {
+        AddressErrorKind::NoDevice => "the device does not exist".to_owned(),
+        AddressErrorKind::PermissionDenied => "not permitted: CAP_NET_ADMIN is needed".to_owned(),
+        AddressErrorKind::FamilyDisabled => "its family is disabled in this network namespace".to_owned(),
+        AddressErrorKind::Other(errno) => io::Error::from_raw_os_error(errno).to_string(),
+    }
+}
+
+const EPERM: i32 = 1;
+const EACCES: i32 = 13;
+const ENODEV: i32 = 19;
+const EOPNOTSUPP: i32 = 95;
+
+impl AddressError {
+    pub(crate) fn new(addr: IpAddr, errno: i32) -> Self {
+        let kind = match errno {
+            EPERM => AddressErrorKind::PermissionDenied,
+            EACCES | EOPNOTSUPP => AddressErrorKind::FamilyDisabled,
+            ENODEV => AddressErrorKind::NoDevice,
+            other => AddressErrorKind::Other(other),
+        };
+        Self { addr, kind }
+    }
+}
+
+impl Error {
+    pub(crate) fn refused(errno: i32) -> Self {
+        match errno {
+            EPERM => Error::PermissionDenied,
+            errno => Error::Refused(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_error_names_the_address_and_the_reason() {
+        let addr = "10.0.0.1".parse().unwrap();
+        assert_eq!(
+            AddressError::new(addr, EPERM).to_string(),
+            "address 10.0.0.1: not permitted: CAP_NET_ADMIN is needed"
+        );
+        assert_eq!(AddressError::new(addr, ENODEV).kind, AddressErrorKind::NoDevice);
+        assert!(AddressError::new(addr, 12).to_string().contains("memory"));
+    }
+}
