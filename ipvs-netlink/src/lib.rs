@@ -1,2 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-//! placeholder
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod client;
+mod command;
+mod control;
+mod destination;
+mod error;
+mod message;
+mod service;
+mod socket;
+mod stats;
+mod types;
+mod wire;
+
+pub use client::{BatchReport, Client};
+pub use command::{Command, CommandKind};
+pub use control::{Config, DaemonState, Info, SyncDaemon};
+pub use destination::{Destination, Tunnel, TunnelKind};
+pub use error::{CommandError, Error, ErrorKind};
+pub use message::{IpvsAttribute, IpvsCommand, IpvsMessage};
+pub use service::{PersistenceMask, Service};
+pub use socket::Counters;
+pub use stats::Stats;
+pub use types::{Family, ForwardMethod, Protocol, ServiceFlags, ServiceId};

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The client: one method per command, and batches.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use crate::command::{Command, CommandKind, write_id};
+use crate::control::{Config, Info, SyncDaemon};
+use crate::destination::Destination;
+use crate::error::{CommandError, Error, Refusal};
+use crate::message::{FAMILY_NAME, IpvsAttribute, IpvsCommand, IpvsMessage, VERSION};
+use crate::service::Service;
+use crate::socket::{Counters, GenlSocket, Request};
+use crate::types::ServiceId;
+use crate::wire::{self, Writer};
+
+const GENL_ID_CTRL: u16 = 0x10;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_VERSION: u8 = 2;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const EOPNOTSUPP: i32 = 95;
+
+/// Which commands of a batch were refused. The others ran.
+#[must_use]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BatchReport {
+    /// Index of the command and its error, by index.
+    pub failures: Vec<(usize, CommandError)>,
+}
+
+/// A blocking client, for the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct Client {
+    socket: GenlSocket,
+    family: u16,
+}
+
+impl Client {
+    /// Opens a socket and asks for the family, which makes kernels from 5.16 on load `ip_vs`.
+    ///
+    /// # Errors
+    /// [`Error::FamilyMissing`] when the kernel has no IPVS.
+    pub fn open() -> Result<Self, Error> {
+        let mut socket = GenlSocket::open()?;
+        let family = resolve(&mut socket)?;
+        Ok(Self { socket, family })
+    }
+
+    /// What went over the socket so far.
+    pub fn counters(&self) -> Counters {
+        self.socket.counters
+    }
+
+    /// Runs many commands in few sends: each holds at least 64 KiB, but for the last, and asks for
+    /// one acknowledgement. A refused command does not stop those after it. `ipvsadm -R`
+    ///
+    /// # Errors
+    /// [`Error::Overrun`], [`Error::Timeout`]: nobody knows which commands ran.
+    pub fn batch(&mut self, commands: &[Command]) -> Result<BatchReport, Error> {
+        let mut refused = self.send(commands)?;
+        let gone = |(_, refusal): &(usize, Refusal)| refusal.errno == EOPNOTSUPP || refusal.errno == ENOENT;
+        // The module was loaded anew and has another number: nothing ran.
+        if refused.len() == commands.len() && refused.iter().all(gone) && self.family_moved()? {
+            refused = self.send(commands)?;
+        }
+        let failures =
+            refused.into_iter().map(|(i, refusal)| (i, CommandError::new(commands[i].kind(), refusal)));
+        Ok(BatchReport { failures: failures.collect() })
+    }
+
+    fn send(&mut self, commands: &[Command]) -> Result<Vec<(usize, Refusal)>, Error> {
+        let family = self.family;
+        self.socket.batch(commands.len(), |i| {
+            let mut out = Writer::default();
+            commands[i].write(&mut out);
+            (family, commands[i].kind().command.into(), VERSION, Cow::Owned(out.bytes))
+        })
+    }
+
+    fn family_moved(&mut self) -> Result<bool, Error> {
+        let family = resolve(&mut self.socket)?;
+        let moved = family != self.family;
+        self.family = family;
+        Ok(moved)
+    }
+
+    fn run(&mut self, command: Command) -> Result<(), Error> {
+        match self.batch(&[command])?.failures.pop() {
+            None => Ok(()),
+            Some((_, error)) => Err(error.into()),
+        }
+    }
+
+    /// Adds a service. `ipvsadm -A`
+    ///
+    /// # Errors
+    /// `ServiceExists`, `NoSuchScheduler`.
+    pub fn new_service(&mut self, service: &Service) -> Result<(), Error> {
+        self.run(Command::NewService(service.clone()))
+    }
+
+    /// Changes a service in place; its destinations and connections stay. `ipvsadm -E`
+    ///
+    /// # Errors
+    /// `NoSuchService`, `NoSuchScheduler`.
+    pub fn set_service(&mut self, service: &Service) -> Result<(), Error> {
+        self.run(Command::SetService(service.clone()))
+    }
+
+    /// Removes a service with its destinations. `ipvsadm -D`
+    ///
+    /// # Errors
+    /// `NoSuchService`.
+    pub fn del_service(&mut self, id: &ServiceId) -> Result<(), Error> {
+        self.run(Command::DelService(*id))
+    }
+
+    /// Reports one service. `ipvsadm -L -t ADDR:PORT`
+    ///
+    /// # Errors
+    /// `NoSuchService`.
+    pub fn service(&mut self, id: &ServiceId) -> Result<Service, Error> {
+        let mut out = Writer::default();
+        write_id(&mut out, id);
+        let kind = CommandKind::service(IpvsCommand::GetService, *id);
+        let message = self.ask(kind, &out.bytes)?;
+        let found = message.attributes.into_iter().find_map(|attribute| match attribute {
+            IpvsAttribute::Service(service) => Some(service),
+            _ => None,
+        });
+        found.ok_or_else(|| Error::Malformed("a report of a service without one".to_owned()))
+    }
+
+    /// Reports all services. `ipvsadm -L`
+    ///
+    /// # Errors
+    /// A list that could not be read whole.
+    pub fn services(&mut self) -> Result<Vec<Service>, Error> {
+        let parts = self.dump(CommandKind::of(IpvsCommand::GetService), &[])?;
+        let attributes = parts.into_iter().flat_map(|message| message.attributes);
+        Ok(attributes
+            .filter_map(|a| if let IpvsAttribute::Service(service) = a { Some(service) } else { None })
+            .collect())
+    }
+
+    /// Adds a destination. `ipvsadm -a`
+    ///
+    /// # Errors
+    /// `NoSuchService`, `DestinationExists`; `InvalidArgument` when the loopback device is down.
+    pub fn new_destination(&mut self, service: &ServiceId, dest: &Destination) -> Result<(), Error> {
+        self.run(Command::NewDest(*service, dest.clone()))
+    }
+
+    /// Changes a destination. `ipvsadm -e`
+    ///
+    /// # Errors
+    /// `NoSuchService`, `NoSuchDestination`.
+    pub fn set_destination(&mut self, service: &ServiceId, dest: &Destination) -> Result<(), Error> {
+        self.run(Command::SetDest(*service, dest.clone()))
+    }
+
+    /// Removes a destination. `ipvsadm -d`
+    ///
+    /// # Errors
+    /// `NoSuchService`, `NoSuchDestination`.
+    pub fn del_destination(&mut self, service: &ServiceId, dest: SocketAddr) -> Result<(), Error> {
+        self.run(Command::DelDest(*service, dest))
+    }
+
+    /// Reports the destinations of a service, in one dump. `ipvsadm -L -t ADDR:PORT`
+    ///
+    /// A service that does not exist has none: the kernel answers with an empty list.
+    ///
+    /// # Errors
+    /// A list that could not be read whole.
+    pub fn destinations(&mut self, service: &ServiceId) -> Result<Vec<Destination>, Error> {
+        let mut out = Writer::default();
+        write_id(&mut out, service);
+        let kind = CommandKind::service(IpvsCommand::GetDest, *service);
+        let parts = self.dump(kind, &out.bytes)?;
+        let attributes = parts.into_iter().flat_map(|message| message.attributes);
+        Ok(attributes
+            .filter_map(|a| if let IpvsAttribute::Destination(dest) = a { Some(dest) } else { None })
+            .collect())
+    }
+
+    /// Reports the timeouts. `ipvsadm -L --timeout`
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn config(&mut self) -> Result<Config, Error> {
+        Ok(self.ask(CommandKind::of(IpvsCommand::GetConfig), &[])?.config())
+    }
+
+    /// Sets the timeouts; 0 leaves one as it is. `ipvsadm --set`
+    ///
+    /// # Errors
+    /// `InvalidArgument` when one is too long for the kernel.
+    pub fn set_config(&mut self, config: Config) -> Result<(), Error> {
+        self.run(Command::SetConfig(config))
+    }
+
+    /// Reports version and size. The first line of `ipvsadm -L`
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn info(&mut self) -> Result<Info, Error> {
+        Ok(self.ask(CommandKind::of(IpvsCommand::GetInfo), &[])?.info())
+    }
+
+    /// Removes everything in this network namespace, whoever made it. `ipvsadm -C`
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.run(Command::Flush)
+    }
+
+    /// Sets all counters to zero. `ipvsadm -Z`
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn zero(&mut self) -> Result<(), Error> {
+        self.run(Command::Zero(None))
+    }
+
+    /// Sets the counters of a service to zero. `ipvsadm -Z -t ADDR:PORT`
+    ///
+    /// # Errors
+    /// `NoSuchService`.
+    pub fn zero_service(&mut self, service: &ServiceId) -> Result<(), Error> {
+        self.run(Command::Zero(Some(*service)))
+    }
+
+    /// Starts a sync daemon. `ipvsadm --start-daemon`
+    ///
+    /// # Errors
+    /// `DaemonExists`; an unknown interface.
+    pub fn new_daemon(&mut self, daemon: &SyncDaemon) -> Result<(), Error> {
+        self.run(Command::NewDaemon(daemon.clone()))
+    }
+
+    /// Stops a sync daemon. `ipvsadm --stop-daemon`
+    ///
+    /// # Errors
+    /// `NoSuchDaemon`.
+    pub fn del_daemon(&mut self, daemon: &SyncDaemon) -> Result<(), Error> {
+        self.run(Command::DelDaemon(daemon.clone()))
+    }
+
+    /// Reports the sync daemons. `ipvsadm -L --daemon`
+    ///
+    /// # Errors
+    /// A list that could not be read whole.
+    pub fn daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
+        let parts = self.dump(CommandKind::of(IpvsCommand::GetDaemon), &[])?;
+        let attributes = parts.into_iter().flat_map(|message| message.attributes);
+        Ok(attributes
+            .filter_map(|a| if let IpvsAttribute::Daemon(daemon) = a { Some(daemon) } else { None })
+            .collect())
+    }
+
+    fn request<'a>(&self, kind: &CommandKind, attributes: &'a [u8]) -> Request<'a> {
+        Request { family: self.family, command: kind.command.into(), version: VERSION, attributes }
+    }
+
+    fn ask(&mut self, kind: CommandKind, attributes: &[u8]) -> Result<IpvsMessage, Error> {
+        let request = self.request(&kind, attributes);
+        let answer = self.socket.ask(&request)?.map_err(|refusal| refused(kind, refusal))?;
+        // Version and size come in attributes whose kinds mean something else elsewhere.
+        let reported = if kind.command == IpvsCommand::GetInfo { IpvsCommand::SetInfo } else { kind.command };
+        parse(reported, &answer)
+    }
+
+    fn dump(&mut self, kind: CommandKind, attributes: &[u8]) -> Result<Vec<IpvsMessage>, Error> {
+        let request = self.request(&kind, attributes);
+        let parts = self.socket.dump(&request)?.map_err(|refusal| refused(kind, refusal))?;
+        parts.iter().map(|part| parse(kind.command, part)).collect()
+    }
+}
+
+fn parse(command: IpvsCommand, bytes: &[u8]) -> Result<IpvsMessage, Error> {
+    IpvsMessage::parse(command, bytes).map_err(|error| Error::Malformed(error.to_string()))
+}
+
+fn refused(kind: CommandKind, refusal: Refusal) -> Error {
+    match refusal.errno {
+        EPERM => Error::PermissionDenied,
+        _ => CommandError::new(kind, refusal).into(),
+    }
+}
+
+/// Asks for the number of the family by its name.
+fn resolve(socket: &mut GenlSocket) -> Result<u16, Error> {
+    let mut out = Writer::default();
+    out.put_text(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME);
+    let request = Request {
+        family: GENL_ID_CTRL,
+        command: CTRL_CMD_GETFAMILY,
+        version: CTRL_VERSION,
+        attributes: &out.bytes,
+    };
+    let answer = match socket.ask(&request)? {
+        Ok(answer) => answer,
+        Err(refusal) if refusal.errno == ENOENT => return Err(Error::FamilyMissing),
+        Err(refusal) => return Err(refused(CommandKind::of(IpvsCommand::Other(0)), refusal)),
+    };
+    for nla in wire::attributes(&answer) {
+        let nla = nla.map_err(|error| Error::Malformed(error.to_string()))?;
+        if nla.kind() == CTRL_ATTR_FAMILY_ID {
+            return wire::get_u16(nla.value(), "family").map_err(|error| Error::Malformed(error.to_string()));
+        }
+    }
+    Err(Error::Malformed("a family without a number".to_owned()))
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Commands that change something.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::control::{Config, SyncDaemon};
+use crate::destination::Destination;
+use crate::message::{
+    ATTR_DAEMON, ATTR_DEST, ATTR_SERVICE, ATTR_TIMEOUT_TCP, ATTR_TIMEOUT_TCP_FIN, ATTR_TIMEOUT_UDP,
+    IpvsCommand,
+};
+use crate::service::Service;
+use crate::types::ServiceId;
+use crate::wire::Writer;
+
+/// A command that changes something. [`Client`](crate::Client) has a method for each.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Command {
+    /// Add a service. `ipvsadm -A`
+    NewService(Service),
+    /// Change a service in place; destinations and connections stay. `ipvsadm -E`
+    SetService(Service),
+    /// Remove a service with its destinations. `ipvsadm -D`
+    DelService(ServiceId),
+    /// Add a destination. `ipvsadm -a`
+    NewDest(ServiceId, Destination),
+    /// Change a destination. `ipvsadm -e`
+    SetDest(ServiceId, Destination),
+    /// Remove a destination. `ipvsadm -d`
+    DelDest(ServiceId, SocketAddr),
+    /// Set the counters of one service, or of all, to zero. `ipvsadm -Z`
+    Zero(Option<ServiceId>),
+    /// Remove everything, whoever made it. `ipvsadm -C`
+    Flush,
+    /// Set the timeouts; 0 leaves one as it is. `ipvsadm --set`
+    SetConfig(Config),
+    /// Start a sync daemon. `ipvsadm --start-daemon`
+    NewDaemon(SyncDaemon),
+    /// Stop a sync daemon. `ipvsadm --stop-daemon`
+    DelDaemon(SyncDaemon),
+}
+
+/// What a command was about, for errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CommandKind {
+    /// The command.
+    pub command: IpvsCommand,
+    /// The service, if it had one.
+    pub service: Option<ServiceId>,
+    /// The destination, if it had one.
+    pub destination: Option<SocketAddr>,
+}
+
+impl CommandKind {
+    pub(crate) fn of(command: IpvsCommand) -> Self {
+        Self { command, service: None, destination: None }
+    }
+
+    pub(crate) fn service(command: IpvsCommand, id: ServiceId) -> Self {
+        Self { command, service: Some(id), destination: None }
+    }
+}
+
+impl fmt::Display for CommandKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.command {
+            IpvsCommand::NewService => "add service",
+            IpvsCommand::SetService => "change service",
+            IpvsCommand::DelService => "remove service",
+            IpvsCommand::GetService => "read service",
+            IpvsCommand::NewDest => "add destination",
+            IpvsCommand::SetDest => "change destination",
+            IpvsCommand::DelDest => "remove destination",
+            IpvsCommand::GetDest => "read destinations of",
+            IpvsCommand::NewDaemon => "start sync daemon",
+            IpvsCommand::DelDaemon => "stop sync daemon",
+            IpvsCommand::GetDaemon => "read sync daemons",
+            IpvsCommand::SetConfig => "set timeouts",
+            IpvsCommand::GetConfig => "read timeouts",
+            IpvsCommand::GetInfo | IpvsCommand::SetInfo => "read version",
+            IpvsCommand::Zero => "zero counters",
+            IpvsCommand::Flush => "flush",
+            IpvsCommand::Other(_) => "command",
+        };
+        f.write_str(verb)?;
+        if let Some(destination) = self.destination {
+            write!(f, " {destination}")?;
+            if self.service.is_some() {
+                f.write_str(" of")?;
+            }
+        }
+        if let Some(service) = self.service {
+            write!(f, " {service}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Command {
+    /// What it is about.
+    pub fn kind(&self) -> CommandKind {
+        let with_dest = |command, id: &ServiceId, destination| CommandKind {
+            command,
+            service: Some(*id),
+            destination: Some(destination),
+        };
+        let target = |dest: &Destination| SocketAddr::new(dest.addr, dest.port);
+        match self {
+            Command::NewService(s) => CommandKind::service(IpvsCommand::NewService, s.id),
+            Command::SetService(s) => CommandKind::service(IpvsCommand::SetService, s.id),
+            Command::DelService(id) => CommandKind::service(IpvsCommand::DelService, *id),
+            Command::NewDest(id, d) => with_dest(IpvsCommand::NewDest, id, target(d)),
+            Command::SetDest(id, d) => with_dest(IpvsCommand::SetDest, id, target(d)),
+            Command::DelDest(id, d) => with_dest(IpvsCommand::DelDest, id, *d),
+            Command::Zero(id) => CommandKind { service: *id, ..CommandKind::of(IpvsCommand::Zero) },
+            Command::Flush => CommandKind::of(IpvsCommand::Flush),
+            Command::SetConfig(_) => CommandKind::of(IpvsCommand::SetConfig),
+            Command::NewDaemon(_) => CommandKind::of(IpvsCommand::NewDaemon),
+            Command::DelDaemon(_) => CommandKind::of(IpvsCommand::DelDaemon),
+        }
+    }
+
+    /// Writes the attributes of the request.
+    pub(crate) fn write(&self, out: &mut Writer) {
+        match self {
+            Command::NewService(service) | Command::SetService(service) => {
+                nest(out, ATTR_SERVICE, |inner| service.write(inner));
+            }
+            Command::DelService(id) | Command::Zero(Some(id)) => write_id(out, id),
+            Command::NewDest(id, dest) | Command::SetDest(id, dest) => {
+                write_id(out, id);
+                nest(out, ATTR_DEST, |inner| dest.write(id.family(), inner));
+            }
+            Command::DelDest(id, dest) => {
+                write_id(out, id);
+                nest(out, ATTR_DEST, |inner| {
+                    Destination::write_id(dest.ip(), dest.port(), id.family(), inner);
+                });
+            }
+            Command::Zero(None) | Command::Flush => {}
+            Command::SetConfig(config) => {
+                out.put_u32(ATTR_TIMEOUT_TCP, config.tcp);
+                out.put_u32(ATTR_TIMEOUT_TCP_FIN, config.tcp_fin);
+                out.put_u32(ATTR_TIMEOUT_UDP, config.udp);
+            }
+            Command::NewDaemon(daemon) | Command::DelDaemon(daemon) => {
+                nest(out, ATTR_DAEMON, |inner| daemon.write(inner));
+            }
+        }
+    }
+}
+
+/// Writes the identity of a service as an attribute.
+pub(crate) fn write_id(out: &mut Writer, id: &ServiceId) {
+    nest(out, ATTR_SERVICE, |inner| id.write(inner));
+}
+
+fn nest(out: &mut Writer, kind: u16, fill: impl FnOnce(&mut Writer)) {
+    let mut inner = Writer::default();
+    fill(&mut inner);
+    out.put_nested(kind, &inner.bytes);
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Errors that carry the command and its meaning.
+
+use std::io;
+
+use crate::command::CommandKind;
+use crate::message::IpvsCommand;
+
+/// What went wrong with the conversation or with a single command.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel has no IPVS.
+    #[error("the kernel has no IPVS: load the module with `modprobe ip_vs`, or use a kernel that has it")]
+    FamilyMissing,
+    /// The process may not use IPVS. In a user namespace nobody may.
+    #[error("not permitted to use IPVS: CAP_NET_ADMIN is needed, outside of a user namespace")]
+    PermissionDenied,
+    /// The kernel refused a command.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// A list changed again and again while it was read.
+    #[error("the list changed while it was read")]
+    DumpInterrupted,
+    /// An answer could not be read. Nothing is made of the rest of it.
+    #[error("the kernel's answer cannot be read: {0}")]
+    Malformed(String),
+    /// Answers were lost (`ENOBUFS`): nobody knows which commands ran. Read the state again.
+    #[error("the kernel's answers were lost: read the state again")]
+    Overrun,
+    /// No answer came in time: nobody knows which commands ran. Read the state again.
+    #[error("the kernel did not answer in time")]
+    Timeout,
+    /// The socket failed.
+    #[error("generic netlink socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What a refusal means for the command that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A new service exists already (`EEXIST`).
+    ServiceExists,
+    /// There is no such service (`ESRCH`).
+    NoSuchService,
+    /// The scheduler or persistence engine is unknown and could not be loaded (`ENOENT`).
+    NoSuchScheduler,
+    /// A new destination exists already (`EEXIST`).
+    DestinationExists,
+    /// There is no such destination (`ENOENT`).
+    NoSuchDestination,
+    /// A sync daemon of that kind runs already (`EEXIST`).
+    DaemonExists,
+    /// There is no such sync daemon (`ESRCH`).
+    NoSuchDaemon,
+    /// `EPERM`.
+    PermissionDenied,
+    /// `EINVAL`. For a new destination: also when the loopback device of the namespace is down.
+    InvalidArgument,
+    /// `ENOMEM`.
+    OutOfMemory,
+    /// The kernel does not know the command or the family (`EOPNOTSUPP`, `EAFNOSUPPORT`).
+    NotSupported,
+    /// Any other errno.
+    Other(i32),
+}
+
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const ESRCH: i32 = 3;
+const ENOMEM: i32 = 12;
+const EEXIST: i32 = 17;
+const EINVAL: i32 = 22;
+const EOPNOTSUPP: i32 = 95;
+const EAFNOSUPPORT: i32 = 97;
+
+impl ErrorKind {
+    /// The meaning of an errno for a command.
+    pub fn of(command: IpvsCommand, errno: i32) -> Self {
+        use IpvsCommand as C;
+        match (command, errno) {
+            (C::NewDest, EEXIST) => ErrorKind::DestinationExists,
+            (C::NewDaemon, EEXIST) => ErrorKind::DaemonExists,
+            (_, EEXIST) => ErrorKind::ServiceExists,
+            (C::NewDaemon | C::DelDaemon | C::GetDaemon, ESRCH) => ErrorKind::NoSuchDaemon,
+            (_, ESRCH) => ErrorKind::NoSuchService,
+            (C::NewService | C::SetService, ENOENT) => ErrorKind::NoSuchScheduler,
+            (C::SetDest | C::DelDest, ENOENT) => ErrorKind::NoSuchDestination,
+            (_, EPERM) => ErrorKind::PermissionDenied,
+            (_, EINVAL) => ErrorKind::InvalidArgument,
+            (_, ENOMEM) => ErrorKind::OutOfMemory,
+            (_, EOPNOTSUPP | EAFNOSUPPORT) => ErrorKind::NotSupported,
+            (_, other) => ErrorKind::Other(other),
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            ErrorKind::ServiceExists => "the service exists already".to_owned(),
+            ErrorKind::NoSuchService => "there is no such service".to_owned(),
+            ErrorKind::NoSuchScheduler => {
+                "the scheduler is unknown: load its module (ip_vs_NAME) or correct the name".to_owned()
+            }
+            ErrorKind::DestinationExists => "the destination exists already".to_owned(),
+            ErrorKind::NoSuchDestination => "there is no such destination".to_owned(),
+            ErrorKind::DaemonExists => "such a daemon runs already".to_owned(),
+            ErrorKind::NoSuchDaemon => "no such daemon runs".to_owned(),
+            ErrorKind::PermissionDenied => "not permitted: CAP_NET_ADMIN is needed".to_owned(),
+            ErrorKind::InvalidArgument => "the kernel takes an argument for invalid".to_owned(),
+            ErrorKind::OutOfMemory => "the kernel is out of memory".to_owned(),
+            ErrorKind::NotSupported => "the kernel does not support this".to_owned(),
+            ErrorKind::Other(errno) => io::Error::from_raw_os_error(errno).to_string(),
+        }
+    }
+}
+
+/// A refused command.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {command}: {}{}", kind.text(), extack.as_ref().map(|m| format!(" ({m})")).unwrap_or_default())]
+#[non_exhaustive]
+pub struct CommandError {
+    /// What was refused.
+    pub command: CommandKind,
+    /// What the refusal means.
+    pub kind: ErrorKind,
+    /// The errno.
+    pub errno: i32,
+    /// The kernel's own message (`NLMSGERR_ATTR_MSG`), if it sent one.
+    pub extack: Option<String>,
+}
+
+impl CommandError {
+    pub(crate) fn new(command: CommandKind, refusal: Refusal) -> Self {
+        let kind = ErrorKind::of(command.command, refusal.errno);
+        Self { command, kind, errno: refusal.errno, extack: refusal.message }
+    }
+}
+
+/// An errno with the kernel's message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub errno: i32,
+    pub message: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ServiceId;
+
+    #[test]
+    fn the_same_errno_means_different_things() {
+        use IpvsCommand as C;
+        let table = [
+            (C::NewService, EEXIST, ErrorKind::ServiceExists),
+            (C::NewService, ENOENT, ErrorKind::NoSuchScheduler),
+            (C::SetService, ENOENT, ErrorKind::NoSuchScheduler),
+            (C::SetService, ESRCH, ErrorKind::NoSuchService),
+            (C::DelService, ESRCH, ErrorKind::NoSuchService),
+            (C::GetDest, ESRCH, ErrorKind::NoSuchService),
+            (C::NewDest, ESRCH, ErrorKind::NoSuchService),
+            (C::NewDest, EEXIST, ErrorKind::DestinationExists),
+            (C::SetDest, ENOENT, ErrorKind::NoSuchDestination),
+            (C::DelDest, ENOENT, ErrorKind::NoSuchDestination),
+            (C::NewDest, EINVAL, ErrorKind::InvalidArgument),
+            (C::NewDaemon, EEXIST, ErrorKind::DaemonExists),
+            (C::DelDaemon, ESRCH, ErrorKind::NoSuchDaemon),
+            (C::Flush, EPERM, ErrorKind::PermissionDenied),
+            (C::Zero, 5, ErrorKind::Other(5)),
+        ];
+        for (command, errno, kind) in table {
+            assert_eq!(ErrorKind::of(command, errno), kind, "{command:?} {errno}");
+        }
+    }
+
+    #[test]
+    fn a_message_names_the_command_its_object_and_the_kernels_words() {
+        let id = ServiceId::tcp("10.0.0.1:80".parse().unwrap());
+        let refusal = Refusal { errno: ESRCH, message: Some("no luck".to_owned()) };
+        let error = CommandError::new(CommandKind::service(IpvsCommand::DelService, id), refusal);
+        assert_eq!(
+            error.to_string(),
+            "cannot remove service TCP 10.0.0.1:80: there is no such service (no luck)"
+        );
+    }
+}
