@@ -1,0 +1,107 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Makes sure that the Debian packages of the kernel tests are installed, and fetches a kernel for the
+# guest. Does nothing, quickly, when all is there. Usage: install.sh [--tools]
+#   --tools   only what the tests need in plain network namespaces: no QEMU and no kernel
+set -euo pipefail
+
+tools=(ipvsadm ipset iptables iproute2 conntrack kmod util-linux procps)
+machine=(qemu-system-x86 busybox-static cpio xz-utils)
+
+workspace=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+guest_dir=${CARGO_TARGET_DIR:-$workspace/target}/guest
+
+die() { echo "install.sh: $*" >&2; exit 1; }
+
+# Prints the packages of "$@" that are not installed.
+missing() {
+    local package
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+    done
+}
+
+install_packages() {
+    local -a absent
+    command -v apt-get >/dev/null || die "this is not a Debian system; install these yourself: $*"
+    mapfile -t absent < <(missing "$@")
+    [[ ${#absent[@]} -gt 0 ]] || return 0
+    if [[ $(id -u) -ne 0 ]]; then
+        die "packages are missing and only root can install them; run:
+    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${absent[*]}"
+    fi
+    echo "install.sh: installing ${absent[*]}" >&2
+    apt-get update -q >&2
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${absent[@]}" >&2
+}
+
+# The real package behind linux-image-amd64, for example linux-image-6.1.0-56-amd64. The cloud image is
+# not an option: it has no 9p.
+kernel_package() {
+    apt-cache show --no-all-versions linux-image-amd64 2>/dev/null |
+        sed -n 's/^Depends: \(linux-image-[^ ]*\).*/\1/p' || true
+}
+
+# number FILE OFFSET BYTES
+number() { od -An -t "u$3" -j "$2" -N "$3" "$1" | tr -d ' '; }
+
+# The kernel inside of a vmlinuz, see the kernel's Documentation/x86/boot: QEMU starts that directly, while
+# unpacking it in an emulated machine takes four seconds. Optional: vmlinuz does, too.
+unpack_vmlinux() {
+    local packed=$1 plain=$2 start length size
+    start=$((($(number "$packed" $((0x1f1)) 1) + 1) * 512 + $(number "$packed" $((0x248)) 4)))
+    length=$(number "$packed" $((0x24c)) 4)
+    # The size of the result stands behind the packed data; xz complains about that and goes on.
+    size=$(number "$packed" $((start + length - 4)) 4)
+    (tail -c "+$((start + 1))" "$packed" || true) | head -c "$length" | xz -dc --single-stream \
+        > "$plain" 2>/dev/null || true
+    [[ $(stat -c %s "$plain") -eq $size ]] || rm -f "$plain"
+}
+
+# Unpacks the kernel into $guest_dir/kernel (boot/ and lib/modules/). It is not installed.
+fetch_kernel() {
+    local kernel=$guest_dir/kernel package work
+    [[ -e $kernel/version ]] && return 0
+    package=$(kernel_package)
+    if [[ -z $package && $(id -u) -eq 0 ]]; then
+        apt-get update -q >&2
+        package=$(kernel_package)
+    fi
+    [[ -n $package ]] || die "apt-cache does not know linux-image-amd64; run 'apt-get update' as root"
+    echo "install.sh: fetching $package" >&2
+    mkdir -p "$guest_dir"
+    work=$(mktemp -d "$guest_dir/fetch.XXXXXX")
+    # Beyond the end of this function, too: set -e leaves without running what follows.
+    trap 'rm -rf "$work"' EXIT
+    if ! (cd "$work" && apt-get download -q "$package" >&2); then
+        # Old package lists name versions which the mirror no longer has.
+        [[ $(id -u) -eq 0 ]] || die "cannot download $package; run 'apt-get update' as root and try again"
+        apt-get update -q >&2
+        package=$(kernel_package)
+        (cd "$work" && apt-get download -q "$package" >&2) || die "cannot download $package"
+    fi
+    mkdir "$work/kernel"
+    dpkg -x "$work"/*.deb "$work/kernel"
+    local version=${package#linux-image-}
+    [[ -e $work/kernel/boot/vmlinuz-$version ]] || die "$package holds no boot/vmlinuz-$version"
+    # Distributions with a merged /usr may keep the modules there.
+    if [[ ! -e $work/kernel/lib && -d $work/kernel/usr/lib/modules ]]; then
+        ln -s usr/lib "$work/kernel/lib"
+    fi
+    PATH=$PATH:/usr/sbin:/sbin depmod -b "$work/kernel" "$version"
+    unpack_vmlinux "$work/kernel/boot/vmlinuz-$version" "$work/kernel/boot/vmlinux"
+    # The version file comes last: without it the folder counts as incomplete.
+    echo "$version" > "$work/kernel/version"
+    rm -rf "$kernel"
+    mv "$work/kernel" "$kernel"
+    rm -rf "$work"
+    trap - EXIT
+}
+
+if [[ ${1:-} == --tools ]]; then
+    install_packages "${tools[@]}"
+else
+    install_packages "${tools[@]}" "${machine[@]}"
+    fetch_kernel
+fi

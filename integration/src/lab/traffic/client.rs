@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The asking side.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use super::super::netns::Netns;
+use super::{Answer, NoAnswer, parse_answer, sctp_connect, udp_socket};
+
+/// One question over a fresh TCP connection.
+///
+/// # Errors
+/// See [`NoAnswer`].
+pub fn ask_tcp(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Answer, NoAnswer> {
+    Connection::open(ns, address, limit)?.ask()
+}
+
+/// One question over a fresh SCTP association.
+///
+/// # Errors
+/// See [`NoAnswer`].
+pub fn ask_sctp(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Answer, NoAnswer> {
+    Connection::open_sctp(ns, address, limit)?.ask()
+}
+
+/// One datagram from a fresh port.
+///
+/// # Errors
+/// See [`NoAnswer`].
+pub fn ask_udp(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Answer, NoAnswer> {
+    UdpFlow::open(ns, address, limit)?.ask()
+}
+
+/// An open connection: keep it to see what becomes of connections that exist already.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+    greeted: bool,
+}
+
+/// Enters the namespace only for as long as it takes to make the socket.
+fn inside<T: Send>(ns: &Netns, make: impl FnOnce() -> io::Result<T> + Send) -> Result<T, NoAnswer> {
+    let made = ns.enter(make).map_err(|error| NoAnswer::Failed(io::Error::other(format!("{error:#}"))))?;
+    Ok(made?)
+}
+
+impl Connection {
+    /// Opens a TCP connection; `limit` holds for opening and for every answer.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn open(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Self, NoAnswer> {
+        Self::over(inside(ns, || TcpStream::connect_timeout(&address, limit))?, limit)
+    }
+
+    /// Opens an SCTP association.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn open_sctp(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Self, NoAnswer> {
+        Self::over(inside(ns, || sctp_connect(address, limit))?, limit)
+    }
+
+    /// Opens a TCP connection in the namespace of this process.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn open_here(address: SocketAddr, limit: Duration) -> Result<Self, NoAnswer> {
+        Self::over(TcpStream::connect_timeout(&address, limit)?, limit)
+    }
+
+    fn over(stream: TcpStream, limit: Duration) -> Result<Self, NoAnswer> {
+        stream.set_read_timeout(Some(limit))?;
+        Ok(Self { stream: BufReader::new(stream), greeted: false })
+    }
+
+    /// The next answer. The backend sends the first by itself; for the others it is asked.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`]; a connection closed by the other side is [`NoAnswer::Refused`].
+    pub fn ask(&mut self) -> Result<Answer, NoAnswer> {
+        if self.greeted {
+            self.stream.get_mut().write_all(b"?\n").map_err(|error| match error.kind() {
+                io::ErrorKind::BrokenPipe => NoAnswer::Refused,
+                _ => error.into(),
+            })?;
+        }
+        self.greeted = true;
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(NoAnswer::Refused);
+        }
+        parse_answer(&line)
+    }
+
+    /// The client's own address and port.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.stream.get_ref().local_addr()
+    }
+}
+
+/// Datagrams from one port, which the kernel takes for one connection.
+#[derive(Debug)]
+pub struct UdpFlow {
+    socket: UdpSocket,
+}
+
+impl UdpFlow {
+    /// A flow to `address`; `limit` holds for every answer.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn open(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Self, NoAnswer> {
+        Ok(Self { socket: inside(ns, || udp_socket(address, limit))? })
+    }
+
+    /// A flow in the namespace of this process.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn open_here(address: SocketAddr, limit: Duration) -> Result<Self, NoAnswer> {
+        Ok(Self { socket: udp_socket(address, limit)? })
+    }
+
+    /// Sends one datagram and waits for the answer. Nothing is sent twice.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn ask(&self) -> Result<Answer, NoAnswer> {
+        self.socket.send(b"?")?;
+        let mut buffer = [0; 2048];
+        let length = self.socket.recv(&mut buffer)?;
+        parse_answer(&String::from_utf8_lossy(&buffer[..length]))
+    }
+
+    /// The client's own address and port.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Playing one scenario to an agent on a fresh node.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::Subsystem;
+use super::diff::unified;
+use super::normal::normal;
+use super::scenario::{Scenario, Step};
+use crate::lab::{Agent, AgentSpec, Netns, conformance_node, oracle, write_objects};
+
+/// A state that is right must still be right after this time.
+const STAYS: Duration = Duration::from_millis(300);
+const FIRST_LOOK: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Where the agent takes its objects from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A folder of files.
+    Files,
+    /// An API server.
+    Api,
+}
+
+impl Source {
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::Api => "api",
+        }
+    }
+
+    /// The one with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Files, Self::Api].into_iter().find(|source| source.name() == name)
+    }
+}
+
+/// What is the same for all scenarios.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The agent, if it is not the usual one.
+    pub agent: Option<PathBuf>,
+    /// How long a step may take to reach its state.
+    pub deadline: Duration,
+}
+
+/// How a scenario ended that did not pass.
+#[derive(Debug)]
+pub struct Failure {
+    /// The step, from 1; 0 when it failed before the first.
+    pub step: usize,
+    /// The differences, or what went wrong.
+    pub text: String,
+    /// The last lines of the agent's log.
+    pub log: String,
+}
+
+/// Gives objects to the agent, one way or the other.
+enum Feed {
+    Files(PathBuf),
+    Api(Box<ApiServer>),
+}
+
+impl Feed {
+    fn apply(&self, node: &Value, objects: &Value) -> Result<()> {
+        match self {
+            Self::Files(folder) => {
+                write_objects(&folder.join("node.json"), node)?;
+                write_objects(&folder.join("objects.json"), objects)
+            }
+            Self::Api(server) => {
+                let items = objects["items"].as_array().context("objects.json is no list")?;
+                let all = std::iter::once(node).chain(items).cloned().collect();
+                server.replace_all(all);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Plays the scenario from its first step to its last.
+///
+/// # Errors
+/// When a step does not reach its recorded state, or something breaks on the way.
+pub fn play(scenario: &Scenario, source: Source, options: &Options) -> Result<(), Failure> {
+    let broken = |error: anyhow::Error| Failure { step: 0, text: format!("{error:#}\n"), log: String::new() };
+    let node = conformance_node().map_err(broken)?;
+    let folder = TempDir::with_prefix("parity-").context("temporary folder").map_err(broken)?;
+    let (feed, spec) = prepare(scenario, source, options, &node.ns, folder.path()).map_err(broken)?;
+    let mut agent = None;
+    for (index, step) in scenario.steps.iter().enumerate() {
+        let result = play_step(scenario, step, &feed, &spec, &node.ns, &mut agent, options);
+        if let Err(error) = result {
+            let log = agent.as_ref().map(|agent: &Agent| agent.log_tail(30)).unwrap_or_default();
+            return Err(Failure { step: index + 1, text: format!("{error:#}\n"), log });
+        }
+    }
+    Ok(())
+}
+
+fn play_step(
+    scenario: &Scenario,
+    step: &Step,
+    feed: &Feed,
+    spec: &AgentSpec,
+    ns: &Netns,
+    agent: &mut Option<Agent>,
+    options: &Options,
+) -> Result<()> {
+    feed.apply(&scenario.node, &step.objects)?;
+    // The agent starts with the first step's objects in place and runs through the others.
+    let agent = match agent {
+        Some(agent) => agent,
+        None => agent.insert(Agent::start(ns, spec)?),
+    };
+    settle(ns, step, agent, options.deadline)
+}
+
+/// Runs the scenario's `pre` commands and writes what the agent reads.
+fn prepare(
+    scenario: &Scenario,
+    source: Source,
+    options: &Options,
+    ns: &Netns,
+    folder: &Path,
+) -> Result<(Feed, AgentSpec)> {
+    for command in &scenario.pre {
+        ns.exec(&["sh", "-c", command])?;
+    }
+    let config = folder.join("config.yaml");
+    let mut spec =
+        AgentSpec { config: config.clone(), binary: options.agent.clone(), ..AgentSpec::default() };
+    let (feed, text) = match source {
+        Source::Files => {
+            let objects = folder.join("objects");
+            fs::create_dir(&objects).context("objects folder")?;
+            spec.objects = Some(objects.clone());
+            (Feed::Files(objects), scenario.config.clone())
+        }
+        Source::Api => {
+            let listener = ns.listen("127.0.0.1:0")?;
+            let kubeconfig = folder.join("kubeconfig");
+            let server = format!("http://{}", listener.local_addr().context("own address")?);
+            fs::write(&kubeconfig, kubeconfig_for(&server).to_string()).context("kubeconfig")?;
+            let text = with_kubeconfig(&scenario.config, &kubeconfig).unwrap_or_else(|| {
+                spec.args.push(format!("--kubeconfig={}", kubeconfig.display()));
+                scenario.config.clone()
+            });
+            (Feed::Api(Box::new(ApiServer::start(listener))), text)
+        }
+    };
+    fs::write(&config, text).context("configuration")?;
+    Ok((feed, spec))
+}
+
+fn kubeconfig_for(server: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "lab", "cluster": {"server": server}}],
+        "users": [{"name": "lab", "user": {}}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+        "current-context": "lab",
+    })
+}
+
+/// The configuration with another kubeconfig; none when it is not JSON and must stay as it is.
+fn with_kubeconfig(config: &str, kubeconfig: &Path) -> Option<String> {
+    let mut config: Value = serde_json::from_str(config).ok()?;
+    config.as_object()?;
+    config["clientConnection"]["kubeconfig"] = json!(kubeconfig.to_string_lossy());
+    Some(config.to_string())
+}
+
+/// The difference of one subsystem, if there is any.
+fn look(ns: &Netns, subsystem: Subsystem, want: &str) -> Result<Option<String>> {
+    let got = normal(subsystem, &oracle::raw(ns, subsystem, want)?);
+    Ok(unified(subsystem.name(), want, &got))
+}
+
+/// Waits until the node is in the recorded state and stays there.
+fn settle(ns: &Netns, step: &Step, agent: &mut Agent, deadline: Duration) -> Result<()> {
+    let end = Instant::now() + deadline;
+    // Looking is dear in an emulated guest: only at what was not right yet, and less and less often.
+    let mut open: Vec<&(Subsystem, String)> = step.expected.iter().collect();
+    let mut pause = FIRST_LOOK;
+    loop {
+        thread::sleep(pause);
+        if let Some(status) = agent.ended()? {
+            anyhow::bail!("the agent ended: {status}");
+        }
+        open = still_different(ns, &open)?.0;
+        if open.is_empty() {
+            thread::sleep(STAYS);
+            open = still_different(ns, &step.expected.iter().collect::<Vec<_>>())?.0;
+            if open.is_empty() && agent.ended()?.is_none() {
+                return Ok(());
+            }
+        }
+        if Instant::now() >= end {
+            let (open, diffs) = still_different(ns, &step.expected.iter().collect::<Vec<_>>())?;
+            if open.is_empty() {
+                return Ok(());
+            }
+            anyhow::bail!("not equal after {deadline:?}\n{diffs}");
+        }
+        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+    }
+}
+
+type Recording = (Subsystem, String);
+
+/// Those of `candidates` that differ from the kernel, and their differences as text.
+fn still_different<'a>(ns: &Netns, candidates: &[&'a Recording]) -> Result<(Vec<&'a Recording>, String)> {
+    let (mut open, mut diffs) = (Vec::new(), String::new());
+    for recording in candidates {
+        if let Some(diff) = look(ns, recording.0, &recording.1)? {
+            open.push(*recording);
+            diffs.push_str(&diff);
+        }
+    }
+    Ok((open, diffs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_json_configuration_gets_the_kubeconfig() {
+        let path = Path::new("/tmp/x/kubeconfig");
+        let config = with_kubeconfig(r#"{"mode": "ipvs", "clientConnection": {"qps": 5}}"#, path).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["clientConnection"], json!({"qps": 5, "kubeconfig": "/tmp/x/kubeconfig"}));
+        let config = with_kubeconfig(r#"{"mode": "ipvs"}"#, path).unwrap();
+        assert!(config.contains("/tmp/x/kubeconfig"));
+        assert_eq!(with_kubeconfig("mode: ipvs\n", path), None);
+    }
+
+    #[test]
+    fn sources_have_names() {
+        assert_eq!(Source::from_name("api"), Some(Source::Api));
+        assert_eq!(Source::from_name("files"), Some(Source::Files));
+        assert_eq!(Source::from_name("etcd"), None);
+    }
+}
+
+/// Stands in until there is an API server.
+struct ApiServer;
+
+impl ApiServer {
+    fn start(_: std::net::TcpListener) -> Self {
+        Self
+    }
+
+    fn replace_all(&self, _: Vec<Value>) {}
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What every [`Kernel`] must do, run on the fake one and, under a kernel with IPVS, on the real one.
+//! That the fake passes is what makes the tests of the loop worth something.
+
+use std::net::IpAddr;
+
+use kube_ipvs::core::model::{Family, Protocol, RsKey, Settings, VsKey, VsSpec};
+use kube_ipvs::core::op::{Op, RulesOp};
+use kube_ipvs::core::rules::{JUMPS, build_chains};
+use kube_ipvs::core::sets::{Entry, SetId, SetKind};
+use kube_ipvs::kernel::{Kernel, OpError};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap_or_else(|_| panic!("{text} is no address"))
+}
+
+fn server(vip: &str, port: u16) -> VsKey {
+    VsKey { protocol: Protocol::Tcp, addr: ip(vip), port }
+}
+
+fn real(addr: &str) -> RsKey {
+    RsKey { addr: ip(addr), port: 8080 }
+}
+
+fn spec(scheduler: &str) -> VsSpec {
+    VsSpec { scheduler: scheduler.into(), flags: 0, timeout: 0 }
+}
+
+/// Runs one op.
+fn one(kernel: &mut dyn Kernel, op: &Op) -> Result<(), OpError> {
+    let mut results = kernel.execute(&[op]);
+    assert_eq!(results.len(), 1, "one result per op: {op}");
+    results.remove(0)
+}
+
+fn done(kernel: &mut dyn Kernel, op: &Op) {
+    if let Err(error) = one(kernel, op) {
+        panic!("{op}: {error}");
+    }
+}
+
+/// The op must fail and put the mirror in doubt.
+fn doubted(kernel: &mut dyn Kernel, op: &Op) {
+    match one(kernel, op) {
+        Err(error) if error.doubt => {}
+        other => panic!("{op}: a failure with doubt was expected, not {other:?}"),
+    }
+}
+
+/// Runs every case. The kernel must be empty and have the default sysctls.
+pub fn run(kernel: &mut dyn Kernel) {
+    let empty = kernel.observe().expect("an empty kernel can be read");
+    assert!(empty.virtual_servers.is_empty() && empty.sets.is_empty() && !empty.device);
+    device_and_addresses(kernel);
+    sets(kernel);
+    rules(kernel);
+    virtual_servers(kernel);
+    one_failure_in_a_batch(kernel);
+}
+
+fn device_and_addresses(kernel: &mut dyn Kernel) {
+    doubted(kernel, &Op::Bind(ip("10.96.0.1")));
+    done(kernel, &Op::CreateDevice);
+    done(kernel, &Op::CreateDevice);
+    for addr in ["10.96.0.1", "fd00:96::1", "10.96.0.1"] {
+        done(kernel, &Op::Bind(ip(addr)));
+    }
+    let observed = kernel.observe().expect("readable");
+    assert!(observed.device);
+    let mut addresses: Vec<String> = observed.addresses.iter().map(ToString::to_string).collect();
+    addresses.sort();
+    assert_eq!(addresses, ["10.96.0.1/32", "fd00:96::1/128"]);
+    for _ in 0..2 {
+        done(kernel, &Op::Unbind(ip("10.96.0.1").into()));
+    }
+    assert_eq!(kernel.observe().expect("readable").addresses.len(), 1);
+}
+
+fn sets(kernel: &mut dyn Kernel) {
+    let cluster = SetId { kind: SetKind::ClusterIp, family: Family::V4 };
+    let entry = Entry::IpPort(ip("10.96.0.1"), Protocol::Udp, 53);
+    doubted(kernel, &Op::AddEntry(cluster, entry));
+    for set in Family::ALL.into_iter().flat_map(SetId::all) {
+        done(kernel, &Op::CreateSet(set));
+    }
+    doubted(kernel, &Op::CreateSet(cluster));
+    let net = "172.16.0.0/12".parse().expect("a CIDR");
+    let host = "198.51.100.7/32".parse().expect("a CIDR");
+    let (v4, v6) = (ip("10.0.0.1"), ip("fd00::1"));
+    let entries = [
+        (SetKind::ClusterIp, Family::V4, entry),
+        (SetKind::ClusterIp, Family::V6, Entry::IpPort(v6, Protocol::Sctp, 9)),
+        (SetKind::LoopBack, Family::V4, Entry::IpPortIp(v4, Protocol::Tcp, 80, v4)),
+        (SetKind::LoadBalancerSourceCidr, Family::V4, Entry::IpPortNet(v4, Protocol::Tcp, 443, net)),
+        (SetKind::LoadBalancerSourceCidr, Family::V4, Entry::IpPortNet(v4, Protocol::Tcp, 443, host)),
+        (SetKind::NodePortTcp, Family::V6, Entry::Port(30080)),
+        (SetKind::IpvsIps, Family::V6, Entry::Ip(v6)),
+    ];
+    for (kind, family, entry) in entries {
+        let set = SetId { kind, family };
+        for _ in 0..2 {
+            done(kernel, &Op::AddEntry(set, entry));
+        }
+        assert!(kernel.observe().expect("readable").has_entry(set, &entry), "{set} {entry}");
+    }
+    for (kind, family, entry) in entries {
+        let set = SetId { kind, family };
+        for _ in 0..2 {
+            done(kernel, &Op::RemoveEntry(set, entry));
+        }
+    }
+    let observed = kernel.observe().expect("readable");
+    assert_eq!(observed.sets.len(), 34);
+    assert!(observed.sets.values().all(|set| set.members.is_empty() && !set.misfit));
+}
+
+fn rules(kernel: &mut dyn Kernel) {
+    for family in Family::ALL {
+        let chains = build_chains(family, &Settings::default(), &|_| true);
+        let missing_jumps = (0..JUMPS.len()).collect();
+        let op = RulesOp { family, chains: chains.clone(), missing_jumps, tidy: false };
+        done(kernel, &Op::WriteRules(Box::new(op.clone())));
+        // A second write replaces the chains and adds no jump.
+        done(kernel, &Op::WriteRules(Box::new(RulesOp { missing_jumps: Vec::new(), ..op })));
+        let observed = &kernel.observe().expect("readable").rules[family.index()];
+        assert_eq!(observed.chains, chains, "what is read is what was written");
+        assert!(observed.missing_jumps().is_empty());
+    }
+}
+
+fn virtual_servers(kernel: &mut dyn Kernel) {
+    for (vs, rs) in [(server("10.96.0.1", 80), real("10.0.0.1")), (server("fd00:96::1", 80), real("fd00::1"))] {
+        doubted(kernel, &Op::EditVirtualServer(vs, spec("rr")));
+        doubted(kernel, &Op::RemoveVirtualServer(vs));
+        doubted(kernel, &Op::AddRealServer(vs, rs));
+        done(kernel, &Op::AddVirtualServer(vs, spec("rr")));
+        doubted(kernel, &Op::AddVirtualServer(vs, spec("rr")));
+        doubted(kernel, &Op::EditRealServer(vs, rs));
+        doubted(kernel, &Op::RemoveRealServer(vs, rs));
+        done(kernel, &Op::AddRealServer(vs, rs));
+        doubted(kernel, &Op::AddRealServer(vs, rs));
+        done(kernel, &Op::EditRealServer(vs, rs));
+        done(kernel, &Op::EditVirtualServer(vs, VsSpec { flags: 1, timeout: 600, ..spec("wrr") }));
+        let observed = kernel.observe().expect("readable");
+        let server = &observed.virtual_servers[&vs];
+        assert_eq!((&*server.spec.scheduler, server.spec.flags, server.spec.timeout), ("wrr", 1, 600));
+        assert_eq!(server.real_servers.len(), 1, "an edit keeps the real servers");
+        done(kernel, &Op::RemoveRealServer(vs, rs));
+        done(kernel, &Op::AddRealServer(vs, rs));
+        done(kernel, &Op::RemoveVirtualServer(vs));
+        assert!(!kernel.observe().expect("readable").virtual_servers.contains_key(&vs));
+    }
+}
+
+fn one_failure_in_a_batch(kernel: &mut dyn Kernel) {
+    let vs = server("10.96.0.2", 80);
+    done(kernel, &Op::AddVirtualServer(vs, spec("rr")));
+    let ops: Vec<Op> = (1..=2000u16)
+        .map(|n| {
+            let n = if n == 1500 { 7 } else { n };
+            Op::AddRealServer(vs, RsKey { addr: ip("10.0.0.1"), port: n })
+        })
+        .collect();
+    let refs: Vec<&Op> = ops.iter().collect();
+    let results = kernel.execute(&refs);
+    let failed: Vec<usize> = (0..results.len()).filter(|i| results[*i].is_err()).collect();
+    assert_eq!(failed, [1499], "the duplicate fails, what comes after it runs");
+    let observed = kernel.observe().expect("readable");
+    assert_eq!(observed.virtual_servers[&vs].real_servers.len(), 1999);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube_ipvs::kernel::fake::FakeKernel;
+
+    #[test]
+    fn the_fake_kernel_passes() {
+        run(&mut FakeKernel::new(&[]));
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the work costs, in sends, commands, dumps and processes, on a real kernel; and the suite that
+//! every kernel passes.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use integration::lab::Netns;
+use kube_ipvs::config::node;
+use kube_ipvs::core::model::*;
+use kube_ipvs::inbox::Inbox;
+use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
+use kube_ipvs::reconcile::Reconciler;
+use kube_ipvs::schedule::Due;
+use kube_ipvs::store::{Object, Store};
+
+const SERVICES: u16 = 1000;
+
+fn settings() -> Settings {
+    Settings {
+        families: node::families(),
+        sysctls: node::sysctls(node::kernel_version().unwrap()),
+        ..Settings::default()
+    }
+}
+
+fn name(n: u16) -> ObjectName {
+    ObjectName::new("test", &format!("svc-{n}"))
+}
+
+fn service(n: u16) -> Object {
+    Object::Service(Service {
+        name: name(n),
+        created: 0,
+        cluster_ips: [Some(IpAddr::from([10, 96, (n / 250) as u8, (n % 250) as u8])), None],
+        external_ips: vec![],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+    })
+}
+
+fn slice(n: u16, endpoints: u8) -> Object {
+    let endpoint = |e| Endpoint {
+        addr: IpAddr::from([10, 200 + e, (n / 250) as u8, (n % 250) as u8]),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: (e == 0).then(|| "node-a".into()),
+    };
+    Object::EndpointSlice(EndpointSlice {
+        name: name(n),
+        service: name(n),
+        family: Family::V4,
+        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: (0..endpoints).map(endpoint).collect(),
+    })
+}
+
+fn fill(store: &Store) {
+    store.update(|update| {
+        for n in 0..SERVICES {
+            update.put(service(n));
+            update.put(slice(n, 5));
+        }
+    });
+}
+
+fn new_reconciler() -> (Arc<Store>, Reconciler<LinuxKernel>) {
+    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+    let settings = settings();
+    let kernel = LinuxKernel::open(&settings).unwrap();
+    (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false))
+}
+
+fn cost(before: Traffic, after: Traffic) -> Traffic {
+    let each = |a: [u64; 3], b: [u64; 3]| std::array::from_fn(|i| b[i] - a[i]);
+    Traffic {
+        sends: each(before.sends, after.sends),
+        bytes: each(before.bytes, after.bytes),
+        commands: after.commands - before.commands,
+        dumps: after.dumps - before.dumps,
+        processes: after.processes - before.processes,
+    }
+}
+
+#[test]
+fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
+    let ns = Netns::new("counts").unwrap();
+    ns.enter(|| {
+        let (store, mut reconciler) = new_reconciler();
+        fill(&store);
+        let pass = reconciler.sync(Due::Audit);
+        assert!(pass.is_clean(), "{:?}", pass.report);
+        let cold = reconciler.kernel().traffic();
+        assert_eq!(cold.commands, u64::from(SERVICES) * 6);
+        assert!(cold.processes <= 4, "{} processes", cold.processes);
+        // IPVS writes in one phase, beside a question for the family, one for the services.
+        // Sets: beside a list and a question for each type and family. Addresses: beside a question
+        // for the device at each call, its creation, and two lists.
+        for (i, others) in [(0, 2), (1, 11), (2, 8)] {
+            let limit = cold.bytes[i].div_ceil(64 * 1024) + others;
+            assert!(cold.sends[i] <= limit, "subsystem {i}: {} sends, {limit} allowed", cold.sends[i]);
+        }
+
+        store.update(|update| update.put(slice(500, 6)));
+        let before = reconciler.kernel().traffic();
+        let pass = reconciler.sync(Due::Changes);
+        assert!(pass.is_clean());
+        let one = cost(before, reconciler.kernel().traffic());
+        assert_eq!((one.commands, one.processes, one.dumps), (1, 0, 0));
+        assert_eq!(one.sends, [1, 0, 0], "a remote endpoint needs no set entry");
+
+        let (again, mut second) = new_reconciler();
+        fill(&again);
+        again.update(|update| update.put(slice(500, 6)));
+        let pass = second.sync(Due::Audit);
+        assert!(pass.plan.is_empty(), "a restart writes nothing, not:\n{}", pass.plan);
+        assert_eq!(second.kernel().traffic().commands, 0);
+
+        let saved = ns.exec(&["ipvsadm", "-Sn"]).unwrap().stdout;
+        assert_eq!(saved.lines().filter(|l| l.starts_with("-A")).count(), usize::from(SERVICES));
+        assert_eq!(saved.lines().filter(|l| l.contains("-r ")).count(), usize::from(SERVICES) * 5 + 1);
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_real_kernel_passes_the_suite() {
+    let ns = Netns::new("suite").unwrap();
+    ns.enter(|| integration::suite::run(&mut LinuxKernel::open(&settings()).unwrap())).unwrap();
+}
