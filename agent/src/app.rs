@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wiring: configuration, store, source, kernel, loop, signals. No decisions about the data plane.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,8 +167,11 @@ fn watch_addresses(kernel: &LinuxKernel, inbox: Arc<Inbox>) -> anyhow::Result<()
             match watch.next() {
                 // Our own creation of the device is seen as well; an audit then finds nothing.
                 Ok(Change::DeviceAppeared) => {}
+                // IPv6 changes do not say who made them: the loop knows what it wants.
+                Ok(Change::Added(net)) => inbox.address(net, true),
+                Ok(Change::Removed(net)) => inbox.address(net, false),
                 Ok(change) => {
-                    tracing::debug!(?change, "an address or device changed");
+                    tracing::debug!(?change, "a device changed");
                     inbox.doubt();
                 }
                 Err(error) => {
@@ -191,7 +195,10 @@ fn start_log(verbosity: u8) {
         .with_target("kube_ipvs", level)
         .with_target("kube_client", LevelFilter::OFF)
         .with_target("kube_runtime", LevelFilter::OFF);
-    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let format = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     // Only a second start in one process could fail.
     let _ = tracing_subscriber::registry().with(format).with(targets).try_init();
 }

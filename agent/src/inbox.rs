@@ -5,6 +5,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 /// Which Service is behind which virtual server, as text lines `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
 pub type Owners = String;
 
@@ -13,6 +15,7 @@ struct State {
     woken: bool,
     doubt: bool,
     stop: bool,
+    addresses: Vec<(IpNet, bool)>,
     questions: Vec<Sender<Owners>>,
 }
 
@@ -23,6 +26,8 @@ pub struct Mail {
     pub doubt: bool,
     /// The agent is to end.
     pub stop: bool,
+    /// Addresses that came to (`true`) or went from (`false`) `kube-ipvs0`.
+    pub addresses: Vec<(IpNet, bool)>,
     /// Who wants to know the owners of the virtual servers.
     pub questions: Vec<Sender<Owners>>,
 }
@@ -56,6 +61,11 @@ impl Inbox {
         self.with(|state| state.doubt = true);
     }
 
+    /// An address came to `kube-ipvs0` (`added`) or went from it.
+    pub fn address(&self, net: IpNet, added: bool) {
+        self.with(|state| state.addresses.push((net, added)));
+    }
+
     /// The agent is to end.
     pub fn stop(&self) {
         self.with(|state| state.stop = true);
@@ -80,6 +90,7 @@ impl Inbox {
         Mail {
             doubt: std::mem::take(&mut state.doubt),
             stop: state.stop,
+            addresses: std::mem::take(&mut state.addresses),
             questions: std::mem::take(&mut state.questions),
         }
     }

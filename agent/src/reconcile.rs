@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
 use crate::core::desired::{Changes, Desired};
 use crate::core::fragment::build_fragment;
 use crate::core::model::{LocalTraffic, NodeFacts, Settings};
@@ -134,6 +136,12 @@ impl<K: Kernel> Reconciler<K> {
         changes
     }
 
+    /// Whether an address that came or went is not as wanted.
+    fn contradicts(&self, net: &IpNet, added: bool) -> bool {
+        let wanted = net.prefix_len() == net.max_prefix_len() && self.desired.wants_address(net.addr());
+        added != wanted
+    }
+
     /// The owners of all virtual servers.
     pub fn owners(&self) -> Owners {
         let mut text = String::new();
@@ -186,7 +194,7 @@ fn continue_after<K: Kernel>(
     schedule: &mut Schedule,
 ) -> Mail {
     let mail = inbox.wait(timeout);
-    if mail.doubt {
+    if mail.doubt || mail.addresses.iter().any(|(net, added)| reconciler.contradicts(net, *added)) {
         schedule.doubt();
     }
     for question in &mail.questions {

@@ -6,6 +6,6 @@
 //! `guest/` bring the kernel.
 
 pub mod lab;
-pub mod parity;
 pub mod objects;
+pub mod parity;
 pub mod suite;

@@ -58,7 +58,7 @@ pub fn list(items: Vec<Value>) -> Value {
 pub fn config(node: &str, more: &Value) -> Value {
     let mut config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-        "mode": "ipvs", "hostnameOverride": node, "clusterCIDR": "10.244.0.0/16,fd00:244::/48",
+        "mode": "ipvs", "hostnameOverride": node, "clusterCIDR": "10.244.0.0/16,fd00:244::/32",
     });
     if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
         config.extend(more.clone());

@@ -129,7 +129,8 @@ fn rules(kernel: &mut dyn Kernel) {
 }
 
 fn virtual_servers(kernel: &mut dyn Kernel) {
-    for (vs, rs) in [(server("10.96.0.1", 80), real("10.0.0.1")), (server("fd00:96::1", 80), real("fd00::1"))] {
+    for (vs, rs) in [(server("10.96.0.1", 80), real("10.0.0.1")), (server("fd00:96::1", 80), real("fd00::1"))]
+    {
         doubted(kernel, &Op::EditVirtualServer(vs, spec("rr")));
         doubted(kernel, &Op::RemoveVirtualServer(vs));
         doubted(kernel, &Op::AddRealServer(vs, rs));

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent as a process, fed from files: traffic, restarts, others' objects, repair, bad input.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -96,7 +98,10 @@ fn traffic_is_balanced_masqueraded_and_moves() {
     assert_eq!(names(|| ask_sctp(&asker.ns, addr("10.96.0.10:9"), ASK), 6), all);
     assert_eq!(names(|| ask_tcp(&asker.ns, addr("[fd00:96::10]:80"), ASK), 6), all);
     assert_eq!(ask_tcp(&asker.ns, tcp, ASK).unwrap().seen_source, IpAddr::from(asker.v4));
-    assert_eq!(ask_tcp(&asker.ns, addr("[fd00:96::10]:80"), ASK).unwrap().seen_source, IpAddr::from(asker.v6));
+    assert_eq!(
+        ask_tcp(&asker.ns, addr("[fd00:96::10]:80"), ASK).unwrap().seen_source,
+        IpAddr::from(asker.v6)
+    );
     // From the node: masqueraded, for the source would be the ClusterIP.
     assert_eq!(names(|| ask_tcp(node.ns(), tcp, ASK), 6), all);
     // From outside, through the external IP: masqueraded, or a far backend would answer past us.
@@ -123,11 +128,16 @@ fn traffic_is_balanced_masqueraded_and_moves() {
     wait_for("the removal", &agent, || !ipvsadm(node.ns()).contains("-a "));
     assert!(matches!(ask_tcp(&asker.ns, tcp, ASK), Err(NoAnswer::Refused)));
     files.write(vec![]);
-    wait_for("the end of the Service", &agent, || bound(node.ns()).is_empty() && ipvsadm(node.ns()).is_empty());
+    wait_for("the end of the Service", &agent, || {
+        bound(node.ns()).is_empty() && ipvsadm(node.ns()).is_empty()
+    });
 }
 
 fn one_service() -> Vec<Value> {
-    vec![service("web", &["10.96.0.10"], &[], &PORTS[..1]), slice("web", &["10.244.1.5@node-a"], &TARGETS[..1])]
+    vec![
+        service("web", &["10.96.0.10"], &[], &PORTS[..1]),
+        slice("web", &["10.244.1.5@node-a"], &TARGETS[..1]),
+    ]
 }
 
 #[test]
@@ -141,9 +151,16 @@ fn stopping_and_starting_keeps_connections_and_writes_nothing() {
     wait_for("the address", &agent, || bound(node.ns()).contains("10.96.0.10/32"));
     let state = |ns: &Netns| {
         let read = |command: &[&str]| ns.exec(command).unwrap().stdout;
-        (ipvsadm(ns), bound(ns), read(&["ipset", "save"]), read(&["iptables-save"]), read(&["ip6tables-save"]))
+        (
+            ipvsadm(ns),
+            bound(ns),
+            read(&["ipset", "save"]),
+            read(&["iptables-save"]),
+            read(&["ip6tables-save"]),
+        )
     };
-    let rules = |text: &str| text.lines().filter(|l| l.starts_with('-')).map(str::to_owned).collect::<Vec<_>>();
+    let rules =
+        |text: &str| text.lines().filter(|l| l.starts_with('-')).map(str::to_owned).collect::<Vec<_>>();
     let mut connection = Connection::open(&asker.ns, addr("10.96.0.10:80"), ASK).unwrap();
     let before = state(node.ns());
     assert!(agent.stop().unwrap().success(), "{}", agent.log());
@@ -170,11 +187,9 @@ fn stale_objects_go_and_others_objects_stay() {
         ),
     )
     .unwrap();
-    ns.ip(
-        "link add kube-ipvs0 type dummy\naddr add 10.96.0.99/32 dev kube-ipvs0\n\
-         addr add 10.98.0.1/24 dev kube-ipvs0\nlink add eth7 type dummy\naddr add 10.97.0.1/24 dev eth7",
-    )
-    .unwrap();
+    ns.ip("link add kube-ipvs0 type dummy\naddr add 10.96.0.99/32 dev kube-ipvs0\n\
+         addr add 10.98.0.1/24 dev kube-ipvs0\nlink add eth7 type dummy\naddr add 10.97.0.1/24 dev eth7")
+        .unwrap();
     ns.exec_with(&["ipset", "restore"], Some("create OTHER hash:ip\nadd OTHER 1.2.3.4\ncreate KUBE-CLUSTER-IP hash:ip,port\nadd KUBE-CLUSTER-IP 10.96.0.99,tcp:80\n")).unwrap();
     let foreign = "*nat\n:OTHER - [0:0]\n-A PREROUTING -j OTHER\n-A OTHER -s 1.2.3.4/32 -j RETURN\nCOMMIT\n\
                    *filter\n-A INPUT -s 1.2.3.4/32 -j DROP\nCOMMIT\n";
@@ -196,7 +211,9 @@ fn stale_objects_go_and_others_objects_stay() {
     assert!(sets.contains("add OTHER 1.2.3.4") && sets.contains("add KUBE-CLUSTER-IP 10.96.0.10,tcp:80"));
     assert!(!sets.contains("10.96.0.99"), "{sets}");
     let rules = ns.exec(&["iptables-save"]).unwrap().stdout;
-    for rule in ["-A PREROUTING -j OTHER", "-A OTHER -s 1.2.3.4/32 -j RETURN", "-A INPUT -s 1.2.3.4/32 -j DROP"] {
+    for rule in
+        ["-A PREROUTING -j OTHER", "-A OTHER -s 1.2.3.4/32 -j RETURN", "-A INPUT -s 1.2.3.4/32 -j DROP"]
+    {
         assert!(rules.contains(rule), "{rule} is gone:\n{rules}");
     }
     assert!(ns.exec(&["ip", "addr", "show", "dev", "eth7"]).unwrap().stdout.contains("10.97.0.1/24"));
@@ -269,7 +286,8 @@ fn wrong_starts_are_one_clear_line() {
     let files = Files::new(&json!({"mode": "iptables"}), vec![]);
     let config = files.dir.path().join("config.yaml");
     let run = |args: &[&str]| {
-        let command: Vec<&str> = std::iter::once(binary.to_str().unwrap()).chain(args.iter().copied()).collect();
+        let command: Vec<&str> =
+            std::iter::once(binary.to_str().unwrap()).chain(args.iter().copied()).collect();
         ns.try_exec(&command, None).unwrap()
     };
     let of = |path: &str| format!("--config={path}");

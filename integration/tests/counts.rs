@@ -2,6 +2,8 @@
 //! What the work costs, in sends, commands, dumps and processes, on a real kernel; and the suite that
 //! every kernel passes.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! dummy-iface on a real kernel, seen by `ip`.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -51,13 +53,15 @@ fn many_addresses_come_and_go_in_few_sends() {
     in_netns(|ns, device| {
         assert!(matches!(device.add(&["10.0.0.1".parse().unwrap()]), Err(Error::NoDevice(_))));
         device.ensure().unwrap();
-        let mut addrs: Vec<IpAddr> = (0..2000u16).map(|n| IpAddr::from([10, 96, (n / 250) as u8, (n % 250) as u8])).collect();
+        let mut addrs: Vec<IpAddr> =
+            (0..2000u16).map(|n| IpAddr::from([10, 96, (n / 250) as u8, (n % 250) as u8])).collect();
         addrs.push("fd00:96::1".parse().unwrap());
         let before = device.counters();
         for _ in 0..2 {
             assert_eq!(device.add(&addrs).unwrap(), [], "those that are there are fine");
         }
-        let (sends, bytes) = (device.counters().sends - before.sends, device.counters().bytes_sent - before.bytes_sent);
+        let (sends, bytes) =
+            (device.counters().sends - before.sends, device.counters().bytes_sent - before.bytes_sent);
         // Each call asks once for the index of the device.
         assert!(sends <= bytes.div_ceil(64 * 1024) + 4, "{sends} sends for {bytes} bytes");
         let shown = ip(ns, &["-o", "addr", "show", "dev", NAME]);
@@ -85,7 +89,9 @@ fn addresses_elsewhere_and_wider_prefixes() {
         let listed = device.list().unwrap();
         assert_eq!(listed, ["10.1.2.3/24".parse().unwrap()]);
         let elsewhere: Vec<String> = device.elsewhere().unwrap().iter().map(|a| a.addr.to_string()).collect();
-        assert!(elsewhere.contains(&"192.168.1.5/24".to_owned()) && elsewhere.contains(&"127.0.0.1/8".to_owned()));
+        assert!(
+            elsewhere.contains(&"192.168.1.5/24".to_owned()) && elsewhere.contains(&"127.0.0.1/8".to_owned())
+        );
         assert!(!elsewhere.contains(&"10.1.2.3/24".to_owned()));
         assert_eq!(device.remove_addrs(&listed).unwrap(), []);
         assert!(device.list().unwrap().is_empty());
@@ -115,13 +121,16 @@ fn the_watch_tells_what_others_did_and_not_what_we_did() {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || while sender.send(watch.next().unwrap()).is_ok() {});
         let mut seen = Vec::new();
-        while seen.last() != Some(&Change::DeviceAppeared) {
+        while !seen.ends_with(&[Change::DeviceGone, Change::DeviceAppeared]) {
             let change = receiver.recv_timeout(Duration::from_secs(20));
             seen.push(change.unwrap_or_else(|_| panic!("no more changes after {seen:?}")));
+        }
+        // Before Linux 6.2 notifications of devices do not say who made them.
+        if seen[0] == Change::DeviceAppeared {
+            seen.remove(0);
         }
         let added = Change::Added("10.0.0.2/32".parse().unwrap());
         let removed = Change::Removed("10.0.0.1/32".parse().unwrap());
         assert_eq!(seen[..3], [added, removed, Change::OtherDevice]);
-        assert!(seen.contains(&Change::DeviceGone), "{seen:?}");
     });
 }

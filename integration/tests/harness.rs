@@ -2,6 +2,8 @@
 //! The harness itself, under a kernel with IPVS: nodes are as they should be, and traffic goes through
 //! virtual servers made by hand. Without IPVS these fail; they never pass by doing nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! ipvs-netlink on a real kernel: every command, seen by `ipvsadm`, and every errno.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use integration::lab::Netns;
 use ipvs_netlink::*;
 
@@ -60,7 +62,7 @@ fn what_the_client_makes_is_what_ipvsadm_saves() {
         let saved = ipvsadm(ns, &["-Sn"]);
         for line in [
             "-A -t 10.96.0.1:443 -s rr -p 600 -M 255.255.255.0",
-            "-a -t 10.96.0.1:443 -r 10.0.0.8:8443 -m -w 5 -x 100 -y 50",
+            "-a -t 10.96.0.1:443 -r 10.0.0.8:8443 -m -w 5",
             "-a -t 10.96.0.1:443 -r 10.0.0.9:443 -i -w 1 --tun-type gue --tun-port 6080",
             "-A -t [fd00::1]:80 -s wrr -p 300 -M 64",
             "-a -t [fd00::1]:80 -r [fd00::8]:80 -m -w 1",
@@ -71,6 +73,9 @@ fn what_the_client_makes_is_what_ipvsadm_saves() {
         ] {
             assert!(saved.lines().any(|l| l.trim().starts_with(line)), "{line:?} is not in\n{saved}");
         }
+        let limits = ipvsadm(ns, &["-Ln", "--thresholds"]);
+        let limits = limits.lines().find(|l| l.contains("10.0.0.8:8443")).unwrap();
+        assert_eq!(limits.split_whitespace().skip(2).take(2).collect::<Vec<_>>(), ["100", "50"], "{limits}");
         // And back: what the client reads is what it made.
         for made in [&persistent, &v6, &hash, &once, &mark, &sctp] {
             let read = client.service(&made.id).unwrap();
@@ -126,13 +131,25 @@ fn the_errno_table() {
         let gone = Service::new(missing, "rr");
         use ErrorKind as K;
         assert_eq!(kind(client.new_service(&service).unwrap_err()), K::ServiceExists);
-        assert_eq!(kind(client.new_service(&Service::new(missing, "nosuch")).unwrap_err()), K::NoSuchScheduler);
+        assert_eq!(
+            kind(client.new_service(&Service::new(missing, "nosuch")).unwrap_err()),
+            K::NoSuchScheduler
+        );
         assert_eq!(kind(client.set_service(&gone).unwrap_err()), K::NoSuchService);
         assert_eq!(kind(client.del_service(&missing).unwrap_err()), K::NoSuchService);
         assert_eq!(kind(client.service(&missing).unwrap_err()), K::NoSuchService);
-        assert_eq!(kind(client.new_destination(&missing, &dest("10.0.0.1:80")).unwrap_err()), K::NoSuchService);
-        assert_eq!(kind(client.new_destination(&id, &dest("10.0.0.1:80")).unwrap_err()), K::DestinationExists);
-        assert_eq!(kind(client.set_destination(&id, &dest("10.0.0.2:80")).unwrap_err()), K::NoSuchDestination);
+        assert_eq!(
+            kind(client.new_destination(&missing, &dest("10.0.0.1:80")).unwrap_err()),
+            K::NoSuchService
+        );
+        assert_eq!(
+            kind(client.new_destination(&id, &dest("10.0.0.1:80")).unwrap_err()),
+            K::DestinationExists
+        );
+        assert_eq!(
+            kind(client.set_destination(&id, &dest("10.0.0.2:80")).unwrap_err()),
+            K::NoSuchDestination
+        );
         let other = "10.0.0.2:80".parse().unwrap();
         assert_eq!(kind(client.del_destination(&id, other).unwrap_err()), K::NoSuchDestination);
         assert_eq!(kind(client.zero_service(&missing).unwrap_err()), K::NoSuchService);
@@ -142,13 +159,16 @@ fn the_errno_table() {
 
 #[test]
 fn a_destination_needs_the_loopback_device() {
-    in_netns(|ns, client| {
-        ns.ip("link set lo down").unwrap();
+    in_netns(|_, _| {
+        // A namespace in which it never was up.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let client = &mut Client::open().unwrap();
         let id = tcp("10.96.0.1:80");
         client.new_service(&Service::new(id, "rr")).unwrap();
         let error = client.new_destination(&id, &dest("10.0.0.1:80")).unwrap_err();
         assert_eq!(kind(error), ErrorKind::InvalidArgument);
-        ns.ip("link set lo up").unwrap();
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.unwrap().success());
         client.new_destination(&id, &dest("10.0.0.1:80")).unwrap();
     });
 }

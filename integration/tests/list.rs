@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube-ipvs list` beside `ipvsadm -Ln`, byte for byte.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use integration::lab::{Netns, agent_binary};
 
 fn restore(ns: &Netns, lines: &str) {

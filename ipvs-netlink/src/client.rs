@@ -8,10 +8,11 @@ use crate::command::{Command, CommandKind, write_id};
 use crate::control::{Config, Info, SyncDaemon};
 use crate::destination::Destination;
 use crate::error::{CommandError, Error, Refusal};
+use crate::frame::Request;
 use crate::message::{FAMILY_NAME, IpvsAttribute, IpvsCommand, IpvsMessage, VERSION};
 use crate::service::Service;
-use crate::socket::{Counters, GenlSocket, Request};
-use crate::types::ServiceId;
+use crate::socket::{Counters, GenlSocket};
+use crate::types::{Family, ServiceId};
 use crate::wire::{self, Writer};
 
 const GENL_ID_CTRL: u16 = 0x10;
@@ -56,29 +57,37 @@ impl Client {
     }
 
     /// Runs many commands in few sends: each holds at least 64 KiB, but for the last, and asks for
-    /// one acknowledgement. A refused command does not stop those after it. `ipvsadm -R`
+    /// one acknowledgement. A refused command does not stop those after it, so a service and its
+    /// destinations can go in one batch. `ipvsadm -R`
     ///
     /// # Errors
-    /// [`Error::Overrun`], [`Error::Timeout`]: nobody knows which commands ran.
-    pub fn batch(&mut self, commands: &[Command]) -> Result<BatchReport, Error> {
-        let mut refused = self.send(commands)?;
-        let gone = |(_, refusal): &(usize, Refusal)| refusal.errno == EOPNOTSUPP || refusal.errno == ENOENT;
-        // The module was loaded anew and has another number: nothing ran.
-        if refused.len() == commands.len() && refused.iter().all(gone) && self.family_moved()? {
-            refused = self.send(commands)?;
+    /// [`Error::Overrun`], [`Error::Timeout`]: nobody knows which commands ran. The client can be
+    /// used on: late answers are passed over.
+    pub fn batch<'a>(
+        &mut self,
+        commands: impl IntoIterator<Item = &'a Command>,
+    ) -> Result<BatchReport, Error> {
+        let commands: Vec<&Command> = commands.into_iter().collect();
+        let mut refused = self.send(&commands)?;
+        // If the module was loaded anew its family has another number, and nothing ran.
+        let all = !commands.is_empty() && refused.len() == commands.len();
+        if all && refused.iter().all(|(_, refusal)| may_have_moved(refusal)) && self.family_moved()? {
+            refused = self.send(&commands)?;
         }
-        let failures =
-            refused.into_iter().map(|(i, refusal)| (i, CommandError::new(commands[i].kind(), refusal)));
+        let failures = refused.into_iter().filter_map(|(index, refusal)| {
+            Some((index, CommandError::new(commands.get(index)?.kind(), refusal)))
+        });
         Ok(BatchReport { failures: failures.collect() })
     }
 
-    fn send(&mut self, commands: &[Command]) -> Result<Vec<(usize, Refusal)>, Error> {
+    fn send(&mut self, commands: &[&Command]) -> Result<Vec<(usize, Refusal)>, Error> {
         let family = self.family;
-        self.socket.batch(commands.len(), |i| {
+        self.socket.batch(commands.iter().map(|command| {
             let mut out = Writer::default();
-            commands[i].write(&mut out);
-            (family, commands[i].kind().command.into(), VERSION, Cow::Owned(out.bytes))
-        })
+            command.write(&mut out);
+            let number = command.kind().command.into();
+            Request { family, command: number, version: VERSION, attributes: Cow::Owned(out.bytes) }
+        }))
     }
 
     fn family_moved(&mut self) -> Result<bool, Error> {
@@ -140,11 +149,10 @@ impl Client {
     /// # Errors
     /// A list that could not be read whole.
     pub fn services(&mut self) -> Result<Vec<Service>, Error> {
-        let parts = self.dump(CommandKind::of(IpvsCommand::GetService), &[])?;
-        let attributes = parts.into_iter().flat_map(|message| message.attributes);
-        Ok(attributes
-            .filter_map(|a| if let IpvsAttribute::Service(service) = a { Some(service) } else { None })
-            .collect())
+        self.dump(CommandKind::of(IpvsCommand::GetService), &[], |attribute| match attribute {
+            IpvsAttribute::Service(service) => Some(service),
+            _ => None,
+        })
     }
 
     /// Adds a destination. `ipvsadm -a`
@@ -181,11 +189,10 @@ impl Client {
         let mut out = Writer::default();
         write_id(&mut out, service);
         let kind = CommandKind::service(IpvsCommand::GetDest, *service);
-        let parts = self.dump(kind, &out.bytes)?;
-        let attributes = parts.into_iter().flat_map(|message| message.attributes);
-        Ok(attributes
-            .filter_map(|a| if let IpvsAttribute::Destination(dest) = a { Some(dest) } else { None })
-            .collect())
+        self.dump(kind, &out.bytes, |attribute| match attribute {
+            IpvsAttribute::Destination(dest) => Some(dest),
+            _ => None,
+        })
     }
 
     /// Reports the timeouts. `ipvsadm -L --timeout`
@@ -257,34 +264,56 @@ impl Client {
     /// # Errors
     /// A list that could not be read whole.
     pub fn daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
-        let parts = self.dump(CommandKind::of(IpvsCommand::GetDaemon), &[])?;
-        let attributes = parts.into_iter().flat_map(|message| message.attributes);
-        Ok(attributes
-            .filter_map(|a| if let IpvsAttribute::Daemon(daemon) = a { Some(daemon) } else { None })
-            .collect())
+        self.dump(CommandKind::of(IpvsCommand::GetDaemon), &[], |attribute| match attribute {
+            IpvsAttribute::Daemon(daemon) => Some(daemon),
+            _ => None,
+        })
     }
 
     fn request<'a>(&self, kind: &CommandKind, attributes: &'a [u8]) -> Request<'a> {
+        let attributes = Cow::Borrowed(attributes);
         Request { family: self.family, command: kind.command.into(), version: VERSION, attributes }
     }
 
     fn ask(&mut self, kind: CommandKind, attributes: &[u8]) -> Result<IpvsMessage, Error> {
-        let request = self.request(&kind, attributes);
-        let answer = self.socket.ask(&request)?.map_err(|refusal| refused(kind, refusal))?;
+        let mut answer = self.socket.ask(&self.request(&kind, attributes))?;
+        if answer.as_ref().is_err_and(may_have_moved) && self.family_moved()? {
+            answer = self.socket.ask(&self.request(&kind, attributes))?;
+        }
+        let answer = answer.map_err(|refusal| refused(kind, refusal))?;
         // Version and size come in attributes whose kinds mean something else elsewhere.
         let reported = if kind.command == IpvsCommand::GetInfo { IpvsCommand::SetInfo } else { kind.command };
-        parse(reported, &answer)
+        parse(reported, &answer, None)
     }
 
-    fn dump(&mut self, kind: CommandKind, attributes: &[u8]) -> Result<Vec<IpvsMessage>, Error> {
-        let request = self.request(&kind, attributes);
-        let parts = self.socket.dump(&request)?.map_err(|refusal| refused(kind, refusal))?;
-        parts.iter().map(|part| parse(kind.command, part)).collect()
+    /// Reads a list. Every part has to hold what `pick` looks for.
+    fn dump<T>(
+        &mut self,
+        kind: CommandKind,
+        attributes: &[u8],
+        pick: impl Fn(IpvsAttribute) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let mut parts = self.socket.dump(&self.request(&kind, attributes))?;
+        if parts.as_ref().is_err_and(may_have_moved) && self.family_moved()? {
+            parts = self.socket.dump(&self.request(&kind, attributes))?;
+        }
+        let parts = parts.map_err(|refusal| refused(kind, refusal))?;
+        let family = kind.service.map(|id| id.family());
+        let read = |part: &Vec<u8>| {
+            let found = parse(kind.command, part, family)?.attributes.into_iter().find_map(&pick);
+            found.ok_or_else(|| Error::Malformed(format!("{kind}: a part of the list without an entry")))
+        };
+        parts.iter().map(read).collect()
     }
 }
 
-fn parse(command: IpvsCommand, bytes: &[u8]) -> Result<IpvsMessage, Error> {
-    IpvsMessage::parse(command, bytes).map_err(|error| Error::Malformed(error.to_string()))
+/// Whether a refusal may be generic netlink's for a family number that nobody has.
+fn may_have_moved(refusal: &Refusal) -> bool {
+    refusal.errno == ENOENT || refusal.errno == EOPNOTSUPP
+}
+
+fn parse(command: IpvsCommand, bytes: &[u8], service: Option<Family>) -> Result<IpvsMessage, Error> {
+    IpvsMessage::parse_for(command, bytes, service).map_err(|error| Error::Malformed(error.to_string()))
 }
 
 fn refused(kind: CommandKind, refusal: Refusal) -> Error {
@@ -302,7 +331,7 @@ fn resolve(socket: &mut GenlSocket) -> Result<u16, Error> {
         family: GENL_ID_CTRL,
         command: CTRL_CMD_GETFAMILY,
         version: CTRL_VERSION,
-        attributes: &out.bytes,
+        attributes: Cow::Borrowed(&out.bytes),
     };
     let answer = match socket.ask(&request)? {
         Ok(answer) => answer,

@@ -7,6 +7,7 @@ mod command;
 mod control;
 mod destination;
 mod error;
+mod frame;
 mod message;
 mod service;
 mod socket;

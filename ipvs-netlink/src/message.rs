@@ -7,7 +7,7 @@ use netlink_packet_generic::{GenlFamily, GenlHeader};
 use crate::control::{Config, Info, SyncDaemon};
 use crate::destination::Destination;
 use crate::service::Service;
-use crate::types::raw_attribute;
+use crate::types::{Family, raw_attribute};
 use crate::wire::{self, Writer};
 
 /// `IPVS_GENL_NAME`
@@ -166,6 +166,15 @@ impl IpvsMessage {
     /// # Errors
     /// When an attribute does not fit its buffer or its type; unknown ones are kept.
     pub fn parse(command: IpvsCommand, bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::parse_for(command, bytes, None)
+    }
+
+    /// As [`Self::parse`], when the service that was asked about is known: see [`Destination::parse`].
+    pub(crate) fn parse_for(
+        command: IpvsCommand,
+        bytes: &[u8],
+        service: Option<Family>,
+    ) -> Result<Self, DecodeError> {
         let mut attributes = Vec::new();
         for nla in wire::attributes(bytes) {
             let nla = nla?;
@@ -173,7 +182,7 @@ impl IpvsMessage {
             attributes.push(match nla.kind() {
                 _ if command == IpvsCommand::SetInfo => IpvsAttribute::Other(wire::keep(&nla)?),
                 ATTR_SERVICE => IpvsAttribute::Service(Service::parse(value)?),
-                ATTR_DEST => IpvsAttribute::Destination(Destination::parse(value, None)?),
+                ATTR_DEST => IpvsAttribute::Destination(Destination::parse(value, service)?),
                 ATTR_DAEMON => IpvsAttribute::Daemon(SyncDaemon::parse(value)?),
                 ATTR_TIMEOUT_TCP => IpvsAttribute::TimeoutTcp(wire::get_u32(value, "timeout")?),
                 ATTR_TIMEOUT_TCP_FIN => IpvsAttribute::TimeoutTcpFin(wire::get_u32(value, "timeout")?),

@@ -5,8 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{DecodeError, DefaultNla, NlaBuffer, NlasIterator, Parseable};
 
-use crate::types::Family;
+use crate::types::{Family, raw_attribute};
 
+const HEADER: usize = 4;
+/// The longest value of an attribute, header and padding counted.
+pub(crate) const MAX_VALUE: usize = u16::MAX as usize - 3 - HEADER;
 pub(crate) const NLA_F_NESTED: u16 = 0x8000;
 
 /// Writes attributes one after the other.
@@ -16,9 +19,11 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
+    /// A value too long for the 16 bits of its length is cut off, so that it can never be taken for
+    /// further attributes; the kernel refuses it as too long.
     pub fn put(&mut self, kind: u16, value: &[u8]) {
-        // No attribute of this family comes near the limit of 16 bits.
-        let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+        let value = value.get(..MAX_VALUE).unwrap_or(value);
+        let len = u16::try_from(HEADER + value.len()).unwrap_or(u16::MAX);
         self.bytes.extend_from_slice(&len.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
@@ -65,13 +70,11 @@ impl Writer {
         self.put(kind | NLA_F_NESTED, inner);
     }
 
-    /// Attributes that were kept because nobody knew them.
+    /// Attributes that were kept because nobody knew them, with the flags of their kinds.
     pub fn put_others(&mut self, others: &[DefaultNla]) {
-        use netlink_packet_core::Emitable;
         for other in others {
-            let start = self.bytes.len();
-            self.bytes.resize(start + other.buffer_len(), 0);
-            other.emit(&mut self.bytes[start..]);
+            let (kind, value) = raw_attribute(other);
+            self.put(kind, &value);
         }
     }
 }

@@ -119,7 +119,7 @@ fn label<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
 }
 
 fn raw<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, String> {
-    T::deserialize(value).map_err(|e| e.to_string())
+    serde_path_to_error::deserialize(value).map_err(|error| error.to_string())
 }
 
 fn decode_service(name: ObjectName, value: &Value) -> Result<Object, String> {
@@ -334,7 +334,10 @@ mod tests {
                 service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 1, "protocol": "HTTP"}]})),
                 "spec.ports[0].protocol: \"HTTP\"",
             ),
-            (service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": "http"}]})), "http"),
+            (
+                service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": "http"}]})),
+                "spec.ports[0].port: invalid type",
+            ),
             (slice(json!({"addressType": "IPX"})), "addressType"),
             (
                 slice(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["fd00::1"]}]})),
