@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::error::{AddressError, Error};
+use crate::frame::NEW;
 use crate::message::{
     self, IFF_UP, RTM_DELADDR, RTM_DELLINK, RTM_GETADDR, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK,
 };
-use crate::socket::{Counters, NEW, RouteSocket};
+use crate::socket::{Counters, RouteSocket};
 
 const EEXIST: i32 = 17;
 const ENXIO: i32 = 6;
@@ -36,7 +37,7 @@ pub struct LinkState {
     pub up: bool,
 }
 
-/// An address on another device.
+/// An address on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HostAddress {
@@ -44,6 +45,8 @@ pub struct HostAddress {
     pub addr: IpNet,
     /// Index of the interface that has it.
     pub index: u32,
+    /// Where the address is valid (`RT_SCOPE_*`): 0 everywhere, 253 on the link, 254 on this host.
+    pub scope: u8,
 }
 
 /// A dummy device by name. It need not exist yet. All calls are about the network namespace that
@@ -82,8 +85,8 @@ impl DummyDevice {
     fn link(&mut self) -> Result<Option<message::Link>, Error> {
         match self.socket.ask(RTM_GETLINK, &message::link_by_name(&self.name))? {
             Ok(payload) => Ok(Some(message::parse_link(&payload)?)),
-            Err(ENODEV) => Ok(None),
-            Err(errno) => Err(Error::refused(errno)),
+            Err(refusal) if refusal.errno == ENODEV => Ok(None),
+            Err(refusal) => Err(Error::refused(refusal)),
         }
     }
 
@@ -116,9 +119,9 @@ impl DummyDevice {
         match self.socket.request(RTM_NEWLINK, NEW, &message::new_dummy(&self.name))? {
             None => Ok(Ensured::Created),
             // Somebody else was faster: what matters is the kind.
-            Some(EEXIST) => self.index().map(|_| Ensured::AlreadyThere),
-            Some(EOPNOTSUPP) => Err(Error::NoDummySupport),
-            Some(errno) => Err(Error::refused(errno)),
+            Some(refusal) if refusal.errno == EEXIST => self.index().map(|_| Ensured::AlreadyThere),
+            Some(refusal) if refusal.errno == EOPNOTSUPP => Err(Error::NoDummySupport),
+            Some(refusal) => Err(Error::refused(refusal)),
         }
     }
 
@@ -127,18 +130,17 @@ impl DummyDevice {
     /// # Errors
     /// [`Error::WrongKind`]: only a dummy is removed.
     pub fn remove(&mut self) -> Result<bool, Error> {
-        if self.state()?.is_none() {
-            return Ok(false);
-        }
-        match self.socket.request(RTM_DELLINK, 0, &message::link_by_name(&self.name))? {
+        let Some(state) = self.state()? else { return Ok(false) };
+        // By index: the name may be another device's by now.
+        match self.socket.request(RTM_DELLINK, 0, &message::link_by_index(state.index))? {
             None => Ok(true),
-            Some(ENODEV) => Ok(false),
-            Some(errno) => Err(Error::refused(errno)),
+            Some(refusal) if refusal.errno == ENODEV => Ok(false),
+            Some(refusal) => Err(Error::refused(refusal)),
         }
     }
 
-    /// Every address of the namespace with the index of its device.
-    fn dump(&mut self) -> Result<Vec<(u32, IpNet)>, Error> {
+    /// Every IPv4 and IPv6 address of the namespace.
+    fn dump(&mut self) -> Result<Vec<HostAddress>, Error> {
         let request = netlink_packet_route::address::AddressMessage::default();
         let found = std::cell::RefCell::new(Vec::new());
         self.socket.dump(
@@ -147,7 +149,7 @@ impl DummyDevice {
             &request,
             &mut || found.borrow_mut().clear(),
             &mut |payload| {
-                found.borrow_mut().push(message::parse_address(payload)?);
+                found.borrow_mut().extend(message::parse_address(payload)?);
                 Ok(())
             },
         )?;
@@ -163,8 +165,8 @@ impl DummyDevice {
         let all = self.dump()?;
         Ok(all
             .into_iter()
-            .filter(|(i, net)| *i == index && !is_link_local(net))
-            .map(|(_, net)| net)
+            .filter(|found| found.index == index && !is_link_local(&found.addr))
+            .map(|found| found.addr)
             .collect())
     }
 
@@ -175,15 +177,14 @@ impl DummyDevice {
     pub fn elsewhere(&mut self) -> Result<Vec<HostAddress>, Error> {
         let own = self.link()?.map(|link| link.index);
         let all = self.dump()?;
-        let others = all.into_iter().filter(|(index, _)| Some(*index) != own);
-        Ok(others.map(|(index, addr)| HostAddress { addr, index }).collect())
+        Ok(all.into_iter().filter(|found| Some(found.index) != own).collect())
     }
 
     /// Adds addresses as `/32` or `/128`, scope global; one that is there is fine. Returns those
     /// refused, by their index. Like `ip addr add ADDR dev NAME` for each.
     ///
     /// # Errors
-    /// [`Error::NoDevice`]; [`Error::Lost`] when nobody knows what ran.
+    /// [`Error::NoDevice`]; [`Error::Lost`] and [`Error::Timeout`] when nobody knows what ran.
     pub fn add(&mut self, addrs: &[IpAddr]) -> Result<Vec<(usize, AddressError)>, Error> {
         let nets: Vec<IpNet> = addrs.iter().map(|addr| IpNet::from(*addr)).collect();
         self.change(RTM_NEWADDR, NEW, &nets, &[EEXIST])
@@ -193,7 +194,7 @@ impl DummyDevice {
     /// refused, by their index. Like `ip addr del ADDR dev NAME` for each.
     ///
     /// # Errors
-    /// [`Error::NoDevice`]; [`Error::Lost`] when nobody knows what ran.
+    /// [`Error::NoDevice`]; [`Error::Lost`] and [`Error::Timeout`] when nobody knows what ran.
     pub fn remove_addrs(&mut self, addrs: &[IpNet]) -> Result<Vec<(usize, AddressError)>, Error> {
         self.change(RTM_DELADDR, 0, addrs, &[EADDRNOTAVAIL, ENXIO])
     }
@@ -211,8 +212,10 @@ impl DummyDevice {
         let index = self.index()?;
         let bodies: Vec<_> = nets.iter().map(|net| message::address(index, *net)).collect();
         let refused = self.socket.batch(kind, flags, &bodies)?;
-        let refused = refused.into_iter().filter(|(_, errno)| !fine.contains(errno));
-        Ok(refused.map(|(i, errno)| (i, AddressError::new(nets[i].addr(), errno))).collect())
+        let refused = refused.into_iter().filter(|(_, refusal)| !fine.contains(&refusal.errno));
+        Ok(refused
+            .filter_map(|(i, refusal)| Some((i, AddressError::new(nets.get(i)?.addr(), refusal))))
+            .collect())
     }
 }
 

@@ -4,6 +4,8 @@
 use std::io;
 use std::net::IpAddr;
 
+use crate::frame::Refusal;
+
 /// What can go wrong with the device or the conversation with the kernel.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -43,6 +45,9 @@ pub enum Error {
     /// Answers were lost (`ENOBUFS`): nobody knows what ran.
     #[error("the kernel's answers were lost: read the state again")]
     Lost,
+    /// No answer came in time: nobody knows what ran.
+    #[error("the kernel did not answer in time: read the state again")]
+    Timeout,
 }
 
 /// Why one address of many was refused.
@@ -61,12 +66,15 @@ pub enum AddressErrorKind {
 
 /// One refused address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("address {addr}: {}", describe(*kind))]
+#[error("address {addr}: {}{}", describe(*kind), extack.as_ref().map(|m| format!(" ({m})")).unwrap_or_default())]
+#[non_exhaustive]
 pub struct AddressError {
     /// The address.
     pub addr: IpAddr,
     /// Why.
     pub kind: AddressErrorKind,
+    /// The kernel's own message (`NLMSGERR_ATTR_MSG`), if it sent one.
+    pub extack: Option<String>,
 }
 
 fn describe(kind: AddressErrorKind) -> String {
@@ -84,22 +92,26 @@ const ENODEV: i32 = 19;
 const EOPNOTSUPP: i32 = 95;
 
 impl AddressError {
-    pub(crate) fn new(addr: IpAddr, errno: i32) -> Self {
-        let kind = match errno {
+    pub(crate) fn new(addr: IpAddr, refusal: Refusal) -> Self {
+        let kind = match refusal.errno {
             EPERM => AddressErrorKind::PermissionDenied,
             EACCES | EOPNOTSUPP => AddressErrorKind::FamilyDisabled,
             ENODEV => AddressErrorKind::NoDevice,
             other => AddressErrorKind::Other(other),
         };
-        Self { addr, kind }
+        Self { addr, kind, extack: refusal.message }
     }
 }
 
 impl Error {
-    pub(crate) fn refused(errno: i32) -> Self {
-        match errno {
-            EPERM => Error::PermissionDenied,
-            errno => Error::Refused(io::Error::from_raw_os_error(errno)),
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        let error = io::Error::from_raw_os_error(refusal.errno);
+        match (refusal.errno, refusal.message) {
+            (EPERM, _) => Error::PermissionDenied,
+            (_, Some(message)) => {
+                Error::Refused(io::Error::new(error.kind(), format!("{error} ({message})")))
+            }
+            (_, None) => Error::Refused(error),
         }
     }
 }
@@ -111,11 +123,28 @@ mod tests {
     #[test]
     fn an_address_error_names_the_address_and_the_reason() {
         let addr = "10.0.0.1".parse().unwrap();
+        let error = |errno, message: Option<&str>| {
+            AddressError::new(addr, Refusal { errno, message: message.map(str::to_owned) })
+        };
         assert_eq!(
-            AddressError::new(addr, EPERM).to_string(),
+            error(EPERM, None).to_string(),
             "address 10.0.0.1: not permitted: CAP_NET_ADMIN is needed"
         );
-        assert_eq!(AddressError::new(addr, ENODEV).kind, AddressErrorKind::NoDevice);
-        assert!(AddressError::new(addr, 12).to_string().contains("memory"));
+        assert!(
+            error(22, Some("ipv4: Invalid prefix length"))
+                .to_string()
+                .ends_with("(ipv4: Invalid prefix length)")
+        );
+        let table = [
+            (EPERM, AddressErrorKind::PermissionDenied),
+            (EACCES, AddressErrorKind::FamilyDisabled),
+            (EOPNOTSUPP, AddressErrorKind::FamilyDisabled),
+            (ENODEV, AddressErrorKind::NoDevice),
+            (12, AddressErrorKind::Other(12)),
+        ];
+        for (errno, kind) in table {
+            assert_eq!(error(errno, None).kind, kind, "{errno}");
+        }
+        assert!(error(12, None).to_string().contains("memory"));
     }
 }

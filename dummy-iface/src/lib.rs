@@ -4,6 +4,7 @@
 
 mod device;
 mod error;
+mod frame;
 mod message;
 mod socket;
 mod watch;

@@ -12,6 +12,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressSco
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
 use crate::Error;
+use crate::device::HostAddress;
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
 pub(crate) const RTM_DELLINK: u16 = 17;
@@ -20,6 +21,9 @@ pub(crate) const RTM_NEWADDR: u16 = 20;
 pub(crate) const RTM_DELADDR: u16 = 21;
 pub(crate) const RTM_GETADDR: u16 = 22;
 
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IFADDR_LEN: usize = 8;
 const IFINFO_LEN: usize = 16;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
@@ -29,6 +33,7 @@ pub(crate) const IFF_UP: u32 = 1;
 /// The parts of a link message that matter here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Link {
+    pub family: u8,
     pub index: u32,
     pub flags: u32,
     pub name: String,
@@ -39,6 +44,13 @@ pub(crate) struct Link {
 pub(crate) fn link_by_name(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+/// Names a link by its index.
+pub(crate) fn link_by_index(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
     message
 }
 
@@ -72,7 +84,8 @@ pub(crate) fn parse_link(payload: &[u8]) -> Result<Link, Error> {
         let bytes = payload.get(at..at + 4).ok_or(SHORT)?;
         bytes.try_into().map(u32::from_ne_bytes).map_err(|_| SHORT)
     };
-    let mut link = Link { index: word(4)?, flags: word(8)?, ..Link::default() };
+    let family = *payload.first().ok_or(SHORT)?;
+    let mut link = Link { family, index: word(4)?, flags: word(8)?, ..Link::default() };
     for nla in NlasIterator::new(payload.get(IFINFO_LEN..).ok_or(SHORT)?) {
         let nla = nla.map_err(|_| Error::Malformed("a link attribute is cut off"))?;
         match nla.kind() {
@@ -91,15 +104,19 @@ pub(crate) fn parse_link(payload: &[u8]) -> Result<Link, Error> {
     Ok(link)
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// Reads an address message: the index of its link, and the address with its prefix.
-pub(crate) fn parse_address(payload: &[u8]) -> Result<(u32, IpNet), Error> {
-    if payload.len() < 8 {
+/// Reads an address message; `None` for one that is of neither IPv4 nor IPv6 (MCTP, Phonet: a dump
+/// of all families has them, too).
+pub(crate) fn parse_address(payload: &[u8]) -> Result<Option<HostAddress>, Error> {
+    if payload.len() < IFADDR_LEN {
         return Err(Error::Malformed("an address message is too short"));
+    }
+    if !payload.first().is_some_and(|family| [AF_INET, AF_INET6].contains(family)) {
+        return Ok(None);
     }
     let message = AddressMessage::parse(payload).map_err(|_| Error::Malformed("an address message"))?;
     let (mut local, mut address) = (None, None);
@@ -113,7 +130,8 @@ pub(crate) fn parse_address(payload: &[u8]) -> Result<(u32, IpNet), Error> {
     // On a point-to-point link ADDRESS is the peer; IPv6 has only ADDRESS.
     let addr: IpAddr = local.or(address).ok_or(Error::Malformed("an address message without an address"))?;
     let net = IpNet::new(addr, message.header.prefix_len);
-    Ok((message.header.index, net.map_err(|_| Error::Malformed("an address with an impossible prefix"))?))
+    let addr = net.map_err(|_| Error::Malformed("an address with an impossible prefix"))?;
+    Ok(Some(HostAddress { addr, index: message.header.index, scope: message.header.scope.into() }))
 }
 
 #[cfg(test)]
@@ -133,6 +151,42 @@ mod tests {
         digits.chunks(2).map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap()).collect()
     }
 
+    /// The answer of Linux 6.1 to RTM_GETLINK for a dummy device made by `ip link add kube-ipvs0`.
+    #[cfg(target_endian = "little")]
+    const RT_LINK: &str = "\
+        000001000300000082000000000000000f0003006b7562652d6970767330000008000d00000000000500100002\
+        000000050011000000000008000400dc0500000800320000000000080033000000000008001b00000000000800\
+        1e000000000008003d000000000008001f000100000008002800ffff0000080029000000010008003a00000001\
+        0008003b000000010008003c00ffff00000500210001000000090006006e6f6f70000000000800230000000000\
+        08002f00000000000800300000000000050027000000000024000e000000000000000000000000000000000000\
+        0000000000000000000000000000000a0001005216357963fe00000a000200ffffffffffff000004002a00cc00\
+        170000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000006400070000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        00000000000000000000000000000000000000000000000000000000000000000c002b00050002000000000010\
+        0012000a00010064756d6d7900000024031a008c00020088000100000000000000000000000000010000000100\
+        000001000000010000000000000001000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000010270000\
+        e8030000000000000000000000000000000000000100000094020a00080001000000000014000500ffff000075\
+        080000a6540000e8030000f00002000000000040000000dc05000001000000010000000100000001000000ffff\
+        ffffa00f0000e803000000000000803a0900805101000300000058020000100000000000000001000000010000\
+        000100000060ea0000000000000000000000000000000000000000000000000000ffffffff0000000000000000\
+        10270000e803000001000000000000000000000001000000000000000000000001000000000000000000000000\
+        0000000000000080ee360000000000000000000100000000000000000000000000000000000000000000000004\
+        000000000000ffff0000ffffffff0100000000000000000000002c010300250000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
+        00000000000000000000003c000600070000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000000000000000000000000000000014000700000000000000000000000000000000\
+        000500080000000000";
+
     #[test]
     #[cfg(target_endian = "little")]
     fn an_address_as_the_kernel_sends_it() {
@@ -141,7 +195,8 @@ mod tests {
         let bytes =
             hex("02208000 05000000 08000100 0a600001 08000200 0a600001 0f000300 6b7562652d6970767330 0000 \
              08000800 80000000 14000600 ffffffff ffffffff 4f020000 4f020000");
-        assert_eq!(parse_address(&bytes).unwrap(), (5, "10.96.0.1/32".parse().unwrap()));
+        let expected = HostAddress { addr: "10.96.0.1/32".parse().unwrap(), index: 5, scope: 0 };
+        assert_eq!(parse_address(&bytes).unwrap(), Some(expected));
     }
 
     #[test]
@@ -152,6 +207,62 @@ mod tests {
         let bytes = emit(&address(5, "fd00::1/128".parse().unwrap()));
         assert_eq!(bytes.len(), 8 + 2 * 20);
         assert_eq!(bytes[..8], hex("0a800000 05000000"));
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn addresses_as_a_dump_has_them() {
+        // RTM_GETADDR of all families on Linux 6.1: lo, a device with a link-local address, a dummy.
+        let dump = [
+            (
+                "020880fe01000000080001007f000001080002007f000001070003006c6f00000800080080000000\
+              14000600ffffffffffffffffe5000000e5000000",
+                "127.0.0.1/8",
+                1,
+                254,
+            ),
+            (
+                "0a8080fe01000000140001000000000000000000000000000000000114000600ffffffffffffffff\
+              2401000024010000080008008000000005000b0001000000",
+                "::1/128",
+                1,
+                254,
+            ),
+            (
+                "0a4080fd0200000014000100fe800000000000002c01e2fffe60af8e14000600ffffffffffffffff\
+              f9030000f9030000080008008000000005000b0003000000",
+                "fe80::2c01:e2ff:fe60:af8e/64",
+                2,
+                253,
+            ),
+            (
+                "0a8080000300000014000100fd00009600000000000000000000000114000600ffffffffffffffff\
+              7a0800007a0800000800080080000000",
+                "fd00:96::1/128",
+                3,
+                0,
+            ),
+        ];
+        for (bytes, net, index, scope) in dump {
+            let expected = HostAddress { addr: net.parse().unwrap(), index, scope };
+            assert_eq!(parse_address(&hex(bytes)).unwrap(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn other_families_are_passed_over() {
+        // AF_MCTP has addresses of one byte.
+        let bytes = [45, 0, 0, 0, 1, 0, 0, 0, 5, 0, 2, 0, 9, 0, 0, 0];
+        assert_eq!(parse_address(&bytes).unwrap(), None);
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn a_link_as_the_kernel_sends_it() {
+        let bytes = hex(RT_LINK);
+        let expected =
+            Link { family: 0, index: 3, flags: 0x82, name: "kube-ipvs0".into(), kind: Some("dummy".into()) };
+        assert_eq!(parse_link(&bytes).unwrap(), expected);
     }
 
     #[test]
@@ -166,7 +277,8 @@ mod tests {
         fn addresses_survive_the_wire(index: u32, addr: IpAddr, len in 0..=128u8) {
             let max = if addr.is_ipv4() { 32 } else { 128 };
             let net = IpNet::new(addr, len.min(max)).unwrap();
-            prop_assert_eq!(parse_address(&emit(&address(index, net))).unwrap(), (index, net));
+            let expected = HostAddress { addr: net, index, scope: 0 };
+            prop_assert_eq!(parse_address(&emit(&address(index, net))).unwrap(), Some(expected));
         }
 
         #[test]

@@ -9,24 +9,19 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use crate::Error;
+use crate::frame::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, Received, Refusal,
+    encode, messages, pack, refusal,
+};
 
-const HEADER: usize = 16;
-/// A send is closed once it holds this much.
-pub(crate) const SEND_BYTES: usize = 64 * 1024;
 const RECV_BYTES: usize = 128 * 1024;
 /// Room for the refusals of a whole send, and for many notifications.
-const SOCKET_BYTES: usize = 8 * 1024 * 1024;
+const RECV_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// A send must fit whatever `net.core.wmem_default` says.
+const SEND_BUFFER_BYTES: usize = 1024 * 1024;
 const RECV_SECONDS: i64 = 10;
 const DUMP_TRIES: usize = 3;
-
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_DUMP: u16 = 0x300;
-/// `NLM_F_CREATE | NLM_F_EXCL`
-pub(crate) const NEW: u16 = 0x600;
-const NLMSG_ERROR: u16 = 0x2;
-const NLMSG_DONE: u16 = 0x3;
+const EBUSY: i32 = 16;
 const ENOBUFS: i32 = 105;
 
 /// What went over a socket since it was opened.
@@ -41,15 +36,6 @@ pub struct Counters {
     pub messages: u64,
     /// Dumps asked for.
     pub dumps: u64,
-}
-
-/// A message as received.
-pub(crate) struct Received<'a> {
-    pub kind: u16,
-    pub flags: u16,
-    pub seq: u32,
-    pub port: u32,
-    pub payload: &'a [u8],
 }
 
 /// A blocking rtnetlink socket.
@@ -68,6 +54,7 @@ impl RouteSocket {
         let (socket, port) = new_socket()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_cap_ack(true)?;
+        socket.set_ext_ack(true)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(RECV_SECONDS, 0))
             .map_err(io::Error::from)?;
         Ok(Self::new(socket, port))
@@ -111,6 +98,7 @@ impl RouteSocket {
                 Ok(n) if n >= RECV_BYTES => return Err(Error::Malformed("a datagram was cut off")),
                 Ok(_) => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::Timeout),
                 Err(error) if error.raw_os_error() == Some(ENOBUFS) => return Err(Error::Lost),
                 Err(error) => return Err(error.into()),
             }
@@ -118,13 +106,13 @@ impl RouteSocket {
         messages(&self.buffer)
     }
 
-    /// Sends one request; `Some` errno when it was refused.
-    pub fn request(&mut self, kind: u16, flags: u16, body: &impl Emitable) -> Result<Option<i32>, Error> {
-        Ok(self.batch(kind, flags, std::iter::once(body))?.pop().map(|(_, errno)| errno))
+    /// Sends one request; `Some` when it was refused.
+    pub fn request(&mut self, kind: u16, flags: u16, body: &impl Emitable) -> Result<Option<Refusal>, Error> {
+        Ok(self.batch(kind, flags, std::iter::once(body))?.pop().map(|(_, refusal)| refusal))
     }
 
-    /// Sends one request and returns the payload of its answer, or its errno.
-    pub fn ask(&mut self, kind: u16, body: &impl Emitable) -> Result<Result<Vec<u8>, i32>, Error> {
+    /// Sends one request and returns the payload of its answer, or its refusal.
+    pub fn ask(&mut self, kind: u16, body: &impl Emitable) -> Result<Result<Vec<u8>, Refusal>, Error> {
         let seq = self.next_seq();
         let mut bytes = Vec::new();
         encode(kind, 0, seq, body, &mut bytes);
@@ -133,38 +121,31 @@ impl RouteSocket {
             for message in self.receive()? {
                 match (message.seq == seq, message.kind) {
                     (false, _) => {}
-                    (true, NLMSG_ERROR) => return Ok(Err(errno(message.payload)?)),
+                    (true, NLMSG_ERROR) => return Ok(Err(refusal(&message)?)),
                     (true, _) => return Ok(Ok(message.payload.to_vec())),
                 }
             }
         }
     }
 
-    /// Sends many requests of one kind and returns the index and errno of those refused. A refused
-    /// request does not stop the others.
+    /// Sends many requests of one kind, packed by [`pack`], each send once the one before is
+    /// acknowledged, and returns index and refusal of those refused, by index.
     pub fn batch<'a, B: Emitable + 'a>(
         &mut self,
         kind: u16,
         flags: u16,
         bodies: impl IntoIterator<Item = &'a B>,
-    ) -> Result<Vec<(usize, i32)>, Error> {
+    ) -> Result<Vec<(usize, Refusal)>, Error> {
+        let mut bodies = bodies.into_iter();
         let mut refused = Vec::new();
-        let mut bodies = bodies.into_iter().peekable();
         let mut start = 0;
-        while bodies.peek().is_some() {
+        while let Some(packed) = pack(kind, flags, &mut bodies, self.seq.wrapping_add(1)) {
             let first_seq = self.seq.wrapping_add(1);
-            let mut bytes = Vec::new();
-            let mut count = 0;
-            while let Some(body) = bodies.next_if(|_| bytes.len() < SEND_BYTES) {
-                let size = HEADER + body.buffer_len();
-                let last = bodies.peek().is_none() || bytes.len() + size >= SEND_BYTES;
-                let seq = self.next_seq();
-                encode(kind, flags | if last { NLM_F_ACK } else { 0 }, seq, body, &mut bytes);
-                count += 1;
-            }
-            self.send(&bytes, count as u64)?;
-            self.collect(first_seq, count, start, &mut refused)?;
-            start += count;
+            // A send holds 64 KiB, so far fewer requests than 32 bits can count.
+            self.seq = self.seq.wrapping_add(packed.count as u32);
+            self.send(&packed.bytes, packed.count as u64)?;
+            self.collect(first_seq, packed.count, start, &mut refused)?;
+            start += packed.count;
         }
         Ok(refused)
     }
@@ -175,7 +156,7 @@ impl RouteSocket {
         first_seq: u32,
         count: usize,
         start: usize,
-        refused: &mut Vec<(usize, i32)>,
+        refused: &mut Vec<(usize, Refusal)>,
     ) -> Result<(), Error> {
         loop {
             for message in self.receive()? {
@@ -183,9 +164,9 @@ impl RouteSocket {
                 if message.kind != NLMSG_ERROR || index >= count {
                     continue;
                 }
-                match errno(message.payload)? {
-                    0 => {}
-                    errno => refused.push((start + index, errno)),
+                let refusal = refusal(&message)?;
+                if refusal.errno != 0 {
+                    refused.push((start + index, refusal));
                 }
                 if index + 1 == count {
                     return Ok(());
@@ -218,25 +199,37 @@ impl RouteSocket {
         Err(Error::Interrupted(what))
     }
 
-    /// Reads one dump to its end; false when it was interrupted.
+    /// Reads one dump to its end, also when it is useless by then: a socket has one dump at a time,
+    /// and refuses the next with `EBUSY` until the first is read out. False when it was interrupted.
     fn dump_parts(
         &mut self,
         seq: u32,
         part: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<bool, Error> {
-        let mut whole = true;
+        let (mut whole, mut busy, mut parts) = (true, false, Ok(()));
         loop {
             for message in self.receive()? {
                 if message.seq != seq {
+                    // The dump that was in the way, given up after a timeout, ends here.
+                    if busy && message.kind == NLMSG_DONE {
+                        return Ok(false);
+                    }
                     continue;
                 }
                 whole &= message.flags & NLM_F_DUMP_INTR == 0;
                 match message.kind {
-                    NLMSG_DONE | NLMSG_ERROR => match errno(message.payload).unwrap_or(0) {
-                        0 => return Ok(whole),
-                        errno => return Err(Error::refused(errno)),
+                    NLMSG_ERROR => match refusal(&message)? {
+                        refusal if refusal.errno == EBUSY => busy = true,
+                        refusal => return Err(Error::refused(refusal)),
                     },
-                    _ if whole => part(message.payload)?,
+                    NLMSG_DONE => match refusal(&message)? {
+                        refusal if refusal.errno != 0 => return Err(Error::refused(refusal)),
+                        _ if !whole => return Ok(false),
+                        _ => return parts.map(|()| true),
+                    },
+                    NLMSG_NOOP => {}
+                    NLMSG_OVERRUN => return Err(Error::Lost),
+                    _ if whole && parts.is_ok() => parts = part(message.payload),
                     _ => {}
                 }
             }
@@ -247,76 +240,12 @@ impl RouteSocket {
 fn new_socket() -> Result<(Socket, u32), Error> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     let port = socket.bind_auto()?.port_number();
-    // Without privilege the default stays; changes are then refused anyway.
-    let _ = setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BYTES);
+    // Forcing needs privilege; without it the system's limit has to do.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECV_BUFFER_BYTES).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &RECV_BUFFER_BYTES).map_err(io::Error::from)?;
+    }
+    if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER_BYTES).is_err() {
+        setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER_BYTES).map_err(io::Error::from)?;
+    }
     Ok((socket, port))
-}
-
-fn encode(kind: u16, flags: u16, seq: u32, body: &impl Emitable, out: &mut Vec<u8>) {
-    let start = out.len();
-    let len = HEADER + body.buffer_len();
-    out.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_ne_bytes());
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
-    out.extend_from_slice(&seq.to_ne_bytes());
-    out.extend_from_slice(&0u32.to_ne_bytes());
-    out.resize((start + len).next_multiple_of(4), 0);
-    body.emit(&mut out[start + HEADER..start + len]);
-}
-
-/// The positive errno at the start of an error or done message.
-fn errno(payload: &[u8]) -> Result<i32, Error> {
-    let code = payload.get(..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
-    code.map(i32::saturating_neg).ok_or(Error::Malformed("an error message is too short"))
-}
-
-/// Splits a datagram into messages.
-pub(crate) fn messages(mut bytes: &[u8]) -> Result<Vec<Received<'_>>, Error> {
-    let mut all = Vec::new();
-    while !bytes.is_empty() {
-        let (message, len) =
-            parse_header(bytes).ok_or(Error::Malformed("a message is longer than its datagram"))?;
-        all.push(message);
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(all)
-}
-
-fn parse_header(bytes: &[u8]) -> Option<(Received<'_>, usize)> {
-    let word = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
-    let half = |at: usize| bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
-    let len = word(0)? as usize;
-    let payload = bytes.get(HEADER..len)?;
-    Some((Received { kind: half(4)?, flags: half(6)?, seq: word(8)?, port: word(12)?, payload }, len))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::address;
-    use proptest::prelude::*;
-
-    #[test]
-    fn what_is_encoded_is_read_back() {
-        let mut bytes = Vec::new();
-        for (seq, net) in [(7, "10.0.0.1/32"), (8, "fd00::1/128")] {
-            encode(20, NEW, seq, &address(3, net.parse().unwrap()), &mut bytes);
-        }
-        let all = messages(&bytes).unwrap();
-        assert_eq!(all.iter().map(|m| (m.kind, m.seq)).collect::<Vec<_>>(), [(20, 7), (20, 8)]);
-        assert_eq!(all[0].flags, NLM_F_REQUEST | NEW);
-    }
-
-    #[test]
-    fn errors_are_positive() {
-        assert_eq!(errno(&(-17i32).to_ne_bytes()).unwrap(), 17);
-        assert!(errno(&[1]).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn no_datagram_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = messages(&bytes).map(|all| all.len());
-        }
-    }
 }

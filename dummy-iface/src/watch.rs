@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use ipnet::IpNet;
 
-use crate::device::{DummyDevice, is_link_local};
+use crate::device::{DummyDevice, HostAddress, is_link_local};
 use crate::error::Error;
 use crate::message::{self, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
 use crate::socket::RouteSocket;
@@ -38,6 +38,7 @@ pub struct Watch {
     ignore: u32,
     index: Option<u32>,
     socket: RouteSocket,
+    device: DummyDevice,
     queue: VecDeque<Change>,
 }
 
@@ -45,18 +46,19 @@ impl Watch {
     /// Watches `name`, passing over changes that carry the netlink port `ignore`
     /// ([`DummyDevice::port_number`]).
     ///
+    /// The kernel gives the port only for some changes: always for IPv4 addresses, never for IPv6
+    /// ones (it also tells of these twice, before and after duplicate address detection), and for
+    /// links in newer kernels (not in 6.1). The others are told even if they are one's own: compare
+    /// them with what is wanted.
+    ///
     /// # Errors
     /// When there is no rtnetlink socket, or the device cannot be asked for.
     pub fn open(name: &str, ignore: u32) -> Result<Self, Error> {
         // Listen first, then ask: no change falls between the two.
         let socket = RouteSocket::listen(&GROUPS)?;
         let mut device = DummyDevice::open(name)?;
-        let index = match device.state() {
-            Ok(state) => state.map(|s| s.index),
-            Err(Error::WrongKind { .. }) => None,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { name: name.to_owned(), ignore, index, socket, queue: VecDeque::new() })
+        let index = look(&mut device)?;
+        Ok(Self { name: name.to_owned(), ignore, index, socket, device, queue: VecDeque::new() })
     }
 
     /// Waits for the next change.
@@ -77,10 +79,23 @@ impl Watch {
                         self.queue.extend(change.filter(|_| !own));
                     }
                 }
-                Err(Error::Lost) => return Ok(Change::Lost),
+                Err(Error::Lost) => {
+                    // The device may be another one by now.
+                    self.index = look(&mut self.device)?;
+                    return Ok(Change::Lost);
+                }
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// The index that the device has now.
+fn look(device: &mut DummyDevice) -> Result<Option<u32>, Error> {
+    match device.state() {
+        Ok(state) => Ok(state.map(|state| state.index)),
+        Err(Error::WrongKind { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -89,7 +104,9 @@ fn change(name: &str, index: &mut Option<u32>, kind: u16, payload: &[u8]) -> Res
     Ok(match kind {
         RTM_NEWLINK => {
             let link = message::parse_link(payload)?;
-            if link.name == name {
+            if link.family != 0 {
+                None // the device as a port of a bridge
+            } else if link.name == name {
                 let appeared = *index != Some(link.index);
                 *index = Some(link.index);
                 appeared.then_some(Change::DeviceAppeared)
@@ -102,13 +119,16 @@ fn change(name: &str, index: &mut Option<u32>, kind: u16, payload: &[u8]) -> Res
         }
         RTM_DELLINK => {
             let link = message::parse_link(payload)?;
-            (*index == Some(link.index)).then(|| {
+            // A device that leaves a bridge is "deleted" in the family of bridges only.
+            (link.family == 0 && *index == Some(link.index)).then(|| {
                 *index = None;
                 Change::DeviceGone
             })
         }
         RTM_NEWADDR | RTM_DELADDR => {
-            let (link, net) = message::parse_address(payload)?;
+            let Some(HostAddress { addr: net, index: link, .. }) = message::parse_address(payload)? else {
+                return Ok(None);
+            };
             match (*index == Some(link), kind) {
                 _ if is_link_local(&net) => None,
                 (false, _) => Some(Change::OtherDevice),
@@ -160,5 +180,15 @@ mod tests {
         let mut index = Some(7);
         let bytes = emit(&message::address(7, "fe80::1/64".parse().unwrap()));
         assert_eq!(change("d0", &mut index, RTM_NEWADDR, &bytes).unwrap(), None);
+    }
+
+    #[test]
+    fn leaving_a_bridge_is_not_the_end() {
+        let mut index = Some(7);
+        let mut bytes = link("d0", 7);
+        bytes[0] = 7; // AF_BRIDGE, as the kernel sends it after `ip link set d0 nomaster`
+        assert_eq!(change("d0", &mut index, RTM_NEWLINK, &bytes).unwrap(), None);
+        assert_eq!(change("d0", &mut index, RTM_DELLINK, &bytes).unwrap(), None);
+        assert_eq!(index, Some(7));
     }
 }

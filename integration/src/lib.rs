@@ -5,6 +5,7 @@
 //! [`parity`] compares an agent's work with recordings of the real kube-proxy. The shell scripts in
 //! `guest/` bring the kernel.
 
+pub mod apiserver;
 pub mod lab;
 pub mod objects;
 pub mod parity;

@@ -158,7 +158,7 @@ impl Client {
     /// Adds a destination. `ipvsadm -a`
     ///
     /// # Errors
-    /// `NoSuchService`, `DestinationExists`; `InvalidArgument` when the loopback device is down.
+    /// `NoSuchService`, `DestinationExists`; `InvalidArgument`, see there.
     pub fn new_destination(&mut self, service: &ServiceId, dest: &Destination) -> Result<(), Error> {
         self.run(Command::NewDest(*service, dest.clone()))
     }
@@ -181,7 +181,8 @@ impl Client {
 
     /// Reports the destinations of a service, in one dump. `ipvsadm -L -t ADDR:PORT`
     ///
-    /// A service that does not exist has none: the kernel answers with an empty list.
+    /// A service that does not exist has none: the kernel answers with an empty list (seen on 6.1)
+    /// rather than with `NoSuchService`. Ask [`Self::service`] where the difference matters.
     ///
     /// # Errors
     /// A list that could not be read whole.
@@ -246,7 +247,7 @@ impl Client {
     /// Starts a sync daemon. `ipvsadm --start-daemon`
     ///
     /// # Errors
-    /// `DaemonExists`; an unknown interface.
+    /// `DaemonExists`; `Other(ENODEV)` for an unknown interface; `InvalidArgument`, see there.
     pub fn new_daemon(&mut self, daemon: &SyncDaemon) -> Result<(), Error> {
         self.run(Command::NewDaemon(daemon.clone()))
     }
@@ -254,7 +255,8 @@ impl Client {
     /// Stops a sync daemon. `ipvsadm --stop-daemon`
     ///
     /// # Errors
-    /// `NoSuchDaemon`.
+    /// `NoSuchDaemon`. [`Error::Timeout`] when it was stopped so soon after its start that its thread
+    /// had not run yet (seen on 6.1): it is stopped, but the kernel does not answer then.
     pub fn del_daemon(&mut self, daemon: &SyncDaemon) -> Result<(), Error> {
         self.run(Command::DelDaemon(daemon.clone()))
     }

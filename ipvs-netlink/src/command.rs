@@ -163,3 +163,63 @@ fn nest(out: &mut Writer, kind: u16, fill: impl FnOnce(&mut Writer)) {
     fill(&mut inner);
     out.put_nested(kind, &inner.bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::destination::{Tunnel, TunnelKind};
+    use crate::service::PersistenceMask;
+    use crate::types::{ForwardMethod, ServiceFlags};
+
+    fn tcp(text: &str) -> ServiceId {
+        ServiceId::tcp(text.parse().unwrap())
+    }
+
+    fn dest(text: &str) -> Destination {
+        Destination::new(text.parse().unwrap())
+    }
+
+    /// A kernel took exactly these bytes, and `ipvsadm` showed what the commands say.
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn requests_are_the_bytes_that_a_kernel_took() {
+        let (v4, v6) = (tcp("10.96.0.1:443"), tcp("[fd00::1]:80"));
+        let persistent = |id, scheduler: &str, timeout, mask| {
+            let mut service = Service::new(id, scheduler);
+            (service.flags, service.timeout) = (ServiceFlags::PERSISTENT, timeout);
+            service.persistence_mask = mask;
+            service
+        };
+        let mut tunnel = dest("10.0.0.9:443");
+        tunnel.forward = ForwardMethod::Tunnel;
+        tunnel.tunnel = Some(Tunnel { kind: TunnelKind::Gue, port: 6080, flags: 0 });
+        let mut limited = dest("[fd00::8]:8080");
+        (limited.weight, limited.upper_threshold, limited.lower_threshold) = (5, 100, 50);
+        let mask = PersistenceMask::V4([255, 255, 255, 0].into());
+        let commands = [
+            Command::NewService(persistent(v4, "rr", 600, mask)),
+            Command::NewDest(v4, tunnel),
+            Command::NewService(persistent(v6, "wrr", 300, PersistenceMask::V6(64))),
+            Command::NewDest(v6, limited),
+            Command::SetConfig(Config { tcp: 800, tcp_fin: 20, udp: 0 }),
+        ];
+        let text = include_str!("../tests/captured/requests.hex");
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(lines.len(), commands.len());
+        for (command, line) in commands.iter().zip(lines) {
+            let mut out = Writer::default();
+            command.write(&mut out);
+            let header = [u8::from(command.kind().command), crate::message::VERSION, 0, 0];
+            let bytes = header.iter().chain(&out.bytes);
+            let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, line.trim(), "{}", command.kind());
+        }
+    }
+
+    #[test]
+    fn a_command_says_what_it_is_about() {
+        let command = Command::DelDest(tcp("10.96.0.1:80"), "10.0.0.1:8080".parse().unwrap());
+        assert_eq!(command.kind().to_string(), "remove destination 10.0.0.1:8080 of TCP 10.96.0.1:80");
+        assert_eq!(Command::Flush.kind().to_string(), "flush");
+    }
+}

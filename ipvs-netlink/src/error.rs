@@ -56,13 +56,16 @@ pub enum ErrorKind {
     NoSuchDaemon,
     /// `EPERM`.
     PermissionDenied,
-    /// `EINVAL`. For a new destination: also when the loopback device of the namespace is down.
+    /// `EINVAL`. For a new destination: also in a network namespace that never had an IPv4 address,
+    /// for lack of a routing table; bring its loopback device up. For a new sync daemon: also while
+    /// a service has a destination of another family than its own.
     InvalidArgument,
     /// `ENOMEM`.
     OutOfMemory,
     /// The kernel does not know the command or the family (`EOPNOTSUPP`, `EAFNOSUPPORT`).
     NotSupported,
-    /// Any other errno.
+    /// Any other errno, e.g. `ERANGE` for a weight or threshold out of range, `ENODEV` for a sync
+    /// daemon on an unknown interface.
     Other(i32),
 }
 

@@ -143,6 +143,26 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_endian = "little")]
+    fn what_a_kernel_really_answers() {
+        let text = include_str!("../tests/captured/datagrams.hex");
+        let read = |line: &str| {
+            let pairs = line.trim().as_bytes().chunks(2);
+            let byte = |d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap();
+            let bytes: Vec<u8> = pairs.map(byte).collect();
+            let all = messages(&bytes).unwrap();
+            let [message] = &all[..] else { panic!("{} messages", all.len()) };
+            let refusal = refusal(message).unwrap();
+            (message.kind, refusal.errno, refusal.message)
+        };
+        let answers: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).map(read).collect();
+        let words = Some("Attribute failed policy validation".to_owned());
+        let expected =
+            [(NLMSG_ERROR, 34, words), (NLMSG_ERROR, 3, None), (NLMSG_ERROR, 0, None), (NLMSG_DONE, 0, None)];
+        assert_eq!(answers, expected);
+    }
+
+    #[test]
     fn a_whole_echo_is_passed_over() {
         let mut payload = (-22i32).to_ne_bytes().to_vec();
         payload.extend_from_slice(&24u32.to_ne_bytes());

@@ -123,8 +123,10 @@ impl IpvsAttribute {
             IpvsAttribute::TimeoutTcp(n) | IpvsAttribute::TimeoutTcpFin(n) | IpvsAttribute::TimeoutUdp(n) => {
                 return n.to_ne_bytes().to_vec();
             }
-            IpvsAttribute::Other(nla) => return raw_attribute(nla).1,
+            IpvsAttribute::Other(nla) => out.bytes = raw_attribute(nla).1,
         }
+        // What is too long for the 16 bits of its length is cut off, as in `Writer::put`.
+        out.bytes.truncate(wire::MAX_VALUE);
         out.bytes
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The codec: everything survives the wire, and no input panics.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests, too")]
 
 use std::net::IpAddr;
 
@@ -18,9 +19,12 @@ fn any_text() -> impl Strategy<Value = String> {
 }
 
 fn any_stats() -> impl Strategy<Value = Stats> {
-    any::<[u64; 4]>().prop_map(|[a, b, c, d]| {
+    any::<[u64; 10]>().prop_map(|n| {
         let mut stats = Stats::default();
-        (stats.connections, stats.packets_in, stats.bytes_out, stats.byte_rate_out) = (a, b, c, d);
+        (stats.connections, stats.packets_in, stats.packets_out) = (n[0], n[1], n[2]);
+        (stats.bytes_in, stats.bytes_out, stats.connection_rate) = (n[3], n[4], n[5]);
+        (stats.packet_rate_in, stats.packet_rate_out) = (n[6], n[7]);
+        (stats.byte_rate_in, stats.byte_rate_out) = (n[8], n[9]);
         stats
     })
 }
@@ -104,6 +108,37 @@ fn round_trip(command: IpvsCommand, attribute: IpvsAttribute) -> Result<(), Test
     Ok(())
 }
 
+/// As netlink-proto does it: through the traits of netlink-packet-generic.
+#[test]
+fn a_message_goes_through_generic_netlink() {
+    use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
+    use netlink_packet_generic::GenlMessage;
+    let id = ServiceId::tcp("10.96.0.1:80".parse().unwrap());
+    let attributes = vec![IpvsAttribute::Service(Service::new(id, "rr"))];
+    let message = GenlMessage::from_payload(IpvsMessage { command: IpvsCommand::NewService, attributes });
+    let mut bytes = vec![0; NetlinkSerializable::buffer_len(&message)];
+    message.serialize(&mut bytes);
+    assert_eq!(bytes[..2], [1, 1], "command and version");
+    let read = GenlMessage::<IpvsMessage>::deserialize(&NetlinkHeader::default(), &bytes).unwrap();
+    assert_eq!(read.payload, message.payload);
+}
+
+/// What does not fit 16 bits is cut off rather than taken for further attributes.
+#[test]
+fn oversized_values_stay_inside_their_attributes() {
+    let id = ServiceId::tcp("10.96.0.1:80".parse().unwrap());
+    let mut service = Service::new(id, "x".repeat(70_000));
+    service.other = vec![DefaultNla::new(100, vec![1; 70_000])];
+    let attributes = vec![
+        IpvsAttribute::Service(service),
+        IpvsAttribute::Other(DefaultNla::new(101, vec![2; 70_000])),
+        IpvsAttribute::TimeoutTcp(7),
+    ];
+    let bytes = emit(&IpvsMessage { command: IpvsCommand::NewService, attributes });
+    let nlas: Vec<_> = netlink_packet_core::NlasIterator::new(&bytes[..]).map(Result::unwrap).collect();
+    assert_eq!(nlas.iter().map(|nla| nla.kind()).collect::<Vec<_>>(), [1, 101, 4]);
+}
+
 proptest! {
     #[test]
     fn services_survive_the_wire(service in any_service()) {
@@ -154,11 +189,4 @@ proptest! {
         bytes.truncate(len - cut % len);
         let _ = IpvsMessage::parse(IpvsCommand::NewDest, &bytes);
     }
-}
-
-/// Hexadecimal digits, white space and `#` comments.
-fn hex(text: &str) -> Vec<u8> {
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
-    let digits: Vec<u8> = lines.flat_map(str::bytes).filter(u8::is_ascii_hexdigit).collect();
-    digits.chunks(2).map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap()).collect()
 }

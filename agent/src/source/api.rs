@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -22,6 +23,9 @@ use super::Source;
 use super::decode::{decode, object_name};
 use crate::core::model::ObjectName;
 use crate::store::{Kind, Object, Store};
+
+/// Pause before a list that replaces a watch which cannot go on.
+const NEW_LIST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How to reach the API server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -175,19 +179,30 @@ where
     Guarded<K>: Resource<DynamicType = ()>,
 {
     let api: Api<Guarded<K>> = Api::all(client);
-    let mut events = pin!(watcher(api, config).default_backoff());
     let mut trouble: Option<String> = None;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                if trouble.take().is_some() {
-                    tracing::info!(kind = %K::KIND, "the API answers again");
+    loop {
+        let mut events = pin!(watcher(api.clone(), config.clone()).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    if trouble.take().is_some() {
+                        tracing::info!(kind = %K::KIND, "the API answers again");
+                    }
+                    store_event(event, &store);
                 }
-                store_event(event, &store);
+                Err(error) if is_gone(&error) => break,
+                Err(error) => report_trouble(K::KIND, &error, &mut trouble),
             }
-            Err(error) => report_trouble(K::KIND, &error, &mut trouble),
         }
+        // The watcher keeps asking for a version that is gone when the refusal is the status of the
+        // answer and not an event: start anew, with a list, and not in a hurry.
+        tracing::debug!(kind = %K::KIND, "the version is too old, listing again");
+        tokio::time::sleep(NEW_LIST_PAUSE).await;
     }
+}
+
+fn is_gone(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 fn store_event<K: Followed>(event: Event<Guarded<K>>, store: &Store) {

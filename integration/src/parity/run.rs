@@ -14,6 +14,7 @@ use super::Subsystem;
 use super::diff::unified;
 use super::normal::normal;
 use super::scenario::{Scenario, Step};
+use crate::apiserver::ApiServer;
 use crate::lab::{Agent, AgentSpec, Netns, conformance_node, oracle, write_objects};
 
 /// A state that is right must still be right after this time.
@@ -148,30 +149,18 @@ fn prepare(
             (Feed::Files(objects), scenario.config.clone())
         }
         Source::Api => {
-            let listener = ns.listen("127.0.0.1:0")?;
+            let server = ApiServer::start(ns.listen("127.0.0.1:0")?)?;
             let kubeconfig = folder.join("kubeconfig");
-            let server = format!("http://{}", listener.local_addr().context("own address")?);
-            fs::write(&kubeconfig, kubeconfig_for(&server).to_string()).context("kubeconfig")?;
+            fs::write(&kubeconfig, server.kubeconfig()).context("kubeconfig")?;
             let text = with_kubeconfig(&scenario.config, &kubeconfig).unwrap_or_else(|| {
                 spec.args.push(format!("--kubeconfig={}", kubeconfig.display()));
                 scenario.config.clone()
             });
-            (Feed::Api(Box::new(ApiServer::start(listener))), text)
+            (Feed::Api(Box::new(server)), text)
         }
     };
     fs::write(&config, text).context("configuration")?;
     Ok((feed, spec))
-}
-
-fn kubeconfig_for(server: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "lab", "cluster": {"server": server}}],
-        "users": [{"name": "lab", "user": {}}],
-        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
-        "current-context": "lab",
-    })
 }
 
 /// The configuration with another kubeconfig; none when it is not JSON and must stay as it is.
@@ -253,15 +242,4 @@ mod tests {
         assert_eq!(Source::from_name("files"), Some(Source::Files));
         assert_eq!(Source::from_name("etcd"), None);
     }
-}
-
-/// Stands in until there is an API server.
-struct ApiServer;
-
-impl ApiServer {
-    fn start(_: std::net::TcpListener) -> Self {
-        Self
-    }
-
-    fn replace_all(&self, _: Vec<Value>) {}
 }

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent fed by an API server that misbehaves.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::time::{Duration, Instant};
+
+use integration::apiserver::{ApiServer, Faults};
+use integration::lab::{Agent, AgentSpec, Netns};
+use integration::objects::{config, service, slice};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(40);
+const PORT: [(&str, &str, u16); 1] = [("http", "TCP", 80)];
+
+/// A node with an API server that is reached inside its namespace.
+struct Cluster {
+    ns: Netns,
+    server: ApiServer,
+    dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let ns = Netns::new("node-a").unwrap();
+        let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = dir.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
+        let more = json!({"clientConnection": {"kubeconfig": kubeconfig}});
+        std::fs::write(dir.path().join("config.yaml"), config("node-a", &more).to_string()).unwrap();
+        Self { ns, server, dir }
+    }
+
+    fn start(&self) -> Agent {
+        let config = self.dir.path().join("config.yaml");
+        let args = vec!["-v=2".to_owned()];
+        Agent::start(&self.ns, &AgentSpec { config, args, ..AgentSpec::default() }).unwrap()
+    }
+
+    /// Real servers, as `VIP -> ADDRESS`.
+    fn real_servers(&self) -> Vec<String> {
+        let saved = self.ns.exec(&["ipvsadm", "-Sn"]).unwrap().stdout;
+        let words = |l: &str| l.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let mut all: Vec<String> = saved
+            .lines()
+            .map(words)
+            .filter(|w| w[0] == "-a")
+            .map(|w| format!("{} -> {}", w[2], w[4]))
+            .collect();
+        all.sort();
+        all
+    }
+
+    fn wait_for(&self, agent: &Agent, expected: &[&str]) {
+        let start = Instant::now();
+        while self.real_servers() != expected {
+            let now = self.real_servers();
+            assert!(start.elapsed() < LIMIT, "{expected:?}, not {now:?}; log:\n{}", agent.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn objects(endpoint: &str) -> Vec<Value> {
+    vec![
+        service("web", &["10.96.0.10"], &[], &PORT),
+        slice("web", &[endpoint], &PORT),
+        service("dns", &["10.96.0.20"], &[], &PORT),
+        slice("dns", &["10.244.2.9"], &PORT),
+    ]
+}
+
+const DNS: &str = "10.96.0.20:80 -> 10.244.2.9:80";
+
+#[test]
+fn nothing_is_written_before_every_first_list_and_errors_heal() {
+    let cluster = Cluster::new();
+    cluster.server.replace_all(objects("10.244.1.5"));
+    let status = |code, times| Some(("endpointslices".to_owned(), code, times));
+    cluster.server.set_faults(Faults { status: status(403, usize::MAX), ..Faults::default() });
+    let agent = cluster.start();
+    let start = Instant::now();
+    while !agent.log().contains("cannot follow the API") {
+        assert!(start.elapsed() < LIMIT, "{}", agent.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(agent.log().contains("needs get, list and watch on services"), "{}", agent.log());
+    let link = cluster.ns.try_exec(&["ip", "link", "show", "dev", "kube-ipvs0"], None).unwrap();
+    assert!(link.stdout.is_empty(), "the Services were listed, the slices were not: nothing may be written");
+    cluster.server.set_faults(Faults { status: status(500, 2), ..Faults::default() });
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.5:80", DNS]);
+    assert!(agent.log().contains("the API answers again"), "{}", agent.log());
+}
+
+#[test]
+fn changes_are_followed_through_cuts_and_lost_history() {
+    let cluster = Cluster::new();
+    cluster.server.replace_all(objects("10.244.1.5"));
+    let agent = cluster.start();
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.5:80", DNS]);
+    cluster.server.apply(slice("web", &["10.244.1.6"], &PORT));
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.6:80", DNS]);
+    for torn in [false, true] {
+        cluster.server.cut_watches(torn);
+        let endpoint = if torn { "10.244.1.8" } else { "10.244.1.7" };
+        cluster.server.apply(slice("web", &[endpoint], &PORT));
+        cluster.wait_for(&agent, &[&format!("10.96.0.10:80 -> {endpoint}:80"), DNS]);
+    }
+    for gone_as_status in [false, true] {
+        cluster.server.set_faults(Faults { gone_as_status, ..Faults::default() });
+        // A Service goes while nobody listens, and the history of it is lost.
+        cluster.server.delete("Service", "test", "dns");
+        cluster.server.compact();
+        cluster.server.cut_watches(false);
+        cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.8:80"]);
+        cluster.server.apply(objects("")[2].clone());
+        cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.8:80", DNS]);
+    }
+    // Selectors of the server: a Service of another proxy is none of ours.
+    let mut foreign = objects("")[2].clone();
+    foreign["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
+    cluster.server.apply(foreign);
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.8:80"]);
+}
+
+#[test]
+fn a_malformed_object_keeps_its_last_good_version() {
+    let cluster = Cluster::new();
+    cluster.server.replace_all(objects("10.244.1.5"));
+    let agent = cluster.start();
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.5:80", DNS]);
+    let mut broken = slice("web", &["10.244.1.5"], &PORT);
+    broken["endpoints"][0]["addresses"] = json!(["not an address"]);
+    cluster.server.apply(broken);
+    let mut broken = objects("")[2].clone();
+    broken["spec"]["ports"] = json!("many");
+    cluster.server.apply(broken);
+    // A good change after them shows that they were seen; a new list keeps them, too.
+    cluster.server.apply(service("new", &["10.96.0.30"], &[], &PORT));
+    cluster.server.apply(slice("new", &["10.244.1.9"], &PORT));
+    let all = ["10.96.0.10:80 -> 10.244.1.5:80", DNS, "10.96.0.30:80 -> 10.244.1.9:80"];
+    cluster.wait_for(&agent, &all);
+    cluster.server.compact();
+    cluster.server.cut_watches(false);
+    cluster.server.apply(slice("new", &["10.244.1.10"], &PORT));
+    cluster.wait_for(&agent, &[all[0], all[1], "10.96.0.30:80 -> 10.244.1.10:80"]);
+    let log = agent.log();
+    for text in ["object=test/web-v4", "endpoints[0].addresses[0]", "object=test/dns", "spec.ports"] {
+        assert!(log.contains(text), "{text} is not named:\n{log}");
+    }
+}
+
+#[test]
+fn a_server_that_is_away_or_silent_changes_nothing() {
+    let mut cluster = Cluster::new();
+    cluster.server.replace_all(objects("10.244.1.5"));
+    cluster.server.set_faults(Faults { delay: Some(Duration::from_millis(700)), ..Faults::default() });
+    let agent = cluster.start();
+    let both = ["10.96.0.10:80 -> 10.244.1.5:80", DNS];
+    cluster.wait_for(&agent, &both);
+    // Silent: connections stay open and nothing comes.
+    cluster.server.set_faults(Faults { half_open: true, ..Faults::default() });
+    cluster.server.apply(slice("web", &["10.244.1.6"], &PORT));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(cluster.real_servers(), both);
+    cluster.server.set_faults(Faults::default());
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.6:80", DNS]);
+    // Away: the port is closed, then another server opens it.
+    let address = cluster.server.url().trim_start_matches("http://").to_owned();
+    let spare = cluster.ns.listen("127.0.0.1:0").unwrap();
+    drop(std::mem::replace(&mut cluster.server, ApiServer::start(spare).unwrap()));
+    let start = Instant::now();
+    while !agent.log().contains("cannot follow the API") {
+        assert!(start.elapsed() < LIMIT, "{}", agent.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(cluster.real_servers(), ["10.96.0.10:80 -> 10.244.1.6:80", DNS]);
+    cluster.server = ApiServer::start(cluster.ns.listen(&address).unwrap()).unwrap();
+    // As after a restore: all that the agent knows the version of is too old.
+    (0..100).for_each(|_| cluster.server.compact());
+    cluster.server.replace_all(objects("10.244.1.7"));
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.7:80", DNS]);
+}
