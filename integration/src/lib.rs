@@ -9,4 +9,5 @@ pub mod apiserver;
 pub mod lab;
 pub mod objects;
 pub mod parity;
+pub mod replay;
 pub mod suite;

@@ -98,21 +98,15 @@ impl IpsetClient {
     }
 
     fn try_execute(&mut self, ops: &[&Op]) -> Result<Vec<Result<(), OpError>>, NfError> {
-        let mut requests = Vec::new();
-        // Ranges of ops behind each request.
-        let mut ranges = Vec::new();
-        for range in entry_runs(ops) {
-            requests.push(self.request(&ops[range.clone()])?);
-            ranges.push(range);
-        }
-        let refused = self.socket.batch(&requests)?;
+        let requests = self.prepare(ops)?;
+        let refused = self.send(&requests)?;
         let mut results: Vec<Result<(), OpError>> = vec![Ok(()); ops.len()];
         let mut again = Vec::new();
-        for (range, code) in ranges.into_iter().zip(refused) {
+        for (range, code) in entry_runs(ops).into_iter().zip(refused) {
             match code {
                 None => {}
                 Some(code) if range.len() == 1 => {
-                    results[range.start] = Err(op_error(ops[range.start], code))
+                    results[range.start] = Err(op_error(ops[range.start], code));
                 }
                 // The kernel stops at the first bad entry of a message: find out which ones are bad.
                 Some(_) => again.extend(range),
@@ -120,10 +114,26 @@ impl IpsetClient {
         }
         let singles: Vec<Request> =
             again.iter().map(|i| self.request(&ops[*i..=*i])).collect::<Result<_, _>>()?;
-        for (i, code) in again.iter().zip(self.socket.batch(&singles)?) {
+        for (i, code) in again.iter().zip(self.send(&singles)?) {
             results[*i] = code.map_or(Ok(()), |code| Err(op_error(ops[*i], code)));
         }
         Ok(results)
+    }
+
+    /// The requests for ops on sets and entries: one for each creation, and few for many entries.
+    ///
+    /// # Errors
+    /// When the kernel does not know a set type.
+    pub fn prepare(&mut self, ops: &[&Op]) -> Result<Vec<Request>, NfError> {
+        entry_runs(ops).into_iter().map(|range| self.request(&ops[range])).collect()
+    }
+
+    /// Sends requests; see [`NfSocket::batch`].
+    ///
+    /// # Errors
+    /// When an answer was lost.
+    pub fn send(&mut self, requests: &[Request]) -> Result<Vec<Option<i32>>, NfError> {
+        self.socket.batch(requests)
     }
 
     /// One message for a run of ops: one creation, or entries of one set in one direction.

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `make bench`: cold programming of many Services by the agent's loop, beside a raw replay of the same
+//! commands, encoded beforehand, in the same boot. Only the ratio means something: times on shared and
+//! emulated machines are noise.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use dummy_iface::DummyDevice;
+use integration::lab::Netns;
+use integration::replay::{RawIpvs, encode_commands};
+use kube_ipvs::config::node;
+use kube_ipvs::core::model::*;
+use kube_ipvs::core::op::{Lane, Op, Phase};
+use kube_ipvs::core::ownership::DEVICE;
+use kube_ipvs::inbox::Inbox;
+use kube_ipvs::kernel::ipset::IpsetClient;
+use kube_ipvs::kernel::linux::LinuxKernel;
+use kube_ipvs::reconcile::{Pass, Reconciler};
+use kube_ipvs::schedule::Due;
+use kube_ipvs::store::{Object, Store};
+
+#[derive(Parser)]
+#[command(about = "Cold programming beside a raw replay of the same commands")]
+struct Args {
+    /// Number of Services.
+    #[arg(long, default_value_t = 10_000)]
+    services: u32,
+    /// Endpoints of each.
+    #[arg(long, default_value_t = 5)]
+    endpoints: u8,
+    /// Fail when the agent takes more than this many times the replay.
+    #[arg(long, default_value_t = 2.0)]
+    limit: f64,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    println!("{} Services x {} endpoints, cold:", args.services, args.endpoints);
+    let ns = Netns::new("bench-agent")?;
+    let (pass, agent) = ns.enter(|| measure_agent(&args))??;
+    let ns = Netns::new("bench-replay")?;
+    let replay = ns.enter(|| measure_replay(&pass))??;
+    let ratio = agent.as_secs_f64() / replay.as_secs_f64();
+    println!("  agent   {agent:>8.2?}  read the kernel, plan, apply, rules included");
+    println!("  replay  {replay:>8.2?}  IPVS, sets and addresses, raw");
+    println!("  ratio   {ratio:>8.2}  must be at most {:.1}", args.limit);
+    if ratio > args.limit {
+        bail!("the agent takes {ratio:.2} times as long as the raw replay");
+    }
+    Ok(())
+}
+
+fn service_name(n: u32) -> ObjectName {
+    ObjectName::new("bench", &format!("svc-{n}"))
+}
+
+fn fill(store: &Store, args: &Args) {
+    let bytes = |n: u32, first: u8| IpAddr::from([first, (n >> 16) as u8, (n >> 8) as u8, n as u8]);
+    store.update(|update| {
+        for n in 0..args.services {
+            update.put(Object::Service(Service {
+                name: service_name(n),
+                created: 0,
+                cluster_ips: [Some(bytes(n + 1, 10)), None],
+                external_ips: vec![],
+                ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+            }));
+            let endpoint = |e: u8| Endpoint {
+                addr: bytes(n, 100 + e),
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: (e == 0).then(|| "node-a".into()),
+            };
+            update.put(Object::EndpointSlice(EndpointSlice {
+                name: service_name(n),
+                service: service_name(n),
+                family: Family::V4,
+                ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+                endpoints: (0..args.endpoints).map(endpoint).collect(),
+            }));
+        }
+    });
+}
+
+/// The agent's first pass, from a full store to a programmed kernel.
+fn measure_agent(args: &Args) -> Result<(Pass, Duration)> {
+    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+    let settings = Settings {
+        families: node::families(),
+        sysctls: node::sysctls(node::kernel_version()?),
+        ..Settings::default()
+    };
+    let kernel = LinuxKernel::open(&settings)?;
+    fill(&store, args);
+    let mut reconciler = Reconciler::new(kernel, store, settings, "node-a", false);
+    let start = Instant::now();
+    let pass = reconciler.sync(Due::Audit);
+    let took = start.elapsed();
+    ensure!(pass.is_clean(), "not everything was programmed: {:?}", pass.unreadable);
+    let traffic = reconciler.kernel().traffic();
+    println!(
+        "  sends   IPVS {}, sets {}, addresses {}",
+        traffic.sends[0], traffic.sends[1], traffic.sends[2]
+    );
+    println!(
+        "  bytes   IPVS {}, sets {}, addresses {}",
+        traffic.bytes[0], traffic.bytes[1], traffic.bytes[2]
+    );
+    println!("  others  {} dumps, {} processes", traffic.dumps, traffic.processes);
+    Ok((pass, took))
+}
+
+/// The same commands, sent by nothing but sends.
+fn measure_replay(pass: &Pass) -> Result<Duration> {
+    let of = |phase, lane| -> Vec<&Op> {
+        pass.plan.ops.iter().filter(|op| op.phase() == phase && op.lane() == lane).collect()
+    };
+    let mut raw = RawIpvs::open()?;
+    let sends = encode_commands(raw.family(), &of(Phase::Serve, Lane::Ipvs));
+    let mut sets = IpsetClient::open().context("ipset")?;
+    let requests = sets.prepare(&of(Phase::Guard, Lane::Sets)).context("ipset")?;
+    let mut device = DummyDevice::open(DEVICE)?;
+    let addresses: Vec<IpAddr> = of(Phase::Open, Lane::Addresses)
+        .iter()
+        .filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None })
+        .collect();
+    let start = Instant::now();
+    device.ensure()?;
+    ensure!(sets.send(&requests).context("ipset")?.iter().all(Option::is_none), "a set refused an entry");
+    raw.send(&sends)?;
+    ensure!(device.add(&addresses)?.is_empty(), "an address was refused");
+    let took = start.elapsed();
+    check(&addresses)?;
+    Ok(took)
+}
+
+/// That the replay did the work, and not less.
+fn check(addresses: &[IpAddr]) -> Result<()> {
+    let mut client = ipvs_netlink::Client::open()?;
+    let services = client.services()?;
+    ensure!(services.len() == addresses.len(), "{} services after the replay", services.len());
+    let id = ipvs_netlink::ServiceId::tcp(SocketAddr::new(addresses[0], 80));
+    ensure!(!client.destinations(&id)?.is_empty(), "a service without destinations after the replay");
+    Ok(())
+}
