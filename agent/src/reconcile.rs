@@ -52,6 +52,8 @@ pub struct Reconciler<K> {
     desired: Desired,
     observed: Option<Observed>,
     pending: Changes,
+    /// The last pass left ops undone: doing them now repairs nobody else's change.
+    failed: bool,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -67,6 +69,7 @@ impl<K: Kernel> Reconciler<K> {
             desired: Desired::default(),
             observed: None,
             pending: Changes::default(),
+            failed: false,
         }
     }
 
@@ -102,9 +105,14 @@ impl<K: Kernel> Reconciler<K> {
         };
         let scope = if audit { Scope::All } else { Scope::Changes(&changes) };
         let plan = build_plan(&self.desired, observed, &self.settings, scope);
-        let drift =
-            if audit && !first { plan.ops.iter().filter(|op| !touches(op, &changes)).count() } else { 0 };
         let report = apply(&mut self.kernel, &plan);
+        let repaired = |(op, outcome): &(&Op, &Outcome)| **outcome == Outcome::Done && !touches(op, &changes);
+        let drift = if audit && !first && !self.failed {
+            plan.ops.iter().zip(&report.outcomes).filter(repaired).count()
+        } else {
+            0
+        };
+        self.failed = !report.is_clean();
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             match outcome {
                 Outcome::Done => observed.record(op),
@@ -178,7 +186,7 @@ impl<K: Kernel> Reconciler<K> {
         let before = start.elapsed();
         let pass = self.sync(due);
         let now = start.elapsed();
-        schedule.ended(now, due, pass.is_clean());
+        schedule.ended(now, due, pass.is_clean(), pass.unreadable.is_none());
         if pass.report.in_doubt() {
             schedule.doubt();
         }

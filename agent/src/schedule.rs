@@ -26,13 +26,22 @@ pub struct Schedule {
     last_audit: Option<Duration>,
     doubt: bool,
     failures: u32,
+    failed_at: Duration,
 }
 
 impl Schedule {
     /// `min_period`: pause between the end of one pass and the start of the next
     /// (`ipvs.minSyncPeriod`). `audit_period`: `ipvs.syncPeriod`.
     pub fn new(min_period: Duration, audit_period: Duration) -> Self {
-        Self { min_period, audit_period, last_end: None, last_audit: None, doubt: false, failures: 0 }
+        Self {
+            min_period,
+            audit_period,
+            last_end: None,
+            last_audit: None,
+            doubt: false,
+            failures: 0,
+            failed_at: Duration::ZERO,
+        }
     }
 
     /// Asks for an audit as soon as the pauses allow.
@@ -40,11 +49,17 @@ impl Schedule {
         self.doubt = true;
     }
 
-    /// Notes the end of a pass. A failed one is tried again after a pause that doubles.
-    pub fn ended(&mut self, now: Duration, due: Due, ok: bool) {
+    /// Notes the end of a pass. A failed one is tried again after a pause that doubles. `read`: an
+    /// audit read the kernel completely, whatever became of its ops.
+    pub fn ended(&mut self, now: Duration, due: Due, ok: bool, read: bool) {
         self.last_end = Some(now);
-        self.failures = if ok { 0 } else { self.failures.saturating_add(1) };
-        if due == Due::Audit && ok {
+        if ok {
+            self.failures = 0;
+        } else if self.failures == 0 || now >= self.failed_at.saturating_add(self.backoff()) {
+            self.failures = self.failures.saturating_add(1);
+            self.failed_at = now;
+        }
+        if due == Due::Audit && read {
             self.last_audit = Some(now);
             self.doubt = false;
         }
@@ -74,7 +89,10 @@ impl Schedule {
         };
         // What failed is tried again from the mirror; a doubt about the mirror is an audit.
         if self.failures > 0 {
-            let at = last_end.saturating_add(self.backoff().max(self.min_period));
+            let retry = self.failed_at.saturating_add(self.backoff().max(self.min_period));
+            let change = last_end.saturating_add(self.min_period);
+            // New changes do not wait for what keeps failing, unless the mirror is in doubt.
+            let at = if dirty && audit_at > retry { change.min(retry) } else { retry };
             return (at, if audit_at <= at { Due::Audit } else { Due::Changes });
         }
         let earliest = last_end.saturating_add(self.min_period);
@@ -99,41 +117,52 @@ mod tests {
     #[test]
     fn changes_wait_for_the_minimum_pause_and_audits_for_their_period() {
         let mut schedule = Schedule::new(s(1), s(30));
-        schedule.ended(s(10), Due::Audit, true);
+        schedule.ended(s(10), Due::Audit, true, true);
         assert_eq!(schedule.next(true), (s(11), Due::Changes));
         assert_eq!(schedule.next(false), (s(40), Due::Audit));
-        schedule.ended(s(39), Due::Changes, true);
+        schedule.ended(s(39), Due::Changes, true, true);
         assert_eq!(schedule.next(false), (s(40), Due::Audit));
-        schedule.ended(s(40), Due::Audit, true);
+        schedule.ended(s(40), Due::Audit, true, true);
         assert_eq!(schedule.next(false), (s(70), Due::Audit));
     }
 
     #[test]
     fn changes_do_not_put_off_an_audit_for_ever() {
         let mut schedule = Schedule::new(s(0), s(30));
-        schedule.ended(s(10), Due::Audit, true);
-        schedule.ended(s(50), Due::Changes, true);
+        schedule.ended(s(10), Due::Audit, true, true);
+        schedule.ended(s(50), Due::Changes, true, true);
         assert_eq!(schedule.next(true), (s(50), Due::Audit));
     }
 
     #[test]
     fn doubt_brings_the_audit_forward_until_one_succeeds() {
         let mut schedule = Schedule::new(s(1), s(30));
-        schedule.ended(s(10), Due::Audit, true);
+        schedule.ended(s(10), Due::Audit, true, true);
         schedule.doubt();
         assert_eq!(schedule.next(false), (s(11), Due::Audit));
-        schedule.ended(s(11), Due::Audit, true);
+        schedule.ended(s(11), Due::Audit, true, true);
         assert_eq!(schedule.next(false), (s(41), Due::Audit));
     }
 
     #[test]
     fn a_plain_failure_is_retried_without_reading_the_kernel_and_doubt_reads_it() {
         let mut schedule = Schedule::new(s(0), s(30));
-        schedule.ended(s(10), Due::Audit, true);
-        schedule.ended(s(11), Due::Changes, false);
+        schedule.ended(s(10), Due::Audit, true, true);
+        schedule.ended(s(11), Due::Changes, false, false);
         assert_eq!(schedule.next(false), (s(11) + MIN_BACKOFF, Due::Changes));
         schedule.doubt();
         assert_eq!(schedule.next(false), (s(11) + MIN_BACKOFF, Due::Audit));
+    }
+
+    #[test]
+    fn changes_do_not_wait_for_what_keeps_failing() {
+        let mut schedule = Schedule::new(s(0), s(3600));
+        schedule.ended(s(1), Due::Audit, false, true);
+        for n in 0..8u64 {
+            schedule.ended(s(40 * n + 40), Due::Changes, false, false);
+        }
+        assert_eq!(schedule.next(true), (s(320), Due::Changes));
+        assert!(schedule.next(false).0 > s(340), "the retry itself backs off");
     }
 
     #[test]
@@ -141,12 +170,13 @@ mod tests {
         let mut schedule = Schedule::new(s(0), s(30));
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            schedule.ended(s(0), Due::Audit, false);
-            pauses.push(schedule.next(true).0.as_millis());
+            let now = schedule.next(false).0;
+            schedule.ended(now, Due::Audit, false, false);
+            pauses.push((schedule.next(false).0 - now).as_millis());
         }
         assert_eq!(&pauses[..4], [250, 500, 1000, 2000]);
         assert_eq!(pauses[9], 30_000);
-        schedule.ended(s(0), Due::Audit, true);
-        assert_eq!(schedule.next(true), (s(0), Due::Changes));
+        schedule.ended(s(900), Due::Audit, true, true);
+        assert_eq!(schedule.next(true), (s(900), Due::Changes));
     }
 }

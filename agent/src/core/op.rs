@@ -283,6 +283,9 @@ impl Failures {
             Op::AddEntry(set, _) if self.sets.contains(set) => {
                 Some(format!("set {set} could not be created"))
             }
+            Op::WriteRules(rules) if rules.tidy && self.rules.contains(&rules.family) => {
+                Some(format!("the {} rules could not be written", rules.family))
+            }
             Op::WriteRules(rules) => {
                 let set = self.sets.iter().find(|s| s.family == rules.family)?;
                 Some(format!("set {set} could not be created"))

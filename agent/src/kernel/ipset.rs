@@ -63,12 +63,14 @@ pub struct IpsetClient {
 }
 
 impl IpsetClient {
-    /// Opens a socket in the current network namespace.
+    /// Opens a socket in the current network namespace and asks for the set types.
     ///
     /// # Errors
-    /// See [`NfSocket::open`].
+    /// When the kernel has no ipset, or lacks a set type.
     pub fn open() -> Result<Self, NfError> {
-        Ok(Self { socket: NfSocket::open()?, revisions: HashMap::new() })
+        let mut client = Self { socket: NfSocket::open()?, revisions: HashMap::new() };
+        client.learn_revisions()?;
+        Ok(client)
     }
 
     /// What went over the socket so far.
@@ -123,8 +125,8 @@ impl IpsetClient {
     /// The requests for ops on sets and entries: one for each creation, and few for many entries.
     ///
     /// # Errors
-    /// When the kernel does not know a set type.
-    pub fn prepare(&mut self, ops: &[&Op]) -> Result<Vec<Request>, NfError> {
+    /// When an op is not for ipsets.
+    pub fn prepare(&self, ops: &[&Op]) -> Result<Vec<Request>, NfError> {
         entry_runs(ops).into_iter().map(|range| self.request(&ops[range])).collect()
     }
 
@@ -137,11 +139,12 @@ impl IpsetClient {
     }
 
     /// One message for a run of ops: one creation, or entries of one set in one direction.
-    fn request(&mut self, run: &[&Op]) -> Result<Request, NfError> {
+    fn request(&self, run: &[&Op]) -> Result<Request, NfError> {
         let request = |cmd, flags, family, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs };
         match run {
             [Op::CreateSet(set)] => {
-                let revision = self.revision(set.kind.set_type(), set.family)?;
+                let revision = self.revisions.get(&(set.kind.set_type(), set.family)).copied();
+                let revision = revision.ok_or(NfError::NoSetType(set.kind.set_type().name(), ENOENT))?;
                 Ok(request(CMD_CREATE, NLM_F_EXCL, nf_family(*set), create_attrs(*set, revision)))
             }
             [Op::AddEntry(set, _), ..] => Ok(request(CMD_ADD, 0, nf_family(*set), entry_attrs(*set, run))),
@@ -150,24 +153,27 @@ impl IpsetClient {
         }
     }
 
-    /// The newest revision of a type that the kernel knows; asking loads the type's module.
-    fn revision(&mut self, set_type: SetType, family: Family) -> Result<u8, NfError> {
-        if let Some(revision) = self.revisions.get(&(set_type, family)) {
-            return Ok(*revision);
-        }
-        let number = type_family(set_type, family);
-        let mut attrs = Attrs::default();
-        attrs.put(ATTR_PROTOCOL, &[PROTOCOL]);
-        attrs.put_str(ATTR_TYPENAME, set_type.name()).put(ATTR_FAMILY, &[number]);
-        let request = Request { kind: SUBSYSTEM | CMD_TYPE, flags: 0, family: number, attrs };
-        let answer = self.socket.ask(&request)?;
-        for attr in AttrIter(&answer) {
-            if let (ATTR_REVISION, [revision]) = attr? {
-                self.revisions.insert((set_type, family), *revision);
-                return Ok(*revision);
+    /// Asks for the newest revision of every type that the kernel knows, in one send; asking loads
+    /// the types' modules.
+    fn learn_revisions(&mut self) -> Result<(), NfError> {
+        let question = |set_type: SetType, family| {
+            let number = type_family(set_type, family);
+            let mut attrs = Attrs::default();
+            attrs.put(ATTR_PROTOCOL, &[PROTOCOL]);
+            attrs.put_str(ATTR_TYPENAME, set_type.name()).put(ATTR_FAMILY, &[number]);
+            Request { kind: SUBSYSTEM | CMD_TYPE, flags: 0, family: number, attrs }
+        };
+        let all = SetType::ALL.into_iter().flat_map(|t| Family::ALL.into_iter().map(move |f| (t, f)));
+        let questions: Vec<Request> = all.clone().map(|(t, f)| question(t, f)).collect();
+        for ((set_type, family), answer) in all.zip(self.socket.ask(&questions)?) {
+            let answer = answer.map_err(|code| NfError::NoSetType(set_type.name(), code))?;
+            for attr in AttrIter(&answer) {
+                if let (ATTR_REVISION, [revision]) = attr? {
+                    self.revisions.insert((set_type, family), *revision);
+                }
             }
         }
-        Err(NfError::Malformed("no revision in the description of a set type"))
+        Ok(())
     }
 }
 
@@ -201,7 +207,7 @@ fn entry_runs(ops: &[&Op]) -> Vec<std::ops::Range<usize>> {
 fn op_error(op: &Op, code: i32) -> OpError {
     match (op, code) {
         (Op::CreateSet(set), EEXIST) => OpError::doubt(format!(
-            "ipset {set} exists with another type or family: remove it with `ipset destroy {set}`"
+            "ipset {set} exists with another type or family: remove the rules that use it, then `ipset destroy {set}`"
         )),
         (_, ENOENT) => OpError::doubt("the ipset does not exist (any more)"),
         (_, EPERM) => OpError::plain("not permitted: CAP_NET_ADMIN is needed"),

@@ -29,30 +29,44 @@ impl Iptables {
         self.started
     }
 
-    /// Reads the rules of one family.
+    /// Reads the rules of the families, all at once, in their order.
     ///
     /// # Errors
     /// Names the program and what it said.
-    pub fn read(&mut self, family: Family) -> Result<ObservedRules, String> {
-        let name = program(family, "save");
-        self.started += 1;
-        let text = run(Command::new(&name).stdin(Stdio::null()), &name, "")?;
-        Ok(parse_save(&text))
+    pub fn read(&mut self, families: &[Family]) -> Result<Vec<ObservedRules>, String> {
+        self.started += families.len() as u64;
+        at_once(families, |family| read(*family)).into_iter().collect()
     }
 
-    /// Writes the rules of one family, each table atomically.
-    ///
-    /// # Errors
-    /// What the program said; the tables that it did not reach stay as they were.
-    pub fn write(&mut self, rules: &RulesOp) -> Result<(), OpError> {
-        let name = program(rules.family, "restore");
-        self.started += 1;
-        let input = render_restore(&rules.chains, &rules.missing_jumps);
-        let mut command = Command::new(&name);
-        command.args(["-w", "5", "--noflush"]).stdin(Stdio::piped());
-        // The first table may have been written before the second failed.
-        run(&mut command, &name, &input).map(drop).map_err(OpError::doubt)
+    /// Writes the rules of families, all at once, each table atomically, and returns a result each:
+    /// what the program said; the tables that it did not reach stay as they were.
+    pub fn write(&mut self, rules: &[&RulesOp]) -> Vec<Result<(), OpError>> {
+        self.started += rules.len() as u64;
+        at_once(rules, |rules| write(rules))
     }
+}
+
+/// Does the work for each item on a thread of its own; threads stay in the network namespace.
+fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+    })
+}
+
+fn read(family: Family) -> Result<ObservedRules, String> {
+    let name = program(family, "save");
+    let text = run(Command::new(&name).stdin(Stdio::null()), &name, "")?;
+    Ok(parse_save(&text))
+}
+
+fn write(rules: &RulesOp) -> Result<(), OpError> {
+    let name = program(rules.family, "restore");
+    let input = render_restore(&rules.chains, &rules.missing_jumps);
+    let mut command = Command::new(&name);
+    command.args(["-w", "5", "--noflush"]).stdin(Stdio::piped());
+    // The first table may have been written before the second failed.
+    run(&mut command, &name, &input).map(drop).map_err(OpError::doubt)
 }
 
 fn run(command: &mut Command, name: &str, input: &str) -> Result<String, String> {

@@ -106,8 +106,8 @@ impl LinuxKernel {
             sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
             ..Observed::default()
         };
-        for &family in &self.families {
-            let rules = self.iptables.read(family).map_err(|e| unreadable("iptables rules", &e))?;
+        let rules = self.iptables.read(&self.families).map_err(|e| unreadable("iptables rules", &e))?;
+        for (family, rules) in self.families.iter().zip(rules) {
             observed.rules[family.index()] = rules;
         }
         let state = self.device.state().map_err(|e| unreadable("network devices", &e))?;
@@ -161,7 +161,6 @@ impl LinuxKernel {
         match op {
             Op::SetSysctl(sysctl) => sysctl::write(sysctl),
             Op::CreateDevice => self.device.ensure().map(drop).map_err(|e| OpError::plain(e.to_string())),
-            Op::WriteRules(rules) => self.iptables.write(rules),
             other => Err(OpError::plain(format!("{other} is not executed one by one"))),
         }
     }
@@ -178,9 +177,12 @@ impl Kernel for LinuxKernel {
             Some(Lane::Ipvs) => self.execute_ipvs(ops),
             Some(Lane::Sets) => self.sets.execute(ops),
             Some(Lane::Addresses) => self.execute_addresses(ops),
-            Some(Lane::Sysctl | Lane::Device | Lane::Rules) => {
-                ops.iter().map(|op| self.execute_one(op)).collect()
+            Some(Lane::Rules) => {
+                let rules =
+                    ops.iter().filter_map(|op| if let Op::WriteRules(r) = op { Some(&**r) } else { None });
+                self.iptables.write(&rules.collect::<Vec<_>>())
             }
+            Some(Lane::Sysctl | Lane::Device) => ops.iter().map(|op| self.execute_one(op)).collect(),
         }
     }
 }

@@ -23,6 +23,7 @@ const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 0x2;
+const EPERM: i32 = 1;
 const NLMSG_DONE: u16 = 0x3;
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_F_NET_BYTEORDER: u16 = 0x4000;
@@ -37,6 +38,15 @@ pub enum NfError {
     /// The kernel refused a request; the number is an errno or a private code of the subsystem.
     #[error("the kernel refused the request (error {0})")]
     Refused(i32),
+    /// The process may not use netfilter. The kernel then answers the first message of a send only.
+    #[error("not permitted: CAP_NET_ADMIN is needed")]
+    NotPermitted,
+    /// The kernel does not have a set type.
+    #[error(
+        "the kernel has no ipset type {0} (error {1}): load its module with `modprobe ip_set_{module}`",
+        module = .0.replace([':', ','], "_")
+    )]
+    NoSetType(&'static str, i32),
     /// An answer that cannot be read, or one that was cut short.
     #[error("the kernel's answer cannot be read: {0}")]
     Malformed(&'static str),
@@ -259,28 +269,37 @@ impl NfSocket {
         }
     }
 
-    /// Sends one request and returns the attributes of its single answer.
+    /// Asks several questions in one send and returns the answer of each: its attributes, or the
+    /// refusal.
     ///
     /// # Errors
-    /// A refusal or an unreadable answer.
-    pub fn ask(&mut self, request: &Request) -> Result<Vec<u8>, NfError> {
-        let seq = self.next_seq();
+    /// An unreadable answer.
+    pub fn ask(&mut self, requests: &[Request]) -> Result<Vec<Result<Vec<u8>, i32>>, NfError> {
+        let first_seq = self.seq.wrapping_add(1);
         let mut bytes = Vec::new();
-        request.encode(seq, 0, &mut bytes);
+        for request in requests {
+            let seq = self.next_seq();
+            request.encode(seq, 0, &mut bytes);
+        }
         self.send(&bytes)?;
-        loop {
+        let mut answers = vec![None; requests.len()];
+        while answers.iter().any(Option::is_none) {
             self.receive()?;
             for message in messages(&self.buffer) {
                 let message = message?;
-                if message.seq != seq {
-                    continue;
+                let index = message.seq.wrapping_sub(first_seq) as usize;
+                if let Some(answer) = answers.get_mut(index) {
+                    *answer = Some(match message.kind {
+                        NLMSG_ERROR if refusal(message.payload) == Some(EPERM) => {
+                            return Err(NfError::NotPermitted);
+                        }
+                        NLMSG_ERROR => Err(refusal(message.payload).unwrap_or(0)),
+                        _ => Ok(message.payload.get(NFGEN..).unwrap_or_default().to_vec()),
+                    });
                 }
-                if message.kind == NLMSG_ERROR {
-                    return Err(NfError::Refused(refusal(message.payload).unwrap_or(0)));
-                }
-                return Ok(message.payload.get(NFGEN..).unwrap_or_default().to_vec());
             }
         }
+        Ok(answers.into_iter().flatten().collect())
     }
 
     /// Sends requests, many per datagram, with an ack on the last of each only, and returns the
@@ -320,6 +339,9 @@ impl NfSocket {
                     continue;
                 }
                 refused[index] = refusal(message.payload);
+                if refused[index] == Some(EPERM) {
+                    return Err(NfError::NotPermitted);
+                }
                 if index + 1 == refused.len() {
                     return Ok(());
                 }

@@ -185,7 +185,8 @@ where
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    if trouble.take().is_some() {
+                    // The watcher announces a list before it asks for it.
+                    if !matches!(event, Event::Init) && trouble.take().is_some() {
                         tracing::info!(kind = %K::KIND, "the API answers again");
                     }
                     store_event(event, &store);

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::Value;
 
@@ -22,6 +24,9 @@ use crate::store::{Kind, Object, Store};
 
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// Quiet time after which a change is taken for complete, and how many times it may be put off.
+const SETTLE_MS: u8 = 20;
+const MAX_SETTLES: usize = 25;
 
 /// What a file held: objects, and those that could not be decoded.
 #[derive(Clone, Debug)]
@@ -46,13 +51,15 @@ pub struct FileSource {
     node: String,
     cache: BTreeMap<PathBuf, Cached>,
     published: bool,
+    /// Complete reads so far: tells a lasting trouble from a passing one.
+    reads: u64,
 }
 
 impl FileSource {
     /// Objects from `path`, a file or a folder (not its subfolders; files ending in `.yaml`,
     /// `.yml` or `.json`, hidden ones left out). Of the Nodes only the one named `node` counts.
     pub fn new(path: impl Into<PathBuf>, node: &str) -> Self {
-        Self { path: path.into(), node: node.to_owned(), cache: BTreeMap::new(), published: false }
+        Self { path: path.into(), node: node.to_owned(), cache: BTreeMap::new(), published: false, reads: 0 }
     }
 
     /// Reads what changed and publishes everything as one change. Returns whether anything did.
@@ -71,11 +78,19 @@ impl FileSource {
             changed = true;
         }
         for path in files {
-            changed |= self.read_file(&path);
+            match self.read_file(&path) {
+                Ok(new) => changed |= new,
+                // What the node holds may come from that file: without it there is no first list.
+                Err(error) if !self.published => {
+                    return Err(error.context(format!("cannot use {}: fix it", path.display())));
+                }
+                Err(error) => report_file(&path, &error, self.cache.contains_key(&path)),
+            }
         }
         if changed {
             self.publish(store);
         }
+        self.reads += 1;
         Ok(changed)
     }
 
@@ -98,7 +113,7 @@ impl FileSource {
     }
 
     /// Reads a file if it is not the one read before; keeps the old content when that fails.
-    fn read_file(&mut self, path: &Path) -> bool {
+    fn read_file(&mut self, path: &Path) -> anyhow::Result<bool> {
         let read = || -> anyhow::Result<(Stamp, Option<Vec<Item>>)> {
             let stamp = stamp(path)?;
             if self.cache.get(path).is_some_and(|cached| cached.stamp == stamp) {
@@ -106,22 +121,10 @@ impl FileSource {
             }
             Ok((stamp, Some(parse(&fs::read_to_string(path)?, &self.node)?)))
         };
-        match read() {
-            Ok((_, None)) => false,
-            Ok((stamp, Some(items))) => {
-                self.cache.insert(path.to_owned(), Cached { stamp, items });
-                true
-            }
-            Err(error) => {
-                let kept = if self.cache.contains_key(path) {
-                    "its last good content stays in force"
-                } else {
-                    "it is left out"
-                };
-                tracing::error!(file = %path.display(), "cannot use this file: {error:#}; {kept}; fix it and it is read again");
-                false
-            }
-        }
+        let (stamp, items) = read()?;
+        let Some(items) = items else { return Ok(false) };
+        self.cache.insert(path.to_owned(), Cached { stamp, items });
+        Ok(true)
     }
 
     fn publish(&mut self, store: &Store) {
@@ -171,6 +174,7 @@ impl FileSource {
         self.read(store)?;
         loop {
             let events = inotify.read_events().context("inotify")?;
+            settle(inotify);
             let lost =
                 AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
             if events.iter().any(|event| event.mask.intersects(lost)) {
@@ -189,17 +193,35 @@ impl Source for FileSource {
         let run = move || {
             let mut pause = MIN_PAUSE;
             loop {
-                let before = self.published;
+                let before = self.reads;
                 if let Err(error) = self.follow(&inotify, &store) {
                     let kept = if self.published { "; the objects read before stay in force" } else { "" };
                     tracing::error!("{error:#}{kept}; trying again in {pause:?}");
                 }
                 std::thread::sleep(pause);
-                pause = if self.published && !before { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+                pause = if self.reads > before { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             }
         };
         std::thread::Builder::new().name("objects".to_owned()).spawn(run)?;
         Ok(())
+    }
+}
+
+fn report_file(path: &Path, error: &anyhow::Error, known: bool) {
+    let kept = if known { "its last good content stays in force" } else { "it is left out" };
+    let file = path.display();
+    tracing::error!(%file, "cannot use this file: {error:#}; {kept}; fix it and it is read again");
+}
+
+/// Waits until no event came for a moment: an editor that moves the old file away and writes a new
+/// one is one change.
+fn settle(inotify: &Inotify) {
+    for _ in 0..MAX_SETTLES {
+        let mut fds = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, SETTLE_MS) {
+            Ok(n) if n > 0 => drop(inotify.read_events()),
+            _ => return,
+        }
     }
 }
 
@@ -210,6 +232,8 @@ fn stamp(path: &Path) -> std::io::Result<Stamp> {
 
 /// Parses a file: JSON values or YAML documents; a list contributes its items.
 fn parse(text: &str, node: &str) -> anyhow::Result<Vec<Item>> {
+    // A file that is just being rewritten in place; a list without items says so.
+    anyhow::ensure!(!text.trim().is_empty(), "the file is empty");
     let documents: Vec<Value> = if text.trim_start().starts_with('{') {
         serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>()?
     } else {
@@ -309,11 +333,26 @@ mod tests {
         fs::write(&path, YAML).unwrap();
         source.read(&store).unwrap();
         store.take_dirty();
-        for broken in ["kind: [", "metadata: {name: a}", "{\"kind\": "] {
+        for broken in ["kind: [", "metadata: {name: a}", "{\"kind\": ", ""] {
             fs::write(&path, broken).unwrap();
             source.read(&store).unwrap();
             assert!(dirty(&store).is_empty(), "{broken:?}");
         }
+    }
+
+    #[test]
+    fn before_the_first_list_every_file_must_be_readable() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, mut source) = (store(), FileSource::new(dir.path(), "n1"));
+        fs::write(dir.path().join("a.yaml"), YAML).unwrap();
+        for broken in ["", "kind: ["] {
+            fs::write(dir.path().join("b.yaml"), broken).unwrap();
+            let error = format!("{:#}", source.read(&store).unwrap_err());
+            assert!(error.contains("b.yaml"), "{error}");
+            assert!(!store.is_synced(), "a restart must not take a broken file for removed Services");
+        }
+        fs::write(dir.path().join("b.yaml"), "kind: List\nitems: []\n").unwrap();
+        assert!(source.read(&store).unwrap() && store.is_synced());
     }
 
     #[test]
