@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Requests and answers.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -10,31 +9,35 @@ use std::time::Duration;
 use futures_util::stream;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Bytes, Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 
-use super::objects::Selector;
-use super::{Request, Shared, State};
+use super::request::{Options, Refusal, Target, render_token};
+use super::watch::{self, FLUSH, Watching};
+use super::{RequestRecord, Shared, State};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Time between bookmarks of an idle watch.
-const BOOKMARK: Duration = Duration::from_secs(1);
+/// Pause after a connection that could not be taken.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
-/// Resources that are served: plural, kind, apiVersion.
-const RESOURCES: [(&str, &str, &str); 4] = [
-    ("services", "Service", "v1"),
-    ("nodes", "Node", "v1"),
-    ("endpointslices", "EndpointSlice", "discovery.k8s.io/v1"),
-    ("servicecidrs", "ServiceCIDR", "networking.k8s.io/v1"),
-];
+/// Seconds in `Retry-After` of a 429 when nothing else is wanted.
+const RETRY_SECONDS: u64 = 1;
 
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    while let Ok((connection, _)) = listener.accept().await {
+    loop {
+        let Ok((connection, _)) = listener.accept().await else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        // Lines of a watch are small and must not wait for each other.
+        let _ = connection.set_nodelay(true);
         let shared = shared.clone();
         tokio::spawn(async move {
             let answer = service_fn(move |request| answer(shared.clone(), request));
@@ -44,320 +47,218 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// What a request asks for.
-struct Asked {
-    plural: &'static str,
-    kind: &'static str,
-    api_version: &'static str,
-    name: Option<String>,
-    selector: Selector,
-    query: HashMap<String, String>,
-}
-
-impl Asked {
-    fn parse(uri: &hyper::Uri) -> Option<Self> {
-        let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
-        let rest = match parts.as_slice() {
-            ["api", "v1", rest @ ..] | ["apis", _, "v1", rest @ ..] => rest,
-            _ => return None,
-        };
-        let (namespace, rest) = match rest {
-            ["namespaces", namespace, rest @ ..] => (Some(*namespace), rest),
-            rest => (None, rest),
-        };
-        let (plural, kind, api_version) = *RESOURCES.iter().find(|r| Some(&r.0) == rest.first())?;
-        let query: HashMap<String, String> = uri
-            .query()
-            .unwrap_or_default()
-            .split('&')
-            .filter_map(|p| p.split_once('='))
-            .map(decode)
-            .collect();
-        let get = |name: &str| query.get(name).map(String::as_str).unwrap_or_default();
-        let selector = Selector::new(get("labelSelector"), get("fieldSelector"), namespace);
-        let name = rest.get(1).map(|name| (*name).to_owned());
-        Some(Self { plural, kind, api_version, name, selector, query })
-    }
-
-    fn is(&self, flag: &str) -> bool {
-        self.query.get(flag).is_some_and(|v| v == "true" || v == "1")
-    }
-
-    fn number(&self, name: &str) -> Option<u64> {
-        self.query.get(name).and_then(|v| v.parse().ok())
-    }
-}
-
-/// Percent-decoding of one query parameter.
-fn decode((key, value): (&str, &str)) -> (String, String) {
-    let mut bytes = Vec::new();
-    let mut rest = value.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let digits = [rest.next().unwrap_or(b'0'), rest.next().unwrap_or(b'0')];
-                u8::from_str_radix(&String::from_utf8_lossy(&digits), 16).unwrap_or(b'?')
-            }
-            other => other,
-        });
-    }
-    (key.to_owned(), String::from_utf8_lossy(&bytes).into_owned())
-}
-
 async fn answer(
     shared: Arc<Shared>,
     request: hyper::Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let uri = request.uri().to_string();
-    let index = {
+    let (index, delay, half_open) = {
         let mut state = shared.state();
-        state.requests.push(Request { uri: uri.clone(), status: 0 });
-        state.requests.len() - 1
-    };
-    let (delay, half_open) = {
-        let state = shared.state();
-        (state.faults.delay, state.faults.half_open)
+        state.requests.push(RequestRecord {
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            status: 0,
+        });
+        (state.requests.len() - 1, state.faults.delay, state.faults.half_open)
     };
     if let Some(delay) = delay {
-        tokio::time::sleep(delay).await;
+        sleep(delay).await;
     }
     if half_open {
         std::future::pending::<()>().await;
     }
-    let response = if request.method() == Method::POST || request.method() == Method::PATCH {
-        post(&shared, request).await
-    } else {
-        get(&shared, request.uri())
+    let path = request.uri().path().to_owned();
+    let injected = injected_status(&mut shared.state(), &path);
+    let response = match injected {
+        Some(response) => response,
+        None => respond(&shared, request).await.unwrap_or_else(|refusal| failure(&refusal)),
     };
     shared.state().requests[index].status = response.status().as_u16();
     Ok(response)
 }
 
-/// Takes Event objects and nothing else.
-async fn post(shared: &Shared, request: hyper::Request<Incoming>) -> Response<Body> {
-    let is_event = request.uri().path().ends_with("/events") || request.uri().path().contains("/events/");
-    let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-    match serde_json::from_slice::<Value>(&body) {
-        Ok(event) if is_event => {
-            shared.state().events.push(event.clone());
-            whole(StatusCode::CREATED, &event)
+async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let uri = request.uri().clone();
+    let method = request.method().clone();
+    if event_path(uri.path()) && (method == Method::POST || method == Method::PATCH) {
+        return take_event(shared, request).await;
+    }
+    if method != Method::GET {
+        let message = "the server does not allow this method on the requested resource";
+        return Err(Refusal::new(405, "MethodNotAllowed", message));
+    }
+    match uri.path() {
+        "/version" => {
+            return Ok(whole(StatusCode::OK, &json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2"})));
         }
-        _ => failure(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "only events can be written"),
+        "/readyz" | "/livez" | "/healthz" => {
+            let mut response = Response::new(full(Bytes::from_static(b"ok")));
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            return Ok(response);
+        }
+        _ => {}
     }
+    let target = Target::parse(uri.path())
+        .ok_or_else(|| Refusal::new(404, "NotFound", "the server could not find the requested resource"))?;
+    if let Some(name) = &target.name {
+        return one(&shared.state(), &target, name);
+    }
+    let options = Options::parse(uri.query().unwrap_or_default(), &target)?;
+    if !options.watch {
+        return list(&shared.state(), &target, &options);
+    }
+    watch::check(&shared.state(), &target, &options)?;
+    let lines = Watching::new(shared, target, options).lines();
+    let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
-fn get(shared: &Arc<Shared>, uri: &hyper::Uri) -> Response<Body> {
-    if uri.path() == "/version" {
-        return whole(StatusCode::OK, &json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2"}));
-    }
-    let Some(asked) = Asked::parse(uri) else {
-        return failure(StatusCode::NOT_FOUND, "NotFound", "the server has no such resource");
+/// Whether a path is the one of events.k8s.io (or core) Events.
+fn event_path(path: &str) -> bool {
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    matches!(
+        parts.as_slice(),
+        ["apis", "events.k8s.io", "v1", "namespaces", _, "events"]
+            | ["apis", "events.k8s.io", "v1", "namespaces", _, "events", _]
+            | ["api", "v1", "namespaces", _, "events"]
+            | ["api", "v1", "namespaces", _, "events", _]
+    )
+}
+
+async fn take_event(shared: &Shared, request: hyper::Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let created = request.method() == Method::POST;
+    let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let event: Value = serde_json::from_slice(&body)
+        .map_err(|e| Refusal::new(400, "BadRequest", format!("the body is not JSON: {e}")))?;
+    shared.state().events.push(event.clone());
+    Ok(whole(if created { StatusCode::CREATED } else { StatusCode::OK }, &event))
+}
+
+/// The answer that a fault wants for this path.
+fn injected_status(state: &mut State, path: &str) -> Option<Response<Body>> {
+    let retry_after = state.faults.retry_after;
+    let (resource, code, left) = state.faults.status.as_mut()?;
+    let plural = match Target::parse(path) {
+        Some(target) => target.resource.plural,
+        None if event_path(path) => "events",
+        None => "",
     };
-    let mut state = shared.state();
-    if let Some(status) = injected_status(&mut state, asked.plural) {
-        return failure(status, "InjectedFailure", "injected failure");
-    }
-    if !asked.is("watch") {
-        return list(&state, &asked);
-    }
-    if asked.is("sendInitialEvents") && state.faults.no_streaming_lists {
-        let text = "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-        return failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", text);
-    }
-    let from = asked.number("resourceVersion").unwrap_or(0);
-    if !asked.is("sendInitialEvents")
-        && from > 0
-        && state.objects.since(from, asked.kind).is_none()
-        && state.faults.gone_as_status
-    {
-        return failure(StatusCode::GONE, "Expired", "too old resource version");
-    }
-    state.watches += 1;
-    let generation = state.generation;
-    drop(state);
-    watch(shared.clone(), asked, from, generation)
-}
-
-fn injected_status(state: &mut State, plural: &str) -> Option<StatusCode> {
-    let (resource, status, left) = state.faults.status.as_mut()?;
     if (!resource.is_empty() && resource != plural) || *left == 0 {
         return None;
     }
     *left -= 1;
-    StatusCode::from_u16(*status).ok()
+    let (reason, message) = match *code {
+        400 => ("BadRequest", "injected failure"),
+        401 => ("Unauthorized", "Unauthorized"),
+        403 => ("Forbidden", "forbidden: User \"test\" cannot do this at the cluster scope"),
+        404 => ("NotFound", "the server could not find the requested resource"),
+        410 => ("Expired", "too old resource version: injected failure"),
+        429 => (
+            "TooManyRequests",
+            "the server has received too many requests and has asked us to try again later",
+        ),
+        503 => ("ServiceUnavailable", "apiserver not ready"),
+        504 => ("Timeout", "the request timed out"),
+        _ => ("InternalError", "an error on the server has prevented the request from succeeding"),
+    };
+    let mut response = failure(&Refusal::new(*code, reason, message));
+    if let Some(seconds) = retry_after.or((*code == 429).then_some(RETRY_SECONDS)) {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    Some(response)
+}
+
+fn one(state: &State, target: &Target, name: &str) -> Result<Response<Body>, Refusal> {
+    let namespace = target.namespace.as_deref().unwrap_or_default();
+    let object = state.objects.get(target.resource.kind, namespace, name);
+    let missing =
+        || Refusal::new(404, "NotFound", format!("{} \"{name}\" not found", target.resource.plural));
+    object.map(|object| whole(StatusCode::OK, object)).ok_or_else(missing)
 }
 
 /// The items of a list carry no kind of their own, as from a real server.
-fn list(state: &State, asked: &Asked) -> Response<Body> {
-    let mut items = state.objects.list(asked.kind, &asked.selector);
-    if let Some(name) = &asked.name {
-        return match items.into_iter().find(|o| o["metadata"]["name"] == json!(name)) {
-            Some(object) => whole(StatusCode::OK, &object),
-            None => failure(StatusCode::NOT_FOUND, "NotFound", "not found"),
-        };
+fn list(state: &State, target: &Target, options: &Options) -> Result<Response<Body>, Refusal> {
+    let now = state.objects.version();
+    let asked = options.version.unwrap_or(0);
+    if asked > now {
+        return Err(Refusal::new(
+            504,
+            "Timeout",
+            format!("Too large resource version: {asked}, current: {now}"),
+        ));
     }
-    let start = asked.number("continue").unwrap_or(0) as usize;
-    let limit = asked.number("limit").filter(|n| *n > 0).map_or(usize::MAX, |n| n as usize);
-    let end = start.saturating_add(limit);
-    let next = if end < items.len() { end.to_string() } else { String::new() };
-    items = items.into_iter().skip(start).take(limit).collect();
-    for item in items.iter_mut().filter_map(Value::as_object_mut) {
-        item.remove("kind");
-        item.remove("apiVersion");
+    // Later pages are of the same moment as the first one.
+    let (version, start) = options.token.unwrap_or((if options.exact { asked } else { now }, 0));
+    let objects = state.objects.list(target.resource.kind, &options.selector, version);
+    let objects = objects.ok_or_else(|| match options.token {
+        Some(_) => Refusal::new(410, "Expired", "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter."),
+        None => Refusal::expired(version, now),
+    })?;
+    // A list of any version comes from a cache that knows no pages.
+    let limit = options.limit.filter(|_| options.version != Some(0)).unwrap_or(usize::MAX);
+    let end = start.saturating_add(limit).min(objects.len());
+    let mut metadata = json!({"resourceVersion": version.to_string()});
+    if end < objects.len() {
+        metadata["continue"] = json!(render_token(version, end));
+        if options.selector.is_everything() {
+            metadata["remainingItemCount"] = json!(objects.len() - end);
+        }
     }
-    let metadata = json!({"resourceVersion": state.objects.version().to_string(), "continue": next});
-    let kind = format!("{}List", asked.kind);
-    whole(
-        StatusCode::OK,
-        &json!({"kind": kind, "apiVersion": asked.api_version, "metadata": metadata, "items": items}),
-    )
-}
-
-/// One open watch.
-struct Watching {
-    shared: Arc<Shared>,
-    asked: Asked,
-    version: u64,
-    generation: u64,
-    /// Injected lines seen so far.
-    injected: usize,
-    /// The objects of a streaming list are still to be sent.
-    initial: bool,
-    /// Half a line was sent; the cut comes next.
-    torn: bool,
-    ended: bool,
-    changed: tokio::sync::watch::Receiver<u64>,
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        self.shared.state().watches -= 1;
-    }
-}
-
-fn watch(shared: Arc<Shared>, asked: Asked, from: u64, generation: u64) -> Response<Body> {
-    let initial = asked.is("sendInitialEvents");
-    let (injected, from) = {
-        let state = shared.state();
-        (state.injected.len(), if from == 0 { state.objects.version() } else { from })
-    };
-    let changed = shared.changed.subscribe();
-    let watching = Watching {
-        shared,
-        asked,
-        version: from,
-        generation,
-        injected,
-        initial,
-        torn: false,
-        ended: false,
-        changed,
-    };
-    let lines = stream::unfold(watching, |mut watching| async move {
-        let chunk = watching.next().await?;
-        Some((chunk.map(|text| Frame::data(Bytes::from(text))), watching))
+    let page = objects.iter().take(end).skip(start).map(|object| {
+        let mut item = Value::clone(object);
+        if let Some(item) = item.as_object_mut() {
+            item.remove("kind");
+            item.remove("apiVersion");
+        }
+        item
     });
-    let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
-    json_header(&mut response);
-    response
+    let items: Vec<Value> = page.collect();
+    let kind = format!("{}List", target.resource.kind);
+    let api_version = target.resource.api_version;
+    let list = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items});
+    Ok(if state.faults.truncate_list_body { truncated(&list) } else { whole(StatusCode::OK, &list) })
 }
 
-impl Watching {
-    /// The next lines; `None` ends the watch properly, an error cuts it off.
-    async fn next(&mut self) -> Option<io::Result<String>> {
-        loop {
-            if self.ended {
-                return None;
-            }
-            self.changed.borrow_and_update();
-            if let Some(chunk) = self.due() {
-                return Some(chunk);
-            }
-            tokio::select! {
-                changed = self.changed.changed() => { changed.ok()?; }
-                () = tokio::time::sleep(BOOKMARK), if self.asked.is("allowWatchBookmarks") => {
-                    let state = self.shared.state();
-                    if !state.faults.half_open {
-                        self.version = self.version.max(state.objects.version());
-                        return Some(Ok(self.bookmark(false)));
-                    }
-                }
-            }
-        }
-    }
-
-    /// What there is to send now.
-    fn due(&mut self) -> Option<io::Result<String>> {
-        let shared = self.shared.clone();
-        let state = shared.state();
-        if state.faults.half_open {
-            return None;
-        }
-        if self.generation != state.generation {
-            if state.torn && !std::mem::replace(&mut self.torn, true) {
-                return Some(Ok("{\"type\":\"MODIF".to_owned()));
-            }
-            self.ended = true;
-            return Some(Err(io::Error::other("cut off")));
-        }
-        let mut text = String::new();
-        if std::mem::take(&mut self.initial) {
-            for object in state.objects.list(self.asked.kind, &self.asked.selector) {
-                text.push_str(&format!("{}\n", json!({"type": "ADDED", "object": object})));
-            }
-            self.version = state.objects.version();
-            text.push_str(&self.bookmark(true));
-        }
-        let Some(changes) = state.objects.since(self.version, self.asked.kind) else {
-            self.ended = true;
-            let gone = status(410, "Expired", "too old resource version");
-            return Some(Ok(format!("{}\n", json!({"type": "ERROR", "object": gone}))));
-        };
-        for change in &changes {
-            self.version = change.version;
-            if let Some(event) = self.asked.selector.event(change) {
-                text.push_str(&format!("{event}\n"));
-            }
-        }
-        for (resource, line) in &state.injected[self.injected..] {
-            if resource == self.asked.plural {
-                text.push_str(&format!("{line}\n"));
-            }
-        }
-        self.injected = state.injected.len();
-        (!text.is_empty()).then_some(Ok(text))
-    }
-
-    fn bookmark(&self, end_of_list: bool) -> String {
-        let mut metadata = json!({"resourceVersion": self.version.to_string()});
-        if end_of_list {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
-        }
-        let object =
-            json!({"kind": self.asked.kind, "apiVersion": self.asked.api_version, "metadata": metadata});
-        format!("{}\n", json!({"type": "BOOKMARK", "object": object}))
-    }
-}
-
-fn status(code: u16, reason: &str, message: &str) -> Value {
+pub(super) fn status(refusal: &Refusal) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-           "message": message, "reason": reason, "code": code})
+           "message": refusal.message, "reason": refusal.reason, "code": refusal.code})
 }
 
-fn failure(code: StatusCode, reason: &str, message: &str) -> Response<Body> {
-    whole(code, &status(code.as_u16(), reason, message))
+fn failure(refusal: &Refusal) -> Response<Body> {
+    whole(StatusCode::from_u16(refusal.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &status(refusal))
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn whole(code: StatusCode, value: &Value) -> Response<Body> {
-    let body = Full::new(Bytes::from(value.to_string())).map_err(|never| match never {});
-    let mut response = Response::new(body.boxed_unsync());
+    let mut response = Response::new(full(Bytes::from(value.to_string())));
     *response.status_mut() = code;
-    json_header(&mut response);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn json_header(response: &mut Response<Body>) {
-    let json = hyper::header::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
+/// An answer that promises its whole length and breaks off in the middle.
+fn truncated(value: &Value) -> Response<Body> {
+    let mut text = value.to_string().into_bytes();
+    let length = text.len();
+    text.truncate(length / 2);
+    let parts = stream::unfold(Some(text), |half| async move {
+        match half {
+            Some(half) if !half.is_empty() => Some((Ok(Frame::data(Bytes::from(half))), Some(Vec::new()))),
+            Some(_) => {
+                sleep(FLUSH).await;
+                Some((Err(io::Error::other("cut off")), None))
+            }
+            None => None,
+        }
+    });
+    let mut response = Response::new(StreamBody::new(parts).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response
 }

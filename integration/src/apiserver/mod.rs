@@ -4,6 +4,9 @@
 
 mod http;
 mod objects;
+mod request;
+mod selector;
+mod watch;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,15 +14,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tokio::sync::watch;
 
 use objects::Objects;
 
-/// What goes wrong on purpose.
+/// Time between the bookmarks of a watch unless somebody says otherwise.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What goes wrong on purpose, from one [`ApiServer::set_faults`] to the next. What happens once is a
+/// method of [`ApiServer`]: `compact`, `cut_watches`, `inject_watch_line`.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    /// Requests for this resource (`services`, …; empty: all) are answered with this status, so many times.
+    /// Requests for this resource (`services`, `events`, …; empty: every request) are answered with this
+    /// status, so many times.
     pub status: Option<(String, u16, usize)>,
+    /// Seconds in the `Retry-After` header of those answers; without it a 429 says 1 and others nothing.
+    pub retry_after: Option<u64>,
     /// Every answer comes so much later.
     pub delay: Option<Duration>,
     /// Requests are read and never answered, and open watches fall silent, without a close.
@@ -28,37 +37,73 @@ pub struct Faults {
     pub no_streaming_lists: bool,
     /// A watch from a version that is too old gets 410 as its HTTP status instead of an ERROR event.
     pub gone_as_status: bool,
+    /// Lists break off in the middle, and their connections with them.
+    pub truncate_list_body: bool,
 }
 
 /// A request as it came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Path and query.
-    pub uri: String,
-    /// The status it was answered with; 0 when it was not.
+pub struct RequestRecord {
+    /// `GET`, …
+    pub method: String,
+    /// The path.
+    pub path: String,
+    /// The query, still encoded; empty when there is none.
+    pub query: String,
+    /// The status it was answered with; 0 when it was not, or not yet.
     pub status: u16,
+}
+
+impl RequestRecord {
+    /// Whether it asked for a watch.
+    pub fn is_watch(&self) -> bool {
+        self.query.split('&').any(|option| option == "watch=true" || option == "watch=1")
+    }
 }
 
 /// What all connections share.
 struct Shared {
     state: Mutex<State>,
     /// Counts changes; connections with a watch wait for it.
-    changed: watch::Sender<u64>,
+    changed: tokio::sync::watch::Sender<u64>,
 }
 
-#[derive(Default)]
+/// A line for open watches.
+struct Injected {
+    kind: String,
+    line: String,
+    /// The version of the last change before it.
+    after: u64,
+}
+
 struct State {
     objects: Objects,
     faults: Faults,
-    requests: Vec<Request>,
+    requests: Vec<RequestRecord>,
     events: Vec<Value>,
     /// Watches of an older generation are cut off.
     generation: u64,
     /// The cut leaves half a line.
     torn: bool,
     watches: usize,
-    /// Lines for open watches that are no objects: resource, line.
-    injected: Vec<(String, String)>,
+    injected: Vec<Injected>,
+    bookmark_interval: Duration,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            objects: Objects::default(),
+            faults: Faults::default(),
+            requests: Vec::new(),
+            events: Vec::new(),
+            generation: 0,
+            torn: false,
+            watches: 0,
+            injected: Vec::new(),
+            bookmark_interval: BOOKMARK_INTERVAL,
+        }
+    }
 }
 
 impl Shared {
@@ -89,7 +134,8 @@ impl ApiServer {
     pub fn start(listener: TcpListener) -> Result<Self> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(0) });
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), changed: tokio::sync::watch::Sender::new(0) });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let serving = shared.clone();
@@ -113,7 +159,7 @@ impl ApiServer {
         format!("http://{}", self.address)
     }
 
-    /// A kubeconfig that leads here.
+    /// A kubeconfig that leads here, as JSON (which is YAML).
     pub fn kubeconfig(&self) -> String {
         let server = self.url();
         serde_json::json!({
@@ -145,7 +191,8 @@ impl ApiServer {
         self.shared.change(|state| state.faults = faults);
     }
 
-    /// Forgets all history: a watch from an earlier version is too old now.
+    /// Forgets all history: a watch or a continued list from an earlier version is too old now. Open
+    /// watches get an ERROR event with 410, as one that is too slow does.
     pub fn compact(&self) {
         self.shared.change(|state| state.objects.compact());
     }
@@ -158,13 +205,31 @@ impl ApiServer {
         });
     }
 
-    /// Sends a line of any content to the open watches of a resource (`services`, …).
-    pub fn inject(&self, resource: &str, line: &str) {
-        self.shared.change(|state| state.injected.push((resource.to_owned(), line.to_owned())));
+    /// Sends a line of any content to the open watches of a kind (`Service`, …).
+    pub fn inject_watch_line(&self, kind: &str, line: &str) {
+        self.shared.change(|state| {
+            let after = state.objects.version();
+            state.injected.push(Injected { kind: kind.to_owned(), line: line.to_owned(), after });
+        });
     }
 
-    /// The requests so far.
-    pub fn requests(&self) -> Vec<Request> {
+    /// Sets the time between bookmarks; an open watch takes it up with its next one.
+    pub fn set_bookmark_interval(&self, interval: Duration) {
+        self.shared.change(|state| state.bookmark_interval = interval);
+    }
+
+    /// Sets how many changes are remembered; who asks for older ones gets 410.
+    pub fn set_history(&self, changes: usize) {
+        self.shared.change(|state| state.objects.set_limit(changes));
+    }
+
+    /// The version of the last change, as lists and bookmarks say it.
+    pub fn version(&self) -> u64 {
+        self.shared.state().objects.version()
+    }
+
+    /// The requests so far, in the order they came in.
+    pub fn requests(&self) -> Vec<RequestRecord> {
         self.shared.state().requests.clone()
     }
 

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The stored objects with their history, and selectors.
+//! The stored objects with their history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
+
+use super::selector::Selector;
+
+/// Changes that are remembered unless somebody says otherwise.
+const HISTORY: usize = 65_536;
 
 /// Kind, namespace, name.
 type Key = (String, String, String);
@@ -11,22 +17,41 @@ type Key = (String, String, String);
 /// A change: the version it made, and the object before and after.
 #[derive(Clone, Debug)]
 pub struct Change {
+    /// The version it made.
     pub version: u64,
-    pub kind: String,
-    pub before: Option<Value>,
-    pub after: Option<Value>,
+    /// The object as it was, unless it is new.
+    pub before: Option<Arc<Value>>,
+    /// The object as it is, unless it is gone.
+    pub after: Option<Arc<Value>>,
+    key: Key,
 }
 
-#[derive(Debug, Default)]
+/// All objects, and the changes that led to them.
+#[derive(Debug)]
 pub struct Objects {
-    stored: BTreeMap<Key, Value>,
-    history: Vec<Change>,
+    stored: BTreeMap<Key, Arc<Value>>,
+    history: VecDeque<Change>,
+    limit: usize,
     version: u64,
+    /// The changes after this version are known.
     oldest: u64,
 }
 
-fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+impl Default for Objects {
+    fn default() -> Self {
+        // Version 0 means "any" to clients, so there is no such version.
+        Self { stored: BTreeMap::new(), history: VecDeque::new(), limit: HISTORY, version: 1, oldest: 1 }
+    }
+}
+
+/// The text at a JSON pointer; empty when there is none.
+pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Sets the resource version of an object.
+pub fn set_version(object: &mut Value, version: u64) {
+    object["metadata"]["resourceVersion"] = json!(version.to_string());
 }
 
 fn key(object: &Value) -> Key {
@@ -35,13 +60,15 @@ fn key(object: &Value) -> Key {
 }
 
 impl Objects {
+    /// The version of the last change.
     pub fn version(&self) -> u64 {
         self.version
     }
 
+    /// Makes the objects exactly these.
     pub fn replace_all(&mut self, objects: Vec<Value>) {
-        let keys: Vec<Key> = objects.iter().map(key).collect();
-        let gone: Vec<Key> = self.stored.keys().filter(|k| !keys.contains(k)).cloned().collect();
+        let keys: BTreeSet<Key> = objects.iter().map(key).collect();
+        let gone: Vec<Key> = self.stored.keys().filter(|k| !keys.contains(*k)).cloned().collect();
         for (kind, namespace, name) in gone {
             self.delete(&kind, &namespace, &name);
         }
@@ -50,124 +77,86 @@ impl Objects {
         }
     }
 
+    /// Adds an object or replaces its earlier version; one that is the same is no change.
     pub fn apply(&mut self, mut object: Value) {
         let key = key(&object);
         let before = self.stored.get(&key).cloned();
         // The version is the server's own: an object that differs in nothing else is unchanged.
         if let Some(before) = &before {
-            set_version(&mut object, text(before, "/metadata/resourceVersion"));
-            if *before == object {
+            object["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
+            if **before == object {
                 return;
             }
         }
-        self.version += 1;
-        set_version(&mut object, &self.version.to_string());
-        self.stored.insert(key.clone(), object.clone());
-        self.history.push(Change { version: self.version, kind: key.0, before, after: Some(object) });
+        set_version(&mut object, self.version + 1);
+        let after = Arc::new(object);
+        self.stored.insert(key.clone(), after.clone());
+        self.record(key, before, Some(after));
     }
 
+    /// Removes an object, if it is there.
     pub fn delete(&mut self, kind: &str, namespace: &str, name: &str) {
         let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
         if let Some(before) = self.stored.remove(&key) {
-            self.version += 1;
-            self.history.push(Change {
-                version: self.version,
-                kind: key.0,
-                before: Some(before),
-                after: None,
-            });
+            self.record(key, Some(before), None);
         }
     }
 
+    fn record(&mut self, key: Key, before: Option<Arc<Value>>, after: Option<Arc<Value>>) {
+        self.version += 1;
+        self.history.push_back(Change { version: self.version, before, after, key });
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while self.history.len() > self.limit {
+            self.oldest = self.history.pop_front().map_or(self.version, |change| change.version);
+        }
+    }
+
+    /// How many changes are remembered.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        self.trim();
+    }
+
+    /// Forgets all changes and goes to a new version, so that every earlier one is too old.
     pub fn compact(&mut self) {
         self.version += 1;
         self.oldest = self.version;
         self.history.clear();
     }
 
-    /// The objects of a kind that a selector takes, in the order of their names.
-    pub fn list(&self, kind: &str, selector: &Selector) -> Vec<Value> {
-        let of_kind = self.stored.iter().filter(|(key, _)| key.0 == kind).map(|(_, object)| object);
-        of_kind.filter(|object| selector.takes(object)).cloned().collect()
+    /// One object.
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<&Value> {
+        self.stored.get(&(kind.to_owned(), namespace.to_owned(), name.to_owned())).map(Arc::as_ref)
     }
 
-    /// The changes after a version; `None` when it is too old.
-    pub fn since(&self, version: u64, kind: &str) -> Option<Vec<Change>> {
+    /// The objects of a kind that a selector takes, in the order of their names, as they were at a
+    /// version; `None` when it is too old.
+    pub fn list(&self, kind: &str, selector: &Selector, version: u64) -> Option<Vec<Arc<Value>>> {
+        if version < self.oldest {
+            return None;
+        }
+        let of_kind = self.stored.iter().filter(|(key, _)| key.0 == kind);
+        let mut objects: BTreeMap<&Key, &Arc<Value>> = of_kind.collect();
+        let undone = self.history.iter().rev().take_while(|change| change.version > version);
+        for change in undone.filter(|change| change.key.0 == kind) {
+            match &change.before {
+                Some(before) => objects.insert(&change.key, before),
+                None => objects.remove(&change.key),
+            };
+        }
+        Some(objects.into_values().filter(|object| selector.takes(object)).cloned().collect())
+    }
+
+    /// The changes of a kind after a version; `None` when it is too old.
+    pub fn since(&self, version: u64, kind: &str) -> Option<impl Iterator<Item = &Change>> {
         if version < self.oldest {
             return None;
         }
         let after = self.history.partition_point(|change| change.version <= version);
-        Some(self.history[after..].iter().filter(|change| change.kind == kind).cloned().collect())
-    }
-}
-
-fn set_version(object: &mut Value, version: &str) {
-    object["metadata"]["resourceVersion"] = json!(version);
-}
-
-/// Labels and fields that an object must or must not have.
-#[derive(Clone, Debug, Default)]
-pub struct Selector {
-    labels: Vec<Term>,
-    fields: Vec<Term>,
-    namespace: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Term {
-    Has(String),
-    HasNot(String),
-    Is(String, String),
-    IsNot(String, String),
-}
-
-fn terms(text: &str) -> Vec<Term> {
-    let term = |term: &str| {
-        let own = str::to_owned;
-        if let Some((key, value)) = term.split_once("!=") {
-            Term::IsNot(own(key), own(value))
-        } else if let Some((key, value)) = term.split_once("==").or_else(|| term.split_once('=')) {
-            Term::Is(own(key), own(value))
-        } else if let Some(key) = term.strip_prefix('!') {
-            Term::HasNot(own(key))
-        } else {
-            Term::Has(own(term))
-        }
-    };
-    text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(term).collect()
-}
-
-impl Selector {
-    pub fn new(labels: &str, fields: &str, namespace: Option<&str>) -> Self {
-        Self { labels: terms(labels), fields: terms(fields), namespace: namespace.map(str::to_owned) }
-    }
-
-    pub fn takes(&self, object: &Value) -> bool {
-        let label = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str);
-        let field =
-            |key: &str| object.pointer(&format!("/{}", key.replace('.', "/"))).and_then(Value::as_str);
-        let holds = |term: &Term, value: &dyn Fn(&str) -> Option<String>| match term {
-            Term::Has(key) => value(key).is_some(),
-            Term::HasNot(key) => value(key).is_none(),
-            Term::Is(key, wanted) => value(key).as_ref() == Some(wanted),
-            Term::IsNot(key, wanted) => value(key).as_ref() != Some(wanted),
-        };
-        self.labels.iter().all(|t| holds(t, &|key| label(key).map(str::to_owned)))
-            && self.fields.iter().all(|t| holds(t, &|key| field(key).map(str::to_owned)))
-            && self.namespace.as_ref().is_none_or(|ns| text(object, "/metadata/namespace") == ns)
-    }
-
-    /// The watch event that a change is for somebody with this selector.
-    pub fn event(&self, change: &Change) -> Option<Value> {
-        let taken = |object: &Option<Value>| object.clone().filter(|o| self.takes(o));
-        let (kind, mut object) = match (taken(&change.before), taken(&change.after)) {
-            (None, None) => return None,
-            (None, Some(after)) => ("ADDED", after),
-            (Some(_), Some(after)) => ("MODIFIED", after),
-            (Some(before), None) => ("DELETED", before),
-        };
-        set_version(&mut object, &change.version.to_string());
-        Some(json!({"type": kind, "object": object}))
+        Some(self.history.range(after..).filter(move |change| change.key.0 == kind))
     }
 }
 
@@ -176,42 +165,51 @@ mod tests {
     use super::*;
 
     fn object(name: &str, labels: Value) -> Value {
-        json!({"kind": "Service", "metadata": {"name": name, "namespace": "d", "labels": labels},
-               "spec": {"clusterIP": "10.0.0.1"}})
+        json!({"kind": "Service", "metadata": {"name": name, "namespace": "d", "labels": labels}})
     }
 
-    #[test]
-    fn selectors_of_kube_proxy() {
-        let selector = Selector::new("!proxy", "spec.clusterIP!=None", None);
-        assert!(selector.takes(&object("a", json!({}))));
-        assert!(!selector.takes(&object("a", json!({"proxy": "x"}))));
-        let mut headless = object("a", json!({}));
-        headless["spec"]["clusterIP"] = json!("None");
-        assert!(!selector.takes(&headless));
-        assert!(
-            Selector::new("a=b,c", "metadata.name=x", Some("d"))
-                .takes(&object("x", json!({"a": "b", "c": ""})))
-        );
-        assert!(!Selector::new("", "", Some("e")).takes(&object("x", json!({}))));
+    fn names(objects: &Objects, version: u64) -> Vec<String> {
+        let all = objects.list("Service", &Selector::default(), version).unwrap();
+        all.iter().map(|o| text(o, "/metadata/name").to_owned()).collect()
     }
 
     #[test]
     fn an_object_that_leaves_the_selection_is_deleted_for_the_watcher() {
         let mut objects = Objects::default();
-        let selector = Selector::new("!proxy", "", None);
+        let selector = Selector::new("!proxy", "", None, &[]).unwrap();
         objects.apply(object("a", json!({})));
         objects.apply(object("a", json!({})));
         objects.apply(object("a", json!({"proxy": "x"})));
         objects.apply(object("a", json!({})));
-        let kinds: Vec<Value> = objects
-            .since(0, "Service")
-            .unwrap()
-            .iter()
-            .filter_map(|c| selector.event(c))
-            .map(|e| e["type"].clone())
-            .collect();
+        let events: Vec<Value> =
+            objects.since(1, "Service").unwrap().filter_map(|c| selector.event(c)).collect();
+        let kinds: Vec<&str> = events.iter().map(|e| text(e, "/type")).collect();
         assert_eq!(kinds, ["ADDED", "DELETED", "ADDED"]);
+        let versions: Vec<&str> =
+            events.iter().map(|e| text(e, "/object/metadata/resourceVersion")).collect();
+        assert_eq!(versions, ["2", "3", "4"]);
         objects.compact();
+        assert!(objects.since(4, "Service").is_none());
+        assert!(objects.since(5, "Service").is_some());
+    }
+
+    #[test]
+    fn only_differences_are_changes_and_the_past_can_be_listed() {
+        let mut objects = Objects::default();
+        objects.replace_all(vec![object("a", json!({})), object("b", json!({}))]);
+        let before = objects.version();
+        objects.replace_all(vec![object("b", json!({})), object("c", json!({})), object("c", json!({}))]);
+        assert_eq!(objects.version(), before + 2, "a goes and c comes");
+        assert_eq!(names(&objects, before), ["a", "b"]);
+        assert_eq!(names(&objects, objects.version()), ["b", "c"]);
+    }
+
+    #[test]
+    fn history_has_an_end() {
+        let mut objects = Objects::default();
+        objects.set_limit(2);
+        objects.replace_all(vec![object("a", json!({})), object("b", json!({})), object("c", json!({}))]);
         assert!(objects.since(1, "Service").is_none());
+        assert_eq!(objects.since(2, "Service").unwrap().count(), 2);
     }
 }

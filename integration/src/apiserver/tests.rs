@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The server, asked by the real client library.
 
-use std::pin::pin;
-use std::time::Duration;
+mod faults;
 
-use futures_util::StreamExt;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Service;
 use kube::api::ListParams;
-use kube::runtime::watcher::{Config, Event, InitialListStrategy, watcher};
+use kube::runtime::watcher::{Config, Error, Event, InitialListStrategy, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use super::{ApiServer, Faults};
+use super::{ApiServer, Faults, RequestRecord};
+
+const LIMIT: Duration = Duration::from_secs(5);
 
 fn object(name: &str, port: u16) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "d"},
@@ -25,17 +31,47 @@ fn start() -> ApiServer {
     server
 }
 
-fn api(server: &ApiServer) -> Api<Service> {
+fn client(server: &ApiServer) -> Client {
     let mut config = kube::Config::new(server.url().parse().unwrap());
     config.default_retry = false;
-    Api::all(Client::try_from(config).unwrap())
+    Client::try_from(config).unwrap()
+}
+
+fn api(server: &ApiServer) -> Api<Service> {
+    Api::all(client(server))
+}
+
+/// Requests for lists so far.
+fn lists(server: &ApiServer) -> usize {
+    server.requests().iter().filter(|r| !r.is_watch()).count()
+}
+
+/// The query of the latest watch.
+fn last_watch(server: &ApiServer) -> String {
+    server.requests().into_iter().rfind(RequestRecord::is_watch).unwrap().query
+}
+
+/// What a plain GET is answered with, up to the end of the connection or `limit`: all of it, as text.
+async fn raw(server: &ApiServer, path: &str, limit: Duration) -> String {
+    let mut stream = TcpStream::connect(server.url().trim_start_matches("http://")).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(limit, stream.read_to_end(&mut answer)).await;
+    String::from_utf8(answer).unwrap()
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LIMIT, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// The next event as text: `init`, `+name`, `done`, `=name`, `-name`, `error`.
-async fn next(
-    events: &mut (impl futures_util::Stream<Item = Result<Event<Service>, kube::runtime::watcher::Error>> + Unpin),
-) -> String {
-    let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await;
+async fn next<K: ResourceExt>(events: &mut (impl Stream<Item = Result<Event<K>, Error>> + Unpin)) -> String {
+    let event = tokio::time::timeout(LIMIT, events.next()).await;
     match event.expect("an event in time").expect("no end") {
         Ok(Event::Init) => "init".to_owned(),
         Ok(Event::InitApply(o)) => format!("+{}", o.name_any()),
@@ -43,6 +79,14 @@ async fn next(
         Ok(Event::Apply(o)) => format!("={}", o.name_any()),
         Ok(Event::Delete(o)) => format!("-{}", o.name_any()),
         Err(_) => "error".to_owned(),
+    }
+}
+
+/// Waits until so many watches are open, this one among them: it opens only while it is asked for more.
+async fn opened(server: &ApiServer, watches: usize, events: &mut (impl Stream + Unpin)) {
+    tokio::select! {
+        _ = events.next() => panic!("nothing has changed"),
+        () = until("an open watch", || server.open_watches() == watches) => {}
     }
 }
 
@@ -64,7 +108,7 @@ async fn lists_whole_paged_and_selected() {
 async fn watches_see_everything_with_both_kinds_of_first_list() {
     for strategy in [InitialListStrategy::ListWatch, InitialListStrategy::StreamingList] {
         let server = start();
-        let config = Config { initial_list_strategy: strategy, ..Config::default() };
+        let config = Config { initial_list_strategy: strategy, ..Config::default().page_size(2) };
         let mut events = pin!(watcher(api(&server), config));
         for expected in ["init", "+s0", "+s1", "+s2", "+s3", "+s4", "done"] {
             assert_eq!(next(&mut events).await, expected);
@@ -78,65 +122,108 @@ async fn watches_see_everything_with_both_kinds_of_first_list() {
 }
 
 #[tokio::test]
-async fn a_cut_watch_goes_on_without_a_new_list() {
-    for torn in [false, true] {
-        let server = start();
-        let mut events = pin!(watcher(api(&server), Config::default()));
-        while next(&mut events).await != "done" {}
-        server.apply(object("s1", 81));
-        assert_eq!(next(&mut events).await, "=s1");
-        server.cut_watches(torn);
-        server.apply(object("s1", 82));
-        let mut seen = next(&mut events).await;
-        while seen == "error" {
-            seen = next(&mut events).await;
-        }
-        assert_eq!(seen, "=s1", "torn={torn}");
-        let lists = server.requests().iter().filter(|r| !r.uri.contains("watch=true")).count();
-        assert_eq!(lists, 1, "{:?}", server.requests());
-    }
-}
-
-#[tokio::test]
-async fn a_version_that_is_too_old_means_a_new_list() {
-    let server = start();
-    let mut events = pin!(watcher(api(&server), Config::default()));
-    while next(&mut events).await != "done" {}
-    server.compact();
-    server.cut_watches(false);
-    let mut seen = Vec::new();
-    while seen.last().map(String::as_str) != Some("done") {
-        seen.push(next(&mut events).await);
-    }
-    assert!(seen.contains(&"init".to_owned()), "{seen:?}");
-}
-
-#[tokio::test]
-async fn a_version_that_is_too_old_can_be_a_status() {
-    let server = start();
-    server.set_faults(Faults { gone_as_status: true, ..Faults::default() });
-    server.compact();
-    let url = format!("{}/api/v1/services?watch=true&resourceVersion=1", server.url());
-    let request = hyper::Request::get(url).body(Vec::new()).unwrap();
-    let config = kube::Config::new(server.url().parse().unwrap());
-    let error = Client::try_from(config).unwrap().request::<Value>(request).await.unwrap_err();
-    assert!(error.to_string().contains("too old"), "{error}");
-    assert_eq!(server.requests().last().unwrap().status, 410);
-}
-
-#[tokio::test]
-async fn injected_failures_end_after_their_number() {
+async fn pages_are_of_one_moment() {
     let server = start();
     let api = api(&server);
-    server.set_faults(Faults { status: Some(("services".to_owned(), 503, 2)), ..Faults::default() });
-    for _ in 0..2 {
-        assert!(api.list(&ListParams::default()).await.is_err());
+    let first = api.list(&ListParams::default().limit(2)).await.unwrap();
+    assert_eq!(first.metadata.remaining_item_count, Some(3));
+    server.delete("Service", "d", "s0");
+    server.apply(object("s9", 80));
+    let token = first.metadata.continue_.unwrap();
+    let rest = api.list(&ListParams::default().continue_token(&token)).await.unwrap();
+    let names: Vec<String> = rest.items.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(names, ["s2", "s3", "s4"]);
+    assert_eq!(rest.metadata.resource_version, first.metadata.resource_version);
+    server.compact();
+    let error = api.list(&ListParams::default().continue_token(&token)).await.unwrap_err();
+    assert!(matches!(error, kube::Error::Api(status) if status.code == 410));
+}
+
+#[tokio::test]
+async fn items_have_no_kind_and_paths_have_their_answers() {
+    let server = start();
+    let answer = raw(&server, "/api/v1/namespaces/d/services", LIMIT).await;
+    let list: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(list["kind"], "ServiceList");
+    assert_eq!(list["items"][4]["metadata"]["name"], "s4");
+    assert!(list["items"][4].get("kind").is_none() && list["items"][4].get("apiVersion").is_none());
+    let answer = raw(&server, "/api/v1/namespaces/d/services/s1", LIMIT).await;
+    assert!(answer.contains("application/json") && answer.contains("\"kind\":\"Service\""), "{answer}");
+    for path in ["/version", "/readyz", "/api/v1/nodes", "/apis/networking.k8s.io/v1/servicecidrs"] {
+        assert!(raw(&server, path, LIMIT).await.starts_with("HTTP/1.1 200 "), "{path}");
     }
-    assert!(api.list(&ListParams::default()).await.is_ok());
-    let statuses: Vec<u16> = server.requests().iter().map(|r| r.status).collect();
-    assert_eq!(statuses, [503, 503, 200]);
-    server.set_faults(Faults { half_open: true, ..Faults::default() });
-    let params = ListParams::default();
-    let silent = tokio::time::timeout(Duration::from_millis(300), api.list(&params)).await;
-    assert!(silent.is_err(), "no answer at all");
+    for path in ["/api/v1/pods", "/api/v1/namespaces/d/services/x", "/apis/apps/v1/services"] {
+        let answer = raw(&server, path, LIMIT).await;
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("\"NotFound\""), "{answer}");
+    }
+    assert!(kube::config::Kubeconfig::from_yaml(&server.kubeconfig()).is_ok());
+    let last = server.requests().pop().unwrap();
+    assert_eq!(
+        (last.method.as_str(), last.path.as_str(), last.status),
+        ("GET", "/apis/apps/v1/services", 404)
+    );
+}
+
+#[tokio::test]
+async fn a_selector_makes_changes_come_and_go() {
+    let server = start();
+    let labelled = |value: Value| {
+        let mut object = object("s1", 80);
+        object["metadata"]["labels"] = value;
+        object
+    };
+    let config = Config::default().labels("!proxy").fields("spec.clusterIP!=None");
+    let mut events = pin!(watcher(api(&server), config));
+    while next(&mut events).await != "done" {}
+    server.apply(labelled(json!({"proxy": "x"})));
+    assert_eq!(next(&mut events).await, "-s1");
+    server.apply(labelled(json!({"proxy": "y"})));
+    server.apply(labelled(json!({"other": "y"})));
+    assert_eq!(next(&mut events).await, "=s1");
+    server.replace_all(vec![labelled(json!({"other": "y"})), object("s2", 99)]);
+    for expected in ["-s0", "-s3", "-s4", "=s2"] {
+        assert_eq!(next(&mut events).await, expected, "s1 is as it was");
+    }
+}
+
+#[tokio::test]
+async fn bookmarks_carry_an_idle_watch_over_lost_history() {
+    let server = start();
+    server.set_bookmark_interval(Duration::from_millis(20));
+    let mut events = pin!(watcher(api(&server), Config::default()));
+    while next(&mut events).await != "done" {}
+    let listed = server.version();
+    opened(&server, 1, &mut events).await;
+    // Changes of another kind only: nothing but bookmarks tells the watch of them.
+    server.set_history(1);
+    server.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}));
+    let quiet = tokio::time::timeout(Duration::from_millis(300), events.next()).await;
+    assert!(quiet.is_err(), "bookmarks are no events of the watcher");
+    server.cut_watches(false);
+    server.apply(object("s1", 81));
+    let mut seen = next(&mut events).await;
+    while seen == "error" {
+        seen = next(&mut events).await;
+    }
+    assert_eq!(seen, "=s1");
+    let version = listed + 1;
+    let query = last_watch(&server);
+    assert!(query.contains(&format!("resourceVersion={version}")), "{query}");
+    assert_eq!(lists(&server), 1);
+}
+
+#[tokio::test]
+async fn events_are_taken_and_nothing_else() {
+    let server = start();
+    let client = client(&server);
+    let post = |path: &str, body: &Value| {
+        let request = hyper::Request::post(format!("{}{path}", server.url()));
+        client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap())
+    };
+    let event = json!({"kind": "Event", "metadata": {"name": "e"}, "note": "x"});
+    post("/apis/events.k8s.io/v1/namespaces/d/events", &event).await.unwrap();
+    assert_eq!(server.events(), std::slice::from_ref(&event));
+    assert!(post("/api/v1/namespaces/d/services", &event).await.is_err());
+    let statuses: Vec<(String, u16)> = server.requests().into_iter().map(|r| (r.method, r.status)).collect();
+    assert_eq!(statuses, [("POST".to_owned(), 201), ("POST".to_owned(), 405)]);
 }
