@@ -34,7 +34,7 @@ check: ## Formatting, lints, documentation, rules of the house, licences
 
 test: tools build ## Every test: on this machine, then under a kernel with IPVS
 	cargo test --workspace --doc --locked --quiet
-	cargo nextest run --locked --workspace --lib --bins
+	cargo nextest run --locked --workspace
 	integration/guest/nextest --locked
 
 demo: tools build ## Watch the agent balance real connections on a node of network namespaces
