@@ -9,10 +9,12 @@ mod agent;
 mod command;
 mod netns;
 pub mod oracle;
+mod setup;
 mod topology;
 pub mod traffic;
 
 pub use agent::{Agent, AgentSpec, agent_binary, write_objects};
 pub use command::{Output, Process};
 pub use netns::Netns;
+pub use setup::{Setup, at, bound, ipvsadm};
 pub use topology::{ConformanceNode, Host, Lab, Node, Pod, conformance_node};

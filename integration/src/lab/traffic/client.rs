@@ -5,6 +5,8 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::super::netns::Netns;
 use super::{Answer, NoAnswer, parse_answer, sctp_connect, udp_socket};
 
@@ -100,6 +102,16 @@ impl Connection {
     /// When the socket is broken.
     pub fn local(&self) -> io::Result<SocketAddr> {
         self.stream.get_ref().local_addr()
+    }
+
+    /// Ends the connection with a reset. The kernel forgets it within seconds; one that ends politely
+    /// it remembers for two minutes.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub fn abort(self) -> io::Result<()> {
+        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        Ok(setsockopt(self.stream.get_ref(), sockopt::Linger, &at_once)?)
     }
 }
 
