@@ -86,9 +86,17 @@ fn source_ranges_let_in_whom_they_name() {
     let near = ServiceBuilder::new("near", &CLUSTER_2, &PORTS[..1])
         .load_balancer(&LB_2)
         .source_ranges(&["192.168.50.0/29", "fd00:50::/125"]);
-    let objects = [with_slices("far", far), with_slices("near", near)].concat();
+    const LB_3: [&str; 2] = ["203.0.113.12", "2001:db8:b::12"];
+    let mixed = ServiceBuilder::new("mixed", &["10.96.0.12", "fd00:96::12"], &PORTS[..1])
+        .load_balancer(&LB_3)
+        .source_ranges(&["192.168.50.100/32"]);
+    let objects = [with_slices("far", far), with_slices("near", near), with_slices("mixed", mixed)].concat();
     let setup = Setup::start(&node, &json!({}), objects).unwrap();
-    setup.wait_bound(&[CLUSTER, CLUSTER_2, LB, LB_2].concat()).unwrap();
+    setup.wait_bound(&[CLUSTER, CLUSTER_2, LB, LB_2, LB_3].concat()).unwrap();
+    // Ranges of one family only leave the other open, as with kube-proxy.
+    assert_silent(&[(&denied.ns, at(LB_3[0], 80))]);
+    assert_eq!(ask_tcp(&allowed.ns, at(LB_3[0], 80), ANSWER).unwrap().name, "web");
+    assert_eq!(ask_tcp(&denied.ns, at(LB_3[1], 80), ANSWER).unwrap().name, "web");
     for family in [0, 1] {
         let (far, near) = (at(LB[family], 80), at(LB_2[family], 80));
         assert_eq!(ask_tcp(&allowed.ns, far, ANSWER).unwrap().name, "web");
@@ -212,5 +220,38 @@ fn host_ports_are_not_reached_through_services() {
     // NodePorts are not on the loopback.
     for loopback in ["127.0.0.1", "::1"] {
         assert_refused(node.ns(), at(loopback, 30080));
+    }
+}
+
+/// kube-proxy knows NodePorts by their number alone: a load balancer's port of that number, of whatever
+/// Service, is masqueraded in spite of the policy Local. External IPs are not.
+#[test]
+fn a_port_with_the_number_of_a_node_port_is_masqueraded() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let client = lab.client("outside").unwrap();
+    for network in ["203.0.113.0/24", "198.51.100.0/24", "2001:db8::/32"] {
+        client.route(network, &node.host).unwrap();
+    }
+    let pod = node.pod(5).unwrap();
+    let _backend = backend(&pod, "web");
+    let ports = [("plain", "TCP", 80), ("twin", "TCP", 30080)];
+    let targets = [("plain", "TCP", 8080), ("twin", "TCP", 8080)];
+    let local = ServiceBuilder::new("own", &CLUSTER, &ports)
+        .load_balancer(&LB)
+        .external_ips(&EXTERNAL)
+        .external_policy("Local");
+    let stranger = ServiceBuilder::new("stranger", &CLUSTER_2, &PORTS[..1]).node_ports(&[30080]);
+    let mut objects = vec![local.build(), stranger.build()];
+    objects.extend(POD.map(|address| slice("own", &[address], &targets)));
+    let setup = Setup::start(&node, &json!({}), objects).unwrap();
+    setup.wait_bound(&[CLUSTER, CLUSTER_2, LB, EXTERNAL].concat()).unwrap();
+    for family in [0, 1] {
+        let own = [IpAddr::from(client.v4), IpAddr::from(client.v6)][family];
+        let kept = |target| ask_tcp(&client.ns, target, ANSWER).unwrap().seen_source == own;
+        assert!(
+            kept(at(LB[family], 80)) && kept(at(EXTERNAL[family], 80)) && kept(at(EXTERNAL[family], 30080))
+        );
+        assert!(!kept(at(LB[family], 30080)));
     }
 }
