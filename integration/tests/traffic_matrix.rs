@@ -230,8 +230,6 @@ fn every_row_of_the_document_is_true() {
     let (near, far, pod) = (node.pod(5).unwrap(), other.pod(6).unwrap(), node.pod(9).unwrap());
     let _backends = [(&near, "local"), (&far, "remote")]
         .map(|(pod, name)| Backend::new(&pod.ns, name).tcp(8080).unwrap());
-    // The kernel sends one host only six refusals in a row and then one per second; the matrix wants more.
-    node.ns().set_sysctls(&[("net.ipv4.icmp_ratelimit", "0"), ("net.ipv6.icmp.ratelimit", "0")]).unwrap();
 
     let rows = rows(DOCUMENT);
     let services = Services::of(&rows);

@@ -72,6 +72,9 @@ fn prepare(ns: &Netns, forward: bool) -> Result<()> {
         // Forwarding IPv6 asks for neighbours from the link-local address; without one it is silent.
         ("net.ipv6.conf.all.addr_gen_mode", "0"),
         ("net.ipv6.conf.default.addr_gen_mode", "0"),
+        // The kernel sends a host six refusals in a row and then one per second; tests want more.
+        ("net.ipv4.icmp_ratelimit", "0"),
+        ("net.ipv6.icmp.ratelimit", "0"),
     ])?;
     let value = if forward { "1" } else { "0" };
     ns.set_sysctls(&[("net.ipv4.ip_forward", value), ("net.ipv6.conf.all.forwarding", value)])
