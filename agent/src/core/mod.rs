@@ -6,6 +6,7 @@
 
 pub mod desired;
 pub mod endpoints;
+pub mod flows;
 pub mod fragment;
 pub mod model;
 pub mod observed;

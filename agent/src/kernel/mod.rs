@@ -4,6 +4,7 @@
 //! [`Kernel`] has two implementations: [`linux`], and [`fake`] with the same errnos and a switch
 //! that makes the next op fail. [`apply`] runs a plan on either.
 
+pub mod conntrack;
 pub mod fake;
 pub mod ipset;
 pub mod iptables;
