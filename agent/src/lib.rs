@@ -8,6 +8,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod core;
+pub mod events;
 pub mod inbox;
 pub mod inspect;
 pub mod kernel;
