@@ -100,7 +100,7 @@ fn source(
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = runtime.block_on(access.client())?;
-    let events = EventSink::log_only();
+    let events = EventSink::to_api(client.clone(), node, runtime.handle());
     Ok((Box::new(ApiSource::new(client, node, runtime.handle().clone())), events))
 }
 

@@ -224,11 +224,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Tells the operator what changed in conflicts and remarks.
     fn tell(&self, changes: &Changes) {
-        let notices = notices::build(&self.desired, changes);
-        for notice in &notices {
-            tracing::warn!(reason = %notice.reason, "{}", notice.message);
-        }
-        self.notices.send(notices);
+        self.notices.send(notices::build(&self.desired, changes));
     }
 
     /// Whether an address that came or went is not as wanted.

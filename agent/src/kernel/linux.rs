@@ -132,7 +132,7 @@ impl LinuxKernel {
         }
         let elsewhere = self.device.elsewhere().map_err(|e| unreadable("addresses", &e))?;
         observed.node_addresses = node_addresses(elsewhere.iter().map(|a| a.addr.addr()));
-        // NEXT_HOPS
+        observed.next_hops = self.device.next_hops().map_err(|e| unreadable("routes", &e))?;
         Ok(observed)
     }
 
