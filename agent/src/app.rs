@@ -11,8 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{ListArgs, RunArgs};
 use crate::config::{Config, node};
-use crate::core::model::Settings;
 use crate::core::ownership::DEVICE;
+use crate::core::settings::Settings;
+use crate::events::EventSink;
 use crate::inbox::Inbox;
 use crate::inspect::list::{Format, Table};
 use crate::inspect::owners::{self, Owners};
@@ -64,34 +65,24 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
             config.without_effect.join(", ")
         );
     }
-    let settings = settings(&config)?;
+    let settings = config.settings()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %name, families = ?settings.families, "kube-ipvs");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
     stop_on_signal(&runtime, inbox.clone())?;
-    source(args, &config, &name, &runtime)?.start(store.clone())?;
+    let (source, events) = source(args, &config, &name, &runtime)?;
+    source.start(store.clone())?;
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     let Some(kernel) = open_kernel(&settings, &inbox) else { return Ok(()) };
     watch_addresses(&kernel, inbox.clone())?;
-    Reconciler::new(kernel, store, settings, &name, config.local_from_node).run(&inbox, schedule);
+    let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, events);
+    reconciler.run(&inbox, schedule);
     tracing::info!("stopped; the kernel keeps everything as it is");
     runtime.shutdown_background();
     Ok(())
-}
-
-fn settings(config: &Config) -> anyhow::Result<Settings> {
-    Ok(Settings {
-        families: node::families(),
-        scheduler: config.scheduler.as_str().into(),
-        local: config.local.clone(),
-        masquerade_all: config.masquerade_all,
-        masquerade_mark: config.masquerade_mark,
-        sysctls: node::sysctls(node::kernel_version()?),
-        exclude_cidrs: config.exclude_cidrs.clone(),
-    })
 }
 
 fn source(
@@ -99,17 +90,18 @@ fn source(
     config: &Config,
     node: &str,
     runtime: &tokio::runtime::Runtime,
-) -> anyhow::Result<Box<dyn Source>> {
+) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
         tracing::info!(path = %path.display(), "following objects in files");
-        return Ok(Box::new(FileSource::new(path, node)));
+        return Ok((Box::new(FileSource::new(path, node)), EventSink::log_only()));
     }
     let in_config = Some(config.kubeconfig.clone()).filter(|path| !path.is_empty());
     let access = ApiAccess { kubeconfig: args.kubeconfig.clone().or(in_config), master: args.master.clone() };
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = runtime.block_on(access.client())?;
-    Ok(Box::new(ApiSource::new(client, node, runtime.handle().clone())))
+    let events = EventSink::to_api(client.clone(), node, runtime.handle());
+    Ok((Box::new(ApiSource::new(client, node, runtime.handle().clone())), events))
 }
 
 /// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.

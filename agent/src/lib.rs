@@ -8,12 +8,16 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod core;
+pub mod events;
 pub mod inbox;
 pub mod inspect;
 pub mod kernel;
+pub mod notices;
 pub mod reconcile;
 #[cfg(test)]
 mod reconcile_tests;
 pub mod schedule;
 pub mod source;
 pub mod store;
+#[cfg(test)]
+mod testing;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The loop: the one thread that owns the kernel.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,13 +9,18 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use crate::core::desired::{Changes, Desired};
+use crate::core::drain::{self, Drains};
 use crate::core::fragment::build_fragment;
-use crate::core::model::{LocalTraffic, NodeFacts, Settings};
+use crate::core::model::{RsKey, VsKey};
+use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
-use crate::core::plan::{Scope, build_plan};
+use crate::core::plan::{Goal, Scope, build_plan};
+use crate::core::settings::{LocalTraffic, Settings};
+use crate::events::EventSink;
 use crate::inbox::{Inbox, Mail, Owners};
 use crate::kernel::{Kernel, Outcome, Report, apply};
+use crate::notices;
 use crate::schedule::{Due, Schedule};
 use crate::store::{Dirty, Store};
 
@@ -51,7 +57,9 @@ pub struct Reconciler<K> {
     node: NodeFacts,
     desired: Desired,
     observed: Option<Observed>,
+    drains: Drains,
     pending: Changes,
+    notices: EventSink,
     /// The last pass left ops undone: doing them now repairs nobody else's change.
     failed: bool,
 }
@@ -59,16 +67,25 @@ pub struct Reconciler<K> {
 impl<K: Kernel> Reconciler<K> {
     /// A reconciler that has not looked at anything yet. `local_from_node`: the local CIDRs are
     /// the Node's pod CIDRs (`detectLocalMode: NodeCIDR`).
-    pub fn new(kernel: K, store: Arc<Store>, settings: Settings, node: &str, local_from_node: bool) -> Self {
+    pub fn new(
+        kernel: K,
+        store: Arc<Store>,
+        settings: Settings,
+        node: &str,
+        local_from_node: bool,
+        notices: EventSink,
+    ) -> Self {
         Self {
             kernel,
             store,
             settings,
             local_from_node,
-            node: NodeFacts { name: node.into(), addresses: Vec::new() },
+            node: NodeFacts { name: node.into(), ..NodeFacts::default() },
             desired: Desired::default(),
             observed: None,
+            drains: Drains::default(),
             pending: Changes::default(),
+            notices,
             failed: false,
         }
     }
@@ -83,65 +100,131 @@ impl<K: Kernel> Reconciler<K> {
         &self.desired
     }
 
-    /// One pass: take the changes, plan, apply, follow what was acknowledged.
-    pub fn sync(&mut self, due: Due) -> Pass {
+    /// Whether the objects are known well enough to write to the kernel: every list is complete,
+    /// and the Node has its pod CIDRs where local traffic is told by them.
+    pub fn is_ready(&self) -> bool {
+        let has_cidrs = || self.store.node().is_some_and(|n| n.pod_cidrs.iter().any(Option::is_some));
+        self.store.is_synced() && (!self.local_from_node || self.observed.is_some() || has_cidrs())
+    }
+
+    /// One pass at the time `now` (since some fixed start): take the changes, plan, apply, follow
+    /// what was acknowledged.
+    pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
         let audit = due == Due::Audit || self.observed.is_none();
         let first = self.observed.is_none() && self.desired.services().next().is_none();
-        let mut all = false;
         if audit {
             match self.kernel.observe() {
-                Ok(observed) => {
-                    all = observed.node_addresses != self.node.addresses;
-                    self.node.addresses.clone_from(&observed.node_addresses);
-                    self.observed = Some(observed);
-                }
+                Ok(observed) => self.observed = Some(observed),
                 Err(error) => return Pass { unreadable: Some(error.to_string()), ..Pass::default() },
             }
         }
-        self.follow_node();
-        let changes = self.take_changes(all);
-        let Some(observed) = &mut self.observed else {
+        let mut changes = self.take_changes();
+        if due == Due::Drains {
+            changes.virtual_servers.append(&mut self.drains.virtual_servers());
+        }
+        let Some(mut observed) = self.observed.take() else {
             return Pass::default();
         };
-        let scope = if audit { Scope::All } else { Scope::Changes(&changes) };
-        let plan = build_plan(&self.desired, observed, &self.settings, scope);
+        if audit {
+            self.drains.adopt(&self.desired, &observed, now);
+        } else {
+            self.look_for_connections(&mut observed, &changes);
+        }
+        let expired = self.drains.expired(now, self.settings.drain_deadline);
+        let scope = if audit { Scope::All(&changes) } else { Scope::Changes(&changes) };
+        let (desired, settings) = (&self.desired, &self.settings);
+        let goal = Goal { desired, observed: &observed, settings, expired: &expired };
+        let plan = build_plan(goal, scope);
         let report = apply(&mut self.kernel, &plan);
-        let repaired = |(op, outcome): &(&Op, &Outcome)| **outcome == Outcome::Done && !touches(op, &changes);
+        let repaired = |(op, outcome): &(&Op, &Outcome)| {
+            **outcome == Outcome::Done && !touches(op, &changes) && !is_drain_end(op, &expired)
+        };
         let drift = if audit && !first && !self.failed {
             plan.ops.iter().zip(&report.outcomes).filter(repaired).count()
         } else {
             0
         };
         self.failed = !report.is_clean();
-        for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
-            match outcome {
-                Outcome::Done => observed.record(op),
-                _ => remember(op, &mut self.pending),
-            }
-        }
+        self.follow(&plan, &report, &mut observed, now);
+        self.observed = Some(observed);
+        self.tell(&changes);
         Pass { plan, report, drift, unreadable: None }
     }
 
-    fn follow_node(&mut self) {
-        if self.local_from_node {
-            let cidrs = self.store.node().map(|n| n.pod_cidrs).unwrap_or_default();
-            self.settings.local = LocalTraffic::Cidrs(cidrs);
+    /// The mirror follows what the kernel acknowledged; the rest is looked at again.
+    fn follow(&mut self, plan: &Plan, report: &Report, observed: &mut Observed, now: Duration) {
+        for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
+            match outcome {
+                Outcome::Done => {
+                    observed.record(op);
+                    self.drains.record(op, now);
+                    // Somebody's wider prefix of a wanted address went: now there is room for ours.
+                    if let Op::Unbind(net) = op
+                        && self.desired.wants_address(net.addr())
+                    {
+                        self.pending.addresses.insert(net.addr());
+                    }
+                }
+                _ => remember(op, &mut self.pending),
+            }
         }
     }
 
-    /// Moves changes from the store to the wanted state; `all` rebuilds every fragment.
-    fn take_changes(&mut self, all: bool) -> Changes {
-        let mut changes = std::mem::take(&mut self.pending);
-        let mut dirty = self.store.take_dirty();
-        if all {
-            dirty.extend(self.store.all());
+    /// Finds out which real servers that are about to go have connections. When that cannot be read
+    /// they are taken to have some: they drain until it can.
+    fn look_for_connections(&mut self, observed: &mut Observed, changes: &Changes) {
+        let servers = drain::closing(&self.desired, observed, &changes.virtual_servers);
+        if servers.is_empty() {
+            return;
         }
+        let busy = self.kernel.busy(&servers).unwrap_or_else(|error| {
+            tracing::warn!("{error}; the real servers that go are drained");
+            let all = |vs: &VsKey| {
+                let real_servers = observed.virtual_servers.get(vs).map(|s| s.real_servers.keys());
+                real_servers.into_iter().flatten().map(|rs| (*vs, *rs)).collect::<Vec<_>>()
+            };
+            servers.iter().flat_map(all).collect()
+        });
+        let asked: HashSet<VsKey> = servers.into_iter().collect();
+        observed.busy.retain(|(vs, _)| !asked.contains(vs));
+        observed.busy.extend(busy);
+    }
+
+    /// Moves changes from the store to the wanted state. When a fact about the node changed, every
+    /// fragment is built again.
+    fn take_changes(&mut self) -> Changes {
+        let mut changes = std::mem::take(&mut self.pending);
+        let dirty = self.store.take_dirty();
+        let node = self.store.node();
+        if self.local_from_node
+            && let Some(cidrs) = node.as_ref().map(|n| n.pod_cidrs)
+        {
+            self.settings.local = LocalTraffic::Cidrs(cidrs);
+        }
+        let facts = self
+            .observed
+            .as_ref()
+            .map(|observed| NodeFacts::build(&self.node.name, node.as_ref(), observed, &self.settings));
+        let dirty = match facts {
+            Some(facts) if facts != self.node => {
+                self.node = facts;
+                let mut all = self.store.all();
+                all.extend(dirty.into_iter().filter(|d| d.service.is_none()));
+                all
+            }
+            _ => dirty,
+        };
         for Dirty { name, service, slices } in dirty {
             let slices = slices.iter().map(|slice| &**slice);
             let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
             self.desired.update(&name, fragment, &mut changes);
         }
         changes
+    }
+
+    /// Tells the operator what changed in conflicts and remarks.
+    fn tell(&self, changes: &Changes) {
+        self.notices.send(notices::build(&self.desired, changes));
     }
 
     /// Whether an address that came or went is not as wanted.
@@ -164,8 +247,9 @@ impl<K: Kernel> Reconciler<K> {
     pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
         let start = Instant::now();
         loop {
-            let wait = if self.store.is_synced() {
-                let (at, due) = schedule.next(self.store.is_dirty());
+            let wait = if self.is_ready() {
+                let dirty = self.store.is_dirty() || !self.pending.addresses.is_empty();
+                let (at, due) = schedule.next(dirty, !self.drains.is_empty());
                 let now = start.elapsed();
                 if now >= at {
                     self.sync_and_log(due, start, &mut schedule);
@@ -184,7 +268,7 @@ impl<K: Kernel> Reconciler<K> {
 
     fn sync_and_log(&mut self, due: Due, start: Instant, schedule: &mut Schedule) {
         let before = start.elapsed();
-        let pass = self.sync(due);
+        let pass = self.sync(due, before);
         let now = start.elapsed();
         schedule.ended(now, due, pass.is_clean(), pass.unreadable.is_none());
         if pass.report.in_doubt() {
@@ -220,13 +304,21 @@ fn touches(op: &Op, changes: &Changes) -> bool {
         | Op::RemoveVirtualServer(vs)
         | Op::AddRealServer(vs, _)
         | Op::EditRealServer(vs, _)
+        | Op::DrainRealServer(vs, _)
         | Op::RemoveRealServer(vs, _) => changes.virtual_servers.contains(vs),
         Op::Bind(addr) => changes.addresses.contains(addr),
-        Op::Unbind(net) => changes.addresses.contains(&net.addr()),
+        Op::Unbind(net) => changes.addresses.contains(&net.addr()) || changes.networks.contains(net),
         // A rule follows from sets that changed.
-        Op::WriteRules(rules) => rules.missing_jumps.is_empty() && !changes.is_empty(),
-        Op::SetSysctl(_) | Op::CreateDevice | Op::CreateSet(_) => false,
+        Op::WriteRules(rules) => rules.jumps.is_empty() && !changes.is_empty(),
+        Op::GrowSet(_) | Op::ForgetFlows(_) => true,
+        Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => false,
+        Op::DestroySet(_) | Op::CreateSet(_) => false,
     }
+}
+
+/// The end of a drain that an audit happens to find is nobody's doing.
+fn is_drain_end(op: &Op, expired: &BTreeSet<(VsKey, RsKey)>) -> bool {
+    matches!(op, Op::RemoveRealServer(vs, rs) if expired.contains(&(*vs, *rs)))
 }
 
 /// Keeps the keys of an op that did not succeed, so that the next pass looks at them again.
@@ -240,17 +332,26 @@ fn remember(op: &Op, pending: &mut Changes) {
         | Op::RemoveVirtualServer(vs)
         | Op::AddRealServer(vs, _)
         | Op::EditRealServer(vs, _)
+        | Op::DrainRealServer(vs, _)
         | Op::RemoveRealServer(vs, _) => {
             pending.virtual_servers.insert(*vs);
         }
         Op::Bind(addr) => {
             pending.addresses.insert(*addr);
         }
-        Op::Unbind(net) => {
+        Op::Unbind(net) if net.prefix_len() == net.max_prefix_len() => {
             pending.addresses.insert(net.addr());
         }
+        Op::Unbind(net) => {
+            pending.networks.insert(*net);
+        }
+        Op::GrowSet(grow) => {
+            pending.entries.extend(grow.entries.iter().map(|entry| (grow.set, *entry)));
+        }
+        Op::ForgetFlows(flows) => pending.flows.extend(flows.services.iter().cloned()),
         // Looked at in every pass.
-        Op::SetSysctl(_) | Op::CreateDevice | Op::CreateSet(_) | Op::WriteRules(_) => {}
+        Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => {}
+        Op::DestroySet(_) | Op::CreateSet(_) | Op::WriteRules(_) => {}
     }
 }
 

@@ -8,11 +8,16 @@ const MIN_BACKOFF: Duration = Duration::from_millis(250);
 /// Longest pause between tries.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
+/// How often draining real servers are looked at.
+const DRAIN_PERIOD: Duration = Duration::from_secs(10);
+
 /// Why a pass runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Something changed.
     Changes,
+    /// Real servers drain: those without connections, or past the deadline, are to go.
+    Drains,
     /// Everything is to be compared with a fresh reading of the kernel.
     Audit,
 }
@@ -24,6 +29,7 @@ pub struct Schedule {
     audit_period: Duration,
     last_end: Option<Duration>,
     last_audit: Option<Duration>,
+    last_drains: Duration,
     doubt: bool,
     failures: u32,
     failed_at: Duration,
@@ -38,6 +44,7 @@ impl Schedule {
             audit_period,
             last_end: None,
             last_audit: None,
+            last_drains: Duration::ZERO,
             doubt: false,
             failures: 0,
             failed_at: Duration::ZERO,
@@ -59,6 +66,9 @@ impl Schedule {
             self.failures = self.failures.saturating_add(1);
             self.failed_at = now;
         }
+        if due != Due::Changes {
+            self.last_drains = now;
+        }
         if due == Due::Audit && read {
             self.last_audit = Some(now);
             self.doubt = false;
@@ -78,8 +88,16 @@ impl Schedule {
         }
     }
 
-    /// When the next pass is to start, and which. `dirty`: changes are waiting.
-    pub fn next(&self, dirty: bool) -> (Duration, Due) {
+    /// When the next pass is to start, and which. `dirty`: changes are waiting; `draining`: real
+    /// servers drain.
+    pub fn next(&self, dirty: bool, draining: bool) -> (Duration, Due) {
+        let next = self.next_sync(dirty);
+        let tick = self.last_drains.saturating_add(DRAIN_PERIOD);
+        // A failed pass is tried again first; a tick adds its own keys to waiting changes.
+        if draining && self.failures == 0 && tick < next.0 { (tick, Due::Drains) } else { next }
+    }
+
+    fn next_sync(&self, dirty: bool) -> (Duration, Due) {
         let Some(last_end) = self.last_end else {
             return (Duration::ZERO, Due::Audit);
         };
@@ -111,19 +129,19 @@ mod tests {
 
     #[test]
     fn the_first_pass_is_an_audit_at_once() {
-        assert_eq!(Schedule::new(s(1), s(30)).next(true), (s(0), Due::Audit));
+        assert_eq!(Schedule::new(s(1), s(30)).next(true, false), (s(0), Due::Audit));
     }
 
     #[test]
     fn changes_wait_for_the_minimum_pause_and_audits_for_their_period() {
         let mut schedule = Schedule::new(s(1), s(30));
         schedule.ended(s(10), Due::Audit, true, true);
-        assert_eq!(schedule.next(true), (s(11), Due::Changes));
-        assert_eq!(schedule.next(false), (s(40), Due::Audit));
+        assert_eq!(schedule.next(true, false), (s(11), Due::Changes));
+        assert_eq!(schedule.next(false, false), (s(40), Due::Audit));
         schedule.ended(s(39), Due::Changes, true, true);
-        assert_eq!(schedule.next(false), (s(40), Due::Audit));
+        assert_eq!(schedule.next(false, false), (s(40), Due::Audit));
         schedule.ended(s(40), Due::Audit, true, true);
-        assert_eq!(schedule.next(false), (s(70), Due::Audit));
+        assert_eq!(schedule.next(false, false), (s(70), Due::Audit));
     }
 
     #[test]
@@ -131,7 +149,7 @@ mod tests {
         let mut schedule = Schedule::new(s(0), s(30));
         schedule.ended(s(10), Due::Audit, true, true);
         schedule.ended(s(50), Due::Changes, true, true);
-        assert_eq!(schedule.next(true), (s(50), Due::Audit));
+        assert_eq!(schedule.next(true, false), (s(50), Due::Audit));
     }
 
     #[test]
@@ -139,9 +157,9 @@ mod tests {
         let mut schedule = Schedule::new(s(1), s(30));
         schedule.ended(s(10), Due::Audit, true, true);
         schedule.doubt();
-        assert_eq!(schedule.next(false), (s(11), Due::Audit));
+        assert_eq!(schedule.next(false, false), (s(11), Due::Audit));
         schedule.ended(s(11), Due::Audit, true, true);
-        assert_eq!(schedule.next(false), (s(41), Due::Audit));
+        assert_eq!(schedule.next(false, false), (s(41), Due::Audit));
     }
 
     #[test]
@@ -149,9 +167,9 @@ mod tests {
         let mut schedule = Schedule::new(s(0), s(30));
         schedule.ended(s(10), Due::Audit, true, true);
         schedule.ended(s(11), Due::Changes, false, false);
-        assert_eq!(schedule.next(false), (s(11) + MIN_BACKOFF, Due::Changes));
+        assert_eq!(schedule.next(false, false), (s(11) + MIN_BACKOFF, Due::Changes));
         schedule.doubt();
-        assert_eq!(schedule.next(false), (s(11) + MIN_BACKOFF, Due::Audit));
+        assert_eq!(schedule.next(false, false), (s(11) + MIN_BACKOFF, Due::Audit));
     }
 
     #[test]
@@ -161,8 +179,8 @@ mod tests {
         for n in 0..8u64 {
             schedule.ended(s(40 * n + 40), Due::Changes, false, false);
         }
-        assert_eq!(schedule.next(true), (s(320), Due::Changes));
-        assert!(schedule.next(false).0 > s(340), "the retry itself backs off");
+        assert_eq!(schedule.next(true, false), (s(320), Due::Changes));
+        assert!(schedule.next(false, false).0 > s(340), "the retry itself backs off");
     }
 
     #[test]
@@ -170,13 +188,13 @@ mod tests {
         let mut schedule = Schedule::new(s(0), s(30));
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            let now = schedule.next(false).0;
+            let now = schedule.next(false, false).0;
             schedule.ended(now, Due::Audit, false, false);
-            pauses.push((schedule.next(false).0 - now).as_millis());
+            pauses.push((schedule.next(false, false).0 - now).as_millis());
         }
         assert_eq!(&pauses[..4], [250, 500, 1000, 2000]);
         assert_eq!(pauses[9], 30_000);
         schedule.ended(s(900), Due::Audit, true, true);
-        assert_eq!(schedule.next(true), (s(900), Due::Changes));
+        assert_eq!(schedule.next(true, false), (s(900), Due::Changes));
     }
 }

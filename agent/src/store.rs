@@ -64,6 +64,7 @@ struct Inner {
     slices: HashMap<ObjectName, Arc<EndpointSlice>>,
     by_service: HashMap<ObjectName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
     node: Option<Node>,
+    node_changed: bool,
     dirty: BTreeSet<ObjectName>,
     listing: HashMap<Kind, HashSet<ObjectName>>,
     synced: HashSet<Kind>,
@@ -111,12 +112,14 @@ impl Store {
 
     /// Whether changes are waiting.
     pub fn is_dirty(&self) -> bool {
-        !self.lock().dirty.is_empty()
+        let inner = self.lock();
+        inner.node_changed || !inner.dirty.is_empty()
     }
 
-    /// Takes the changed Services, in the order of their names.
+    /// Takes the changed Services, in the order of their names. A change of the Node counts as seen.
     pub fn take_dirty(&self) -> Vec<Dirty> {
         let mut inner = self.lock();
+        inner.node_changed = false;
         let names = std::mem::take(&mut inner.dirty);
         names.into_iter().map(|name| inner.read(name)).collect()
     }
@@ -189,7 +192,7 @@ impl Update<'_> {
             Object::EndpointSlice(slice) => self.put_slice(slice),
             Object::Node(node) => {
                 self.seen(Kind::Node, &ObjectName::new("", &node.name));
-                self.inner.node = Some(node);
+                self.set_node(Some(node));
             }
             Object::NotOurs(kind, name, _) => self.remove(kind, &name),
         }
@@ -230,8 +233,13 @@ impl Update<'_> {
                 }
                 inner.dirty.insert(slice.service.clone());
             }
-            Kind::Node => inner.node = None,
+            Kind::Node => self.set_node(None),
         }
+    }
+
+    fn set_node(&mut self, node: Option<Node>) {
+        self.inner.node_changed |= self.inner.node != node;
+        self.inner.node = node;
     }
 
     /// An object could not be decoded: it is counted, and its last good version stays in force,
@@ -264,10 +272,8 @@ mod tests {
     fn service(name: &str, vip: &str) -> Object {
         Object::Service(Service {
             name: ObjectName::new("d", name),
-            created: 0,
             cluster_ips: [Some(vip.parse().unwrap()), None],
-            external_ips: vec![],
-            ports: vec![],
+            ..Service::default()
         })
     }
 
@@ -348,6 +354,19 @@ mod tests {
             });
         }
         assert!(store.is_synced());
+    }
+
+    #[test]
+    fn a_changed_node_makes_the_store_dirty_once() {
+        let store = store();
+        let node = |zone: &str| Node { zone: Some(zone.into()), ..Node::default() };
+        for (zone, dirty) in [("za", true), ("za", false), ("zb", true)] {
+            store.update(|u| u.put(Object::Node(node(zone))));
+            assert_eq!(store.is_dirty(), dirty, "{zone}");
+            store.take_dirty();
+        }
+        store.update(|u| u.remove(Kind::Node, &ObjectName::new("", "")));
+        assert!(store.is_dirty());
     }
 
     #[test]

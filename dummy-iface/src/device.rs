@@ -10,6 +10,7 @@ use crate::frame::NEW;
 use crate::message::{
     self, IFF_UP, RTM_DELADDR, RTM_DELLINK, RTM_GETADDR, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK,
 };
+use crate::route::{self, RTM_GETROUTE};
 use crate::socket::{Counters, RouteSocket};
 
 const EEXIST: i32 = 17;
@@ -178,6 +179,30 @@ impl DummyDevice {
         let own = self.link()?.map(|link| link.index);
         let all = self.dump()?;
         Ok(all.into_iter().filter(|found| Some(found.index) != own).collect())
+    }
+
+    /// Every gateway of the namespace's routes, in all tables and of both families, sorted and each
+    /// once: what `ip route show table all` has after `via`. Works without the device, too.
+    ///
+    /// A route that names a nexthop object has the gateways of that object in it, unless the sysctl
+    /// `net.ipv4.nexthop_compat_mode` is 0.
+    ///
+    /// # Errors
+    /// A list that could not be read whole.
+    pub fn next_hops(&mut self) -> Result<Vec<IpAddr>, Error> {
+        let request = netlink_packet_route::route::RouteMessage::default();
+        let found = std::cell::RefCell::new(Vec::new());
+        self.socket.dump(
+            "routes",
+            RTM_GETROUTE,
+            &request,
+            &mut || found.borrow_mut().clear(),
+            &mut |payload| route::parse_gateways(payload, &mut found.borrow_mut()),
+        )?;
+        let mut gateways = found.into_inner();
+        gateways.sort_unstable();
+        gateways.dedup();
+        Ok(gateways)
     }
 
     /// Adds addresses as `/32` or `/128`, scope global; one that is there is fine. Returns those

@@ -6,6 +6,7 @@ mod device;
 mod error;
 mod frame;
 mod message;
+mod route;
 mod socket;
 mod watch;
 

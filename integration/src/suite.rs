@@ -4,10 +4,12 @@
 
 use std::net::IpAddr;
 
-use kube_ipvs::core::model::{Family, Protocol, RsKey, Settings, VsKey, VsSpec};
-use kube_ipvs::core::op::{Op, RulesOp};
-use kube_ipvs::core::rules::{JUMPS, build_chains};
+use kube_ipvs::core::flows::FlowFilter;
+use kube_ipvs::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
+use kube_ipvs::core::op::{FlowsOp, GrowOp, Op, RulesOp};
+use kube_ipvs::core::rules::build_chains;
 use kube_ipvs::core::sets::{Entry, SetId, SetKind};
+use kube_ipvs::core::settings::{Settings, Timeouts};
 use kube_ipvs::kernel::{Kernel, OpError};
 
 fn ip(text: &str) -> IpAddr {
@@ -51,11 +53,22 @@ fn doubted(kernel: &mut dyn Kernel, op: &Op) {
 pub fn run(kernel: &mut dyn Kernel) {
     let empty = kernel.observe().expect("an empty kernel can be read");
     assert!(empty.virtual_servers.is_empty() && empty.sets.is_empty() && !empty.device);
+    timeouts(kernel);
     device_and_addresses(kernel);
     sets(kernel);
+    a_set_grows(kernel);
     rules(kernel);
     virtual_servers(kernel);
+    draining(kernel);
     one_failure_in_a_batch(kernel);
+    stale_flows(kernel);
+}
+
+fn timeouts(kernel: &mut dyn Kernel) {
+    let before = kernel.observe().expect("readable").timeouts;
+    done(kernel, &Op::SetTimeouts(Timeouts { tcp: 0, tcp_fin: 20, udp: 0 }));
+    let after = kernel.observe().expect("readable").timeouts;
+    assert_eq!(after, Timeouts { tcp_fin: 20, ..before }, "0 leaves the kernel's value");
 }
 
 fn device_and_addresses(kernel: &mut dyn Kernel) {
@@ -114,17 +127,69 @@ fn sets(kernel: &mut dyn Kernel) {
     assert!(observed.sets.values().all(|set| set.members.is_empty() && !set.misfit));
 }
 
+/// A set that is too small is replaced while rules may use it; one of another type is made anew.
+fn a_set_grows(kernel: &mut dyn Kernel) {
+    let set = SetId { kind: SetKind::ClusterIp, family: Family::V6 };
+    let entry = |n: u16| Entry::IpPort(ip("fd00:96::1"), Protocol::Tcp, n);
+    done(kernel, &Op::AddEntry(set, entry(7)));
+    let entries: Vec<Entry> = (1..=3000).map(entry).collect();
+    let grow =
+        |entries: &[Entry]| Op::GrowSet(Box::new(GrowOp { set, capacity: 1 << 21, entries: entries.into() }));
+    for _ in 0..2 {
+        done(kernel, &grow(&entries));
+    }
+    let observed = &kernel.observe().expect("readable").sets[&set];
+    assert_eq!((observed.members.len(), observed.capacity, observed.misfit), (3000, 1 << 21, false));
+    done(kernel, &Op::DestroySet(set));
+    doubted(kernel, &Op::DestroySet(set));
+    done(kernel, &Op::CreateSet(set));
+    assert_eq!(kernel.observe().expect("readable").sets.len(), 34, "nothing temporary is left");
+}
+
 fn rules(kernel: &mut dyn Kernel) {
     for family in Family::ALL {
-        let chains = build_chains(family, &Settings::default(), &|_| true);
-        let missing_jumps = (0..JUMPS.len()).collect();
-        let op = RulesOp { family, chains: chains.clone(), missing_jumps, tidy: false };
+        let vip = if family == Family::V4 { "203.0.113.13" } else { "fd00::13" };
+        let closed = [server(vip, 443), VsKey { protocol: Protocol::Udp, ..server(vip, 53) }];
+        let settings = Settings { keep_established: true, ..Settings::default() };
+        let chains = build_chains(family, &settings, &|_| true, &closed);
+        let jumps = kernel.observe().expect("readable").rules[family.index()].broken_jumps();
+        assert_eq!(jumps.len(), 6, "every built-in chain lacks its jumps");
+        let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false };
         done(kernel, &Op::WriteRules(Box::new(op.clone())));
         // A second write replaces the chains and adds no jump.
-        done(kernel, &Op::WriteRules(Box::new(RulesOp { missing_jumps: Vec::new(), ..op })));
+        done(kernel, &Op::WriteRules(Box::new(RulesOp { jumps: Vec::new(), ..op })));
         let observed = &kernel.observe().expect("readable").rules[family.index()];
         assert_eq!(observed.chains, chains, "what is read is what was written");
-        assert!(observed.missing_jumps().is_empty());
+        assert!(observed.broken_jumps().is_empty());
+    }
+}
+
+/// Weight 0 and back; without connections nobody is busy, asked one by one or all at once.
+fn draining(kernel: &mut dyn Kernel) {
+    let (vs, rs) = (server("10.96.0.3", 80), real("10.0.0.1"));
+    done(kernel, &Op::AddVirtualServer(vs, spec("rr")));
+    doubted(kernel, &Op::DrainRealServer(vs, rs));
+    done(kernel, &Op::AddRealServer(vs, rs));
+    let weight = |kernel: &mut dyn Kernel| {
+        kernel.observe().expect("readable").virtual_servers[&vs].real_servers[&rs].weight
+    };
+    for _ in 0..2 {
+        done(kernel, &Op::DrainRealServer(vs, rs));
+    }
+    assert_eq!(weight(kernel), 0);
+    assert!(kernel.busy(&[vs]).expect("readable").is_empty());
+    assert!(kernel.busy(&[vs; 100]).expect("readable").is_empty());
+    done(kernel, &Op::EditRealServer(vs, rs));
+    assert_eq!(weight(kernel), 1);
+    done(kernel, &Op::RemoveVirtualServer(vs));
+}
+
+fn stale_flows(kernel: &mut dyn Kernel) {
+    for family in Family::ALL {
+        let vip = if family == Family::V4 { "10.96.0.10" } else { "fd00:96::10" };
+        let frontends = [((ip(vip), 53), vec![])].into();
+        let filter = FlowFilter { family, frontends, node_ports: [(30053, vec![])].into() };
+        done(kernel, &Op::ForgetFlows(Box::new(FlowsOp { services: [].into(), filter })));
     }
 }
 

@@ -5,7 +5,9 @@ use std::fs;
 
 use anyhow::{Context, ensure};
 
-use crate::core::model::{Family, Sysctl};
+use super::Conntrack;
+use crate::core::model::Family;
+use crate::core::settings::Sysctl;
 
 /// The node's name: the flag, else the configuration, else the host name; trimmed, lower case.
 ///
@@ -48,19 +50,65 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// How many CPUs the machine has online; a container's quota does not count.
+pub fn cpus() -> i64 {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").ok();
+    let counted = online.and_then(|text| parse_cpus(&text)).filter(|n| *n > 0);
+    counted.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as i64))
+}
+
+/// Counts a list of ranges, e.g. `0-3,8`.
+fn parse_cpus(text: &str) -> Option<i64> {
+    text.trim().split(',').try_fold(0, |sum, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(sum + last.parse::<i64>().ok()? - first.parse::<i64>().ok()? + 1)
+    })
+}
+
 /// The sysctls that IPVS mode needs on this kernel, as kube-proxy sets them.
-pub fn sysctls((major, minor): (u32, u32)) -> Vec<Sysctl> {
-    let mut sysctls = vec![Sysctl { path: "net/ipv4/vs/conntrack", value: 1 }];
+pub fn sysctls((major, minor): (u32, u32), strict_arp: bool) -> Vec<Sysctl> {
+    let mut sysctls = vec![Sysctl::exactly("/proc/sys/net/ipv4/vs/conntrack", 1)];
     // From 5.9 on the kernel's default no longer delays reused connections by a second.
     if (4, 1) <= (major, minor) && (major, minor) < (5, 9) {
-        sysctls.push(Sysctl { path: "net/ipv4/vs/conn_reuse_mode", value: 0 });
+        sysctls.push(Sysctl::exactly("/proc/sys/net/ipv4/vs/conn_reuse_mode", 0));
     }
-    for path in
-        ["net/ipv4/vs/expire_nodest_conn", "net/ipv4/vs/expire_quiescent_template", "net/ipv4/ip_forward"]
-    {
-        sysctls.push(Sysctl { path, value: 1 });
+    sysctls.push(Sysctl::exactly("/proc/sys/net/ipv4/vs/expire_nodest_conn", 1));
+    sysctls.push(Sysctl::exactly("/proc/sys/net/ipv4/vs/expire_quiescent_template", 1));
+    sysctls.push(Sysctl::exactly("/proc/sys/net/ipv4/ip_forward", 1));
+    if strict_arp {
+        sysctls.push(Sysctl::exactly("/proc/sys/net/ipv4/conf/all/arp_ignore", 1));
+        sysctls.push(Sysctl::exactly("/proc/sys/net/ipv4/conf/all/arp_announce", 2));
     }
     sysctls
+}
+
+/// The largest table that `conntrack.maxPerCore` alone makes, as in kube-proxy.
+const CONNTRACK_CAP: i64 = 1 << 20;
+
+impl Conntrack {
+    /// The sysctls of connection tracking on a machine with so many CPUs.
+    pub fn sysctls(&self, cpus: i64) -> Vec<Sysctl> {
+        let mut sysctls = Vec::new();
+        if self.max_per_core > 0 {
+            let max = self.max_per_core.saturating_mul(cpus).min(CONNTRACK_CAP).max(self.min);
+            sysctls.push(Sysctl::exactly("/proc/sys/net/netfilter/nf_conntrack_max", max));
+            sysctls.push(Sysctl {
+                path: "/sys/module/nf_conntrack/parameters/hashsize",
+                value: max / 4,
+                at_least: true,
+            });
+        }
+        let timeouts = [
+            ("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established", self.tcp_established),
+            ("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait", self.tcp_close_wait),
+            ("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal", i64::from(self.tcp_be_liberal)),
+            ("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", self.udp),
+            ("/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream", self.udp_stream),
+        ];
+        let set = timeouts.into_iter().filter(|(_, value)| *value > 0);
+        sysctls.extend(set.map(|(path, value)| Sysctl::exactly(path, value)));
+        sysctls
+    }
 }
 
 #[cfg(test)]
@@ -84,7 +132,36 @@ mod tests {
 
     #[test]
     fn conn_reuse_mode_is_for_old_kernels_only() {
-        let has = |version| sysctls(version).iter().any(|s| s.path.ends_with("conn_reuse_mode"));
+        let has = |version| sysctls(version, false).iter().any(|s| s.path.ends_with("conn_reuse_mode"));
         assert!(has((4, 18)) && has((5, 8)) && !has((5, 9)) && !has((6, 1)) && !has((4, 0)));
+    }
+
+    #[test]
+    fn cpus_are_counted_in_ranges() {
+        for (text, count) in [("0\n", 1), ("0-3\n", 4), ("0-3,8,10-11", 7)] {
+            assert_eq!(parse_cpus(text), Some(count));
+        }
+        assert_eq!(parse_cpus(""), None);
+    }
+
+    #[test]
+    fn the_table_of_connection_tracking_is_kube_proxys() {
+        let conntrack = |max_per_core, min| Conntrack {
+            max_per_core,
+            min,
+            tcp_established: 0,
+            tcp_close_wait: 0,
+            tcp_be_liberal: false,
+            udp: 0,
+            udp_stream: 0,
+        };
+        let max = |c: Conntrack, cpus| c.sysctls(cpus).first().map(|s| s.value);
+        assert_eq!(max(conntrack(32768, 131_072), 1), Some(131_072));
+        assert_eq!(max(conntrack(32768, 131_072), 8), Some(262_144));
+        assert_eq!(max(conntrack(32768, 131_072), 64), Some(1 << 20), "capped");
+        assert_eq!(max(conntrack(1, 2_000_000), 1), Some(2_000_000), "the minimum is not");
+        assert_eq!(max(conntrack(0, 131_072), 8), None);
+        let hashsize = &conntrack(32768, 131_072).sysctls(1)[1];
+        assert!(hashsize.is_met(Some(65536)) && !hashsize.is_met(Some(100)) && !hashsize.is_met(None));
     }
 }

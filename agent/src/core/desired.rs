@@ -4,11 +4,14 @@
 //! Keys shared by several Services (an external IP with two ports, a virtual server that two
 //! Services claim) are counted or ranked, so an update touches its own fragment's keys only.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::fragment::{Fragment, VirtualServer};
+use ipnet::IpNet;
+
+use super::flows::FlowFilter;
+use super::fragment::{Fragment, Remark, VirtualServer};
 use super::model::{Family, ObjectName, VsKey};
 use super::sets::{Entry, SetId, SetKind};
 
@@ -19,26 +22,27 @@ pub struct Changes {
     pub virtual_servers: BTreeSet<VsKey>,
     /// Addresses on `kube-ipvs0`.
     pub addresses: BTreeSet<IpAddr>,
+    /// Other prefixes on `kube-ipvs0`: never wanted.
+    pub networks: BTreeSet<IpNet>,
     /// Set entries.
     pub entries: BTreeSet<(SetId, Entry)>,
+    /// Services whose UDP endpoints changed: flows to endpoints that are gone are to be forgotten.
+    pub flows: BTreeSet<ObjectName>,
+    /// Virtual servers that a Service newly claims in vain, or claims no longer.
+    pub contested: BTreeSet<VsKey>,
+    /// Services with other remarks than before.
+    pub remarked: BTreeSet<ObjectName>,
 }
 
 impl Changes {
-    /// True when nothing changed.
+    /// True when nothing in the kernel is concerned.
     pub fn is_empty(&self) -> bool {
-        self.virtual_servers.is_empty() && self.addresses.is_empty() && self.entries.is_empty()
+        self.len() == 0 && self.flows.is_empty()
     }
 
     /// Number of keys.
     pub fn len(&self) -> usize {
-        self.virtual_servers.len() + self.addresses.len() + self.entries.len()
-    }
-
-    /// Adds everything of `other`.
-    pub fn merge(&mut self, mut other: Changes) {
-        self.virtual_servers.append(&mut other.virtual_servers);
-        self.addresses.append(&mut other.addresses);
-        self.entries.append(&mut other.entries);
+        self.virtual_servers.len() + self.addresses.len() + self.networks.len() + self.entries.len()
     }
 }
 
@@ -64,6 +68,9 @@ pub struct Desired {
     addresses: HashMap<IpAddr, u32>,
     entries: HashMap<(SetId, Entry), u32>,
     members: HashMap<SetId, u32>,
+    closed_to_node: BTreeSet<VsKey>,
+    contested: BTreeSet<VsKey>,
+    first: BTreeSet<ObjectName>,
 }
 
 impl Desired {
@@ -85,22 +92,37 @@ impl Desired {
         for addr in &old.addresses {
             count_down(&mut self.addresses, *addr, || changes.addresses.insert(*addr));
         }
-        for entry in &next.entries {
+        self.update_entries(&old.entries, &next.entries, changes);
+        if !same_endpoints(&old, &next) && !next.udp.is_empty() {
+            changes.flows.insert(name.clone());
+        }
+        if old.remarks != next.remarks {
+            changes.remarked.insert(name.clone());
+        }
+        self.first.remove(name);
+        if !next.virtual_servers.is_empty() || !next.remarks.is_empty() {
+            if next.first {
+                self.first.insert(name.clone());
+            }
+            self.fragments.insert(name.clone(), next);
+        }
+    }
+
+    /// Counts up before down, so that what stays is not reported.
+    fn update_entries(&mut self, old: &[(SetId, Entry)], next: &[(SetId, Entry)], changes: &mut Changes) {
+        for entry in next {
             count_up(&mut self.entries, *entry, || {
                 *self.members.entry(entry.0).or_default() += 1;
                 changes.entries.insert(*entry)
             });
         }
-        for entry in &old.entries {
+        for entry in old {
             count_down(&mut self.entries, *entry, || {
                 if let Some(n) = self.members.get_mut(&entry.0) {
                     *n -= 1;
                 }
                 changes.entries.insert(*entry)
             });
-        }
-        if !next.virtual_servers.is_empty() {
-            self.fragments.insert(name.clone(), next);
         }
     }
 
@@ -110,18 +132,50 @@ impl Desired {
         for key in keys {
             let before = self.virtual_server(&key).cloned();
             let claims = self.virtual_servers.entry(key).or_default();
+            let losers_before = claims.len().saturating_sub(1);
             claims.retain(|c| c.server.service != *name);
             if let Ok(i) = next.virtual_servers.binary_search_by_key(&key, |vs| vs.key) {
                 let claim = Claim { created: next.created, server: next.virtual_servers[i].clone() };
                 let at = claims.partition_point(|c| c.rank() < claim.rank());
                 claims.insert(at, claim);
             }
+            let losers = claims.len().saturating_sub(1);
             if claims.is_empty() {
                 self.virtual_servers.remove(&key);
             }
-            if self.virtual_server(&key) != before.as_ref() {
-                changes.virtual_servers.insert(key);
+            if losers > 0 {
+                self.contested.insert(key);
+            } else {
+                self.contested.remove(&key);
             }
+            let after = self.virtual_server(&key).cloned();
+            let owner = |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.service.clone());
+            if losers != losers_before || (losers > 0 && owner(&before) != owner(&after)) {
+                changes.contested.insert(key);
+            }
+            self.change_winner(key, before, after, changes);
+        }
+    }
+
+    /// Only the winner of a virtual server contributes its set entries.
+    fn change_winner(
+        &mut self,
+        key: VsKey,
+        before: Option<Arc<VirtualServer>>,
+        after: Option<Arc<VirtualServer>>,
+        changes: &mut Changes,
+    ) {
+        if before == after {
+            return;
+        }
+        changes.virtual_servers.insert(key);
+        let entries =
+            |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map_or(Vec::new(), |vs| vs.entries.clone());
+        self.update_entries(&entries(&before), &entries(&after), changes);
+        if after.is_some_and(|vs| vs.closed_to_node) {
+            self.closed_to_node.insert(key);
+        } else {
+            self.closed_to_node.remove(&key);
         }
     }
 
@@ -130,9 +184,65 @@ impl Desired {
         self.virtual_servers.get(key).and_then(|claims| claims.first()).map(|c| &c.server)
     }
 
+    /// The claims on `key` that lost, the oldest first.
+    pub fn losers(&self, key: &VsKey) -> impl Iterator<Item = &Arc<VirtualServer>> {
+        self.virtual_servers.get(key).into_iter().flat_map(|claims| claims.iter().skip(1)).map(|c| &c.server)
+    }
+
+    /// Virtual servers that more than one Service claims.
+    pub fn contested(&self) -> &BTreeSet<VsKey> {
+        &self.contested
+    }
+
+    /// What the operator should know about a Service.
+    pub fn remarks(&self, name: &ObjectName) -> &[Remark] {
+        self.fragments.get(name).map_or(&[], |fragment| &fragment.remarks)
+    }
+
     /// Every wanted virtual server, in no order.
     pub fn virtual_servers(&self) -> impl Iterator<Item = &Arc<VirtualServer>> {
         self.virtual_servers.values().filter_map(|claims| claims.first()).map(|c| &c.server)
+    }
+
+    /// Restricted virtual servers of a family that the node itself may not use, by VIP and port.
+    pub fn closed_to_node(&self, family: Family) -> Vec<VsKey> {
+        let of_family = self.closed_to_node.iter().filter(|key| key.family() == family);
+        let mut closed: Vec<VsKey> = of_family.copied().collect();
+        closed.sort_unstable_by_key(|key| (key.addr, key.port, key.protocol));
+        closed
+    }
+
+    /// Everything that the Services to be programmed first want.
+    pub fn first_keys(&self) -> Changes {
+        let mut keys = Changes::default();
+        for fragment in self.first.iter().filter_map(|name| self.fragments.get(name)) {
+            for server in &fragment.virtual_servers {
+                keys.virtual_servers.insert(server.key);
+                keys.entries.extend(&server.entries);
+            }
+            keys.addresses.extend(&fragment.addresses);
+            keys.entries.extend(&fragment.entries);
+        }
+        keys
+    }
+
+    /// The UDP flows of these Services that are stale, one filter per family that has any.
+    pub fn stale_flows(&self, names: &BTreeSet<ObjectName>) -> Vec<FlowFilter> {
+        let mut filters = Family::ALL.map(|family| FlowFilter {
+            family,
+            frontends: BTreeMap::new(),
+            node_ports: BTreeMap::new(),
+        });
+        for port in names.iter().filter_map(|name| self.fragments.get(name)).flat_map(|f| &f.udp) {
+            let filter = &mut filters[port.family.index()];
+            for frontend in &port.frontends {
+                filter.frontends.insert(*frontend, port.endpoints.clone());
+            }
+            if port.node_port != 0 {
+                filter.node_ports.insert(port.node_port, port.endpoints.clone());
+            }
+        }
+        filters.into_iter().filter(|filter| !filter.is_empty()).collect()
     }
 
     /// Whether `addr` is to be bound to `kube-ipvs0`.
@@ -155,15 +265,27 @@ impl Desired {
         self.entries.keys()
     }
 
+    /// How many entries the set is to hold.
+    pub fn members(&self, set: SetId) -> u32 {
+        self.members.get(&set).copied().unwrap_or(0)
+    }
+
     /// Whether the set is to hold anything: rules over empty sets are left out.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
-        self.members.get(&SetId { kind, family }).is_some_and(|n| *n > 0)
+        self.members(SetId { kind, family }) > 0
     }
 
     /// Names of all Services that contribute something.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.fragments.keys()
     }
+}
+
+/// Whether the UDP ports of both have the same endpoints; where they are reached does not matter.
+fn same_endpoints(a: &Fragment, b: &Fragment) -> bool {
+    let endpoints =
+        |f: &Fragment| -> Vec<_> { f.udp.iter().map(|p| (p.family, p.endpoints.clone())).collect() };
+    a.udp.len() == b.udp.len() && endpoints(a) == endpoints(b)
 }
 
 fn count_up<K: std::hash::Hash + Eq>(map: &mut HashMap<K, u32>, key: K, first: impl FnOnce() -> bool) {
@@ -185,85 +307,5 @@ fn count_down<K: std::hash::Hash + Eq>(map: &mut HashMap<K, u32>, key: K, last: 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::model::{Protocol, RsKey, VsSpec};
-
-    fn fragment(name: &str, created: i64, vip: &str, rs: &[&str]) -> Fragment {
-        let addr: IpAddr = vip.parse().unwrap();
-        let key = VsKey { protocol: Protocol::Tcp, addr, port: 80 };
-        Fragment {
-            created,
-            virtual_servers: vec![Arc::new(VirtualServer {
-                key,
-                spec: VsSpec { scheduler: "rr".into(), flags: 0, timeout: 0 },
-                real_servers: rs.iter().map(|a| RsKey { addr: a.parse().unwrap(), port: 1 }).collect(),
-                service: ObjectName::new("d", name),
-                port_name: "".into(),
-            })],
-            addresses: vec![addr],
-            entries: vec![(SetId { kind: SetKind::IpvsIps, family: Family::V4 }, Entry::Ip(addr))],
-        }
-    }
-
-    fn update(desired: &mut Desired, name: &str, fragment: Option<Fragment>) -> Changes {
-        let mut changes = Changes::default();
-        desired.update(&ObjectName::new("d", name), fragment, &mut changes);
-        changes
-    }
-
-    #[test]
-    fn an_equal_fragment_changes_nothing() {
-        let mut desired = Desired::default();
-        assert_eq!(update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[]))).len(), 3);
-        assert!(update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[]))).is_empty());
-    }
-
-    #[test]
-    fn an_endpoint_touches_only_its_virtual_server() {
-        let mut desired = Desired::default();
-        update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
-        let changes = update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &["10.1.0.1"])));
-        assert_eq!((changes.virtual_servers.len(), changes.len()), (1, 1));
-    }
-
-    #[test]
-    fn shared_keys_go_with_their_last_owner() {
-        let mut desired = Desired::default();
-        update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
-        let changes = update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &[])));
-        assert!(changes.is_empty(), "the older claim stands: {changes:?}");
-        let changes = update(&mut desired, "a", None);
-        assert_eq!(changes.len(), 1, "only the owner of the virtual server changed: {changes:?}");
-        assert!(desired.wants_address("10.0.0.1".parse().unwrap()));
-        assert!(desired.has_members(SetKind::IpvsIps, Family::V4));
-        assert_eq!(update(&mut desired, "b", None).len(), 3);
-        assert!(!desired.has_members(SetKind::IpvsIps, Family::V4));
-        assert_eq!(desired.addresses().count() + desired.entries().count(), 0);
-    }
-
-    #[test]
-    fn the_oldest_service_wins_in_any_order() {
-        for order in [["a", "b"], ["b", "a"]] {
-            let mut desired = Desired::default();
-            for name in order {
-                let created = if name == "b" { 1 } else { 2 };
-                update(&mut desired, name, Some(fragment(name, created, "10.0.0.1", &[])));
-            }
-            let winner = desired.virtual_servers().next().unwrap();
-            assert_eq!(&*winner.service.name, "b");
-        }
-    }
-
-    #[test]
-    fn a_change_noted_for_one_service_survives_an_unchanged_other() {
-        let mut desired = Desired::default();
-        update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
-        update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &[])));
-        let mut changes = Changes::default();
-        desired.update(&ObjectName::new("d", "a"), None, &mut changes);
-        let again = fragment("b", 2, "10.0.0.1", &[]);
-        desired.update(&ObjectName::new("d", "b"), Some(again), &mut changes);
-        assert_eq!(changes.virtual_servers.len(), 1);
-    }
-}
+#[path = "desired_tests.rs"]
+mod tests;

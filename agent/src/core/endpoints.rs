@@ -2,20 +2,26 @@
 //! Which endpoints belong to a Service port, and which of them serve.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::model::{Endpoint, EndpointSlice, Family, RsKey, ServicePort};
+use super::model::{Endpoint, EndpointSlice, Family, Hints, RsKey, ServicePort};
+use super::node::NodeFacts;
 
 /// An endpoint of one Service port, merged over all slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PortEndpoint {
+pub struct PortEndpoint<'a> {
     /// Where it listens.
     pub target: RsKey,
     /// Takes new traffic in the ordinary case.
     pub ready: bool,
+    /// Would still answer, ready or not.
+    pub serving: bool,
     /// Is going away.
     pub terminating: bool,
     /// Runs on this node.
     pub local: bool,
+    /// For whom it is meant, if somebody said so.
+    pub hints: Option<&'a Hints>,
 }
 
 /// The endpoints of `port` in `family`, one per address and port, sorted.
@@ -27,8 +33,8 @@ pub fn build_endpoints<'a>(
     family: Family,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     node: &str,
-) -> Vec<PortEndpoint> {
-    let mut merged: BTreeMap<RsKey, PortEndpoint> = BTreeMap::new();
+) -> Vec<PortEndpoint<'a>> {
+    let mut merged: BTreeMap<RsKey, PortEndpoint<'a>> = BTreeMap::new();
     for slice in slices {
         if slice.family != family {
             continue;
@@ -50,102 +56,104 @@ pub fn build_endpoints<'a>(
     merged.into_values().collect()
 }
 
-fn build_port_endpoint(target: RsKey, endpoint: &Endpoint, node: &str) -> PortEndpoint {
+fn build_port_endpoint<'a>(target: RsKey, endpoint: &'a Endpoint, node: &str) -> PortEndpoint<'a> {
     PortEndpoint {
         target,
         ready: endpoint.ready,
+        serving: endpoint.serving,
         terminating: endpoint.terminating,
         local: endpoint.node.as_deref() == Some(node) && !node.is_empty(),
+        hints: endpoint.hints.as_deref(),
     }
 }
 
 /// Lower is better among duplicates.
-fn rank(endpoint: &PortEndpoint) -> (bool, bool) {
+fn rank(endpoint: &PortEndpoint<'_>) -> (bool, bool) {
     (endpoint.terminating, !endpoint.ready)
 }
 
-/// The endpoints that take new connections.
-pub fn serving(endpoints: &[PortEndpoint]) -> Vec<RsKey> {
-    endpoints.iter().filter(|e| e.ready).map(|e| e.target).collect()
+/// The endpoints that serve one port, by where the traffic may go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// For policy Cluster.
+    pub cluster: Arc<[RsKey]>,
+    /// For policy Local.
+    pub local: Arc<[RsKey]>,
+}
+
+impl Selection {
+    /// What a frontend gets. Under a Local policy without a local endpoint kube-proxy's ipvs mode
+    /// goes on with the cluster's, so that a load balancer which has not noticed yet loses nothing.
+    pub fn of(&self, local: bool) -> Arc<[RsKey]> {
+        if local && !self.local.is_empty() { self.local.clone() } else { self.cluster.clone() }
+    }
+}
+
+/// Which of `all` serve. `cluster`, `local`: whether any frontend needs that list; a Service that
+/// is internal only and Local has no cluster list, so it refuses rather than leaves the node.
+pub fn select(all: &[PortEndpoint<'_>], cluster: bool, local: bool, node: &NodeFacts) -> Selection {
+    let mut selection = Selection::default();
+    if cluster {
+        let near = topology(all, node);
+        let ready = |e: &&PortEndpoint<'_>| e.ready && near.takes(e, node);
+        selection.cluster = ready_or_terminating(all.iter(), ready);
+    }
+    if local {
+        // Hints are about other nodes' endpoints: here they say nothing.
+        selection.local = ready_or_terminating(all.iter().filter(|e| e.local), |e| e.ready);
+    }
+    selection
+}
+
+/// Ready endpoints; where there are none, those that terminate but still serve.
+fn ready_or_terminating<'a, 'b: 'a>(
+    all: impl Iterator<Item = &'a PortEndpoint<'b>> + Clone,
+    ready: impl Fn(&&'a PortEndpoint<'b>) -> bool,
+) -> Arc<[RsKey]> {
+    let chosen: Arc<[RsKey]> = all.clone().filter(ready).map(|e| e.target).collect();
+    if chosen.is_empty() {
+        return all.filter(|e| e.serving && e.terminating).map(|e| e.target).collect();
+    }
+    chosen
+}
+
+/// How far traffic goes; decided once for a port, all or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    SameNode,
+    SameZone,
+    Anywhere,
+}
+
+impl Topology {
+    fn takes(self, endpoint: &PortEndpoint<'_>, node: &NodeFacts) -> bool {
+        let hinted = |names: fn(&Hints) -> &[Arc<str>], name: &str| {
+            endpoint.hints.is_some_and(|h| names(h).iter().any(|n| **n == *name))
+        };
+        match self {
+            Topology::SameNode => hinted(|h| &h.nodes, &node.name),
+            Topology::SameZone => hinted(|h| &h.zones, node.zone.as_deref().unwrap_or_default()),
+            Topology::Anywhere => true,
+        }
+    }
+}
+
+/// Hints count only if every ready endpoint has one of the kind and one of them names this node or
+/// zone: a cluster where they are half written must not lose endpoints.
+fn topology(all: &[PortEndpoint<'_>], node: &NodeFacts) -> Topology {
+    let ready = || all.iter().filter(|e| e.ready);
+    let every =
+        |names: fn(&Hints) -> &[Arc<str>]| ready().all(|e| e.hints.is_some_and(|h| !names(h).is_empty()));
+    let any = |mode: Topology| ready().any(|e| mode.takes(e, node));
+    if every(|h| &h.nodes) && any(Topology::SameNode) {
+        Topology::SameNode
+    } else if every(|h| &h.zones) && any(Topology::SameZone) {
+        Topology::SameZone
+    } else {
+        Topology::Anywhere
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::model::{ObjectName, Protocol, SlicePort};
-
-    fn port() -> ServicePort {
-        ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }
-    }
-
-    fn endpoint(addr: &str, ready: bool, terminating: bool, node: Option<&str>) -> Endpoint {
-        Endpoint {
-            addr: addr.parse().unwrap(),
-            ready,
-            serving: true,
-            terminating,
-            node: node.map(Into::into),
-        }
-    }
-
-    fn slice(port: (&str, Protocol, u16), endpoints: Vec<Endpoint>) -> EndpointSlice {
-        EndpointSlice {
-            name: ObjectName::new("ns", "s"),
-            service: ObjectName::new("ns", "svc"),
-            family: Family::V4,
-            ports: vec![SlicePort { name: port.0.into(), protocol: port.1, port: port.2 }],
-            endpoints,
-        }
-    }
-
-    #[test]
-    fn only_ready_endpoints_serve_but_all_are_known() {
-        let s = slice(
-            ("http", Protocol::Tcp, 8080),
-            vec![
-                endpoint("10.0.0.2", true, false, Some("n1")),
-                endpoint("10.0.0.1", false, false, Some("n1")),
-                endpoint("10.0.0.3", true, false, None),
-            ],
-        );
-        let all = build_endpoints(&port(), Family::V4, [&s], "n1");
-        assert_eq!(all.len(), 3);
-        assert_eq!(all.iter().map(|e| e.local).collect::<Vec<_>>(), [true, true, false]);
-        let serving: Vec<String> = serving(&all).iter().map(ToString::to_string).collect();
-        assert_eq!(serving, ["10.0.0.2:8080", "10.0.0.3:8080"]);
-    }
-
-    #[test]
-    fn name_protocol_and_family_must_match() {
-        for p in [("http", Protocol::Udp, 80), ("https", Protocol::Tcp, 80)] {
-            let s = slice(p, vec![endpoint("10.0.0.1", true, false, None)]);
-            assert!(build_endpoints(&port(), Family::V4, [&s], "n1").is_empty());
-        }
-        let s = slice(("http", Protocol::Tcp, 80), vec![endpoint("10.0.0.1", true, false, None)]);
-        assert!(build_endpoints(&port(), Family::V6, [&s], "n1").is_empty());
-    }
-
-    #[test]
-    fn an_endpoint_that_stays_beats_its_terminating_twin_in_any_order() {
-        let going = slice(("http", Protocol::Tcp, 80), vec![endpoint("10.0.0.1", false, true, None)]);
-        let ready = slice(("http", Protocol::Tcp, 80), vec![endpoint("10.0.0.1", true, false, None)]);
-        for order in [[&going, &ready], [&ready, &going]] {
-            let all = build_endpoints(&port(), Family::V4, order, "n1");
-            assert_eq!(all.len(), 1);
-            assert!(all[0].ready && !all[0].terminating);
-        }
-    }
-
-    #[test]
-    fn two_port_numbers_under_one_name_are_two_real_servers() {
-        let a = slice(("http", Protocol::Tcp, 80), vec![endpoint("10.0.0.1", true, false, None)]);
-        let b = slice(("http", Protocol::Tcp, 8080), vec![endpoint("10.0.0.1", true, false, None)]);
-        assert_eq!(build_endpoints(&port(), Family::V4, [&a, &b], "n1").len(), 2);
-    }
-
-    #[test]
-    fn a_nameless_node_has_no_local_endpoints() {
-        let s = slice(("http", Protocol::Tcp, 80), vec![endpoint("10.0.0.1", true, false, Some(""))]);
-        assert!(!build_endpoints(&port(), Family::V4, [&s], "")[0].local);
-    }
-}
+#[path = "endpoints_tests.rs"]
+mod tests;

@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What one Service contributes to the node: virtual servers, addresses, set entries.
+//! What one Service contributes to the node: virtual servers, addresses, set entries, UDP frontends.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::endpoints::{self, PortEndpoint};
-use super::model::{
-    EndpointSlice, Family, NodeFacts, ObjectName, RsKey, Service, ServicePort, Settings, VsKey, VsSpec,
-};
+use super::endpoints::{self, PortEndpoint, Selection};
+use super::model::{EndpointSlice, Family, ObjectName, Protocol, RsKey, Service, ServicePort, VsKey, VsSpec};
+use super::node::{Binding, NodeFacts};
 use super::sets::{Entry, SetId, SetKind};
+use super::settings::{ExternalIps, Settings};
+
+/// `IP_VS_SVC_F_PERSISTENT`
+const PERSISTENT: u32 = 0x1;
+/// `IP_VS_SVC_F_SCHED_MH_PORT`: kube-proxy hashes the source port too.
+const MH_PORT: u32 = 0x10;
 
 /// A wanted virtual server with its real servers, all of weight 1 and masqueraded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,11 +23,39 @@ pub struct VirtualServer {
     /// How it balances.
     pub spec: VsSpec,
     /// Real servers, sorted.
-    pub real_servers: Vec<RsKey>,
+    pub real_servers: Arc<[RsKey]>,
+    /// Set entries of this VIP and port; they count only while this claim wins.
+    pub entries: Vec<(SetId, Entry)>,
+    /// The node itself is outside of the Service's source ranges: drop what it gets from here.
+    pub closed_to_node: bool,
+    /// Programmed before all others.
+    pub first: bool,
     /// The Service behind it.
     pub service: ObjectName,
     /// Name of the Service port behind it, empty when unnamed.
     pub port_name: Arc<str>,
+}
+
+/// Who may answer a UDP port of the Service, and where it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpPort {
+    /// Family.
+    pub family: Family,
+    /// VIPs and port.
+    pub frontends: Vec<(IpAddr, u16)>,
+    /// The node port, 0 for none.
+    pub node_port: u16,
+    /// Every endpoint that still serves, sorted.
+    pub endpoints: Vec<RsKey>,
+}
+
+/// Something that the operator should know about the Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Remark {
+    /// The external IP is not on the allow-list.
+    ExternalIpRefused(IpAddr),
+    /// The VIP is an address of the node, of its next hop, or of no use as one.
+    SpecialVip(IpAddr, Binding),
 }
 
 /// The contribution of one Service. Each list is sorted and free of duplicates.
@@ -30,12 +63,18 @@ pub struct VirtualServer {
 pub struct Fragment {
     /// When the Service was created; the oldest claim on a virtual server wins.
     pub created: i64,
+    /// Programmed before all others.
+    pub first: bool,
     /// Virtual servers.
     pub virtual_servers: Vec<Arc<VirtualServer>>,
     /// Addresses to bind to `kube-ipvs0`.
     pub addresses: Vec<IpAddr>,
-    /// Set entries.
+    /// Set entries that belong to no virtual server.
     pub entries: Vec<(SetId, Entry)>,
+    /// UDP ports with endpoints.
+    pub udp: Vec<UdpPort>,
+    /// What the operator should know.
+    pub remarks: Vec<Remark>,
 }
 
 /// The kinds of VIP a Service can have.
@@ -43,21 +82,7 @@ pub struct Fragment {
 enum VipKind {
     ClusterIp,
     ExternalIp,
-}
-
-impl VipKind {
-    fn set(self) -> SetKind {
-        match self {
-            VipKind::ClusterIp => SetKind::ClusterIp,
-            VipKind::ExternalIp => SetKind::ExternalIp,
-        }
-    }
-
-    /// A ClusterIP is always bound. Any other VIP that the node already has on another link stays
-    /// there: binding it twice would only hide the host behind our filter.
-    fn is_bound(self, vip: IpAddr, node: &NodeFacts) -> bool {
-        self == VipKind::ClusterIp || node.addresses.binary_search(&vip).is_err()
-    }
+    LoadBalancer,
 }
 
 /// Builds the contribution of `service`.
@@ -67,167 +92,256 @@ pub fn build_fragment<'a>(
     node: &NodeFacts,
     settings: &Settings,
 ) -> Fragment {
-    let mut fragment = Fragment { created: service.created, ..Fragment::default() };
+    let fragment = Fragment { created: service.created, first: service.first, ..Fragment::default() };
+    let mut builder = Builder { service, node, settings, fragment };
     for &family in &settings.families {
-        let vips = vips(service, family);
-        if vips.is_empty() {
-            continue;
-        }
+        // A Service without ClusterIP in a family has nothing there, not even its external IPs.
+        let Some(cluster_ip) = service.cluster_ips[family.index()] else { continue };
+        let vips = builder.vips(family, cluster_ip);
         for port in &service.ports {
             let all = endpoints::build_endpoints(port, family, slices.clone(), &node.name);
-            add_loop_back(&mut fragment, port, family, &all);
-            let serving = endpoints::serving(&all);
-            for &(kind, vip) in &vips {
-                add_vip(&mut fragment, service, port, (kind, vip), &serving, node, settings);
-            }
+            builder.add_port(port, family, &vips, &all);
         }
     }
-    fragment.virtual_servers.sort_by_key(|vs| vs.key);
-    fragment.virtual_servers.dedup_by_key(|vs| vs.key);
-    fragment.addresses.sort_unstable();
-    fragment.addresses.dedup();
-    fragment.entries.sort_unstable();
-    fragment.entries.dedup();
-    fragment
+    builder.finish()
 }
 
-/// All VIPs of a family. A Service without ClusterIP in a family has nothing there, not even
-/// its external IPs.
-fn vips(service: &Service, family: Family) -> Vec<(VipKind, IpAddr)> {
-    let Some(cluster_ip) = service.cluster_ips[family.index()] else {
-        return Vec::new();
-    };
-    let external = service.external_ips.iter().filter(|ip| Family::of(**ip) == family);
-    std::iter::once((VipKind::ClusterIp, cluster_ip))
-        .chain(external.map(|ip| (VipKind::ExternalIp, *ip)))
-        .collect()
+struct Builder<'a> {
+    service: &'a Service,
+    node: &'a NodeFacts,
+    settings: &'a Settings,
+    fragment: Fragment,
 }
 
-fn add_loop_back(fragment: &mut Fragment, port: &ServicePort, family: Family, all: &[PortEndpoint]) {
-    let set = SetId { kind: SetKind::LoopBack, family };
-    fragment.entries.extend(all.iter().filter(|e| e.local).map(|e| {
-        let RsKey { addr, port: number } = e.target;
-        (set, Entry::IpPortIp(addr, port.protocol, number, addr))
-    }));
+impl Builder<'_> {
+    /// All VIPs of a family; external IPs that are refused become remarks.
+    fn vips(&mut self, family: Family, cluster_ip: IpAddr) -> Vec<(VipKind, IpAddr)> {
+        let mut vips = vec![(VipKind::ClusterIp, cluster_ip)];
+        for ip in self.service.external_ips(family) {
+            match &self.settings.external_ips {
+                ExternalIps::All => vips.push((VipKind::ExternalIp, ip)),
+                ExternalIps::Within(nets) if nets.iter().any(|net| net.contains(&ip)) => {
+                    vips.push((VipKind::ExternalIp, ip));
+                }
+                ExternalIps::Within(_) => self.fragment.remarks.push(Remark::ExternalIpRefused(ip)),
+                ExternalIps::None => {}
+            }
+        }
+        vips.extend(self.service.load_balancer_ips(family).map(|ip| (VipKind::LoadBalancer, ip)));
+        vips
+    }
+
+    fn add_port(
+        &mut self,
+        port: &ServicePort,
+        family: Family,
+        vips: &[(VipKind, IpAddr)],
+        all: &[PortEndpoint<'_>],
+    ) {
+        self.add_loop_back(port, family, all);
+        let selection = self.select(port, family, all);
+        for &(kind, vip) in vips {
+            self.add_vip(port, (kind, vip), &selection);
+        }
+        self.add_udp(port, family, vips, all);
+        if port.node_port != 0 && !self.add_node_port(port, family, &selection) {
+            // As kube-proxy: without an address for its node port a port has no health check either.
+            return;
+        }
+        if self.service.health_check_node_port != 0 {
+            let set = SetId { kind: SetKind::HealthCheckNodePort, family };
+            self.fragment.entries.push((set, Entry::Port(self.service.health_check_node_port)));
+        }
+    }
+
+    fn select(&self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) -> Selection {
+        let service = self.service;
+        let outside = port.node_port != 0
+            || service.load_balancer_ips(family).next().is_some()
+            || service.external_ips(family).next().is_some();
+        let cluster = !service.internal_local || outside;
+        let local = service.internal_local || (service.external_local && outside);
+        endpoints::select(all, cluster, local, self.node)
+    }
+
+    /// Every local endpoint, whatever its state: a pod that reaches itself must be masqueraded.
+    fn add_loop_back(&mut self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) {
+        let set = SetId { kind: SetKind::LoopBack, family };
+        self.fragment.entries.extend(all.iter().filter(|e| e.local).map(|e| {
+            let RsKey { addr, port: number } = e.target;
+            (set, Entry::IpPortIp(addr, port.protocol, number, addr))
+        }));
+    }
+
+    fn add_vip(&mut self, port: &ServicePort, (kind, vip): (VipKind, IpAddr), selection: &Selection) {
+        let family = Family::of(vip);
+        let member = Entry::IpPort(vip, port.protocol, port.port);
+        let external_local = self.service.external_local;
+        let set = |kind| SetId { kind, family };
+        let mut entries = Vec::new();
+        let mut closed_to_node = false;
+        match kind {
+            VipKind::ClusterIp => entries.push((set(SetKind::ClusterIp), member)),
+            VipKind::ExternalIp if external_local => entries.push((set(SetKind::ExternalIpLocal), member)),
+            VipKind::ExternalIp => entries.push((set(SetKind::ExternalIp), member)),
+            VipKind::LoadBalancer => {
+                entries.push((set(SetKind::LoadBalancer), member));
+                if external_local {
+                    entries.push((set(SetKind::LoadBalancerLocal), member));
+                }
+                closed_to_node = self.add_source_ranges(port, vip, &mut entries);
+            }
+        }
+        let local = if kind == VipKind::ClusterIp { self.service.internal_local } else { external_local };
+        let key = VsKey { protocol: port.protocol, addr: vip, port: port.port };
+        self.add_server(port, key, selection.of(local), entries, closed_to_node);
+        self.add_address(kind, vip);
+    }
+
+    /// Adds what guards a restricted VIP; true when the node itself is outside of the ranges.
+    fn add_source_ranges(&self, port: &ServicePort, vip: IpAddr, entries: &mut Vec<(SetId, Entry)>) -> bool {
+        let family = Family::of(vip);
+        let ranges = self.service.source_ranges(family);
+        if ranges.is_empty() {
+            return false;
+        }
+        let set = |kind| SetId { kind, family };
+        let (protocol, number) = (port.protocol, port.port);
+        entries.push((set(SetKind::LoadBalancerFw), Entry::IpPort(vip, protocol, number)));
+        entries.extend(ranges.iter().map(|range| {
+            (set(SetKind::LoadBalancerSourceCidr), Entry::IpPortNet(vip, protocol, number, *range))
+        }));
+        let node = self.node.ips[family.index()];
+        let inside = node.is_some_and(|ip| ranges.iter().any(|range| range.contains(&ip)));
+        if inside {
+            let from_node = Entry::IpPortIp(vip, protocol, number, vip);
+            entries.push((set(SetKind::LoadBalancerSourceIp), from_node));
+        }
+        !inside
+    }
+
+    /// A ClusterIP is always bound. Any other VIP is not where that would cut the node off.
+    fn add_address(&mut self, kind: VipKind, vip: IpAddr) {
+        let binding = match kind {
+            VipKind::ClusterIp => Binding::Guarded,
+            _ => self.node.binding(vip),
+        };
+        if binding.is_bound() {
+            self.fragment.addresses.push(vip);
+        }
+        if binding == Binding::Guarded {
+            let set = SetId { kind: SetKind::IpvsIps, family: Family::of(vip) };
+            self.fragment.entries.push((set, Entry::Ip(vip)));
+        } else {
+            self.fragment.remarks.push(Remark::SpecialVip(vip, binding));
+        }
+    }
+
+    /// Virtual servers on every node address; false when there is none to serve on.
+    fn add_node_port(&mut self, port: &ServicePort, family: Family, selection: &Selection) -> bool {
+        let node = self.node;
+        let addresses = &node.node_port_addresses[family.index()];
+        if addresses.is_empty() {
+            return false;
+        }
+        let external_local = self.service.external_local;
+        let (all, local) = node_port_sets(port.protocol);
+        let kinds = std::iter::once(all).chain(external_local.then_some(local));
+        for set in kinds.map(|kind| SetId { kind, family }) {
+            if port.protocol == Protocol::Sctp {
+                let entry = |ip: &IpAddr| (set, Entry::IpPort(*ip, port.protocol, port.node_port));
+                self.fragment.entries.extend(addresses.iter().map(entry));
+            } else {
+                self.fragment.entries.push((set, Entry::Port(port.node_port)));
+            }
+        }
+        for addr in addresses {
+            let key = VsKey { protocol: port.protocol, addr: *addr, port: port.node_port };
+            self.add_server(port, key, selection.of(external_local), Vec::new(), false);
+        }
+        true
+    }
+
+    fn add_server(
+        &mut self,
+        port: &ServicePort,
+        key: VsKey,
+        real_servers: Arc<[RsKey]>,
+        entries: Vec<(SetId, Entry)>,
+        closed_to_node: bool,
+    ) {
+        let affinity = self.service.affinity;
+        let scheduler = self.settings.scheduler.clone();
+        let persistent = if affinity.is_some() { PERSISTENT } else { 0 };
+        let flags = persistent | if *scheduler == *"mh" { MH_PORT } else { 0 };
+        self.fragment.virtual_servers.push(Arc::new(VirtualServer {
+            key,
+            spec: VsSpec { scheduler, flags, timeout: affinity.unwrap_or(0) },
+            real_servers,
+            entries,
+            closed_to_node,
+            first: self.service.first,
+            service: self.service.name.clone(),
+            port_name: port.name.clone(),
+        }));
+    }
+
+    fn add_udp(
+        &mut self,
+        port: &ServicePort,
+        family: Family,
+        vips: &[(VipKind, IpAddr)],
+        all: &[PortEndpoint<'_>],
+    ) {
+        let endpoints: Vec<RsKey> = all.iter().filter(|e| e.serving).map(|e| e.target).collect();
+        if port.protocol != Protocol::Udp || endpoints.is_empty() {
+            return;
+        }
+        let frontends = vips.iter().map(|(_, vip)| (*vip, port.port)).collect();
+        self.fragment.udp.push(UdpPort { family, frontends, node_port: port.node_port, endpoints });
+    }
+
+    fn finish(self) -> Fragment {
+        let mut fragment = self.fragment;
+        merge_servers(&mut fragment.virtual_servers);
+        sort(&mut fragment.addresses);
+        sort(&mut fragment.entries);
+        sort(&mut fragment.remarks);
+        fragment
+    }
 }
 
-fn add_vip(
-    fragment: &mut Fragment,
-    service: &Service,
-    port: &ServicePort,
-    (kind, vip): (VipKind, IpAddr),
-    serving: &[RsKey],
-    node: &NodeFacts,
-    settings: &Settings,
-) {
-    let family = Family::of(vip);
-    let key = VsKey { protocol: port.protocol, addr: vip, port: port.port };
-    fragment.virtual_servers.push(Arc::new(VirtualServer {
-        key,
-        spec: VsSpec { scheduler: settings.scheduler.clone(), flags: 0, timeout: 0 },
-        real_servers: serving.to_vec(),
-        service: service.name.clone(),
-        port_name: port.name.clone(),
-    }));
-    let set = SetId { kind: kind.set(), family };
-    fragment.entries.push((set, Entry::IpPort(vip, port.protocol, port.port)));
-    if kind.is_bound(vip, node) {
-        fragment.addresses.push(vip);
-        fragment.entries.push((SetId { kind: SetKind::IpvsIps, family }, Entry::Ip(vip)));
+fn sort<T: Ord>(list: &mut Vec<T>) {
+    list.sort_unstable();
+    list.dedup();
+}
+
+/// One address may be several VIPs of one Service, e.g. external IP and load balancer: the later
+/// kind decides about the servers, as in kube-proxy, and all kinds keep their set entries.
+fn merge_servers(servers: &mut Vec<Arc<VirtualServer>>) {
+    servers.sort_by_key(|vs| vs.key);
+    servers.dedup_by(|later, kept| {
+        if later.key != kept.key {
+            return false;
+        }
+        let mut merged = VirtualServer::clone(later);
+        merged.entries.extend(kept.entries.iter().copied());
+        sort(&mut merged.entries);
+        merged.closed_to_node |= kept.closed_to_node;
+        *kept = Arc::new(merged);
+        true
+    });
+}
+
+/// The set of all node ports of a protocol, and that of those with policy Local.
+fn node_port_sets(protocol: Protocol) -> (SetKind, SetKind) {
+    match protocol {
+        Protocol::Tcp => (SetKind::NodePortTcp, SetKind::NodePortLocalTcp),
+        Protocol::Udp => (SetKind::NodePortUdp, SetKind::NodePortLocalUdp),
+        Protocol::Sctp => (SetKind::NodePortSctp, SetKind::NodePortLocalSctp),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::model::{Endpoint, Protocol, SlicePort};
-
-    fn settings() -> Settings {
-        Settings::default()
-    }
-
-    fn service(v4: Option<&str>, v6: Option<&str>, external: &[&str]) -> Service {
-        let ip = |s: &str| s.parse().unwrap();
-        Service {
-            name: ObjectName::new("shop", "web"),
-            created: 7,
-            cluster_ips: [v4.map(ip), v6.map(ip)],
-            external_ips: external.iter().map(|s| ip(s)).collect(),
-            ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
-        }
-    }
-
-    fn slice(family: Family, addrs: &[&str]) -> EndpointSlice {
-        EndpointSlice {
-            name: ObjectName::new("shop", "web-1"),
-            service: ObjectName::new("shop", "web"),
-            family,
-            ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-            endpoints: addrs
-                .iter()
-                .map(|a| Endpoint {
-                    addr: a.parse().unwrap(),
-                    ready: true,
-                    serving: true,
-                    terminating: false,
-                    node: Some("n1".into()),
-                })
-                .collect(),
-        }
-    }
-
-    fn node(addresses: &[&str]) -> NodeFacts {
-        NodeFacts { name: "n1".into(), addresses: addresses.iter().map(|a| a.parse().unwrap()).collect() }
-    }
-
-    fn entries(fragment: &Fragment) -> Vec<String> {
-        fragment.entries.iter().map(|(set, entry)| format!("{set} {entry}")).collect()
-    }
-
-    #[test]
-    fn dual_stack_keeps_the_families_apart() {
-        let slices = [slice(Family::V4, &["10.244.1.5"]), slice(Family::V6, &["fd00:244::5"])];
-        let f = build_fragment(
-            &service(Some("10.96.0.5"), Some("fd00:96::5"), &[]),
-            &slices,
-            &node(&[]),
-            &settings(),
-        );
-        let keys: Vec<String> =
-            f.virtual_servers.iter().map(|v| format!("{} {}", v.key, v.real_servers[0])).collect();
-        assert_eq!(keys, ["TCP 10.96.0.5:80 10.244.1.5:8080", "TCP [fd00:96::5]:80 [fd00:244::5]:8080"]);
-        assert!(entries(&f).contains(&"KUBE-6-LOOP-BACK fd00:244::5,tcp:8080,fd00:244::5".to_owned()));
-    }
-
-    #[test]
-    fn no_endpoints_still_means_a_bound_virtual_server() {
-        let f = build_fragment(&service(Some("10.96.0.5"), None, &[]), &[], &node(&[]), &settings());
-        assert!(f.virtual_servers[0].real_servers.is_empty());
-        assert_eq!(f.addresses.len(), 1);
-        assert_eq!(entries(&f), ["KUBE-CLUSTER-IP 10.96.0.5,tcp:80", "KUBE-IPVS-IPS 10.96.0.5"]);
-    }
-
-    #[test]
-    fn an_external_ip_that_the_node_has_is_served_but_not_bound() {
-        let svc = service(Some("10.96.0.5"), None, &["192.168.10.5", "198.51.100.20", "fd00::1"]);
-        let f = build_fragment(&svc, &[], &node(&["192.168.10.5"]), &settings());
-        assert_eq!(f.virtual_servers.len(), 3, "the IPv6 one needs an IPv6 ClusterIP");
-        assert_eq!(
-            entries(&f),
-            [
-                "KUBE-CLUSTER-IP 10.96.0.5,tcp:80",
-                "KUBE-EXTERNAL-IP 192.168.10.5,tcp:80",
-                "KUBE-EXTERNAL-IP 198.51.100.20,tcp:80",
-                "KUBE-IPVS-IPS 10.96.0.5",
-                "KUBE-IPVS-IPS 198.51.100.20",
-            ]
-        );
-    }
-
-    #[test]
-    fn a_cluster_ip_is_bound_even_if_the_node_has_it_elsewhere() {
-        let f =
-            build_fragment(&service(Some("10.96.0.5"), None, &[]), &[], &node(&["10.96.0.5"]), &settings());
-        assert_eq!(f.addresses.len(), 1);
-    }
-}
+#[path = "fragment_tests.rs"]
+mod tests;

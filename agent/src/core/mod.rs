@@ -5,9 +5,13 @@
 //! → `desired` (all fragments, indexed) → `plan` (difference to `observed`) → `Plan`.
 
 pub mod desired;
+pub mod drain;
 pub mod endpoints;
+pub mod failures;
+pub mod flows;
 pub mod fragment;
 pub mod model;
+pub mod node;
 pub mod observed;
 pub mod op;
 pub mod ownership;
@@ -17,3 +21,4 @@ mod plan_tests;
 pub mod rules;
 pub mod save;
 pub mod sets;
+pub mod settings;

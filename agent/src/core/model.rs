@@ -110,7 +110,7 @@ impl fmt::Display for Protocol {
 }
 
 /// `namespace/name` of a namespaced object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// The namespace.
     pub namespace: Arc<str>,
@@ -140,21 +140,56 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// Port on the VIPs.
     pub port: u16,
+    /// Port on the node's own addresses, 0 for none.
+    pub node_port: u16,
 }
 
 /// A Service that this agent proxies.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
     /// Creation time in seconds since the epoch; decides who wins a contested VIP and port.
     pub created: i64,
+    /// Programmed before all others: the API server's Service and the cluster's DNS.
+    pub first: bool,
     /// The ClusterIP of each family, by [`Family::index`].
     pub cluster_ips: [Option<IpAddr>; 2],
     /// `spec.externalIPs`, both families, in the order given.
     pub external_ips: Vec<IpAddr>,
+    /// Addresses of `status.loadBalancer.ingress` that nodes are to serve (ipMode `VIP`).
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`, without host bits; none of a family: no restriction there.
+    pub source_ranges: Vec<IpNet>,
+    /// `externalTrafficPolicy: Local`, where the Service can be reached from outside at all.
+    pub external_local: bool,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// Seconds of `sessionAffinity: ClientIP`.
+    pub affinity: Option<u32>,
+    /// `spec.healthCheckNodePort` of a load balancer with `externalTrafficPolicy: Local`, 0 for none.
+    pub health_check_node_port: u16,
     /// The ports.
     pub ports: Vec<ServicePort>,
+}
+
+impl Service {
+    /// The source ranges of a family. A range of everything lifts the restriction.
+    pub fn source_ranges(&self, family: Family) -> Vec<IpNet> {
+        let ranges: Vec<IpNet> =
+            self.source_ranges.iter().filter(|net| Family::of_net(net) == family).copied().collect();
+        if ranges.iter().any(|net| net.prefix_len() == 0) { Vec::new() } else { ranges }
+    }
+
+    /// The external IPs of a family.
+    pub fn external_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> + '_ {
+        self.external_ips.iter().copied().filter(move |ip| Family::of(*ip) == family)
+    }
+
+    /// The load-balancer IPs of a family.
+    pub fn load_balancer_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> + '_ {
+        self.load_balancer_ips.iter().copied().filter(move |ip| Family::of(*ip) == family)
+    }
 }
 
 /// One port of an EndpointSlice.
@@ -181,6 +216,17 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node that the endpoint runs on.
     pub node: Option<Arc<str>>,
+    /// For whom the endpoint is meant, if somebody said so.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// The hints of an endpoint, as the EndpointSlice controller writes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forZones`.
+    pub zones: Vec<Arc<str>>,
+    /// `forNodes`.
+    pub nodes: Vec<Arc<str>>,
 }
 
 /// An EndpointSlice of an IP family.
@@ -203,6 +249,10 @@ pub struct EndpointSlice {
 pub struct Node {
     /// Node name.
     pub name: Arc<str>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// `status.addresses` of type InternalIP, then of type ExternalIP.
+    pub addresses: Vec<IpAddr>,
     /// First `spec.podCIDRs` entry of each family, by [`Family::index`].
     pub pod_cidrs: [Option<IpNet>; 2],
 }
@@ -255,71 +305,4 @@ pub struct VsSpec {
     pub flags: u32,
     /// Persistence timeout in seconds, 0 when not persistent.
     pub timeout: u32,
-}
-
-/// What the agent knows about the node it runs on, as far as the plan depends on it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeFacts {
-    /// Own node name: endpoints with it are local.
-    pub name: Arc<str>,
-    /// Addresses on every link but `kube-ipvs0`, without loopback and IPv6 link-local, sorted.
-    /// An external IP among them is served but never bound to `kube-ipvs0`.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// A sysctl and the value it must have.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Sysctl {
-    /// Path below `/proc/sys/`, e.g. `net/ipv4/vs/conntrack`.
-    pub path: &'static str,
-    /// The wanted number.
-    pub value: i64,
-}
-
-/// How traffic of local pods is recognised.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LocalTraffic {
-    /// By source: one CIDR of each family, by [`Family::index`]; `None`: not at all.
-    Cidrs([Option<IpNet>; 2]),
-    /// By the interface it comes in on, in the notation of iptables (`cni0`, `veth+`).
-    Interface(String),
-}
-
-impl Default for LocalTraffic {
-    fn default() -> Self {
-        LocalTraffic::Cidrs([None, None])
-    }
-}
-
-/// Settings that change the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Families that this node has.
-    pub families: Vec<Family>,
-    /// Scheduler of every virtual server.
-    pub scheduler: Arc<str>,
-    /// How traffic of local pods is recognised: other traffic to a ClusterIP is masqueraded.
-    pub local: LocalTraffic,
-    /// Masquerade all traffic to ClusterIPs, wherever it comes from.
-    pub masquerade_all: bool,
-    /// The packet mark that asks for masquerading: a single bit.
-    pub masquerade_mark: u32,
-    /// Sysctls to assert.
-    pub sysctls: Vec<Sysctl>,
-    /// Virtual servers with an address in one of these are never removed.
-    pub exclude_cidrs: Vec<IpNet>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            families: Family::ALL.to_vec(),
-            scheduler: "rr".into(),
-            local: LocalTraffic::default(),
-            masquerade_all: false,
-            masquerade_mark: 1 << 14,
-            sysctls: Vec::new(),
-            exclude_cidrs: Vec::new(),
-        }
-    }
 }

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 
 use super::model::{Family, RsKey, VsKey, VsSpec};
 use super::op::Op;
-use super::rules::JUMPS;
 use super::save::ObservedRules;
 use super::sets::{Entry, SetId, SetKind};
+use super::settings::Timeouts;
 
 /// A real server as the kernel has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct RsState {
 impl RsState {
     /// How every wanted real server must be: weight 1, masqueraded.
     pub const WANTED: RsState = RsState { weight: 1, forward: 0 };
+    /// A real server that takes no new connections.
+    pub const DRAINING: RsState = RsState { weight: 0, forward: 0 };
 }
 
 /// A virtual server as the kernel has it.
@@ -44,6 +46,15 @@ pub struct ObservedSet {
     pub members: HashSet<Entry>,
     /// The set has another type or family than it must have: it cannot be used.
     pub misfit: bool,
+    /// How many members it has room for.
+    pub capacity: u32,
+}
+
+impl ObservedSet {
+    /// A set as the agent creates it.
+    pub fn fresh(set: SetId) -> Self {
+        Self { capacity: set.kind.set_type().capacity(), ..Self::default() }
+    }
 }
 
 /// Everything the plan looks at, complete.
@@ -51,6 +62,10 @@ pub struct ObservedSet {
 pub struct Observed {
     /// Virtual servers by address; fwmark services are not ours and not here.
     pub virtual_servers: HashMap<VsKey, ObservedServer>,
+    /// Real servers that had connections when they were last looked at.
+    pub busy: HashSet<(VsKey, RsKey)>,
+    /// IPVS timeouts.
+    pub timeouts: Timeouts,
     /// Whether `kube-ipvs0` exists.
     pub device: bool,
     /// Addresses on `kube-ipvs0`.
@@ -61,8 +76,10 @@ pub struct Observed {
     pub rules: [ObservedRules; 2],
     /// Current values of the sysctls asked for; one that cannot be read is absent.
     pub sysctls: BTreeMap<&'static str, i64>,
-    /// Addresses on all other links, without loopback and IPv6 link-local, sorted.
+    /// Addresses on all other links, without loopback, sorted.
     pub node_addresses: Vec<IpAddr>,
+    /// Next hops of all routes, sorted.
+    pub next_hops: Vec<IpAddr>,
 }
 
 impl Observed {
@@ -82,9 +99,26 @@ impl Observed {
             Op::SetSysctl(s) => {
                 self.sysctls.insert(s.path, s.value);
             }
+            Op::SetTimeouts(t) => {
+                let set = |now: &mut u32, wanted| {
+                    if wanted != 0 {
+                        *now = wanted;
+                    }
+                };
+                set(&mut self.timeouts.tcp, t.tcp);
+                set(&mut self.timeouts.tcp_fin, t.tcp_fin);
+                set(&mut self.timeouts.udp, t.udp);
+            }
             Op::CreateDevice => self.device = true,
+            Op::DestroySet(set) => {
+                self.sets.remove(set);
+            }
             Op::CreateSet(set) => {
-                self.sets.insert(*set, ObservedSet::default());
+                self.sets.insert(*set, ObservedSet::fresh(*set));
+            }
+            Op::GrowSet(grow) => {
+                let members = grow.entries.iter().copied().collect();
+                self.sets.insert(grow.set, ObservedSet { members, misfit: false, capacity: grow.capacity });
             }
             Op::AddEntry(set, entry) => {
                 self.sets.entry(*set).or_default().members.insert(*entry);
@@ -93,8 +127,9 @@ impl Observed {
                 self.sets.entry(*set).or_default().members.remove(entry);
             }
             Op::WriteRules(rules) => {
-                self.rules[rules.family.index()] =
-                    ObservedRules { chains: rules.chains.clone(), jumps: [true; JUMPS.len()] };
+                let observed = &mut self.rules[rules.family.index()];
+                observed.chains.clone_from(&rules.chains);
+                observed.fix_jumps(&rules.jumps);
             }
             Op::Bind(addr) => {
                 self.addresses.insert(IpNet::from(*addr));
@@ -112,18 +147,29 @@ impl Observed {
                 }
             }
             Op::RemoveVirtualServer(vs) => {
-                self.virtual_servers.remove(vs);
-            }
-            Op::AddRealServer(vs, rs) | Op::EditRealServer(vs, rs) => {
-                if let Some(server) = self.virtual_servers.get_mut(vs) {
-                    server.real_servers.insert(*rs, RsState::WANTED);
+                if let Some(server) = self.virtual_servers.remove(vs) {
+                    for rs in server.real_servers.keys() {
+                        self.busy.remove(&(*vs, *rs));
+                    }
                 }
             }
+            Op::AddRealServer(vs, rs) | Op::EditRealServer(vs, rs) => {
+                self.set_real_server(vs, *rs, RsState::WANTED);
+            }
+            Op::DrainRealServer(vs, rs) => self.set_real_server(vs, *rs, RsState::DRAINING),
+            Op::ForgetFlows(_) => {}
             Op::RemoveRealServer(vs, rs) => {
+                self.busy.remove(&(*vs, *rs));
                 if let Some(server) = self.virtual_servers.get_mut(vs) {
                     server.real_servers.remove(rs);
                 }
             }
+        }
+    }
+
+    fn set_real_server(&mut self, vs: &VsKey, rs: RsKey, state: RsState) {
+        if let Some(server) = self.virtual_servers.get_mut(vs) {
+            server.real_servers.insert(rs, state);
         }
     }
 }

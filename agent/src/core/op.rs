@@ -7,9 +7,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::model::{Family, RsKey, Sysctl, VsKey, VsSpec};
-use super::rules::Chains;
-use super::sets::{Entry, SetId, SetKind};
+use super::desired::Changes;
+use super::flows::FlowFilter;
+use super::model::{Family, ObjectName, RsKey, VsKey, VsSpec};
+use super::rules::{Chains, JumpFix};
+use super::sets::{Entry, SetId};
+use super::settings::{Sysctl, Timeouts};
 
 /// When an op runs: closed before open, additive before subtractive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,7 +29,7 @@ pub enum Phase {
     Close,
     /// Remove real servers and virtual servers.
     Remove,
-    /// Remove entries and rules that nobody needs.
+    /// Remove entries and rules that nobody needs, and forget stale flows.
     Tidy,
 }
 
@@ -40,6 +43,7 @@ pub enum Lane {
     Rules,
     Ipvs,
     Addresses,
+    Conntrack,
 }
 
 /// The rules of one family, to be written in one go.
@@ -49,10 +53,30 @@ pub struct RulesOp {
     pub family: Family,
     /// The chains as they must be.
     pub chains: Chains,
-    /// Indexes of jumps to insert.
-    pub missing_jumps: Vec<usize>,
+    /// Built-in chains whose jumps to ours are to be written anew, all of them in order.
+    pub jumps: Vec<JumpFix>,
     /// False while traffic is being set up, true when only clearing away what nobody needs.
     pub tidy: bool,
+}
+
+/// A set that has become too small, to be made anew with its members and put in its place at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrowOp {
+    /// Which set.
+    pub set: SetId,
+    /// Its new room.
+    pub capacity: u32,
+    /// Every entry that it is to hold, sorted.
+    pub entries: Vec<Entry>,
+}
+
+/// UDP flows to be forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowsOp {
+    /// The Services whose endpoints changed.
+    pub services: BTreeSet<ObjectName>,
+    /// Which flows are stale.
+    pub filter: FlowFilter,
 }
 
 /// One change to the kernel.
@@ -61,10 +85,16 @@ pub struct RulesOp {
 pub enum Op {
     /// Write a sysctl.
     SetSysctl(Sysctl),
+    /// Set the IPVS timeouts.
+    SetTimeouts(Timeouts),
     /// Create `kube-ipvs0`.
     CreateDevice,
+    /// Destroy an ipset of another type that has the name of one of ours.
+    DestroySet(SetId),
     /// Create an ipset.
     CreateSet(SetId),
+    /// Replace an ipset by a larger one with these members.
+    GrowSet(Box<GrowOp>),
     /// Add a member to a set.
     AddEntry(SetId, Entry),
     /// Write one family's rules.
@@ -81,12 +111,16 @@ pub enum Op {
     Bind(IpAddr),
     /// Remove an address, with the prefix it has, from `kube-ipvs0`.
     Unbind(IpNet),
+    /// Set a real server to weight 0: its connections go on, it gets no new ones.
+    DrainRealServer(VsKey, RsKey),
     /// Remove a real server.
     RemoveRealServer(VsKey, RsKey),
     /// Remove a virtual server with its real servers.
     RemoveVirtualServer(VsKey),
     /// Remove a member from a set.
     RemoveEntry(SetId, Entry),
+    /// Forget stale UDP flows.
+    ForgetFlows(Box<FlowsOp>),
 }
 
 /// The kind of an op, for counting and for failing one kind at a time.
@@ -94,8 +128,11 @@ pub enum Op {
 #[allow(missing_docs, reason = "see `Op`")]
 pub enum OpKind {
     SetSysctl,
+    SetTimeouts,
     CreateDevice,
+    DestroySet,
     CreateSet,
+    GrowSet,
     AddEntry,
     WriteRules,
     AddVirtualServer,
@@ -104,17 +141,22 @@ pub enum OpKind {
     EditRealServer,
     Bind,
     Unbind,
+    DrainRealServer,
     RemoveRealServer,
     RemoveVirtualServer,
     RemoveEntry,
+    ForgetFlows,
 }
 
 impl OpKind {
     /// Every kind.
-    pub const ALL: [OpKind; 14] = [
+    pub const ALL: [OpKind; 19] = [
         OpKind::SetSysctl,
+        OpKind::SetTimeouts,
         OpKind::CreateDevice,
+        OpKind::DestroySet,
         OpKind::CreateSet,
+        OpKind::GrowSet,
         OpKind::AddEntry,
         OpKind::WriteRules,
         OpKind::AddVirtualServer,
@@ -123,9 +165,11 @@ impl OpKind {
         OpKind::EditRealServer,
         OpKind::Bind,
         OpKind::Unbind,
+        OpKind::DrainRealServer,
         OpKind::RemoveRealServer,
         OpKind::RemoveVirtualServer,
         OpKind::RemoveEntry,
+        OpKind::ForgetFlows,
     ];
 }
 
@@ -134,8 +178,11 @@ impl Op {
     pub fn kind(&self) -> OpKind {
         match self {
             Op::SetSysctl(_) => OpKind::SetSysctl,
+            Op::SetTimeouts(_) => OpKind::SetTimeouts,
             Op::CreateDevice => OpKind::CreateDevice,
+            Op::DestroySet(_) => OpKind::DestroySet,
             Op::CreateSet(_) => OpKind::CreateSet,
+            Op::GrowSet(_) => OpKind::GrowSet,
             Op::AddEntry(..) => OpKind::AddEntry,
             Op::WriteRules(_) => OpKind::WriteRules,
             Op::AddVirtualServer(..) => OpKind::AddVirtualServer,
@@ -144,17 +191,19 @@ impl Op {
             Op::EditRealServer(..) => OpKind::EditRealServer,
             Op::Bind(_) => OpKind::Bind,
             Op::Unbind(_) => OpKind::Unbind,
+            Op::DrainRealServer(..) => OpKind::DrainRealServer,
             Op::RemoveRealServer(..) => OpKind::RemoveRealServer,
             Op::RemoveVirtualServer(_) => OpKind::RemoveVirtualServer,
             Op::RemoveEntry(..) => OpKind::RemoveEntry,
+            Op::ForgetFlows(_) => OpKind::ForgetFlows,
         }
     }
 
     /// The phase it runs in.
     pub fn phase(&self) -> Phase {
         match self.kind() {
-            OpKind::SetSysctl | OpKind::CreateDevice => Phase::Prepare,
-            OpKind::CreateSet | OpKind::AddEntry => Phase::Guard,
+            OpKind::SetSysctl | OpKind::SetTimeouts | OpKind::CreateDevice => Phase::Prepare,
+            OpKind::DestroySet | OpKind::CreateSet | OpKind::GrowSet | OpKind::AddEntry => Phase::Guard,
             OpKind::WriteRules => match self {
                 Op::WriteRules(rules) if rules.tidy => Phase::Tidy,
                 _ => Phase::Guard,
@@ -165,20 +214,45 @@ impl Op {
             | OpKind::EditRealServer => Phase::Serve,
             OpKind::Bind => Phase::Open,
             OpKind::Unbind => Phase::Close,
-            OpKind::RemoveRealServer | OpKind::RemoveVirtualServer => Phase::Remove,
-            OpKind::RemoveEntry => Phase::Tidy,
+            OpKind::DrainRealServer | OpKind::RemoveRealServer | OpKind::RemoveVirtualServer => Phase::Remove,
+            OpKind::RemoveEntry | OpKind::ForgetFlows => Phase::Tidy,
         }
     }
 
     /// The subsystem it goes to.
     pub fn lane(&self) -> Lane {
         match self.kind() {
-            OpKind::SetSysctl => Lane::Sysctl,
+            OpKind::SetSysctl | OpKind::SetTimeouts => Lane::Sysctl,
             OpKind::CreateDevice => Lane::Device,
-            OpKind::CreateSet | OpKind::AddEntry | OpKind::RemoveEntry => Lane::Sets,
+            OpKind::DestroySet
+            | OpKind::CreateSet
+            | OpKind::GrowSet
+            | OpKind::AddEntry
+            | OpKind::RemoveEntry => Lane::Sets,
+            OpKind::ForgetFlows => Lane::Conntrack,
             OpKind::WriteRules => Lane::Rules,
             OpKind::Bind | OpKind::Unbind => Lane::Addresses,
             _ => Lane::Ipvs,
+        }
+    }
+}
+
+impl Op {
+    /// Whether it belongs to the first part of a plan: everybody needs it, or its key is in `keys`.
+    /// What closes or removes comes last in any case.
+    fn is_first(&self, keys: &Changes) -> bool {
+        match self {
+            Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => true,
+            Op::DestroySet(_) | Op::CreateSet(_) | Op::GrowSet(_) => true,
+            Op::WriteRules(rules) => !rules.tidy,
+            Op::AddEntry(set, entry) => keys.entries.contains(&(*set, *entry)),
+            Op::AddVirtualServer(vs, _)
+            | Op::EditVirtualServer(vs, _)
+            | Op::AddRealServer(vs, _)
+            | Op::EditRealServer(vs, _) => keys.virtual_servers.contains(vs),
+            Op::Bind(addr) => keys.addresses.contains(addr),
+            Op::Unbind(_) | Op::RemoveEntry(..) | Op::ForgetFlows(_) => false,
+            Op::DrainRealServer(..) | Op::RemoveRealServer(..) | Op::RemoveVirtualServer(_) => false,
         }
     }
 }
@@ -187,12 +261,15 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Op::SetSysctl(s) => write!(f, "sysctl {} = {}", s.path, s.value),
+            Op::SetTimeouts(t) => write!(f, "timeouts {} {} {}", t.tcp, t.tcp_fin, t.udp),
             Op::CreateDevice => write!(f, "+ device"),
+            Op::DestroySet(set) => write!(f, "- set {set} of another type"),
+            Op::GrowSet(grow) => write!(f, "= set {} with room for {}", grow.set, grow.capacity),
             Op::CreateSet(set) => write!(f, "+ set {set} {}", set.kind.set_type().name()),
             Op::AddEntry(set, entry) => write!(f, "+ entry {set} {entry}"),
             Op::WriteRules(r) => {
                 let rules: usize = r.chains.values().map(Vec::len).sum();
-                write!(f, "= rules {} ({rules} rules, {} jumps)", r.family, r.missing_jumps.len())
+                write!(f, "= rules {} ({rules} rules, jumps of {} chains)", r.family, r.jumps.len())
             }
             Op::AddVirtualServer(vs, spec) => write!(f, "+ virtual server {vs} {}", spec.scheduler),
             Op::EditVirtualServer(vs, spec) => write!(f, "= virtual server {vs} {}", spec.scheduler),
@@ -200,25 +277,37 @@ impl fmt::Display for Op {
             Op::EditRealServer(vs, rs) => write!(f, "= real server {vs} -> {rs}"),
             Op::Bind(addr) => write!(f, "+ address {addr}"),
             Op::Unbind(net) => write!(f, "- address {net}"),
+            Op::DrainRealServer(vs, rs) => write!(f, "0 real server {vs} -> {rs}"),
             Op::RemoveRealServer(vs, rs) => write!(f, "- real server {vs} -> {rs}"),
             Op::RemoveVirtualServer(vs) => write!(f, "- virtual server {vs}"),
             Op::RemoveEntry(set, entry) => write!(f, "- entry {set} {entry}"),
+            Op::ForgetFlows(flows) => {
+                let filter = &flows.filter;
+                let places = filter.frontends.len() + filter.node_ports.len();
+                write!(f, "- stale {} UDP flows of {places} frontends", filter.family)
+            }
         }
     }
 }
 
-/// What to do, in the order in which to do it: by phase, then lane, then object.
+/// What to do, in the order in which to do it: what the first Services need, then the rest; each by
+/// phase, then lane, then object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The ops.
     pub ops: Vec<Op>,
+    /// So many of them, at the start, are for the first Services or for all.
+    pub first: usize,
 }
 
 impl Plan {
-    /// A plan of these ops, put into order. Ops of one phase and lane keep their relative order.
-    pub fn new(mut ops: Vec<Op>) -> Self {
-        ops.sort_by_key(|op| (op.phase(), op.lane()));
-        Self { ops }
+    /// A plan of these ops, put into order. `keys` are those of the Services to be programmed first.
+    /// Ops of one phase and lane keep their relative order.
+    pub fn new(mut ops: Vec<Op>, keys: &Changes) -> Self {
+        let is_first = |op: &Op| !keys.is_empty() && op.is_first(keys);
+        ops.sort_by_cached_key(|op| (!is_first(op), op.phase(), op.lane()));
+        let first = ops.partition_point(is_first);
+        Self { ops, first }
     }
 
     /// True when there is nothing to do.
@@ -231,89 +320,13 @@ impl Plan {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut phase = None;
-        for op in &self.ops {
-            if phase != Some(op.phase()) {
+        for (i, op) in self.ops.iter().enumerate() {
+            if phase != Some(op.phase()) || i == self.first {
                 phase = Some(op.phase());
                 writeln!(f, "{:?}", op.phase())?;
             }
             writeln!(f, "  {op}")?;
         }
         Ok(())
-    }
-}
-
-/// The failures of a run so far, as far as later ops depend on them.
-#[derive(Debug, Default)]
-pub struct Failures {
-    device: bool,
-    sets: BTreeSet<SetId>,
-    entry_addresses: BTreeSet<IpAddr>,
-    rules: BTreeSet<Family>,
-    virtual_servers: BTreeSet<VsKey>,
-    unbound: BTreeSet<IpAddr>,
-}
-
-impl Failures {
-    /// Notes an op that failed or was skipped.
-    pub fn note(&mut self, op: &Op) {
-        match op {
-            Op::CreateDevice => self.device = true,
-            Op::CreateSet(set) => {
-                self.sets.insert(*set);
-            }
-            Op::AddEntry(_, Entry::Ip(ip) | Entry::IpPort(ip, ..)) => {
-                self.entry_addresses.insert(*ip);
-            }
-            Op::WriteRules(rules) if !rules.tidy => {
-                self.rules.insert(rules.family);
-            }
-            Op::AddVirtualServer(vs, _) => {
-                self.virtual_servers.insert(*vs);
-            }
-            Op::Unbind(net) => {
-                self.unbound.insert(net.addr());
-            }
-            _ => {}
-        }
-    }
-
-    /// Why `op` must not run after these failures, if so.
-    pub fn blocks(&self, op: &Op) -> Option<String> {
-        match op {
-            Op::AddEntry(set, _) if self.sets.contains(set) => {
-                Some(format!("set {set} could not be created"))
-            }
-            Op::WriteRules(rules) if rules.tidy && self.rules.contains(&rules.family) => {
-                Some(format!("the {} rules could not be written", rules.family))
-            }
-            Op::WriteRules(rules) => {
-                let set = self.sets.iter().find(|s| s.family == rules.family)?;
-                Some(format!("set {set} could not be created"))
-            }
-            Op::AddRealServer(vs, _) if self.virtual_servers.contains(vs) => {
-                Some(format!("virtual server {vs} could not be added"))
-            }
-            Op::Bind(addr) => self.blocks_bind(*addr),
-            Op::RemoveEntry(SetId { kind: SetKind::IpvsIps, .. }, Entry::Ip(ip)) => {
-                self.unbound.contains(ip).then(|| format!("address {ip} could not be removed"))
-            }
-            _ => None,
-        }
-    }
-
-    /// An address is opened only behind a standing guard and with its virtual servers in place.
-    fn blocks_bind(&self, addr: IpAddr) -> Option<String> {
-        let family = Family::of(addr);
-        if self.device {
-            return Some("the device could not be created".to_owned());
-        }
-        if self.rules.contains(&family) {
-            return Some(format!("the {family} rules could not be written"));
-        }
-        if self.entry_addresses.contains(&addr) {
-            return Some(format!("a set entry of {addr} could not be added"));
-        }
-        let failed = self.virtual_servers.iter().find(|vs| vs.addr == addr)?;
-        Some(format!("virtual server {failed} could not be added"))
     }
 }

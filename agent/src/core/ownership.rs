@@ -7,10 +7,11 @@
 //! | set | its name is one of [`SetId::all`](super::sets::SetId::all) |
 //! | chain, jump | its name is one of [`CHAINS`](super::rules::CHAINS), a jump also by its comment |
 //! | virtual server | it is in this network namespace, has an address, and that is not in `excludeCIDRs` |
-//! | real server | its virtual server is wanted |
+//! | real server | its virtual server is wanted; weight 0 is the record of a drain |
 //! | sysctl | never: they are set and left |
 
-use super::model::{Settings, VsKey};
+use super::model::VsKey;
+use super::settings::Settings;
 
 /// The device that holds the VIPs.
 pub const DEVICE: &str = "kube-ipvs0";

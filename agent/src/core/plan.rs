@@ -7,47 +7,68 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::desired::{Changes, Desired};
+use super::drain;
 use super::fragment::VirtualServer;
-use super::model::{Family, Settings, VsKey};
+use super::model::{Family, RsKey, VsKey};
 use super::observed::{Observed, ObservedServer, RsState};
-use super::op::{Op, Plan, RulesOp};
+use super::op::{FlowsOp, GrowOp, Op, Plan, RulesOp};
 use super::ownership;
-use super::rules::build_chains;
-use super::sets::{Entry, SetId};
+use super::rules::{Chains, OUT_FILTER, build_chains};
+use super::sets::{Entry, SetId, SetKind};
+use super::settings::Settings;
+
+/// What is wanted, and what there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Goal<'a> {
+    /// The wanted state.
+    pub desired: &'a Desired,
+    /// The mirror of the kernel.
+    pub observed: &'a Observed,
+    /// The settings.
+    pub settings: &'a Settings,
+    /// Real servers whose drain has lasted long enough.
+    pub expired: &'a BTreeSet<(VsKey, RsKey)>,
+}
 
 /// What a plan looks at.
 #[derive(Clone, Copy, Debug)]
 pub enum Scope<'a> {
-    /// Everything wanted and everything observed: an audit.
-    All,
+    /// Everything wanted and everything observed, and these changes: an audit.
+    All(&'a Changes),
     /// These keys only.
     Changes(&'a Changes),
 }
 
-/// Builds the plan that turns `observed` into `desired` within `scope`. Device, sets, rules and
-/// sysctls are few and looked at every time.
-pub fn build_plan(desired: &Desired, observed: &Observed, settings: &Settings, scope: Scope<'_>) -> Plan {
+/// Builds the plan that turns the observed state into the desired one within `scope`. Device, sets,
+/// rules, timeouts and sysctls are few and looked at every time.
+pub fn build_plan(goal: Goal<'_>, scope: Scope<'_>) -> Plan {
     let all;
-    let keys = match scope {
-        Scope::Changes(changes) => changes,
-        Scope::All => {
-            all = all_keys(desired, observed);
-            &all
+    let (keys, flows) = match scope {
+        Scope::Changes(changes) => (changes, &changes.flows),
+        Scope::All(changes) => {
+            all = all_keys(goal.desired, goal.observed);
+            (&all, &changes.flows)
         }
     };
     let mut ops = Vec::new();
-    diff_sysctls(observed, settings, &mut ops);
-    if !observed.device {
-        ops.push(Op::CreateDevice);
+    goal.diff_node(&mut ops);
+    goal.diff_sets(&keys.entries, &mut ops);
+    for &family in &goal.settings.families {
+        goal.diff_rules(family, &mut ops);
     }
-    diff_sets(desired, observed, settings, &keys.entries, &mut ops);
-    diff_rules(desired, observed, settings, &mut ops);
     for key in &keys.virtual_servers {
-        let wanted = desired.virtual_server(key).map(|vs| &**vs);
-        diff_server(key, wanted, observed.virtual_servers.get(key), settings, &mut ops);
+        let wanted = goal.desired.virtual_server(key).map(|vs| &**vs);
+        goal.diff_server(key, wanted, goal.observed.virtual_servers.get(key), &mut ops);
     }
-    diff_addresses(desired, observed, settings, keys, matches!(scope, Scope::All), &mut ops);
-    Plan::new(ops)
+    goal.diff_addresses(keys, &mut ops);
+    for filter in goal.desired.stale_flows(flows) {
+        ops.push(Op::ForgetFlows(Box::new(FlowsOp { services: flows.clone(), filter })));
+    }
+    Plan::new(ops, &goal.desired.first_keys())
+}
+
+fn is_host(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
 }
 
 fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
@@ -60,125 +81,171 @@ fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
             .chain(observed.virtual_servers.keys().copied())
             .collect(),
         addresses: desired.addresses().chain(observed.addresses.iter().map(IpNet::addr)).collect(),
+        networks: observed.addresses.iter().filter(|net| !is_host(net)).copied().collect(),
         entries: desired.entries().copied().chain(observed_entries).collect(),
+        ..Changes::default()
     }
 }
 
-fn diff_sysctls(observed: &Observed, settings: &Settings, ops: &mut Vec<Op>) {
-    for sysctl in &settings.sysctls {
-        if observed.sysctls.get(sysctl.path) != Some(&sysctl.value) {
-            ops.push(Op::SetSysctl(sysctl.clone()));
-        }
-    }
+/// A set that keeps traffic out must be complete before it acts: what is allowed comes first and
+/// goes last.
+fn shuts_out(kind: SetKind) -> bool {
+    kind == SetKind::LoadBalancerFw
 }
 
-fn diff_sets(
-    desired: &Desired,
-    observed: &Observed,
-    settings: &Settings,
-    keys: &BTreeSet<(SetId, Entry)>,
-    ops: &mut Vec<Op>,
-) {
-    for id in settings.families.iter().flat_map(|family| SetId::all(*family)) {
-        if observed.sets.get(&id).is_none_or(|set| set.misfit) {
-            ops.push(Op::CreateSet(id));
+impl Goal<'_> {
+    fn diff_node(&self, ops: &mut Vec<Op>) {
+        for sysctl in &self.settings.sysctls {
+            if !sysctl.is_met(self.observed.sysctls.get(sysctl.path).copied()) {
+                ops.push(Op::SetSysctl(sysctl.clone()));
+            }
+        }
+        if !self.settings.timeouts.is_met(&self.observed.timeouts) {
+            ops.push(Op::SetTimeouts(self.settings.timeouts));
+        }
+        if !self.observed.device {
+            ops.push(Op::CreateDevice);
         }
     }
-    for key @ (set, entry) in keys {
-        if !settings.families.contains(&set.family) {
-            continue;
-        }
-        match (desired.wants_entry(key), observed.has_entry(*set, entry)) {
-            (true, false) => ops.push(Op::AddEntry(*set, *entry)),
-            (false, true) => ops.push(Op::RemoveEntry(*set, *entry)),
-            _ => {}
-        }
-    }
-}
 
-/// Rules over sets that empty in this plan stay until the tidy phase, so that traffic which is
-/// just being closed keeps its masquerading. One write is enough unless rules both come and go.
-fn diff_rules(desired: &Desired, observed: &Observed, settings: &Settings, ops: &mut Vec<Op>) {
-    for &family in &settings.families {
-        let has = &observed.rules[family.index()];
-        let missing_jumps = has.missing_jumps();
-        let wanted = build_chains(family, settings, &|kind| desired.has_members(kind, family));
-        if has.chains == wanted && missing_jumps.is_empty() {
-            continue;
+    fn diff_sets(&self, keys: &BTreeSet<(SetId, Entry)>, ops: &mut Vec<Op>) {
+        let mut grown = BTreeSet::new();
+        for id in self.settings.families.iter().flat_map(|family| SetId::all(*family)) {
+            let observed = self.observed.sets.get(&id);
+            if observed.is_some_and(|set| set.misfit) {
+                ops.push(Op::DestroySet(id));
+            }
+            let capacity = match observed.filter(|set| !set.misfit) {
+                Some(set) => set.capacity,
+                None => {
+                    ops.push(Op::CreateSet(id));
+                    id.kind.set_type().capacity()
+                }
+            };
+            if self.desired.members(id) > capacity {
+                grown.insert(id);
+                ops.push(Op::GrowSet(Box::new(self.grow(id))));
+            }
         }
-        let meanwhile = build_chains(family, settings, &|kind| {
-            desired.has_members(kind, family) || observed.has_members(kind, family)
-        });
-        let write = |chains, missing_jumps, tidy| {
-            Op::WriteRules(Box::new(RulesOp { family, chains, missing_jumps, tidy }))
-        };
-        let guarded = has.chains == meanwhile && missing_jumps.is_empty();
+        let mine = |set: &SetId| self.settings.families.contains(&set.family) && !grown.contains(set);
+        for late in [false, true] {
+            for key @ (set, entry) in keys.iter().filter(|(set, _)| mine(set)) {
+                let (wanted, there) = (self.desired.wants_entry(key), self.observed.has_entry(*set, entry));
+                if wanted && !there && shuts_out(set.kind) == late {
+                    ops.push(Op::AddEntry(*set, *entry));
+                } else if !wanted && there && shuts_out(set.kind) != late {
+                    ops.push(Op::RemoveEntry(*set, *entry));
+                }
+            }
+        }
+    }
+
+    fn grow(&self, set: SetId) -> GrowOp {
+        let mut entries: Vec<Entry> =
+            self.desired.entries().filter(|(id, _)| *id == set).map(|(_, entry)| *entry).collect();
+        entries.sort_unstable();
+        let room = self.desired.members(set).saturating_mul(2).checked_next_power_of_two();
+        GrowOp { set, capacity: room.unwrap_or(u32::MAX).max(super::sets::MAXELEM), entries }
+    }
+
+    /// Rules over sets that empty in this plan stay until the tidy phase, so that traffic which is
+    /// just being closed keeps its masquerading and its filter. One write is enough unless rules
+    /// both come and go.
+    fn diff_rules(&self, family: Family, ops: &mut Vec<Op>) {
+        let has = &self.observed.rules[family.index()];
+        let jumps = has.broken_jumps();
+        let closed = self.desired.closed_to_node(family);
+        let wanted_set = |kind: SetKind| self.desired.has_members(kind, family);
+        let wanted = build_chains(family, self.settings, &wanted_set, &closed);
+        if has.chains == wanted && jumps.is_empty() {
+            return;
+        }
+        let either = |kind: SetKind| wanted_set(kind) || self.observed.has_members(kind, family);
+        let mut meanwhile = build_chains(family, self.settings, &either, &closed);
+        keep_closed(&has.chains, &mut meanwhile);
+        let write = |chains, jumps, tidy| Op::WriteRules(Box::new(RulesOp { family, chains, jumps, tidy }));
+        let guarded = has.chains == meanwhile && jumps.is_empty();
         if meanwhile != wanted {
             ops.push(write(wanted, Vec::new(), true));
         }
         if !guarded {
-            ops.push(write(meanwhile, missing_jumps, false));
+            ops.push(write(meanwhile, jumps, false));
         }
     }
-}
 
-fn diff_server(
-    key: &VsKey,
-    wanted: Option<&VirtualServer>,
-    observed: Option<&ObservedServer>,
-    settings: &Settings,
-    ops: &mut Vec<Op>,
-) {
-    let Some(wanted) = wanted else {
-        if observed.is_some() && ownership::may_remove(key, settings) {
-            ops.push(Op::RemoveVirtualServer(*key));
-        }
-        return;
-    };
-    match observed {
-        None => ops.push(Op::AddVirtualServer(*key, wanted.spec.clone())),
-        Some(server) if server.spec != wanted.spec => {
-            ops.push(Op::EditVirtualServer(*key, wanted.spec.clone()));
-        }
-        Some(_) => {}
-    }
-    for rs in &wanted.real_servers {
-        match observed.and_then(|server| server.real_servers.get(rs)) {
-            None => ops.push(Op::AddRealServer(*key, *rs)),
-            Some(state) if *state != RsState::WANTED => ops.push(Op::EditRealServer(*key, *rs)),
+    fn diff_server(
+        &self,
+        key: &VsKey,
+        wanted: Option<&VirtualServer>,
+        observed: Option<&ObservedServer>,
+        ops: &mut Vec<Op>,
+    ) {
+        let Some(wanted) = wanted else {
+            if observed.is_some() && ownership::may_remove(key, self.settings) {
+                ops.push(Op::RemoveVirtualServer(*key));
+            }
+            return;
+        };
+        match observed {
+            None => ops.push(Op::AddVirtualServer(*key, wanted.spec.clone())),
+            Some(server) if server.spec != wanted.spec => {
+                ops.push(Op::EditVirtualServer(*key, wanted.spec.clone()));
+            }
             Some(_) => {}
         }
-    }
-    for rs in observed.iter().flat_map(|server| server.real_servers.keys()) {
-        if wanted.real_servers.binary_search(rs).is_err() {
-            ops.push(Op::RemoveRealServer(*key, *rs));
+        for rs in wanted.real_servers.iter() {
+            match observed.and_then(|server| server.real_servers.get(rs)) {
+                None => ops.push(Op::AddRealServer(*key, *rs)),
+                Some(state) if *state != RsState::WANTED => ops.push(Op::EditRealServer(*key, *rs)),
+                Some(_) => {}
+            }
         }
+        for (rs, state) in observed.iter().flat_map(|server| &server.real_servers) {
+            if wanted.real_servers.binary_search(rs).is_err() {
+                ops.extend(self.close_real_server(*key, *rs, *state));
+            }
+        }
+    }
+
+    /// A real server without connections goes; one with connections drains until they end or the
+    /// deadline is over.
+    fn close_real_server(&self, vs: VsKey, rs: RsKey, state: RsState) -> Option<Op> {
+        let busy = drain::is_drained(vs.protocol) && self.observed.busy.contains(&(vs, rs));
+        if !busy || self.expired.contains(&(vs, rs)) {
+            return Some(Op::RemoveRealServer(vs, rs));
+        }
+        (state.weight != 0).then_some(Op::DrainRealServer(vs, rs))
+    }
+
+    fn diff_addresses(&self, keys: &Changes, ops: &mut Vec<Op>) {
+        let (desired, observed) = (self.desired, self.observed);
+        let mine = |addr: IpAddr| self.settings.families.contains(&Family::of(addr));
+        // Somebody's address with a wider prefix would make the whole prefix look local.
+        let there = |net: &&IpNet| observed.addresses.contains(*net) && mine(net.addr());
+        let foreign: Vec<&IpNet> = keys.networks.iter().filter(there).collect();
+        for addr in keys.addresses.iter().copied().filter(|addr| mine(*addr)) {
+            let host = IpNet::from(addr);
+            // The kernel keeps an IPv6 address once, whatever its prefix: the wider one has to go
+            // before the right one can come, in the next pass.
+            if addr.is_ipv6() && foreign.iter().any(|net| net.addr() == addr) {
+                continue;
+            }
+            match (desired.wants_address(addr), observed.addresses.contains(&host)) {
+                (true, false) => ops.push(Op::Bind(addr)),
+                (false, true) => ops.push(Op::Unbind(host)),
+                _ => {}
+            }
+        }
+        ops.extend(foreign.into_iter().map(|net| Op::Unbind(*net)));
     }
 }
 
-fn diff_addresses(
-    desired: &Desired,
-    observed: &Observed,
-    settings: &Settings,
-    keys: &Changes,
-    all: bool,
-    ops: &mut Vec<Op>,
-) {
-    let mine = |addr: IpAddr| settings.families.contains(&Family::of(addr));
-    for addr in keys.addresses.iter().copied().filter(|addr| mine(*addr)) {
-        let host = IpNet::from(addr);
-        match (desired.wants_address(addr), observed.addresses.contains(&host)) {
-            (true, false) => ops.push(Op::Bind(addr)),
-            (false, true) => ops.push(Op::Unbind(host)),
-            _ => {}
-        }
-    }
-    if all {
-        // Somebody's address with a wider prefix would make the whole prefix look local.
-        let is_host = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
-        let mut foreign: Vec<&IpNet> =
-            observed.addresses.iter().filter(|net| !is_host(net) && mine(net.addr())).collect();
-        foreign.sort();
-        ops.extend(foreign.into_iter().map(|net| Op::Unbind(*net)));
-    }
+/// Virtual servers that were closed to the node stay so until the tidy phase.
+fn keep_closed(has: &Chains, meanwhile: &mut Chains) {
+    let key = (OUT_FILTER.0, OUT_FILTER.1.to_owned());
+    let (Some(has), Some(meanwhile)) = (has.get(&key), meanwhile.get_mut(&key)) else { return };
+    let ours = |rule: &&String| rule.contains(" -m ipvs ") && rule.ends_with(" -j DROP");
+    let more: Vec<String> =
+        has.iter().filter(ours).filter(|rule| !meanwhile.contains(rule)).cloned().collect();
+    meanwhile.extend(more);
 }

@@ -4,11 +4,12 @@
 //! Text is in the form that `iptables-save` prints, so that what the kernel has can be compared
 //! with what is wanted without another process. Names, order and conditions are kube-proxy's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::model::{Family, LocalTraffic, Settings};
+use super::model::{Family, Protocol, VsKey};
 use super::sets::{SetId, SetKind};
+use super::settings::{LocalTraffic, Settings};
 
 /// An iptables table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,7 +65,8 @@ const fn jump(table: Table, from: &'static str, to: &'static str, comment: &'sta
     Jump { table, from, to, comment }
 }
 
-/// The jumps. A missing one is inserted at the top of its chain, in this order.
+/// The jumps, in the order in which each is inserted at the top of its chain: later ones end up
+/// before earlier ones.
 pub const JUMPS: [Jump; 9] = [
     jump(Table::Nat, "OUTPUT", "KUBE-SERVICES", "kubernetes service portals"),
     jump(Table::Nat, "PREROUTING", "KUBE-SERVICES", "kubernetes service portals"),
@@ -76,6 +78,28 @@ pub const JUMPS: [Jump; 9] = [
     jump(Table::Filter, "INPUT", "KUBE-IPVS-FILTER", "kubernetes ipvs access filter"),
     jump(Table::Filter, "OUTPUT", "KUBE-IPVS-OUT-FILTER", "kubernetes ipvs access filter"),
 ];
+
+/// A built-in chain, and our jumps that are in it now, by their indexes in [`JUMPS`]: all of them are
+/// to be taken out and the right ones put in at the top.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JumpFix {
+    /// Table.
+    pub table: Table,
+    /// Built-in chain.
+    pub from: &'static str,
+    /// Our jumps in it, from the top, with repetitions.
+    pub present: Vec<usize>,
+}
+
+/// The built-in chains that have jumps to ours.
+pub fn jump_chains() -> BTreeSet<(Table, &'static str)> {
+    JUMPS.iter().map(|jump| (jump.table, jump.from)).collect()
+}
+
+/// The jumps that a built-in chain must have, from the top, by their indexes in [`JUMPS`].
+pub fn wanted_jumps(table: Table, from: &str) -> Vec<usize> {
+    (0..JUMPS.len()).rev().filter(|i| JUMPS[*i].table == table && JUMPS[*i].from == from).collect()
+}
 
 impl Jump {
     /// The rule as `iptables-save` prints it, after `-A FROM `.
@@ -116,6 +140,9 @@ enum Match {
     DstLocal,
     NotBridgedNotFromLocal,
     ConntrackState(&'static str),
+    Protocol(Protocol),
+    /// Traffic that IPVS balances for this virtual server.
+    Ipvs(VsKey),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,23 +169,38 @@ struct Rule {
 /// leading `-A CHAIN `.
 pub type Chains = BTreeMap<(Table, String), Vec<String>>;
 
+/// Where restricted virtual servers are closed to the node itself.
+pub const OUT_FILTER: (Table, &str) = (Table::Filter, "KUBE-IPVS-OUT-FILTER");
+
 /// The wanted chains of `family`. `has` tells which sets are to hold anything: a rule over an
-/// empty set is left out, as kube-proxy does.
-pub fn build_chains(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool) -> Chains {
+/// empty set is left out, as kube-proxy does. `closed` are the restricted virtual servers that the
+/// node itself may not use.
+pub fn build_chains(
+    family: Family,
+    settings: &Settings,
+    has: &dyn Fn(SetKind) -> bool,
+    closed: &[VsKey],
+) -> Chains {
     let mut chains: Chains =
         CHAINS.iter().map(|(table, chain)| ((*table, (*chain).to_owned()), Vec::new())).collect();
-    for rule in nat_rules(family, settings, has).into_iter().chain(filter_rules()) {
+    for rule in nat_rules(family, settings, has).into_iter().chain(filter_rules(settings, has, closed)) {
         let text = render_rule(&rule, family, settings.masquerade_mark);
         chains.entry((rule.table, rule.chain.to_owned())).or_default().push(text);
     }
     chains
 }
 
+/// A set with its comment, as rules match it.
+fn over(kind: SetKind, dir: Dir) -> Vec<Match> {
+    vec![Match::Comment(kind.comment()), Match::Set(kind, dir)]
+}
+
+const TO_MARK: Target = Target::Chain("KUBE-MARK-MASQ");
+
 fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool) -> Vec<Rule> {
-    use Match::{Comment, DstLocal, NotBridgedNotFromLocal, NotMark, Set, Source};
+    use Match::{Comment, DstLocal, NotMark, Set, Source};
     let mut rules = Vec::new();
     let mut add = |chain, matches, target| rules.push(Rule { table: Table::Nat, chain, matches, target });
-    let over = |kind: SetKind, dir| vec![Comment(kind.comment()), Set(kind, dir)];
     let loopback = match family {
         Family::V4 => "127.0.0.0/8",
         Family::V6 => "::1/128",
@@ -168,20 +210,24 @@ fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool)
         let target = Target::Masquerade { random: false };
         add("KUBE-POSTROUTING", over(SetKind::LoopBack, Dir::DstDstSrc), target);
     }
+    if has(SetKind::LoadBalancer) {
+        let target = Target::Chain("KUBE-LOAD-BALANCER");
+        add("KUBE-SERVICES", over(SetKind::LoadBalancer, Dir::DstDst), target);
+    }
+    if has(SetKind::LoadBalancerLocal) {
+        add("KUBE-LOAD-BALANCER", over(SetKind::LoadBalancerLocal, Dir::DstDst), Target::Return);
+    }
+    node_port_rules(has, &mut add);
     if has(SetKind::ClusterIp) {
-        add("KUBE-SERVICES", cluster_ip_matches(family, settings), Target::Chain("KUBE-MARK-MASQ"));
+        add("KUBE-SERVICES", cluster_ip_matches(family, settings), TO_MARK);
     }
-    if has(SetKind::ExternalIp) {
-        let base = || over(SetKind::ExternalIp, Dir::DstDst);
-        let with = |extra| base().into_iter().chain([extra]).collect();
-        add("KUBE-SERVICES", base(), Target::Chain("KUBE-MARK-MASQ"));
-        add("KUBE-SERVICES", with(NotBridgedNotFromLocal), Target::Accept);
-        add("KUBE-SERVICES", with(DstLocal), Target::Accept);
-    }
+    external_ip_rules(has, &mut add);
     add("KUBE-SERVICES", vec![DstLocal], Target::Chain("KUBE-NODE-PORT"));
-    add("KUBE-LOAD-BALANCER", vec![], Target::Chain("KUBE-MARK-MASQ"));
-    if has(SetKind::ClusterIp) {
-        add("KUBE-SERVICES", vec![Set(SetKind::ClusterIp, Dir::DstDst)], Target::Accept);
+    add("KUBE-LOAD-BALANCER", vec![], TO_MARK);
+    for kind in [SetKind::ClusterIp, SetKind::LoadBalancer] {
+        if has(kind) {
+            add("KUBE-SERVICES", vec![Set(kind, Dir::DstDst)], Target::Accept);
+        }
     }
     add("KUBE-POSTROUTING", vec![NotMark], Target::Return);
     add("KUBE-POSTROUTING", vec![], Target::ClearMark);
@@ -189,6 +235,41 @@ fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool)
     add("KUBE-POSTROUTING", snat, Target::Masquerade { random: true });
     add("KUBE-MARK-MASQ", vec![], Target::SetMark);
     rules
+}
+
+/// Traffic to node ports is masqueraded unless its policy is Local.
+fn node_port_rules(has: &dyn Fn(SetKind) -> bool, add: &mut impl FnMut(&'static str, Vec<Match>, Target)) {
+    use SetKind as K;
+    let protocols = [
+        (Protocol::Tcp, K::NodePortLocalTcp, K::NodePortTcp, Dir::Dst),
+        (Protocol::Udp, K::NodePortLocalUdp, K::NodePortUdp, Dir::Dst),
+        (Protocol::Sctp, K::NodePortLocalSctp, K::NodePortSctp, Dir::DstDst),
+    ];
+    for (protocol, local, all, dir) in protocols {
+        for (kind, target) in [(local, Target::Return), (all, TO_MARK)] {
+            if has(kind) {
+                let matches = std::iter::once(Match::Protocol(protocol)).chain(over(kind, dir));
+                add("KUBE-NODE-PORT", matches.collect(), target);
+            }
+        }
+    }
+}
+
+/// Traffic to external IPs is masqueraded unless its policy is Local, and accepted where it comes
+/// from outside or where the address is local.
+fn external_ip_rules(has: &dyn Fn(SetKind) -> bool, add: &mut impl FnMut(&'static str, Vec<Match>, Target)) {
+    for kind in [SetKind::ExternalIp, SetKind::ExternalIpLocal] {
+        if !has(kind) {
+            continue;
+        }
+        if kind == SetKind::ExternalIp {
+            add("KUBE-SERVICES", over(kind, Dir::DstDst), TO_MARK);
+        }
+        for extra in [Match::NotBridgedNotFromLocal, Match::DstLocal] {
+            let matches = over(kind, Dir::DstDst).into_iter().chain([extra]).collect();
+            add("KUBE-SERVICES", matches, Target::Accept);
+        }
+    }
 }
 
 /// Which traffic to ClusterIPs is masqueraded. Without a way to tell local traffic apart only
@@ -205,11 +286,29 @@ fn cluster_ip_matches(family: Family, settings: &Settings) -> Vec<Match> {
     matches.into_iter().chain(not_local).collect()
 }
 
-fn filter_rules() -> Vec<Rule> {
+fn filter_rules(settings: &Settings, has: &dyn Fn(SetKind) -> bool, closed: &[VsKey]) -> Vec<Rule> {
     use Match::{Comment, ConntrackState, Mark, Set};
     let mut rules = Vec::new();
     let mut add = |chain, matches, target| rules.push(Rule { table: Table::Filter, chain, matches, target });
+    if has(SetKind::LoadBalancerFw) {
+        let target = Target::Chain("KUBE-SOURCE-RANGES-FIREWALL");
+        add("KUBE-PROXY-FIREWALL", over(SetKind::LoadBalancerFw, Dir::DstDst), target);
+    }
+    if settings.keep_established {
+        let standing = vec![ConntrackState("RELATED,ESTABLISHED")];
+        add("KUBE-SOURCE-RANGES-FIREWALL", standing, Target::Return);
+    }
+    for kind in [SetKind::LoadBalancerSourceCidr, SetKind::LoadBalancerSourceIp] {
+        if has(kind) {
+            add("KUBE-SOURCE-RANGES-FIREWALL", over(kind, Dir::DstDstSrc), Target::Return);
+        }
+    }
     add("KUBE-SOURCE-RANGES-FIREWALL", vec![], Target::Drop);
+    for server in closed {
+        // What the node itself sends to a VIP has the VIP as its source.
+        let source = Match::Source(ipnet::IpNet::from(server.addr).to_string());
+        add(OUT_FILTER.1, vec![source, Match::Ipvs(*server)], Target::Drop);
+    }
     add("KUBE-FORWARD", vec![Comment("kubernetes forwarding rules"), Mark], Target::Accept);
     add(
         "KUBE-FORWARD",
@@ -217,7 +316,7 @@ fn filter_rules() -> Vec<Rule> {
         Target::Accept,
     );
     let health = SetKind::HealthCheckNodePort;
-    add("KUBE-NODE-PORT", vec![Comment(health.comment()), Set(health, Dir::Dst)], Target::Accept);
+    add("KUBE-NODE-PORT", over(health, Dir::Dst), Target::Accept);
     let passed = [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal];
     for kind in passed {
         add("KUBE-IPVS-FILTER", vec![Set(kind, Dir::DstDst)], Target::Return);
@@ -229,8 +328,10 @@ fn filter_rules() -> Vec<Rule> {
 
 fn render_rule(rule: &Rule, family: Family, mark: u32) -> String {
     let mut words: Vec<String> = Vec::new();
-    // iptables-save prints source and interface before any extension.
-    let is_first = |m: &&Match| matches!(m, Match::Source(_) | Match::NotSource(_) | Match::NotInterface(_));
+    // iptables-save prints source, interface and protocol before any extension.
+    let is_first = |m: &&Match| {
+        matches!(m, Match::Source(_) | Match::NotSource(_) | Match::NotInterface(_) | Match::Protocol(_))
+    };
     let first = rule.matches.iter().filter(is_first);
     let rest = rule.matches.iter().filter(|m| !is_first(m));
     words.extend(first.chain(rest).map(|m| render_match(m, family, mark)));
@@ -254,6 +355,10 @@ fn render_match(m: &Match, family: Family, mark: u32) -> String {
             "-m physdev ! --physdev-is-in -m addrtype ! --src-type LOCAL".to_owned()
         }
         Match::ConntrackState(states) => format!("-m conntrack --ctstate {states}"),
+        Match::Protocol(protocol) => format!("-p {}", protocol.lower()),
+        Match::Ipvs(vs) => {
+            format!("-m ipvs --vproto {} --vaddr {} --vport {}", vs.protocol.number(), vs.addr, vs.port)
+        }
     }
 }
 
@@ -274,9 +379,9 @@ fn render_target(target: &Target, family: Family, mark: u32) -> String {
     }
 }
 
-/// The input for `iptables-restore --noflush` that makes our chains exactly `chains` and inserts
-/// the jumps of `missing` (indexes into [`JUMPS`]). Each table changes atomically.
-pub fn render_restore(chains: &Chains, missing: &[usize]) -> String {
+/// The input for `iptables-restore --noflush` that makes our chains exactly `chains` and puts the
+/// jumps of the built-in chains in `fixes` right. Each table changes atomically.
+pub fn render_restore(chains: &Chains, fixes: &[JumpFix]) -> String {
     let mut text = String::new();
     for table in Table::ALL {
         let _ = writeln!(text, "*{}", table.name());
@@ -284,8 +389,15 @@ pub fn render_restore(chains: &Chains, missing: &[usize]) -> String {
         for (_, chain) in CHAINS.iter().filter(|(t, _)| *t == table) {
             let _ = writeln!(text, ":{chain} - [0:0]");
         }
-        for jump in missing.iter().map(|i| &JUMPS[*i]).filter(|j| j.table == table) {
-            let _ = writeln!(text, "-I {} {}", jump.from, jump.spec());
+        for fix in fixes.iter().filter(|fix| fix.table == table) {
+            for jump in fix.present.iter().map(|i| &JUMPS[*i]) {
+                let _ = writeln!(text, "-D {} {}", fix.from, jump.spec());
+            }
+        }
+        for jump in JUMPS.iter().filter(|jump| jump.table == table) {
+            if fixes.iter().any(|fix| (fix.table, fix.from) == (jump.table, jump.from)) {
+                let _ = writeln!(text, "-I {} {}", jump.from, jump.spec());
+            }
         }
         for (_, chain) in CHAINS.iter().filter(|(t, _)| *t == table) {
             for rule in chains.get(&(table, (*chain).to_owned())).into_iter().flatten() {
@@ -298,63 +410,5 @@ pub fn render_restore(chains: &Chains, missing: &[usize]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn chain<'a>(chains: &'a Chains, table: Table, name: &str) -> &'a [String] {
-        &chains[&(table, name.to_owned())]
-    }
-
-    #[test]
-    fn an_empty_cluster_has_the_standing_rules_only() {
-        let chains = build_chains(Family::V6, &Settings::default(), &|_| false);
-        assert_eq!(
-            chain(&chains, Table::Nat, "KUBE-SERVICES"),
-            ["-s ::1/128 -j RETURN", "-m addrtype --dst-type LOCAL -j KUBE-NODE-PORT"]
-        );
-        assert_eq!(chain(&chains, Table::Nat, "KUBE-POSTROUTING").len(), 3);
-        assert_eq!(chain(&chains, Table::Filter, "KUBE-IPVS-FILTER").len(), 6);
-        assert!(chain(&chains, Table::Filter, "KUBE-IPVS-FILTER")[5].ends_with("icmp6-port-unreachable"));
-        assert!(chain(&chains, Table::Filter, "KUBE-IPVS-OUT-FILTER").is_empty());
-    }
-
-    #[test]
-    fn the_cluster_ip_rule_follows_the_configuration() {
-        let rule = |settings: &Settings| {
-            let chains = build_chains(Family::V4, settings, &|kind| kind == SetKind::ClusterIp);
-            chain(&chains, Table::Nat, "KUBE-SERVICES")[1].clone()
-        };
-        let comment = "-m comment --comment \"Kubernetes service cluster ip + port for masquerade purpose\"";
-        let tail = |dir| format!("{comment} -m set --match-set KUBE-CLUSTER-IP {dir} -j KUBE-MARK-MASQ");
-        assert_eq!(rule(&Settings::default()), tail("src,dst"));
-        let cidr = [Some("10.244.0.0/16".parse().unwrap()), None];
-        let with_cidr = Settings { local: LocalTraffic::Cidrs(cidr), ..Settings::default() };
-        assert_eq!(rule(&with_cidr), format!("! -s 10.244.0.0/16 {}", tail("dst,dst")));
-        assert_eq!(rule(&Settings { masquerade_all: true, ..with_cidr }), tail("dst,dst"));
-        let by_interface = Settings { local: LocalTraffic::Interface("veth+".into()), ..Settings::default() };
-        assert_eq!(rule(&by_interface), format!("! -i veth+ {}", tail("dst,dst")));
-    }
-
-    #[test]
-    fn the_mark_is_the_configured_bit() {
-        let settings = Settings { masquerade_mark: 1 << 20, ..Settings::default() };
-        let chains = build_chains(Family::V4, &settings, &|_| false);
-        assert_eq!(chain(&chains, Table::Nat, "KUBE-MARK-MASQ"), ["-j MARK --set-xmark 0x100000/0x100000"]);
-        assert!(chain(&chains, Table::Filter, "KUBE-FORWARD")[0].contains("--mark 0x100000/0x100000"));
-    }
-
-    #[test]
-    fn restore_declares_chains_then_jumps_then_rules() {
-        let chains = build_chains(Family::V4, &Settings::default(), &|_| false);
-        let text = render_restore(&chains, &[1, 4]);
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "*nat");
-        assert_eq!(lines[1], ":KUBE-SERVICES - [0:0]");
-        assert_eq!(
-            lines[6],
-            "-I PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES"
-        );
-        assert_eq!(lines.iter().filter(|l| **l == "COMMIT").count(), 2);
-        assert_eq!(lines.iter().filter(|l| l.starts_with("-I ")).count(), 2);
-    }
-}
+#[path = "rules_tests.rs"]
+mod tests;

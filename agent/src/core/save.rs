@@ -1,21 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reads the output of `iptables-save`: our chains, and which of our jumps are there.
 
-use super::rules::{CHAINS, Chains, JUMPS, Table};
+use std::collections::BTreeMap;
+
+use super::rules::{CHAINS, Chains, JUMPS, JumpFix, Table, jump_chains, wanted_jumps};
 
 /// What a family's iptables hold of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedRules {
     /// Our chains that exist, with their rules.
     pub chains: Chains,
-    /// Which of [`JUMPS`] exist.
-    pub jumps: [bool; JUMPS.len()],
+    /// Our jumps in each built-in chain, from the top, by their indexes in [`JUMPS`].
+    pub jumps: BTreeMap<(Table, &'static str), Vec<usize>>,
 }
 
 impl ObservedRules {
-    /// Indexes of the jumps that are missing.
-    pub fn missing_jumps(&self) -> Vec<usize> {
-        (0..JUMPS.len()).filter(|i| !self.jumps[*i]).collect()
+    /// The built-in chains that lack a jump, or have them twice or in another order. Where others
+    /// put their own rules is theirs to say: only the order among our jumps counts.
+    pub fn broken_jumps(&self) -> Vec<JumpFix> {
+        let fix = |(table, from): (Table, &'static str)| {
+            let present = self.jumps.get(&(table, from)).cloned().unwrap_or_default();
+            (present != wanted_jumps(table, from)).then_some(JumpFix { table, from, present })
+        };
+        jump_chains().into_iter().filter_map(fix).collect()
+    }
+
+    /// Follows a repair.
+    pub fn fix_jumps(&mut self, fixes: &[JumpFix]) {
+        for fix in fixes {
+            self.jumps.insert((fix.table, fix.from), wanted_jumps(fix.table, fix.from));
+        }
     }
 }
 
@@ -40,7 +54,7 @@ pub fn parse_save(text: &str) -> ObservedRules {
             }
             for (i, jump) in JUMPS.iter().enumerate() {
                 if jump.table == table && jump.from == chain && jump.spec() == rule {
-                    observed.jumps[i] = true;
+                    observed.jumps.entry((table, jump.from)).or_default().push(i);
                 }
             }
         }
@@ -55,20 +69,54 @@ fn is_ours(table: Table, chain: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::{Family, Settings};
+    use crate::core::model::{Family, Protocol, VsKey};
     use crate::core::rules::{build_chains, render_restore};
+    use crate::core::settings::Settings;
 
     #[test]
     fn what_is_written_is_what_is_read() {
         for family in Family::ALL {
-            let chains = build_chains(family, &Settings::default(), &|_| true);
-            let all: Vec<usize> = (0..JUMPS.len()).collect();
-            // iptables-save prints an inserted jump as an appended rule of its chain.
-            let text = render_restore(&chains, &all).replace("-I ", "-A ");
-            let observed = parse_save(&text);
+            let vip = if family == Family::V4 { "203.0.113.1" } else { "fd00::1" };
+            let closed = VsKey { protocol: Protocol::Udp, addr: vip.parse().unwrap(), port: 53 };
+            let chains = build_chains(family, &Settings::default(), &|_| true, &[closed]);
+            let fixes = ObservedRules::default().broken_jumps();
+            assert_eq!(fixes.len(), jump_chains().len());
+            // An inserted rule is at the top: what iptables-save prints is in the opposite order.
+            let text = render_restore(&chains, &fixes);
+            let (inserted, rest): (Vec<&str>, Vec<&str>) = text.lines().partition(|l| l.starts_with("-I "));
+            let mut printed = Vec::new();
+            for line in rest {
+                printed.push(line.to_owned());
+                if let Some(table) = line.strip_prefix('*') {
+                    let of_table = |l: &&&str| {
+                        JUMPS
+                            .iter()
+                            .any(|j| j.table.name() == table && ***l == format!("-I {} {}", j.from, j.spec()))
+                    };
+                    let jumps = inserted.iter().filter(of_table).rev();
+                    printed.extend(jumps.map(|l| l.replace("-I ", "-A ")));
+                }
+            }
+            let observed = parse_save(&printed.join("\n"));
             assert_eq!(observed.chains, chains);
-            assert!(observed.missing_jumps().is_empty());
+            assert!(observed.broken_jumps().is_empty());
         }
+    }
+
+    #[test]
+    fn jumps_out_of_order_or_repeated_are_broken() {
+        let line = |i: usize| format!("-A INPUT {}\n", JUMPS[i].spec());
+        let right = wanted_jumps(Table::Filter, "INPUT");
+        assert_eq!(right, [7, 5, 4], "the filter first, then the firewall, then the health checks");
+        let broken = |order: &[usize]| {
+            let rules: String = order.iter().map(|i| line(*i)).collect();
+            let observed = parse_save(&format!("*filter\n{rules}COMMIT\n"));
+            observed.broken_jumps().into_iter().find(|fix| fix.from == "INPUT").map(|fix| fix.present)
+        };
+        assert_eq!(broken(&right), None);
+        assert_eq!(broken(&[4, 7, 5]), Some(vec![4, 7, 5]));
+        assert_eq!(broken(&[7, 5, 4, 4]), Some(vec![7, 5, 4, 4]));
+        assert_eq!(broken(&[7]), Some(vec![7]));
     }
 
     #[test]
@@ -77,6 +125,10 @@ mod tests {
                     -A KUBE-SVC-X -j ACCEPT\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n";
         let observed = parse_save(text);
         assert!(observed.chains.is_empty());
-        assert_eq!(observed.missing_jumps().len(), JUMPS.len(), "a jump without its comment is not ours");
+        assert_eq!(
+            observed.broken_jumps().len(),
+            jump_chains().len(),
+            "a jump without its comment is not ours"
+        );
     }
 }

@@ -56,6 +56,11 @@ impl SetType {
         SetType::BitmapPort,
     ];
 
+    /// How many entries a set made by the agent has room for.
+    pub fn capacity(self) -> u32 {
+        if self == SetType::BitmapPort { 1 << 16 } else { MAXELEM }
+    }
+
     /// The kernel's type name.
     pub fn name(self) -> &'static str {
         match self {
@@ -95,6 +100,10 @@ const ROWS: [Row; 17] = {
         (K::IpvsIps, "IPVS-IPS", T::HashIp, "Addresses on the ipvs interface"),
     ]
 };
+
+/// Room in a hash set that the agent creates; memory is taken only for what is in it. kube-proxy's
+/// sets have room for 65536 and refuse more.
+pub const MAXELEM: u32 = 1 << 20;
 
 /// Longest set name that the kernel takes (`IPSET_MAXNAMELEN` - 1); kube-proxy cuts there.
 pub const MAX_NAME: usize = 31;

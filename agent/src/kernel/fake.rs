@@ -2,16 +2,17 @@
 //! A kernel in memory, with the errnos of the real one and a switch that fails the next op of a
 //! kind. The kernel suite runs the same cases on it and on a real kernel.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::iptables::IPVS_MATCH;
 use super::{Kernel, ObserveError, OpError};
-use crate::core::model::{RsKey, VsKey};
+use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::observed::{Observed, RsState};
 use crate::core::op::{Op, OpKind};
-use crate::core::sets::SetId;
+use crate::core::sets::{Entry, SetId, SetKind};
 
 /// What a fake kernel was asked to do, for tests that assert counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Counts {
     pub ops: HashMap<OpKind, usize>,
     /// Calls of [`Kernel::observe`].
     pub observations: usize,
+    /// Calls of [`Kernel::busy`].
+    pub looks: usize,
 }
 
 /// A kernel in memory.
@@ -31,7 +34,10 @@ pub struct FakeKernel {
     pub counts: Counts,
     fail_next: Vec<OpKind>,
     fail_observe: bool,
+    fail_busy: bool,
+    degrade_rules: bool,
     stop_after: Option<usize>,
+    fail_at: Option<(usize, bool)>,
 }
 
 impl FakeKernel {
@@ -47,9 +53,24 @@ impl FakeKernel {
         self.fail_next.push(kind);
     }
 
+    /// Makes one op fail, after so many others; `doubt`: so that the mirror is in doubt.
+    pub fn fail_at(&mut self, ops: usize, doubt: bool) {
+        self.fail_at = Some((ops, doubt));
+    }
+
     /// Makes the next observation fail.
     pub fn fail_next_observe(&mut self) {
         self.fail_observe = true;
+    }
+
+    /// Makes the next question for connections fail.
+    pub fn fail_next_busy(&mut self) {
+        self.fail_busy = true;
+    }
+
+    /// Whether rules that need the match `ipvs` can be written.
+    pub fn degrade_rules(&mut self, degrade: bool) {
+        self.degrade_rules = degrade;
     }
 
     /// After this many further ops every op fails: what a process killed in the middle leaves.
@@ -70,11 +91,29 @@ impl FakeKernel {
             }
             *left -= 1;
         }
+        match &mut self.fail_at {
+            Some((0, doubt)) => {
+                let message = format!("injected failure: {op}");
+                let error = if *doubt { OpError::doubt(message) } else { OpError::plain(message) };
+                self.fail_at = None;
+                return Err(error);
+            }
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
         if let Some(i) = self.fail_next.iter().position(|kind| *kind == op.kind()) {
             self.fail_next.remove(i);
             return Err(OpError::plain(format!("injected failure: {op}")));
         }
         self.check(op)?;
+        if let Op::WriteRules(rules) = op
+            && self.degrade_rules
+        {
+            let mut rules = rules.clone();
+            let filtered: usize = rules.chains.values_mut().map(|chain| drop_ipvs_matches(chain)).sum();
+            self.state.record(&Op::WriteRules(rules));
+            return if filtered > 0 { Err(OpError::degraded("no match ipvs")) } else { Ok(()) };
+        }
         self.state.record(op);
         Ok(())
     }
@@ -87,7 +126,10 @@ impl FakeKernel {
                 Err(OpError::plain(format!("{}: ENOENT", sysctl.path)))
             }
             Op::CreateSet(set) if s.sets.contains_key(set) => Err(OpError::doubt("EEXIST")),
-            Op::AddEntry(set, _) | Op::RemoveEntry(set, _) => self.check_set(*set),
+            Op::DestroySet(set) if !s.sets.contains_key(set) => Err(OpError::doubt("ENOENT")),
+            Op::AddEntry(set, entry) => self.check_room(*set, entry),
+            Op::RemoveEntry(set, _) => self.check_set(*set),
+            Op::GrowSet(grow) => self.check_set(grow.set),
             Op::WriteRules(rules) => SetId::all(rules.family).try_for_each(|set| self.check_set(set)),
             Op::AddVirtualServer(vs, _) if s.virtual_servers.contains_key(vs) => {
                 Err(OpError::doubt("EEXIST"))
@@ -97,10 +139,12 @@ impl FakeKernel {
                 Some(_) => Err(OpError::doubt("EEXIST")),
                 None => Ok(()),
             },
-            Op::EditRealServer(vs, rs) | Op::RemoveRealServer(vs, rs) => match self.real_server(vs, rs)? {
-                Some(_) => Ok(()),
-                None => Err(OpError::doubt("ENOENT")),
-            },
+            Op::EditRealServer(vs, rs) | Op::DrainRealServer(vs, rs) | Op::RemoveRealServer(vs, rs) => {
+                match self.real_server(vs, rs)? {
+                    Some(_) => Ok(()),
+                    None => Err(OpError::doubt("ENOENT")),
+                }
+            }
             Op::Bind(_) | Op::Unbind(_) if !s.device => Err(OpError::doubt("ENODEV")),
             _ => Ok(()),
         }
@@ -114,6 +158,13 @@ impl FakeKernel {
         }
     }
 
+    fn check_room(&self, set: SetId, entry: &Entry) -> Result<(), OpError> {
+        self.check_set(set)?;
+        let state = &self.state.sets[&set];
+        let full = state.members.len() >= state.capacity as usize && !state.members.contains(entry);
+        if full { Err(OpError::plain("full")) } else { Ok(()) }
+    }
+
     fn check_server(&self, vs: &VsKey) -> Result<(), OpError> {
         if self.state.virtual_servers.contains_key(vs) { Ok(()) } else { Err(OpError::doubt("ESRCH")) }
     }
@@ -124,20 +175,25 @@ impl FakeKernel {
     }
 
     /// The safety property of the order: a bound address whose family has no filter, or that is
-    /// not in its `KUBE-IPVS-IPS`, exposes host listeners. Returns the first such address.
-    pub fn exposed_address(&self) -> Option<IpAddr> {
-        use crate::core::model::Family;
-        use crate::core::sets::{Entry, SetKind};
-        let guarded = |net: &IpNet| {
+    /// not in its `KUBE-IPVS-IPS`, exposes host listeners. All such addresses.
+    pub fn exposed(&self) -> BTreeSet<IpAddr> {
+        let guarded = |net: &&IpNet| {
             let family = Family::of(net.addr());
             let rules = &self.state.rules[family.index()];
             let entry = Entry::Ip(net.addr());
-            rules.missing_jumps().is_empty()
+            rules.broken_jumps().is_empty()
                 && !rules.chains.is_empty()
                 && self.state.has_entry(SetId { kind: SetKind::IpvsIps, family }, &entry)
         };
-        self.state.addresses.iter().find(|net| !guarded(net)).map(IpNet::addr)
+        self.state.addresses.iter().filter(|net| !guarded(net)).map(IpNet::addr).collect()
     }
+}
+
+/// Leaves out the rules that need the match `ipvs`, and says how many.
+fn drop_ipvs_matches(chain: &mut Vec<String>) -> usize {
+    let before = chain.len();
+    chain.retain(|rule| !rule.contains(IPVS_MATCH));
+    before - chain.len()
 }
 
 impl Kernel for FakeKernel {
@@ -147,6 +203,14 @@ impl Kernel for FakeKernel {
             return Err(ObserveError { what: "everything", message: "injected failure".to_owned() });
         }
         Ok(self.state.clone())
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+        self.counts.looks += 1;
+        if std::mem::take(&mut self.fail_busy) {
+            return Err(ObserveError { what: "connections", message: "injected failure".to_owned() });
+        }
+        Ok(self.state.busy.iter().filter(|(vs, _)| servers.contains(vs)).copied().collect())
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {

@@ -11,11 +11,13 @@ use super::OpError;
 use super::nfnetlink::{AttrIter, Attrs, Counters, NfError, NfSocket, Request};
 use crate::core::model::{Family, Protocol};
 use crate::core::observed::ObservedSet;
-use crate::core::op::Op;
+use crate::core::op::{GrowOp, Op};
 use crate::core::sets::{Entry, SetId, SetType};
 
 const SUBSYSTEM: u16 = 6 << 8;
 const CMD_CREATE: u16 = 2;
+const CMD_DESTROY: u16 = 3;
+const CMD_SWAP: u16 = 6;
 const CMD_LIST: u16 = 7;
 const CMD_ADD: u16 = 9;
 const CMD_DEL: u16 = 10;
@@ -54,6 +56,10 @@ const ENOENT: i32 = 2;
 const EPERM: i32 = 1;
 /// `IPSET_ERR_TYPE_SPECIFIC`: the hash is full.
 const HASH_FULL: i32 = 4352;
+/// `IPSET_ERR_BUSY`: a rule or another set refers to the set.
+const BUSY: i32 = 4100;
+/// Where a set is made anew before it takes the other's place.
+const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
 /// The client.
 #[derive(Debug)]
@@ -100,6 +106,45 @@ impl IpsetClient {
     }
 
     fn try_execute(&mut self, ops: &[&Op]) -> Result<Vec<Result<(), OpError>>, NfError> {
+        let mut results = Vec::with_capacity(ops.len());
+        for part in ops.chunk_by(|a, b| !matches!(a, Op::GrowSet(_)) && !matches!(b, Op::GrowSet(_))) {
+            match part {
+                [Op::GrowSet(grow)] => results.push(self.grow(grow)?),
+                _ => results.extend(self.execute_plain(part)?),
+            }
+        }
+        Ok(results)
+    }
+
+    /// Makes a larger set aside, fills it, and puts it in the place of the old one at once.
+    fn grow(&mut self, grow: &GrowOp) -> Result<Result<(), OpError>, NfError> {
+        let (set, family) = (grow.set, nf_family(grow.set));
+        let request = |cmd, flags, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs };
+        let destroy = request(CMD_DESTROY, 0, name_attrs(TEMPORARY));
+        // One that an earlier try left behind may be there or not.
+        self.send(std::slice::from_ref(&destroy))?;
+        let attrs = create_attrs(set, TEMPORARY, self.revision(set)?, grow.capacity);
+        let mut requests = vec![request(CMD_CREATE, NLM_F_EXCL, attrs)];
+        let adds: Vec<Op> = grow.entries.iter().map(|entry| Op::AddEntry(set, *entry)).collect();
+        let adds: Vec<&Op> = adds.iter().collect();
+        for run in entry_runs(&adds) {
+            requests.push(request(CMD_ADD, 0, entry_attrs(TEMPORARY, &adds[run])));
+        }
+        let mut attrs = name_attrs(TEMPORARY);
+        // A swap names the other set where a creation names the type.
+        attrs.put_str(ATTR_TYPENAME, &set.name());
+        if let Some(code) = self.send(&requests)?.into_iter().flatten().next() {
+            return Ok(Err(op_error(&Op::CreateSet(set), code)));
+        }
+        let swapped = self.send(&[request(CMD_SWAP, 0, attrs), destroy])?;
+        Ok(swapped
+            .into_iter()
+            .flatten()
+            .next()
+            .map_or(Ok(()), |code| Err(op_error(&Op::CreateSet(set), code))))
+    }
+
+    fn execute_plain(&mut self, ops: &[&Op]) -> Result<Vec<Result<(), OpError>>, NfError> {
         let requests = self.prepare(ops)?;
         let refused = self.send(&requests)?;
         let mut results: Vec<Result<(), OpError>> = vec![Ok(()); ops.len()];
@@ -143,14 +188,24 @@ impl IpsetClient {
         let request = |cmd, flags, family, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs };
         match run {
             [Op::CreateSet(set)] => {
-                let revision = self.revisions.get(&(set.kind.set_type(), set.family)).copied();
-                let revision = revision.ok_or(NfError::NoSetType(set.kind.set_type().name(), ENOENT))?;
-                Ok(request(CMD_CREATE, NLM_F_EXCL, nf_family(*set), create_attrs(*set, revision)))
+                let attrs =
+                    create_attrs(*set, &set.name(), self.revision(*set)?, set.kind.set_type().capacity());
+                Ok(request(CMD_CREATE, NLM_F_EXCL, nf_family(*set), attrs))
             }
-            [Op::AddEntry(set, _), ..] => Ok(request(CMD_ADD, 0, nf_family(*set), entry_attrs(*set, run))),
-            [Op::RemoveEntry(set, _), ..] => Ok(request(CMD_DEL, 0, nf_family(*set), entry_attrs(*set, run))),
+            [Op::DestroySet(set)] => Ok(request(CMD_DESTROY, 0, 0, name_attrs(&set.name()))),
+            [Op::AddEntry(set, _), ..] => {
+                Ok(request(CMD_ADD, 0, nf_family(*set), entry_attrs(&set.name(), run)))
+            }
+            [Op::RemoveEntry(set, _), ..] => {
+                Ok(request(CMD_DEL, 0, nf_family(*set), entry_attrs(&set.name(), run)))
+            }
             _ => Err(NfError::Malformed("an op that is not for ipsets")),
         }
+    }
+
+    fn revision(&self, set: SetId) -> Result<u8, NfError> {
+        let revision = self.revisions.get(&(set.kind.set_type(), set.family)).copied();
+        revision.ok_or(NfError::NoSetType(set.kind.set_type().name(), ENOENT))
     }
 
     /// Asks for the newest revision of every type that the kernel knows, in one send; asking loads
@@ -209,6 +264,10 @@ fn op_error(op: &Op, code: i32) -> OpError {
         (Op::CreateSet(set), EEXIST) => OpError::doubt(format!(
             "ipset {set} exists with another type or family: remove the rules that use it, then `ipset destroy {set}`"
         )),
+        (Op::DestroySet(set), BUSY) => OpError::plain(format!(
+            "ipset {set} has another type than it must have and is in use: remove what uses it (`iptables-save | \
+             grep {set}`), it is then made anew"
+        )),
         (_, ENOENT) => OpError::doubt("the ipset does not exist (any more)"),
         (_, EPERM) => OpError::plain("not permitted: CAP_NET_ADMIN is needed"),
         (Op::AddEntry(set, _), HASH_FULL) => OpError::plain(format!("ipset {set} is full")),
@@ -233,30 +292,34 @@ fn nf_family(set: SetId) -> u8 {
     type_family(set.kind.set_type(), set.family)
 }
 
-/// The options of kube-proxy's sets.
-fn create_attrs(set: SetId, revision: u8) -> Attrs {
+fn name_attrs(name: &str) -> Attrs {
+    let mut attrs = Attrs::default();
+    attrs.put(ATTR_PROTOCOL, &[PROTOCOL]).put_str(ATTR_SETNAME, name);
+    attrs
+}
+
+/// The options of kube-proxy's sets, but for their room.
+fn create_attrs(set: SetId, name: &str, revision: u8, capacity: u32) -> Attrs {
     let mut data = Attrs::default();
     if set.kind.set_type() == SetType::BitmapPort {
         data.put_be(DATA_PORT, &0u16.to_be_bytes()).put_be(DATA_PORT_TO, &u16::MAX.to_be_bytes());
     } else {
-        data.put_be(DATA_HASHSIZE, &1024u32.to_be_bytes()).put_be(DATA_MAXELEM, &65536u32.to_be_bytes());
+        data.put_be(DATA_HASHSIZE, &1024u32.to_be_bytes()).put_be(DATA_MAXELEM, &capacity.to_be_bytes());
     }
-    let mut attrs = Attrs::default();
-    attrs.put(ATTR_PROTOCOL, &[PROTOCOL]);
-    attrs.put_str(ATTR_SETNAME, &set.name()).put_str(ATTR_TYPENAME, set.kind.set_type().name());
+    let mut attrs = name_attrs(name);
+    attrs.put_str(ATTR_TYPENAME, set.kind.set_type().name());
     attrs.put(ATTR_REVISION, &[revision]).put(ATTR_FAMILY, &[nf_family(set)]).nest(ATTR_DATA, &data);
     attrs
 }
 
-fn entry_attrs(set: SetId, run: &[&Op]) -> Attrs {
+fn entry_attrs(name: &str, run: &[&Op]) -> Attrs {
     let mut list = Attrs::default();
     for op in run {
         if let Op::AddEntry(_, entry) | Op::RemoveEntry(_, entry) = op {
             list.nest(ATTR_DATA, &encode_entry(entry));
         }
     }
-    let mut attrs = Attrs::default();
-    attrs.put(ATTR_PROTOCOL, &[PROTOCOL]).put_str(ATTR_SETNAME, &set.name());
+    let mut attrs = name_attrs(name);
     if run.len() == 1 {
         attrs.append(&list);
     } else {
@@ -304,12 +367,13 @@ fn encode_entry(entry: &Entry) -> Attrs {
 
 /// Adds one part of a dump: a set, or more members of one. Sets of others are passed over.
 fn parse_part(part: &[u8], sets: &mut HashMap<SetId, ObservedSet>) -> Result<(), NfError> {
-    let (mut name, mut type_name, mut family, mut members) = (None, None, None, None);
+    let (mut name, mut type_name, mut family, mut header, mut members) = (None, None, None, None, None);
     for attr in AttrIter(part) {
         match attr? {
             (ATTR_SETNAME, value) => name = Some(text(value)?),
             (ATTR_TYPENAME, value) => type_name = Some(text(value)?),
             (ATTR_FAMILY, [value]) => family = Some(*value),
+            (ATTR_DATA, value) => header = Some(value),
             (ATTR_ADT, value) => members = Some(value),
             _ => {}
         }
@@ -320,6 +384,7 @@ fn parse_part(part: &[u8], sets: &mut HashMap<SetId, ObservedSet>) -> Result<(),
     if let Some(type_name) = type_name {
         let fits = type_name == id.kind.set_type().name() && fits_family(id, family);
         set.misfit = !fits;
+        set.capacity = parse_capacity(header.unwrap_or_default())?.unwrap_or(id.kind.set_type().capacity());
     }
     if set.misfit {
         return Ok(());
@@ -330,6 +395,16 @@ fn parse_part(part: &[u8], sets: &mut HashMap<SetId, ObservedSet>) -> Result<(),
         set.members.extend(parse_entry(id.kind.set_type(), data)?);
     }
     Ok(())
+}
+
+/// How many members a hash has room for.
+fn parse_capacity(header: &[u8]) -> Result<Option<u32>, NfError> {
+    for attr in AttrIter(header) {
+        if let (DATA_MAXELEM, &[a, b, c, d]) = attr? {
+            return Ok(Some(u32::from_be_bytes([a, b, c, d])));
+        }
+    }
+    Ok(None)
 }
 
 /// Bitmaps made by the ipset tool carry the family of the tool's caller.

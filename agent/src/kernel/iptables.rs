@@ -10,6 +10,9 @@ use crate::core::op::RulesOp;
 use crate::core::rules::render_restore;
 use crate::core::save::{ObservedRules, parse_save};
 
+/// How a rule that needs the match `ipvs` (module `xt_ipvs`) looks.
+pub const IPVS_MATCH: &str = "-m ipvs ";
+
 /// Runs the programs and counts how many it started.
 #[derive(Debug, Default)]
 pub struct Iptables {
@@ -62,11 +65,27 @@ fn read(family: Family) -> Result<ObservedRules, String> {
 
 fn write(rules: &RulesOp) -> Result<(), OpError> {
     let name = program(rules.family, "restore");
-    let input = render_restore(&rules.chains, &rules.missing_jumps);
-    let mut command = Command::new(&name);
-    command.args(["-w", "5", "--noflush"]).stdin(Stdio::piped());
+    let input = render_restore(&rules.chains, &rules.jumps);
     // The first table may have been written before the second failed.
-    run(&mut command, &name, &input).map(drop).map_err(OpError::doubt)
+    let Err(error) = restore(&name, &input) else { return Ok(()) };
+    let (kept, left_out): (Vec<&str>, Vec<&str>) = input.lines().partition(|l| !l.contains(IPVS_MATCH));
+    if left_out.is_empty() {
+        return Err(OpError::doubt(error));
+    }
+    // The guard must stand, even where one match is missing.
+    match restore(&name, &(kept.join("\n") + "\n")) {
+        Ok(()) => Err(OpError::degraded(format!(
+            "{error}; all rules are in place but those that keep this node itself from load balancers whose \
+             source ranges leave it out: load the module xt_ipvs"
+        ))),
+        Err(_) => Err(OpError::doubt(error)),
+    }
+}
+
+fn restore(name: &str, input: &str) -> Result<(), String> {
+    let mut command = Command::new(name);
+    command.args(["-w", "5", "--noflush"]).stdin(Stdio::piped());
+    run(&mut command, name, input).map(drop)
 }
 
 fn run(command: &mut Command, name: &str, input: &str) -> Result<String, String> {

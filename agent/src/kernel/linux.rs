@@ -2,7 +2,7 @@
 //! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
 //! that the process runs in. The translator on the kernel's side.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context;
@@ -10,13 +10,19 @@ use dummy_iface::DummyDevice;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, ServiceId};
 
+use super::conntrack::ConntrackClient;
 use super::ipset::IpsetClient;
 use super::iptables::Iptables;
-use super::{Kernel, ObserveError, OpError, sysctl};
-use crate::core::model::{Family, Protocol, RsKey, Settings, VsKey, VsSpec};
+use super::{Kernel, ObserveError, OpError, sysctl, table};
+use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Lane, Op};
 use crate::core::ownership::DEVICE;
+use crate::core::settings::{Settings, Timeouts};
+
+/// Up to so many virtual servers are asked one by one for their connections; more are read from the
+/// kernel's table in one go.
+const ASKED_ONE_BY_ONE: usize = 8;
 
 /// What went to the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +44,7 @@ pub struct LinuxKernel {
     ipvs: ipvs::Client,
     device: DummyDevice,
     sets: IpsetClient,
+    conntrack: ConntrackClient,
     iptables: Iptables,
     families: Vec<Family>,
     sysctls: Vec<&'static str>,
@@ -54,6 +61,7 @@ impl LinuxKernel {
             ipvs: ipvs::Client::open().context("IPVS is not usable")?,
             device: DummyDevice::open(DEVICE).context("rtnetlink is not usable")?,
             sets: IpsetClient::open().context("ipset is not usable")?,
+            conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
             iptables: Iptables::default(),
             families: settings.families.clone(),
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
@@ -77,35 +85,41 @@ impl LinuxKernel {
         }
     }
 
-    fn observe_servers(&mut self) -> Result<HashMap<VsKey, ObservedServer>, ipvs::Error> {
-        let mut servers = HashMap::new();
+    /// Virtual servers, and which of their real servers have connections.
+    fn observe_servers(&mut self, observed: &mut Observed) -> Result<(), ipvs::Error> {
         for service in self.ipvs.services()? {
             // A service by fwmark, or of a protocol that Services cannot have, is somebody else's.
             let Some(key) = vs_key(&service.id) else { continue };
             let mut real_servers = BTreeMap::new();
             for dest in self.ipvs.destinations(&service.id)? {
                 let state = RsState { weight: dest.weight, forward: dest.forward.into() };
-                real_servers.insert(RsKey { addr: dest.addr, port: dest.port }, state);
+                let rs = RsKey { addr: dest.addr, port: dest.port };
+                if has_connections(&dest) {
+                    observed.busy.insert((key, rs));
+                }
+                real_servers.insert(rs, state);
             }
             let spec = VsSpec {
                 scheduler: service.scheduler.as_str().into(),
                 flags: service.flags.without_hashed().bits(),
                 timeout: service.timeout,
             };
-            servers.insert(key, ObservedServer { spec, real_servers });
+            observed.virtual_servers.insert(key, ObservedServer { spec, real_servers });
         }
-        Ok(servers)
+        let config = self.ipvs.config()?;
+        observed.timeouts = Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp };
+        Ok(())
     }
 
     fn observe_all(&mut self) -> Result<Observed, ObserveError> {
         let unreadable =
             |what, error: &dyn std::fmt::Display| ObserveError { what, message: error.to_string() };
         let mut observed = Observed {
-            virtual_servers: self.observe_servers().map_err(|e| unreadable("IPVS", &e))?,
             sets: self.sets.list().map_err(|e| unreadable("ipsets", &e))?,
             sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
             ..Observed::default()
         };
+        self.observe_servers(&mut observed).map_err(|e| unreadable("IPVS", &e))?;
         let rules = self.iptables.read(&self.families).map_err(|e| unreadable("iptables rules", &e))?;
         for (family, rules) in self.families.iter().zip(rules) {
             observed.rules[family.index()] = rules;
@@ -118,6 +132,7 @@ impl LinuxKernel {
         }
         let elsewhere = self.device.elsewhere().map_err(|e| unreadable("addresses", &e))?;
         observed.node_addresses = node_addresses(elsewhere.iter().map(|a| a.addr.addr()));
+        observed.next_hops = self.device.next_hops().map_err(|e| unreadable("routes", &e))?;
         Ok(observed)
     }
 
@@ -160,6 +175,18 @@ impl LinuxKernel {
     fn execute_one(&mut self, op: &Op) -> Result<(), OpError> {
         match op {
             Op::SetSysctl(sysctl) => sysctl::write(sysctl),
+            Op::SetTimeouts(timeouts) => {
+                let config = ipvs::Config { tcp: timeouts.tcp, tcp_fin: timeouts.tcp_fin, udp: timeouts.udp };
+                self.ipvs.set_config(config).map_err(|e| OpError::plain(e.to_string()))
+            }
+            Op::ForgetFlows(flows) => match self.conntrack.forget(&flows.filter) {
+                Ok(0) => Ok(()),
+                Ok(count) => {
+                    tracing::info!(count, family = %flows.filter.family, "forgot stale UDP flows");
+                    Ok(())
+                }
+                Err(error) => Err(OpError::plain(format!("connection tracking: {error}"))),
+            },
             Op::CreateDevice => self.device.ensure().map(drop).map_err(|e| OpError::plain(e.to_string())),
             other => Err(OpError::plain(format!("{other} is not executed one by one"))),
         }
@@ -169,6 +196,21 @@ impl LinuxKernel {
 impl Kernel for LinuxKernel {
     fn observe(&mut self) -> Result<Observed, ObserveError> {
         self.observe_all()
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+        let unreadable =
+            |error: &dyn std::fmt::Display| ObserveError { what: "connections", message: error.to_string() };
+        if servers.len() > ASKED_ONE_BY_ONE {
+            return table::read_busy().map_err(|error| unreadable(&error));
+        }
+        let mut busy = HashSet::new();
+        for vs in servers {
+            let dests = self.ipvs.destinations(&service_id(vs)).map_err(|error| unreadable(&error))?;
+            let with_connections = dests.iter().filter(|dest| has_connections(dest));
+            busy.extend(with_connections.map(|dest| (*vs, RsKey { addr: dest.addr, port: dest.port })));
+        }
+        Ok(busy)
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
@@ -182,18 +224,21 @@ impl Kernel for LinuxKernel {
                     ops.iter().filter_map(|op| if let Op::WriteRules(r) = op { Some(&**r) } else { None });
                 self.iptables.write(&rules.collect::<Vec<_>>())
             }
-            Some(Lane::Sysctl | Lane::Device) => ops.iter().map(|op| self.execute_one(op)).collect(),
+            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack) => {
+                ops.iter().map(|op| self.execute_one(op)).collect()
+            }
         }
     }
 }
 
-/// The addresses of the node that matter: sorted, without loopback and IPv6 link-local.
+/// Whether clients are connected, or were a moment ago.
+fn has_connections(dest: &Destination) -> bool {
+    dest.active_connections > 0 || dest.inactive_connections > 0
+}
+
+/// The addresses of the node that matter: sorted, without loopback.
 fn node_addresses(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
-    let matters = |ip: &IpAddr| match ip {
-        IpAddr::V4(ip) => !ip.is_loopback(),
-        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
-    };
-    let mut addresses: Vec<IpAddr> = all.filter(matters).collect();
+    let mut addresses: Vec<IpAddr> = all.filter(|ip| !ip.is_loopback()).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses
@@ -239,6 +284,11 @@ fn command(op: &Op) -> Option<Command> {
         Op::RemoveVirtualServer(vs) => Command::DelService(service_id(vs)),
         Op::AddRealServer(vs, rs) => Command::NewDest(service_id(vs), Destination::new(target(rs))),
         Op::EditRealServer(vs, rs) => Command::SetDest(service_id(vs), Destination::new(target(rs))),
+        Op::DrainRealServer(vs, rs) => {
+            let mut draining = Destination::new(target(rs));
+            draining.weight = 0;
+            Command::SetDest(service_id(vs), draining)
+        }
         Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), target(rs)),
         _ => return None,
     })
@@ -253,7 +303,7 @@ fn ipvs_error(error: &ipvs::CommandError) -> OpError {
             | ErrorKind::DestinationExists
             | ErrorKind::NoSuchDestination
     );
-    OpError { message: error.to_string(), doubt }
+    OpError { message: error.to_string(), doubt, degraded: false }
 }
 
 #[cfg(test)]
@@ -266,6 +316,6 @@ mod tests {
             ["fe80::1", "10.0.0.2", "::1", "127.0.0.1", "10.0.0.1", "fd00::1", "169.254.1.1", "10.0.0.1"];
         let got = node_addresses(all.iter().map(|a| a.parse().unwrap()));
         let got: Vec<String> = got.iter().map(ToString::to_string).collect();
-        assert_eq!(got, ["10.0.0.1", "10.0.0.2", "169.254.1.1", "fd00::1"]);
+        assert_eq!(got, ["10.0.0.1", "10.0.0.2", "169.254.1.1", "fd00::1", "fe80::1"]);
     }
 }

@@ -4,15 +4,21 @@
 //! [`Kernel`] has two implementations: [`linux`], and [`fake`] with the same errnos and a switch
 //! that makes the next op fail. [`apply`] runs a plan on either.
 
+pub mod conntrack;
 pub mod fake;
 pub mod ipset;
 pub mod iptables;
 pub mod linux;
 pub mod nfnetlink;
 pub mod sysctl;
+pub mod table;
 
+use std::collections::HashSet;
+
+use crate::core::failures::Failures;
+use crate::core::model::{RsKey, VsKey};
 use crate::core::observed::Observed;
-use crate::core::op::{Failures, Op, Plan};
+use crate::core::op::{Op, Plan};
 
 /// Why an op failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,17 +29,24 @@ pub struct OpError {
     /// The kernel's state is not what the mirror says (it exists, it is missing, the answer was
     /// lost): read it again before the next try.
     pub doubt: bool,
+    /// The most important part was done: what depends on it goes on, and it is tried again.
+    pub degraded: bool,
 }
 
 impl OpError {
     /// A failure that says nothing about the mirror.
     pub fn plain(message: impl Into<String>) -> Self {
-        Self { message: message.into(), doubt: false }
+        Self { message: message.into(), doubt: false, degraded: false }
     }
 
     /// A failure that puts the mirror in doubt.
     pub fn doubt(message: impl Into<String>) -> Self {
-        Self { message: message.into(), doubt: true }
+        Self { message: message.into(), doubt: true, degraded: false }
+    }
+
+    /// A failure that leaves out the least important part only.
+    pub fn degraded(message: impl Into<String>) -> Self {
+        Self { message: message.into(), doubt: true, degraded: true }
     }
 }
 
@@ -91,6 +104,12 @@ pub trait Kernel {
     /// When any part cannot be read completely; there is no partial observation.
     fn observe(&mut self) -> Result<Observed, ObserveError>;
 
+    /// The real servers of these virtual servers that have connections, active or not.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError>;
+
     /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
     /// does not stop the others.
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>>;
@@ -101,8 +120,11 @@ pub trait Kernel {
 pub fn apply(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
     let mut failures = Failures::default();
     let mut outcomes = Vec::with_capacity(plan.ops.len());
-    for group in plan.ops.chunk_by(|a, b| (a.phase(), a.lane()) == (b.phase(), b.lane())) {
-        apply_group(kernel, group, &mut failures, &mut outcomes);
+    let (first, rest) = plan.ops.split_at(plan.first);
+    for part in [first, rest] {
+        for group in part.chunk_by(|a, b| (a.phase(), a.lane()) == (b.phase(), b.lane())) {
+            apply_group(kernel, group, &mut failures, &mut outcomes);
+        }
     }
     Report { outcomes }
 }
@@ -121,7 +143,7 @@ fn apply_group(kernel: &mut dyn Kernel, group: &[Op], failures: &mut Failures, o
                 None => Outcome::Failed(OpError::doubt("no answer")),
             },
         };
-        if outcome != Outcome::Done {
+        if !matches!(&outcome, Outcome::Done) && !matches!(&outcome, Outcome::Failed(e) if e.degraded) {
             later.push(op);
         }
         outcomes.push(outcome);

@@ -47,6 +47,25 @@ pub enum NfError {
         module = .0.replace([':', ','], "_")
     )]
     NoSetType(&'static str, i32),
+    /// The kernel does not tell about connection tracking.
+    #[error(
+        "the kernel has no netlink for connection tracking (error {0}): load its module with \
+         `modprobe nf_conntrack_netlink`"
+    )]
+    NoConntrack(i32),
+    /// Entries of the connection-tracking table stayed, though the kernel was told to delete them.
+    #[error(
+        "the kernel refused to delete {count} stale UDP flows; the first was {first}: {}",
+        std::io::Error::from_raw_os_error(*.code)
+    )]
+    FlowsStay {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: String,
+        /// Why it stayed, as an errno.
+        code: i32,
+    },
     /// An answer that cannot be read, or one that was cut short.
     #[error("the kernel's answer cannot be read: {0}")]
     Malformed(&'static str),
@@ -83,7 +102,12 @@ impl Attrs {
 
     /// Adds nested attributes.
     pub fn nest(&mut self, kind: u16, inner: &Attrs) -> &mut Self {
-        self.put(kind | NLA_F_NESTED, &inner.bytes)
+        self.nest_bytes(kind, &inner.bytes)
+    }
+
+    /// Adds nested attributes that are encoded already, for example as the kernel sent them.
+    pub fn nest_bytes(&mut self, kind: u16, inner: &[u8]) -> &mut Self {
+        self.put(kind | NLA_F_NESTED, inner)
     }
 
     /// Length in bytes.

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
+use super::events::EventPath;
 use super::request::{Options, Refusal, Target, render_token};
 use super::watch::{self, FLUSH, Watching};
 use super::{RequestRecord, Shared, State};
@@ -80,7 +81,7 @@ async fn answer(
 async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let uri = request.uri().clone();
     let method = request.method().clone();
-    if event_path(uri.path()) && (method == Method::POST || method == Method::PATCH) {
+    if EventPath::parse(uri.path()).is_some() && (method == Method::POST || method == Method::PATCH) {
         return take_event(shared, request).await;
     }
     if method != Method::GET {
@@ -116,25 +117,17 @@ async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Res
     Ok(response)
 }
 
-/// Whether a path is the one of events.k8s.io (or core) Events.
-fn event_path(path: &str) -> bool {
-    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    matches!(
-        parts.as_slice(),
-        ["apis", "events.k8s.io", "v1", "namespaces", _, "events"]
-            | ["apis", "events.k8s.io", "v1", "namespaces", _, "events", _]
-            | ["api", "v1", "namespaces", _, "events"]
-            | ["api", "v1", "namespaces", _, "events", _]
-    )
-}
-
 async fn take_event(shared: &Shared, request: hyper::Request<Incoming>) -> Result<Response<Body>, Refusal> {
-    let created = request.method() == Method::POST;
-    let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-    let event: Value = serde_json::from_slice(&body)
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let body: Value = serde_json::from_slice(&body)
         .map_err(|e| Refusal::new(400, "BadRequest", format!("the body is not JSON: {e}")))?;
-    shared.state().events.push(event.clone());
-    Ok(whole(if created { StatusCode::CREATED } else { StatusCode::OK }, &event))
+    let mut state = shared.state();
+    match (EventPath::parse(parts.uri.path()), parts.method) {
+        (Some(path), Method::POST) => Ok(whole(StatusCode::CREATED, state.events.create(&path, body)?)),
+        (Some(path), _) => Ok(whole(StatusCode::OK, state.events.patch(&path, body)?)),
+        (None, _) => Err(Refusal::new(404, "NotFound", "the server could not find the requested resource")),
+    }
 }
 
 /// The answer that a fault wants for this path.
@@ -143,7 +136,7 @@ fn injected_status(state: &mut State, path: &str) -> Option<Response<Body>> {
     let (resource, code, left) = state.faults.status.as_mut()?;
     let plural = match Target::parse(path) {
         Some(target) => target.resource.plural,
-        None if event_path(path) => "events",
+        None if EventPath::parse(path).is_some() => "events",
         None => "",
     };
     if (!resource.is_empty() && resource != plural) || *left == 0 {

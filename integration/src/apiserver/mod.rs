@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A small Kubernetes API server: list (paged or whole), watch with bookmarks, streaming lists,
-//! selectors, 410, and faults on demand. It speaks plain HTTP and trusts everybody.
+//! selectors, 410, Events, and faults on demand. It speaks plain HTTP and trusts everybody.
 
+mod events;
 mod http;
 mod objects;
 mod request;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use events::Events;
 use objects::Objects;
 
 /// Time between the bookmarks of a watch unless somebody says otherwise.
@@ -80,7 +82,7 @@ struct State {
     objects: Objects,
     faults: Faults,
     requests: Vec<RequestRecord>,
-    events: Vec<Value>,
+    events: Events,
     /// Watches of an older generation are cut off.
     generation: u64,
     /// The cut leaves half a line.
@@ -96,7 +98,7 @@ impl Default for State {
             objects: Objects::default(),
             faults: Faults::default(),
             requests: Vec::new(),
-            events: Vec::new(),
+            events: Events::default(),
             generation: 0,
             torn: false,
             watches: 0,
@@ -233,9 +235,14 @@ impl ApiServer {
         self.shared.state().requests.clone()
     }
 
-    /// The Event objects that were posted.
+    /// The Event objects that were posted, as they are after all patches.
     pub fn events(&self) -> Vec<Value> {
-        self.shared.state().events.clone()
+        self.shared.state().events.all().to_vec()
+    }
+
+    /// Forgets all Events, as a server does when they are an hour old.
+    pub fn forget_events(&self) {
+        self.shared.state().events.clear();
     }
 
     /// Open watches.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The server, asked by the real client library.
 
+mod events;
 mod faults;
 
 use std::pin::pin;
@@ -210,20 +211,4 @@ async fn bookmarks_carry_an_idle_watch_over_lost_history() {
     let query = last_watch(&server);
     assert!(query.contains(&format!("resourceVersion={version}")), "{query}");
     assert_eq!(lists(&server), 1);
-}
-
-#[tokio::test]
-async fn events_are_taken_and_nothing_else() {
-    let server = start();
-    let client = client(&server);
-    let post = |path: &str, body: &Value| {
-        let request = hyper::Request::post(format!("{}{path}", server.url()));
-        client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap())
-    };
-    let event = json!({"kind": "Event", "metadata": {"name": "e"}, "note": "x"});
-    post("/apis/events.k8s.io/v1/namespaces/d/events", &event).await.unwrap();
-    assert_eq!(server.events(), std::slice::from_ref(&event));
-    assert!(post("/api/v1/namespaces/d/services", &event).await.is_err());
-    let statuses: Vec<(String, u16)> = server.requests().into_iter().map(|r| (r.method, r.status)).collect();
-    assert_eq!(statuses, [("POST".to_owned(), 201), ("POST".to_owned(), 405)]);
 }

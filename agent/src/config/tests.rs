@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+
+const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+
+fn parse(body: &str) -> anyhow::Result<Config> {
+    Config::parse(&format!("{HEAD}{body}"))
+}
+
+#[test]
+fn the_config_map_of_kubeadm_gives_the_defaults() {
+    let config = parse(
+        "mode: ipvs\nclusterCIDR: 10.244.0.0/16\niptables:\n  masqueradeAll: false\n  masqueradeBit: null\n  \
+         minSyncPeriod: 0s\nipvs:\n  excludeCIDRs: null\n  minSyncPeriod: 0s\n  scheduler: \"\"\n  \
+         strictARP: false\n  syncPeriod: 0s\n  tcpFinTimeout: 0s\nmetricsBindAddress: \"\"\nbindAddress: 0.0.0.0\nenableProfiling: true\n",
+    )
+    .unwrap();
+    assert_eq!(config.scheduler, "rr");
+    assert_eq!((config.min_sync_period, config.sync_period), (Duration::ZERO, Duration::from_secs(30)));
+    assert_eq!(config.masquerade_mark, 0x4000);
+    assert_eq!(config.without_effect, ["enableProfiling"], "zero values are not worth a line");
+    assert_eq!(config.drain_deadline, Some(Duration::from_secs(86400)));
+    assert_eq!((config.bind_address, config.timeouts), (None, Timeouts::default()));
+}
+
+#[test]
+fn cluster_cidrs_are_kept_by_family() {
+    let config = parse("clusterCIDR: fd00:244::/48,10.244.0.0/16\n").unwrap();
+    let LocalTraffic::Cidrs(cidrs) = config.local else { panic!() };
+    assert_eq!(cidrs.map(|c| c.unwrap().to_string()), ["10.244.0.0/16", "fd00:244::/48"]);
+}
+
+#[test]
+fn every_way_to_detect_local_traffic() {
+    let prefix = parse("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}\n");
+    assert_eq!(prefix.unwrap().local, LocalTraffic::Interface("veth+".into()));
+    let bridge = parse("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n");
+    assert_eq!(bridge.unwrap().local, LocalTraffic::Interface("cni0".into()));
+    assert!(parse("detectLocalMode: NodeCIDR\n").unwrap().local_from_node);
+}
+
+#[test]
+fn each_mistake_is_named() {
+    let cases = [
+        ("mode: iptables\n", "mode: \"iptables\""),
+        ("mode: [\n", "YAML"),
+        ("clusterCIDR: 10.244.0.0\n", "clusterCIDR: \"10.244.0.0\""),
+        ("clusterCIDR: 10.0.0.0/8,11.0.0.0/8\n", "two CIDRs of one family"),
+        ("ipvs: {excludeCIDRs: [x]}\n", "ipvs.excludeCIDRs: \"x\""),
+        ("ipvs: {syncPeriod: 1s, minSyncPeriod: 2s}\n", "ipvs.syncPeriod"),
+        ("ipvs: {syncPeriod: fast}\n", "ipvs.syncPeriod"),
+        ("ipvs: {minSyncPeriod: -1s}\n", "ipvs.minSyncPeriod is negative"),
+        ("ipvs: {tcpTimeout: -1s}\n", "ipvs.tcpTimeout is negative"),
+        ("conntrack: {min: -1}\n", "conntrack.min is negative"),
+        ("conntrack: {udpTimeout: -1s}\n", "conntrack.udpTimeout is negative"),
+        ("nodePortAddresses: [primary, 10.0.0.0/8]\n", "primary stands alone"),
+        ("nodePortAddresses: [10.0.0.0]\n", "nodePortAddresses: \"10.0.0.0\""),
+        ("bindAddress: localhost\n", "bindAddress: \"localhost\""),
+        ("kubeIPVS: {drainDeadline: -1h}\n", "kubeIPVS.drainDeadline is negative"),
+        ("kubeIPVS: {externalIPs: {allow: [x]}}\n", "kubeIPVS.externalIPs.allow: \"x\""),
+        ("iptables: {masqueradeBit: 32}\n", "masqueradeBit: 32"),
+        ("iptables: {masqueradeAll: 3}\n", "iptables.masqueradeAll: invalid type"),
+        ("detectLocalMode: BridgeInterface\n", "detectLocal.bridgeInterface is empty"),
+        ("detectLocalMode: Magic\n", "detectLocalMode: \"Magic\""),
+        ("mode: ipvs\nmode: ipvs\n", "duplicate"),
+    ];
+    for (body, expected) in cases {
+        let error = format!("{:#}", parse(body).unwrap_err());
+        assert!(error.contains(expected), "{body:?} gave {error:?}");
+    }
+    let error = format!("{:#}", Config::parse("kind: ConfigMap\n").unwrap_err());
+    assert!(error.contains("ConfigMap"), "{error}");
+    let error = format!("{:#}", Config::read(Path::new("/nonexistent")).unwrap_err());
+    assert!(error.contains("/nonexistent"), "{error}");
+}
+
+#[test]
+fn our_own_settings_are_in_one_place() {
+    let config = parse(
+        "kubeIPVS:\n  drainDeadline: 0s\n  keepEstablished: true\n  externalIPs:\n    allow: [198.51.100.9/24]\n",
+    )
+    .unwrap();
+    assert_eq!(config.drain_deadline, None, "0s: no deadline, as kube-proxy");
+    assert!(config.keep_established);
+    assert_eq!(config.external_ips, ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
+    let none = parse("featureGates: {AllowServiceExternalIPs: false}\n").unwrap();
+    assert_eq!(none.external_ips, ExternalIps::None);
+    let nobody = parse("kubeIPVS: {externalIPs: {allow: []}}\n").unwrap();
+    assert_eq!(nobody.external_ips, ExternalIps::Within(Vec::new()), "an empty list allows none");
+}
+
+#[test]
+fn what_reaches_the_kernel() {
+    let config = parse(
+        "ipvs: {strictARP: true, tcpFinTimeout: 20500ms}\nbindAddress: 10.1.1.1\nnodePortAddresses: [primary]\n\
+         conntrack: {maxPerCore: 0, tcpBeLiberal: true, udpTimeout: 40s, tcpEstablishedTimeout: 0s}\n",
+    )
+    .unwrap();
+    assert_eq!(config.timeouts, Timeouts { tcp: 0, tcp_fin: 20, udp: 0 });
+    assert_eq!(config.node_port_addresses, NodePortAddresses::Primary);
+    assert_eq!(config.bind_address, Some("10.1.1.1".parse().unwrap()));
+    let sysctls: Vec<String> = config
+        .settings()
+        .unwrap()
+        .sysctls
+        .iter()
+        .map(|s| format!("{}={}", s.path.trim_start_matches("/proc/sys/net/"), s.value))
+        .collect();
+    for expected in [
+        "ipv4/conf/all/arp_ignore=1",
+        "ipv4/conf/all/arp_announce=2",
+        "netfilter/nf_conntrack_tcp_be_liberal=1",
+        "netfilter/nf_conntrack_udp_timeout=40",
+        "netfilter/nf_conntrack_tcp_timeout_close_wait=3600",
+    ] {
+        assert!(sysctls.iter().any(|s| s == expected), "{expected} is not in {sysctls:?}");
+    }
+    assert!(!sysctls.iter().any(|s| s.contains("established") || s.contains("_max")), "{sysctls:?}");
+}

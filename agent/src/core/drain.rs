@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Real servers that take no new connections and wait for their old ones to end.
+//!
+//! The record of a drain is the weight 0 in the kernel. Only when it began is remembered here, for
+//! the deadline; after a restart a drain begins anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::desired::Desired;
+use super::model::{Protocol, RsKey, VsKey};
+use super::observed::Observed;
+use super::op::Op;
+
+/// Whether real servers of the protocol are drained: UDP and SCTP ones go at once, as in kube-proxy,
+/// and their flows move on with their next packet.
+pub fn is_drained(protocol: Protocol) -> bool {
+    protocol == Protocol::Tcp
+}
+
+/// All drains, and when each was first seen. Times are durations since some fixed start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drains {
+    since: BTreeMap<(VsKey, RsKey), Duration>,
+}
+
+impl Drains {
+    /// Finds the drains in a fresh reading of the kernel.
+    pub fn adopt(&mut self, desired: &Desired, observed: &Observed, now: Duration) {
+        let mut since = BTreeMap::new();
+        for (vs, server) in &observed.virtual_servers {
+            let Some(wanted) = desired.virtual_server(vs) else { continue };
+            for (rs, state) in &server.real_servers {
+                if state.weight == 0 && wanted.real_servers.binary_search(rs).is_err() {
+                    let key = (*vs, *rs);
+                    since.insert(key, self.since.get(&key).copied().unwrap_or(now));
+                }
+            }
+        }
+        self.since = since;
+    }
+
+    /// Follows an op that the kernel acknowledged.
+    pub fn record(&mut self, op: &Op, now: Duration) {
+        match op {
+            Op::DrainRealServer(vs, rs) => {
+                self.since.entry((*vs, *rs)).or_insert(now);
+            }
+            Op::AddRealServer(vs, rs) | Op::EditRealServer(vs, rs) | Op::RemoveRealServer(vs, rs) => {
+                self.since.remove(&(*vs, *rs));
+            }
+            Op::RemoveVirtualServer(vs) => self.since.retain(|(of, _), _| of != vs),
+            _ => {}
+        }
+    }
+
+    /// True when nothing drains.
+    pub fn is_empty(&self) -> bool {
+        self.since.is_empty()
+    }
+
+    /// How many real servers drain.
+    pub fn len(&self) -> usize {
+        self.since.len()
+    }
+
+    /// The virtual servers that have draining real servers.
+    pub fn virtual_servers(&self) -> BTreeSet<VsKey> {
+        self.since.keys().map(|(vs, _)| *vs).collect()
+    }
+
+    /// The drains that have lasted `deadline` or longer; none when there is no deadline.
+    pub fn expired(&self, now: Duration, deadline: Option<Duration>) -> BTreeSet<(VsKey, RsKey)> {
+        let Some(deadline) = deadline else { return BTreeSet::new() };
+        let over = |since: &Duration| now.saturating_sub(*since) >= deadline;
+        self.since.iter().filter(|(_, since)| over(since)).map(|(key, _)| *key).collect()
+    }
+}
+
+/// The virtual servers among `keys` that are about to lose a real server which takes connections
+/// now: whether it has any decides between draining and removing.
+pub fn closing<'a>(
+    desired: &Desired,
+    observed: &Observed,
+    keys: impl IntoIterator<Item = &'a VsKey>,
+) -> Vec<VsKey> {
+    let closes = |vs: &&VsKey| {
+        let (Some(wanted), Some(server)) = (desired.virtual_server(vs), observed.virtual_servers.get(*vs))
+        else {
+            return false;
+        };
+        let mut real_servers = server.real_servers.keys();
+        is_drained(vs.protocol) && real_servers.any(|rs| wanted.real_servers.binary_search(rs).is_err())
+    };
+    keys.into_iter().filter(closes).copied().collect()
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which flows of connectionless protocols must be forgotten.
+//!
+//! A UDP client that keeps its port keeps its entry in the kernel's connection tracking, and with it
+//! the endpoint it was sent to, for as long as it goes on sending: also when that endpoint is gone.
+//! The rule is kube-proxy's: an entry goes when a Service owns its destination and the side that
+//! answers is not one of the Service's endpoints.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::core::model::{Family, RsKey};
+
+/// Which UDP flows of one family are stale: those to a Service that are not answered by one of its
+/// endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowFilter {
+    /// The family; flows of the other one are never stale.
+    pub family: Family,
+    /// VIP and port of UDP Services → the endpoints (sorted) that may answer there.
+    pub frontends: BTreeMap<(IpAddr, u16), Vec<RsKey>>,
+    /// UDP node ports, on whatever address → the endpoints (sorted) that may answer there.
+    pub node_ports: BTreeMap<u16, Vec<RsKey>>,
+}
+
+/// One UDP flow in the connection-tracking table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Where the client sends to, before any translation.
+    pub orig_dst: IpAddr,
+    /// The port it sends to.
+    pub orig_dst_port: u16,
+    /// Who answers: the endpoint, or `orig_dst` itself when nothing was translated.
+    pub reply_src: IpAddr,
+    /// The port that answers.
+    pub reply_src_port: u16,
+}
+
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = SocketAddr::new(self.orig_dst, self.orig_dst_port);
+        write!(f, "to {to}, answered by {}", SocketAddr::new(self.reply_src, self.reply_src_port))
+    }
+}
+
+impl FlowFilter {
+    /// Whether a flow must be forgotten. A VIP with its port is looked up before node ports: it is
+    /// the more precise owner.
+    pub fn is_stale(&self, flow: &Flow) -> bool {
+        if Family::of(flow.orig_dst) != self.family {
+            return false;
+        }
+        let endpoints = self.frontends.get(&(flow.orig_dst, flow.orig_dst_port));
+        let Some(endpoints) = endpoints.or_else(|| self.node_ports.get(&flow.orig_dst_port)) else {
+            return false;
+        };
+        let answers = RsKey { addr: flow.reply_src, port: flow.reply_src_port };
+        endpoints.binary_search(&answers).is_err()
+    }
+
+    /// True when no flow can be stale, so that the table need not be read.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty() && self.node_ports.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(endpoints: &[&str]) -> Vec<RsKey> {
+        let parse = |text: &&str| text.parse::<SocketAddr>().unwrap();
+        let mut keys: Vec<RsKey> =
+            endpoints.iter().map(parse).map(|a| RsKey { addr: a.ip(), port: a.port() }).collect();
+        keys.sort();
+        keys
+    }
+
+    fn filter() -> FlowFilter {
+        FlowFilter {
+            family: Family::V4,
+            frontends: [
+                (("10.96.0.10".parse().unwrap(), 53), keys(&["10.244.2.7:5353", "10.244.1.5:5353"])),
+                (("10.96.0.11".parse().unwrap(), 53), vec![]),
+                (("192.168.50.2".parse().unwrap(), 30053), keys(&["10.244.1.9:9"])),
+            ]
+            .into(),
+            node_ports: [(30053, keys(&["10.244.1.5:5353"]))].into(),
+        }
+    }
+
+    fn is_stale(orig: &str, reply: &str) -> bool {
+        let (orig, reply): (SocketAddr, SocketAddr) = (orig.parse().unwrap(), reply.parse().unwrap());
+        filter().is_stale(&Flow {
+            orig_dst: orig.ip(),
+            orig_dst_port: orig.port(),
+            reply_src: reply.ip(),
+            reply_src_port: reply.port(),
+        })
+    }
+
+    #[test]
+    fn a_flow_goes_with_its_endpoint() {
+        for (orig, reply, stale, why) in [
+            ("10.96.0.10:53", "10.244.1.5:5353", false, "an endpoint answers"),
+            ("10.96.0.10:53", "10.244.2.7:5353", false, "the other one, too"),
+            ("10.96.0.10:53", "10.244.1.6:5353", true, "the pod was replaced"),
+            ("10.96.0.10:53", "10.244.1.5:53", true, "the same pod on another port"),
+            ("10.96.0.10:53", "10.96.0.10:53", true, "made before there was a Service: never translated"),
+            ("10.96.0.11:53", "10.244.1.5:5353", true, "the Service has no endpoints any more"),
+        ] {
+            assert_eq!(is_stale(orig, reply), stale, "{why}");
+        }
+    }
+
+    #[test]
+    fn flows_of_others_are_left_alone() {
+        for (orig, reply) in [
+            ("10.96.0.10:54", "10.96.0.10:54"),
+            ("10.96.0.12:53", "10.244.1.6:5353"),
+            ("8.8.8.8:53", "8.8.8.8:53"),
+            ("10.244.1.5:5353", "10.244.1.5:5353"),
+        ] {
+            assert!(!is_stale(orig, reply), "{orig}");
+        }
+    }
+
+    #[test]
+    fn a_node_port_is_on_every_address() {
+        for node in ["192.168.50.3:30053", "10.77.0.5:30053", "127.0.0.1:30053"] {
+            assert!(!is_stale(node, "10.244.1.5:5353"), "{node}");
+            assert!(is_stale(node, "10.244.1.6:5353"), "{node}");
+            assert!(is_stale(node, node), "{node}");
+        }
+        assert!(is_stale("192.168.50.2:30053", "10.244.1.5:5353"), "a VIP of its own goes first");
+        assert!(!is_stale("192.168.50.2:30053", "10.244.1.9:9"));
+    }
+
+    #[test]
+    fn the_other_family_is_not_ours() {
+        assert!(!is_stale("[fd00::1]:30053", "[fd00::1]:30053"));
+    }
+
+    #[test]
+    fn without_services_nothing_is_stale() {
+        let empty = FlowFilter { family: Family::V4, frontends: [].into(), node_ports: [].into() };
+        assert!(empty.is_empty());
+        assert!(!FlowFilter { node_ports: filter().node_ports, ..empty.clone() }.is_empty());
+        assert!(!FlowFilter { frontends: filter().frontends, ..empty }.is_empty());
+    }
+}

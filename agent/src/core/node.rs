@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the agent knows about the node it runs on: from its Node object, its links and its routes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use super::model::{Family, Node};
+use super::observed::Observed;
+use super::settings::{NodePortAddresses, Settings};
+
+/// The facts that fragments depend on. When they change, every fragment is built again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Own node name: endpoints with it are local.
+    pub name: Arc<str>,
+    /// Own zone.
+    pub zone: Option<Arc<str>>,
+    /// The node IP of each family, by [`Family::index`]; loopback while nothing better is known.
+    pub ips: [Option<IpAddr>; 2],
+    /// Addresses on every link but `kube-ipvs0`, without loopback and IPv6 link-local, sorted.
+    pub addresses: Vec<IpAddr>,
+    /// Addresses that the Node object names but no link has: something outside translates them.
+    pub translated: Vec<IpAddr>,
+    /// Next hops of the node's routes, sorted.
+    pub next_hops: Vec<IpAddr>,
+    /// Addresses that serve node ports, of each family, sorted.
+    pub node_port_addresses: [Vec<IpAddr>; 2],
+}
+
+/// What becomes of a VIP that is not a ClusterIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Binding {
+    /// Bound to `kube-ipvs0`, with only the ports of Services reachable.
+    Guarded,
+    /// The Node object names it as the node's: bound, but its other ports stay reachable.
+    Translated,
+    /// A link of the node has it: served there and bound nowhere else.
+    OnLink,
+    /// Traffic leaves the node through it: never bound, or the node would lose its way out.
+    NextHop,
+    /// Loopback, multicast, unspecified, or IPv6 link-local: never bound.
+    Special,
+}
+
+impl Binding {
+    /// Whether the address is bound to `kube-ipvs0`.
+    pub fn is_bound(self) -> bool {
+        matches!(self, Binding::Guarded | Binding::Translated)
+    }
+}
+
+impl NodeFacts {
+    /// The facts, from the Node object (if it exists) and a reading of the kernel.
+    pub fn build(name: &Arc<str>, node: Option<&Node>, observed: &Observed, settings: &Settings) -> Self {
+        let named = node.map(|n| n.addresses.as_slice()).unwrap_or_default();
+        let addresses: Vec<IpAddr> =
+            observed.node_addresses.iter().copied().filter(|ip| !is_v6_link_local(*ip)).collect();
+        let mut translated: Vec<IpAddr> =
+            named.iter().copied().filter(|ip| addresses.binary_search(ip).is_err()).collect();
+        translated.sort_unstable();
+        translated.dedup();
+        let ips = Family::ALL.map(|family| node_ip(family, named, settings));
+        let node_port_addresses =
+            Family::ALL.map(|family| node_port_addresses(family, ips, &addresses, observed, settings));
+        Self {
+            name: name.clone(),
+            zone: node.and_then(|n| n.zone.clone()),
+            ips,
+            addresses,
+            translated,
+            next_hops: observed.next_hops.clone(),
+            node_port_addresses,
+        }
+    }
+
+    /// What becomes of an external or load-balancer IP.
+    pub fn binding(&self, vip: IpAddr) -> Binding {
+        let special = match vip {
+            IpAddr::V4(ip) => {
+                ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()
+            }
+            IpAddr::V6(ip) => {
+                ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local()
+            }
+        };
+        if self.addresses.binary_search(&vip).is_ok() {
+            Binding::OnLink
+        } else if special {
+            Binding::Special
+        } else if self.next_hops.binary_search(&vip).is_ok() {
+            Binding::NextHop
+        } else if self.translated.binary_search(&vip).is_ok() {
+            Binding::Translated
+        } else {
+            Binding::Guarded
+        }
+    }
+}
+
+fn is_v6_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// `bindAddress`, else the Node's first address of the family, else loopback.
+fn node_ip(family: Family, named: &[IpAddr], settings: &Settings) -> Option<IpAddr> {
+    let loopback = match family {
+        Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
+        Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
+    };
+    let of_family = |ip: &IpAddr| Family::of(*ip) == family;
+    let first = || named.iter().copied().find(of_family);
+    Some(settings.bind_address.filter(of_family).or_else(first).unwrap_or(loopback))
+}
+
+/// As kube-proxy: all addresses of the links, or those inside of the networks, and then the
+/// addresses of `kube-ipvs0` and IPv6 link-local ones count too.
+fn node_port_addresses(
+    family: Family,
+    ips: [Option<IpAddr>; 2],
+    addresses: &[IpAddr],
+    observed: &Observed,
+    settings: &Settings,
+) -> Vec<IpAddr> {
+    let of_family = |ip: &IpAddr| Family::of(*ip) == family;
+    let nets: Vec<ipnet::IpNet> = match &settings.node_port_addresses {
+        NodePortAddresses::Cidrs(nets) => {
+            nets.iter().copied().filter(|net| Family::of_net(net) == family).collect()
+        }
+        NodePortAddresses::Primary => {
+            let ip = ips[family.index()].filter(|ip| !ip.is_loopback());
+            ip.into_iter().map(ipnet::IpNet::from).collect()
+        }
+    };
+    if nets.is_empty() || nets.iter().any(|net| net.prefix_len() == 0) {
+        return addresses.iter().copied().filter(of_family).collect();
+    }
+    let on_device = observed.addresses.iter().map(ipnet::IpNet::addr);
+    let all = observed.node_addresses.iter().copied().chain(on_device);
+    let mut inside: Vec<IpAddr> =
+        all.filter(|ip| of_family(ip) && nets.iter().any(|net| net.contains(ip))).collect();
+    inside.sort_unstable();
+    inside.dedup();
+    inside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|t| ip(t)).collect()
+    }
+
+    fn observed() -> Observed {
+        let mut node_addresses = ips(&["192.168.50.2", "10.77.0.5", "fd00:50::2", "fe80::1"]);
+        node_addresses.sort_unstable();
+        Observed {
+            node_addresses,
+            addresses: ["10.96.0.1/32".parse().unwrap()].into(),
+            next_hops: ips(&["192.168.50.1"]),
+            ..Observed::default()
+        }
+    }
+
+    fn facts(node: Option<&Node>, settings: &Settings) -> NodeFacts {
+        NodeFacts::build(&"n1".into(), node, &observed(), settings)
+    }
+
+    fn cidrs(nets: &[&str]) -> Settings {
+        let nets = nets.iter().map(|n| n.parse().unwrap()).collect();
+        Settings { node_port_addresses: NodePortAddresses::Cidrs(nets), ..Settings::default() }
+    }
+
+    #[test]
+    fn node_ports_are_on_every_link_unless_networks_are_given() {
+        let all = facts(None, &Settings::default());
+        assert_eq!(all.node_port_addresses[0], ips(&["10.77.0.5", "192.168.50.2"]));
+        assert_eq!(all.node_port_addresses[1], ips(&["fd00:50::2"]));
+        assert_eq!(facts(None, &cidrs(&["0.0.0.0/0", "10.0.0.0/8"])).node_port_addresses[0].len(), 2);
+        let one = facts(None, &cidrs(&["192.168.50.0/24"]));
+        assert_eq!(one.node_port_addresses, [ips(&["192.168.50.2"]), ips(&["fd00:50::2"])]);
+        // kube-proxy's oddity 8: networks that hold VIPs make node ports of them.
+        let vips = facts(None, &cidrs(&["10.96.0.0/12", "fe80::/10"]));
+        assert_eq!(vips.node_port_addresses, [ips(&["10.96.0.1"]), ips(&["fe80::1"])]);
+        assert!(facts(None, &cidrs(&["172.16.0.0/12"])).node_port_addresses[0].is_empty());
+    }
+
+    #[test]
+    fn primary_is_the_node_ip_and_falls_back_to_all() {
+        let primary = Settings { node_port_addresses: NodePortAddresses::Primary, ..Settings::default() };
+        let node = Node { addresses: ips(&["192.168.50.2", "203.0.113.7"]), ..Node::default() };
+        let facts = facts(Some(&node), &primary);
+        assert_eq!(facts.node_port_addresses[0], ips(&["192.168.50.2"]));
+        assert_eq!(facts.node_port_addresses[1], ips(&["fd00:50::2"]), "no IPv6 node IP is known");
+    }
+
+    #[test]
+    fn the_bind_address_wins_over_the_node_object_in_its_family() {
+        let node = Node { addresses: ips(&["192.168.50.2", "fd00:50::2"]), ..Node::default() };
+        let settings = Settings { bind_address: Some(ip("10.77.0.5")), ..Settings::default() };
+        assert_eq!(facts(Some(&node), &settings).ips, [Some(ip("10.77.0.5")), Some(ip("fd00:50::2"))]);
+        assert_eq!(facts(None, &Settings::default()).ips, [Some(ip("127.0.0.1")), Some(ip("::1"))]);
+    }
+
+    #[test]
+    fn addresses_of_the_node_and_its_way_out_are_never_hijacked() {
+        let node = Node { addresses: ips(&["192.168.50.2", "203.0.113.7"]), ..Node::default() };
+        let facts = facts(Some(&node), &Settings::default());
+        let cases = [
+            ("198.51.100.1", Binding::Guarded),
+            ("192.168.50.2", Binding::OnLink),
+            ("203.0.113.7", Binding::Translated),
+            ("192.168.50.1", Binding::NextHop),
+            ("127.0.0.1", Binding::Special),
+            ("169.254.1.1", Binding::Guarded),
+            ("fe80::1", Binding::Special),
+            ("224.0.0.1", Binding::Special),
+            ("::1", Binding::Special),
+        ];
+        for (vip, expected) in cases {
+            assert_eq!(facts.binding(ip(vip)), expected, "{vip}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! EndpointSlices.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{RawPort, label, protocol, raw};
+use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
+use crate::store::{Kind, Object};
+
+pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawSlice {
+    address_type: Option<String>,
+    ports: Option<Vec<RawPort>>,
+    endpoints: Option<Vec<RawEndpoint>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawEndpoint {
+    addresses: Option<Vec<String>>,
+    conditions: Option<RawConditions>,
+    node_name: Option<String>,
+    hints: Option<RawHints>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawConditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawHints {
+    for_zones: Option<Vec<RawHint>>,
+    for_nodes: Option<Vec<RawHint>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawHint {
+    name: String,
+}
+
+pub(super) fn decode(name: ObjectName, value: &Value) -> Result<Object, String> {
+    let not_ours = |name, why| Ok(Object::NotOurs(Kind::EndpointSlice, name, why));
+    if label(value, HEADLESS_LABEL).is_some() {
+        return not_ours(name, "headless");
+    }
+    let Some(service) = label(value, SERVICE_NAME_LABEL).filter(|s| !s.is_empty()) else {
+        return not_ours(name, "it belongs to no Service");
+    };
+    let slice = raw::<RawSlice>(value)?;
+    let family = match slice.address_type.as_deref() {
+        Some("IPv4") => Family::V4,
+        Some("IPv6") => Family::V6,
+        Some("FQDN") => return not_ours(name, "FQDN endpoints are not supported"),
+        other => return Err(format!("addressType: {:?} is not IPv4 or IPv6", other.unwrap_or_default())),
+    };
+    let mut ports = Vec::new();
+    for (i, port) in slice.ports.unwrap_or_default().iter().enumerate() {
+        ports.extend(decode_port(i, port)?);
+    }
+    let mut endpoints = Vec::new();
+    for (i, endpoint) in slice.endpoints.unwrap_or_default().iter().enumerate() {
+        endpoints.extend(decode_endpoint(i, endpoint, family)?);
+    }
+    let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
+    Ok(Object::EndpointSlice(EndpointSlice { name, service, family, ports, endpoints }))
+}
+
+/// A slice port without a name or a number serves nobody and is passed over.
+fn decode_port(index: usize, port: &RawPort) -> Result<Option<SlicePort>, String> {
+    let field = format!("ports[{index}]");
+    let (Some(name), Some(number)) = (&port.name, port.port.filter(|n| *n > 0)) else {
+        return Ok(None);
+    };
+    Ok(Some(SlicePort {
+        name: name.as_str().into(),
+        protocol: protocol(&field, port.protocol.as_deref())?,
+        port: u16::try_from(number).map_err(|_| format!("{field}.port is not in 1-65535"))?,
+    }))
+}
+
+/// Only the first address counts. An endpoint without one is passed over.
+fn decode_endpoint(index: usize, endpoint: &RawEndpoint, family: Family) -> Result<Option<Endpoint>, String> {
+    let Some(text) = endpoint.addresses.as_deref().unwrap_or_default().first() else {
+        return Ok(None);
+    };
+    let addr: Option<IpAddr> = text.parse().ok().filter(|ip| Family::of(*ip) == family);
+    let addr =
+        addr.ok_or_else(|| format!("endpoints[{index}].addresses[0]: {text:?} is not an {family} address"))?;
+    let conditions = endpoint.conditions.as_ref();
+    Ok(Some(Endpoint {
+        addr,
+        ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+        serving: conditions.and_then(|c| c.serving).unwrap_or(true),
+        terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        node: endpoint.node_name.as_deref().map(Into::into),
+        hints: endpoint.hints.as_ref().and_then(decode_hints).map(Box::new),
+    }))
+}
+
+fn decode_hints(hints: &RawHints) -> Option<Hints> {
+    let names = |list: &Option<Vec<RawHint>>| -> Vec<Arc<str>> {
+        list.iter().flatten().map(|hint| hint.name.as_str().into()).collect()
+    };
+    let hints = Hints { zones: names(&hints.for_zones), nodes: names(&hints.for_nodes) };
+    (hints != Hints::default()).then_some(hints)
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::service::PROXY_NAME_LABEL;
+use super::slice::{HEADLESS_LABEL, SERVICE_NAME_LABEL};
+use super::*;
+use crate::core::model::{Hints, Node, Service};
+use serde_json::json;
+
+fn service(spec: Value) -> Result<Object, String> {
+    decode(Kind::Service, &json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}))
+}
+
+fn slice(body: Value) -> Result<Object, String> {
+    let mut value =
+        json!({"metadata": {"name": "s", "namespace": "d", "labels": {SERVICE_NAME_LABEL: "web"}}});
+    value.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+    decode(Kind::EndpointSlice, &value)
+}
+
+#[test]
+fn dual_stack_takes_the_cluster_ip_beside_its_family() {
+    let spec = json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "10.96.0.1"],
+        "ipFamilies": ["IPv6", "IPv4"], "ports": [{"port": 80}]});
+    let Ok(Object::Service(s)) = service(spec) else { panic!() };
+    assert_eq!(s.cluster_ips, [Some("10.96.0.1".parse().unwrap()), Some("fd00::1".parse().unwrap())]);
+    assert_eq!(s.ports[0].protocol, Protocol::Tcp);
+    assert_eq!(s.created, i64::MAX);
+}
+
+#[test]
+fn services_of_others_are_told_apart_from_malformed_ones() {
+    for spec in
+        [json!({"clusterIP": "None"}), json!({}), json!({"clusterIP": "10.96.0.1", "type": "ExternalName"})]
+    {
+        assert!(matches!(service(spec.clone()), Ok(Object::NotOurs(..))), "{spec}");
+    }
+    let foreign = json!({"metadata": {"name": "w", "labels": {PROXY_NAME_LABEL: "x"}},
+        "spec": {"clusterIP": "10.96.0.1"}});
+    assert!(matches!(decode(Kind::Service, &foreign), Ok(Object::NotOurs(..))));
+}
+
+#[test]
+fn each_error_names_its_field() {
+    let cases = [
+        (service(json!({"clusterIP": "10.96.0"})), "spec.clusterIPs: \"10.96.0\""),
+        (service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 70000}]})), "spec.ports[0].port"),
+        (service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 0}]})), "spec.ports[0].port"),
+        (service(json!({"clusterIP": "10.96.0.1", "ports": [{}]})), "spec.ports[0].port is missing"),
+        (
+            service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 1, "protocol": "HTTP"}]})),
+            "spec.ports[0].protocol: \"HTTP\"",
+        ),
+        (
+            service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": "http"}]})),
+            "spec.ports[0].port: invalid type",
+        ),
+        (slice(json!({"addressType": "IPX"})), "addressType"),
+        (
+            slice(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["fd00::1"]}]})),
+            "endpoints[0].addresses[0]",
+        ),
+        (decode(Kind::Service, &json!({})), "metadata.name"),
+        (decode(Kind::Node, &json!({"metadata": {"name": "n"}, "spec": {"podCIDRs": ["x"]}})), "podCIDRs"),
+    ];
+    for (result, field) in cases {
+        let error = result.unwrap_err();
+        assert!(error.contains(field), "{error:?} does not name {field}");
+    }
+}
+
+#[test]
+fn a_bad_external_ip_leaves_the_others_in_force() {
+    let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": ["", "x", "198.51.100.1"], "ports": []});
+    let Ok(Object::Service(s)) = service(spec) else { panic!() };
+    assert_eq!(s.external_ips.len(), 1);
+}
+
+#[test]
+fn absent_conditions_mean_ready_and_useless_ports_are_passed_over() {
+    let body = json!({"addressType": "IPv4",
+        "ports": [{"name": "", "port": 80}, {"port": 1}, {"name": "x"}, {"name": "y", "port": 0}],
+        "endpoints": [{"addresses": ["10.0.0.1", "10.0.0.2"]}, {"addresses": []},
+                      {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "terminating": true}}]});
+    let Ok(Object::EndpointSlice(s)) = slice(body) else { panic!() };
+    assert_eq!(s.ports.len(), 1);
+    assert_eq!(s.endpoints.len(), 2);
+    assert!(s.endpoints[0].ready && s.endpoints[0].serving && !s.endpoints[0].terminating);
+    assert!(!s.endpoints[1].ready && s.endpoints[1].serving && s.endpoints[1].terminating);
+}
+
+#[test]
+fn slices_that_are_not_for_us() {
+    let headless =
+        json!({"metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: "w", HEADLESS_LABEL: ""}}});
+    for value in [headless, json!({"metadata": {"name": "s"}})] {
+        assert!(matches!(decode(Kind::EndpointSlice, &value), Ok(Object::NotOurs(..))));
+    }
+    assert!(matches!(slice(json!({"addressType": "FQDN"})), Ok(Object::NotOurs(..))));
+}
+
+#[test]
+fn a_node_has_one_pod_cidr_per_family() {
+    let node = json!({"metadata": {"name": "n"},
+        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64", "10.2.0.0/24"]}});
+    let Ok(Object::Node(n)) = decode(Kind::Node, &node) else { panic!() };
+    assert_eq!(n.pod_cidrs.map(|c| c.unwrap().to_string()), ["10.1.0.0/24", "fd00:1::/64"]);
+}
+
+fn decoded(spec: Value, status: Value) -> Service {
+    let value = json!({"metadata": {"name": "w", "namespace": "d"}, "spec": spec, "status": status});
+    match decode(Kind::Service, &value) {
+        Ok(Object::Service(service)) => service,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_load_balancer_in_full() {
+    let spec = json!({
+        "type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
+        "internalTrafficPolicy": "Local", "healthCheckNodePort": 32000, "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 77}},
+        "loadBalancerSourceRanges": [" 10.1.2.3/8", "010.2.0.0/16", "nonsense", "", "fd00::/8"],
+        "ports": [{"port": 80, "nodePort": 30080}],
+    });
+    let status = json!({"loadBalancer": {"ingress": [
+        {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}, {"hostname": "lb.example"},
+        {"ip": "203.0.113.3", "ipMode": "VIP"}, {"ip": "x"},
+    ]}});
+    let service = decoded(spec, status);
+    let ips: Vec<String> = service.load_balancer_ips.iter().map(ToString::to_string).collect();
+    assert_eq!(ips, ["203.0.113.1", "203.0.113.3"]);
+    let ranges: Vec<String> = service.source_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.0.0.0/8", "10.2.0.0/16", "fd00::/8"]);
+    assert!(service.external_local && service.internal_local);
+    assert_eq!((service.health_check_node_port, service.affinity), (32000, Some(77)));
+    assert_eq!(service.ports[0].node_port, 30080);
+}
+
+#[test]
+fn a_policy_counts_only_where_there_is_an_outside() {
+    let with = |kind: &str, external: Value| {
+        decoded(
+            json!({"type": kind, "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
+                "externalIPs": external, "healthCheckNodePort": 32000}),
+            json!({}),
+        )
+    };
+    assert!(!with("ClusterIP", json!([])).external_local);
+    assert!(with("ClusterIP", json!(["198.51.100.1"])).external_local);
+    assert!(with("NodePort", json!([])).external_local);
+    assert_eq!(with("NodePort", json!([])).health_check_node_port, 0, "load balancers only");
+}
+
+#[test]
+fn ranges_that_are_all_wrong_do_not_open_the_service() {
+    let error = service(json!({"clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ["x", "y"]}));
+    assert!(error.unwrap_err().contains("spec.loadBalancerSourceRanges"));
+}
+
+#[test]
+fn affinity_without_its_configuration_has_the_api_servers_default() {
+    let spec = json!({"clusterIP": "10.96.0.1", "sessionAffinity": "ClientIP"});
+    assert_eq!(decoded(spec, json!({})).affinity, Some(10800));
+}
+
+#[test]
+fn the_api_server_and_dns_come_first() {
+    let first = |namespace: &str, name: &str, label: &str| {
+        let value = json!({"metadata": {"name": name, "namespace": namespace, "labels": {"k8s-app": label}},
+            "spec": {"clusterIP": "10.96.0.1"}});
+        matches!(decode(Kind::Service, &value), Ok(Object::Service(s)) if s.first)
+    };
+    assert!(first("default", "kubernetes", ""));
+    assert!(first("kube-system", "kube-dns", "") && first("kube-system", "rke2-coredns", "kube-dns"));
+    assert!(!first("shop", "kube-dns", "kube-dns") && !first("kube-system", "metrics", ""));
+}
+
+#[test]
+fn hints_and_the_node() {
+    let body = json!({"addressType": "IPv4", "endpoints": [
+        {"addresses": ["10.0.0.1"], "hints": {"forZones": [{"name": "za"}], "forNodes": [{"name": "n1"}]}},
+        {"addresses": ["10.0.0.2"], "hints": {"forZones": []}},
+    ]});
+    let Ok(Object::EndpointSlice(s)) = slice(body) else { panic!() };
+    let hints = Hints { zones: vec!["za".into()], nodes: vec!["n1".into()] };
+    assert_eq!(s.endpoints[0].hints.as_deref(), Some(&hints));
+    assert_eq!(s.endpoints[1].hints, None);
+    let node = json!({"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "za"}},
+        "spec": {"podCIDR": "10.244.1.0/24"},
+        "status": {"addresses": [{"type": "Hostname", "address": "n1"},
+            {"type": "ExternalIP", "address": "203.0.113.7"}, {"type": "InternalIP", "address": "10.0.0.9"}]}});
+    let Ok(Object::Node(Node { zone, addresses, .. })) = decode(Kind::Node, &node) else { panic!() };
+    assert_eq!(zone.as_deref(), Some("za"));
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.0.0.9", "203.0.113.7"], "internal ones first");
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Random clusters: few names, addresses and ports, so that everything collides, and every field set
+//! to whatever it can be.
+
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::cluster::Cluster;
+use crate::core::model::{
+    Endpoint, EndpointSlice, Family, Hints, Node, ObjectName, Protocol, Service, ServicePort, SlicePort,
+};
+use crate::store::{Kind, Object};
+
+const SERVICES: usize = 5;
+/// Plain ones, addresses of the node, its gateway, nobody's.
+const VIPS: [&str; 8] = [
+    "198.51.100.1",
+    "198.51.100.2",
+    "192.168.50.2",
+    "192.168.50.1",
+    "203.0.113.1",
+    "127.0.0.1",
+    "2001:db8::1",
+    "fd00:50::2",
+];
+const RANGES: [&str; 5] =
+    ["192.168.0.0/16", "198.18.0.0/15", "198.51.100.7/32", "2001:db8::/32", "0.0.0.0/0"];
+const NAMES: [&str; 3] = ["p", "q", ""];
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+fn some<T: Clone + std::fmt::Debug + 'static>(all: Vec<T>, most: usize) -> impl Strategy<Value = Vec<T>> {
+    subsequence(all, 0..=most)
+}
+
+fn vips() -> impl Strategy<Value = Vec<IpAddr>> {
+    some(VIPS.iter().map(|ip| ip.parse().unwrap()).collect(), 3)
+}
+
+fn any_port() -> impl Strategy<Value = ServicePort> {
+    (select(&NAMES[..]), select(&PROTOCOLS[..]), 80..83u16, prop_oneof![Just(0), 30080..30083u16]).prop_map(
+        |(name, protocol, port, node_port)| ServicePort { name: name.into(), protocol, port, node_port },
+    )
+}
+
+fn any_service() -> impl Strategy<Value = Service> {
+    let addresses = (0..4u8, any::<bool>(), any::<bool>(), vips(), vips());
+    let policies = (any::<bool>(), any::<bool>(), prop::option::of(select(vec![5u32, 10800])));
+    let rest = (
+        0..SERVICES,
+        0..3i64,
+        any::<bool>(),
+        some(RANGES.iter().map(|net| net.parse().unwrap()).collect(), 2),
+        select(vec![0u16, 32000, 32001]),
+        prop::collection::vec(any_port(), 0..4),
+    );
+    (addresses, policies, rest).prop_map(
+        |(
+            (vip, v4, v6, external_ips, load_balancer_ips),
+            (external_local, internal_local, affinity),
+            rest,
+        )| {
+            let (name, created, first, source_ranges, health_check_node_port, ports) = rest;
+            let v6: Option<IpAddr> = v6.then(|| format!("fd00:96::{vip}").parse().unwrap());
+            Service {
+                name: ObjectName::new("d", &format!("s{name}")),
+                created,
+                first: first && name == 0,
+                cluster_ips: [v4.then(|| IpAddr::from([10, 96, 0, vip])), v6],
+                external_ips,
+                load_balancer_ips,
+                source_ranges,
+                external_local,
+                internal_local,
+                affinity,
+                health_check_node_port,
+                ports,
+            }
+        },
+    )
+}
+
+fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
+    let hints = (some(vec!["za", "zb"], 2), some(vec!["n1", "n2"], 2));
+    (0..5u8, any::<[bool; 3]>(), select(vec![None, Some("n1"), Some("n2")]), prop::option::of(hints))
+        .prop_map(move |(n, [ready, serving, terminating], node, hints)| Endpoint {
+            addr: match family {
+                Family::V4 => IpAddr::from([10, 244, 1, n]),
+                Family::V6 => format!("fd00:244::{n}").parse().unwrap(),
+            },
+            ready,
+            serving,
+            terminating,
+            node: node.map(Into::into),
+            hints: hints.map(|(zones, nodes)| {
+                let names = |list: Vec<&str>| list.into_iter().map(Into::into).collect();
+                Box::new(Hints { zones: names(zones), nodes: names(nodes) })
+            }),
+        })
+}
+
+fn any_slice() -> impl Strategy<Value = EndpointSlice> {
+    let port = (select(&NAMES[..]), select(&PROTOCOLS[..]), 8080..8082u16)
+        .prop_map(|(name, protocol, port)| SlicePort { name: name.into(), protocol, port });
+    select(&Family::ALL[..]).prop_flat_map(move |family| {
+        let endpoints = prop::collection::vec(any_endpoint(family), 0..4);
+        (0..SERVICES, 0..2u8, prop::collection::vec(port.clone(), 0..3), endpoints).prop_map(
+            move |(service, n, ports, endpoints)| EndpointSlice {
+                name: ObjectName::new("d", &format!("s{service}-{family}-{n}")),
+                service: ObjectName::new("d", &format!("s{service}")),
+                family,
+                ports,
+                endpoints,
+            },
+        )
+    })
+}
+
+/// A random cluster.
+pub fn any_cluster() -> impl Strategy<Value = Cluster> {
+    let objects = (prop::collection::vec(any_service(), 0..6), prop::collection::vec(any_slice(), 0..8));
+    let node = (select(vec![None, Some("za"), Some("zb")]), vips());
+    (objects, node).prop_map(|((services, slices), (zone, addresses))| {
+        let node = Node { name: "n1".into(), zone: zone.map(Into::into), addresses, pod_cidrs: [None, None] };
+        let services =
+            services.into_iter().map(|s| ((Kind::Service, s.name.to_string()), Object::Service(s)));
+        let slices =
+            slices.into_iter().map(|s| ((Kind::EndpointSlice, s.name.to_string()), Object::EndpointSlice(s)));
+        Cluster { objects: services.chain(slices).collect(), node }
+    })
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Named moves from one state of the cluster to another. Together they need every kind of op.
+
+use serde_json::{Value, json};
+
+use super::cluster::Cluster;
+use crate::core::model::{Family, VsKey};
+use crate::core::observed::ObservedSet;
+use crate::core::sets::{SetId, SetKind};
+use crate::kernel::fake::FakeKernel;
+
+/// A move.
+pub struct Scenario {
+    pub name: &'static str,
+    pub before: Cluster,
+    pub after: Cluster,
+    /// What happens to the kernel in between.
+    pub meanwhile: fn(&mut FakeKernel),
+}
+
+fn scenario(name: &'static str, before: Cluster, after: Cluster) -> Scenario {
+    Scenario { name, before, after, meanwhile: |_| {} }
+}
+
+const TCP: &[&str] = &["p/TCP/8080"];
+
+fn ports(list: Value) -> Value {
+    json!({"clusterIP": "10.96.0.1", "ports": list})
+}
+
+fn tcp(node_port: u16) -> Value {
+    json!([{"name": "p", "port": 80, "nodePort": node_port}])
+}
+
+/// `base` with more fields.
+fn spec(mut base: Value, more: Value) -> Value {
+    base.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    base
+}
+
+fn plain() -> Cluster {
+    Cluster::default().service("a", ports(tcp(0)), &[])
+}
+
+fn both(cluster: Cluster) -> Cluster {
+    cluster.slice("a", &["10.244.1.1@n1", "10.244.2.1@n2"], TCP)
+}
+
+fn load_balancer(more: Value) -> Cluster {
+    let base = spec(ports(tcp(30080)), json!({"type": "LoadBalancer"}));
+    both(Cluster::default().service("a", spec(base, more), &["203.0.113.1"]))
+}
+
+fn others_interfere(kernel: &mut FakeKernel) {
+    for server in kernel.state.virtual_servers.values_mut() {
+        server.spec.scheduler = "wrr".into();
+        server.real_servers.values_mut().for_each(|rs| rs.weight = 9);
+    }
+    kernel.state.sysctls.values_mut().for_each(|value| *value = 0);
+    kernel.state.timeouts.tcp_fin = 120;
+    kernel.state.addresses.insert("10.97.0.1/24".parse().unwrap());
+    kernel.state.rules[0].jumps.clear();
+}
+
+/// Every real server has connections.
+fn all_busy(kernel: &mut FakeKernel) {
+    let servers = &kernel.state.virtual_servers;
+    let all = servers.iter().flat_map(|(vs, server)| server.real_servers.keys().map(|rs| (*vs, *rs)));
+    kernel.state.busy = all.collect();
+}
+
+/// kube-proxy's sets have less room, and somebody's have another type.
+fn sets_do_not_fit(kernel: &mut FakeKernel) {
+    let set = |kind| SetId { kind, family: Family::V4 };
+    kernel.state.sets.entry(set(SetKind::ClusterIp)).or_default().capacity = 1;
+    let misfit = ObservedSet { misfit: true, ..ObservedSet::default() };
+    kernel.state.sets.insert(set(SetKind::ExternalIp), misfit);
+}
+
+fn nobody_is_left(kernel: &mut FakeKernel) {
+    *kernel = super::kernel();
+}
+
+fn services() -> Vec<Scenario> {
+    let v6 = json!({"clusterIPs": ["10.96.0.1", "fd00:96::1"], "ipFamilies": ["IPv4", "IPv6"]});
+    let dual =
+        |more: Value| Cluster::default().service("a", spec(spec(ports(tcp(30080)), v6.clone()), more), &[]);
+    let two = json!([{"name": "p", "port": 80}, {"name": "q", "port": 81, "protocol": "UDP"}]);
+    vec![
+        scenario("a cluster comes", Cluster::default(), both(plain())),
+        scenario("a cluster goes", both(plain()), Cluster::default()),
+        scenario("endpoints come and go", both(plain()), plain().slice("a", &["10.244.1.1@n1", "10.244.1.2@n1"], TCP)),
+        scenario("only terminating endpoints are left", both(plain()), plain().slice("a", &["-10.244.1.1@n1"], TCP)),
+        scenario("a port changes and one comes", both(plain()), both(Cluster::default().service("a", ports(two), &[]))),
+        scenario("a ClusterIP becomes a NodePort", both(plain()), both(Cluster::default().service("a", ports(tcp(30080)), &[]))),
+        scenario("dual stack becomes single", dual(json!({})).slice("a", &["fd00:244:1::1@n1"], TCP), both(plain())),
+        scenario(
+            "affinity changes in place",
+            both(plain()),
+            both(Cluster::default().service("a", spec(ports(tcp(0)), json!({"sessionAffinity": "ClientIP"})), &[])),
+        ),
+        scenario(
+            "an external IP is shared, then it is not",
+            Cluster::default()
+                .service("a", spec(ports(tcp(0)), json!({"externalIPs": ["198.51.100.1"]})), &[])
+                .service("b", json!({"clusterIP": "10.96.0.2", "externalIPs": ["198.51.100.1"], "ports": [{"port": 81}]}), &[]),
+            Cluster::default().service("a", spec(ports(tcp(0)), json!({"externalIPs": ["198.51.100.1"]})), &[]),
+        ),
+        scenario(
+            "two Services want one address and port",
+            Cluster::default().service("b", spec(ports(tcp(0)), json!({"clusterIP": "10.96.0.2", "externalIPs": ["198.51.100.1"]})), &[]),
+            both(Cluster::default().service("a", spec(ports(tcp(0)), json!({"externalIPs": ["198.51.100.1"]})), &[]))
+                .service("b", spec(ports(tcp(0)), json!({"clusterIP": "10.96.0.2", "externalIPs": ["198.51.100.1"]})), &[]),
+        ),
+    ]
+}
+
+fn load_balancers() -> Vec<Scenario> {
+    let restricted = |ranges: &[&str]| load_balancer(json!({"loadBalancerSourceRanges": ranges}));
+    let local = json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 32000});
+    let sctp = json!([{"name": "p", "port": 80, "nodePort": 30080, "protocol": "SCTP"}]);
+    vec![
+        scenario("a load balancer becomes Local", load_balancer(json!({})), load_balancer(local.clone())),
+        scenario("a load balancer becomes a ClusterIP", load_balancer(local), both(plain())),
+        scenario(
+            "source ranges are narrowed",
+            restricted(&["192.168.0.0/16", "198.51.100.0/24"]),
+            restricted(&["198.51.100.7/32"]),
+        ),
+        scenario("source ranges are lifted", restricted(&["198.51.100.7/32"]), load_balancer(json!({}))),
+        scenario(
+            "a NodePort changes its protocol",
+            load_balancer(json!({})),
+            load_balancer(json!({"ports": sctp})),
+        ),
+    ]
+}
+
+fn kernels() -> Vec<Scenario> {
+    let udp = |endpoints: &[&str]| {
+        let port = json!([{"name": "p", "port": 53, "nodePort": 30053, "protocol": "UDP"}]);
+        Cluster::default().service("a", ports(port), &[]).slice("a", endpoints, &["p/UDP/53"])
+    };
+    let many = (0..4).fold(plain(), |cluster, n| {
+        let vip = format!("10.96.1.{n}");
+        let more = json!({"clusterIP": vip, "externalIPs": ["198.51.100.9"]});
+        cluster.service(&format!("many-{n}"), spec(ports(json!([{"port": 90 + n}])), more), &[])
+    });
+    let moved = Cluster { node: crate::core::model::Node { zone: None, ..super::node() }, ..both(plain()) };
+    vec![
+        Scenario {
+            meanwhile: others_interfere,
+            ..scenario("others interfere", both(plain()), both(plain()))
+        },
+        Scenario { meanwhile: all_busy, ..scenario("real servers drain", both(plain()), plain()) },
+        Scenario { meanwhile: sets_do_not_fit, ..scenario("sets do not fit", plain(), many) },
+        Scenario { meanwhile: nobody_is_left, ..scenario("the kernel is new", both(plain()), both(plain())) },
+        scenario("a UDP endpoint is replaced", udp(&["10.244.1.1@n1"]), udp(&["10.244.2.1@n2"])),
+        scenario("the first UDP endpoint comes", udp(&[]), udp(&["10.244.2.1@n2"])),
+        scenario("the node changes", both(plain()), moved),
+    ]
+}
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    services().into_iter().chain(load_balancers()).chain(kernels()).collect()
+}
+
+/// The key of a TCP virtual server, for tests.
+pub fn tcp_server(addr: &str, port: u16) -> VsKey {
+    VsKey { protocol: crate::core::model::Protocol::Tcp, addr: addr.parse().unwrap(), port }
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Every op of every scenario fails once, and a process dies between any two of them.
+
+use std::collections::BTreeSet;
+
+use super::cluster::Cluster;
+use super::scenarios::{Scenario, all};
+use super::{Agent, kernel};
+use crate::core::observed::Observed;
+use crate::core::op::{Op, OpKind};
+use crate::schedule::Due;
+
+/// An agent that is done with `before`, and then the meanwhile has happened and `after` is wanted.
+/// `Due` is what its loop does next: what others did it finds out by an audit.
+fn moved(scenario: &Scenario) -> Agent {
+    let mut agent = Agent::start(kernel(), &scenario.before);
+    agent.converge(Due::Audit, 1);
+    (scenario.meanwhile)(agent.kernel());
+    scenario.after.put(&agent.store);
+    agent
+}
+
+/// What a node looks like that was never in another state. Drains are part of it: how long
+/// connections last does not depend on who looks.
+fn target(scenario: &Scenario) -> Observed {
+    let mut agent = moved(scenario);
+    agent.converge(Due::Audit, 2);
+    agent.kill().state
+}
+
+/// From nothing, so without drains.
+fn scratch(cluster: &Cluster) -> Observed {
+    let mut agent = Agent::start(kernel(), cluster);
+    agent.converge(Due::Audit, 1);
+    agent.kill().state
+}
+
+#[test]
+fn every_op_fails_once_in_every_scenario_and_the_next_pass_converges() {
+    let mut failed: BTreeSet<OpKind> = BTreeSet::new();
+    for scenario in all() {
+        let target = target(&scenario);
+        for doubt in [false, true] {
+            for n in 0.. {
+                let mut agent = moved(&scenario);
+                let exposed = agent.kernel().exposed();
+                agent.kernel().fail_at(n, doubt);
+                let pass = agent.sync(Due::Audit);
+                if pass.is_clean() {
+                    break;
+                }
+                let culprit = pass.report.outcomes.iter().position(|o| format!("{o:?}").contains("injected"));
+                failed.extend(culprit.map(|i| pass.plan.ops[i].kind()));
+                assert!(agent.kernel().exposed().is_subset(&exposed), "{}: op {n}", scenario.name);
+                agent.converge(if doubt { Due::Audit } else { Due::Changes }, 1);
+                assert_eq!(agent.kill().state, target, "{}: op {n}", scenario.name);
+            }
+        }
+    }
+    let missing: Vec<OpKind> = OpKind::ALL.into_iter().filter(|kind| !failed.contains(kind)).collect();
+    assert!(missing.is_empty(), "no scenario needs {missing:?}");
+}
+
+#[test]
+fn killed_between_any_two_ops_of_every_scenario_the_next_start_converges() {
+    for scenario in all() {
+        let target = target(&scenario);
+        for n in 0.. {
+            let mut agent = moved(&scenario);
+            let exposed = agent.kernel().exposed();
+            agent.kernel().stop_after(Some(n));
+            let finished = agent.sync(Due::Audit).is_clean();
+            let mut kernel = agent.kill();
+            kernel.stop_after(None);
+            assert!(kernel.exposed().is_subset(&exposed), "{}: killed after {n} ops", scenario.name);
+            let mut again = Agent::start(kernel, &scenario.after);
+            again.converge(Due::Audit, 2);
+            assert_eq!(again.kill().state, target, "{}: killed after {n} ops", scenario.name);
+            if finished {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_move_ends_where_a_fresh_start_would() {
+    for scenario in all() {
+        let mut agent = moved(&scenario);
+        agent.converge(Due::Audit, 2);
+        // Connections end, and the drains with them.
+        agent.kernel().state.busy.clear();
+        agent.converge(Due::Drains, 1);
+        let mut state = agent.kill().state;
+        let mut fresh = scratch(&scenario.after);
+        // A set that grew keeps its room.
+        for observed in [&mut state, &mut fresh] {
+            observed.sets.values_mut().for_each(|set| set.capacity = 0);
+        }
+        assert_eq!(state, fresh, "{}", scenario.name);
+    }
+}
+
+#[test]
+fn a_restart_in_every_scenario_writes_nothing() {
+    for scenario in all() {
+        let mut again = Agent::start(
+            {
+                let mut agent = moved(&scenario);
+                agent.converge(Due::Audit, 2);
+                agent.kill()
+            },
+            &scenario.after,
+        );
+        let pass = again.sync(Due::Audit);
+        let writes: Vec<String> = pass
+            .plan
+            .ops
+            .iter()
+            .filter(|op| !matches!(op, Op::ForgetFlows(_)))
+            .map(ToString::to_string)
+            .collect();
+        assert!(writes.is_empty(), "{}: {writes:?}", scenario.name);
+    }
+}
+
+#[test]
+fn what_changes_is_seen_without_an_audit() {
+    for scenario in all() {
+        let mut agent = Agent::start(kernel(), &scenario.before);
+        agent.converge(Due::Audit, 1);
+        let readings = agent.kernel().counts.observations;
+        scenario.after.put(&agent.store);
+        agent.converge(Due::Changes, 2);
+        assert_eq!(agent.kernel().counts.observations, readings, "{}", scenario.name);
+        let audit = agent.sync(Due::Audit);
+        let left: Vec<String> = audit.plan.ops.iter().map(ToString::to_string).collect();
+        assert!(left.is_empty(), "{}: an audit still finds {left:?}", scenario.name);
+    }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The gateways in a route message (`<linux/rtnetlink.h>`). Read with checked slicing and not with
+//! netlink-packet-route, which reads a message whole or not at all: a route with an encapsulation or
+//! metric that it does not know must not hide where the route leads.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::NlasIterator;
+
+use crate::Error;
+
+pub(crate) const RTM_GETROUTE: u16 = 26;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const RTMSG_LEN: usize = 12;
+const FLAGS_AT: usize = 8;
+/// A copy that the kernel keeps of what it learned about one destination.
+const RTM_F_CLONED: u32 = 0x200;
+const RTA_GATEWAY: u16 = 5;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_VIA: u16 = 18;
+const RTNEXTHOP_LEN: usize = 8;
+
+const CUT_OFF: Error = Error::Malformed("a route attribute is cut off");
+
+/// Adds the gateways of a route to `found`; none for a route of neither IPv4 nor IPv6 (MPLS,
+/// multicast: a dump of all families has them, too), and for a cached one.
+pub(crate) fn parse_gateways(payload: &[u8], found: &mut Vec<IpAddr>) -> Result<(), Error> {
+    const SHORT: Error = Error::Malformed("a route message is too short");
+    let flags = payload.get(FLAGS_AT..FLAGS_AT + 4).and_then(|bytes| bytes.try_into().ok());
+    let cached = flags.map(u32::from_ne_bytes).ok_or(SHORT)? & RTM_F_CLONED != 0;
+    if cached || !payload.first().is_some_and(|family| [AF_INET, AF_INET6].contains(family)) {
+        return Ok(());
+    }
+    each_attribute(payload.get(RTMSG_LEN..).ok_or(SHORT)?, |kind, value| match kind {
+        RTA_MULTIPATH => each_next_hop(value, |attributes| {
+            each_attribute(attributes, |kind, value| gateway(kind, value, found))
+        }),
+        kind => gateway(kind, value, found),
+    })
+}
+
+fn gateway(kind: u16, value: &[u8], found: &mut Vec<IpAddr>) -> Result<(), Error> {
+    match kind {
+        RTA_GATEWAY => found.push(address(value)?),
+        RTA_VIA => found.extend(via(value)?),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A family in host order and its address: an IPv4 route through an IPv6 gateway. `None` for an
+/// address of the link layer.
+fn via(value: &[u8]) -> Result<Option<IpAddr>, Error> {
+    let (family, addr) = value.split_first_chunk().ok_or(CUT_OFF)?;
+    let is_ip = [AF_INET, AF_INET6].map(u16::from).contains(&u16::from_ne_bytes(*family));
+    is_ip.then(|| address(addr)).transpose()
+}
+
+fn address(bytes: &[u8]) -> Result<IpAddr, Error> {
+    let v4 = || <[u8; 4]>::try_from(bytes).map(|ip| Ipv4Addr::from(ip).into());
+    let v6 = || <[u8; 16]>::try_from(bytes).map(|ip| Ipv6Addr::from(ip).into());
+    v4().or_else(|_| v6()).map_err(|_| Error::Malformed("a gateway of an impossible length"))
+}
+
+fn each_attribute(bytes: &[u8], mut each: impl FnMut(u16, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
+    for nla in NlasIterator::new(bytes) {
+        let nla = nla.map_err(|_| CUT_OFF)?;
+        each(nla.kind(), nla.value())?;
+    }
+    Ok(())
+}
+
+/// Hands on the attributes of every `rtnexthop`: a header with the length of both, then attributes.
+fn each_next_hop(mut bytes: &[u8], mut each: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
+    while let Some(len) = bytes.get(..2).and_then(|len| len.try_into().ok()).map(u16::from_ne_bytes) {
+        let len = usize::from(len);
+        each(bytes.get(RTNEXTHOP_LEN..len).ok_or(CUT_OFF)?)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    if bytes.is_empty() { Ok(()) } else { Err(CUT_OFF) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_core::Emitable;
+    use netlink_packet_route::AddressFamily;
+    use netlink_packet_route::route::{
+        RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteVia,
+    };
+    use proptest::prelude::*;
+
+    fn route(family: AddressFamily, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.attributes = attributes;
+        message
+    }
+
+    fn emit(message: &RouteMessage) -> Vec<u8> {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn gateways(message: &RouteMessage) -> Vec<String> {
+        let mut found = Vec::new();
+        parse_gateways(&emit(message), &mut found).unwrap();
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn hop(attributes: Vec<RouteAttribute>) -> RouteNextHop {
+        let mut hop = RouteNextHop::default();
+        hop.interface_index = 7;
+        hop.attributes = attributes;
+        hop
+    }
+
+    #[test]
+    fn a_route_leads_to_its_gateway() {
+        let to = |gateway: &str| RouteAttribute::Gateway(ip(gateway).into());
+        let v4 = route(AddressFamily::Inet, vec![RouteAttribute::Oif(2), to("192.168.50.1")]);
+        assert_eq!(gateways(&v4), ["192.168.50.1"]);
+        let v6 = route(AddressFamily::Inet6, vec![RouteAttribute::Priority(1024), to("fd00:50::1")]);
+        assert_eq!(gateways(&v6), ["fd00:50::1"]);
+        let link_local = route(AddressFamily::Inet6, vec![to("fe80::1")]);
+        assert_eq!(gateways(&link_local), ["fe80::1"]);
+        let mixed = route(AddressFamily::Inet, vec![RouteAttribute::Via(ip("fd00:50::2").into())]);
+        assert_eq!(gateways(&mixed), ["fd00:50::2"]);
+        assert!(gateways(&route(AddressFamily::Inet, vec![RouteAttribute::Oif(2)])).is_empty());
+    }
+
+    #[test]
+    fn a_route_with_many_next_hops_leads_to_all_of_them() {
+        let hops = vec![
+            hop(vec![RouteAttribute::Gateway(ip("10.0.0.1").into())]),
+            hop(vec![]),
+            hop(vec![RouteAttribute::Via(ip("fd00::2").into())]),
+            hop(vec![RouteAttribute::Gateway(ip("10.0.0.3").into())]),
+        ];
+        let message =
+            route(AddressFamily::Inet, vec![RouteAttribute::Priority(7), RouteAttribute::MultiPath(hops)]);
+        assert_eq!(gateways(&message), ["10.0.0.1", "fd00::2", "10.0.0.3"]);
+    }
+
+    #[test]
+    fn what_is_no_gateway_of_a_route_is_passed_over() {
+        let to = RouteAttribute::Gateway(ip("10.0.0.1").into());
+        assert!(
+            gateways(&route(AddressFamily::Mpls, vec![RouteAttribute::Via(ip("10.0.0.1").into())]))
+                .is_empty()
+        );
+        let mut cached = route(AddressFamily::Inet, vec![to]);
+        cached.header.flags = RouteFlags::Cloned;
+        assert!(gateways(&cached).is_empty());
+        let link_layer = RouteAttribute::Via(RouteVia::Packet(vec![1, 2, 3, 4, 5, 6]));
+        assert!(gateways(&route(AddressFamily::Inet, vec![link_layer])).is_empty());
+    }
+
+    #[test]
+    fn a_route_cut_short_is_an_error() {
+        let hops = vec![hop(vec![RouteAttribute::Gateway(ip("10.0.0.1").into())])];
+        let whole = emit(&route(
+            AddressFamily::Inet,
+            vec![RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]), RouteAttribute::MultiPath(hops)],
+        ));
+        let mut shorter_hop = whole.clone();
+        let hop_at = whole.len() - 16;
+        shorter_hop[hop_at..hop_at + 2].copy_from_slice(&4u16.to_ne_bytes());
+        for bad in [&whole[..whole.len() - 1], &whole[..11], &[], &shorter_hop] {
+            assert!(matches!(parse_gateways(bad, &mut Vec::new()), Err(Error::Malformed(_))), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), family in 0..2usize) {
+            let _ = parse_gateways(&bytes, &mut Vec::new());
+            // Most families end the reading at once.
+            if let Some(first) = bytes.first_mut() {
+                *first = [AF_INET, AF_INET6][family];
+            }
+            let _ = parse_gateways(&bytes, &mut Vec::new());
+        }
+
+        #[test]
+        fn no_damaged_route_panics_or_hangs(at in 0..200usize, with: u8) {
+            let hops = ["10.0.0.1", "10.0.0.2"].map(|to| hop(vec![RouteAttribute::Gateway(ip(to).into())]));
+            let mut bytes = emit(&route(AddressFamily::Inet, vec![RouteAttribute::MultiPath(hops.into())]));
+            let at = at % bytes.len();
+            bytes[at] = with;
+            let _ = parse_gateways(&bytes, &mut Vec::new());
+        }
+    }
+}
