@@ -60,17 +60,13 @@ fn a_client_stays_with_its_backend_until_the_timeout() {
     }
 }
 
-/// Connections that the virtual server of the TCP port has seen since it was made.
-fn seen_connections(node: &Node, vip: &str) -> u64 {
+/// Connections that the virtual server of the TCP port has seen since it was made, as of two seconds ago
+/// at most: the kernel adds its counters up that often. None when a dump missed it, see [`Setup::wait_ipvs`].
+fn seen_connections(node: &Node, vip: &str) -> Option<u64> {
     let shown = node.ns().exec(&["ipvsadm", "-Ln", "--stats", "--exact"]).unwrap().stdout;
     let place = at(vip, 80).to_string();
-    let line = shown.lines().find(|line| line.starts_with("TCP") && line.contains(&place));
-    line.unwrap_or_else(|| panic!("{place} is not in\n{shown}"))
-        .split_whitespace()
-        .nth(2)
-        .unwrap()
-        .parse()
-        .unwrap()
+    let line = shown.lines().find(|line| line.starts_with("TCP") && line.contains(&place))?;
+    line.split_whitespace().nth(2)?.parse().ok()
 }
 
 fn real_servers(node: &Node) -> BTreeSet<String> {
@@ -86,23 +82,26 @@ fn affinity_changes_in_place() {
     let setup = Setup::start(&node, &json!({}), objects(service().affinity(5))).unwrap();
     setup.wait_bound(&VIP).unwrap();
     let mut open = VIP.map(|vip| Connection::open(&asker.ns, at(vip, 80), ANSWER).unwrap());
+    setup.wait("twelve real servers", || real_servers(&node).len() == 12).unwrap();
     let servers = real_servers(&node);
-    assert_eq!(servers.len(), 12, "{servers:?}");
+    let counted = |vip| seen_connections(&node, vip) > Some(0);
+    setup.wait("the kernel's counters", || VIP.into_iter().all(counted)).unwrap();
     for (service, flags) in [
         (service().affinity(77), "-s rr -p 77"),
         (service(), "-s rr"),
         (service().affinity(600), "-s rr -p 600"),
     ] {
         let before = VIP.map(|vip| seen_connections(&node, vip));
-        assert!(before.iter().all(|count| *count > 0), "{before:?}");
         setup.write(objects(service)).unwrap();
         let edited = |line: &str| line.starts_with("-A") && line.trim().ends_with(flags);
         setup.wait(flags, || ipvsadm(node.ns()).lines().filter(|line| edited(line)).count() == 6).unwrap();
-        assert_eq!(real_servers(&node), servers, "with {flags}");
+        setup.wait("the same real servers", || real_servers(&node) == servers).unwrap();
         for (index, connection) in open.iter_mut().enumerate() {
             connection.ask().unwrap();
             // A new virtual server would count from zero.
-            assert!(seen_connections(&node, VIP[index]) >= before[index], "with {flags}");
+            let counted =
+                || seen_connections(&node, VIP[index]).is_some_and(|now| Some(now) >= before[index]);
+            setup.wait("counters that go on", counted).unwrap();
         }
     }
 }
