@@ -37,6 +37,8 @@ pub struct Traffic {
     pub dumps: u64,
     /// Processes started.
     pub processes: u64,
+    /// Readings of the whole table of virtual servers.
+    pub tables: u64,
 }
 
 /// The real kernel.
@@ -48,6 +50,7 @@ pub struct LinuxKernel {
     iptables: Iptables,
     families: Vec<Family>,
     sysctls: Vec<&'static str>,
+    tables: u64,
 }
 
 impl LinuxKernel {
@@ -65,6 +68,7 @@ impl LinuxKernel {
             iptables: Iptables::default(),
             families: settings.families.clone(),
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
+            tables: 0,
         })
     }
 
@@ -80,8 +84,9 @@ impl LinuxKernel {
             sends: [ipvs.sends, sets.sends, addresses.sends],
             bytes: [ipvs.bytes_sent, sets.bytes, addresses.bytes_sent],
             commands: ipvs.commands,
-            dumps: ipvs.dumps + sets.dumps + addresses.dumps,
+            dumps: ipvs.dumps + sets.dumps + addresses.dumps + self.conntrack.counters().dumps,
             processes: self.iptables.started(),
+            tables: self.tables,
         }
     }
 
@@ -202,6 +207,7 @@ impl Kernel for LinuxKernel {
         let unreadable =
             |error: &dyn std::fmt::Display| ObserveError { what: "connections", message: error.to_string() };
         if servers.len() > ASKED_ONE_BY_ONE {
+            self.tables += 1;
             return table::read_busy().map_err(|error| unreadable(&error));
         }
         let mut busy = HashSet::new();

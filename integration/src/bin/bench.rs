@@ -16,6 +16,8 @@ use kube_ipvs::config::node;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::op::{Lane, Op, Phase};
 use kube_ipvs::core::ownership::DEVICE;
+use kube_ipvs::core::settings::Settings;
+use kube_ipvs::events::EventSink;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::ipset::IpsetClient;
 use kube_ipvs::kernel::linux::LinuxKernel;
@@ -64,10 +66,14 @@ fn fill(store: &Store, args: &Args) {
         for n in 0..args.services {
             update.put(Object::Service(Service {
                 name: service_name(n),
-                created: 0,
                 cluster_ips: [Some(bytes(n + 1, 10)), None],
-                external_ips: vec![],
-                ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+                ports: vec![ServicePort {
+                    name: "http".into(),
+                    protocol: Protocol::Tcp,
+                    port: 80,
+                    node_port: 0,
+                }],
+                ..Service::default()
             }));
             let endpoint = |e: u8| Endpoint {
                 addr: bytes(n, 100 + e),
@@ -75,6 +81,7 @@ fn fill(store: &Store, args: &Args) {
                 serving: true,
                 terminating: false,
                 node: (e == 0).then(|| "node-a".into()),
+                hints: None,
             };
             update.put(Object::EndpointSlice(EndpointSlice {
                 name: service_name(n),
@@ -92,14 +99,14 @@ fn measure_agent(args: &Args) -> Result<(Pass, Duration)> {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     let settings = Settings {
         families: node::families(),
-        sysctls: node::sysctls(node::kernel_version()?),
+        sysctls: node::sysctls(node::kernel_version()?, false),
         ..Settings::default()
     };
     let kernel = LinuxKernel::open(&settings)?;
     fill(&store, args);
-    let mut reconciler = Reconciler::new(kernel, store, settings, "node-a", false);
+    let mut reconciler = Reconciler::new(kernel, store, settings, "node-a", false, EventSink::log_only());
     let start = Instant::now();
-    let pass = reconciler.sync(Due::Audit);
+    let pass = reconciler.sync(Due::Audit, Duration::ZERO);
     let took = start.elapsed();
     ensure!(pass.is_clean(), "not everything was programmed: {:?}", pass.unreadable);
     let traffic = reconciler.kernel().traffic();
