@@ -8,6 +8,7 @@ mod affinity;
 mod change;
 mod filter;
 mod protocol;
+mod reshape;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
