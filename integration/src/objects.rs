@@ -42,6 +42,128 @@ pub fn slice(service: &str, addresses: &[&str], ports: &[Port<'_>]) -> Value {
     })
 }
 
+/// The conditions of an endpoint, as the controller writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Takes traffic.
+    Ready,
+    /// Fails its readiness probe.
+    NotReady,
+    /// Is being deleted, and still serves.
+    Terminating,
+}
+
+/// An EndpointSlice whose endpoints, written as for [`slice()`], have these conditions.
+pub fn slice_of(service: &str, endpoints: &[(&str, State)], ports: &[Port<'_>]) -> Value {
+    let addresses: Vec<&str> = endpoints.iter().map(|(address, _)| *address).collect();
+    let mut slice = slice(service, &addresses, ports);
+    for (index, (_, state)) in endpoints.iter().enumerate() {
+        slice["endpoints"][index]["conditions"] = json!({
+            "ready": *state == State::Ready, "serving": *state != State::NotReady,
+            "terminating": *state == State::Terminating,
+        });
+    }
+    slice
+}
+
+/// A Service in the making, in namespace `test`: what [`service()`] gives, and more, field by field.
+#[derive(Clone, Debug)]
+pub struct ServiceBuilder {
+    object: Value,
+}
+
+impl ServiceBuilder {
+    /// A Service of type ClusterIP.
+    pub fn new(name: &str, cluster_ips: &[&str], ports: &[Port<'_>]) -> Self {
+        let mut object = service(name, cluster_ips, &[], ports);
+        object["spec"]["type"] = json!("ClusterIP");
+        Self { object }
+    }
+
+    fn spec(mut self, field: &str, value: Value) -> Self {
+        self.object["spec"][field] = value;
+        self
+    }
+
+    /// Type NodePort, with one number for each port; 0 leaves a port without.
+    pub fn node_ports(mut self, numbers: &[u16]) -> Self {
+        for (index, number) in numbers.iter().enumerate().filter(|(_, number)| **number != 0) {
+            self.object["spec"]["ports"][index]["nodePort"] = json!(number);
+        }
+        if self.object["spec"]["type"] == "LoadBalancer" {
+            self
+        } else {
+            self.spec("type", json!("NodePort"))
+        }
+    }
+
+    /// `externalIPs`.
+    pub fn external_ips(self, addresses: &[&str]) -> Self {
+        self.spec("externalIPs", json!(addresses))
+    }
+
+    /// Type LoadBalancer with these addresses of the load balancer, which the nodes are to answer
+    /// (`ipMode: VIP`).
+    pub fn load_balancer(self, addresses: &[&str]) -> Self {
+        addresses.iter().fold(self, |service, address| service.ingress(address, Some("VIP")))
+    }
+
+    /// Type LoadBalancer with one more address and its `ipMode`.
+    pub fn ingress(mut self, address: &str, ip_mode: Option<&str>) -> Self {
+        let entry = match ip_mode {
+            Some(mode) => json!({"ip": address, "ipMode": mode}),
+            None => json!({"ip": address}),
+        };
+        let ingress = &mut self.object["status"]["loadBalancer"]["ingress"];
+        match ingress.as_array_mut() {
+            Some(entries) => entries.push(entry),
+            None => *ingress = json!([entry]),
+        }
+        self.spec("type", json!("LoadBalancer"))
+    }
+
+    /// `externalTrafficPolicy`.
+    pub fn external_policy(self, policy: &str) -> Self {
+        self.spec("externalTrafficPolicy", json!(policy))
+    }
+
+    /// `internalTrafficPolicy`.
+    pub fn internal_policy(self, policy: &str) -> Self {
+        self.spec("internalTrafficPolicy", json!(policy))
+    }
+
+    /// `sessionAffinity: ClientIP` for so many seconds.
+    pub fn affinity(self, seconds: u32) -> Self {
+        self.spec("sessionAffinity", json!("ClientIP"))
+            .spec("sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": seconds}}))
+    }
+
+    /// `loadBalancerSourceRanges`.
+    pub fn source_ranges(self, ranges: &[&str]) -> Self {
+        self.spec("loadBalancerSourceRanges", json!(ranges))
+    }
+
+    /// `healthCheckNodePort`.
+    pub fn health_check_node_port(self, port: u16) -> Self {
+        self.spec("healthCheckNodePort", json!(port))
+    }
+
+    /// The object.
+    pub fn build(self) -> Value {
+        self.object
+    }
+}
+
+/// A Node with these internal addresses.
+pub fn node(name: &str, addresses: &[&str]) -> Value {
+    let addresses: Vec<Value> =
+        addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "spec": {}, "status": {"addresses": addresses},
+    })
+}
+
 fn json_ports(ports: &[Port<'_>]) -> Vec<Value> {
     ports
         .iter()
@@ -59,6 +181,8 @@ pub fn config(node: &str, more: &Value) -> Value {
     let mut config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "mode": "ipvs", "hostnameOverride": node, "clusterCIDR": "10.244.0.0/16,fd00:244::/32",
+        // A network namespace has some of these sysctls for reading only: leave them alone.
+        "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     });
     if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
         config.extend(more.clone());
