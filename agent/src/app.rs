@@ -18,13 +18,18 @@ use crate::inbox::Inbox;
 use crate::inspect::list::{Format, Table};
 use crate::inspect::owners::{self, Owners};
 use crate::kernel::linux::LinuxKernel;
-use crate::reconcile::Reconciler;
+use crate::kernel::nft_watch::RulesWatch;
+use crate::metrics::Metrics;
+use crate::reconcile::{Outlets, Reconciler};
 use crate::schedule::Schedule;
+use crate::serve;
 use crate::source::Source;
 use crate::source::api::{ApiAccess, ApiSource};
 use crate::source::files::FileSource;
 use crate::store::Store;
 
+/// Pause between audits for changes to rules.
+const RULES_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How long the first lists may take before a line says what is missing.
 const SYNC_NOTICE: Duration = Duration::from_secs(10);
@@ -74,11 +79,16 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     stop_on_signal(&runtime, inbox.clone())?;
     let (source, events) = source(args, &config, &name, &runtime)?;
     source.start(store.clone())?;
+    let metrics = Metrics::new().context("cannot set up metrics")?;
+    runtime.spawn(serve::metrics(config.metrics_address, metrics.clone()));
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
-    let Some(kernel) = open_kernel(&settings, &inbox) else { return Ok(()) };
+    let Some(mut kernel) = open_kernel(&settings, &inbox) else { return Ok(()) };
+    kernel.check_scheduler(&settings.scheduler)?;
     watch_addresses(&kernel, inbox.clone())?;
-    let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, events);
+    watch_rules(&kernel, inbox.clone())?;
+    let outlets = Outlets { events, metrics };
+    let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, outlets);
     reconciler.run(&inbox, schedule);
     tracing::info!("stopped; the kernel keeps everything as it is");
     runtime.shutdown_background();
@@ -171,6 +181,28 @@ fn watch_addresses(kernel: &LinuxKernel, inbox: Arc<Inbox>) -> anyhow::Result<()
                     std::thread::sleep(MAX_PAUSE);
                 }
             }
+        }
+    })?;
+    Ok(())
+}
+
+/// Notices at once what others do to our rules, where the kernel tells.
+fn watch_rules(kernel: &LinuxKernel, inbox: Arc<Inbox>) -> anyhow::Result<()> {
+    let mut watch = match RulesWatch::open(kernel.rule_writers()) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::info!("cannot watch rules ({error}): changes by others are found by the next audit");
+            return Ok(());
+        }
+    };
+    std::thread::Builder::new().name("rules".to_owned()).spawn(move || {
+        loop {
+            match watch.next() {
+                Ok(()) => inbox.doubt(),
+                Err(error) => tracing::debug!("watching rules: {error}"),
+            }
+            // Whoever fights over our chains gets an audit a second, not one for every stroke.
+            std::thread::sleep(RULES_PAUSE);
         }
     })?;
     Ok(())

@@ -12,11 +12,13 @@ pub mod events;
 pub mod inbox;
 pub mod inspect;
 pub mod kernel;
+pub mod metrics;
 pub mod notices;
 pub mod reconcile;
 #[cfg(test)]
 mod reconcile_tests;
 pub mod schedule;
+pub mod serve;
 pub mod source;
 pub mod store;
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::core::settings::{LocalTraffic, Settings};
 use crate::events::EventSink;
 use crate::inbox::{Inbox, Mail, Owners};
 use crate::kernel::{Kernel, Outcome, Report, apply};
+use crate::metrics::Metrics;
 use crate::notices;
 use crate::schedule::{Due, Schedule};
 use crate::store::{Dirty, Store};
@@ -48,6 +49,15 @@ impl Pass {
     }
 }
 
+/// Where the loop tells what it found.
+#[derive(Clone, Debug)]
+pub struct Outlets {
+    /// Events for operators.
+    pub events: EventSink,
+    /// Numbers for Prometheus.
+    pub metrics: Metrics,
+}
+
 /// Wanted and observed state, and the kernel that they are about.
 pub struct Reconciler<K> {
     kernel: K,
@@ -59,7 +69,7 @@ pub struct Reconciler<K> {
     observed: Option<Observed>,
     drains: Drains,
     pending: Changes,
-    notices: EventSink,
+    outlets: Outlets,
     /// The last pass left ops undone: doing them now repairs nobody else's change.
     failed: bool,
 }
@@ -73,7 +83,7 @@ impl<K: Kernel> Reconciler<K> {
         settings: Settings,
         node: &str,
         local_from_node: bool,
-        notices: EventSink,
+        outlets: Outlets,
     ) -> Self {
         Self {
             kernel,
@@ -85,7 +95,7 @@ impl<K: Kernel> Reconciler<K> {
             observed: None,
             drains: Drains::default(),
             pending: Changes::default(),
-            notices,
+            outlets,
             failed: false,
         }
     }
@@ -224,7 +234,11 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Tells the operator what changed in conflicts and remarks.
     fn tell(&self, changes: &Changes) {
-        self.notices.send(notices::build(&self.desired, changes));
+        self.outlets.events.send(notices::build(&self.desired, changes));
+        if !changes.contested.is_empty() {
+            self.outlets.metrics.set_conflicts(&self.desired);
+        }
+        self.outlets.metrics.set_drains(self.drains.len());
     }
 
     /// Whether an address that came or went is not as wanted.

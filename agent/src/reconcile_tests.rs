@@ -10,13 +10,13 @@ use crate::core::model::*;
 use crate::core::op::{Op, OpKind};
 use crate::core::sets::{Entry, SetId, SetKind};
 use crate::core::settings::{Settings, Sysctl};
-use crate::events::EventSink;
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, Outcome};
 use crate::reconcile::{Pass, Reconciler};
 use crate::schedule::{Due, Schedule};
 use crate::store::{Kind, Object, Store};
+use crate::testing::outlets;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/vs/conntrack";
 
@@ -31,7 +31,7 @@ fn new_store() -> Arc<Store> {
 }
 
 fn reconciler(store: &Arc<Store>, kernel: FakeKernel) -> Reconciler<FakeKernel> {
-    Reconciler::new(kernel, store.clone(), settings(), "n1", false, EventSink::log_only())
+    Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets())
 }
 
 fn service(name: &str, number: u8, external: Option<u8>) -> Object {
@@ -244,14 +244,7 @@ fn the_loop_waits_for_every_list_answers_questions_and_stops() {
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     let kernel = Arc::new(std::sync::Mutex::new(FakeKernel::new(&[SYSCTL])));
-    let mut r = Reconciler::new(
-        Shared(kernel.clone()),
-        store.clone(),
-        settings(),
-        "n1",
-        false,
-        EventSink::log_only(),
-    );
+    let mut r = Reconciler::new(Shared(kernel.clone()), store.clone(), settings(), "n1", false, outlets());
     let loop_inbox = inbox.clone();
     let schedule = Schedule::new(Duration::ZERO, Duration::from_secs(3600));
     let thread = std::thread::spawn(move || r.run(&loop_inbox, schedule));

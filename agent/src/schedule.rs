@@ -93,8 +93,8 @@ impl Schedule {
     pub fn next(&self, dirty: bool, draining: bool) -> (Duration, Due) {
         let next = self.next_sync(dirty);
         let tick = self.last_drains.saturating_add(DRAIN_PERIOD);
-        // A failed pass is tried again first; a tick adds its own keys to waiting changes.
-        if draining && self.failures == 0 && tick < next.0 { (tick, Due::Drains) } else { next }
+        // A tick adds its own keys to waiting changes.
+        if draining && tick < next.0 { (tick, Due::Drains) } else { next }
     }
 
     fn next_sync(&self, dirty: bool) -> (Duration, Due) {

@@ -19,7 +19,8 @@ use kube_ipvs::events::EventSink;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
 use kube_ipvs::kernel::{Kernel, ObserveError, OpError};
-use kube_ipvs::reconcile::Reconciler;
+use kube_ipvs::metrics::Metrics;
+use kube_ipvs::reconcile::{Outlets, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
 
@@ -110,7 +111,17 @@ fn new_reconciler() -> (Arc<Store>, Reconciler<Counting>) {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     let settings = settings();
     let kernel = Counting { kernel: LinuxKernel::open(&settings).unwrap(), groups: 0 };
-    (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false, EventSink::log_only()))
+    (
+        store.clone(),
+        Reconciler::new(
+            kernel,
+            store,
+            settings,
+            "node-a",
+            false,
+            Outlets { events: EventSink::log_only(), metrics: Metrics::new().unwrap() },
+        ),
+    )
 }
 
 fn cost(before: Traffic, after: Traffic) -> Traffic {

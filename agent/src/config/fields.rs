@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Single fields of the file. Errors name the field and what is wrong.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -48,6 +48,17 @@ pub(super) fn bind_address(text: &str) -> anyhow::Result<Option<IpAddr>> {
     }
     let ip: IpAddr = text.parse().with_context(|| format!("bindAddress: {text:?} is not an IP address"))?;
     Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
+}
+
+/// `IP:PORT`, or an IP that gets the usual port.
+pub(super) fn address_with_port(field: &str, text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    let address: SocketAddr =
+        text.parse().with_context(|| format!("{field}: {text:?} is neither IP:PORT nor an IP address"))?;
+    ensure!(address.port() > 0, "{field}: the port of {text:?} is not in 1-65535");
+    Ok(address)
 }
 
 pub(super) fn node_port_addresses(texts: Option<&[String]>) -> anyhow::Result<NodePortAddresses> {

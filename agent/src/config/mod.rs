@@ -7,7 +7,7 @@ pub mod node;
 mod raw;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub struct Config {
     pub hostname_override: String,
     /// `bindAddress`, unless it is unspecified.
     pub bind_address: Option<IpAddr>,
+    /// `metricsBindAddress`.
+    pub metrics_address: SocketAddr,
     /// `clientConnection.kubeconfig`; empty when absent.
     pub kubeconfig: String,
     /// `ipvs.scheduler`, `rr` when empty.
@@ -126,6 +128,7 @@ impl Config {
             ),
         }
         let external_ips = external_ips(&raw)?;
+        let metrics_address = metrics_address(&raw)?;
         let ipvs = raw.ipvs.unwrap_or_default();
         let iptables = raw.iptables.unwrap_or_default();
         let own = raw.own.unwrap_or_default();
@@ -139,6 +142,7 @@ impl Config {
         Ok(Self {
             hostname_override: raw.hostname_override.unwrap_or_default(),
             bind_address: fields::bind_address(raw.bind_address.as_deref().unwrap_or_default())?,
+            metrics_address,
             kubeconfig: raw.client_connection.and_then(|c| c.kubeconfig).unwrap_or_default(),
             timeouts: timeouts(&ipvs)?,
             conntrack: conntrack(&raw.conntrack.unwrap_or_default())?,
@@ -182,6 +186,14 @@ impl Config {
             keep_established: self.keep_established,
         })
     }
+}
+
+/// Loopback unless set, in the family of `bindAddress`.
+fn metrics_address(raw: &RawConfig) -> anyhow::Result<SocketAddr> {
+    let v6 = raw.bind_address.as_deref().is_some_and(|text| text.contains(':'));
+    let default = if v6 { "::1" } else { "127.0.0.1" };
+    let given = raw.metrics_bind_address.as_deref().filter(|text| !text.is_empty());
+    fields::address_with_port("metricsBindAddress", given.unwrap_or(default), 10249)
 }
 
 fn periods(ipvs: &RawIpvs) -> anyhow::Result<(Duration, Duration)> {

@@ -15,6 +15,7 @@ pub(super) struct RawConfig {
     pub feature_gates: Option<BTreeMap<String, bool>>,
     pub hostname_override: Option<String>,
     pub bind_address: Option<String>,
+    pub metrics_bind_address: Option<String>,
     #[serde(rename = "clusterCIDR")]
     pub cluster_cidr: Option<String>,
     pub detect_local_mode: Option<String>,

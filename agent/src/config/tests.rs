@@ -56,6 +56,8 @@ fn each_mistake_is_named() {
         ("conntrack: {udpTimeout: -1s}\n", "conntrack.udpTimeout is negative"),
         ("nodePortAddresses: [primary, 10.0.0.0/8]\n", "primary stands alone"),
         ("nodePortAddresses: [10.0.0.0]\n", "nodePortAddresses: \"10.0.0.0\""),
+        ("metricsBindAddress: here\n", "metricsBindAddress: \"here\""),
+        ("metricsBindAddress: 1.2.3.4:0\n", "the port of"),
         ("bindAddress: localhost\n", "bindAddress: \"localhost\""),
         ("kubeIPVS: {drainDeadline: -1h}\n", "kubeIPVS.drainDeadline is negative"),
         ("kubeIPVS: {externalIPs: {allow: [x]}}\n", "kubeIPVS.externalIPs.allow: \"x\""),
@@ -100,6 +102,11 @@ fn what_reaches_the_kernel() {
     assert_eq!(config.timeouts, Timeouts { tcp: 0, tcp_fin: 20, udp: 0 });
     assert_eq!(config.node_port_addresses, NodePortAddresses::Primary);
     assert_eq!(config.bind_address, Some("10.1.1.1".parse().unwrap()));
+    assert_eq!(config.metrics_address.to_string(), "127.0.0.1:10249");
+    let v6 = parse("bindAddress: \"::\"\n").unwrap();
+    assert_eq!((v6.bind_address, v6.metrics_address.to_string().as_str()), (None, "[::1]:10249"));
+    let bare = parse("metricsBindAddress: 0.0.0.0\n").unwrap();
+    assert_eq!(bare.metrics_address.to_string(), "0.0.0.0:10249");
     let sysctls: Vec<String> = config
         .settings()
         .unwrap()

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Stdio};
 
 use super::OpError;
+use super::nft_watch::Children;
 use crate::core::model::Family;
 use crate::core::op::RulesOp;
 use crate::core::rules::render_restore;
@@ -17,6 +18,7 @@ pub const IPVS_MATCH: &str = "-m ipvs ";
 #[derive(Debug, Default)]
 pub struct Iptables {
     started: u64,
+    children: Children,
 }
 
 fn program(family: Family, verb: &str) -> String {
@@ -45,7 +47,12 @@ impl Iptables {
     /// what the program said; the tables that it did not reach stay as they were.
     pub fn write(&mut self, rules: &[&RulesOp]) -> Vec<Result<(), OpError>> {
         self.started += rules.len() as u64;
-        at_once(rules, |rules| write(rules))
+        at_once(rules, |rules| write(rules, &self.children))
+    }
+
+    /// The processes that write rules for this agent.
+    pub fn children(&self) -> Children {
+        self.children.clone()
     }
 }
 
@@ -59,21 +66,21 @@ fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
 
 fn read(family: Family) -> Result<ObservedRules, String> {
     let name = program(family, "save");
-    let text = run(Command::new(&name).stdin(Stdio::null()), &name, "")?;
+    let text = run(Command::new(&name).stdin(Stdio::null()), &name, "", &Children::default())?;
     Ok(parse_save(&text))
 }
 
-fn write(rules: &RulesOp) -> Result<(), OpError> {
+fn write(rules: &RulesOp, children: &Children) -> Result<(), OpError> {
     let name = program(rules.family, "restore");
     let input = render_restore(&rules.chains, &rules.jumps);
     // The first table may have been written before the second failed.
-    let Err(error) = restore(&name, &input) else { return Ok(()) };
+    let Err(error) = restore(&name, &input, children) else { return Ok(()) };
     let (kept, left_out): (Vec<&str>, Vec<&str>) = input.lines().partition(|l| !l.contains(IPVS_MATCH));
     if left_out.is_empty() {
         return Err(OpError::doubt(error));
     }
     // The guard must stand, even where one match is missing.
-    match restore(&name, &(kept.join("\n") + "\n")) {
+    match restore(&name, &(kept.join("\n") + "\n"), children) {
         Ok(()) => Err(OpError::degraded(format!(
             "{error}; all rules are in place but those that keep this node itself from load balancers whose \
              source ranges leave it out: load the module xt_ipvs"
@@ -82,18 +89,19 @@ fn write(rules: &RulesOp) -> Result<(), OpError> {
     }
 }
 
-fn restore(name: &str, input: &str) -> Result<(), String> {
+fn restore(name: &str, input: &str, children: &Children) -> Result<(), String> {
     let mut command = Command::new(name);
     command.args(["-w", "5", "--noflush"]).stdin(Stdio::piped());
-    run(&mut command, name, input).map(drop)
+    run(&mut command, name, input, children).map(drop)
 }
 
-fn run(command: &mut Command, name: &str, input: &str) -> Result<String, String> {
+fn run(command: &mut Command, name: &str, input: &str, children: &Children) -> Result<String, String> {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| match error.kind() {
         ErrorKind::NotFound => format!("{name} is not installed: install the iptables package"),
         _ => format!("cannot start {name}: {error}"),
     })?;
+    children.add(child.id());
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ends early closes the pipe; its own message says why.
         let _ = stdin.write_all(input.as_bytes());

@@ -3,7 +3,7 @@
 //! that the process runs in. The translator on the kernel's side.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Context;
 use dummy_iface::DummyDevice;
@@ -13,6 +13,7 @@ use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, Servi
 use super::conntrack::ConntrackClient;
 use super::ipset::IpsetClient;
 use super::iptables::Iptables;
+use super::nft_watch::Children;
 use super::{Kernel, ObserveError, OpError, sysctl, table};
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
@@ -75,6 +76,37 @@ impl LinuxKernel {
     /// The netlink port that address changes of ours carry.
     pub fn address_port(&self) -> u32 {
         self.device.port_number()
+    }
+
+    /// The processes that write rules for this agent.
+    pub fn rule_writers(&self) -> Children {
+        self.iptables.children()
+    }
+
+    /// Whether the kernel has the scheduler. Where no virtual server uses it yet, one is added at an
+    /// address for documentation (RFC 5737) and removed again.
+    ///
+    /// # Errors
+    /// Names the scheduler and the remedy.
+    pub fn check_scheduler(&mut self, scheduler: &str) -> anyhow::Result<()> {
+        const PROBE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0)), 20000);
+        let services = self.ipvs.services().context("IPVS is not usable")?;
+        let probe = ServiceId::tcp(PROBE);
+        if services.iter().any(|s| s.scheduler == scheduler && s.id != probe) {
+            return Ok(());
+        }
+        let added = self.ipvs.new_service(&Service::new(probe, scheduler));
+        // An earlier probe may have been interrupted; either way nothing of it stays.
+        let removed = self.ipvs.del_service(&probe);
+        match added {
+            Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchScheduler => anyhow::bail!(
+                "ipvs.scheduler: the kernel does not know {scheduler:?}: check its spelling, or load its module \
+                 (`modprobe ip_vs_{scheduler}`)"
+            ),
+            Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::ServiceExists => {}
+            other => other.context("cannot try the scheduler")?,
+        }
+        removed.context("cannot remove the virtual server that the scheduler was tried with")
     }
 
     /// What went to the kernel so far.

@@ -10,6 +10,7 @@ pub mod ipset;
 pub mod iptables;
 pub mod linux;
 pub mod nfnetlink;
+pub mod nft_watch;
 pub mod sysctl;
 pub mod table;
 

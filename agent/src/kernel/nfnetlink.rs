@@ -194,12 +194,14 @@ pub struct Counters {
     pub dumps: u64,
 }
 
-/// A netlink message as received: type, flags, sequence number and payload.
-struct Received<'a> {
-    kind: u16,
-    flags: u16,
-    seq: u32,
-    payload: &'a [u8],
+/// A netlink message as received.
+pub(super) struct Received<'a> {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) seq: u32,
+    /// Netlink port of whoever caused the message.
+    pub(super) port: u32,
+    pub(super) payload: &'a [u8],
 }
 
 /// The client.
@@ -380,7 +382,7 @@ fn refusal(payload: &[u8]) -> Option<i32> {
     (code != 0).then_some(code.saturating_neg())
 }
 
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Result<Received<'_>, NfError>> {
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Result<Received<'_>, NfError>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
             return None;
@@ -399,7 +401,8 @@ fn parse_header(bytes: &[u8]) -> Option<(Received<'_>, usize)> {
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let flags = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
     let seq = u32::from_ne_bytes(bytes.get(8..12)?.try_into().ok()?);
-    Some((Received { kind, flags, seq, payload: bytes.get(HEADER..len)? }, len))
+    let port = u32::from_ne_bytes(bytes.get(12..16)?.try_into().ok()?);
+    Some((Received { kind, flags, seq, port, payload: bytes.get(HEADER..len)? }, len))
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ use crate::core::settings::{LocalTraffic, Settings, Sysctl, Timeouts};
 use crate::events::EventSink;
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::reconcile::{Pass, Reconciler};
+use crate::metrics::Metrics;
+use crate::reconcile::{Outlets, Pass, Reconciler};
 use crate::schedule::Due;
 use crate::store::Store;
 use cluster::Cluster;
@@ -34,6 +35,11 @@ pub fn settings() -> Settings {
         drain_deadline: Some(DEADLINE),
         ..Settings::default()
     }
+}
+
+/// Nobody listens.
+pub fn outlets() -> Outlets {
+    Outlets { events: EventSink::log_only(), metrics: Metrics::new().unwrap() }
 }
 
 /// This node.
@@ -66,8 +72,7 @@ impl Agent {
     pub fn start(kernel: FakeKernel, cluster: &Cluster) -> Self {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         cluster.put(&store);
-        let sink = EventSink::log_only();
-        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, sink);
+        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets());
         Self { store, reconciler }
     }
 

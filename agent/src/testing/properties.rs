@@ -170,7 +170,7 @@ proptest! {
         let mut agent = Agent::start(kernel(), &Cluster::default());
         agent.store = store.clone();
         agent.reconciler = crate::reconcile::Reconciler::new(
-            kernel(), store, super::settings(), "n1", false, crate::events::EventSink::log_only(),
+            kernel(), store, super::settings(), "n1", false, super::outlets(),
         );
         let mut n = seed;
         while !objects.is_empty() {
@@ -195,8 +195,7 @@ proptest! {
             exclude_cidrs: vec!["9.9.9.0/24".parse().unwrap()],
             ..super::settings()
         };
-        let sink = crate::events::EventSink::log_only();
-        let mut agent = crate::reconcile::Reconciler::new(node, store.clone(), settings, "n1", false, sink);
+        let mut agent = crate::reconcile::Reconciler::new(node, store.clone(), settings, "n1", false, super::outlets());
         for cluster in [&a, &b] {
             cluster.put(&store);
             prop_assert!(agent.sync(Due::Audit, Duration::ZERO).is_clean());

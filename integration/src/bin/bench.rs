@@ -21,7 +21,8 @@ use kube_ipvs::events::EventSink;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::ipset::IpsetClient;
 use kube_ipvs::kernel::linux::LinuxKernel;
-use kube_ipvs::reconcile::{Pass, Reconciler};
+use kube_ipvs::metrics::Metrics;
+use kube_ipvs::reconcile::{Outlets, Pass, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
 
@@ -104,7 +105,14 @@ fn measure_agent(args: &Args) -> Result<(Pass, Duration)> {
     };
     let kernel = LinuxKernel::open(&settings)?;
     fill(&store, args);
-    let mut reconciler = Reconciler::new(kernel, store, settings, "node-a", false, EventSink::log_only());
+    let mut reconciler = Reconciler::new(
+        kernel,
+        store,
+        settings,
+        "node-a",
+        false,
+        Outlets { events: EventSink::log_only(), metrics: Metrics::new()? },
+    );
     let start = Instant::now();
     let pass = reconciler.sync(Due::Audit, Duration::ZERO);
     let took = start.elapsed();

@@ -82,7 +82,11 @@ fn health(ns: &Netns, expected: &str) -> Result<String> {
     Ok(text)
 }
 
-fn http_get(port: u16, path: &str) -> std::io::Result<String> {
+/// The whole answer to `GET /PATH` from a port of this thread's loopback.
+///
+/// # Errors
+/// When nobody answers.
+pub fn http_get(port: u16, path: &str) -> std::io::Result<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, HTTP_LIMIT)?;
     stream.set_read_timeout(Some(HTTP_LIMIT))?;
