@@ -2,6 +2,7 @@
 //! What is masqueraded, dropped and refused beside the plain path: hairpins, source ranges, host ports.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use integration::lab::traffic::{Connection, NoAnswer, ask_tcp, ask_udp};
 use integration::lab::{Lab, Setup, at, bound};
@@ -143,9 +144,11 @@ fn connections_live_as_long_as_their_source_range() {
         let sets = node.ns().exec(&["ipset", "save"]).unwrap().stdout;
         sets.lines().any(|l| l.contains("LOAD-BALANCER-SOURCE-CID") && l.ends_with(&entry)) == there
     };
+    // Also how long the end of the test waits for answers that do not come.
+    let limit = Duration::from_secs(5);
     let open = |client: &integration::lab::Host| {
         [0, 1].map(|family| {
-            let mut connection = Connection::open(&client.ns, at(LB[family], 80), ANSWER).unwrap();
+            let mut connection = Connection::open(&client.ns, at(LB[family], 80), limit).unwrap();
             assert_eq!(connection.ask().unwrap().name, "web");
             connection
         })
