@@ -43,6 +43,7 @@ demo: tools build ## Watch the agent balance real connections on a node of netwo
 
 parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS=DIR [ONLY=NAME,NAME]
 	cargo build --release --locked -p integration --bin parity
+	$(TARGET)/release/parity --corpus "$(CORPUS)" $(if $(ONLY),--only $(ONLY)) --faults
 	@# A guest shows this folder, but not every other one (its /tmp is its own).
 	@test -d "$(CORPUS)" || { echo "parity: no folder $(CORPUS): make parity CORPUS=DIR" >&2; exit 2; }
 	@rm -rf $(TARGET)/guest/corpus && cp -rL --no-preserve=mode "$(CORPUS)" $(TARGET)/guest/corpus

@@ -197,7 +197,7 @@ fn watch_rules(kernel: &LinuxKernel, inbox: Arc<Inbox>) -> anyhow::Result<()> {
     };
     std::thread::Builder::new().name("rules".to_owned()).spawn(move || {
         loop {
-            match watch.next() {
+            match watch.wait() {
                 Ok(()) => inbox.doubt(),
                 Err(error) => tracing::debug!("watching rules: {error}"),
             }

@@ -1,13 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From conflicts and remarks to sentences for the operator.
 
+use std::net::IpAddr;
+
 use crate::core::desired::{Changes, Desired};
 use crate::core::fragment::{Remark, VirtualServer};
 use crate::core::model::ObjectName;
 use crate::core::node::Binding;
 use crate::events::{About, Notice, Reason};
 
-/// What the operator should hear about these changes.
+/// Logs VIPs that are addresses on a link of this node. Load balancers of small clusters give every
+/// node's own address: that works as with kube-proxy and needs nobody's attention.
+pub fn log_own_addresses(desired: &Desired, changes: &Changes) {
+    for name in &changes.remarked {
+        for remark in desired.remarks(name) {
+            if let Remark::SpecialVip(ip, Binding::OnLink) = remark {
+                tracing::info!("{}", vip_message(name, *ip, Binding::OnLink));
+            }
+        }
+    }
+}
+
+/// What the operator should act on after these changes.
 pub fn build(desired: &Desired, changes: &Changes) -> Vec<Notice> {
     let mut notices = Vec::new();
     for key in &changes.contested {
@@ -15,7 +29,7 @@ pub fn build(desired: &Desired, changes: &Changes) -> Vec<Notice> {
         notices.extend(desired.losers(key).map(|loser| conflict(winner, loser)));
     }
     for name in &changes.remarked {
-        notices.extend(desired.remarks(name).iter().map(|r| remark(name, r)));
+        notices.extend(desired.remarks(name).iter().filter_map(|r| remark(name, r)));
     }
     notices
 }
@@ -33,8 +47,10 @@ fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> Notice {
     }
 }
 
-fn remark(name: &ObjectName, remark: &Remark) -> Notice {
+fn remark(name: &ObjectName, remark: &Remark) -> Option<Notice> {
     let (reason, message) = match remark {
+        Remark::SpecialVip(_, Binding::OnLink) => return None,
+        Remark::SpecialVip(ip, binding) => (Reason::NodeAddressAsVIP, vip_message(name, *ip, *binding)),
         Remark::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
             format!(
@@ -42,12 +58,12 @@ fn remark(name: &ObjectName, remark: &Remark) -> Notice {
                  kubeIPVS.externalIPs.allow of the configuration"
             ),
         ),
-        Remark::SpecialVip(ip, binding) => (
-            Reason::NodeAddressAsVIP,
-            format!("{ip} of Service {name} {}; the node's other ports stay reachable", fate(*binding)),
-        ),
     };
-    Notice { about: About::Service(name.clone()), reason, message }
+    Some(Notice { about: About::Service(name.clone()), reason, message })
+}
+
+fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {
+    format!("{ip} of Service {name} {}; the node's other ports stay reachable", fate(binding))
 }
 
 fn fate(binding: Binding) -> &'static str {
@@ -59,5 +75,36 @@ fn fate(binding: Binding) -> &'static str {
         Binding::OnLink => "is an address on a link of this node: served there, not bound to kube-ipvs0",
         Binding::NextHop => "is a gateway of this node: served for the node itself, not bound to kube-ipvs0",
         Binding::Special => "cannot be a VIP (loopback, multicast or link-local): not bound to kube-ipvs0",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::fragment::Fragment;
+
+    #[test]
+    fn only_what_needs_attention_is_a_notice() {
+        let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
+        let remarks = vec![
+            Remark::ExternalIpRefused(ip(1)),
+            Remark::SpecialVip(ip(2), Binding::OnLink),
+            Remark::SpecialVip(ip(3), Binding::NextHop),
+            Remark::SpecialVip(ip(4), Binding::Translated),
+        ];
+        let name = ObjectName::new("d", "a");
+        let (mut desired, mut changes) = (Desired::default(), Changes::default());
+        desired.update(&name, Some(Fragment { remarks, ..Fragment::default() }), &mut changes);
+        let notices = build(&desired, &changes);
+        let reasons: Vec<Reason> = notices.iter().map(|n| n.reason).collect();
+        assert_eq!(reasons, [Reason::ExternalIPRefused, Reason::NodeAddressAsVIP, Reason::NodeAddressAsVIP]);
+        assert!(
+            notices[1].message.contains("198.51.100.3 of Service d/a is a gateway"),
+            "{}",
+            notices[1].message
+        );
+        let mut again = Changes::default();
+        desired.update(&name, None, &mut again);
+        assert!(build(&desired, &again).is_empty(), "what is over is not told");
     }
 }

@@ -234,6 +234,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Tells the operator what changed in conflicts and remarks.
     fn tell(&self, changes: &Changes) {
+        notices::log_own_addresses(&self.desired, changes);
         self.outlets.events.send(notices::build(&self.desired, changes));
         if !changes.contested.is_empty() {
             self.outlets.metrics.set_conflicts(&self.desired);

@@ -274,3 +274,90 @@ fn the_loop_waits_for_every_list_answers_questions_and_stops() {
     thread.join().unwrap();
     assert!(!kernel.lock().unwrap().state.addresses.is_empty(), "stopping leaves the data plane");
 }
+
+#[test]
+fn pod_cidrs_of_the_node_are_waited_for_and_followed() {
+    let store = new_store();
+    before(&store);
+    for kind in Kind::ALL {
+        store.update(|u| u.finish_list(kind));
+    }
+    let node = |cidr: Option<&str>| {
+        let pod_cidrs = [cidr.map(|c| c.parse().unwrap()), None];
+        store.update(|u| u.put(Object::Node(Node { name: "n1".into(), pod_cidrs, ..Node::default() })));
+    };
+    let kernel = FakeKernel::new(&[SYSCTL]);
+    let mut r = Reconciler::new(kernel, store.clone(), settings(), "n1", true, outlets());
+    assert!(!r.is_ready(), "without them all traffic would look foreign");
+    node(Some("10.244.1.0/24"));
+    assert!(r.is_ready());
+    assert!(r.sync(Due::Audit, NOW).is_clean());
+    let rules = |r: &mut Reconciler<FakeKernel>| format!("{:?}", r.kernel().state.rules[0].chains);
+    assert!(rules(&mut r).contains("! -s 10.244.1.0/24"));
+    node(Some("10.244.7.0/24"));
+    assert!(store.is_dirty(), "the loop has to look");
+    assert!(r.sync(Due::Changes, NOW).is_clean());
+    assert!(rules(&mut r).contains("! -s 10.244.7.0/24"));
+}
+
+#[test]
+fn another_zone_moves_traffic_at_once() {
+    let store = new_store();
+    before(&store);
+    let mut slice = slice("a", &[1, 2]);
+    if let Object::EndpointSlice(slice) = &mut slice {
+        for (endpoint, zone) in slice.endpoints.iter_mut().zip(["za", "zb"]) {
+            endpoint.hints = Some(Box::new(Hints { zones: vec![zone.into()], nodes: vec![] }));
+        }
+    }
+    store.update(|u| u.put(slice));
+    let node = |zone: Option<&str>| {
+        let zone = zone.map(Into::into);
+        store.update(|u| u.put(Object::Node(Node { name: "n1".into(), zone, ..Node::default() })));
+    };
+    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
+    let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, 1].into(), port: 80 };
+    for (zone, expected) in [(Some("za"), vec![1]), (Some("zb"), vec![2]), (None, vec![1, 2])] {
+        node(zone);
+        assert!(r.sync(Due::Changes, NOW).is_clean());
+        let real_servers = r.kernel().state.virtual_servers[&vs].real_servers.keys();
+        let expected: Vec<RsKey> =
+            expected.iter().map(|n: &u8| RsKey { addr: [10, 244, 1, *n].into(), port: 8080 }).collect();
+        assert_eq!(real_servers.copied().collect::<Vec<_>>(), expected, "{zone:?}");
+    }
+    assert_eq!(r.kernel().counts.observations, 1);
+}
+
+#[test]
+fn connections_that_cannot_be_asked_for_are_not_cut() {
+    let store = new_store();
+    before(&store);
+    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
+    assert!(r.sync(Due::Audit, NOW).is_clean());
+    r.kernel().fail_next_busy();
+    store.update(|u| u.put(slice("a", &[2])));
+    assert!(r.sync(Due::Changes, NOW).is_clean());
+    assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 0);
+    assert_eq!(r.kernel().count(OpKind::DrainRealServer), 2, "ClusterIP and external IP");
+    let looks = r.kernel().counts.looks;
+    assert!(r.sync(Due::Drains, NOW).is_clean());
+    assert_eq!(r.kernel().counts.looks, looks + 1, "one look, however many drain");
+    assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 2, "they were idle");
+}
+
+#[test]
+fn readiness_that_returns_raises_the_weight_and_nothing_else() {
+    let store = new_store();
+    before(&store);
+    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
+    assert!(r.sync(Due::Audit, NOW).is_clean());
+    let servers = r.kernel().state.virtual_servers.clone();
+    let all = servers.iter().flat_map(|(vs, s)| s.real_servers.keys().map(|rs| (*vs, *rs)));
+    r.kernel().state.busy = all.collect();
+    store.update(|u| u.put(slice("a", &[2])));
+    assert!(r.sync(Due::Changes, NOW).is_clean());
+    store.update(|u| u.put(slice("a", &[1, 2])));
+    let pass = r.sync(Due::Changes, NOW);
+    let kinds: Vec<OpKind> = pass.plan.ops.iter().map(Op::kind).filter(|k| *k != OpKind::AddEntry).collect();
+    assert_eq!(kinds, [OpKind::EditRealServer, OpKind::EditRealServer]);
+}

@@ -62,7 +62,9 @@ fn chosen(endpoints: &[&str], node: &NodeFacts) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn ready_serving_and_terminating_endpoints() {
-    let cases: &[(&str, &[&str], &[u8], &[u8])] = &[
+    /// What it is about, the endpoints, and those chosen for policy Cluster and Local.
+    type Case = (&'static str, &'static [&'static str], &'static [u8], &'static [u8]);
+    let cases: &[Case] = &[
         ("nobody", &[], &[], &[]),
         ("ready ones only", &["10.0.0.1 @n1", "10.0.0.2 unready @n1", "10.0.0.3"], &[1, 3], &[1]),
         (

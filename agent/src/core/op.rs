@@ -7,10 +7,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::chains::JumpFix;
 use super::desired::Changes;
 use super::flows::FlowFilter;
 use super::model::{Family, ObjectName, RsKey, VsKey, VsSpec};
-use super::rules::{Chains, JumpFix};
+use super::rules::Chains;
 use super::sets::{Entry, SetId};
 use super::settings::{Sysctl, Timeouts};
 

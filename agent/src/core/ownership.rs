@@ -5,7 +5,7 @@
 //! |---|---|
 //! | address | it is on `kube-ipvs0` (IPv6 link-local is the kernel's own) |
 //! | set | its name is one of [`SetId::all`](super::sets::SetId::all) |
-//! | chain, jump | its name is one of [`CHAINS`](super::rules::CHAINS), a jump also by its comment |
+//! | chain, jump | its name is one of [`CHAINS`](super::chains::CHAINS), a jump also by its comment |
 //! | virtual server | it is in this network namespace, has an address, and that is not in `excludeCIDRs` |
 //! | real server | its virtual server is wanted; weight 0 is the record of a drain |
 //! | sysctl | never: they are set and left |

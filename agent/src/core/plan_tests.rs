@@ -8,7 +8,7 @@ use super::fragment::build_fragment;
 use super::model::*;
 use super::node::NodeFacts;
 use super::observed::Observed;
-use super::op::Plan;
+use super::op::{Op, Plan};
 use super::plan::{Goal, Scope, build_plan};
 use super::settings::{LocalTraffic, Settings, Sysctl};
 use crate::kernel::apply;
@@ -154,4 +154,100 @@ fn golden_drift_is_repaired_in_place() {
         "Guard\n  = rules IPv4 (19 rules, jumps of 6 chains)\nServe\n  = virtual server UDP 10.96.0.10:53 rr\n  \
          = real server UDP 10.96.0.10:53 -> 10.244.2.5:53\nClose\n  - address 10.96.0.99/24\n"
     );
+}
+
+/// A load balancer with everything that can be said of one.
+fn restricted(name: &str, vip: u8) -> Service {
+    Service {
+        name: ObjectName::new("shop", name),
+        created: 2,
+        cluster_ips: [Some([10, 96, 1, vip].into()), None],
+        load_balancer_ips: vec![[203, 0, 113, vip].into()],
+        source_ranges: vec!["198.18.0.0/15".parse().unwrap()],
+        ports: vec![ServicePort { name: "p".into(), protocol: Protocol::Tcp, port: 443, node_port: 30443 }],
+        ..Service::default()
+    }
+}
+
+#[test]
+fn golden_dns_is_served_before_anybody_else_and_the_guard_before_both() {
+    let mut desired = Desired::default();
+    let dns = Service { first: true, ..dns(&[]) };
+    update(&mut desired, Some(&dns), &[slice(&["10.244.2.6"])]);
+    let node = NodeFacts { node_port_addresses: [vec![[192, 168, 50, 2].into()], vec![]], ..node() };
+    let lb = restricted("web", 1);
+    let fragment = build_fragment(&lb, [], &node, &settings());
+    desired.update(&lb.name, Some(fragment), &mut Changes::default());
+    let plan = plan(&desired, &Observed::default(), None).to_string();
+    let text: String = plan.lines().filter(|l| !l.contains("+ set ")).map(|l| format!("{l}\n")).collect();
+    assert_eq!(
+        text,
+        "Prepare\n  sysctl /proc/sys/net/ipv4/vs/conntrack = 1\n  + device\nGuard\n  \
+         + entry KUBE-CLUSTER-IP 10.96.0.10,udp:53\n  \
+         + entry KUBE-IPVS-IPS 10.96.0.10\n  \
+         = rules IPv4 (25 rules, jumps of 6 chains)\nServe\n  \
+         + virtual server UDP 10.96.0.10:53 rr\n  \
+         + real server UDP 10.96.0.10:53 -> 10.244.2.6:53\nOpen\n  \
+         + address 10.96.0.10\nGuard\n  \
+         + entry KUBE-CLUSTER-IP 10.96.1.1,tcp:443\n  \
+         + entry KUBE-LOAD-BALANCER 203.0.113.1,tcp:443\n  \
+         + entry KUBE-LOAD-BALANCER-SOURCE-CIDR 203.0.113.1,tcp:443,198.18.0.0/15\n  \
+         + entry KUBE-NODE-PORT-TCP 30443\n  \
+         + entry KUBE-IPVS-IPS 10.96.1.1\n  \
+         + entry KUBE-IPVS-IPS 203.0.113.1\n  \
+         + entry KUBE-LOAD-BALANCER-FW 203.0.113.1,tcp:443\nServe\n  \
+         + virtual server TCP 10.96.1.1:443 rr\n  \
+         + virtual server TCP 192.168.50.2:30443 rr\n  \
+         + virtual server TCP 203.0.113.1:443 rr\nOpen\n  \
+         + address 10.96.1.1\n  \
+         + address 203.0.113.1\n"
+    );
+}
+
+#[test]
+fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_over() {
+    let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 1, 1].into(), port: 443 };
+    let rs = |n: u8| RsKey { addr: [10, 244, 2, n].into(), port: 8443 };
+    let with = |endpoints: &[u8]| {
+        let mut slice = slice(&[]);
+        slice.ports = vec![SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8443 }];
+        slice.endpoints = endpoints
+            .iter()
+            .map(|n| Endpoint {
+                addr: [10, 244, 2, *n].into(),
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: None,
+                hints: None,
+            })
+            .collect();
+        let service =
+            Service { ports: restricted("web", 1).ports, load_balancer_ips: vec![], ..restricted("web", 1) };
+        build_fragment(&service, [&slice], &node(), &settings())
+    };
+    let (mut desired, mut kernel) = (Desired::default(), FakeKernel::new(&[SYSCTL]));
+    let name = ObjectName::new("shop", "web");
+    desired.update(&name, Some(with(&[1, 2, 3])), &mut Changes::default());
+    let mut observed = settle(&mut kernel, &desired);
+    observed.busy = [(vs, rs(2)), (vs, rs(3))].into();
+    let mut changes = Changes::default();
+    desired.update(&name, Some(with(&[3])), &mut changes);
+    let step = |observed: &Observed, expired: &[RsKey]| {
+        let (settings, expired) = (settings(), expired.iter().map(|rs| (vs, *rs)).collect());
+        let goal = Goal { desired: &desired, observed, settings: &settings, expired: &expired };
+        build_plan(goal, Scope::Changes(&changes)).to_string()
+    };
+    assert_eq!(
+        step(&observed, &[]),
+        "Remove\n  - real server TCP 10.96.1.1:443 -> 10.244.2.1:8443\n  \
+         0 real server TCP 10.96.1.1:443 -> 10.244.2.2:8443\n"
+    );
+    observed.record(&Op::RemoveRealServer(vs, rs(1)));
+    observed.record(&Op::DrainRealServer(vs, rs(2)));
+    assert_eq!(step(&observed, &[]), "", "its connections go on");
+    let gone = "Remove\n  - real server TCP 10.96.1.1:443 -> 10.244.2.2:8443\n";
+    assert_eq!(step(&observed, &[rs(2)]), gone, "the deadline is over");
+    observed.busy.clear();
+    assert_eq!(step(&observed, &[]), gone, "the last connection ended");
 }

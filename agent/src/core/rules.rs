@@ -4,109 +4,13 @@
 //! Text is in the form that `iptables-save` prints, so that what the kernel has can be compared
 //! with what is wanted without another process. Names, order and conditions are kube-proxy's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::chains::{CHAINS, JUMPS, JumpFix, Table};
 use super::model::{Family, Protocol, VsKey};
 use super::sets::{SetId, SetKind};
 use super::settings::{LocalTraffic, Settings};
-
-/// An iptables table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Table {
-    /// `nat`
-    Nat,
-    /// `filter`
-    Filter,
-}
-
-impl Table {
-    /// Both tables, in the order in which they are written.
-    pub const ALL: [Table; 2] = [Table::Nat, Table::Filter];
-
-    /// The name that iptables knows.
-    pub fn name(self) -> &'static str {
-        match self {
-            Table::Nat => "nat",
-            Table::Filter => "filter",
-        }
-    }
-}
-
-/// The chains that are ours, in the order in which kube-proxy declares them.
-pub const CHAINS: [(Table, &str); 11] = [
-    (Table::Nat, "KUBE-SERVICES"),
-    (Table::Nat, "KUBE-POSTROUTING"),
-    (Table::Nat, "KUBE-NODE-PORT"),
-    (Table::Nat, "KUBE-LOAD-BALANCER"),
-    (Table::Nat, "KUBE-MARK-MASQ"),
-    (Table::Filter, "KUBE-FORWARD"),
-    (Table::Filter, "KUBE-NODE-PORT"),
-    (Table::Filter, "KUBE-PROXY-FIREWALL"),
-    (Table::Filter, "KUBE-SOURCE-RANGES-FIREWALL"),
-    (Table::Filter, "KUBE-IPVS-FILTER"),
-    (Table::Filter, "KUBE-IPVS-OUT-FILTER"),
-];
-
-/// A jump from a built-in chain to one of ours.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Jump {
-    /// Table of both chains.
-    pub table: Table,
-    /// Built-in chain.
-    pub from: &'static str,
-    /// Our chain.
-    pub to: &'static str,
-    /// Comment of the rule.
-    pub comment: &'static str,
-}
-
-const fn jump(table: Table, from: &'static str, to: &'static str, comment: &'static str) -> Jump {
-    Jump { table, from, to, comment }
-}
-
-/// The jumps, in the order in which each is inserted at the top of its chain: later ones end up
-/// before earlier ones.
-pub const JUMPS: [Jump; 9] = [
-    jump(Table::Nat, "OUTPUT", "KUBE-SERVICES", "kubernetes service portals"),
-    jump(Table::Nat, "PREROUTING", "KUBE-SERVICES", "kubernetes service portals"),
-    jump(Table::Nat, "POSTROUTING", "KUBE-POSTROUTING", "kubernetes postrouting rules"),
-    jump(Table::Filter, "FORWARD", "KUBE-FORWARD", "kubernetes forwarding rules"),
-    jump(Table::Filter, "INPUT", "KUBE-NODE-PORT", "kubernetes health check rules"),
-    jump(Table::Filter, "INPUT", "KUBE-PROXY-FIREWALL", "kube-proxy firewall rules"),
-    jump(Table::Filter, "FORWARD", "KUBE-PROXY-FIREWALL", "kube-proxy firewall rules"),
-    jump(Table::Filter, "INPUT", "KUBE-IPVS-FILTER", "kubernetes ipvs access filter"),
-    jump(Table::Filter, "OUTPUT", "KUBE-IPVS-OUT-FILTER", "kubernetes ipvs access filter"),
-];
-
-/// A built-in chain, and our jumps that are in it now, by their indexes in [`JUMPS`]: all of them are
-/// to be taken out and the right ones put in at the top.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JumpFix {
-    /// Table.
-    pub table: Table,
-    /// Built-in chain.
-    pub from: &'static str,
-    /// Our jumps in it, from the top, with repetitions.
-    pub present: Vec<usize>,
-}
-
-/// The built-in chains that have jumps to ours.
-pub fn jump_chains() -> BTreeSet<(Table, &'static str)> {
-    JUMPS.iter().map(|jump| (jump.table, jump.from)).collect()
-}
-
-/// The jumps that a built-in chain must have, from the top, by their indexes in [`JUMPS`].
-pub fn wanted_jumps(table: Table, from: &str) -> Vec<usize> {
-    (0..JUMPS.len()).rev().filter(|i| JUMPS[*i].table == table && JUMPS[*i].from == from).collect()
-}
-
-impl Jump {
-    /// The rule as `iptables-save` prints it, after `-A FROM `.
-    pub fn spec(&self) -> String {
-        format!("-m comment --comment \"{}\" -j {}", self.comment, self.to)
-    }
-}
 
 /// The addresses of a packet that a set is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

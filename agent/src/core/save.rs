@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::rules::{CHAINS, Chains, JUMPS, JumpFix, Table, jump_chains, wanted_jumps};
+use super::chains::{CHAINS, JUMPS, JumpFix, Table, jump_chains, wanted_jumps};
+use super::rules::Chains;
 
 /// What a family's iptables hold of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

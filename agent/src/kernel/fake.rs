@@ -110,7 +110,7 @@ impl FakeKernel {
             && self.degrade_rules
         {
             let mut rules = rules.clone();
-            let filtered: usize = rules.chains.values_mut().map(|chain| drop_ipvs_matches(chain)).sum();
+            let filtered: usize = rules.chains.values_mut().map(drop_ipvs_matches).sum();
             self.state.record(&Op::WriteRules(rules));
             return if filtered > 0 { Err(OpError::degraded("no match ipvs")) } else { Ok(()) };
         }

@@ -7,6 +7,7 @@
 pub mod conntrack;
 pub mod fake;
 pub mod ipset;
+mod ipset_codec;
 pub mod iptables;
 pub mod linux;
 pub mod nfnetlink;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 
 use super::nfnetlink::{AttrIter, NfError, Received, messages};
-use crate::core::rules::{CHAINS, JUMPS, Table};
+use crate::core::chains::{CHAINS, JUMPS, Table};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const DEL_TABLE: u16 = SUBSYSTEM | 2;
@@ -70,7 +70,7 @@ impl RulesWatch {
     ///
     /// # Errors
     /// When the socket fails. Lost notifications are no error: something changed.
-    pub fn next(&mut self) -> Result<(), NfError> {
+    pub fn wait(&mut self) -> Result<(), NfError> {
         const ENOBUFS: i32 = 105;
         loop {
             self.buffer.clear();

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use integration::parity::Subsystem;
 use integration::parity::run::{Failure, Options, Source, play};
 use integration::parity::scenario::{find, load};
+use integration::parity::{Subsystem, faults};
 
 /// Compare the agent with recordings of kube-proxy. Needs root and a kernel with IPVS.
 #[derive(Debug, Parser)]
@@ -37,6 +37,10 @@ struct Args {
     /// Seconds that a step may take to reach its state.
     #[arg(long, default_value_t = 30)]
     deadline: u64,
+    /// Instead of comparing: fail every op of every step once on a kernel in memory, and kill the agent
+    /// between any two. Needs neither root nor a kernel with IPVS.
+    #[arg(long)]
+    faults: bool,
     /// Scenarios at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -88,6 +92,14 @@ fn play_folder(folder: &Path, args: &Args, options: &Options) -> (String, bool) 
         Ok(scenario) => scenario,
         Err(error) => return (format!("FAIL {name}\n{}", indent(&format!("{error:#}"))), false),
     };
+    if args.faults {
+        return match faults::sweep(&scenario) {
+            Ok(faults::Survived { failures, kills }) => {
+                (format!("PASS {name}: {failures} failed ops, {kills} kills\n"), true)
+            }
+            Err(error) => (format!("FAIL {name}\n{}", indent(&format!("{error:#}"))), false),
+        };
+    }
     let mut failures = String::new();
     for source in &args.sources {
         if let Err(failure) = play(&scenario, *source, options) {

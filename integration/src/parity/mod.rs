@@ -6,6 +6,7 @@
 //! a difference, [`scenario`] reads the folders and [`run`] plays one of them to an agent.
 
 pub mod diff;
+pub mod faults;
 pub mod normal;
 pub mod run;
 pub mod scenario;

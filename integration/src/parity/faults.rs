@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The recorded scenarios on a kernel in memory: every op of every step fails once, and the agent dies
+//! between any two of them; the next pass, or the next start, must end where an undisturbed one does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kube_ipvs::config::Config;
+use kube_ipvs::core::model::Family;
+use kube_ipvs::core::observed::Observed;
+use kube_ipvs::core::settings::Settings;
+use kube_ipvs::events::EventSink;
+use kube_ipvs::inbox::Inbox;
+use kube_ipvs::kernel::fake::FakeKernel;
+use kube_ipvs::metrics::Metrics;
+use kube_ipvs::reconcile::{Outlets, Pass, Reconciler};
+use kube_ipvs::schedule::Due;
+use kube_ipvs::source::decode::decode;
+use kube_ipvs::store::{Kind, Object, Store};
+use serde_json::Value;
+
+use super::scenario::Scenario;
+
+/// What is wanted, and how.
+struct Wanted {
+    config: Config,
+    settings: Settings,
+    objects: Vec<Object>,
+}
+
+/// How many failures and kills a scenario took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Survived {
+    /// Ops that failed once.
+    pub failures: usize,
+    /// Kills between two ops.
+    pub kills: usize,
+}
+
+/// Plays every step of a scenario with every failure.
+///
+/// # Errors
+/// The step, the op and what was left over.
+pub fn sweep(scenario: &Scenario) -> Result<Survived> {
+    let mut survived = Survived::default();
+    let mut before = wanted(scenario, &Value::Null)?;
+    for (number, step) in scenario.steps.iter().enumerate() {
+        let after = wanted(scenario, &step.objects)?;
+        let done = sweep_step(&before, &after).with_context(|| format!("step-{}", number + 1))?;
+        survived.failures += done.failures;
+        survived.kills += done.kills;
+        before = after;
+    }
+    Ok(survived)
+}
+
+fn wanted(scenario: &Scenario, list: &Value) -> Result<Wanted> {
+    let config = Config::parse(&scenario.config)?;
+    let settings = Settings { families: Family::ALL.to_vec(), ..config.settings()? };
+    let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut objects = Vec::new();
+    for item in items.iter().chain([&scenario.node]) {
+        let kind = Kind::ALL.into_iter().find(|kind| item["kind"] == kind.to_string());
+        if let Some(kind) = kind {
+            objects.push(decode(kind, item).map_err(anyhow::Error::msg)?);
+        }
+    }
+    Ok(Wanted { config, settings, objects })
+}
+
+/// An agent and what it follows.
+struct Agent {
+    store: Arc<Store>,
+    reconciler: Reconciler<FakeKernel>,
+}
+
+impl Agent {
+    fn start(kernel: FakeKernel, wanted: &Wanted) -> Result<Self> {
+        let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+        let outlets = Outlets { events: EventSink::log_only(), metrics: Metrics::new()? };
+        let (settings, from_node) = (wanted.settings.clone(), wanted.config.local_from_node);
+        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", from_node, outlets);
+        let agent = Self { store, reconciler };
+        agent.follow(wanted);
+        Ok(agent)
+    }
+
+    fn follow(&self, wanted: &Wanted) {
+        self.store.update(|update| {
+            Kind::ALL.into_iter().for_each(|kind| update.begin_list(kind));
+            wanted.objects.iter().for_each(|object| update.put(object.clone()));
+            Kind::ALL.into_iter().for_each(|kind| update.finish_list(kind));
+        });
+    }
+
+    fn sync(&mut self, due: Due) -> Pass {
+        self.reconciler.sync(due, Duration::ZERO)
+    }
+
+    fn clean(&mut self, due: Due) -> Result<()> {
+        let pass = self.sync(due);
+        ensure!(pass.is_clean(), "not clean: {:?}\n{}", pass.unreadable, pass.plan);
+        Ok(())
+    }
+
+    fn kill(mut self) -> FakeKernel {
+        std::mem::take(self.reconciler.kernel())
+    }
+}
+
+/// A kernel like that of the node of the recordings.
+fn kernel(settings: &Settings) -> FakeKernel {
+    let sysctls: Vec<&'static str> = settings.sysctls.iter().map(|s| s.path).collect();
+    let mut kernel = FakeKernel::new(&sysctls);
+    let ips = |texts: &[&str]| texts.iter().filter_map(|text| text.parse().ok()).collect();
+    kernel.state.node_addresses = ips(&["10.77.0.5", "192.168.50.2", "fd00:50::2"]);
+    kernel.state.next_hops = ips(&["192.168.50.1", "fd00:50::1"]);
+    kernel
+}
+
+/// An agent that is done with `before` and now wants `after`.
+fn moved(before: &Wanted, after: &Wanted) -> Result<Agent> {
+    let mut agent = Agent::start(kernel(&after.settings), before)?;
+    agent.clean(Due::Audit)?;
+    agent.follow(after);
+    Ok(agent)
+}
+
+fn sweep_step(before: &Wanted, after: &Wanted) -> Result<Survived> {
+    let mut undisturbed = moved(before, after)?;
+    undisturbed.clean(Due::Changes)?;
+    let expected = undisturbed.kill().state;
+    let mut survived = Survived::default();
+    for doubt in [false, true] {
+        for n in 0.. {
+            let mut agent = moved(before, after)?;
+            agent.reconciler.kernel().fail_at(n, doubt);
+            if agent.sync(Due::Changes).is_clean() {
+                break;
+            }
+            agent
+                .clean(if doubt { Due::Audit } else { Due::Changes })
+                .with_context(|| format!("op {n} failed"))?;
+            compare(&agent.kill().state, &expected).with_context(|| format!("op {n} failed"))?;
+            survived.failures += 1;
+        }
+    }
+    for n in 0.. {
+        let mut agent = moved(before, after)?;
+        agent.reconciler.kernel().stop_after(Some(n));
+        let finished = agent.sync(Due::Changes).is_clean();
+        let mut kernel = agent.kill();
+        kernel.stop_after(None);
+        let mut again = Agent::start(kernel, after)?;
+        again.clean(Due::Audit).with_context(|| format!("killed after {n} ops"))?;
+        compare(&again.kill().state, &expected).with_context(|| format!("killed after {n} ops"))?;
+        survived.kills += 1;
+        if finished {
+            return Ok(survived);
+        }
+    }
+    Ok(survived)
+}
+
+fn compare(state: &Observed, expected: &Observed) -> Result<()> {
+    ensure!(state == expected, "the kernel differs:\n{state:#?}\nexpected:\n{expected:#?}");
+    Ok(())
+}
