@@ -81,6 +81,37 @@ fn a_drained_backend_keeps_its_connections_and_gets_no_more() {
     }
 }
 
+/// A connection that never ends does not hold its drained backend for ever.
+#[test]
+fn a_drain_ends_at_its_deadline() {
+    let lab = Lab::new().unwrap();
+    let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
+    let (old, new, asker) = (node.pod(5).unwrap(), other.pod(6).unwrap(), node.pod(9).unwrap());
+    let _backends = [backend(&old, "old"), backend(&new, "new")];
+    let objects = |endpoints: [&[&str]; 2]| -> Vec<Value> {
+        let slices = endpoints.map(|endpoints| slice("web", endpoints, &TARGETS[..1]));
+        std::iter::once(ServiceBuilder::new("web", &VIP, &PORTS[..1]).build()).chain(slices).collect()
+    };
+    let both = [[OLD[0], NEW[0]], [OLD[1], NEW[1]]];
+    let soon = json!({"kubeIPVS": {"drainDeadline": "3s"}});
+    let setup = Setup::start(&node, &soon, objects(both.each_ref().map(<[_; 2]>::as_slice))).unwrap();
+    setup.wait_bound(&VIP).unwrap();
+    let mut open = VIP.map(|vip| connect_to("old", &asker.ns, vip));
+    setup.write(objects(NEW.each_ref().map(std::slice::from_ref))).unwrap();
+    for server in ["-a -t 10.96.0.10:80 -r 10.244.1.5:8080", "-a -t [fd00:96::10]:80 -r [fd00:244:1::5]:8080"]
+    {
+        setup.wait_ipvs(server, false).unwrap();
+    }
+    std::thread::scope(|scope| {
+        for connection in &mut open {
+            scope.spawn(|| assert!(connection.ask().is_err(), "its backend is gone from the table"));
+        }
+    });
+    for vip in VIP {
+        assert_eq!(names(|| ask_tcp(&asker.ns, at(vip, 80), ANSWER), 2), set(&["new"]));
+    }
+}
+
 /// An idle backend is not kept.
 #[test]
 fn a_backend_without_connections_goes_at_once() {
