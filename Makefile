@@ -30,6 +30,7 @@ check: ## Formatting, lints, documentation, rules of the house, licences
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	integration/checks/house-rules
+	integration/checks/parity-doc
 	integration/checks/licences
 
 test: tools build ## Every test: on this machine, then under a kernel with IPVS

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The loop: the one thread that owns the kernel.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
 use crate::core::fragment::build_fragment;
-use crate::core::model::{RsKey, VsKey};
+use crate::core::model::{Node, VsKey};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
@@ -64,6 +64,8 @@ pub struct Reconciler<K> {
     store: Arc<Store>,
     settings: Settings,
     local_from_node: bool,
+    /// The Node object as last seen: one that is deleted changes nothing, as in kube-proxy.
+    node_object: Option<Node>,
     node: NodeFacts,
     desired: Desired,
     observed: Option<Observed>,
@@ -90,6 +92,7 @@ impl<K: Kernel> Reconciler<K> {
             store,
             settings,
             local_from_node,
+            node_object: None,
             node: NodeFacts { name: node.into(), ..NodeFacts::default() },
             desired: Desired::default(),
             observed: None,
@@ -147,7 +150,9 @@ impl<K: Kernel> Reconciler<K> {
         let plan = build_plan(goal, scope);
         let report = apply(&mut self.kernel, &plan);
         let repaired = |(op, outcome): &(&Op, &Outcome)| {
-            **outcome == Outcome::Done && !touches(op, &changes) && !is_drain_end(op, &expired)
+            // The end of a drain that an audit happens to find is nobody's doing.
+            let ends_drain = matches!(op, Op::RemoveRealServer(vs, rs) if self.drains.contains(*vs, *rs));
+            **outcome == Outcome::Done && !touches(op, &changes) && !ends_drain
         };
         let drift = if audit && !first && !self.failed {
             plan.ops.iter().zip(&report.outcomes).filter(repaired).count()
@@ -156,6 +161,8 @@ impl<K: Kernel> Reconciler<K> {
         };
         self.failed = !report.is_clean();
         self.follow(&plan, &report, &mut observed, now);
+        // Who has connections is asked anew whenever it matters.
+        observed.busy = HashSet::new();
         self.observed = Some(observed);
         self.tell(&changes);
         Pass { plan, report, drift, unreadable: None }
@@ -205,7 +212,8 @@ impl<K: Kernel> Reconciler<K> {
     fn take_changes(&mut self) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
         let dirty = self.store.take_dirty();
-        let node = self.store.node();
+        self.node_object = self.store.node().or(self.node_object.take());
+        let node = &self.node_object;
         if self.local_from_node
             && let Some(cidrs) = node.as_ref().map(|n| n.pod_cidrs)
         {
@@ -329,11 +337,6 @@ fn touches(op: &Op, changes: &Changes) -> bool {
         Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => false,
         Op::DestroySet(_) | Op::CreateSet(_) => false,
     }
-}
-
-/// The end of a drain that an audit happens to find is nobody's doing.
-fn is_drain_end(op: &Op, expired: &BTreeSet<(VsKey, RsKey)>) -> bool {
-    matches!(op, Op::RemoveRealServer(vs, rs) if expired.contains(&(*vs, *rs)))
 }
 
 /// Keeps the keys of an op that did not succeed, so that the next pass looks at them again.

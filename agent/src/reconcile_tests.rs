@@ -361,3 +361,35 @@ fn readiness_that_returns_raises_the_weight_and_nothing_else() {
     let kinds: Vec<OpKind> = pass.plan.ops.iter().map(Op::kind).filter(|k| *k != OpKind::AddEntry).collect();
     assert_eq!(kinds, [OpKind::EditRealServer, OpKind::EditRealServer]);
 }
+
+#[test]
+fn a_deleted_node_object_changes_nothing() {
+    let store = new_store();
+    before(&store);
+    let node = Node { name: "n1".into(), addresses: vec![[192, 168, 50, 2].into()], ..Node::default() };
+    store.update(|u| u.put(Object::Node(node)));
+    let mut lb = service("lb", 9, None);
+    if let Object::Service(lb) = &mut lb {
+        lb.load_balancer_ips = vec![[203, 0, 113, 1].into()];
+        lb.source_ranges = vec!["192.168.0.0/16".parse().unwrap()];
+    }
+    store.update(|u| u.put(lb));
+    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
+    assert!(r.sync(Due::Audit, NOW).is_clean());
+    store.update(|u| u.remove(Kind::Node, &ObjectName::new("", "n1")));
+    let pass = r.sync(Due::Audit, NOW);
+    assert!(pass.plan.is_empty(), "the node is still inside of the ranges:\n{}", pass.plan);
+}
+
+#[test]
+fn the_end_of_a_drain_that_an_audit_finds_is_no_drift() {
+    let store = new_store();
+    before(&store);
+    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
+    assert!(r.sync(Due::Audit, NOW).is_clean());
+    r.kernel().fail_next_busy();
+    store.update(|u| u.put(slice("a", &[2])));
+    assert!(r.sync(Due::Changes, NOW).is_clean());
+    let pass = r.sync(Due::Audit, NOW);
+    assert_eq!((pass.plan.ops.len(), pass.drift), (2, 0), "{}", pass.plan);
+}

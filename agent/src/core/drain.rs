@@ -54,6 +54,11 @@ impl Drains {
         }
     }
 
+    /// Whether the real server drains.
+    pub fn contains(&self, vs: VsKey, rs: RsKey) -> bool {
+        self.since.contains_key(&(vs, rs))
+    }
+
     /// True when nothing drains.
     pub fn is_empty(&self) -> bool {
         self.since.is_empty()

@@ -21,12 +21,21 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves `/metrics` at `address` for ever. A port that is taken is tried again and again.
 pub async fn metrics(address: SocketAddr, metrics: Metrics) {
+    let mut told = false;
     loop {
         match TcpListener::bind(address).await {
-            Ok(listener) => accept(&listener, &metrics).await,
-            Err(error) => tracing::error!(
-                "cannot serve metrics at {address}: {error}; free the port or set metricsBindAddress; trying again"
-            ),
+            Ok(listener) => {
+                told = false;
+                accept(&listener, &metrics).await;
+            }
+            Err(error) if told => tracing::debug!("still no metrics at {address}: {error}"),
+            Err(error) => {
+                told = true;
+                tracing::error!(
+                    "cannot serve metrics at {address}: {error}; free the port or set metricsBindAddress; trying \
+                     again"
+                );
+            }
         }
         tokio::time::sleep(RETRY).await;
     }

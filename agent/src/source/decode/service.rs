@@ -149,8 +149,9 @@ fn family_cluster_ip(family: Family, cluster_ip: &str, spec: &RawSpec) -> Result
 
 /// Valid addresses; an invalid one is logged and left out, the others serve.
 fn addresses<'a>(name: &ObjectName, field: &str, texts: impl Iterator<Item = &'a String>) -> Vec<IpAddr> {
-    let parse = |text: &String| match text.trim().parse() {
-        Ok(ip) => Some(ip),
+    let parse = |text: &String| match text.trim().parse::<IpAddr>() {
+        // An IPv4 address in IPv6 clothes is an IPv4 address.
+        Ok(ip) => Some(ip.to_canonical()),
         Err(_) => {
             if !text.trim().is_empty() {
                 tracing::warn!(service = %name, "{field}: {text:?} is not an IP address, left out");

@@ -97,7 +97,8 @@ fn decode_endpoint(index: usize, endpoint: &RawEndpoint, family: Family) -> Resu
     let Some(text) = endpoint.addresses.as_deref().unwrap_or_default().first() else {
         return Ok(None);
     };
-    let addr: Option<IpAddr> = text.parse().ok().filter(|ip| Family::of(*ip) == family);
+    let addr: Option<IpAddr> =
+        text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()).filter(|ip| Family::of(*ip) == family);
     let addr =
         addr.ok_or_else(|| format!("endpoints[{index}].addresses[0]: {text:?} is not an {family} address"))?;
     let conditions = endpoint.conditions.as_ref();
