@@ -61,16 +61,23 @@ impl LinuxKernel {
     /// # Errors
     /// A missing module or privilege, with the remedy.
     pub fn open(settings: &Settings) -> anyhow::Result<Self> {
+        let mut iptables = Iptables::default();
+        let families = usable_families(&mut iptables, &settings.families)?;
         Ok(Self {
             ipvs: ipvs::Client::open().context("IPVS is not usable")?,
             device: DummyDevice::open(DEVICE).context("rtnetlink is not usable")?,
             sets: IpsetClient::open().context("ipset is not usable")?,
             conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
-            iptables: Iptables::default(),
-            families: settings.families.clone(),
+            iptables,
+            families,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
             tables: 0,
         })
+    }
+
+    /// The families that work here.
+    pub fn families(&self) -> &[Family] {
+        &self.families
     }
 
     /// The netlink port that address changes of ours carry.
@@ -161,8 +168,12 @@ impl LinuxKernel {
         for (family, rules) in self.families.iter().zip(rules) {
             observed.rules[family.index()] = rules;
         }
-        let state = self.device.state().map_err(|e| unreadable("network devices", &e))?;
-        observed.device = state.is_some();
+        observed.device = match self.device.state() {
+            Ok(state) => state.is_some(),
+            // Creating it will fail and say so; what needs no address goes on.
+            Err(dummy_iface::Error::WrongKind { .. }) => false,
+            Err(error) => return Err(unreadable("network devices", &error)),
+        };
         if observed.device {
             let addresses = self.device.list().map_err(|e| unreadable("addresses", &e))?;
             observed.addresses = addresses.into_iter().collect();
@@ -267,6 +278,24 @@ impl Kernel for LinuxKernel {
             }
         }
     }
+}
+
+/// The families whose rules can be read. A node without one of the two programs, or without its tables
+/// in the kernel, serves the other family.
+fn usable_families(iptables: &mut Iptables, families: &[Family]) -> anyhow::Result<Vec<Family>> {
+    let mut usable = Vec::new();
+    let mut errors = Vec::new();
+    for family in families {
+        match iptables.read(&[*family]) {
+            Ok(_) => usable.push(*family),
+            Err(error) => errors.push((*family, error)),
+        }
+    }
+    anyhow::ensure!(!usable.is_empty(), "iptables is not usable: {}", errors.first().map_or("", |(_, e)| e));
+    for (family, error) in errors {
+        tracing::warn!("Services get no {family} addresses on this node: {error}");
+    }
+    Ok(usable)
 }
 
 /// Whether clients are connected, or were a moment ago.
