@@ -70,7 +70,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
             config.without_effect.join(", ")
         );
     }
-    let mut settings = config.settings()?;
+    let settings = config.settings()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %name, families = ?settings.families, "kube-ipvs");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let inbox = Arc::new(Inbox::default());
@@ -85,7 +85,6 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     let Some(mut kernel) = open_kernel(&settings, &inbox) else { return Ok(()) };
     kernel.check_scheduler(&settings.scheduler)?;
-    settings.families = kernel.families().to_vec();
     watch_addresses(&kernel, inbox.clone())?;
     watch_rules(&kernel, inbox.clone())?;
     let outlets = Outlets { events, metrics };

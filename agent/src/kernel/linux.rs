@@ -19,6 +19,7 @@ use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Lane, Op};
 use crate::core::ownership::DEVICE;
+use crate::core::save::ObservedRules;
 use crate::core::settings::{Settings, Timeouts};
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
@@ -50,6 +51,8 @@ pub struct LinuxKernel {
     conntrack: ConntrackClient,
     iptables: Iptables,
     families: Vec<Family>,
+    /// The programs of every one of `families` have worked once.
+    families_tried: bool,
     sysctls: Vec<&'static str>,
     tables: u64,
 }
@@ -61,23 +64,17 @@ impl LinuxKernel {
     /// # Errors
     /// A missing module or privilege, with the remedy.
     pub fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let mut iptables = Iptables::default();
-        let families = usable_families(&mut iptables, &settings.families)?;
         Ok(Self {
             ipvs: ipvs::Client::open().context("IPVS is not usable")?,
             device: DummyDevice::open(DEVICE).context("rtnetlink is not usable")?,
             sets: IpsetClient::open().context("ipset is not usable")?,
             conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
-            iptables,
-            families,
+            iptables: Iptables::default(),
+            families: settings.families.clone(),
+            families_tried: false,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
             tables: 0,
         })
-    }
-
-    /// The families that work here.
-    pub fn families(&self) -> &[Family] {
-        &self.families
     }
 
     /// The netlink port that address changes of ours carry.
@@ -164,10 +161,10 @@ impl LinuxKernel {
             ..Observed::default()
         };
         self.observe_servers(&mut observed).map_err(|e| unreadable("IPVS", &e))?;
-        let rules = self.iptables.read(&self.families).map_err(|e| unreadable("iptables rules", &e))?;
-        for (family, rules) in self.families.iter().zip(rules) {
+        for (family, rules) in self.read_rules().map_err(|e| unreadable("iptables rules", &e))? {
             observed.rules[family.index()] = rules;
         }
+        observed.families = Some(self.families.clone());
         observed.device = match self.device.state() {
             Ok(state) => state.is_some(),
             // Creating it will fail and say so; what needs no address goes on.
@@ -182,6 +179,28 @@ impl LinuxKernel {
         observed.node_addresses = node_addresses(elsewhere.iter().map(|a| a.addr.addr()));
         observed.next_hops = self.device.next_hops().map_err(|e| unreadable("routes", &e))?;
         Ok(observed)
+    }
+
+    /// The rules of each family. A node where the first reading shows that it lacks one of the two
+    /// programs, or its tables in the kernel, serves the other family.
+    fn read_rules(&mut self) -> Result<Vec<(Family, ObservedRules)>, String> {
+        let mut rules = Vec::new();
+        let mut errors = Vec::new();
+        for (family, read) in self.families.iter().zip(self.iptables.read(&self.families)) {
+            match read {
+                Ok(read) => rules.push((*family, read)),
+                Err(error) => errors.push((*family, error)),
+            }
+        }
+        match errors.first() {
+            Some((_, error)) if self.families_tried || rules.is_empty() => return Err(error.clone()),
+            _ => self.families_tried = true,
+        }
+        for (family, error) in errors {
+            tracing::warn!("Services get no {family} addresses on this node: {error}");
+        }
+        self.families = rules.iter().map(|(family, _)| *family).collect();
+        Ok(rules)
     }
 
     fn execute_ipvs(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
@@ -278,24 +297,6 @@ impl Kernel for LinuxKernel {
             }
         }
     }
-}
-
-/// The families whose rules can be read. A node without one of the two programs, or without its tables
-/// in the kernel, serves the other family.
-fn usable_families(iptables: &mut Iptables, families: &[Family]) -> anyhow::Result<Vec<Family>> {
-    let mut usable = Vec::new();
-    let mut errors = Vec::new();
-    for family in families {
-        match iptables.read(&[*family]) {
-            Ok(_) => usable.push(*family),
-            Err(error) => errors.push((*family, error)),
-        }
-    }
-    anyhow::ensure!(!usable.is_empty(), "iptables is not usable: {}", errors.first().map_or("", |(_, e)| e));
-    for (family, error) in errors {
-        tracing::warn!("Services get no {family} addresses on this node: {error}");
-    }
-    Ok(usable)
 }
 
 /// Whether clients are connected, or were a moment ago.
