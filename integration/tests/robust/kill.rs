@@ -23,7 +23,7 @@ fn objects() -> Vec<Value> {
     all
 }
 
-/// Everything, without counters, sorted.
+/// Everything, without counters, sorted. A dump of virtual servers may name one twice.
 fn state(ns: &Netns) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for command in [&["ipvsadm", "-Sn"][..], &["ipset", "save"], &["iptables-save"], &["ip6tables-save"]] {
@@ -34,6 +34,7 @@ fn state(ns: &Netns) -> Vec<String> {
     let addresses = run(ns, &["ip", "-o", "addr", "show", "dev", "kube-ipvs0"]);
     lines.extend(addresses.lines().filter_map(|l| l.split_whitespace().nth(3)).map(str::to_owned));
     lines.sort();
+    lines.dedup();
     lines
 }
 
