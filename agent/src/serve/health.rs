@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the health endpoints answer, with kube-proxy's bodies and codes. Pure: times are arguments.
+
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::core::model::Family;
+
+/// What is known about one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct FamilyHealth {
+    /// End of the last successful sync.
+    updated: Option<SystemTime>,
+    /// When the oldest change came in that no successful sync has followed.
+    pending: Option<SystemTime>,
+}
+
+/// Whether load balancers may send new traffic to this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeHealth {
+    /// The Node object exists.
+    pub known: bool,
+    /// It is being deleted.
+    pub deleting: bool,
+    /// The autoscaler has marked it for deletion.
+    pub marked: bool,
+}
+
+impl NodeHealth {
+    fn eligible(self) -> bool {
+        self.known && !self.deleting && !self.marked
+    }
+}
+
+/// The health of the agent and its node.
+#[derive(Clone, Debug)]
+pub struct Health {
+    families: Vec<(Family, FamilyHealth)>,
+    /// A change that is not programmed for so long makes the agent unhealthy.
+    limit: Duration,
+    node: NodeHealth,
+}
+
+/// Which endpoint is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// `/healthz`: may this node get new traffic?
+    Healthz,
+    /// `/livez`: does the agent work?
+    Livez,
+}
+
+impl Health {
+    /// Nothing was synced yet. `limit` is twice the sync period.
+    pub fn new(families: &[Family], limit: Duration) -> Self {
+        let families = families.iter().map(|family| (*family, FamilyHealth::default())).collect();
+        Self { families, limit, node: NodeHealth::default() }
+    }
+
+    /// A change came in.
+    pub fn changed(&mut self, now: SystemTime) {
+        for (_, health) in &mut self.families {
+            health.pending.get_or_insert(now);
+        }
+    }
+
+    /// A sync that did everything for a family ended.
+    pub fn synced(&mut self, family: Family, now: SystemTime) {
+        for (_, health) in self.families.iter_mut().filter(|(f, _)| *f == family) {
+            *health = FamilyHealth { updated: Some(now), pending: None };
+        }
+    }
+
+    /// What is known about the node now.
+    pub fn set_node(&mut self, node: NodeHealth) {
+        self.node = node;
+    }
+
+    /// True once every family was synced: `/readyz`.
+    pub fn is_ready(&self) -> bool {
+        self.families.iter().all(|(_, health)| health.updated.is_some())
+    }
+
+    fn family_healthy(&self, health: &FamilyHealth, now: SystemTime) -> bool {
+        let waited = |since| now.duration_since(since).unwrap_or_default();
+        health.pending.is_none_or(|since| waited(since) < self.limit)
+    }
+
+    /// Whether every change was programmed in time.
+    pub fn is_healthy(&self, now: SystemTime) -> bool {
+        self.families.iter().all(|(_, health)| self.family_healthy(health, now))
+    }
+
+    /// The code and the body of an answer.
+    pub fn answer(&self, probe: Probe, now: SystemTime) -> (u16, String) {
+        let healthy = self.is_healthy(now);
+        let eligible = self.node.eligible();
+        let ok = healthy && (probe == Probe::Livez || eligible);
+        let newest = self.families.iter().filter_map(|(_, health)| health.updated).max();
+        let mut status = Map::new();
+        for (family, health) in &self.families {
+            let entry = json!({
+                "lastUpdated": time(health.updated),
+                "healthy": self.family_healthy(health, now),
+            });
+            status.insert(family.to_string(), entry);
+        }
+        let mut body = Map::new();
+        body.insert("lastUpdated".to_owned(), if ok { time(Some(now)) } else { time(newest) });
+        body.insert("currentTime".to_owned(), time(Some(now)));
+        if probe == Probe::Healthz {
+            body.insert("nodeEligible".to_owned(), json!(eligible));
+        }
+        body.insert("healthy".to_owned(), json!(healthy));
+        body.insert("status".to_owned(), Value::Object(status));
+        (if ok { 200 } else { 503 }, Value::Object(body).to_string())
+    }
+}
+
+/// RFC 3339, or Go's zero time.
+fn time(at: Option<SystemTime>) -> Value {
+    let text = at.and_then(|at| Timestamp::try_from(at).ok()).map(|t| t.to_string());
+    Value::String(text.unwrap_or_else(|| "0001-01-01T00:00:00Z".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn synced() -> Health {
+        let mut health = Health::new(&Family::ALL, LIMIT);
+        Family::ALL.iter().for_each(|family| health.synced(*family, at(10)));
+        health.set_node(NodeHealth { known: true, ..NodeHealth::default() });
+        health
+    }
+
+    #[test]
+    fn a_synced_agent_on_a_good_node() {
+        let (code, body) = synced().answer(Probe::Healthz, at(100));
+        assert_eq!(code, 200);
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["nodeEligible"], true);
+        assert_eq!(body["lastUpdated"], "1970-01-01T00:01:40Z");
+        assert_eq!(body["status"]["IPv6"], json!({"lastUpdated": "1970-01-01T00:00:10Z", "healthy": true}));
+        let (code, body) = synced().answer(Probe::Livez, at(100));
+        assert!(code == 200 && !body.contains("nodeEligible"));
+    }
+
+    #[test]
+    fn a_node_that_goes_gets_no_new_traffic_but_lives() {
+        let gone = NodeHealth { known: true, deleting: true, marked: false };
+        let marked = NodeHealth { known: true, deleting: false, marked: true };
+        for node in [NodeHealth::default(), gone, marked] {
+            let mut health = synced();
+            health.set_node(node);
+            let (code, body) = health.answer(Probe::Healthz, at(100));
+            assert!(code == 503 && body.contains("\"healthy\":true"), "{body}");
+            assert_eq!(health.answer(Probe::Livez, at(100)).0, 200);
+        }
+    }
+
+    #[test]
+    fn a_change_that_is_not_programmed_in_time_is_unhealthy_for_its_family() {
+        let mut health = synced();
+        health.changed(at(100));
+        health.changed(at(150));
+        assert!(health.is_healthy(at(159)));
+        assert!(!health.is_healthy(at(160)), "the oldest change counts");
+        health.synced(Family::V6, at(161));
+        let (code, body) = health.answer(Probe::Livez, at(162));
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((code, &body["status"]["IPv4"]["healthy"]), (503, &json!(false)));
+        assert_eq!(body["status"]["IPv6"]["healthy"], true);
+        assert_eq!(body["lastUpdated"], "1970-01-01T00:02:41Z", "the newest success");
+        health.synced(Family::V4, at(170));
+        assert!(health.is_healthy(at(171)));
+    }
+
+    #[test]
+    fn ready_means_that_every_family_was_synced() {
+        let mut health = Health::new(&Family::ALL, LIMIT);
+        health.synced(Family::V4, at(1));
+        assert!(!health.is_ready());
+        health.synced(Family::V6, at(2));
+        assert!(health.is_ready());
+    }
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Small plain HTTP servers: one listener, one function that answers.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket};
+
+/// A client that sends no request for so long is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failed accept: out of descriptors, usually.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const BACKLOG: u32 = 128;
+
+/// An answer: code, content type, further headers, body.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// HTTP status code.
+    pub code: u16,
+    /// Content type.
+    pub kind: &'static str,
+    /// Further headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// Body.
+    pub body: String,
+}
+
+impl Answer {
+    /// Plain text.
+    pub fn text(code: u16, body: impl Into<String>) -> Self {
+        Self { code, kind: "text/plain; charset=utf-8", headers: Vec::new(), body: body.into() }
+    }
+
+    /// JSON as kube-proxy's health endpoints send it.
+    pub fn json(code: u16, body: String) -> Self {
+        let headers = vec![("x-content-type-options", "nosniff".to_owned())];
+        Self { code, kind: "application/json", headers, body }
+    }
+
+    fn into_response(self) -> Response<String> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(HeaderName::from_static(name), value);
+            }
+        }
+        response
+    }
+}
+
+/// Opens a listener. `0.0.0.0` stands for every address of both families, as in Go; where IPv6 is
+/// absent, for IPv4. `only`: exactly the address's own family.
+///
+/// # Errors
+/// When the port is taken.
+pub fn listen(address: SocketAddr, only: bool) -> io::Result<TcpListener> {
+    let any_v4 = matches!(address.ip(), IpAddr::V4(ip) if ip.is_unspecified());
+    if any_v4 && !only {
+        let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+        match open(both, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            Err(_) => {}
+            done => return done,
+        }
+    }
+    open(address, only)
+}
+
+fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &only_v6)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Answers on a listener until dropped.
+pub async fn serve(listener: TcpListener, answer: Arc<dyn Fn(&Request<Incoming>) -> Answer + Send + Sync>) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!("accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            let answer = service_fn(move |request| {
+                let response = answer(&request).into_response();
+                std::future::ready(Ok::<_, Infallible>(response))
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), answer);
+            if let Err(error) = connection.await {
+                tracing::debug!("HTTP: {error}");
+            }
+        });
+    }
+}
