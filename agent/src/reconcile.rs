@@ -127,7 +127,12 @@ impl<K: Kernel> Reconciler<K> {
         let first = self.observed.is_none() && self.desired.services().next().is_none();
         if audit {
             match self.kernel.observe() {
-                Ok(observed) => self.observed = Some(observed),
+                Ok(observed) => {
+                    if let Some(families) = &observed.families {
+                        self.settings.families.retain(|family| families.contains(family));
+                    }
+                    self.observed = Some(observed);
+                }
                 Err(error) => return Pass { unreadable: Some(error.to_string()), ..Pass::default() },
             }
         }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::flows::FlowFilter;
 use super::fragment::{Fragment, Remark, VirtualServer};
-use super::model::{Family, ObjectName, VsKey};
+use super::model::{Family, ObjectName, Protocol, VsKey};
 use super::sets::{Entry, SetId, SetKind};
 
 /// Kernel objects whose wanted state may have changed, in a stable order.
@@ -26,7 +26,7 @@ pub struct Changes {
     pub networks: BTreeSet<IpNet>,
     /// Set entries.
     pub entries: BTreeSet<(SetId, Entry)>,
-    /// Services whose UDP endpoints changed: flows to endpoints that are gone are to be forgotten.
+    /// Services whose UDP frontends or endpoints changed: flows that are stale now are to be forgotten.
     pub flows: BTreeSet<ObjectName>,
     /// Virtual servers that a Service newly claims in vain, or claims no longer.
     pub contested: BTreeSet<VsKey>,
@@ -93,7 +93,7 @@ impl Desired {
             count_down(&mut self.addresses, *addr, || changes.addresses.insert(*addr));
         }
         self.update_entries(&old.entries, &next.entries, changes);
-        if !same_endpoints(&old, &next) && !next.udp.is_empty() {
+        if old.udp != next.udp && !next.udp.is_empty() {
             changes.flows.insert(name.clone());
         }
         if old.remarks != next.remarks {
@@ -233,13 +233,22 @@ impl Desired {
             frontends: BTreeMap::new(),
             node_ports: BTreeMap::new(),
         });
-        for port in names.iter().filter_map(|name| self.fragments.get(name)).flat_map(|f| &f.udp) {
-            let filter = &mut filters[port.family.index()];
-            for frontend in &port.frontends {
-                filter.frontends.insert(*frontend, port.endpoints.clone());
-            }
-            if port.node_port != 0 {
-                filter.node_ports.insert(port.node_port, port.endpoints.clone());
+        for (name, fragment) in names.iter().filter_map(|name| Some((name, self.fragments.get(name)?))) {
+            // Flows to a frontend that another Service won are not this one's to judge.
+            let wins = |vs: &&Arc<VirtualServer>| {
+                let winner = self.virtual_server(&vs.key);
+                vs.key.protocol == Protocol::Udp && winner.is_some_and(|w| w.service == *name)
+            };
+            let won: BTreeSet<(IpAddr, u16)> =
+                fragment.virtual_servers.iter().filter(wins).map(|vs| (vs.key.addr, vs.key.port)).collect();
+            for port in &fragment.udp {
+                let filter = &mut filters[port.family.index()];
+                for frontend in port.frontends.iter().filter(|frontend| won.contains(frontend)) {
+                    filter.frontends.insert(*frontend, port.endpoints.clone());
+                }
+                if port.node_port != 0 && won.iter().any(|(_, number)| *number == port.node_port) {
+                    filter.node_ports.insert(port.node_port, port.endpoints.clone());
+                }
             }
         }
         filters.into_iter().filter(|filter| !filter.is_empty()).collect()
@@ -279,13 +288,6 @@ impl Desired {
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.fragments.keys()
     }
-}
-
-/// Whether the UDP ports of both have the same endpoints; where they are reached does not matter.
-fn same_endpoints(a: &Fragment, b: &Fragment) -> bool {
-    let endpoints =
-        |f: &Fragment| -> Vec<_> { f.udp.iter().map(|p| (p.family, p.endpoints.clone())).collect() };
-    a.udp.len() == b.udp.len() && endpoints(a) == endpoints(b)
 }
 
 fn count_up<K: std::hash::Hash + Eq>(map: &mut HashMap<K, u32>, key: K, first: impl FnOnce() -> bool) {

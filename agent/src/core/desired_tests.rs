@@ -128,21 +128,31 @@ fn only_the_winner_contributes_set_entries_of_the_virtual_server() {
 }
 
 #[test]
-fn flows_are_looked_at_when_udp_endpoints_change_and_only_then() {
-    let with = |endpoints: &[u8], port: u16| {
-        let mut f = fragment("a", 1, "10.0.0.1", &[]);
+fn flows_are_looked_at_when_udp_frontends_or_endpoints_change_and_judged_by_the_winner() {
+    let with = |name: &str, created: i64, endpoints: &[u8], port: u16| {
+        let mut f = fragment(name, created, "10.0.0.1", &[]);
+        let key = VsKey { protocol: Protocol::Udp, addr: "10.0.0.1".parse().unwrap(), port };
+        f.virtual_servers =
+            vec![Arc::new(VirtualServer { key, ..VirtualServer::clone(&f.virtual_servers[0]) })];
         let endpoints = endpoints.iter().map(|n| RsKey { addr: [10, 1, 0, *n].into(), port: 53 }).collect();
-        let frontends = vec![("10.0.0.1".parse().unwrap(), port)];
-        f.udp = vec![UdpPort { family: Family::V4, frontends, node_port: 0, endpoints }];
+        f.udp =
+            vec![UdpPort { family: Family::V4, frontends: vec![(key.addr, port)], node_port: 0, endpoints }];
         f
     };
     let mut desired = Desired::default();
     let asks = |changes: Changes| !changes.flows.is_empty();
-    assert!(asks(update(&mut desired, "a", Some(with(&[1], 53)))), "the first endpoint");
-    assert!(!asks(update(&mut desired, "a", Some(with(&[1], 54)))), "only the Service changed");
-    assert!(asks(update(&mut desired, "a", Some(with(&[2], 54)))));
-    let filters = desired.stale_flows(&[ObjectName::new("d", "a")].into());
+    assert!(asks(update(&mut desired, "a", Some(with("a", 1, &[1], 53)))), "the first endpoint");
+    assert!(!asks(update(&mut desired, "a", Some(with("a", 1, &[1], 53)))));
+    assert!(asks(update(&mut desired, "a", Some(with("a", 1, &[1], 54)))), "another frontend");
+    assert!(asks(update(&mut desired, "a", Some(with("a", 1, &[2], 54)))));
+    let of = |desired: &Desired, name: &str| desired.stale_flows(&[ObjectName::new("d", name)].into());
+    let filters = of(&desired, "a");
     assert_eq!(filters.len(), 1, "IPv4 only");
     assert!(filters[0].frontends.contains_key(&("10.0.0.1".parse().unwrap(), 54)));
-    assert!(!asks(update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])))), "nobody answers");
+    update(&mut desired, "b", Some(with("b", 2, &[9], 54)));
+    assert!(of(&desired, "b").is_empty(), "the older Service has that frontend");
+    update(&mut desired, "a", None);
+    assert_eq!(of(&desired, "b").len(), 1);
+    let changes = update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &[])));
+    assert!(!asks(changes), "nobody answers");
 }

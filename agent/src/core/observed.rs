@@ -72,6 +72,8 @@ pub struct Observed {
     pub addresses: HashSet<IpNet>,
     /// Our sets that exist.
     pub sets: HashMap<SetId, ObservedSet>,
+    /// The families that can be programmed, when fewer than the settings say may be.
+    pub families: Option<Vec<Family>>,
     /// Rules, by [`Family::index`].
     pub rules: [ObservedRules; 2],
     /// Current values of the sysctls asked for; one that cannot be read is absent.

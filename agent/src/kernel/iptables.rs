@@ -34,13 +34,11 @@ impl Iptables {
         self.started
     }
 
-    /// Reads the rules of the families, all at once, in their order.
-    ///
-    /// # Errors
-    /// Names the program and what it said.
-    pub fn read(&mut self, families: &[Family]) -> Result<Vec<ObservedRules>, String> {
+    /// Reads the rules of the families, all at once, and returns a result each, in their order; an
+    /// error names the program and what it said.
+    pub fn read(&mut self, families: &[Family]) -> Vec<Result<ObservedRules, String>> {
         self.started += families.len() as u64;
-        at_once(families, |family| read(*family)).into_iter().collect()
+        at_once(families, |family| read(*family))
     }
 
     /// Writes the rules of families, all at once, each table atomically, and returns a result each:

@@ -19,6 +19,7 @@ use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Lane, Op};
 use crate::core::ownership::DEVICE;
+use crate::core::save::ObservedRules;
 use crate::core::settings::{Settings, Timeouts};
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
@@ -50,6 +51,8 @@ pub struct LinuxKernel {
     conntrack: ConntrackClient,
     iptables: Iptables,
     families: Vec<Family>,
+    /// The programs of every one of `families` have worked once.
+    families_tried: bool,
     sysctls: Vec<&'static str>,
     tables: u64,
 }
@@ -68,6 +71,7 @@ impl LinuxKernel {
             conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
             iptables: Iptables::default(),
             families: settings.families.clone(),
+            families_tried: false,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
             tables: 0,
         })
@@ -157,12 +161,16 @@ impl LinuxKernel {
             ..Observed::default()
         };
         self.observe_servers(&mut observed).map_err(|e| unreadable("IPVS", &e))?;
-        let rules = self.iptables.read(&self.families).map_err(|e| unreadable("iptables rules", &e))?;
-        for (family, rules) in self.families.iter().zip(rules) {
+        for (family, rules) in self.read_rules().map_err(|e| unreadable("iptables rules", &e))? {
             observed.rules[family.index()] = rules;
         }
-        let state = self.device.state().map_err(|e| unreadable("network devices", &e))?;
-        observed.device = state.is_some();
+        observed.families = Some(self.families.clone());
+        observed.device = match self.device.state() {
+            Ok(state) => state.is_some(),
+            // Creating it will fail and say so; what needs no address goes on.
+            Err(dummy_iface::Error::WrongKind { .. }) => false,
+            Err(error) => return Err(unreadable("network devices", &error)),
+        };
         if observed.device {
             let addresses = self.device.list().map_err(|e| unreadable("addresses", &e))?;
             observed.addresses = addresses.into_iter().collect();
@@ -171,6 +179,28 @@ impl LinuxKernel {
         observed.node_addresses = node_addresses(elsewhere.iter().map(|a| a.addr.addr()));
         observed.next_hops = self.device.next_hops().map_err(|e| unreadable("routes", &e))?;
         Ok(observed)
+    }
+
+    /// The rules of each family. A node where the first reading shows that it lacks one of the two
+    /// programs, or its tables in the kernel, serves the other family.
+    fn read_rules(&mut self) -> Result<Vec<(Family, ObservedRules)>, String> {
+        let mut rules = Vec::new();
+        let mut errors = Vec::new();
+        for (family, read) in self.families.iter().zip(self.iptables.read(&self.families)) {
+            match read {
+                Ok(read) => rules.push((*family, read)),
+                Err(error) => errors.push((*family, error)),
+            }
+        }
+        match errors.first() {
+            Some((_, error)) if self.families_tried || rules.is_empty() => return Err(error.clone()),
+            _ => self.families_tried = true,
+        }
+        for (family, error) in errors {
+            tracing::warn!("Services get no {family} addresses on this node: {error}");
+        }
+        self.families = rules.iter().map(|(family, _)| *family).collect();
+        Ok(rules)
     }
 
     fn execute_ipvs(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reading the folders of a corpus.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -32,6 +34,8 @@ pub struct Step {
     pub objects: Value,
     /// The recordings, in the order of [`Subsystem::ALL`].
     pub expected: Vec<(Subsystem, String)>,
+    /// Why the recording cannot be the end of a sync, if so: it is shown and not compared.
+    pub unsettled: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -88,10 +92,33 @@ pub fn load(folder: &Path, skip: &[Subsystem]) -> Result<Scenario> {
         }
         // Comparing nothing would always succeed.
         ensure!(!expected.is_empty(), "{name} step-{number}: nothing to compare");
-        steps.push(Step { objects: read_json(&step.join("objects.json"))?, expected });
+        let objects = read_json(&step.join("objects.json"))?;
+        let unsettled = unsettled(&objects, &expected);
+        steps.push(Step { objects, expected, unsettled });
     }
     let config = read(&folder.join("config.yaml"))?;
     Ok(Scenario { name, pre: header.pre, config, node: read_json(&folder.join("node.json"))?, steps })
+}
+
+/// At the end of every sync kube-proxy unbinds the addresses that no Service has. A recording that
+/// holds some was made before that, while processes still filled the sets one entry at a time.
+fn unsettled(objects: &Value, expected: &[(Subsystem, String)]) -> Option<String> {
+    let items = objects["items"].as_array()?;
+    let mut known: BTreeSet<IpAddr> = BTreeSet::new();
+    for service in items.iter().filter(|item| item["kind"] == "Service") {
+        let lists = [&service["spec"]["clusterIPs"], &service["spec"]["externalIPs"]];
+        let texts =
+            lists.into_iter().filter_map(Value::as_array).flatten().chain([&service["spec"]["clusterIP"]]);
+        let ingress = service["status"]["loadBalancer"]["ingress"].as_array();
+        let ingress = ingress.into_iter().flatten().map(|entry| &entry["ip"]);
+        known.extend(texts.chain(ingress).filter_map(|text| text.as_str()?.parse::<IpAddr>().ok()));
+    }
+    let (_, addrs) = expected.iter().find(|(subsystem, _)| *subsystem == Subsystem::Addrs)?;
+    let bound = addrs.lines().filter_map(|line| line.split(' ').nth(1)?.split('/').next()?.parse().ok());
+    let nobodys: Vec<String> =
+        bound.filter(|ip: &IpAddr| !known.contains(ip)).map(|ip| ip.to_string()).collect();
+    let list = nobodys.join(", ");
+    (!nobodys.is_empty()).then(|| format!("recorded in the middle of a sync: no Service has {list}"))
 }
 
 #[cfg(test)]
@@ -132,6 +159,19 @@ mod tests {
         let all = [Subsystem::Link, Subsystem::Health];
         let error = load(&corpus.path().join("one"), &all).unwrap_err();
         assert!(error.to_string().contains("nothing to compare"), "{error:#}");
+    }
+
+    #[test]
+    fn a_recording_with_addresses_of_nobody_was_made_too_early() {
+        let objects = serde_json::json!({"items": [{"kind": "Service", "spec":
+            {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "externalIPs": ["198.51.100.1"]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}}}]});
+        let addrs = |text: &str| [(Subsystem::Addrs, text.to_owned())];
+        let settled = "inet 10.96.0.1/32 global\ninet 198.51.100.1/32 global\ninet 203.0.113.1/32 global\n";
+        assert_eq!(unsettled(&objects, &addrs(settled)), None);
+        assert_eq!(unsettled(&objects, &addrs("\n")), None);
+        let early = unsettled(&objects, &addrs("inet 10.96.0.1/32 global\ninet 10.96.0.9/32 global\n"));
+        assert!(early.unwrap().ends_with("no Service has 10.96.0.9"));
     }
 
     #[test]

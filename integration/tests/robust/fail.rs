@@ -122,3 +122,30 @@ fn every_scheduler_of_the_kernel_works() {
         agent.stop().unwrap();
     }
 }
+
+#[test]
+fn without_ip6tables_ipv4_is_served() {
+    let ns = Netns::new("node-a").unwrap();
+    let mut objects = one_service();
+    objects.push(service("six", &["fd00:96::10"], &[], &PORT));
+    let mut files = Files::new(&no_audits(), objects);
+    files.script("ip6tables-save", "echo no such table >&2; exit 1");
+    files.wrap("exec \"$AGENT\" \"$@\"");
+    let agent = files.start(&ns);
+    wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
+    assert!(agent.log().contains("Services get no IPv6 addresses on this node"), "{}", agent.log());
+    assert!(!is_bound(&ns, "fd00:96::10/128"), "no address without its filter");
+}
+
+#[test]
+fn a_device_of_another_kind_keeps_addresses_out_and_nothing_else() {
+    let ns = Netns::new("node-a").unwrap();
+    ns.ip("link add kube-ipvs0 type bridge").unwrap();
+    let files = Files::new(&no_audits(), one_service());
+    let agent = files.start(&ns);
+    wait_for("the virtual server", &agent, || run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080"));
+    wait_for("the complaint", &agent, || agent.log().contains("bridge"));
+    assert!(!is_bound(&ns, "10.96.0.10/32"));
+    ns.ip("link del kube-ipvs0").unwrap();
+    wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
+}
