@@ -15,11 +15,9 @@ use kube_ipvs::core::model::*;
 use kube_ipvs::core::observed::Observed;
 use kube_ipvs::core::op::{Lane, Op};
 use kube_ipvs::core::settings::Settings;
-use kube_ipvs::events::EventSink;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
 use kube_ipvs::kernel::{Kernel, ObserveError, OpError};
-use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Outlets, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
@@ -119,7 +117,7 @@ fn new_reconciler() -> (Arc<Store>, Reconciler<Counting>) {
             settings,
             "node-a",
             false,
-            Outlets { events: EventSink::log_only(), metrics: Metrics::new().unwrap() },
+            Outlets::log_only().unwrap(),
         ),
     )
 }
