@@ -149,7 +149,7 @@ pub const FIELDS: &[Field] = &[
     field("logging.flushFrequency", Kind::Any, "").flag_wins("log-flush-frequency").effect(BUFFERS),
     field("logging.format", Kind::Text, "text").flag_wins("logging-format"),
     field("logging.options", Kind::Any, "").effect(BUFFERS),
-    field("logging.verbosity", Kind::Int, "0"),
+    field("logging.verbosity", Kind::Int, "0").flag_wins("v"),
     field("logging.vmodule", Kind::Any, "")
         .flag_wins("vmodule")
         .effect(Effect::Missing("levels are for the whole agent: use -v")),
