@@ -167,7 +167,9 @@ fn watch_config(
             told.store(true, Ordering::Relaxed);
             inbox.stop();
         }
-        Err(error) => tracing::warn!("changes of the configuration file need a restart from now on: {error:#}"),
+        Err(error) => {
+            tracing::warn!("changes of the configuration file need a restart from now on: {error:#}")
+        }
     })?;
     Ok(changed)
 }

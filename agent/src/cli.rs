@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn beside_a_file_flags_are_passed_over_but_for_those_that_win() {
-        let given = flags(&["--config=/c", "--ipvs-scheduler=lc", "--hostname-override=a", "--logging-format=json"]);
+        let given =
+            flags(&["--config=/c", "--ipvs-scheduler=lc", "--hostname-override=a", "--logging-format=json"]);
         let config = Config::parse(&format!("{HEAD}hostnameOverride: b\n"), &given).unwrap();
         assert_eq!((config.scheduler.as_str(), config.hostname_override.as_str()), ("rr", "a"));
         assert_eq!(config.log_format, crate::log::Format::Json);
@@ -230,7 +231,8 @@ mod tests {
         }
         let off = Config::read(None, &flags(&["--healthz-port=0"])).unwrap();
         assert_eq!(off.healthz_address, None);
-        let bare = Config::read(None, &flags(&["--healthz-bind-address=", "--metrics-bind-address=::1"])).unwrap();
+        let bare =
+            Config::read(None, &flags(&["--healthz-bind-address=", "--metrics-bind-address=::1"])).unwrap();
         assert_eq!(bare.healthz_address.map(|a| a.to_string()).as_deref(), Some("0.0.0.0:10256"));
         assert_eq!(bare.metrics_address.to_string(), "[::1]:10249");
     }

@@ -42,7 +42,9 @@ fn load_modules(scheduler: &str) {
             let text = String::from_utf8_lossy(&output.stderr);
             tracing::info!("modprobe could not load every module ({}): {}", output.status, text.trim());
         }
-        Err(error) if error.downcast_ref().is_some_and(|e: &std::io::Error| e.kind() == ErrorKind::NotFound) => {
+        Err(error)
+            if error.downcast_ref().is_some_and(|e: &std::io::Error| e.kind() == ErrorKind::NotFound) =>
+        {
             tracing::info!("there is no modprobe here: modules are loaded by their first use, if at all");
         }
         Err(error) => tracing::warn!("{error:#}"),

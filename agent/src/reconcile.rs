@@ -53,7 +53,8 @@ impl Pass {
 
     /// True when all traffic of the family is now as wanted.
     pub fn serves(&self, family: Family) -> bool {
-        let mut failed = self.plan.ops.iter().zip(&self.report.outcomes).filter(|(_, o)| **o != Outcome::Done);
+        let mut failed =
+            self.plan.ops.iter().zip(&self.report.outcomes).filter(|(_, o)| **o != Outcome::Done);
         self.unreadable.is_none() && !failed.any(|(op, _)| op.serves(family))
     }
 }
@@ -295,7 +296,8 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Tells the health endpoints what is programmed now.
     fn tell_health(&mut self, pass: &Pass) {
-        let served: Vec<Family> = self.settings.families.iter().copied().filter(|f| pass.serves(*f)).collect();
+        let served: Vec<Family> =
+            self.settings.families.iter().copied().filter(|f| pass.serves(*f)).collect();
         let now = SystemTime::now();
         self.outlets.health.with(|health| {
             health.set_families(&self.settings.families);

@@ -109,17 +109,7 @@ fn new_reconciler() -> (Arc<Store>, Reconciler<Counting>) {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     let settings = settings();
     let kernel = Counting { kernel: LinuxKernel::open(&settings).unwrap(), groups: 0 };
-    (
-        store.clone(),
-        Reconciler::new(
-            kernel,
-            store,
-            settings,
-            "node-a",
-            false,
-            Outlets::log_only().unwrap(),
-        ),
-    )
+    (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false, Outlets::log_only().unwrap()))
 }
 
 fn cost(before: Traffic, after: Traffic) -> Traffic {

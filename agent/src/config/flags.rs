@@ -6,7 +6,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 
 use super::table::{FIELDS, Field, IDLE_FLAGS, Kind};
 
-const HEADING: &str = "Configuration without a file (flags of kube-proxy; beside --config most are passed over)";
+const HEADING: &str =
+    "Configuration without a file (flags of kube-proxy; beside --config most are passed over)";
 const HEALTHZ_PORT: &str = "healthz-port";
 const METRICS_PORT: &str = "metrics-port";
 const VERBOSITY: &str = "v";
@@ -34,7 +35,8 @@ impl ConfigFlags {
 }
 
 fn build_arg(field: &'static Field, flag: &'static str) -> Arg {
-    let default = if field.default.is_empty() { String::new() } else { format!(" [default: {}]", field.default) };
+    let default =
+        if field.default.is_empty() { String::new() } else { format!(" [default: {}]", field.default) };
     let arg = Arg::new(flag)
         .long(flag)
         .action(ArgAction::Append)
@@ -43,11 +45,9 @@ fn build_arg(field: &'static Field, flag: &'static str) -> Arg {
         .help_heading(if field.flag_wins { None } else { Some(HEADING) });
     match field.kind {
         // As in Go a truth without `=` is true and takes no other word.
-        Kind::Bool => arg
-            .value_name("BOOL")
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true"),
+        Kind::Bool => {
+            arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true")
+        }
         Kind::Int | Kind::Float => arg.value_name("NUMBER"),
         Kind::Duration => arg.value_name("DURATION"),
         Kind::List => arg.value_name("CIDR,..."),
@@ -116,7 +116,8 @@ impl FromArgMatches for ConfigFlags {
             flags.given.push((field, flag, text));
         }
         if flags.metrics_port == Some(0) {
-            let text = "--metrics-port=0: the metrics server cannot be switched off; use --metrics-bind-address";
+            let text =
+                "--metrics-port=0: the metrics server cannot be switched off; use --metrics-bind-address";
             return Err(Error::raw(ErrorKind::ValueValidation, format!("{text}\n")));
         }
         Ok(flags)

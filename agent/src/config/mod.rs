@@ -151,7 +151,8 @@ impl Config {
             if text.is_none() || field.flag_wins {
                 values.take_flag(field, flag, text_of_flag)?;
             } else {
-                let warning = format!("--{flag} is passed over beside --config, as in kube-proxy: set {}", field.path);
+                let warning =
+                    format!("--{flag} is passed over beside --config, as in kube-proxy: set {}", field.path);
                 values.warnings.push(warning);
             }
         }
@@ -236,8 +237,7 @@ fn parse_yaml(text: &str, warnings: &mut Vec<String>) -> anyhow::Result<Value> {
         Ok(value) => return Ok(value),
         Err(error) => error,
     };
-    let options =
-        serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
     match serde_saphyr::from_str_with_options(text, options) {
         Ok(value) => {
             warnings.push(format!("a field is there twice, the last one counts: {error}"));
@@ -266,7 +266,8 @@ fn warnings(v: &Values) -> Vec<String> {
 /// Every address for health, loopback for metrics, in the family of `bindAddress`.
 fn fill_addresses(v: &mut Values) {
     let v6 = v.text("bindAddress").contains(':');
-    let (any, loopback) = if v6 { ("[::]:10256", "[::1]:10249") } else { ("0.0.0.0:10256", "127.0.0.1:10249") };
+    let (any, loopback) =
+        if v6 { ("[::]:10256", "[::1]:10249") } else { ("0.0.0.0:10256", "127.0.0.1:10249") };
     for (path, address) in [("healthzBindAddress", any), ("metricsBindAddress", loopback)] {
         if v.text(path).is_empty() {
             v.set_default(path, address);
@@ -294,9 +295,8 @@ fn timeouts(v: &Values) -> anyhow::Result<Timeouts> {
 
 fn conntrack(v: &Values) -> anyhow::Result<Conntrack> {
     let number = |path: &str| values::in_range(path, v.int(path), 0..=i64::from(i32::MAX));
-    let seconds = |path: &str| {
-        i64::try_from(v.duration(path).as_secs()).with_context(|| format!("{path} is too long"))
-    };
+    let seconds =
+        |path: &str| i64::try_from(v.duration(path).as_secs()).with_context(|| format!("{path} is too long"));
     Ok(Conntrack {
         max_per_core: number("conntrack.maxPerCore")?,
         min: number("conntrack.min")?,

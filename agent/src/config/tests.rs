@@ -93,7 +93,8 @@ fn each_mistake_is_named() {
     }
     let error = format!("{:#}", Config::parse("kind: ConfigMap\n", &ConfigFlags::default()).unwrap_err());
     assert!(error.contains("ConfigMap"), "{error}");
-    let error = format!("{:#}", Config::read(Some(Path::new("/nonexistent")), &ConfigFlags::default()).unwrap_err());
+    let error =
+        format!("{:#}", Config::read(Some(Path::new("/nonexistent")), &ConfigFlags::default()).unwrap_err());
     assert!(error.contains("/nonexistent"), "{error}");
 }
 
@@ -148,10 +149,14 @@ fn what_reaches_the_kernel() {
 
 #[test]
 fn what_kube_proxy_would_decode_leniently_is_a_warning() {
-    let config = parse("mode: ipvs\nnonsense: 1\nipvs: {sheduler: lc, scheduler: rr, scheduler: wlc}\nkubeIPVS: {x: 1}\n");
+    let config = parse(
+        "mode: ipvs\nnonsense: 1\nipvs: {sheduler: lc, scheduler: rr, scheduler: wlc}\nkubeIPVS: {x: 1}\n",
+    );
     let config = config.unwrap();
     assert_eq!(config.scheduler, "wlc", "the last one counts");
-    for expected in ["unknown field nonsense", "unknown field ipvs.sheduler", "unknown field kubeIPVS.x", "twice"] {
+    for expected in
+        ["unknown field nonsense", "unknown field ipvs.sheduler", "unknown field kubeIPVS.x", "twice"]
+    {
         assert!(config.warnings.iter().any(|w| w.contains(expected)), "{expected}: {:?}", config.warnings);
     }
     let gates = parse("featureGates: {AllowServiceExternalIP: false, ContextualLogging: true}\n").unwrap();

@@ -68,9 +68,10 @@ impl Values {
     /// Names a field of the wrong type.
     pub(super) fn take_file(&mut self, file: &Value) -> anyhow::Result<()> {
         let Value::Object(fields) = file else { bail!("not a mapping of fields") };
-        fields.iter().filter(|(name, _)| *name != "apiVersion" && *name != "kind").try_for_each(
-            |(name, value)| self.take(name, value),
-        )
+        fields
+            .iter()
+            .filter(|(name, _)| *name != "apiVersion" && *name != "kind")
+            .try_for_each(|(name, value)| self.take(name, value))
     }
 
     fn take(&mut self, path: &str, value: &Value) -> anyhow::Result<()> {
@@ -102,7 +103,12 @@ impl Values {
     ///
     /// # Errors
     /// When the text is not of the field's type.
-    pub(super) fn take_flag(&mut self, field: &'static Field, flag: &'static str, text: &str) -> anyhow::Result<()> {
+    pub(super) fn take_flag(
+        &mut self,
+        field: &'static Field,
+        flag: &'static str,
+        text: &str,
+    ) -> anyhow::Result<()> {
         let setting = from_text(field.kind, text).with_context(|| format!("--{flag}"))?;
         self.values.insert(field.path, (setting, Origin::Flag(flag)));
         Ok(())
@@ -237,7 +243,9 @@ fn from_text(kind: Kind, text: &str) -> anyhow::Result<Setting> {
         Kind::Float => Setting::Float(text.parse().with_context(|| format!("{text:?} is not a number"))?),
         Kind::Text => Setting::Text(text.to_owned()),
         Kind::Duration => Setting::Duration(text.parse()?),
-        Kind::List => Setting::List(Some(items().map(str::to_owned).collect()).filter(|l: &Vec<_>| !l.is_empty())),
+        Kind::List => {
+            Setting::List(Some(items().map(str::to_owned).collect()).filter(|l: &Vec<_>| !l.is_empty()))
+        }
         Kind::Gates => {
             let mut gates = BTreeMap::new();
             for item in items() {

@@ -129,9 +129,12 @@ mod tests {
         let verbosity = crate::log::start(crate::log::Format::Text, 0);
         let handler = metrics_handler(Metrics::new().unwrap(), "{}".to_owned(), verbosity.clone());
         let get = |path| handler(&ask(Method::GET, path, "", HERE));
-        for (path, code, body) in
-            [("/proxyMode", 200, "ipvs"), ("/configz", 200, "{}"), ("/healthz", 200, "ok"), ("/livez", 404, "404")]
-        {
+        for (path, code, body) in [
+            ("/proxyMode", 200, "ipvs"),
+            ("/configz", 200, "{}"),
+            ("/healthz", 200, "ok"),
+            ("/livez", 404, "404"),
+        ] {
             let answer = get(path);
             assert!(answer.code == code && answer.body.starts_with(body), "{path}: {answer:?}");
         }

@@ -58,11 +58,14 @@ impl NodePorts {
         let mut addresses = <[Option<Vec<IpAddr>>; 2]>::default();
         loop {
             let checks = self.wanted.borrow_and_update().clone();
-            let moved: Vec<Family> =
-                Family::ALL.into_iter().filter(|f| addresses[f.index()] != checks.addresses[f.index()]).collect();
+            let moved: Vec<Family> = Family::ALL
+                .into_iter()
+                .filter(|f| addresses[f.index()] != checks.addresses[f.index()])
+                .collect();
             listeners.retain(|(name, family), listener| {
                 let check = checks.services.get(name);
-                let same = check.is_some_and(|c| c.port == listener.port && c.local[family.index()].is_some());
+                let same =
+                    check.is_some_and(|c| c.port == listener.port && c.local[family.index()].is_some());
                 same && !moved.contains(family)
             });
             // An aborted task gives its socket back when it is next polled.
@@ -196,7 +199,8 @@ mod tests {
     async fn listeners_follow_the_services() {
         let here = || [Some(vec![Ipv4Addr::LOCALHOST.into()]), Some(Vec::new())];
         let checks = |port: u16, local: u32| HealthChecks {
-            services: [(ObjectName::new("shop", "web"), HealthCheck { port, local: [Some(local), Some(9)] })].into(),
+            services: [(ObjectName::new("shop", "web"), HealthCheck { port, local: [Some(local), Some(9)] })]
+                .into(),
             addresses: here(),
         };
         let health = SharedHealth::new(Health::new(&[Family::V4], Duration::from_secs(60)));

@@ -103,14 +103,7 @@ fn measure_agent(args: &Args) -> Result<(Pass, Duration)> {
     };
     let kernel = LinuxKernel::open(&settings)?;
     fill(&store, args);
-    let mut reconciler = Reconciler::new(
-        kernel,
-        store,
-        settings,
-        "node-a",
-        false,
-        Outlets::log_only()?,
-    );
+    let mut reconciler = Reconciler::new(kernel, store, settings, "node-a", false, Outlets::log_only()?);
     let start = Instant::now();
     let pass = reconciler.sync(Due::Audit, Duration::ZERO);
     let took = start.elapsed();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kube_ipvs::config::Config;
+use kube_ipvs::config::{Config, ConfigFlags};
 use kube_ipvs::core::model::Family;
 use kube_ipvs::core::observed::Observed;
 use kube_ipvs::core::settings::Settings;
@@ -54,7 +54,7 @@ pub fn sweep(scenario: &Scenario) -> Result<Survived> {
 }
 
 fn wanted(scenario: &Scenario, list: &Value) -> Result<Wanted> {
-    let config = Config::parse(&scenario.config)?;
+    let config = Config::parse(&scenario.config, &ConfigFlags::default())?;
     let settings = Settings { families: Family::ALL.to_vec(), ..config.settings()? };
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut objects = Vec::new();
