@@ -167,3 +167,23 @@ fn a_port_that_is_taken_is_tried_again_or_ends_it_if_asked_to() {
         std::thread::sleep(Duration::from_millis(100));
     }
 }
+
+#[test]
+fn a_kernel_that_cannot_be_used_is_an_event_on_the_node() {
+    let ns = Netns::new("node-a").unwrap();
+    let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
+    server.replace_all(one_service());
+    let mut command = Command::new("setpriv");
+    command.args(["--inh-caps=-net_admin", "--bounding-set=-net_admin"]).arg(agent_binary().unwrap());
+    command.args(["--hostname-override=node-a", &format!("--master={}", server.url())]);
+    let agent = Agent::spawn(&ns, command).unwrap();
+    wait_for("the Event", &agent, || server.events().iter().any(|e| e["reason"] == "KernelNotUsable"));
+    let events = server.events();
+    let event = events.iter().find(|e| e["reason"] == "KernelNotUsable").unwrap();
+    assert_eq!(
+        (&event["regarding"]["kind"], &event["regarding"]["name"]),
+        (&json!("Node"), &json!("node-a"))
+    );
+    assert!(event["note"].as_str().unwrap().contains("CAP_NET_ADMIN"), "{event}");
+    assert_eq!(get(&ns, 10256, "readyz").0, 503);
+}
