@@ -19,6 +19,7 @@ use crate::inspect::list::{Format, Table};
 use crate::inspect::owners::{self, Owners};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::nft_watch::RulesWatch;
+use crate::kernel::traffic;
 use crate::metrics::Metrics;
 use crate::reconcile::{Outlets, Reconciler};
 use crate::schedule::Schedule;
@@ -77,13 +78,19 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
     stop_on_signal(&runtime, inbox.clone())?;
+    let metrics = Metrics::new().context("cannot set up metrics")?;
     let (source, events) = source(args, &config, &name, &runtime)?;
     source.start(store.clone())?;
-    let metrics = Metrics::new().context("cannot set up metrics")?;
+    metrics.watch_store(&store);
+    metrics.watch_events(&events);
+    if let Some(limit) = config.service_metrics {
+        metrics.serve_traffic(limit, traffic::reader())?;
+    }
     runtime.spawn(serve::metrics(config.metrics_address, metrics.clone()));
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     let Some(mut kernel) = open_kernel(&settings, &inbox) else { return Ok(()) };
+    kernel.count_flows(metrics.flows());
     kernel.check_scheduler(&settings.scheduler)?;
     watch_addresses(&kernel, inbox.clone())?;
     watch_rules(&kernel, inbox.clone())?;

@@ -21,5 +21,6 @@ pub mod schedule;
 pub mod serve;
 pub mod source;
 pub mod store;
+pub mod tally;
 #[cfg(test)]
 mod testing;

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
 use crate::core::fragment::build_fragment;
-use crate::core::model::{Node, VsKey};
+use crate::core::model::{Family, Node, VsKey};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
@@ -46,6 +46,13 @@ impl Pass {
     /// True when the node is now as wanted.
     pub fn is_clean(&self) -> bool {
         self.unreadable.is_none() && self.report.is_clean()
+    }
+
+    /// True when all traffic of the family is now as wanted.
+    pub fn serves(&self, family: Family) -> bool {
+        let mut failed =
+            self.plan.ops.iter().zip(&self.report.outcomes).filter(|(_, o)| **o != Outcome::Done);
+        self.unreadable.is_none() && !failed.any(|(op, _)| op.serves(family))
     }
 }
 
@@ -131,6 +138,8 @@ impl<K: Kernel> Reconciler<K> {
                     if let Some(families) = &observed.families {
                         self.settings.families.retain(|family| families.contains(family));
                     }
+                    self.outlets.metrics.set_families(&self.settings.families);
+                    self.outlets.metrics.audited(&observed);
                     self.observed = Some(observed);
                 }
                 Err(error) => return Pass { unreadable: Some(error.to_string()), ..Pass::default() },
@@ -160,7 +169,8 @@ impl<K: Kernel> Reconciler<K> {
             **outcome == Outcome::Done && !touches(op, &changes) && !ends_drain
         };
         let drift = if audit && !first && !self.failed {
-            plan.ops.iter().zip(&report.outcomes).filter(repaired).count()
+            let repairs = plan.ops.iter().zip(&report.outcomes).filter(repaired);
+            repairs.inspect(|(op, _)| self.outlets.metrics.repaired(op.kind())).count()
         } else {
             0
         };
@@ -168,6 +178,7 @@ impl<K: Kernel> Reconciler<K> {
         self.follow(&plan, &report, &mut observed, now);
         // Who has connections is asked anew whenever it matters.
         observed.busy = HashSet::new();
+        self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
         self.observed = Some(observed);
         self.tell(&changes);
         Pass { plan, report, drift, unreadable: None }
@@ -178,6 +189,7 @@ impl<K: Kernel> Reconciler<K> {
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             match outcome {
                 Outcome::Done => {
+                    self.outlets.metrics.done(op, observed);
                     observed.record(op);
                     self.drains.record(op, now);
                     // Somebody's wider prefix of a wanted address went: now there is room for ours.
@@ -216,7 +228,11 @@ impl<K: Kernel> Reconciler<K> {
     /// fragment is built again.
     fn take_changes(&mut self) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
-        let dirty = self.store.take_dirty();
+        self.outlets.metrics.working_on(self.store.waiting_since());
+        let mut dirty = self.store.take_dirty();
+        for dirty in &mut dirty {
+            self.outlets.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
+        }
         self.node_object = self.store.node().or(self.node_object.take());
         let node = &self.node_object;
         if self.local_from_node
@@ -237,7 +253,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             _ => dirty,
         };
-        for Dirty { name, service, slices } in dirty {
+        for Dirty { name, service, slices, .. } in dirty {
             let slices = slices.iter().map(|slice| &**slice);
             let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
             self.desired.update(&name, fragment, &mut changes);
@@ -249,10 +265,7 @@ impl<K: Kernel> Reconciler<K> {
     fn tell(&self, changes: &Changes) {
         notices::log_own_addresses(&self.desired, changes);
         self.outlets.events.send(notices::build(&self.desired, changes));
-        if !changes.contested.is_empty() {
-            self.outlets.metrics.set_conflicts(&self.desired);
-        }
-        self.outlets.metrics.set_drains(self.drains.len());
+        self.outlets.metrics.changed(&self.desired, changes, self.drains.len());
     }
 
     /// Whether an address that came or went is not as wanted.
@@ -298,6 +311,7 @@ impl<K: Kernel> Reconciler<K> {
         let before = start.elapsed();
         let pass = self.sync(due, before);
         let now = start.elapsed();
+        self.outlets.metrics.pass(&pass, due, now - before);
         schedule.ended(now, due, pass.is_clean(), pass.unreadable.is_none());
         if pass.report.in_doubt() {
             schedule.doubt();

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::core::settings::{ExternalIps, LocalTraffic, NodePortAddresses, Settings, Timeouts};
-use raw::{RawConfig, RawConntrack, RawIpvs};
+use raw::{RawConfig, RawConntrack, RawIpvs, RawMetrics};
 
 /// Connections of removed endpoints may go on this long: longer than any sensible grace period.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -62,6 +62,9 @@ pub struct Config {
     pub drain_deadline: Option<Duration>,
     /// `kubeIPVS.keepEstablished`.
     pub keep_established: bool,
+    /// `kubeIPVS.metrics.perService`: how many Services have traffic metrics of their own
+    /// (`maxServices`); `None`: no traffic is told.
+    pub service_metrics: Option<usize>,
     /// Fields that are set but have no effect in this version.
     pub without_effect: Vec<String>,
 }
@@ -159,6 +162,7 @@ impl Config {
             external_ips,
             drain_deadline: Some(drain_deadline).filter(|d| !d.is_zero()),
             keep_established: own.keep_established.unwrap_or(false),
+            service_metrics: service_metrics(&own.metrics.unwrap_or_default()),
             without_effect: Vec::new(),
         })
     }
@@ -186,6 +190,11 @@ impl Config {
             keep_established: self.keep_established,
         })
     }
+}
+
+/// A thousand Services unless set.
+fn service_metrics(raw: &RawMetrics) -> Option<usize> {
+    raw.per_service.unwrap_or(false).then(|| raw.max_services.unwrap_or(1000))
 }
 
 /// Loopback unless set, in the family of `bindAddress`.

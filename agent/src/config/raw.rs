@@ -84,6 +84,14 @@ pub(super) struct RawOwn {
     #[serde(rename = "externalIPs")]
     pub external_ips: Option<RawExternalIps>,
     pub keep_established: Option<bool>,
+    pub metrics: Option<RawMetrics>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RawMetrics {
+    pub per_service: Option<bool>,
+    pub max_services: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]

@@ -71,6 +71,8 @@ pub struct Desired {
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
     first: BTreeSet<ObjectName>,
+    /// Services whose policy Local finds no endpoint here, see [`Fragment::no_local`].
+    no_local: [[u32; 2]; 2],
 }
 
 impl Desired {
@@ -99,12 +101,21 @@ impl Desired {
         if old.remarks != next.remarks {
             changes.remarked.insert(name.clone());
         }
+        self.count_no_local(&old, &next);
         self.first.remove(name);
         if !next.virtual_servers.is_empty() || !next.remarks.is_empty() {
             if next.first {
                 self.first.insert(name.clone());
             }
             self.fragments.insert(name.clone(), next);
+        }
+    }
+
+    fn count_no_local(&mut self, old: &Fragment, next: &Fragment) {
+        for (counts, (old, next)) in self.no_local.iter_mut().zip(old.no_local.iter().zip(&next.no_local)) {
+            for (count, (old, next)) in counts.iter_mut().zip(old.iter().zip(next)) {
+                *count = *count + u32::from(*next) - u32::from(*old);
+            }
         }
     }
 
@@ -282,6 +293,17 @@ impl Desired {
     /// Whether the set is to hold anything: rules over empty sets are left out.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.members(SetId { kind, family }) > 0
+    }
+
+    /// How many Services have a policy Local and endpoints, but none on this node: by the internal
+    /// policy, and by the external one.
+    pub fn no_local(&self, family: Family) -> [u32; 2] {
+        self.no_local[family.index()]
+    }
+
+    /// How many Services contribute something.
+    pub fn service_count(&self) -> usize {
+        self.fragments.len()
     }
 
     /// Names of all Services that contribute something.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the agent answers over HTTP: `/metrics`.
 
+pub mod health;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -67,7 +69,7 @@ async fn accept(listener: &TcpListener, metrics: &Metrics) {
 fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Result<Response<String>, Infallible> {
     let (status, kind, body) = match request.uri().path() {
         "/metrics" => match metrics.render() {
-            Ok(text) => (StatusCode::OK, prometheus::TEXT_FORMAT, text),
+            Ok(text) => (StatusCode::OK, crate::metrics::CONTENT_TYPE, text),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
         },
         _ => (StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".to_owned()),
