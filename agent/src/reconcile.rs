@@ -4,9 +4,10 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use tokio::sync::watch;
 
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
@@ -23,6 +24,8 @@ use crate::kernel::{Kernel, Outcome, Report, apply};
 use crate::metrics::Metrics;
 use crate::notices;
 use crate::schedule::{Due, Schedule};
+use crate::serve::health::{Health, SharedHealth};
+use crate::serve::node_ports::HealthChecks;
 use crate::store::{Dirty, Store};
 
 /// Failures logged per pass; the rest is counted.
@@ -63,6 +66,25 @@ pub struct Outlets {
     pub events: EventSink,
     /// Numbers for Prometheus.
     pub metrics: Metrics,
+    /// What the health endpoints answer.
+    pub health: SharedHealth,
+    /// What the health-check node ports answer.
+    pub health_checks: watch::Sender<HealthChecks>,
+}
+
+impl Outlets {
+    /// Outlets that reach nobody but the log.
+    ///
+    /// # Errors
+    /// When the metrics cannot be set up.
+    pub fn log_only() -> prometheus::Result<Self> {
+        Ok(Self {
+            events: EventSink::log_only(),
+            metrics: Metrics::new()?,
+            health: SharedHealth::new(Health::new(&Family::ALL, Duration::MAX)),
+            health_checks: watch::channel(HealthChecks::default()).0,
+        })
+    }
 }
 
 /// Wanted and observed state, and the kernel that they are about.
@@ -79,6 +101,8 @@ pub struct Reconciler<K> {
     drains: Drains,
     pending: Changes,
     outlets: Outlets,
+    /// The health-check node ports do not answer yet as they must.
+    health_checks_changed: bool,
     /// The last pass left ops undone: doing them now repairs nobody else's change.
     failed: bool,
 }
@@ -106,6 +130,7 @@ impl<K: Kernel> Reconciler<K> {
             drains: Drains::default(),
             pending: Changes::default(),
             outlets,
+            health_checks_changed: false,
             failed: false,
         }
     }
@@ -181,7 +206,9 @@ impl<K: Kernel> Reconciler<K> {
         self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
         self.observed = Some(observed);
         self.tell(&changes);
-        Pass { plan, report, drift, unreadable: None }
+        let pass = Pass { plan, report, drift, unreadable: None };
+        self.tell_health(&pass);
+        pass
     }
 
     /// The mirror follows what the kernel acknowledged; the rest is looked at again.
@@ -244,8 +271,12 @@ impl<K: Kernel> Reconciler<K> {
             .observed
             .as_ref()
             .map(|observed| NodeFacts::build(&self.node.name, node.as_ref(), observed, &self.settings));
+        // A Node that is gone is none for load balancers, although its last facts stay in force.
+        let eligible = self.store.node().is_some_and(|n| !n.leaving);
+        self.outlets.health.with(|health| health.set_eligible(eligible));
         let dirty = match facts {
             Some(facts) if facts != self.node => {
+                self.health_checks_changed = true;
                 self.node = facts;
                 let mut all = self.store.all();
                 all.extend(dirty.into_iter().filter(|d| d.service.is_none()));
@@ -258,6 +289,7 @@ impl<K: Kernel> Reconciler<K> {
             let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
             self.desired.update(&name, fragment, &mut changes);
         }
+        self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
     }
 
@@ -266,6 +298,24 @@ impl<K: Kernel> Reconciler<K> {
         notices::log_own_addresses(&self.desired, changes);
         self.outlets.events.send(notices::build(&self.desired, changes));
         self.outlets.metrics.changed(&self.desired, changes, self.drains.len());
+    }
+
+    /// Tells the health endpoints what is programmed now.
+    fn tell_health(&mut self, pass: &Pass) {
+        let served: Vec<Family> =
+            self.settings.families.iter().copied().filter(|f| pass.serves(*f)).collect();
+        let now = SystemTime::now();
+        self.outlets.health.with(|health| {
+            health.set_families(&self.settings.families);
+            served.iter().for_each(|family| health.synced(*family, now));
+        });
+        if served != self.settings.families || !std::mem::take(&mut self.health_checks_changed) {
+            return;
+        }
+        self.outlets.health_checks.send_replace(HealthChecks {
+            services: self.desired.health_checks().clone(),
+            addresses: self.node.health_check_addresses(&self.settings),
+        });
     }
 
     /// Whether an address that came or went is not as wanted.
@@ -289,7 +339,11 @@ impl<K: Kernel> Reconciler<K> {
         let start = Instant::now();
         loop {
             let wait = if self.is_ready() {
-                let dirty = self.store.is_dirty() || !self.pending.addresses.is_empty();
+                let changed = self.store.is_dirty();
+                if changed {
+                    self.outlets.health.with(|health| health.changed(SystemTime::now()));
+                }
+                let dirty = changed || !self.pending.addresses.is_empty();
                 let (at, due) = schedule.next(dirty, !self.drains.is_empty());
                 let now = start.elapsed();
                 if now >= at {
@@ -406,7 +460,7 @@ fn log_pass(pass: &Pass, due: Due, took: Duration, failures: u32) {
         tracing::warn!(repaired = pass.drift, "somebody else changed what this agent keeps");
     }
     tracing::info!(?due, ops, done, ?took, "sync");
-    tracing::debug!("plan:\n{}", pass.plan);
+    tracing::trace!("plan:\n{}", pass.plan);
     let failed = pass.plan.ops.iter().zip(&pass.report.outcomes).filter_map(|(op, outcome)| match outcome {
         Outcome::Failed(error) => Some((op, error)),
         _ => None,

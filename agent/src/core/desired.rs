@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::flows::FlowFilter;
-use super::fragment::{Fragment, Remark, VirtualServer};
+use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
 use super::model::{Family, ObjectName, Protocol, VsKey};
 use super::sets::{Entry, SetId, SetKind};
 
@@ -32,6 +32,8 @@ pub struct Changes {
     pub contested: BTreeSet<VsKey>,
     /// Services with other remarks than before.
     pub remarked: BTreeSet<ObjectName>,
+    /// Health-check node ports have other answers than before.
+    pub health_checks: bool,
 }
 
 impl Changes {
@@ -73,6 +75,7 @@ pub struct Desired {
     first: BTreeSet<ObjectName>,
     /// Services whose policy Local finds no endpoint here, see [`Fragment::no_local`].
     no_local: [[u32; 2]; 2],
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
 }
 
 impl Desired {
@@ -102,6 +105,13 @@ impl Desired {
             changes.remarked.insert(name.clone());
         }
         self.count_no_local(&old, &next);
+        if old.health != next.health {
+            changes.health_checks = true;
+            match next.health {
+                Some(check) => self.health_checks.insert(name.clone(), check),
+                None => self.health_checks.remove(name),
+            };
+        }
         self.first.remove(name);
         if !next.virtual_servers.is_empty() || !next.remarks.is_empty() {
             if next.first {
@@ -304,6 +314,11 @@ impl Desired {
     /// How many Services contribute something.
     pub fn service_count(&self) -> usize {
         self.fragments.len()
+    }
+
+    /// Services with a health-check node port.
+    pub fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
+        &self.health_checks
     }
 
     /// Names of all Services that contribute something.

@@ -86,8 +86,7 @@ fn failed() -> Outcome {
 fn busy() -> Metrics {
     let metrics = Metrics::new().unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    metrics.watch_store(&store);
-    metrics.watch_events(&EventSink::log_only());
+    metrics.watch(&store, &EventSink::log_only());
     metrics.set_families(&Family::ALL);
     metrics.set_kubernetes(&Info { git_version: "v1.36.2".to_owned(), ..Info::default() });
     let (requests, mut desired) = (metrics.count_requests("10.0.0.1:6443"), Desired::default());
@@ -102,7 +101,7 @@ fn busy() -> Metrics {
     metrics.changed(&desired, &changes, 0);
     metrics.applied(&Plan::default(), &Report::default(), &desired, &observed);
     metrics.pass(&Pass::default(), Due::Audit, Duration::ZERO);
-    metrics.watch(Kind::Service).set(WatchState::Listing);
+    metrics.api_watch(Kind::Service).set(WatchState::Listing);
     let reader: Reader = Box::new(|| Ok(vec![(VS, Counts::default())]));
     metrics.serve_traffic(10, reader).unwrap();
     metrics
@@ -207,7 +206,7 @@ fn operations_are_counted_by_kind_and_result() {
 fn the_oldest_change_ages_until_a_pass_did_everything() {
     let metrics = Metrics::new().unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    metrics.watch_store(&store);
+    metrics.watch(&store, &EventSink::log_only());
     let age = || value(&metrics, "kube_ipvs_oldest_change_age_seconds");
     assert_eq!(age(), 0.0);
     store.update(|u| u.put(Object::Service(service("a", 1))));
@@ -225,7 +224,7 @@ fn the_oldest_change_ages_until_a_pass_did_everything() {
 fn changes_are_counted_as_kube_proxy_counts_them() {
     let metrics = Metrics::new().unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    metrics.watch_store(&store);
+    metrics.watch(&store, &EventSink::log_only());
     metrics.set_families(&Family::ALL);
     store.update(|u| {
         (1..=16).for_each(|n| u.put(Object::Service(service(&format!("s{n}"), n))));
@@ -302,7 +301,7 @@ fn servers_are_counted_at_an_audit_and_followed_from_there() {
 #[test]
 fn the_state_of_a_watch_is_one_of_three() {
     let metrics = Metrics::new().unwrap();
-    let watch = metrics.watch(Kind::Service);
+    let watch = metrics.api_watch(Kind::Service);
     let states = || {
         let state = |s| value(&metrics, &format!("kube_ipvs_watch_state{{kind=\"Service\",state=\"{s}\"}}"));
         ["listing", "following", "failing"].map(state)

@@ -60,8 +60,7 @@ struct Inner {
     kubernetes: IntGaugeVec,
     programming: Mutex<Programming>,
     /// What is asked when somebody scrapes.
-    store: OnceLock<Arc<Store>>,
-    events: OnceLock<EventSink>,
+    sources: OnceLock<(Arc<Store>, EventSink)>,
     services: OnceLock<ServiceTraffic>,
     /// One scrape after another.
     scrape: Mutex<()>,
@@ -97,8 +96,7 @@ impl Metrics {
                 ],
             )?,
             programming: Mutex::new(Programming::new(&registry)?),
-            store: OnceLock::new(),
-            events: OnceLock::new(),
+            sources: OnceLock::new(),
             services: OnceLock::new(),
             scrape: Mutex::default(),
             registry,
@@ -106,15 +104,10 @@ impl Metrics {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Shows what comes into the store.
-    pub fn watch_store(&self, store: &Arc<Store>) {
-        // A second one would be another agent's.
-        let _ = self.0.store.set(store.clone());
-    }
-
-    /// Shows how many Events are dropped.
-    pub fn watch_events(&self, events: &EventSink) {
-        let _ = self.0.events.set(events.clone());
+    /// Shows what comes into the store, and how many Events are dropped.
+    pub fn watch(&self, store: &Arc<Store>, events: &EventSink) {
+        // There is one of each in a process.
+        let _ = self.0.sources.set((store.clone(), events.clone()));
     }
 
     /// Shows the traffic of Services, at most `limit` of them by name. Reads the kernel at once, so call
@@ -134,7 +127,7 @@ impl Metrics {
     }
 
     /// The state of following one kind of the API.
-    pub fn watch(&self, kind: Kind) -> Watch {
+    pub fn api_watch(&self, kind: Kind) -> Watch {
         self.0.own.watch(kind)
     }
 
@@ -241,12 +234,12 @@ impl Metrics {
         let inner = &*self.0;
         let _one = lock(&inner.scrape);
         inner.services.get().into_iter().for_each(ServiceTraffic::refresh);
-        if let Some(store) = inner.store.get() {
+        if let Some((store, events)) = inner.sources.get() {
             let tally = store.tally();
             inner.proxy.set_tally(&tally);
             inner.own.set_tally(&tally, &store.waiting_for());
+            inner.own.set_dropped(events.dropped());
         }
-        inner.events.get().into_iter().for_each(|events| inner.own.set_dropped(events.dropped()));
         inner.own.set_age(inner.start);
         inner.process.refresh();
         TextEncoder::new().encode_to_string(&inner.registry.gather())

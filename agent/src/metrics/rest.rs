@@ -7,16 +7,37 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::{Method, Request, Response};
 use prometheus::{HistogramVec, IntCounterVec, Registry};
 use tower::{Layer, Service};
 
-use super::{register_counters, register_histogram};
+use super::{Metrics, register_counters, register_histogram};
 
 /// The code of a request that got no answer, as in client-go.
 const NO_ANSWER: &str = "<error>";
+
+/// Servers are upgraded while agents run.
+const VERSION_PERIOD: Duration = Duration::from_secs(3600);
+const VERSION_RETRY: Duration = Duration::from_secs(60);
+
+/// Tells the version of the API server, and asks again every hour.
+pub async fn follow_version(client: kube::Client, metrics: Metrics) {
+    loop {
+        let pause = match client.apiserver_version().await {
+            Ok(info) => {
+                metrics.set_kubernetes(&info);
+                VERSION_PERIOD
+            }
+            Err(error) => {
+                tracing::debug!("the API server does not tell its version: {error}");
+                VERSION_RETRY
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Rest {
