@@ -23,8 +23,9 @@ use crate::inspect::list::{Format, Table};
 use crate::inspect::owners::{self, Owners};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::nft_watch::RulesWatch;
+use crate::kernel::traffic;
 use crate::log::{self, Verbosity};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, rest};
 use crate::reconcile::{Outlets, Reconciler};
 use crate::schedule::Schedule;
 use crate::serve::health::{Health, SharedHealth};
@@ -91,12 +92,19 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     owners::serve(inbox.clone())?;
     stop_on_signal(&runtime, inbox.clone())?;
     let changed = watch_config(path.as_deref(), flags, inbox.clone())?;
-    let (source, events) = source(args, &config, &name, &runtime)?;
+    let metrics = Metrics::new().context("cannot set up metrics")?;
+    let (source, events) = source(args, &config, &name, &metrics, &runtime)?;
     source.start(store.clone())?;
-    let outlets = start_servers(&config, &settings, &name, &events, verbosity, &runtime)?;
+    metrics.watch(&store, &events);
+    if let Some(limit) = config.service_metrics {
+        metrics.serve_traffic(limit, traffic::reader())?;
+    }
+    let outlets =
+        start_servers(&config, &settings, &name, (events.clone(), metrics.clone()), verbosity, &runtime)?;
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
+        kernel.count_flows(metrics.flows());
         kernel.check_scheduler(&settings.scheduler)?;
         watch_addresses(&kernel, inbox.clone())?;
         watch_rules(&kernel, inbox.clone())?;
@@ -114,11 +122,10 @@ fn start_servers(
     config: &Config,
     settings: &Settings,
     node: &str,
-    events: &EventSink,
+    (events, metrics): (EventSink, Metrics),
     verbosity: Verbosity,
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<Outlets> {
-    let metrics = Metrics::new().context("cannot set up metrics")?;
     let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
     let hard_fail = config.bind_address_hard_fail;
     if let Some(address) = config.healthz_address {
@@ -128,7 +135,7 @@ fn start_servers(
             reason: Reason::FailedToStartProxierHealthcheck,
             hard_fail,
         };
-        runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone())));
+        runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone(), metrics.clone())));
     }
     let server = Server {
         address: config.metrics_address,
@@ -141,7 +148,7 @@ fn start_servers(
     let (health_checks, wanted) = watch::channel(HealthChecks::default());
     let node = node.to_owned();
     runtime.spawn(NodePorts { wanted, health: health.clone(), events: events.clone(), node }.run());
-    Ok(Outlets { events: events.clone(), metrics, health, health_checks })
+    Ok(Outlets { events, metrics, health, health_checks })
 }
 
 /// Ends the agent when its configuration file changes to another that can be used; whoever started it
@@ -185,6 +192,7 @@ fn source(
     args: &RunArgs,
     config: &Config,
     node: &str,
+    metrics: &Metrics,
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
@@ -195,7 +203,8 @@ fn source(
     let access = ApiAccess { kubeconfig, master: args.master.clone() };
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = runtime.block_on(access.client())?;
+    let client = runtime.block_on(access.client(metrics))?;
+    runtime.spawn(rest::follow_version(client.clone(), metrics.clone()));
     let events = EventSink::to_api(client.clone(), node, runtime.handle());
     Ok((Box::new(ApiSource::new(client, node, runtime.handle().clone())), events))
 }

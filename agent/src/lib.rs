@@ -24,5 +24,6 @@ pub mod serve;
 pub mod show;
 pub mod source;
 pub mod store;
+pub mod tally;
 #[cfg(test)]
 mod testing;

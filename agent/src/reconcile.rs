@@ -163,6 +163,8 @@ impl<K: Kernel> Reconciler<K> {
                     if let Some(families) = &observed.families {
                         self.settings.families.retain(|family| families.contains(family));
                     }
+                    self.outlets.metrics.set_families(&self.settings.families);
+                    self.outlets.metrics.audited(&observed);
                     self.observed = Some(observed);
                 }
                 Err(error) => return Pass { unreadable: Some(error.to_string()), ..Pass::default() },
@@ -192,7 +194,8 @@ impl<K: Kernel> Reconciler<K> {
             **outcome == Outcome::Done && !touches(op, &changes) && !ends_drain
         };
         let drift = if audit && !first && !self.failed {
-            plan.ops.iter().zip(&report.outcomes).filter(repaired).count()
+            let repairs = plan.ops.iter().zip(&report.outcomes).filter(repaired);
+            repairs.inspect(|(op, _)| self.outlets.metrics.repaired(op.kind())).count()
         } else {
             0
         };
@@ -200,6 +203,7 @@ impl<K: Kernel> Reconciler<K> {
         self.follow(&plan, &report, &mut observed, now);
         // Who has connections is asked anew whenever it matters.
         observed.busy = HashSet::new();
+        self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
         self.observed = Some(observed);
         self.tell(&changes);
         let pass = Pass { plan, report, drift, unreadable: None };
@@ -212,6 +216,7 @@ impl<K: Kernel> Reconciler<K> {
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             match outcome {
                 Outcome::Done => {
+                    self.outlets.metrics.done(op, observed);
                     observed.record(op);
                     self.drains.record(op, now);
                     // Somebody's wider prefix of a wanted address went: now there is room for ours.
@@ -250,7 +255,11 @@ impl<K: Kernel> Reconciler<K> {
     /// fragment is built again.
     fn take_changes(&mut self) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
-        let dirty = self.store.take_dirty();
+        self.outlets.metrics.working_on(self.store.waiting_since());
+        let mut dirty = self.store.take_dirty();
+        for dirty in &mut dirty {
+            self.outlets.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
+        }
         self.node_object = self.store.node().or(self.node_object.take());
         let node = &self.node_object;
         if self.local_from_node
@@ -275,7 +284,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             _ => dirty,
         };
-        for Dirty { name, service, slices } in dirty {
+        for Dirty { name, service, slices, .. } in dirty {
             let slices = slices.iter().map(|slice| &**slice);
             let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
             self.desired.update(&name, fragment, &mut changes);
@@ -288,10 +297,7 @@ impl<K: Kernel> Reconciler<K> {
     fn tell(&self, changes: &Changes) {
         notices::log_own_addresses(&self.desired, changes);
         self.outlets.events.send(notices::build(&self.desired, changes));
-        if !changes.contested.is_empty() {
-            self.outlets.metrics.set_conflicts(&self.desired);
-        }
-        self.outlets.metrics.set_drains(self.drains.len());
+        self.outlets.metrics.changed(&self.desired, changes, self.drains.len());
     }
 
     /// Tells the health endpoints what is programmed now.
@@ -359,6 +365,7 @@ impl<K: Kernel> Reconciler<K> {
         let before = start.elapsed();
         let pass = self.sync(due, before);
         let now = start.elapsed();
+        self.outlets.metrics.pass(&pass, due, now - before);
         schedule.ended(now, due, pass.is_clean(), pass.unreadable.is_none());
         if pass.report.in_doubt() {
             schedule.doubt();

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Instant;
 
 use anyhow::Context;
 use dummy_iface::DummyDevice;
@@ -15,12 +16,14 @@ use super::ipset::IpsetClient;
 use super::iptables::Iptables;
 use super::nft_watch::Children;
 use super::{Kernel, ObserveError, OpError, sysctl, table};
+use crate::core::flows::FlowFilter;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Lane, Op};
 use crate::core::ownership::DEVICE;
 use crate::core::save::ObservedRules;
 use crate::core::settings::{Settings, Timeouts};
+use crate::metrics::proxy::FlowCounter;
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
 /// kernel's table in one go.
@@ -55,6 +58,7 @@ pub struct LinuxKernel {
     families_tried: bool,
     sysctls: Vec<&'static str>,
     tables: u64,
+    flows: Option<FlowCounter>,
 }
 
 impl LinuxKernel {
@@ -74,7 +78,13 @@ impl LinuxKernel {
             families_tried: false,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
             tables: 0,
+            flows: None,
         })
+    }
+
+    /// Counts the stale flows that are forgotten.
+    pub fn count_flows(&mut self, counter: FlowCounter) {
+        self.flows = Some(counter);
     }
 
     /// The netlink port that address changes of ours carry.
@@ -239,6 +249,19 @@ impl LinuxKernel {
         results
     }
 
+    fn forget_flows(&mut self, filter: &FlowFilter) -> Result<(), OpError> {
+        let start = Instant::now();
+        let count = self.conntrack.forget(filter);
+        let count = count.map_err(|error| OpError::plain(format!("connection tracking: {error}")))?;
+        if let Some(counter) = &self.flows {
+            counter.forgot(filter.family, start.elapsed(), count);
+        }
+        if count > 0 {
+            tracing::info!(count, family = %filter.family, "forgot stale UDP flows");
+        }
+        Ok(())
+    }
+
     fn execute_one(&mut self, op: &Op) -> Result<(), OpError> {
         match op {
             Op::SetSysctl(sysctl) => sysctl::write(sysctl),
@@ -246,14 +269,7 @@ impl LinuxKernel {
                 let config = ipvs::Config { tcp: timeouts.tcp, tcp_fin: timeouts.tcp_fin, udp: timeouts.udp };
                 self.ipvs.set_config(config).map_err(|e| OpError::plain(e.to_string()))
             }
-            Op::ForgetFlows(flows) => match self.conntrack.forget(&flows.filter) {
-                Ok(0) => Ok(()),
-                Ok(count) => {
-                    tracing::info!(count, family = %flows.filter.family, "forgot stale UDP flows");
-                    Ok(())
-                }
-                Err(error) => Err(OpError::plain(format!("connection tracking: {error}"))),
-            },
+            Op::ForgetFlows(flows) => self.forget_flows(&flows.filter),
             Op::CreateDevice => self.device.ensure().map(drop).map_err(|e| OpError::plain(e.to_string())),
             other => Err(OpError::plain(format!("{other} is not executed one by one"))),
         }

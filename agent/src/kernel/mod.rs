@@ -15,6 +15,7 @@ pub mod nfnetlink;
 pub mod nft_watch;
 pub mod sysctl;
 pub mod table;
+pub mod traffic;
 
 use std::collections::HashSet;
 

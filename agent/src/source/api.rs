@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -22,6 +23,7 @@ use serde_json::Value;
 use super::Source;
 use super::decode::{decode, object_name};
 use crate::core::model::ObjectName;
+use crate::metrics::Metrics;
 use crate::store::{Kind, Object, Store};
 
 /// Pause before a list that replaces a watch which cannot go on.
@@ -37,11 +39,11 @@ pub struct ApiAccess {
 }
 
 impl ApiAccess {
-    /// Reads the credentials. The server itself is not contacted.
+    /// Reads the credentials. The server itself is not contacted. Requests are counted in `metrics`.
     ///
     /// # Errors
     /// Names the file or variable that is missing or wrong.
-    pub async fn client(&self) -> anyhow::Result<Client> {
+    pub async fn client(&self, metrics: &Metrics) -> anyhow::Result<Client> {
         let mut config = match (&self.kubeconfig, &self.master) {
             (Some(path), _) => {
                 let kubeconfig = Kubeconfig::read_from(Path::new(path))
@@ -60,7 +62,9 @@ impl ApiAccess {
             config.cluster_url = master.parse().with_context(|| format!("--master {master:?} is no URL"))?;
         }
         tracing::info!(server = %config.cluster_url, "following the Kubernetes API");
-        Client::try_from(config).context("cannot set up the API client")
+        let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+        let stack = ClientBuilder::try_from(config).context("cannot set up the API client")?;
+        Ok(stack.with_layer(&metrics.count_requests(&host)).build())
     }
 }
 

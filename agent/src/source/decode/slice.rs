@@ -3,14 +3,19 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{RawPort, label, protocol, raw};
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
+use crate::metrics::programming::Trigger;
 use crate::store::{Kind, Object};
 
+/// Written by the EndpointSlice controller; RFC 3339.
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -76,7 +81,18 @@ pub(super) fn decode(name: ObjectName, value: &Value) -> Result<Object, String> 
         endpoints.extend(decode_endpoint(i, endpoint, family)?);
     }
     let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
-    Ok(Object::EndpointSlice(EndpointSlice { name, service, family, ports, endpoints }))
+    let slice = EndpointSlice { name, service, family, ports, endpoints };
+    Ok(match trigger(value) {
+        Some(at) => Object::TriggeredSlice(slice, Trigger { family, at }),
+        None => Object::EndpointSlice(slice),
+    })
+}
+
+/// When the pod or Service changed that the slice follows. It is only measured by, so one that cannot
+/// be read is as good as none.
+fn trigger(value: &Value) -> Option<SystemTime> {
+    let text = value.get("metadata")?.get("annotations")?.get(TRIGGER_ANNOTATION)?.as_str()?;
+    text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 /// A slice port without a name or a number serves nobody and is passed over.
