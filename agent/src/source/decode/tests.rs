@@ -89,6 +89,20 @@ fn absent_conditions_mean_ready_and_useless_ports_are_passed_over() {
 }
 
 #[test]
+fn one_bad_part_of_a_slice_leaves_the_others_in_force() {
+    let body = json!({"addressType": "IPv4",
+        "ports": [{"name": "a", "port": 70000}, {"name": "b", "port": 80}, {"name": "c", "port": 80, "protocol": "X"}],
+        "endpoints": [{"addresses": ["x"]}, {"addresses": ["fd00::1"]}, {"addresses": ["10.0.0.1"]}]});
+    let Ok(Object::EndpointSlice(s)) = slice(body) else { panic!() };
+    assert_eq!((s.ports.len(), s.endpoints.len()), (1, 1));
+    let all_bad = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["x"]}, {"addresses": ["y"]}]});
+    assert!(
+        slice(all_bad).unwrap_err().contains("endpoints[0]"),
+        "its last good version is better than nothing"
+    );
+}
+
+#[test]
 fn slices_that_are_not_for_us() {
     let headless =
         json!({"metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: "w", HEADLESS_LABEL: ""}}});
