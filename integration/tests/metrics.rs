@@ -294,7 +294,9 @@ fn traffic_of_services_is_what_the_kernel_counts_and_never_falls() {
 fn the_metrics_port_answers_what_kube_proxys_does() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
-    let setup = Setup::start(&node, &json!({}), vec![service("web", &["10.96.0.10"], &[], &PORT)]).unwrap();
+    let udp = [("dns", "UDP", 53)];
+    let objects = vec![service("dns", &["10.96.0.10"], &[], &udp), slice("dns", &["10.244.1.5@node-a"], &udp)];
+    let setup = Setup::start(&node, &json!({}), objects).unwrap();
     setup.wait_bound(&["10.96.0.10"]).unwrap();
     let get = |path: &str| node.ns().enter(|| http_get(METRICS, path)).unwrap().unwrap();
     let mode = get("proxyMode");
@@ -304,5 +306,11 @@ fn the_metrics_port_answers_what_kube_proxys_does() {
     let configz: Value = serde_json::from_str(body(&get("configz"))).unwrap();
     assert_eq!(configz["kubeproxy.config.k8s.io"]["mode"], "ipvs");
     assert!(get("livez").starts_with("HTTP/1.1 404"));
-    assert!(!scrape(node.ns()).contains("kube_ipvs_service_"), "off unless asked for");
+    // Binding is not the last step of a pass, and the node is healthy when all are done.
+    let healthz = || node.ns().enter(|| http_get(10256, "healthz")).unwrap().unwrap_or_default();
+    setup.wait("health", || healthz().starts_with("HTTP/1.1 200")).unwrap();
+    let text = scrape(node.ns());
+    assert!(sum(&text, "kubeproxy_proxy_healthz_total", &["200"]) >= 1.0, "{text}");
+    assert!(sum(&text, "kubeproxy_conntrack_reconciler_sync_duration_seconds_count", &["IPv4"]) >= 1.0, "{text}");
+    assert!(!text.contains("kube_ipvs_service_"), "off unless asked for");
 }
