@@ -295,7 +295,8 @@ fn the_metrics_port_answers_what_kube_proxys_does() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let udp = [("dns", "UDP", 53)];
-    let objects = vec![service("dns", &["10.96.0.10"], &[], &udp), slice("dns", &["10.244.1.5@node-a"], &udp)];
+    let objects =
+        vec![service("dns", &["10.96.0.10"], &[], &udp), slice("dns", &["10.244.1.5@node-a"], &udp)];
     let setup = Setup::start(&node, &json!({}), objects).unwrap();
     setup.wait_bound(&["10.96.0.10"]).unwrap();
     let get = |path: &str| node.ns().enter(|| http_get(METRICS, path)).unwrap().unwrap();
@@ -311,6 +312,9 @@ fn the_metrics_port_answers_what_kube_proxys_does() {
     setup.wait("health", || healthz().starts_with("HTTP/1.1 200")).unwrap();
     let text = scrape(node.ns());
     assert!(sum(&text, "kubeproxy_proxy_healthz_total", &["200"]) >= 1.0, "{text}");
-    assert!(sum(&text, "kubeproxy_conntrack_reconciler_sync_duration_seconds_count", &["IPv4"]) >= 1.0, "{text}");
+    assert!(
+        sum(&text, "kubeproxy_conntrack_reconciler_sync_duration_seconds_count", &["IPv4"]) >= 1.0,
+        "{text}"
+    );
     assert!(!text.contains("kube_ipvs_service_"), "off unless asked for");
 }

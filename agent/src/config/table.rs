@@ -197,4 +197,31 @@ mod tests {
             assert!(!FIELDS.iter().any(|f| f.path.starts_with(&inside)), "{inside}");
         }
     }
+
+    /// The table of docs/configuration.md, one line per field.
+    fn documented() -> String {
+        let line = |f: &Field| {
+            let default = if f.default.is_empty() { "–".to_owned() } else { format!("`{}`", f.default) };
+            let flag = match f.flag {
+                Some(flag) if f.flag_wins => format!("`--{flag}` (wins)"),
+                Some(flag) => format!("`--{flag}`"),
+                None => "–".to_owned(),
+            };
+            let effect = match f.effect {
+                Effect::Acts => "acts".to_owned(),
+                Effect::NoneInIpvsMode => "none, as in kube-proxy's ipvs mode".to_owned(),
+                Effect::NotNeeded(why) => format!("none: {why}"),
+                Effect::Missing(instead) => format!("none, with a warning: {instead}"),
+            };
+            format!("| `{}` | {} | {} | {} |\n", f.path, default, flag, effect)
+        };
+        FIELDS.iter().map(line).collect()
+    }
+
+    #[test]
+    fn the_document_has_this_table() {
+        let document = include_str!("../../../docs/configuration.md");
+        let table = documented();
+        assert!(document.contains(&table), "docs/configuration.md must have:\n{table}");
+    }
 }

@@ -10,6 +10,7 @@ pub mod ipset;
 mod ipset_codec;
 pub mod iptables;
 pub mod linux;
+pub mod modules;
 pub mod nfnetlink;
 pub mod nft_watch;
 pub mod sysctl;
