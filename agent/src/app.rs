@@ -32,9 +32,10 @@ use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::{HealthChecks, NodePorts};
 use crate::serve::{self, Server};
 use crate::show;
-use crate::source::Source;
-use crate::source::api::{ApiAccess, ApiSource};
+use crate::source::api::ApiSource;
+use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
+use crate::source::{Limits, Source};
 use crate::store::Store;
 
 /// Pause between audits for changes to rules.
@@ -203,10 +204,10 @@ fn source(
     let access = ApiAccess { kubeconfig, master: args.master.clone() };
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = runtime.block_on(access.client(metrics))?;
-    runtime.spawn(rest::follow_version(client.clone(), metrics.clone()));
-    let events = EventSink::to_api(client.clone(), node, runtime.handle());
-    Ok((Box::new(ApiSource::new(client, node, runtime.handle().clone())), events))
+    let api = runtime.block_on(access.client(metrics, Limits::default().answer))?;
+    runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
+    let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
+    Ok((Box::new(ApiSource::new(api, node, runtime.handle().clone(), metrics.clone())), events))
 }
 
 /// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.

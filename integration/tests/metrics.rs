@@ -24,7 +24,7 @@ const SERVICES: u8 = 40;
 const PORT: [(&str, &str, u16); 1] = [("http", "TCP", 80)];
 
 /// What the dashboards and the alert of the kubernetes-mixin ask, with a range that a test can wait for.
-const QUERIES: [&str; 13] = [
+const QUERIES: [&str; 14] = [
     r#"up{job="kube-proxy"} == 1"#,
     r#"sum(rate(kubeproxy_sync_proxy_rules_duration_seconds_count{job="kube-proxy"}[1m])) > 0"#,
     r#"histogram_quantile(0.99,rate(kubeproxy_sync_proxy_rules_duration_seconds_bucket{job="kube-proxy"}[1m])) > 0"#,
@@ -37,6 +37,7 @@ const QUERIES: [&str; 13] = [
     r#"rate(process_cpu_seconds_total{job="kube-proxy"}[1m]) >= 0"#,
     r#"time() - kubeproxy_sync_proxy_rules_last_timestamp_seconds{job="kube-proxy"} < 60"#,
     r#"count(kubernetes_build_info{job="kube-proxy"}) by (git_version)"#,
+    r#"sum(kube_ipvs_watch_state{state="following"}) == 3"#,
     r#"sum(rate(kube_ipvs_operations_total{result="done"}[1m])) > 0"#,
 ];
 
