@@ -255,7 +255,12 @@ impl<K: Kernel> Reconciler<K> {
     /// fragment is built again.
     fn take_changes(&mut self) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
-        self.outlets.metrics.working_on(self.store.waiting_since());
+        let since = self.store.waiting_since();
+        self.outlets.metrics.working_on(since);
+        if since.is_some() {
+            // One that came in while this pass was reading the kernel was not noticed before.
+            self.outlets.health.with(|health| health.changed(SystemTime::now()));
+        }
         let mut dirty = self.store.take_dirty();
         for dirty in &mut dirty {
             self.outlets.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));

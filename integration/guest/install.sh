@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Makes sure that the Debian packages of the kernel tests are installed, and fetches a kernel for the
-# guest. Does nothing, quickly, when all is there. Usage: install.sh [--tools]
+# Makes sure that the Debian packages of the kernel tests are installed, and fetches Prometheus, for the
+# tests of the metrics, and a kernel for the guest. Does nothing, quickly, when all is there.
+# Usage: install.sh [--tools]
 #   --tools   only what the tests need in plain network namespaces: no QEMU and no kernel
 set -euo pipefail
 
@@ -34,6 +35,31 @@ install_packages() {
     echo "install.sh: installing ${absent[*]}" >&2
     apt-get update -q >&2
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${absent[@]}" >&2
+}
+
+# update_lists PACKAGE: after a failed download. Old lists name versions which the mirror no longer has.
+update_lists() {
+    [[ $(id -u) -eq 0 ]] || die "cannot download $1; run 'apt-get update' as root and try again"
+    apt-get update -q >&2
+}
+
+# Unpacks prometheus and promtool into $guest_dir/prometheus. Installed, it would run as a service.
+fetch_prometheus() {
+    local folder=$guest_dir/prometheus work
+    [[ -e $folder/promtool ]] && return 0
+    echo "install.sh: fetching prometheus" >&2
+    mkdir -p "$guest_dir"
+    work=$(mktemp -d "$guest_dir/fetch.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    if ! (cd "$work" && apt-get download -q prometheus >&2); then
+        update_lists prometheus
+        (cd "$work" && apt-get download -q prometheus >&2) || die "cannot download prometheus"
+    fi
+    dpkg -x "$work"/*.deb "$work/files"
+    rm -rf "$folder"
+    mv "$work/files/usr/bin" "$folder"
+    rm -rf "$work"
+    trap - EXIT
 }
 
 # The real package behind linux-image-amd64, for example linux-image-6.1.0-56-amd64. The cloud image is
@@ -75,9 +101,7 @@ fetch_kernel() {
     # Beyond the end of this function, too: set -e leaves without running what follows.
     trap 'rm -rf "$work"' EXIT
     if ! (cd "$work" && apt-get download -q "$package" >&2); then
-        # Old package lists name versions which the mirror no longer has.
-        [[ $(id -u) -eq 0 ]] || die "cannot download $package; run 'apt-get update' as root and try again"
-        apt-get update -q >&2
+        update_lists "$package"
         package=$(kernel_package)
         (cd "$work" && apt-get download -q "$package" >&2) || die "cannot download $package"
     fi
@@ -105,3 +129,4 @@ else
     install_packages "${tools[@]}" "${machine[@]}"
     fetch_kernel
 fi
+fetch_prometheus

@@ -212,8 +212,9 @@ fn every_field_does_what_the_table_says() {
             ..plain.clone()
         };
         let acts = config != same || config.min_sync_period > Duration::ZERO;
-        // These two act only together with detectLocalMode, and mode has one value.
-        let alone = field.path.starts_with("detectLocal.") || field.path == "mode";
+        // These act only together with detectLocalMode and perService, and mode has one value.
+        let alone = field.path.starts_with("detectLocal.")
+            || ["mode", "kubeIPVS.metrics.maxServices"].contains(&field.path);
         assert_eq!(acts, field.effect == table::Effect::Acts && !alone, "{}", field.path);
         assert_eq!(warned, matches!(field.effect, table::Effect::Missing(_)), "{}", field.path);
         assert_eq!(config.values.lines().filter(|(.., origin)| *origin == Origin::File).count(), 1);

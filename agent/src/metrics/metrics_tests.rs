@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::own::WatchState;
+use super::input::WatchState;
 use super::services::Counts;
 use super::*;
 use crate::core::fragment::build_fragment;
@@ -12,8 +12,9 @@ use crate::core::op::RulesOp;
 use crate::core::settings::Settings;
 use crate::inbox::Inbox;
 use crate::kernel::{OpError, Outcome};
+use crate::reconcile::Reconciler;
 use crate::store::Object;
-use crate::testing::exposition::{self, Family as Read};
+use crate::testing::{self, exposition, exposition::Family as Read};
 
 const VS: VsKey = VsKey {
     protocol: Protocol::Tcp,
@@ -169,7 +170,9 @@ fn a_pass_counts_for_every_family_and_only_a_good_one_is_the_last() {
     assert_eq!(value(&metrics, &format!("{name}iptables_restore_failures{rest}\"IPv4\"}}")), 0.0);
     metrics.set_families(&[Family::V4]);
     let shown = metrics.render().unwrap();
-    assert!(!shown.contains("ip_family=\"IPv6\"") && shown.contains("ip_family=\"IPv4\""), "{shown}");
+    let shown: Vec<&str> = shown.lines().filter(|line| line.starts_with("kubeproxy_")).collect();
+    let of = |family: &str| shown.iter().filter(|line| line.contains(family)).count();
+    assert!(of("IPv6") == 0 && of("IPv4") > 0, "{shown:?}");
 }
 
 #[test]
@@ -352,4 +355,42 @@ fn the_loser_of_a_conflict_is_named_until_it_is_none() {
     metrics.changed(&desired, &changes, 0);
     let text = metrics.render().unwrap();
     assert!(!text.contains("young") && text.contains("kube_ipvs_contested_virtual_servers 0"), "{text}");
+}
+
+/// The loop on a kernel in memory tells all it does.
+#[test]
+fn the_loop_counts_what_it_does() {
+    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+    let outlets = testing::outlets();
+    let metrics = outlets.metrics.clone();
+    let mut agent =
+        Reconciler::new(testing::kernel(), store.clone(), testing::settings(), "n1", false, outlets);
+    let at = SystemTime::now() + Duration::from_secs(1);
+    store.update(|u| {
+        u.put(Object::Service(service("a", 1)));
+        u.put(Object::TriggeredSlice(
+            slice("a", vec![endpoint("n1", true)]),
+            Trigger { family: Family::V4, at },
+        ));
+    });
+    let of = |name: &str, labels: &str| value(&metrics, &format!("{name}{{{labels}}}"));
+    let programmed = || of("kubeproxy_network_programming_duration_seconds_count", "ip_family=\"IPv4\"");
+    let servers = || of("kube_ipvs_real_servers", "ip_family=\"IPv4\"");
+
+    agent.kernel().fail_next(OpKind::AddRealServer);
+    assert!(!agent.sync(Due::Audit, Duration::ZERO).is_clean());
+    assert_eq!((programmed(), servers()), (0.0, 0.0), "it is not programmed yet");
+    assert!(agent.sync(Due::Changes, Duration::ZERO).is_clean());
+    assert_eq!((programmed(), servers()), (1.0, 1.0));
+    assert_eq!(value(&metrics, "kube_ipvs_services"), 1.0);
+    assert_eq!(value(&metrics, "kube_ipvs_bound_addresses"), 1.0);
+    assert_eq!(of("kube_ipvs_set_entries", "set=\"KUBE-CLUSTER-IP\""), 1.0);
+
+    agent.kernel().state.addresses.clear();
+    agent.kernel().state.virtual_servers.clear();
+    let pass = agent.sync(Due::Audit, Duration::ZERO);
+    let repaired = read(&metrics)["kube_ipvs_drift_repaired_total"].samples.values().sum::<f64>();
+    assert_eq!((pass.drift, repaired), (3, 3.0), "{}", pass.plan);
+    assert_eq!(of("kube_ipvs_drift_repaired_total", "kind=\"bind\""), 1.0);
+    assert_eq!((servers(), programmed()), (1.0, 1.0));
 }

@@ -2,17 +2,19 @@
 //! What the agent tells Prometheus. One value is made at start and handed to whoever counts; labels
 //! come from closed sets, but for the names of Services, of which only so many are shown.
 //!
-//! [`proxy`]: the families of kube-proxy, with its names, labels and buckets. [`own`]: ours,
-//! `kube_ipvs_*`. [`rest`]: requests to the API server. [`process`]: this process. [`services`]:
-//! traffic per Service. docs/metrics.md explains each family.
+//! `proxy` has the families of kube-proxy, with its names, labels and buckets; `work`, `holdings` and
+//! `input` ours, `kube_ipvs_*`; [`rest`] requests to the API server; `process` this process;
+//! [`services`] traffic per Service. docs/metrics.md explains each family.
 
-pub mod own;
+mod holdings;
+pub mod input;
 mod process;
 pub mod programming;
 pub mod proxy;
 mod register;
 pub mod rest;
 pub mod services;
+mod work;
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -31,16 +33,18 @@ use crate::reconcile::Pass;
 use crate::schedule::Due;
 use crate::serve::health::Probe;
 use crate::store::{Kind, Store};
-use own::{Own, Watch};
+use holdings::Holdings;
+use input::{Input, Watch};
 use process::Process;
 use programming::{Programming, Trigger};
 use proxy::{FlowCounter, Proxy};
 use register::{
-    catch_up, lock, register_counter, register_counters, register_float, register_floats, register_gauge,
-    register_gauges, register_histogram, seconds,
+    catch_up, label, lock, register_counter, register_counters, register_float, register_floats,
+    register_gauge, register_gauges, register_histogram, seconds,
 };
 use rest::{CountRequests, Rest};
 use services::{Reader, ServiceTraffic};
+use work::Work;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -52,9 +56,10 @@ pub struct Metrics(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
-    start: Instant,
     proxy: Proxy,
-    own: Own,
+    work: Work,
+    holdings: Holdings,
+    input: Input,
     rest: Rest,
     process: Process,
     kubernetes: IntGaugeVec,
@@ -73,10 +78,12 @@ impl Metrics {
     /// When two of them have one name.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
+        build_info(&registry)?;
         let inner = Inner {
-            start: Instant::now(),
             proxy: Proxy::new(&registry)?,
-            own: Own::new(&registry)?,
+            work: Work::new(&registry)?,
+            holdings: Holdings::new(&registry)?,
+            input: Input::new(&registry)?,
             rest: Rest::new(&registry)?,
             process: Process::new(&registry)?,
             kubernetes: register_gauges(
@@ -128,7 +135,7 @@ impl Metrics {
 
     /// The state of following one kind of the API.
     pub fn api_watch(&self, kind: Kind) -> Watch {
-        self.0.own.watch(kind)
+        self.0.input.watch(kind)
     }
 
     /// Counts stale flows.
@@ -168,7 +175,7 @@ impl Metrics {
 
     /// Changes that came in since then are about to be programmed.
     pub fn working_on(&self, since: Option<Instant>) {
-        self.0.own.working_on(since);
+        self.0.work.working_on(since);
     }
 
     /// The Service is about to be programmed because of these.
@@ -178,32 +185,32 @@ impl Metrics {
 
     /// An op repaired what somebody else had changed.
     pub fn repaired(&self, kind: OpKind) {
-        self.0.own.repaired(kind);
+        self.0.work.repaired(kind);
     }
 
     /// An op was acknowledged; `observed` is the mirror before it.
     pub fn done(&self, op: &Op, observed: &Observed) {
-        self.0.own.done(op, observed);
+        self.0.holdings.done(op, observed);
     }
 
     /// The kernel was read completely.
     pub fn audited(&self, observed: &Observed) {
-        self.0.own.count_servers(observed);
+        self.0.holdings.count_servers(observed);
     }
 
     /// A plan was carried out; wanted and observed state after it.
     pub fn applied(&self, plan: &Plan, report: &Report, desired: &Desired, observed: &Observed) {
         lock(&self.0.programming).applied(plan, report, desired, SystemTime::now());
-        self.0.own.set_sizes(desired, observed);
+        self.0.holdings.set_sizes(desired, observed);
         self.0.proxy.set_no_local(desired);
     }
 
     /// Shows what changed among the Services.
     pub fn changed(&self, desired: &Desired, changes: &Changes, drains: usize) {
         if !changes.contested.is_empty() {
-            self.0.own.set_conflicts(desired);
+            self.0.holdings.set_conflicts(desired);
         }
-        self.0.own.set_drains(drains);
+        self.0.holdings.set_drains(drains);
         if let Some(services) = self.0.services.get() {
             let owner = |vs| desired.virtual_server(vs).map(|wanted| wanted.service.clone());
             services.own(changes.virtual_servers.iter().map(|vs| (*vs, owner(vs))));
@@ -214,7 +221,7 @@ impl Metrics {
     pub fn pass(&self, pass: &Pass, due: Due, took: Duration) {
         let now = SystemTime::now();
         self.0.proxy.pass(pass, took, now);
-        self.0.own.pass(pass, due, now);
+        self.0.work.pass(pass, due, now);
     }
 
     /// The text that Prometheus reads. May take a moment: the kernel is asked for the traffic of
@@ -237,13 +244,19 @@ impl Metrics {
         if let Some((store, events)) = inner.sources.get() {
             let tally = store.tally();
             inner.proxy.set_tally(&tally);
-            inner.own.set_tally(&tally, &store.waiting_for());
-            inner.own.set_dropped(events.dropped());
+            inner.input.refresh(&tally, &store.waiting_for(), events.dropped());
+            inner.work.refresh(&tally);
         }
-        inner.own.set_age(inner.start);
         inner.process.refresh();
         TextEncoder::new().encode_to_string(&inner.registry.gather())
     }
+}
+
+fn build_info(registry: &Registry) -> prometheus::Result<()> {
+    let help = "1; the version of this agent is a label.";
+    let info = register_gauges(registry, "kube_ipvs_build_info", help, &["version"])?;
+    info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    Ok(())
 }
 
 #[cfg(test)]

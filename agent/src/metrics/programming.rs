@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use prometheus::{HistogramVec, Registry};
 
-use super::register_histogram;
+use super::{label, register_histogram};
 use crate::core::desired::Desired;
 use crate::core::model::{Family, ObjectName};
 use crate::core::op::{Op, Plan};
@@ -53,12 +53,12 @@ impl Programming {
     /// Shows these families and no others, from zero.
     pub fn set_families(&self, families: &[Family]) {
         for family in Family::ALL {
-            let label = &[family.to_string()];
+            let of = &[label(family)];
             if families.contains(&family) {
-                self.duration.with_label_values(label);
+                self.duration.with_label_values(of);
             } else {
                 // Nothing is there to remove where the family was never shown.
-                let _ = self.duration.remove_label_values(label);
+                let _ = self.duration.remove_label_values(of);
             }
         }
     }
@@ -86,7 +86,7 @@ impl Programming {
                 if !waits {
                     // The clock of the other machine may be ahead of ours.
                     let took = now.duration_since(trigger.at).unwrap_or_default();
-                    duration.with_label_values(&[trigger.family.to_string()]).observe(took.as_secs_f64());
+                    duration.with_label_values(&[label(trigger.family)]).observe(took.as_secs_f64());
                 }
                 waits
             });

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::{
-    catch_up, lock, register_counter, register_counters, register_floats, register_gauge, register_gauges,
-    register_histogram, seconds,
+    catch_up, label, lock, register_counter, register_counters, register_floats, register_gauge,
+    register_gauges, register_histogram, seconds,
 };
 use crate::core::desired::Desired;
 use crate::core::model::Family;
@@ -131,20 +131,20 @@ impl Proxy {
             return false;
         }
         for family in Family::ALL {
-            let label = &[family.to_string()];
+            let of = &[label(family)];
             if families.contains(&family) {
-                self.sync.with_label_values(label);
-                self.restore_failures.with_label_values(label);
+                self.sync.with_label_values(of);
+                self.restore_failures.with_label_values(of);
                 self.flows.show(family);
                 continue;
             }
             // Nothing is there to remove where the family was never shown.
-            let _ = self.sync.remove_label_values(label);
-            let _ = self.synced.remove_label_values(label);
-            let _ = self.queued.remove_label_values(label);
-            let _ = self.restore_failures.remove_label_values(label);
+            let _ = self.sync.remove_label_values(of);
+            let _ = self.synced.remove_label_values(of);
+            let _ = self.queued.remove_label_values(of);
+            let _ = self.restore_failures.remove_label_values(of);
             for policy in POLICIES {
-                let _ = self.no_local.remove_label_values(&[&label[0], policy]);
+                let _ = self.no_local.remove_label_values(&[of[0], policy]);
             }
             self.flows.hide(family);
         }
@@ -154,15 +154,15 @@ impl Proxy {
 
     pub fn pass(&self, pass: &Pass, took: Duration, now: SystemTime) {
         for family in lock(&self.families).iter() {
-            let label = &[family.to_string()];
-            self.sync.with_label_values(label).observe(took.as_secs_f64());
+            let of = &[label(*family)];
+            self.sync.with_label_values(of).observe(took.as_secs_f64());
             if pass.serves(*family) {
-                self.synced.with_label_values(label).set(seconds(now));
+                self.synced.with_label_values(of).set(seconds(now));
             }
         }
         for (op, outcome) in pass.plan.ops.iter().zip(&pass.report.outcomes) {
             if let (Op::WriteRules(rules), Outcome::Failed(_)) = (op, outcome) {
-                self.restore_failures.with_label_values(&[rules.family.to_string()]).inc();
+                self.restore_failures.with_label_values(&[label(rules.family)]).inc();
             }
         }
     }
@@ -170,7 +170,7 @@ impl Proxy {
     pub fn set_no_local(&self, desired: &Desired) {
         for family in lock(&self.families).iter() {
             for (policy, count) in POLICIES.into_iter().zip(desired.no_local(*family)) {
-                self.no_local.with_label_values(&[&*family.to_string(), policy]).set(i64::from(count));
+                self.no_local.with_label_values(&[label(*family), policy]).set(i64::from(count));
             }
         }
     }
@@ -191,7 +191,7 @@ impl Proxy {
         catch_up(&self.services, tally.services * families.len() as u64);
         catch_up(&self.slices, families.iter().map(|family| tally.slices[family.index()]).sum());
         for family in families.iter() {
-            self.queued.with_label_values(&[family.to_string()]).set(seconds(tally.changed_at));
+            self.queued.with_label_values(&[label(*family)]).set(seconds(tally.changed_at));
         }
     }
 
@@ -227,18 +227,18 @@ impl FlowCounter {
     }
 
     fn show(&self, family: Family) {
-        self.duration.with_label_values(&[family.to_string()]);
-        self.deleted.with_label_values(&[family.to_string()]);
+        self.duration.with_label_values(&[label(family)]);
+        self.deleted.with_label_values(&[label(family)]);
     }
 
     fn hide(&self, family: Family) {
-        let _ = self.duration.remove_label_values(&[family.to_string()]);
-        let _ = self.deleted.remove_label_values(&[family.to_string()]);
+        let _ = self.duration.remove_label_values(&[label(family)]);
+        let _ = self.deleted.remove_label_values(&[label(family)]);
     }
 
     /// The table was read, and so many flows forgotten; not called when it could not be read.
     pub fn forgot(&self, family: Family, took: Duration, deleted: u64) {
-        self.duration.with_label_values(&[family.to_string()]).observe(took.as_secs_f64());
-        self.deleted.with_label_values(&[family.to_string()]).inc_by(deleted);
+        self.duration.with_label_values(&[label(family)]).observe(took.as_secs_f64());
+        self.deleted.with_label_values(&[label(family)]).inc_by(deleted);
     }
 }

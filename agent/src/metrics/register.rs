@@ -10,6 +10,8 @@ use prometheus::{
     Registry, Result,
 };
 
+use crate::core::model::Family;
+
 fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
@@ -65,6 +67,14 @@ pub(super) fn register_histogram(
 ) -> Result<HistogramVec> {
     let opts = HistogramOpts::new(name, help).buckets(buckets);
     registered(registry, HistogramVec::new(opts, labels)?)
+}
+
+/// How kube-proxy names a family.
+pub(super) fn label(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
 }
 
 /// Brings a counter up to a total that is counted elsewhere and never falls.

@@ -5,7 +5,7 @@
 //! notes whose virtual server is whose; nothing here holds it up. The kernel counts per virtual server
 //! and forgets when one is removed, so what is shown are the sums of what was seen to be added.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -177,24 +177,31 @@ impl Account {
         }
     }
 
+    /// The kernel's dumps count positions in a table: while it changes they may show a virtual server
+    /// twice, or not at all.
     fn take(&mut self, reading: &[(VsKey, Counts)]) {
-        let mut next = HashMap::with_capacity(reading.len());
+        let mut seen = HashSet::with_capacity(reading.len());
         for (key, counts) in reading {
-            let before = self.last.get(key).copied();
+            if !seen.insert(*key) {
+                continue;
+            }
             let Some(owner) = self.owners.get(key) else {
                 // Whoever gets it later goes on from here.
-                next.extend(before.or((!self.based).then_some(*counts)).map(|counts| (*key, counts)));
+                if !self.based {
+                    self.last.insert(*key, *counts);
+                }
                 continue;
             };
+            let before = self.last.insert(*key, *counts);
             if self.based || before.is_some() {
                 let series = self.named.get(owner).unwrap_or(&self.other);
                 for (counter, added) in series.iter().zip(counts.since(&before.unwrap_or_default())) {
                     counter.inc_by(added);
                 }
             }
-            next.insert(*key, *counts);
         }
-        self.last = next;
+        let owners = &self.owners;
+        self.last.retain(|key, _| seen.contains(key) || owners.contains_key(key));
         self.based = true;
     }
 }

@@ -76,9 +76,23 @@ fn a_virtual_server_that_is_made_anew_goes_on() {
     book.account.take(&[(vs(1), counts(8))]);
     book.account.take(&[(vs(1), counts(3))]);
     assert_eq!(book.connections(), ["/other 0", "d/web 11"], "made anew between two readings");
+    book.account.change(vec![owned(2, "web"), (vs(1), None)]);
     book.account.take(&[]);
+    book.account.change(vec![owned(1, "web")]);
     book.account.take(&[(vs(1), counts(20))]);
-    assert_eq!(book.connections(), ["/other 0", "d/web 31"], "seen to be away");
+    assert_eq!(book.connections(), ["/other 0", "d/web 31"], "removed, seen to be away, and added");
+}
+
+#[test]
+fn a_reading_that_misses_or_repeats_a_virtual_server_counts_nothing_twice() {
+    let mut book = Book::new(10);
+    book.account.take(&[]);
+    book.account.change(vec![owned(1, "web"), owned(2, "web")]);
+    book.account.take(&[(vs(1), counts(8)), (vs(2), counts(1)), (vs(1), counts(8))]);
+    assert_eq!(book.connections(), ["/other 0", "d/web 9"]);
+    book.account.take(&[(vs(2), counts(1))]);
+    book.account.take(&[(vs(1), counts(10)), (vs(2), counts(1))]);
+    assert_eq!(book.connections(), ["/other 0", "d/web 11"]);
 }
 
 #[test]

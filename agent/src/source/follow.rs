@@ -13,7 +13,7 @@ use kube::{Api, Resource};
 
 use super::api::{Followed, Guarded};
 use super::client::{ApiClient, AskedPause};
-use crate::metrics::own::{Watch, WatchState};
+use crate::metrics::input::{Watch, WatchState};
 use crate::store::{Kind, Store};
 
 /// How patient a follower is.
