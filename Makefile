@@ -13,13 +13,19 @@ CORPUS ?= ../shared/conformance
 # Scenarios of CORPUS to run, comma separated; empty: all.
 ONLY ?=
 
-.PHONY: help build tools check test demo parity bench clean
+.PHONY: help build image manifests tools check test demo parity bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
+# Linked statically, so that one binary is what the tests run and what the image holds. The flag concerns
+# the last step only: everything before it is shared with the other programs.
 build: ## Build the agent: target/release/kube-ipvs
-	cargo build --release --locked -p kube-ipvs
+	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs -- -C target-feature=+crt-static
+
+image: build ## Build the image: target/image/kube-ipvs.tar, for docker load, podman load, ctr images import
+	image/base-root $(TARGET)/image/base
+	image/pack $(TARGET)/image/base $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs.tar
 
 tools:
 	@integration/guest/install.sh

@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod fake;
 pub mod ipset;
 mod ipset_codec;
+pub mod flavour;
 pub mod iptables;
 pub mod linux;
 pub mod nfnetlink;
