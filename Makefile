@@ -54,7 +54,7 @@ parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS
 	@# A guest shows this folder, but not every other one (its /tmp is its own).
 	@test -d "$(CORPUS)" || { echo "parity: no folder $(CORPUS): make parity CORPUS=DIR" >&2; exit 2; }
 	@rm -rf $(TARGET)/guest/corpus && cp -rL --no-preserve=mode "$(CORPUS)" $(TARGET)/guest/corpus
-	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY)) --skip-subsystems health
+	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY))
 
 bench: tools build ## Time cold programming beside a raw replay of the same bytes
 	cargo build --release --locked -p integration --bin bench

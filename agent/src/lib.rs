@@ -10,8 +10,10 @@ pub mod config;
 pub mod core;
 pub mod events;
 pub mod inbox;
+pub mod init;
 pub mod inspect;
 pub mod kernel;
+pub mod log;
 pub mod metrics;
 pub mod notices;
 pub mod reconcile;
@@ -19,6 +21,7 @@ pub mod reconcile;
 mod reconcile_tests;
 pub mod schedule;
 pub mod serve;
+pub mod show;
 pub mod source;
 pub mod store;
 #[cfg(test)]

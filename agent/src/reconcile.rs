@@ -4,14 +4,15 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use tokio::sync::watch;
 
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
 use crate::core::fragment::build_fragment;
-use crate::core::model::{Node, VsKey};
+use crate::core::model::{Family, Node, VsKey};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
@@ -23,6 +24,8 @@ use crate::kernel::{Kernel, Outcome, Report, apply};
 use crate::metrics::Metrics;
 use crate::notices;
 use crate::schedule::{Due, Schedule};
+use crate::serve::health::{Health, SharedHealth};
+use crate::serve::node_ports::HealthChecks;
 use crate::store::{Dirty, Store};
 
 /// Failures logged per pass; the rest is counted.
@@ -47,6 +50,13 @@ impl Pass {
     pub fn is_clean(&self) -> bool {
         self.unreadable.is_none() && self.report.is_clean()
     }
+
+    /// True when all traffic of the family is now as wanted.
+    pub fn serves(&self, family: Family) -> bool {
+        let mut failed =
+            self.plan.ops.iter().zip(&self.report.outcomes).filter(|(_, o)| **o != Outcome::Done);
+        self.unreadable.is_none() && !failed.any(|(op, _)| op.serves(family))
+    }
 }
 
 /// Where the loop tells what it found.
@@ -56,6 +66,25 @@ pub struct Outlets {
     pub events: EventSink,
     /// Numbers for Prometheus.
     pub metrics: Metrics,
+    /// What the health endpoints answer.
+    pub health: SharedHealth,
+    /// What the health-check node ports answer.
+    pub health_checks: watch::Sender<HealthChecks>,
+}
+
+impl Outlets {
+    /// Outlets that reach nobody but the log.
+    ///
+    /// # Errors
+    /// When the metrics cannot be set up.
+    pub fn log_only() -> prometheus::Result<Self> {
+        Ok(Self {
+            events: EventSink::log_only(),
+            metrics: Metrics::new()?,
+            health: SharedHealth::new(Health::new(&Family::ALL, Duration::MAX)),
+            health_checks: watch::channel(HealthChecks::default()).0,
+        })
+    }
 }
 
 /// Wanted and observed state, and the kernel that they are about.
@@ -72,6 +101,8 @@ pub struct Reconciler<K> {
     drains: Drains,
     pending: Changes,
     outlets: Outlets,
+    /// The health-check node ports do not answer yet as they must.
+    health_checks_changed: bool,
     /// The last pass left ops undone: doing them now repairs nobody else's change.
     failed: bool,
 }
@@ -99,6 +130,7 @@ impl<K: Kernel> Reconciler<K> {
             drains: Drains::default(),
             pending: Changes::default(),
             outlets,
+            health_checks_changed: false,
             failed: false,
         }
     }
@@ -170,7 +202,9 @@ impl<K: Kernel> Reconciler<K> {
         observed.busy = HashSet::new();
         self.observed = Some(observed);
         self.tell(&changes);
-        Pass { plan, report, drift, unreadable: None }
+        let pass = Pass { plan, report, drift, unreadable: None };
+        self.tell_health(&pass);
+        pass
     }
 
     /// The mirror follows what the kernel acknowledged; the rest is looked at again.
@@ -228,8 +262,12 @@ impl<K: Kernel> Reconciler<K> {
             .observed
             .as_ref()
             .map(|observed| NodeFacts::build(&self.node.name, node.as_ref(), observed, &self.settings));
+        // A Node that is gone is none for load balancers, although its last facts stay in force.
+        let eligible = self.store.node().is_some_and(|n| !n.leaving);
+        self.outlets.health.with(|health| health.set_eligible(eligible));
         let dirty = match facts {
             Some(facts) if facts != self.node => {
+                self.health_checks_changed = true;
                 self.node = facts;
                 let mut all = self.store.all();
                 all.extend(dirty.into_iter().filter(|d| d.service.is_none()));
@@ -242,6 +280,7 @@ impl<K: Kernel> Reconciler<K> {
             let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
             self.desired.update(&name, fragment, &mut changes);
         }
+        self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
     }
 
@@ -253,6 +292,24 @@ impl<K: Kernel> Reconciler<K> {
             self.outlets.metrics.set_conflicts(&self.desired);
         }
         self.outlets.metrics.set_drains(self.drains.len());
+    }
+
+    /// Tells the health endpoints what is programmed now.
+    fn tell_health(&mut self, pass: &Pass) {
+        let served: Vec<Family> =
+            self.settings.families.iter().copied().filter(|f| pass.serves(*f)).collect();
+        let now = SystemTime::now();
+        self.outlets.health.with(|health| {
+            health.set_families(&self.settings.families);
+            served.iter().for_each(|family| health.synced(*family, now));
+        });
+        if served != self.settings.families || !std::mem::take(&mut self.health_checks_changed) {
+            return;
+        }
+        self.outlets.health_checks.send_replace(HealthChecks {
+            services: self.desired.health_checks().clone(),
+            addresses: self.node.health_check_addresses(&self.settings),
+        });
     }
 
     /// Whether an address that came or went is not as wanted.
@@ -276,7 +333,11 @@ impl<K: Kernel> Reconciler<K> {
         let start = Instant::now();
         loop {
             let wait = if self.is_ready() {
-                let dirty = self.store.is_dirty() || !self.pending.addresses.is_empty();
+                let changed = self.store.is_dirty();
+                if changed {
+                    self.outlets.health.with(|health| health.changed(SystemTime::now()));
+                }
+                let dirty = changed || !self.pending.addresses.is_empty();
                 let (at, due) = schedule.next(dirty, !self.drains.is_empty());
                 let now = start.elapsed();
                 if now >= at {
@@ -392,7 +453,7 @@ fn log_pass(pass: &Pass, due: Due, took: Duration, failures: u32) {
         tracing::warn!(repaired = pass.drift, "somebody else changed what this agent keeps");
     }
     tracing::info!(?due, ops, done, ?took, "sync");
-    tracing::debug!("plan:\n{}", pass.plan);
+    tracing::trace!("plan:\n{}", pass.plan);
     let failed = pass.plan.ops.iter().zip(&pass.report.outcomes).filter_map(|(op, outcome)| match outcome {
         Outcome::Failed(error) => Some((op, error)),
         _ => None,

@@ -34,7 +34,7 @@ impl Cluster {
 
     fn start(&self) -> Agent {
         let config = self.dir.path().join("config.yaml");
-        let args = vec!["-v=2".to_owned()];
+        let args = vec!["-v=6".to_owned()];
         Agent::start(&self.ns, &AgentSpec { config, args, ..AgentSpec::default() }).unwrap()
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::flows::FlowFilter;
-use super::fragment::{Fragment, Remark, VirtualServer};
+use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
 use super::model::{Family, ObjectName, Protocol, VsKey};
 use super::sets::{Entry, SetId, SetKind};
 
@@ -32,6 +32,8 @@ pub struct Changes {
     pub contested: BTreeSet<VsKey>,
     /// Services with other remarks than before.
     pub remarked: BTreeSet<ObjectName>,
+    /// Health-check node ports have other answers than before.
+    pub health_checks: bool,
 }
 
 impl Changes {
@@ -71,6 +73,7 @@ pub struct Desired {
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
     first: BTreeSet<ObjectName>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
 }
 
 impl Desired {
@@ -98,6 +101,13 @@ impl Desired {
         }
         if old.remarks != next.remarks {
             changes.remarked.insert(name.clone());
+        }
+        if old.health != next.health {
+            changes.health_checks = true;
+            match next.health {
+                Some(check) => self.health_checks.insert(name.clone(), check),
+                None => self.health_checks.remove(name),
+            };
         }
         self.first.remove(name);
         if !next.virtual_servers.is_empty() || !next.remarks.is_empty() {
@@ -282,6 +292,11 @@ impl Desired {
     /// Whether the set is to hold anything: rules over empty sets are left out.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.members(SetId { kind, family }) > 0
+    }
+
+    /// Services with a health-check node port.
+    pub fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
+        &self.health_checks
     }
 
     /// Names of all Services that contribute something.

@@ -239,6 +239,28 @@ impl Op {
 }
 
 impl Op {
+    /// Whether traffic of the family depends on it. Sysctls and stale flows leave what is programmed
+    /// as it is.
+    pub fn serves(&self, family: Family) -> bool {
+        match self {
+            Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::ForgetFlows(_) => false,
+            Op::CreateDevice => true,
+            Op::DestroySet(set) | Op::CreateSet(set) => set.family == family,
+            Op::GrowSet(grow) => grow.set.family == family,
+            Op::AddEntry(set, _) | Op::RemoveEntry(set, _) => set.family == family,
+            Op::WriteRules(rules) => rules.family == family,
+            Op::AddVirtualServer(vs, _)
+            | Op::EditVirtualServer(vs, _)
+            | Op::AddRealServer(vs, _)
+            | Op::EditRealServer(vs, _)
+            | Op::DrainRealServer(vs, _)
+            | Op::RemoveRealServer(vs, _)
+            | Op::RemoveVirtualServer(vs) => vs.family() == family,
+            Op::Bind(addr) => Family::of(*addr) == family,
+            Op::Unbind(net) => Family::of_net(net) == family,
+        }
+    }
+
     /// Whether it belongs to the first part of a plan: everybody needs it, or its key is in `keys`.
     /// What closes or removes comes last in any case.
     fn is_first(&self, keys: &Changes) -> bool {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the health endpoints answer, with kube-proxy's bodies and codes. Pure: times are arguments.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -17,30 +18,30 @@ struct FamilyHealth {
     pending: Option<SystemTime>,
 }
 
-/// Whether load balancers may send new traffic to this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NodeHealth {
-    /// The Node object exists.
-    pub known: bool,
-    /// It is being deleted.
-    pub deleting: bool,
-    /// The autoscaler has marked it for deletion.
-    pub marked: bool,
-}
-
-impl NodeHealth {
-    fn eligible(self) -> bool {
-        self.known && !self.deleting && !self.marked
-    }
-}
-
 /// The health of the agent and its node.
 #[derive(Clone, Debug)]
 pub struct Health {
     families: Vec<(Family, FamilyHealth)>,
     /// A change that is not programmed for so long makes the agent unhealthy.
     limit: Duration,
-    node: NodeHealth,
+    /// The Node object exists and the node is not about to go.
+    eligible: bool,
+}
+
+/// The health that the loop writes and the servers read.
+#[derive(Clone, Debug)]
+pub struct SharedHealth(Arc<Mutex<Health>>);
+
+impl SharedHealth {
+    /// Shares it.
+    pub fn new(health: Health) -> Self {
+        Self(Arc::new(Mutex::new(health)))
+    }
+
+    /// Reads or changes it. Every change is complete before it could panic.
+    pub fn with<R>(&self, use_it: impl FnOnce(&mut Health) -> R) -> R {
+        use_it(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Which endpoint is asked.
@@ -56,7 +57,12 @@ impl Health {
     /// Nothing was synced yet. `limit` is twice the sync period.
     pub fn new(families: &[Family], limit: Duration) -> Self {
         let families = families.iter().map(|family| (*family, FamilyHealth::default())).collect();
-        Self { families, limit, node: NodeHealth::default() }
+        Self { families, limit, eligible: false }
+    }
+
+    /// Which families are programmed here.
+    pub fn set_families(&mut self, families: &[Family]) {
+        self.families.retain(|(family, _)| families.contains(family));
     }
 
     /// A change came in.
@@ -73,9 +79,9 @@ impl Health {
         }
     }
 
-    /// What is known about the node now.
-    pub fn set_node(&mut self, node: NodeHealth) {
-        self.node = node;
+    /// Whether load balancers may send new traffic to this node.
+    pub fn set_eligible(&mut self, eligible: bool) {
+        self.eligible = eligible;
     }
 
     /// True once every family was synced: `/readyz`.
@@ -96,7 +102,7 @@ impl Health {
     /// The code and the body of an answer.
     pub fn answer(&self, probe: Probe, now: SystemTime) -> (u16, String) {
         let healthy = self.is_healthy(now);
-        let eligible = self.node.eligible();
+        let eligible = self.eligible;
         let ok = healthy && (probe == Probe::Livez || eligible);
         let newest = self.families.iter().filter_map(|(_, health)| health.updated).max();
         let mut status = Map::new();
@@ -138,7 +144,7 @@ mod tests {
     fn synced() -> Health {
         let mut health = Health::new(&Family::ALL, LIMIT);
         Family::ALL.iter().for_each(|family| health.synced(*family, at(10)));
-        health.set_node(NodeHealth { known: true, ..NodeHealth::default() });
+        health.set_eligible(true);
         health
     }
 
@@ -156,15 +162,11 @@ mod tests {
 
     #[test]
     fn a_node_that_goes_gets_no_new_traffic_but_lives() {
-        let gone = NodeHealth { known: true, deleting: true, marked: false };
-        let marked = NodeHealth { known: true, deleting: false, marked: true };
-        for node in [NodeHealth::default(), gone, marked] {
-            let mut health = synced();
-            health.set_node(node);
-            let (code, body) = health.answer(Probe::Healthz, at(100));
-            assert!(code == 503 && body.contains("\"healthy\":true"), "{body}");
-            assert_eq!(health.answer(Probe::Livez, at(100)).0, 200);
-        }
+        let mut health = synced();
+        health.set_eligible(false);
+        let (code, body) = health.answer(Probe::Healthz, at(100));
+        assert!(code == 503 && body.contains("\"healthy\":true"), "{body}");
+        assert_eq!(health.answer(Probe::Livez, at(100)).0, 200);
     }
 
     #[test]

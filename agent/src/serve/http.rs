@@ -7,10 +7,11 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
@@ -20,6 +21,24 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of descriptors, usually.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: u32 = 128;
+/// No request has more to say.
+const MAX_BODY: usize = 1024;
+
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Method.
+    pub method: Method,
+    /// Path without query.
+    pub path: String,
+    /// Body; empty when it is longer than any that is of use.
+    pub body: String,
+    /// Who asks.
+    pub peer: IpAddr,
+}
+
+/// What a server does.
+pub type Handler = Arc<dyn Fn(&Ask) -> Answer + Send + Sync>;
 
 /// An answer: code, content type, further headers, body.
 #[derive(Clone, Debug)]
@@ -88,21 +107,21 @@ fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
 }
 
 /// Answers on a listener until dropped.
-pub async fn serve(listener: TcpListener, answer: Arc<dyn Fn(&Request<Incoming>) -> Answer + Send + Sync>) {
+pub async fn serve(listener: TcpListener, handler: Handler) {
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
                 tracing::debug!("accept: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let answer = answer.clone();
+        let handler = handler.clone();
         tokio::spawn(async move {
             let answer = service_fn(move |request| {
-                let response = answer(&request).into_response();
-                std::future::ready(Ok::<_, Infallible>(response))
+                let handler = handler.clone();
+                async move { Ok::<_, Infallible>(answer(request, peer, &handler).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -113,4 +132,12 @@ pub async fn serve(listener: TcpListener, answer: Arc<dyn Fn(&Request<Incoming>)
             }
         });
     }
+}
+
+async fn answer(request: Request<Incoming>, peer: IpAddr, handler: &Handler) -> Response<String> {
+    let (head, body) = request.into_parts();
+    let body = Limited::new(body, MAX_BODY).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    let ask = Ask { method: head.method, path: head.uri.path().to_owned(), body, peer };
+    handler(&ask).into_response()
 }
