@@ -31,6 +31,9 @@ tools:
 	@integration/guest/install.sh
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 
+manifests: ## Render manifests/ into manifests/install; needs kubectl
+	integration/checks/manifests --render
+
 check: ## Formatting, lints, documentation, rules of the house, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -38,8 +41,10 @@ check: ## Formatting, lints, documentation, rules of the house, licences
 	integration/checks/house-rules
 	integration/checks/parity-doc
 	integration/checks/licences
+	@integration/guest/install.sh --promtool
+	integration/checks/manifests
 
-test: tools build ## Every test: on this machine, then under a kernel with IPVS
+test: tools image ## Every test: on this machine, then under a kernel with IPVS
 	cargo test --workspace --doc --locked --quiet
 	cargo nextest run --locked --workspace
 	integration/guest/nextest --locked

@@ -189,7 +189,10 @@ fn source(
 ) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
         tracing::info!(path = %path.display(), "following objects in files");
-        return Ok((Box::new(FileSource::new(path, node)), EventSink::log_only()));
+        return Ok((
+            Box::new(FileSource::new(path, node).serving(config.service_proxy_name.clone())),
+            EventSink::log_only(),
+        ));
     }
     let kubeconfig = Some(config.kubeconfig.clone()).filter(|path| !path.is_empty());
     let access = ApiAccess { kubeconfig, master: args.master.clone() };
@@ -197,7 +200,8 @@ fn source(
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = runtime.block_on(access.client())?;
     let events = EventSink::to_api(client.clone(), node, runtime.handle());
-    Ok((Box::new(ApiSource::new(client, node, runtime.handle().clone())), events))
+    let source = ApiSource::new(client, node, config.service_proxy_name.as_deref(), runtime.handle().clone());
+    Ok((Box::new(source), events))
 }
 
 /// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Makes sure that the Debian packages of the kernel tests are installed, and fetches a kernel for the
-# guest. Does nothing, quickly, when all is there. Usage: install.sh [--tools]
-#   --tools   only what the tests need in plain network namespaces: no QEMU and no kernel
+# guest. Does nothing, quickly, when all is there. Usage: install.sh [--tools|--promtool]
+#   --tools      only what the tests need in plain network namespaces: no QEMU and no kernel
+#   --promtool   only promtool, which checks alert rules, as target/guest/promtool
 set -euo pipefail
 
-tools=(ipvsadm ipset iptables iproute2 conntrack kmod util-linux procps)
-machine=(qemu-system-x86 busybox-static cpio xz-utils)
+tools=(ipvsadm ipset iptables iproute2 conntrack kmod util-linux procps crun busybox-static)
+machine=(qemu-system-x86 cpio xz-utils)
 
 workspace=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 guest_dir=${CARGO_TARGET_DIR:-$workspace/target}/guest
@@ -99,9 +100,37 @@ fetch_kernel() {
     trap - EXIT
 }
 
-if [[ ${1:-} == --tools ]]; then
+# fetch_file PACKAGE PATH NAME: takes one file out of a package, as $guest_dir/NAME; nothing is installed.
+fetch_file() {
+    local work
+    [[ ! -e $guest_dir/$3 ]] || return 0
+    echo "install.sh: fetching $3 of $1" >&2
+    mkdir -p "$guest_dir"
+    work=$(mktemp -d "$guest_dir/fetch.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    if ! (cd "$work" && apt-get download -q "$1" >&2); then
+        [[ $(id -u) -eq 0 ]] || die "cannot download $1; run 'apt-get update' as root and try again"
+        apt-get update -q >&2
+        (cd "$work" && apt-get download -q "$1" >&2) || die "cannot download $1"
+    fi
+    dpkg -x "$work"/*.deb "$work/files"
+    [[ -e $work/files/$2 ]] || die "$1 holds no $2"
+    mv "$work/files/$2" "$guest_dir/$3"
+    rm -rf "$work"
+    trap - EXIT
+}
+
+# The filter that container runtimes put on every container unless told otherwise.
+fetch_seccomp() { fetch_file golang-github-containers-common usr/share/containers/seccomp.json seccomp.json; }
+
+if [[ ${1:-} == --promtool ]]; then
+    # The package itself would start a server.
+    fetch_file prometheus usr/bin/promtool promtool
+elif [[ ${1:-} == --tools ]]; then
     install_packages "${tools[@]}"
+    fetch_seccomp
 else
+    fetch_seccomp
     install_packages "${tools[@]}" "${machine[@]}"
     fetch_kernel
 fi

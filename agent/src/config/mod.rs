@@ -93,6 +93,8 @@ pub struct Config {
     pub drain_deadline: Option<Duration>,
     /// `kubeIPVS.keepEstablished`.
     pub keep_established: bool,
+    /// `kubeIPVS.serviceProxyName`; `None` when empty: Services without such a label are served.
+    pub service_proxy_name: Option<String>,
     /// What the operator should know: unknown fields, fields without effect.
     pub warnings: Vec<String>,
     /// Every field's value and origin.
@@ -200,6 +202,10 @@ impl Config {
             external_ips: external_ips(&v)?,
             drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
             keep_established: v.bool("kubeIPVS.keepEstablished"),
+            service_proxy_name: fields::label_value(
+                "kubeIPVS.serviceProxyName",
+                v.text("kubeIPVS.serviceProxyName"),
+            )?,
             warnings,
             values: v,
         })

@@ -146,6 +146,7 @@ pub const FIELDS: &[Field] = &[
     field("kubeIPVS.drainDeadline", Kind::Duration, "24h").zero_counts(),
     field("kubeIPVS.externalIPs.allow", Kind::List, "").zero_counts(),
     field("kubeIPVS.keepEstablished", Kind::Bool, "false"),
+    field("kubeIPVS.serviceProxyName", Kind::Text, ""),
     field("logging.flushFrequency", Kind::Any, "").flag_wins("log-flush-frequency").effect(BUFFERS),
     field("logging.format", Kind::Text, "text").flag_wins("logging-format"),
     field("logging.options", Kind::Any, "").effect(BUFFERS),

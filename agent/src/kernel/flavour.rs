@@ -114,7 +114,8 @@ impl Installed {
 /// The flavour, and why, from what the two save programs printed.
 fn choose(nft: &str, legacy: &str, default: Flavour) -> (Flavour, &'static str) {
     let kubelet = |rules: &str| {
-        let declared = |chain: &&str| rules.lines().any(|l| l.split(' ').next() == Some(&format!(":{chain}")));
+        let declared =
+            |chain: &&str| rules.lines().any(|l| l.split(' ').next() == Some(&format!(":{chain}")));
         KUBELETS.iter().any(|chain| declared(&chain))
     };
     let count = |rules: &str| rules.lines().filter(|line| line.starts_with("-A ")).count();

@@ -6,9 +6,9 @@
 
 pub mod conntrack;
 pub mod fake;
+pub mod flavour;
 pub mod ipset;
 mod ipset_codec;
-pub mod flavour;
 pub mod iptables;
 pub mod linux;
 pub mod nfnetlink;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::Source;
-use super::decode::{decode, object_name};
+use super::decode::{PROXY_NAME_LABEL, decode, object_name};
 use crate::core::model::ObjectName;
 use crate::store::{Kind, Object, Store};
 
@@ -150,21 +150,26 @@ impl<K: Followed> Resource for Guarded<K> {
 pub struct ApiSource {
     client: Client,
     node: String,
+    /// The label selector of Services.
+    services: String,
     runtime: tokio::runtime::Handle,
 }
 
 impl ApiSource {
-    /// Follows the API with `client` on `runtime`; of the Nodes only `node`.
-    pub fn new(client: Client, node: &str, runtime: tokio::runtime::Handle) -> Self {
-        Self { client, node: node.to_owned(), runtime }
+    /// Follows the API with `client` on `runtime`: of the Nodes only `node`, and the Services that are
+    /// for the proxy of this name, or for none in particular.
+    pub fn new(client: Client, node: &str, proxy: Option<&str>, runtime: tokio::runtime::Handle) -> Self {
+        let services = match proxy {
+            Some(name) => format!("{PROXY_NAME_LABEL}={name}"),
+            None => format!("!{PROXY_NAME_LABEL}"),
+        };
+        Self { client, node: node.to_owned(), services, runtime }
     }
 }
 
 impl Source for ApiSource {
     fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
-        let services = watcher::Config::default()
-            .labels("!service.kubernetes.io/service-proxy-name")
-            .fields("spec.clusterIP!=None");
+        let services = watcher::Config::default().labels(&self.services).fields("spec.clusterIP!=None");
         let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
         let node = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
         self.runtime.spawn(follow::<Service>(self.client.clone(), services, store.clone()));

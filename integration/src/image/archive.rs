@@ -16,7 +16,8 @@ pub fn unpack(archive: &Path, root: &Path) -> Result<Vec<String>> {
     let folder = tempfile::tempdir().context("folder")?;
     tar(&["-xf", &text(archive)?, "-C", &text(folder.path())?])?;
     let json = |path: &str| -> Result<Value> {
-        let bytes = std::fs::read(folder.path().join(path)).with_context(|| format!("{path} of the image"))?;
+        let bytes =
+            std::fs::read(folder.path().join(path)).with_context(|| format!("{path} of the image"))?;
         serde_json::from_slice(&bytes).with_context(|| format!("{path} of the image"))
     };
     let blob = |part: &Value| -> Result<String> {

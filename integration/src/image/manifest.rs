@@ -48,7 +48,9 @@ fn object(value: &Value) -> Result<Manifest> {
         ("v1", "ConfigMap") => strict(value).map(Manifest::ConfigMap),
         ("v1", "ServiceAccount") => strict(value).map(Manifest::ServiceAccount),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => strict(value).map(Manifest::ClusterRole),
-        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => strict(value).map(Manifest::ClusterRoleBinding),
+        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
+            strict(value).map(Manifest::ClusterRoleBinding)
+        }
         ("monitoring.coreos.com/v1", "PodMonitor") => {
             strict::<PodMonitor>(value).map(|_| Manifest::PodMonitor(value.clone()))
         }

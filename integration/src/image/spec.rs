@@ -14,18 +14,61 @@ use super::seccomp;
 
 /// What containerd gives a container that does not ask: CAP_ is left out.
 const DEFAULT_CAPABILITIES: &[&str] = &[
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 const MORE_CAPABILITIES: &[&str] = &[
-    "DAC_READ_SEARCH", "LINUX_IMMUTABLE", "NET_BROADCAST", "NET_ADMIN", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE",
-    "SYS_RAWIO", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME",
-    "SYS_TTY_CONFIG", "LEASE", "AUDIT_CONTROL", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM",
-    "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+    "DAC_READ_SEARCH",
+    "LINUX_IMMUTABLE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "LEASE",
+    "AUDIT_CONTROL",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 ];
 const MASKED: &[&str] = &[
-    "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
 ];
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -66,7 +109,9 @@ pub fn runtime_spec(pod: &PodSpec, container: &Container, host: &Host) -> Result
     }
     let profile = context.seccomp_profile.as_ref().map(|profile| profile.type_.as_str());
     match profile {
-        Some("RuntimeDefault") if !privileged => linux["seccomp"] = seccomp::filter(&host.seccomp, &capabilities)?,
+        Some("RuntimeDefault") if !privileged => {
+            linux["seccomp"] = seccomp::filter(&host.seccomp, &capabilities)?
+        }
         None | Some("Unconfined") => {}
         other => bail!("seccomp profile {other:?} is not known here"),
     }
@@ -135,9 +180,7 @@ fn arguments(container: &Container, env: &[(String, String)]) -> Result<Vec<Stri
 }
 
 fn mounts(pod: &PodSpec, container: &Container, host: &Host, privileged: bool) -> Result<Vec<Value>> {
-    let system = |target: &str, kind: &str, options: &[&str]| {
-        json!({"destination": target, "type": kind, "source": kind, "options": options})
-    };
+    let system = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
     let sys = if privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         system("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -174,7 +217,9 @@ fn source(volume: &Volume, mount: &VolumeMount, host: &Host) -> Result<PathBuf> 
         }
         (None, Some(_)) => {
             let folder = host.config_maps.get(&volume.name);
-            folder.map(|f| Path::to_path_buf(f)).with_context(|| format!("no files for the volume {}", volume.name))
+            folder
+                .map(|f| Path::to_path_buf(f))
+                .with_context(|| format!("no files for the volume {}", volume.name))
         }
         _ => bail!("the kind of volume {} is not known here", volume.name),
     }

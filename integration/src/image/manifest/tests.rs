@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube_ipvs::config::Config;
+use kube_ipvs::config::{Config, ConfigFlags};
 
 use super::*;
 
@@ -80,7 +80,11 @@ fn check_pod(pod: &PodSpec) {
     assert_eq!(pod.host_network, Some(true));
     assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"));
     let tolerations = pod.tolerations.clone().unwrap();
-    assert!(tolerations.iter().any(|t| t.operator.as_deref() == Some("Exists") && t.key.is_none() && t.effect.is_none()));
+    assert!(
+        tolerations
+            .iter()
+            .any(|t| t.operator.as_deref() == Some("Exists") && t.key.is_none() && t.effect.is_none())
+    );
 }
 
 /// Path and port number of a probe.
@@ -119,7 +123,8 @@ fn only_the_init_container_is_privileged() {
         let init = pod.init_containers.clone().unwrap();
         let [init] = &init[..] else { panic!("{name}: one init container") };
         assert_eq!(init.security_context.as_ref().unwrap().privileged, Some(true));
-        let (init_command, command) = (init.command.clone().unwrap(), pod.containers[0].command.clone().unwrap());
+        let (init_command, command) =
+            (init.command.clone().unwrap(), pod.containers[0].command.clone().unwrap());
         assert_eq!(init_command, [&command[..], &["--init-only".to_owned()]].concat(), "{name}");
         let context = pod.containers[0].security_context.clone().unwrap();
         assert_ne!(context.privileged, Some(true), "{name}");
@@ -141,10 +146,13 @@ fn config_maps_are_there_and_the_agent_reads_them() {
         let (maps, pod) = (config_maps(&objects), pod(&daemon_set(&objects)));
         let volume = pod.volumes.iter().flatten().find_map(|v| v.config_map.clone()).unwrap();
         let file = maps[&volume.name]["config.conf"].clone();
-        assert_eq!(Config::parse(&file).unwrap().scheduler, "rr", "{name}");
+        assert_eq!(Config::parse(&file, &ConfigFlags::default()).unwrap().scheduler, "rr", "{name}");
         for source in pod.containers[0].env_from.iter().flatten() {
             let map = &maps[&source.config_map_ref.clone().unwrap().name];
-            assert_eq!(map.keys().collect::<Vec<_>>(), ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"]);
+            assert_eq!(
+                map.keys().collect::<Vec<_>>(),
+                ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"]
+            );
         }
         let accounts = objects.iter().filter(|o| matches!(o, Manifest::ServiceAccount(_))).count();
         assert_eq!(accounts, 1, "{name}");
@@ -156,7 +164,8 @@ fn config_maps_are_there_and_the_agent_reads_them() {
 #[test]
 fn the_role_holds_what_is_asked_for_and_nothing_else() {
     let objects = rendered("kube-ipvs");
-    let role = objects.iter().find_map(|o| if let Manifest::ClusterRole(r) = o { Some(r) } else { None }).unwrap();
+    let role =
+        objects.iter().find_map(|o| if let Manifest::ClusterRole(r) = o { Some(r) } else { None }).unwrap();
     let mut may = BTreeSet::new();
     for rule in role.rules.iter().flatten() {
         for group in rule.api_groups.iter().flatten() {
@@ -171,7 +180,8 @@ fn the_role_holds_what_is_asked_for_and_nothing_else() {
         watched.iter().flat_map(|what| verbs.map(|verb| format!("{verb} {what}"))).collect();
     expected.extend(["create", "patch"].map(|verb| format!("{verb} events.k8s.io/events")));
     assert_eq!(may, expected);
-    let binding = objects.iter().find_map(|o| if let Manifest::ClusterRoleBinding(b) = o { Some(b) } else { None });
+    let binding =
+        objects.iter().find_map(|o| if let Manifest::ClusterRoleBinding(b) = o { Some(b) } else { None });
     let binding = binding.unwrap();
     assert_eq!(Some(&binding.role_ref.name), role.metadata.name.as_ref());
     let subject = &binding.subjects.as_ref().unwrap()[0];
