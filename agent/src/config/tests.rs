@@ -82,7 +82,7 @@ fn each_mistake_is_named() {
         ("bindAddress: localhost\n", "bindAddress: \"localhost\""),
         ("kubeIPVS: {drainDeadline: -1h}\n", "kubeIPVS.drainDeadline: -1h is negative"),
         ("kubeIPVS: {externalIPs: {allow: [x]}}\n", "kubeIPVS.externalIPs.allow: \"x\""),
-        ("kubeIPVS: {serviceProxyName: a,b}\n", "kubeIPVS.serviceProxyName: \"a,b\""),
+        ("kubeIPVS: {serviceProxyName: a=b}\n", "kubeIPVS.serviceProxyName: \"a=b\""),
         ("iptables: {masqueradeBit: 32}\n", "masqueradeBit: 32"),
         ("iptables: {masqueradeAll: 3}\n", "iptables.masqueradeAll: 3 is not true or false"),
         ("detectLocalMode: BridgeInterface\n", "detectLocal.bridgeInterface is empty"),

@@ -22,7 +22,7 @@ pub enum Flavour {
     Plain,
     /// Rules are in nf_tables.
     Nft,
-    /// Rules are in the kernel's older tables; needs CAP_NET_RAW.
+    /// Rules are in the kernel's older tables.
     Legacy,
 }
 

@@ -119,11 +119,9 @@ fn run(command: &mut Command, name: &str, input: &str, children: &Children) -> R
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let stderr = stderr.trim();
-    // Its own remedy, to be root, is of no use to a container.
-    let remedy = match stderr.contains("you must be root") {
-        true if name.contains("legacy") => "; it needs the capabilities NET_ADMIN and NET_RAW",
-        true => "; it needs the capability NET_ADMIN, and NET_RAW if it is iptables-legacy",
-        false => "",
-    };
+    // Its own remedy, to be root, is of no use to a container. Legacy tables are reached through a raw
+    // socket, and in both flavours the match `set` asks for the numbers of sets through one.
+    let denied = ["you must be root", "open socket to ipset"].iter().any(|text| stderr.contains(text));
+    let remedy = if denied { "; it needs the capabilities NET_ADMIN and NET_RAW" } else { "" };
     Err(format!("{name} failed ({}): {stderr}{remedy}", output.status))
 }

@@ -58,8 +58,11 @@ impl Image {
         let image_env = unpack(&built("image/kube-ipvs.tar")?, &root)?;
         write_objects(&folder("objects")?.join("objects.json"), objects)?;
         let (ours, kubeadms) = (folder("config")?, folder("kube-proxy")?);
-        fs::copy(format!("{MANIFESTS}/base/config.conf"), ours.join("config.conf"))?;
-        fs::copy(format!("{MANIFESTS}/examples/config.yaml"), kubeadms.join("config.conf"))?;
+        for (file, folder) in [("base/config.conf", &ours), ("examples/config.yaml", &kubeadms)] {
+            let text = fs::read_to_string(Path::new(MANIFESTS).join(file))?;
+            // The size of the connection table cannot be set in a network namespace that is not the first.
+            fs::write(folder.join("config.conf"), text + "conntrack: {maxPerCore: 0}\n")?;
+        }
         let host = Host {
             node: "node-a".to_owned(),
             root,
@@ -88,14 +91,14 @@ impl Image {
         Ok(())
     }
 
-    /// Runs a shell script where a container of a pod would run, with its privileges; `/probe` is
-    /// busybox. Returns what it printed.
+    /// Runs a shell script where a container of a pod would run, with its privileges; busybox is
+    /// at `/busybox`. Returns what it printed.
     pub fn run_probe(&self, ns: &Netns, pod: &PodSpec, wanted: &Wanted, script: &str) -> Result<String> {
         let mut spec = runtime_spec(pod, wanted, &self.host)?;
-        spec["process"]["args"] = json!(["/probe", "sh", "-c", script]);
+        spec["process"]["args"] = json!(["/busybox", "sh", "-c", script]);
         let busybox =
             ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|p| p.is_file());
-        append(&mut spec["mounts"], self.bind("/probe", &busybox.context("no busybox-static")?))?;
+        append(&mut spec["mounts"], self.bind("/busybox", &busybox.context("no busybox-static")?))?;
         let mut container = self.launch(ns, &spec)?;
         container.process.wait(LIMIT)?;
         Ok(container.log())
