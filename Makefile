@@ -13,17 +13,26 @@ CORPUS ?= ../shared/conformance
 # Scenarios of CORPUS to run, comma separated; empty: all.
 ONLY ?=
 
-.PHONY: help build tools check test demo parity bench clean
+.PHONY: help build image manifests tools check test demo parity bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
+# Linked statically, so that one binary is what the tests run and what the image holds. The flag concerns
+# the last step only: everything before it is shared with the other programs.
 build: ## Build the agent: target/release/kube-ipvs
-	cargo build --release --locked -p kube-ipvs
+	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs -- -C target-feature=+crt-static
+
+image: build ## Build the image: target/image/kube-ipvs.tar, for docker load, podman load, ctr images import
+	image/base-root $(TARGET)/image/base
+	image/pack $(TARGET)/image/base $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs.tar
 
 tools:
 	@integration/guest/install.sh
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
+
+manifests: ## Render manifests/ into manifests/install; needs kubectl
+	integration/checks/manifests --render
 
 check: ## Formatting, lints, documentation, rules of the house, licences
 	cargo fmt --all --check
@@ -32,8 +41,10 @@ check: ## Formatting, lints, documentation, rules of the house, licences
 	integration/checks/house-rules
 	integration/checks/parity-doc
 	integration/checks/licences
+	@integration/guest/install.sh --promtool
+	integration/checks/manifests
 
-test: tools build ## Every test: on this machine, then under a kernel with IPVS
+test: tools image ## Every test: on this machine, then under a kernel with IPVS
 	cargo test --workspace --doc --locked --quiet
 	cargo nextest run --locked --workspace
 	integration/guest/nextest --locked

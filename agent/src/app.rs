@@ -198,7 +198,10 @@ fn source(
 ) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
         tracing::info!(path = %path.display(), "following objects in files");
-        return Ok((Box::new(FileSource::new(path, node)), EventSink::log_only()));
+        return Ok((
+            Box::new(FileSource::new(path, node).serving(config.service_proxy_name.clone())),
+            EventSink::log_only(),
+        ));
     }
     let kubeconfig = Some(config.kubeconfig.clone()).filter(|path| !path.is_empty());
     let access = ApiAccess { kubeconfig, master: args.master.clone() };
@@ -207,7 +210,8 @@ fn source(
     let api = runtime.block_on(access.client(metrics, Limits::default().answer))?;
     runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
     let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
-    Ok((Box::new(ApiSource::new(api, node, runtime.handle().clone(), metrics.clone())), events))
+    let source = ApiSource::new(api, node, runtime.handle().clone(), metrics.clone());
+    Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
 }
 
 /// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.

@@ -76,3 +76,19 @@ fn cluster_cidrs(text: &str) -> anyhow::Result<[Option<IpNet>; 2]> {
     }
     Ok(cidrs)
 }
+
+/// The value of a label; `None` when empty.
+pub(super) fn label_value(field: &str, text: &str) -> anyhow::Result<Option<String>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    ensure!(
+        text.len() <= 63
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && ends(text.chars().next())
+            && ends(text.chars().last()),
+        "{field}: {text:?} cannot be the value of a label: letters, digits, and -_. between them, 63 at most"
+    );
+    Ok(Some(text.to_owned()))
+}

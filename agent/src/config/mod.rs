@@ -96,6 +96,8 @@ pub struct Config {
     /// `kubeIPVS.metrics.perService`: how many Services have traffic metrics of their own
     /// (`maxServices`); `None`: no traffic is told.
     pub service_metrics: Option<usize>,
+    /// `kubeIPVS.serviceProxyName`; `None` when empty: Services without such a label are served.
+    pub service_proxy_name: Option<String>,
     /// What the operator should know: unknown fields, fields without effect.
     pub warnings: Vec<String>,
     /// Every field's value and origin.
@@ -204,6 +206,10 @@ impl Config {
             drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
             keep_established: v.bool("kubeIPVS.keepEstablished"),
             service_metrics: service_metrics(&v)?,
+            service_proxy_name: fields::label_value(
+                "kubeIPVS.serviceProxyName",
+                v.text("kubeIPVS.serviceProxyName"),
+            )?,
             warnings,
             values: v,
         })

@@ -148,6 +148,7 @@ pub const FIELDS: &[Field] = &[
     field("kubeIPVS.keepEstablished", Kind::Bool, "false"),
     field("kubeIPVS.metrics.maxServices", Kind::Int, "1000").zero_counts(),
     field("kubeIPVS.metrics.perService", Kind::Bool, "false"),
+    field("kubeIPVS.serviceProxyName", Kind::Text, ""),
     field("logging.flushFrequency", Kind::Any, "").flag_wins("log-flush-frequency").effect(BUFFERS),
     field("logging.format", Kind::Text, "text").flag_wins("logging-format"),
     field("logging.options", Kind::Any, "").effect(BUFFERS),

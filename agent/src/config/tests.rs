@@ -83,6 +83,7 @@ fn each_mistake_is_named() {
         ("kubeIPVS: {metrics: {maxServices: -1}}\n", "kubeIPVS.metrics.maxServices is negative"),
         ("kubeIPVS: {drainDeadline: -1h}\n", "kubeIPVS.drainDeadline: -1h is negative"),
         ("kubeIPVS: {externalIPs: {allow: [x]}}\n", "kubeIPVS.externalIPs.allow: \"x\""),
+        ("kubeIPVS: {serviceProxyName: a=b}\n", "kubeIPVS.serviceProxyName: \"a=b\""),
         ("iptables: {masqueradeBit: 32}\n", "masqueradeBit: 32"),
         ("iptables: {masqueradeAll: 3}\n", "iptables.masqueradeAll: 3 is not true or false"),
         ("detectLocalMode: BridgeInterface\n", "detectLocal.bridgeInterface is empty"),
@@ -102,11 +103,13 @@ fn each_mistake_is_named() {
 #[test]
 fn our_own_settings_are_in_one_place() {
     let config = parse(
-        "kubeIPVS:\n  drainDeadline: 0s\n  keepEstablished: true\n  externalIPs:\n    allow: [198.51.100.9/24]\n",
+        "kubeIPVS:\n  drainDeadline: 0s\n  keepEstablished: true\n  serviceProxyName: kube-ipvs\n  externalIPs:\n    allow: [198.51.100.9/24]\n",
     )
     .unwrap();
     assert_eq!(config.drain_deadline, None, "0s: no deadline, as kube-proxy");
     assert!(config.keep_established);
+    assert_eq!(config.service_proxy_name.as_deref(), Some("kube-ipvs"));
+    assert_eq!(parse("").unwrap().service_proxy_name, None);
     assert_eq!(config.external_ips, ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
     let none = parse("featureGates: {AllowServiceExternalIPs: false}\n").unwrap();
     assert_eq!(none.external_ips, ExternalIps::None);

@@ -6,6 +6,7 @@
 
 pub mod conntrack;
 pub mod fake;
+pub mod flavour;
 pub mod ipset;
 mod ipset_codec;
 pub mod iptables;

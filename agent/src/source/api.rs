@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::Source;
 use super::client::ApiClient;
-use super::decode::{decode, object_name};
+use super::decode::{PROXY_NAME_LABEL, decode, object_name};
 use super::follow::{Follower, Limits};
 use crate::core::model::ObjectName;
 use crate::metrics::Metrics;
@@ -106,6 +106,8 @@ impl<K: Followed> Resource for Guarded<K> {
 pub struct ApiSource {
     api: ApiClient,
     node: String,
+    /// The label selector of Services.
+    services: String,
     runtime: tokio::runtime::Handle,
     metrics: Metrics,
     limits: Limits,
@@ -114,7 +116,16 @@ pub struct ApiSource {
 impl ApiSource {
     /// Follows the API with a client on `runtime`; of the Nodes only `node`.
     pub fn new(api: ApiClient, node: &str, runtime: tokio::runtime::Handle, metrics: Metrics) -> Self {
-        Self { api, node: node.to_owned(), runtime, metrics, limits: Limits::default() }
+        let services = format!("!{PROXY_NAME_LABEL}");
+        Self { api, node: node.to_owned(), services, runtime, metrics, limits: Limits::default() }
+    }
+
+    /// Follows the Services that are for the proxy of this name; without one, those that are for none in
+    /// particular.
+    #[must_use]
+    pub fn for_proxy(self, name: Option<&str>) -> Self {
+        let services = name.map_or_else(|| self.services.clone(), |name| format!("{PROXY_NAME_LABEL}={name}"));
+        Self { services, ..self }
     }
 
     /// With other limits than the usual ones.
@@ -135,9 +146,7 @@ impl ApiSource {
 
 impl Source for ApiSource {
     fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
-        let services = watcher::Config::default()
-            .labels("!service.kubernetes.io/service-proxy-name")
-            .fields("spec.clusterIP!=None");
+        let services = watcher::Config::default().labels(&self.services).fields("spec.clusterIP!=None");
         let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
         let node = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
         self.follow::<Service>(services, &store);
