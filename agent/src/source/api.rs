@@ -124,7 +124,8 @@ impl ApiSource {
     /// particular.
     #[must_use]
     pub fn for_proxy(self, name: Option<&str>) -> Self {
-        let services = name.map_or_else(|| self.services.clone(), |name| format!("{PROXY_NAME_LABEL}={name}"));
+        let services =
+            name.map_or_else(|| self.services.clone(), |name| format!("{PROXY_NAME_LABEL}={name}"));
         Self { services, ..self }
     }
 
