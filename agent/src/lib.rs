@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod events;
+pub mod handover;
 pub mod inbox;
 pub mod init;
 pub mod inspect;

@@ -19,6 +19,7 @@ pub mod ownership;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod removal;
 pub mod rules;
 pub mod save;
 pub mod sets;

@@ -8,6 +8,7 @@ use super::OpError;
 use super::nft_watch::Children;
 use crate::core::model::Family;
 use crate::core::op::RulesOp;
+use crate::core::removal::Removal;
 use crate::core::rules::render_restore;
 use crate::core::save::{ObservedRules, parse_save};
 
@@ -48,6 +49,24 @@ impl Iptables {
         at_once(rules, |rules| write(rules, &self.children))
     }
 
+    /// The rules of a family as text.
+    ///
+    /// # Errors
+    /// Names the program and what it said.
+    pub fn save(&mut self, family: Family) -> Result<String, String> {
+        self.started += 1;
+        save(family)
+    }
+
+    /// Takes chains and jumps out, each table at once.
+    ///
+    /// # Errors
+    /// Names the program and what it said; the tables that it did not reach stay as they were.
+    pub fn remove(&mut self, family: Family, removal: &Removal) -> Result<(), String> {
+        self.started += 1;
+        restore(&program(family, "restore"), &removal.render(), &self.children)
+    }
+
     /// The processes that write rules for this agent.
     pub fn children(&self) -> Children {
         self.children.clone()
@@ -63,9 +82,12 @@ fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
 }
 
 fn read(family: Family) -> Result<ObservedRules, String> {
+    Ok(parse_save(&save(family)?))
+}
+
+fn save(family: Family) -> Result<String, String> {
     let name = program(family, "save");
-    let text = run(Command::new(&name).stdin(Stdio::null()), &name, "", &Children::default())?;
-    Ok(parse_save(&text))
+    run(Command::new(&name).stdin(Stdio::null()), &name, "", &Children::default())
 }
 
 fn write(rules: &RulesOp, children: &Children) -> Result<(), OpError> {

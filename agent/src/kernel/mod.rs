@@ -12,6 +12,7 @@ pub mod iptables;
 pub mod linux;
 pub mod modules;
 pub mod nfnetlink;
+pub mod nft_tables;
 pub mod nft_watch;
 pub mod sysctl;
 pub mod table;
