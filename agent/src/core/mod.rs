@@ -5,6 +5,7 @@
 //! → `desired` (all fragments, indexed) → `plan` (difference to `observed`) → `Plan`.
 
 pub mod chains;
+pub mod cleanup;
 pub mod desired;
 pub mod drain;
 pub mod endpoints;

@@ -349,7 +349,8 @@ pub fn vs_key(id: &ServiceId) -> Option<VsKey> {
     }
 }
 
-fn service_id(key: &VsKey) -> ServiceId {
+/// The IPVS service of that name.
+pub(super) fn service_id(key: &VsKey) -> ServiceId {
     let protocol = match key.protocol {
         Protocol::Tcp => ipvs::Protocol::Tcp,
         Protocol::Udp => ipvs::Protocol::Udp,

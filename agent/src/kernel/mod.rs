@@ -16,6 +16,7 @@ pub mod nft_tables;
 pub mod nft_watch;
 pub mod sysctl;
 pub mod table;
+pub mod teardown;
 
 use std::collections::HashSet;
 
