@@ -11,6 +11,7 @@ use dummy_iface::{Change, Watch};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::cleanup;
 use crate::cli::{ConfigSource, ListArgs, RunArgs};
 use crate::config::watch::ConfigWatch;
 use crate::config::{Config, ConfigFlags, node};
@@ -72,6 +73,9 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
 /// What cannot heal by waiting.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let ConfigSource { config: path, flags } = &args.source;
+    if args.cleanup {
+        return cleanup::run_every_mode(path.as_deref(), flags);
+    }
     let config = Config::read(path.as_deref(), flags)?;
     if let Some(path) = &args.write_config_to {
         return show::write(&config, path);

@@ -19,6 +19,7 @@ use crate::core::op::{Op, Plan};
 use crate::core::plan::{Goal, Scope, build_plan};
 use crate::core::settings::{LocalTraffic, Settings};
 use crate::events::EventSink;
+use crate::handover::Handover;
 use crate::inbox::{Inbox, Mail, Owners};
 use crate::kernel::{Kernel, Outcome, Report, apply};
 use crate::metrics::Metrics;
@@ -99,6 +100,7 @@ pub struct Reconciler<K> {
     desired: Desired,
     observed: Option<Observed>,
     drains: Drains,
+    handover: Handover,
     pending: Changes,
     outlets: Outlets,
     /// The health-check node ports do not answer yet as they must.
@@ -128,6 +130,7 @@ impl<K: Kernel> Reconciler<K> {
             desired: Desired::default(),
             observed: None,
             drains: Drains::default(),
+            handover: Handover::default(),
             pending: Changes::default(),
             outlets,
             health_checks_changed: false,
@@ -159,7 +162,8 @@ impl<K: Kernel> Reconciler<K> {
         let first = self.observed.is_none() && self.desired.services().next().is_none();
         if audit {
             match self.kernel.observe() {
-                Ok(observed) => {
+                Ok(mut observed) => {
+                    self.handover.look(&mut observed, self.settings.beside_another);
                     if let Some(families) = &observed.families {
                         self.settings.families.retain(|family| families.contains(family));
                     }
@@ -185,7 +189,8 @@ impl<K: Kernel> Reconciler<K> {
         let expired = self.drains.expired(now, self.settings.drain_deadline);
         let scope = if audit { Scope::All(&changes) } else { Scope::Changes(&changes) };
         let (desired, settings) = (&self.desired, &self.settings);
-        let goal = Goal { desired, observed: &observed, settings, expired: &expired };
+        let hands_over = self.handover.waits();
+        let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over };
         let plan = build_plan(goal, scope);
         let report = apply(&mut self.kernel, &plan);
         let repaired = |(op, outcome): &(&Op, &Outcome)| {
@@ -201,6 +206,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         self.failed = !report.is_clean();
         self.follow(&plan, &report, &mut observed, now);
+        self.handover.follow(&plan, &report, audit);
         // Who has connections is asked anew whenever it matters.
         observed.busy = HashSet::new();
         self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
@@ -411,7 +417,7 @@ fn touches(op: &Op, changes: &Changes) -> bool {
         Op::Unbind(net) => changes.addresses.contains(&net.addr()) || changes.networks.contains(net),
         // A rule follows from sets that changed.
         Op::WriteRules(rules) => rules.jumps.is_empty() && !changes.is_empty(),
-        Op::GrowSet(_) | Op::ForgetFlows(_) => true,
+        Op::GrowSet(_) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => true,
         Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => false,
         Op::DestroySet(_) | Op::CreateSet(_) => false,
     }
@@ -447,7 +453,7 @@ fn remember(op: &Op, pending: &mut Changes) {
         Op::ForgetFlows(flows) => pending.flows.extend(flows.services.iter().cloned()),
         // Looked at in every pass.
         Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => {}
-        Op::DestroySet(_) | Op::CreateSet(_) | Op::WriteRules(_) => {}
+        Op::DestroySet(_) | Op::CreateSet(_) | Op::WriteRules(_) | Op::RemoveLeftovers(_) => {}
     }
 }
 

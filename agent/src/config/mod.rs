@@ -236,6 +236,7 @@ impl Config {
             external_ips: self.external_ips.clone(),
             drain_deadline: self.drain_deadline,
             keep_established: self.keep_established,
+            beside_another: self.service_proxy_name.is_some(),
         })
     }
 }

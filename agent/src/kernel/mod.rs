@@ -13,9 +13,11 @@ pub mod iptables;
 pub mod linux;
 pub mod modules;
 pub mod nfnetlink;
+pub mod nft_tables;
 pub mod nft_watch;
 pub mod sysctl;
 pub mod table;
+pub mod teardown;
 pub mod traffic;
 
 use std::collections::HashSet;

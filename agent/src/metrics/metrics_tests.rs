@@ -76,7 +76,13 @@ fn pass(ops: Vec<Op>, outcomes: Vec<Outcome>) -> Pass {
 }
 
 fn rules(family: Family) -> Op {
-    Op::WriteRules(Box::new(RulesOp { family, chains: BTreeMap::new(), jumps: Vec::new(), tidy: false }))
+    Op::WriteRules(Box::new(RulesOp {
+        family,
+        chains: BTreeMap::new(),
+        jumps: Vec::new(),
+        tidy: false,
+        hands_over: false,
+    }))
 }
 
 fn failed() -> Outcome {
