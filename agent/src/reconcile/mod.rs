@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The loop: the one thread that owns the kernel.
 
+mod keys;
+mod run;
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -20,17 +23,15 @@ use crate::core::plan::{Goal, Scope, build_plan};
 use crate::core::settings::{LocalTraffic, Settings};
 use crate::events::EventSink;
 use crate::handover::Handover;
-use crate::inbox::{Inbox, Mail, Owners};
+use crate::inbox::Owners;
 use crate::kernel::{Kernel, Outcome, Report, apply};
 use crate::metrics::Metrics;
 use crate::notices;
-use crate::schedule::{Due, Schedule};
+use crate::schedule::Due;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::{Dirty, Store};
-
-/// Failures logged per pass; the rest is counted.
-const FAILURES_LOGGED: usize = 10;
+use keys::{remember, touches};
 
 /// How one pass ended.
 #[must_use]
@@ -343,148 +344,5 @@ impl<K: Kernel> Reconciler<K> {
             let _ = writeln!(text, "{} {}{colon}{}", vs.key, vs.service, vs.port_name);
         }
         text
-    }
-
-    /// Runs until asked to stop. Nothing is written before the store is in sync.
-    pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
-        let start = Instant::now();
-        loop {
-            let wait = if self.is_ready() {
-                let changed = self.store.is_dirty();
-                if changed {
-                    self.outlets.health.with(|health| health.changed(SystemTime::now()));
-                }
-                let dirty = changed || !self.pending.addresses.is_empty();
-                let (at, due) = schedule.next(dirty, !self.drains.is_empty());
-                let now = start.elapsed();
-                if now >= at {
-                    self.sync_and_log(due, start, &mut schedule);
-                    continue_after(inbox, Some(Duration::ZERO), self, &mut schedule)
-                } else {
-                    continue_after(inbox, Some(at - now), self, &mut schedule)
-                }
-            } else {
-                continue_after(inbox, None, self, &mut schedule)
-            };
-            if wait.stop {
-                return;
-            }
-        }
-    }
-
-    fn sync_and_log(&mut self, due: Due, start: Instant, schedule: &mut Schedule) {
-        let before = start.elapsed();
-        let pass = self.sync(due, before);
-        let now = start.elapsed();
-        self.outlets.metrics.pass(&pass, due, now - before);
-        schedule.ended(now, due, pass.is_clean(), pass.unreadable.is_none());
-        if pass.report.in_doubt() {
-            schedule.doubt();
-        }
-        log_pass(&pass, due, now - before, schedule.failures());
-    }
-}
-
-/// Takes the mail and answers it.
-fn continue_after<K: Kernel>(
-    inbox: &Inbox,
-    timeout: Option<Duration>,
-    reconciler: &Reconciler<K>,
-    schedule: &mut Schedule,
-) -> Mail {
-    let mail = inbox.wait(timeout);
-    if mail.doubt || mail.addresses.iter().any(|(net, added)| reconciler.contradicts(net, *added)) {
-        schedule.doubt();
-    }
-    for question in &mail.questions {
-        // The asker may have gone away.
-        let _ = question.send(reconciler.owners());
-    }
-    mail
-}
-
-fn touches(op: &Op, changes: &Changes) -> bool {
-    match op {
-        Op::AddEntry(set, entry) | Op::RemoveEntry(set, entry) => changes.entries.contains(&(*set, *entry)),
-        Op::AddVirtualServer(vs, _)
-        | Op::EditVirtualServer(vs, _)
-        | Op::RemoveVirtualServer(vs)
-        | Op::AddRealServer(vs, _)
-        | Op::EditRealServer(vs, _)
-        | Op::DrainRealServer(vs, _)
-        | Op::RemoveRealServer(vs, _) => changes.virtual_servers.contains(vs),
-        Op::Bind(addr) => changes.addresses.contains(addr),
-        Op::Unbind(net) => changes.addresses.contains(&net.addr()) || changes.networks.contains(net),
-        // A rule follows from sets that changed.
-        Op::WriteRules(rules) => rules.jumps.is_empty() && !changes.is_empty(),
-        Op::GrowSet(_) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => true,
-        Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => false,
-        Op::DestroySet(_) | Op::CreateSet(_) => false,
-    }
-}
-
-/// Keeps the keys of an op that did not succeed, so that the next pass looks at them again.
-fn remember(op: &Op, pending: &mut Changes) {
-    match op {
-        Op::AddEntry(set, entry) | Op::RemoveEntry(set, entry) => {
-            pending.entries.insert((*set, *entry));
-        }
-        Op::AddVirtualServer(vs, _)
-        | Op::EditVirtualServer(vs, _)
-        | Op::RemoveVirtualServer(vs)
-        | Op::AddRealServer(vs, _)
-        | Op::EditRealServer(vs, _)
-        | Op::DrainRealServer(vs, _)
-        | Op::RemoveRealServer(vs, _) => {
-            pending.virtual_servers.insert(*vs);
-        }
-        Op::Bind(addr) => {
-            pending.addresses.insert(*addr);
-        }
-        Op::Unbind(net) if net.prefix_len() == net.max_prefix_len() => {
-            pending.addresses.insert(net.addr());
-        }
-        Op::Unbind(net) => {
-            pending.networks.insert(*net);
-        }
-        Op::GrowSet(grow) => {
-            pending.entries.extend(grow.entries.iter().map(|entry| (grow.set, *entry)));
-        }
-        Op::ForgetFlows(flows) => pending.flows.extend(flows.services.iter().cloned()),
-        // Looked at in every pass.
-        Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => {}
-        Op::DestroySet(_) | Op::CreateSet(_) | Op::WriteRules(_) | Op::RemoveLeftovers(_) => {}
-    }
-}
-
-fn log_pass(pass: &Pass, due: Due, took: Duration, failures: u32) {
-    if let Some(error) = &pass.unreadable {
-        tracing::error!(tries = failures, "{error}; nothing was changed, trying again");
-        return;
-    }
-    if pass.plan.is_empty() {
-        tracing::debug!(?due, ?took, "in sync, nothing to do");
-        return;
-    }
-    let (ops, done) = (pass.plan.ops.len(), pass.report.done());
-    if pass.drift > 0 {
-        tracing::warn!(repaired = pass.drift, "somebody else changed what this agent keeps");
-    }
-    tracing::info!(?due, ops, done, ?took, "sync");
-    tracing::trace!("plan:\n{}", pass.plan);
-    let failed = pass.plan.ops.iter().zip(&pass.report.outcomes).filter_map(|(op, outcome)| match outcome {
-        Outcome::Failed(error) => Some((op, error)),
-        _ => None,
-    });
-    let mut count = 0;
-    for (op, error) in failed {
-        count += 1;
-        if count <= FAILURES_LOGGED {
-            tracing::error!(%op, "failed: {error}");
-        }
-    }
-    if count > 0 {
-        let skipped = ops - done - count;
-        tracing::error!(failed = count, skipped, tries = failures, "sync incomplete, trying again");
     }
 }
