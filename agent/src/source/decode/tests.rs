@@ -222,3 +222,14 @@ fn a_slice_may_say_when_its_cause_happened() {
     }
     assert!(matches!(slice("yesterday"), Object::EndpointSlice(_)), "one that cannot be read is no error");
 }
+
+#[test]
+fn the_type_of_a_service_matters_to_nothing_that_its_fields_say() {
+    for kind in ["ClusterIP", "NodePort", "LoadBalancer"] {
+        let spec =
+            json!({"type": kind, "clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30080}]});
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+        let service = decoded(spec, status);
+        assert_eq!((service.ports[0].node_port, service.load_balancer_ips.len()), (30080, 1), "{kind}");
+    }
+}
