@@ -11,6 +11,7 @@ use dummy_iface::{Change, Watch};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::cleanup;
 use crate::cli::{ConfigSource, ListArgs, RunArgs};
 use crate::config::watch::ConfigWatch;
 use crate::config::{Config, ConfigFlags, node};
@@ -23,17 +24,19 @@ use crate::inspect::list::{Format, Table};
 use crate::inspect::owners::{self, Owners};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::nft_watch::RulesWatch;
+use crate::kernel::traffic;
 use crate::log::{self, Verbosity};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, rest};
 use crate::reconcile::{Outlets, Reconciler};
 use crate::schedule::Schedule;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::{HealthChecks, NodePorts};
 use crate::serve::{self, Server};
 use crate::show;
-use crate::source::Source;
-use crate::source::api::{ApiAccess, ApiSource};
+use crate::source::api::ApiSource;
+use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
+use crate::source::{Limits, Source};
 use crate::store::Store;
 
 /// Pause between audits for changes to rules.
@@ -70,6 +73,9 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
 /// What cannot heal by waiting.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let ConfigSource { config: path, flags } = &args.source;
+    if args.cleanup {
+        return cleanup::run_every_mode(path.as_deref(), flags);
+    }
     let config = Config::read(path.as_deref(), flags)?;
     if let Some(path) = &args.write_config_to {
         return show::write(&config, path);
@@ -91,12 +97,19 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     owners::serve(inbox.clone())?;
     stop_on_signal(&runtime, inbox.clone())?;
     let changed = watch_config(path.as_deref(), flags, inbox.clone())?;
-    let (source, events) = source(args, &config, &name, &runtime)?;
+    let metrics = Metrics::new().context("cannot set up metrics")?;
+    let (source, events) = source(args, &config, &name, &metrics, &runtime)?;
     source.start(store.clone())?;
-    let outlets = start_servers(&config, &settings, &name, &events, verbosity, &runtime)?;
+    metrics.watch(&store, &events);
+    if let Some(limit) = config.service_metrics {
+        metrics.serve_traffic(limit, traffic::reader())?;
+    }
+    let outlets =
+        start_servers(&config, &settings, &name, (events.clone(), metrics.clone()), verbosity, &runtime)?;
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
+        kernel.count_flows(metrics.flows());
         kernel.check_scheduler(&settings.scheduler)?;
         watch_addresses(&kernel, inbox.clone())?;
         watch_rules(&kernel, inbox.clone())?;
@@ -114,11 +127,10 @@ fn start_servers(
     config: &Config,
     settings: &Settings,
     node: &str,
-    events: &EventSink,
+    (events, metrics): (EventSink, Metrics),
     verbosity: Verbosity,
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<Outlets> {
-    let metrics = Metrics::new().context("cannot set up metrics")?;
     let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
     let hard_fail = config.bind_address_hard_fail;
     if let Some(address) = config.healthz_address {
@@ -128,7 +140,7 @@ fn start_servers(
             reason: Reason::FailedToStartProxierHealthcheck,
             hard_fail,
         };
-        runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone())));
+        runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone(), metrics.clone())));
     }
     let server = Server {
         address: config.metrics_address,
@@ -141,7 +153,7 @@ fn start_servers(
     let (health_checks, wanted) = watch::channel(HealthChecks::default());
     let node = node.to_owned();
     runtime.spawn(NodePorts { wanted, health: health.clone(), events: events.clone(), node }.run());
-    Ok(Outlets { events: events.clone(), metrics, health, health_checks })
+    Ok(Outlets { events, metrics, health, health_checks })
 }
 
 /// Ends the agent when its configuration file changes to another that can be used; whoever started it
@@ -185,6 +197,7 @@ fn source(
     args: &RunArgs,
     config: &Config,
     node: &str,
+    metrics: &Metrics,
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
@@ -198,10 +211,11 @@ fn source(
     let access = ApiAccess { kubeconfig, master: args.master.clone() };
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = runtime.block_on(access.client())?;
-    let events = EventSink::to_api(client.clone(), node, runtime.handle());
-    let source = ApiSource::new(client, node, config.service_proxy_name.as_deref(), runtime.handle().clone());
-    Ok((Box::new(source), events))
+    let api = runtime.block_on(access.client(metrics, Limits::default().answer))?;
+    runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
+    let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
+    let source = ApiSource::new(api, node, runtime.handle().clone(), metrics.clone());
+    Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
 }
 
 /// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.

@@ -38,6 +38,11 @@ pub enum Command {
     ///
     /// Takes the flags that the agent is started with.
     Config(ConfigArgs),
+    /// Remove what the agent put on this node, and nothing else; stop the agent first.
+    ///
+    /// Everything of kube-proxy's ipvs mode has the same names and goes, too. With rules of kube-proxy's
+    /// iptables mode in force, what both share stays.
+    Cleanup(CleanupArgs),
 }
 
 /// Arguments of `run`.
@@ -58,6 +63,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", action = clap::ArgAction::Set)]
     pub init_only: bool,
+    /// Remove what any mode of kube-proxy makes (ipvs, iptables, nftables, userspace), then exit; stop the
+    /// agent first.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub cleanup: bool,
     /// Write the configuration in force to this file, then exit.
     #[arg(long, value_name = "FILE")]
     pub write_config_to: Option<PathBuf>,
@@ -93,6 +103,17 @@ pub enum ConfigFormat {
     Table,
     Yaml,
     Json,
+}
+
+/// Arguments of `cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// The configuration whose `ipvs.excludeCIDRs` name addresses of others' virtual servers.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Only say what would go.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Arguments of `list`.

@@ -5,10 +5,12 @@
 #![deny(unsafe_code)]
 
 pub mod app;
+pub mod cleanup;
 pub mod cli;
 pub mod config;
 pub mod core;
 pub mod events;
+pub mod handover;
 pub mod inbox;
 pub mod init;
 pub mod inspect;
@@ -24,5 +26,6 @@ pub mod serve;
 pub mod show;
 pub mod source;
 pub mod store;
+pub mod tally;
 #[cfg(test)]
 mod testing;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
-use kube_ipvs::{app, show};
+use kube_ipvs::{app, cleanup, show};
 
 fn main() -> ExitCode {
     let cli = match Cli::from_args(std::env::args_os()) {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Some(Command::Run(args)) => app::run(args),
         Some(Command::List(args)) => app::list(args),
         Some(Command::Config(args)) => show::run(args),
+        Some(Command::Cleanup(args)) => cleanup::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -93,6 +93,9 @@ pub struct Config {
     pub drain_deadline: Option<Duration>,
     /// `kubeIPVS.keepEstablished`.
     pub keep_established: bool,
+    /// `kubeIPVS.metrics.perService`: how many Services have traffic metrics of their own
+    /// (`maxServices`); `None`: no traffic is told.
+    pub service_metrics: Option<usize>,
     /// `kubeIPVS.serviceProxyName`; `None` when empty: Services without such a label are served.
     pub service_proxy_name: Option<String>,
     /// What the operator should know: unknown fields, fields without effect.
@@ -202,6 +205,7 @@ impl Config {
             external_ips: external_ips(&v)?,
             drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
             keep_established: v.bool("kubeIPVS.keepEstablished"),
+            service_metrics: service_metrics(&v)?,
             service_proxy_name: fields::label_value(
                 "kubeIPVS.serviceProxyName",
                 v.text("kubeIPVS.serviceProxyName"),
@@ -232,6 +236,7 @@ impl Config {
             external_ips: self.external_ips.clone(),
             drain_deadline: self.drain_deadline,
             keep_established: self.keep_established,
+            beside_another: self.service_proxy_name.is_some(),
         })
     }
 }
@@ -251,6 +256,12 @@ fn parse_yaml(text: &str, warnings: &mut Vec<String>) -> anyhow::Result<Value> {
         }
         Err(_) => Err(error).context("not valid YAML"),
     }
+}
+
+fn service_metrics(v: &Values) -> anyhow::Result<Option<usize>> {
+    const MAX: &str = "kubeIPVS.metrics.maxServices";
+    let limit = usize::try_from(v.int(MAX)).with_context(|| format!("{MAX} is negative"))?;
+    Ok(v.bool("kubeIPVS.metrics.perService").then_some(limit))
 }
 
 fn check_kind(file: &Value) -> anyhow::Result<()> {

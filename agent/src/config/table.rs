@@ -146,6 +146,8 @@ pub const FIELDS: &[Field] = &[
     field("kubeIPVS.drainDeadline", Kind::Duration, "24h").zero_counts(),
     field("kubeIPVS.externalIPs.allow", Kind::List, "").zero_counts(),
     field("kubeIPVS.keepEstablished", Kind::Bool, "false"),
+    field("kubeIPVS.metrics.maxServices", Kind::Int, "1000").zero_counts(),
+    field("kubeIPVS.metrics.perService", Kind::Bool, "false"),
     field("kubeIPVS.serviceProxyName", Kind::Text, ""),
     field("logging.flushFrequency", Kind::Any, "").flag_wins("log-flush-frequency").effect(BUFFERS),
     field("logging.format", Kind::Text, "text").flag_wins("logging-format"),
@@ -195,5 +197,32 @@ mod tests {
             let inside = format!("{}.", field.path);
             assert!(!FIELDS.iter().any(|f| f.path.starts_with(&inside)), "{inside}");
         }
+    }
+
+    /// The table of docs/configuration.md, one line per field.
+    fn documented() -> String {
+        let line = |f: &Field| {
+            let default = if f.default.is_empty() { "–".to_owned() } else { format!("`{}`", f.default) };
+            let flag = match f.flag {
+                Some(flag) if f.flag_wins => format!("`--{flag}` (wins)"),
+                Some(flag) => format!("`--{flag}`"),
+                None => "–".to_owned(),
+            };
+            let effect = match f.effect {
+                Effect::Acts => "acts".to_owned(),
+                Effect::NoneInIpvsMode => "none, as in kube-proxy's ipvs mode".to_owned(),
+                Effect::NotNeeded(why) => format!("none: {why}"),
+                Effect::Missing(instead) => format!("none, with a warning: {instead}"),
+            };
+            format!("| `{}` | {} | {} | {} |\n", f.path, default, flag, effect)
+        };
+        FIELDS.iter().map(line).collect()
+    }
+
+    #[test]
+    fn the_document_has_this_table() {
+        let document = include_str!("../../../docs/configuration.md");
+        let table = documented();
+        assert!(document.contains(&table), "docs/configuration.md must have:\n{table}");
     }
 }

@@ -80,6 +80,7 @@ fn each_mistake_is_named() {
         ("metricsBindAddress: here\n", "metricsBindAddress: \"here\""),
         ("metricsBindAddress: 1.2.3.4:0\n", "the port of"),
         ("bindAddress: localhost\n", "bindAddress: \"localhost\""),
+        ("kubeIPVS: {metrics: {maxServices: -1}}\n", "kubeIPVS.metrics.maxServices is negative"),
         ("kubeIPVS: {drainDeadline: -1h}\n", "kubeIPVS.drainDeadline: -1h is negative"),
         ("kubeIPVS: {externalIPs: {allow: [x]}}\n", "kubeIPVS.externalIPs.allow: \"x\""),
         ("kubeIPVS: {serviceProxyName: a=b}\n", "kubeIPVS.serviceProxyName: \"a=b\""),
@@ -112,6 +113,11 @@ fn our_own_settings_are_in_one_place() {
     assert_eq!(config.external_ips, ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
     let none = parse("featureGates: {AllowServiceExternalIPs: false}\n").unwrap();
     assert_eq!(none.external_ips, ExternalIps::None);
+    assert_eq!(config.service_metrics, None);
+    let traffic =
+        |text: &str| parse(&format!("kubeIPVS: {{metrics: {{{text}}}}}\n")).unwrap().service_metrics;
+    assert_eq!((traffic("perService: true"), traffic("maxServices: 5")), (Some(1000), None));
+    assert_eq!(traffic("perService: true, maxServices: 0"), Some(0));
     let nobody = parse("kubeIPVS: {externalIPs: {allow: []}}\n").unwrap();
     assert_eq!(nobody.external_ips, ExternalIps::Within(Vec::new()), "an empty list allows none");
 }
@@ -209,8 +215,9 @@ fn every_field_does_what_the_table_says() {
             ..plain.clone()
         };
         let acts = config != same || config.min_sync_period > Duration::ZERO;
-        // These two act only together with detectLocalMode, and mode has one value.
-        let alone = field.path.starts_with("detectLocal.") || field.path == "mode";
+        // These act only together with detectLocalMode and perService, and mode has one value.
+        let alone = field.path.starts_with("detectLocal.")
+            || ["mode", "kubeIPVS.metrics.maxServices"].contains(&field.path);
         assert_eq!(acts, field.effect == table::Effect::Acts && !alone, "{}", field.path);
         assert_eq!(warned, matches!(field.effect, table::Effect::Missing(_)), "{}", field.path);
         assert_eq!(config.values.lines().filter(|(.., origin)| *origin == Origin::File).count(), 1);

@@ -73,6 +73,8 @@ pub struct Desired {
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
     first: BTreeSet<ObjectName>,
+    /// Services whose policy Local finds no endpoint here, see [`Fragment::no_local`].
+    no_local: [[u32; 2]; 2],
     health_checks: BTreeMap<ObjectName, HealthCheck>,
 }
 
@@ -102,6 +104,7 @@ impl Desired {
         if old.remarks != next.remarks {
             changes.remarked.insert(name.clone());
         }
+        self.count_no_local(&old, &next);
         if old.health != next.health {
             changes.health_checks = true;
             match next.health {
@@ -115,6 +118,14 @@ impl Desired {
                 self.first.insert(name.clone());
             }
             self.fragments.insert(name.clone(), next);
+        }
+    }
+
+    fn count_no_local(&mut self, old: &Fragment, next: &Fragment) {
+        for (counts, (old, next)) in self.no_local.iter_mut().zip(old.no_local.iter().zip(&next.no_local)) {
+            for (count, (old, next)) in counts.iter_mut().zip(old.iter().zip(next)) {
+                *count = *count + u32::from(*next) - u32::from(*old);
+            }
         }
     }
 
@@ -292,6 +303,17 @@ impl Desired {
     /// Whether the set is to hold anything: rules over empty sets are left out.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.members(SetId { kind, family }) > 0
+    }
+
+    /// How many Services have a policy Local and endpoints, but none on this node: by the internal
+    /// policy, and by the external one.
+    pub fn no_local(&self, family: Family) -> [u32; 2] {
+        self.no_local[family.index()]
+    }
+
+    /// How many Services contribute something.
+    pub fn service_count(&self) -> usize {
+        self.fragments.len()
     }
 
     /// Services with a health-check node port.

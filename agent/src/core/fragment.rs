@@ -86,6 +86,9 @@ pub struct Fragment {
     pub udp: Vec<UdpPort>,
     /// What the operator should know.
     pub remarks: Vec<Remark>,
+    /// Whether a policy Local finds endpoints, but none on this node, of each family, by
+    /// [`Family::index`]: the internal policy, then the external one.
+    pub no_local: [[bool; 2]; 2],
     /// The health-check node port, if the Service has one.
     pub health: Option<HealthCheck>,
 }
@@ -179,14 +182,20 @@ impl Builder<'_> {
         }
     }
 
-    fn select(&self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) -> Selection {
+    fn select(&mut self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) -> Selection {
         let service = self.service;
         let outside = port.node_port != 0
             || service.load_balancer_ips(family).next().is_some()
             || service.external_ips(family).next().is_some();
         let cluster = !service.internal_local || outside;
         let local = service.internal_local || (service.external_local && outside);
-        endpoints::select(all, cluster, local, self.node)
+        let selection = endpoints::select(all, cluster, local, self.node);
+        if local && selection.local.is_empty() && all.iter().any(PortEndpoint::is_usable) {
+            let no_local = &mut self.fragment.no_local[family.index()];
+            no_local[0] |= service.internal_local;
+            no_local[1] |= service.external_local;
+        }
+        selection
     }
 
     /// Every local endpoint, whatever its state: a pod that reaches itself must be masqueraded.

@@ -9,6 +9,7 @@ use super::flavour::Flavour;
 use super::nft_watch::Children;
 use crate::core::model::Family;
 use crate::core::op::RulesOp;
+use crate::core::removal::Removal;
 use crate::core::rules::render_restore;
 use crate::core::save::{ObservedRules, parse_save};
 
@@ -48,6 +49,24 @@ impl Iptables {
 
     fn flavour(&mut self) -> Flavour {
         *self.flavour.get_or_insert_with(|| Flavour::of_node(save))
+    }
+
+    /// The rules of a family as text.
+    ///
+    /// # Errors
+    /// Names the program and what it said.
+    pub fn save(&mut self, family: Family) -> Result<String, String> {
+        self.started += 1;
+        save(&self.flavour().program(family, "save"))
+    }
+
+    /// Takes chains and jumps out, each table at once.
+    ///
+    /// # Errors
+    /// Names the program and what it said; the tables that it did not reach stay as they were.
+    pub fn remove(&mut self, family: Family, removal: &Removal) -> Result<(), String> {
+        self.started += 1;
+        restore(&self.flavour().program(family, "restore"), &removal.render(), &self.children)
     }
 
     /// The processes that write rules for this agent.

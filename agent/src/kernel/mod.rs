@@ -11,10 +11,14 @@ pub mod ipset;
 mod ipset_codec;
 pub mod iptables;
 pub mod linux;
+pub mod modules;
 pub mod nfnetlink;
+pub mod nft_tables;
 pub mod nft_watch;
 pub mod sysctl;
 pub mod table;
+pub mod teardown;
+pub mod traffic;
 
 use std::collections::HashSet;
 

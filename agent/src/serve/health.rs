@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the health endpoints answer, with kube-proxy's bodies and codes. Pure: times are arguments.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::core::model::Family;
 
@@ -105,35 +106,51 @@ impl Health {
         let eligible = self.eligible;
         let ok = healthy && (probe == Probe::Livez || eligible);
         let newest = self.families.iter().filter_map(|(_, health)| health.updated).max();
-        let mut status = Map::new();
-        for (family, health) in &self.families {
-            let entry = json!({
-                "lastUpdated": time(health.updated),
-                "healthy": self.family_healthy(health, now),
-            });
-            status.insert(family.to_string(), entry);
-        }
-        let mut body = Map::new();
-        body.insert("lastUpdated".to_owned(), if ok { time(Some(now)) } else { time(newest) });
-        body.insert("currentTime".to_owned(), time(Some(now)));
-        if probe == Probe::Healthz {
-            body.insert("nodeEligible".to_owned(), json!(eligible));
-        }
-        body.insert("healthy".to_owned(), json!(healthy));
-        body.insert("status".to_owned(), Value::Object(status));
-        (if ok { 200 } else { 503 }, Value::Object(body).to_string())
+        let status = self.families.iter().map(|(family, health)| {
+            let entry =
+                FamilyBody { last_updated: time(health.updated), healthy: self.family_healthy(health, now) };
+            (family.to_string(), entry)
+        });
+        let body = Body {
+            last_updated: if ok { time(Some(now)) } else { time(newest) },
+            current_time: time(Some(now)),
+            node_eligible: (probe == Probe::Healthz).then_some(eligible),
+            healthy,
+            status: status.collect(),
+        };
+        (if ok { 200 } else { 503 }, serde_json::to_string(&body).unwrap_or_default())
     }
 }
 
+/// kube-proxy's body, with its order of fields.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    status: BTreeMap<String, FamilyBody>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyBody {
+    last_updated: String,
+    healthy: bool,
+}
+
 /// RFC 3339, or Go's zero time.
-fn time(at: Option<SystemTime>) -> Value {
+fn time(at: Option<SystemTime>) -> String {
     let text = at.and_then(|at| Timestamp::try_from(at).ok()).map(|t| t.to_string());
-    Value::String(text.unwrap_or_else(|| "0001-01-01T00:00:00Z".to_owned()))
+    text.unwrap_or_else(|| "0001-01-01T00:00:00Z".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     const LIMIT: Duration = Duration::from_secs(60);
 

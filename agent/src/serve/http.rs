@@ -37,6 +37,13 @@ pub struct Ask {
     pub peer: IpAddr,
 }
 
+impl Ask {
+    /// Whether the method is one that only asks.
+    pub fn reads(&self) -> bool {
+        self.method == Method::GET || self.method == Method::HEAD
+    }
+}
+
 /// What a server does.
 pub type Handler = Arc<dyn Fn(&Ask) -> Answer + Send + Sync>;
 
@@ -53,16 +60,20 @@ pub struct Answer {
     pub body: String,
 }
 
+/// The type of an answer is what it says, as in Go's servers.
+fn nosniff() -> (&'static str, String) {
+    ("x-content-type-options", "nosniff".to_owned())
+}
+
 impl Answer {
     /// Plain text.
     pub fn text(code: u16, body: impl Into<String>) -> Self {
-        Self { code, kind: "text/plain; charset=utf-8", headers: Vec::new(), body: body.into() }
+        Self { code, kind: "text/plain; charset=utf-8", headers: vec![nosniff()], body: body.into() }
     }
 
     /// JSON as kube-proxy's health endpoints send it.
     pub fn json(code: u16, body: String) -> Self {
-        let headers = vec![("x-content-type-options", "nosniff".to_owned())];
-        Self { code, kind: "application/json", headers, body }
+        Self { code, kind: "application/json", headers: vec![nosniff()], body }
     }
 
     fn into_response(self) -> Response<String> {

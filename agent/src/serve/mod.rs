@@ -13,7 +13,7 @@ use hyper::Method;
 
 use crate::events::{About, EventSink, Notice, Reason};
 use crate::log::Verbosity;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use health::{Probe, SharedHealth};
 use http::{Answer, Ask, Handler};
 
@@ -67,7 +67,7 @@ fn not_found() -> Answer {
 
 /// `/healthz` and `/livez` as kube-proxy answers them, and `/readyz`: whether everything was programmed
 /// once since the start.
-pub fn health_handler(health: SharedHealth) -> Handler {
+pub fn health_handler(health: SharedHealth, metrics: Metrics) -> Handler {
     Arc::new(move |ask: &Ask| {
         let probe = match ask.path.as_str() {
             "/healthz" => Probe::Healthz,
@@ -77,6 +77,7 @@ pub fn health_handler(health: SharedHealth) -> Handler {
             _ => return not_found(),
         };
         let (code, body) = health.with(|h| h.answer(probe, SystemTime::now()));
+        metrics.answered(probe, code);
         Answer::json(code, body)
     })
 }
@@ -84,8 +85,13 @@ pub fn health_handler(health: SharedHealth) -> Handler {
 /// `/metrics`, `/proxyMode`, `/configz`, `/healthz`, and from this node `/debug/flags/v`.
 pub fn metrics_handler(metrics: Metrics, configz: String, verbosity: Verbosity) -> Handler {
     Arc::new(move |ask: &Ask| match ask.path.as_str() {
+        "/metrics" | "/proxyMode" | "/configz" | "/healthz" if !ask.reads() => {
+            let mut answer = Answer::text(405, "only GET and HEAD\n");
+            answer.headers.push(("allow", "GET, HEAD".to_owned()));
+            answer
+        }
         "/metrics" => match metrics.render() {
-            Ok(text) => Answer { kind: prometheus::TEXT_FORMAT, ..Answer::text(200, text) },
+            Ok(text) => Answer { kind: metrics::CONTENT_TYPE, ..Answer::text(200, text) },
             Err(error) => Answer::text(500, error.to_string()),
         },
         "/proxyMode" => Answer::text(200, "ipvs"),
@@ -137,8 +143,12 @@ mod tests {
         ] {
             let answer = get(path);
             assert!(answer.code == code && answer.body.starts_with(body), "{path}: {answer:?}");
+            assert!(answer.headers.contains(&("x-content-type-options", "nosniff".to_owned())), "{path}");
         }
-        assert!(get("/metrics").body.contains("# TYPE "));
+        let shown = get("/metrics");
+        assert!(shown.kind.starts_with("text/plain; version=0.0.4") && shown.body.contains("# TYPE "));
+        let code = |method| handler(&ask(method, "/metrics", "", HERE)).code;
+        assert_eq!((code(Method::HEAD), code(Method::POST), code(Method::DELETE)), (200, 405, 405));
         let put = |body, peer| handler(&ask(Method::PUT, "/debug/flags/v", body, peer)).code;
         assert_eq!((put("5", [192, 0, 2, 1]), put("much", HERE), put("5\n", HERE)), (403, 400, 200));
         assert!(handler(&ask(Method::POST, "/debug/flags/v", "5", HERE)).code == 400);
@@ -147,11 +157,18 @@ mod tests {
     #[test]
     fn ready_is_after_the_first_sync() {
         let health = SharedHealth::new(Health::new(&[Family::V4], Duration::from_secs(60)));
-        let handler = health_handler(health.clone());
+        let metrics = Metrics::new().unwrap();
+        let handler = health_handler(health.clone(), metrics.clone());
         let code = |path| handler(&ask(Method::GET, path, "", HERE)).code;
         assert_eq!((code("/readyz"), code("/livez"), code("/healthz"), code("/")), (503, 200, 503, 404));
         health.with(|h| h.synced(Family::V4, SystemTime::now()));
         health.with(|h| h.set_eligible(true));
         assert_eq!((code("/readyz"), code("/livez"), code("/healthz")), (200, 200, 200));
+        let text = metrics.render().unwrap();
+        for line in
+            ["healthz_total{code=\"200\"} 1", "healthz_total{code=\"503\"} 1", "livez_total{code=\"200\"} 2"]
+        {
+            assert!(text.contains(line), "{text}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! For tests only: named scenarios and random clusters, and a loop to play them to.
 
 pub mod cluster;
+pub mod exposition;
 mod properties;
 pub mod random;
 mod scenarios;
