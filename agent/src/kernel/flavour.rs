@@ -116,7 +116,7 @@ fn choose(nft: &str, legacy: &str, default: Flavour) -> (Flavour, &'static str) 
     let kubelet = |rules: &str| {
         let declared =
             |chain: &&str| rules.lines().any(|l| l.split(' ').next() == Some(&format!(":{chain}")));
-        KUBELETS.iter().any(|chain| declared(&chain))
+        KUBELETS.iter().any(declared)
     };
     let count = |rules: &str| rules.lines().filter(|line| line.starts_with("-A ")).count();
     match (count(nft), count(legacy)) {
