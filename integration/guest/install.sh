@@ -6,7 +6,7 @@
 #   --tools   only what the tests need in plain network namespaces: no QEMU and no kernel
 set -euo pipefail
 
-tools=(ipvsadm ipset iptables iproute2 conntrack kmod util-linux procps)
+tools=(ipvsadm ipset iptables nftables iproute2 conntrack kmod util-linux procps)
 machine=(qemu-system-x86 busybox-static cpio xz-utils)
 
 workspace=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
