@@ -306,7 +306,7 @@ pub fn nftables_mode(ns: &Netns) {
     type {address} . inet_proto . inet_service : verdict
     elements = {{ {vip} . tcp . 80 : goto service-WEB-test/web/tcp/http }}
   }}
-  chain mark-for-masquerade {{ mark set mark or 0x4000 }}
+  chain mark-for-masquerade {{ mark set mark or 0x4000; }}
   chain masquerading {{
     mark and 0x4000 == 0 return
     mark set mark xor 0x4000
@@ -324,10 +324,10 @@ pub fn nftables_mode(ns: &Netns) {
     {ip} daddr {vip} tcp dport 80 {ip} saddr != {pods} jump mark-for-masquerade
     numgen random mod 2 vmap {{ 0 : goto endpoint-NEAR, 1 : goto endpoint-FAR }}
   }}
-  chain services {{ {ip} daddr . meta l4proto . th dport vmap @service-ips }}
-  chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services }}
-  chain nat-output {{ type nat hook output priority -100; jump services }}
-  chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquerading }}
+  chain services {{ {ip} daddr . meta l4proto . th dport vmap @service-ips; }}
+  chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
+  chain nat-output {{ type nat hook output priority -100; jump services; }}
+  chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquerading; }}
 }}
 "
         ));
