@@ -187,6 +187,17 @@ mod tests {
         assert!(parse(&["something"]).is_err(), "arguments that are no flags are refused");
     }
 
+    #[test]
+    fn cleanup_is_a_word_and_a_flag() {
+        let Some(Command::Cleanup(args)) = parse(&["cleanup", "--config=/c", "--dry-run"]).unwrap().command
+        else {
+            panic!()
+        };
+        assert!(args.dry_run && args.config == Some(PathBuf::from("/c")));
+        assert!(parse(&["--config=/c", "--cleanup"]).unwrap().run.cleanup);
+        assert!(!parse(&["--cleanup=false"]).unwrap().run.cleanup);
+    }
+
     const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
     fn flags(args: &[&str]) -> ConfigFlags {

@@ -77,6 +77,60 @@ fn pass_over(observed: &mut Observed) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::op::OpKind;
+    use crate::core::save::parse_save;
+    use crate::kernel::fake::FakeKernel;
+    use crate::schedule::Due;
+    use crate::testing::cluster::Cluster;
+    use crate::testing::{Agent, kernel};
+    use serde_json::json;
+
+    fn leave_rules(kernel: &mut FakeKernel) {
+        kernel.state.rules[0] = parse_save(
+            "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\nCOMMIT\n",
+        );
+    }
+
+    fn agent() -> Agent {
+        let ports = json!([{"name": "p", "port": 80}]);
+        let cluster = Cluster::default().service("a", json!({"clusterIP": "10.96.0.1", "ports": ports}), &[]);
+        let mut kernel = kernel();
+        leave_rules(&mut kernel);
+        Agent::start(kernel, &cluster)
+    }
+
+    #[test]
+    fn what_comes_back_is_somebody_elses() {
+        let mut agent = agent();
+        agent.converge(Due::Audit, 1);
+        assert_eq!(agent.kernel().count(OpKind::RemoveLeftovers), 1);
+        leave_rules(agent.kernel());
+        for _ in 0..2 {
+            assert!(agent.sync(Due::Audit).is_clean());
+        }
+        assert_eq!(agent.kernel().count(OpKind::RemoveLeftovers), 1, "once per start");
+        assert!(!agent.kernel().state.rules[0].leftovers.is_empty());
+    }
+
+    #[test]
+    fn old_rules_serve_for_three_failed_passes_and_no_more() {
+        let mut agent = agent();
+        for pass in 0..=PATIENCE {
+            agent.kernel().fail_next(OpKind::Bind);
+            assert!(!agent.sync(if pass == 0 { Due::Audit } else { Due::Changes }).is_clean());
+            let there = !agent.kernel().state.rules[0].leftovers.is_empty();
+            assert_eq!(there, pass < PATIENCE, "pass {pass}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_removed_is_tried_again() {
+        let mut agent = agent();
+        agent.kernel().fail_next(OpKind::RemoveLeftovers);
+        assert!(!agent.sync(Due::Audit).is_clean());
+        assert!(agent.sync(Due::Changes).is_clean());
+        assert!(agent.kernel().state.rules[0].leftovers.is_empty());
+    }
 
     #[test]
     fn beside_another_proxy_its_rules_are_no_leftovers() {

@@ -8,7 +8,7 @@
 #   --promtool   only Prometheus with promtool, as target/guest/prometheus
 set -euo pipefail
 
-tools=(ipvsadm ipset iptables iproute2 conntrack kmod util-linux procps crun busybox-static)
+tools=(ipvsadm ipset iptables nftables iproute2 conntrack kmod util-linux procps crun busybox-static)
 machine=(qemu-system-x86 cpio xz-utils)
 
 workspace=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

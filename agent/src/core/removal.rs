@@ -76,11 +76,14 @@ const COMMENTS: [&str; 12] = [
     "kubernetes postrouting rules",
     "kubernetes health check rules",
     "kubernetes ipvs access filter",
-    "kube-proxy firewall rules",
+    IPVS_FIREWALL,
     "handle ClusterIPs; NOTE: this must be before the NodePort rules",
     "handle service NodePorts; NOTE: this must be the last rule in the chain",
     "Ensure that non-local NodePort traffic can flow",
 ];
+
+/// The jumps to the shared `KUBE-PROXY-FIREWALL` that only the ipvs mode makes.
+const IPVS_FIREWALL: &str = "kube-proxy firewall rules";
 
 /// Whether another mode of kube-proxy makes such a chain and the ipvs mode does not. Those of the
 /// kubelet (`KUBE-FIREWALL`, `KUBE-MARK-DROP`, `KUBE-KUBELET-CANARY`, `KUBE-IPTABLES-HINT`) are not.
@@ -132,7 +135,9 @@ impl Extent {
                 kube_proxys() && (is_of_other_modes(table, to) || is_ours(table, to)) && !exactly()
             }
             Extent::Ours => exactly(),
-            Extent::OursAlone => exactly() && self.has_chain(table, to),
+            Extent::OursAlone => {
+                exactly() && (self.has_chain(table, to) || comment(rule) == Some(IPVS_FIREWALL))
+            }
             Extent::EveryMode => kube_proxys() && self.has_chain(table, to),
         }
     }
