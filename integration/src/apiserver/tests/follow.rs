@@ -142,7 +142,11 @@ async fn a_silent_server_is_given_up_and_asked_again() {
     let server = start();
     server.set_faults(Faults { half_open: true, ..Faults::default() });
     let store = follow(&server, eager()).await;
-    until("more than one try", || asked(&server, "services").0 >= 3).await;
+    until("more than one try", || {
+        let (watches, lists) = asked(&server, "services");
+        watches + lists >= 3
+    })
+    .await;
     assert!(!store.is_synced());
     server.set_faults(Faults::default());
     until("in sync", || store.is_synced()).await;
