@@ -19,9 +19,11 @@ help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 # Linked statically, so that one binary is what the tests run and what the image holds. The flag concerns
-# the last step only: everything before it is shared with the other programs.
+# the last step only: everything before it is shared with the other programs. Packed relocations are a
+# twentieth of the size.
 build: ## Build the agent: target/release/kube-ipvs
-	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs -- -C target-feature=+crt-static
+	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs -- -C target-feature=+crt-static \
+		-C link-arg=-Wl,-z,pack-relative-relocs
 
 image: build ## Build the image: target/image/kube-ipvs.tar, for docker load, podman load, ctr images import
 	image/base-root $(TARGET)/image/base
