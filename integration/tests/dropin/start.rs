@@ -108,6 +108,12 @@ fn init_only_prepares_the_node_and_creates_nothing() {
     assert_eq!(run(&ns, &["ipset", "list", "-n"]), "");
     assert_eq!(run(&ns, &["ip", "link", "show", "dev", "kube-ipvs0"]), "");
     assert!(!run(&ns, &["iptables-save"]).contains("KUBE"));
+    // The size of the table belongs to the first namespace: a node in a container cannot set it.
+    let more = json!({"conntrack": {"maxPerCore": 50000, "min": 77777}});
+    let files = Files::new(&more, one_service());
+    let config = format!("--config={}", files.path("config.yaml").display());
+    let output = ns.exec(&[binary.to_str().unwrap(), "--init-only", &config]).unwrap();
+    assert!(output.stderr.contains("nf_conntrack_max to"), "{}", output.stderr);
 }
 
 #[test]
