@@ -13,17 +13,28 @@ CORPUS ?= ../shared/conformance
 # Scenarios of CORPUS to run, comma separated; empty: all.
 ONLY ?=
 
-.PHONY: help build tools check test demo parity bench clean
+.PHONY: help build image manifests tools check test demo parity bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
+# Linked statically, so that one binary is what the tests run and what the image holds. The flag concerns
+# the last step only: everything before it is shared with the other programs. Packed relocations are a
+# twentieth of the size.
 build: ## Build the agent: target/release/kube-ipvs
-	cargo build --release --locked -p kube-ipvs
+	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs -- -C target-feature=+crt-static \
+		-C link-arg=-Wl,-z,pack-relative-relocs
+
+image: build ## Build the image: target/image/kube-ipvs.tar, for docker load, podman load, ctr images import
+	image/base-root $(TARGET)/image/base
+	image/pack $(TARGET)/image/base $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs.tar
 
 tools:
 	@integration/guest/install.sh
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
+
+manifests: ## Render manifests/ into manifests/install; needs kubectl
+	integration/checks/manifests --render
 
 check: ## Formatting, lints, documentation, rules of the house, licences
 	cargo fmt --all --check
@@ -32,8 +43,10 @@ check: ## Formatting, lints, documentation, rules of the house, licences
 	integration/checks/house-rules
 	integration/checks/parity-doc
 	integration/checks/licences
+	@integration/guest/install.sh --promtool
+	integration/checks/manifests
 
-test: tools build ## Every test: on this machine, then under a kernel with IPVS
+test: tools image ## Every test: on this machine, then under a kernel with IPVS
 	cargo test --workspace --doc --locked --quiet
 	cargo nextest run --locked --workspace
 	integration/guest/nextest --locked
@@ -48,7 +61,7 @@ parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS
 	@# A guest shows this folder, but not every other one (its /tmp is its own).
 	@test -d "$(CORPUS)" || { echo "parity: no folder $(CORPUS): make parity CORPUS=DIR" >&2; exit 2; }
 	@rm -rf $(TARGET)/guest/corpus && cp -rL --no-preserve=mode "$(CORPUS)" $(TARGET)/guest/corpus
-	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY)) --skip-subsystems health
+	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY))
 
 bench: tools build ## Time cold programming beside a raw replay of the same bytes
 	cargo build --release --locked -p integration --bin bench

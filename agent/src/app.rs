@@ -1,31 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wiring: configuration, store, source, kernel, loop, signals. No decisions about the data plane.
 
-use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use dummy_iface::{Change, Watch};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
-use crate::cli::{ListArgs, RunArgs};
-use crate::config::{Config, node};
+use crate::cleanup;
+use crate::cli::{ConfigSource, ListArgs, RunArgs};
+use crate::config::watch::ConfigWatch;
+use crate::config::{Config, ConfigFlags, node};
 use crate::core::ownership::DEVICE;
 use crate::core::settings::Settings;
-use crate::events::EventSink;
+use crate::events::{About, EventSink, Notice, Reason};
 use crate::inbox::Inbox;
+use crate::init;
 use crate::inspect::list::{Format, Table};
 use crate::inspect::owners::{self, Owners};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::nft_watch::RulesWatch;
-use crate::metrics::Metrics;
+use crate::kernel::traffic;
+use crate::log::{self, Verbosity};
+use crate::metrics::{Metrics, rest};
 use crate::reconcile::{Outlets, Reconciler};
 use crate::schedule::Schedule;
-use crate::serve;
-use crate::source::Source;
-use crate::source::api::{ApiAccess, ApiSource};
+use crate::serve::health::{Health, SharedHealth};
+use crate::serve::node_ports::{HealthChecks, NodePorts};
+use crate::serve::{self, Server};
+use crate::show;
+use crate::source::api::ApiSource;
+use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
+use crate::source::{Limits, Source};
 use crate::store::Store;
 
 /// Pause between audits for changes to rules.
@@ -56,71 +67,168 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT, or does the one thing that the flags ask for.
 ///
 /// # Errors
 /// What cannot heal by waiting.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
-    start_log(args.v);
-    let config = Config::read(&args.config)?;
-    let name = node::node_name(args.hostname_override.as_deref(), &config.hostname_override)?;
-    if !config.without_effect.is_empty() {
-        tracing::warn!(
-            "set in the configuration but without effect in this version: {}",
-            config.without_effect.join(", ")
-        );
+    let ConfigSource { config: path, flags } = &args.source;
+    if args.cleanup {
+        return cleanup::run_every_mode(path.as_deref(), flags);
     }
+    let config = Config::read(path.as_deref(), flags)?;
+    if let Some(path) = &args.write_config_to {
+        return show::write(&config, path);
+    }
+    let verbosity = log::start(config.log_format, config.verbosity);
+    for warning in &config.warnings {
+        tracing::warn!("configuration: {warning}");
+    }
+    let name = node::node_name(&config.hostname_override)?;
     let settings = config.settings()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %name, families = ?settings.families, "kube-ipvs");
+    if args.init_only {
+        return init::run(&settings);
+    }
+    set_oom_score_adj(config.oom_score_adj);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
     stop_on_signal(&runtime, inbox.clone())?;
-    let (source, events) = source(args, &config, &name, &runtime)?;
-    source.start(store.clone())?;
+    let changed = watch_config(path.as_deref(), flags, inbox.clone())?;
     let metrics = Metrics::new().context("cannot set up metrics")?;
-    runtime.spawn(serve::metrics(config.metrics_address, metrics.clone()));
+    let (source, events) = source(args, &config, &name, &metrics, &runtime)?;
+    source.start(store.clone())?;
+    metrics.watch(&store, &events);
+    if let Some(limit) = config.service_metrics {
+        metrics.serve_traffic(limit, traffic::reader())?;
+    }
+    let outlets =
+        start_servers(&config, &settings, &name, (events.clone(), metrics.clone()), verbosity, &runtime)?;
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
-    let Some(mut kernel) = open_kernel(&settings, &inbox) else { return Ok(()) };
-    kernel.check_scheduler(&settings.scheduler)?;
-    watch_addresses(&kernel, inbox.clone())?;
-    watch_rules(&kernel, inbox.clone())?;
-    let outlets = Outlets { events, metrics };
-    let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, outlets);
-    reconciler.run(&inbox, schedule);
+    if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
+        kernel.count_flows(metrics.flows());
+        kernel.check_scheduler(&settings.scheduler)?;
+        watch_addresses(&kernel, inbox.clone())?;
+        watch_rules(&kernel, inbox.clone())?;
+        let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, outlets);
+        reconciler.run(&inbox, schedule);
+    }
     tracing::info!("stopped; the kernel keeps everything as it is");
     runtime.shutdown_background();
+    ensure!(!changed.load(Ordering::Relaxed), "content of the proxy server's configuration file was updated");
     Ok(())
+}
+
+/// The servers, and what the loop tells them.
+fn start_servers(
+    config: &Config,
+    settings: &Settings,
+    node: &str,
+    (events, metrics): (EventSink, Metrics),
+    verbosity: Verbosity,
+    runtime: &tokio::runtime::Runtime,
+) -> anyhow::Result<Outlets> {
+    let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
+    let hard_fail = config.bind_address_hard_fail;
+    if let Some(address) = config.healthz_address {
+        let server = Server {
+            address,
+            setting: "healthzBindAddress",
+            reason: Reason::FailedToStartProxierHealthcheck,
+            hard_fail,
+        };
+        runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone(), metrics.clone())));
+    }
+    let server = Server {
+        address: config.metrics_address,
+        setting: "metricsBindAddress",
+        reason: Reason::FailedToStartMetricServer,
+        hard_fail,
+    };
+    let configz = serde_json::json!({"kubeproxy.config.k8s.io": config.values.document()}).to_string();
+    runtime.spawn(server.run(events.clone(), serve::metrics_handler(metrics.clone(), configz, verbosity)));
+    let (health_checks, wanted) = watch::channel(HealthChecks::default());
+    let node = node.to_owned();
+    runtime.spawn(NodePorts { wanted, health: health.clone(), events: events.clone(), node }.run());
+    Ok(Outlets { events, metrics, health, health_checks })
+}
+
+/// Ends the agent when its configuration file changes to another that can be used; whoever started it
+/// starts it anew. True when that happened.
+fn watch_config(
+    path: Option<&Path>,
+    flags: &ConfigFlags,
+    inbox: Arc<Inbox>,
+) -> anyhow::Result<Arc<AtomicBool>> {
+    let changed = Arc::new(AtomicBool::new(false));
+    let Some(path) = path else { return Ok(changed) };
+    let mut watch = match ConfigWatch::start(path, flags) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!("changes of {} need a restart: {error:#}", path.display());
+            return Ok(changed);
+        }
+    };
+    let told = changed.clone();
+    std::thread::Builder::new().name("config".to_owned()).spawn(move || match watch.wait() {
+        Ok(()) => {
+            tracing::info!("the configuration file changed: stopping, to be started with the new one");
+            told.store(true, Ordering::Relaxed);
+            inbox.stop();
+        }
+        Err(error) => {
+            tracing::warn!("changes of the configuration file need a restart from now on: {error:#}")
+        }
+    })?;
+    Ok(changed)
+}
+
+/// Whom the kernel kills first when memory runs out. Not being allowed to is no reason to stop.
+fn set_oom_score_adj(value: i64) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
+        tracing::info!("oomScoreAdj stays as it is: {error}");
+    }
 }
 
 fn source(
     args: &RunArgs,
     config: &Config,
     node: &str,
+    metrics: &Metrics,
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
         tracing::info!(path = %path.display(), "following objects in files");
-        return Ok((Box::new(FileSource::new(path, node)), EventSink::log_only()));
+        return Ok((
+            Box::new(FileSource::new(path, node).serving(config.service_proxy_name.clone())),
+            EventSink::log_only(),
+        ));
     }
-    let in_config = Some(config.kubeconfig.clone()).filter(|path| !path.is_empty());
-    let access = ApiAccess { kubeconfig: args.kubeconfig.clone().or(in_config), master: args.master.clone() };
+    let kubeconfig = Some(config.kubeconfig.clone()).filter(|path| !path.is_empty());
+    let access = ApiAccess { kubeconfig, master: args.master.clone() };
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = runtime.block_on(access.client())?;
-    let events = EventSink::to_api(client.clone(), node, runtime.handle());
-    Ok((Box::new(ApiSource::new(client, node, runtime.handle().clone())), events))
+    let api = runtime.block_on(access.client(metrics, Limits::default().answer))?;
+    runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
+    let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
+    let source = ApiSource::new(api, node, runtime.handle().clone(), metrics.clone());
+    Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
 }
 
 /// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.
-fn open_kernel(settings: &Settings, inbox: &Inbox) -> Option<LinuxKernel> {
+fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option<LinuxKernel> {
     let mut pause = Duration::from_secs(1);
     loop {
         match LinuxKernel::open(settings) {
             Ok(kernel) => return Some(kernel),
-            Err(error) => tracing::error!("{error:#}; trying again in {pause:?}"),
+            Err(error) => {
+                tracing::error!("{error:#}; trying again in {pause:?}");
+                let message = format!("Services are not served on this node: {error:#}");
+                events.send([Notice { about: About::Node, reason: Reason::KernelNotUsable, message }]);
+            }
         }
         let until = std::time::Instant::now() + pause;
         while let Some(left) = until.checked_duration_since(std::time::Instant::now()) {
@@ -206,23 +314,4 @@ fn watch_rules(kernel: &LinuxKernel, inbox: Arc<Inbox>) -> anyhow::Result<()> {
         }
     })?;
     Ok(())
-}
-
-fn start_log(verbosity: u8) {
-    use tracing_subscriber::filter::{LevelFilter, Targets};
-    use tracing_subscriber::layer::SubscriberExt;
-    use tracing_subscriber::util::SubscriberInitExt;
-    let level = if verbosity >= 2 { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    // Libraries speak up only about errors; kube-client repeats whole bodies in its own.
-    let targets = Targets::new()
-        .with_default(LevelFilter::ERROR)
-        .with_target("kube_ipvs", level)
-        .with_target("kube_client", LevelFilter::OFF)
-        .with_target("kube_runtime", LevelFilter::OFF);
-    let format = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    // Only a second start in one process could fail.
-    let _ = tracing_subscriber::registry().with(format).with(targets).try_init();
 }

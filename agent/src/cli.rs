@@ -1,60 +1,119 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The command line.
+//! The command line: kube-proxy's own, and a few words more.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::ConfigFlags;
 use crate::inspect::list::Format;
 
 /// Kubernetes Services on the kernel's IPVS load balancer, in place of kube-proxy's ipvs mode.
+///
+/// Without a command the agent runs: it keeps this node's IPVS, addresses, ipsets and rules as the
+/// Services want them. SIGTERM stops it and leaves everything in the kernel as it is: connections go
+/// on, and the next start adopts what it finds.
 #[derive(Debug, Parser)]
-#[command(name = "kube-ipvs", version, max_term_width = 100)]
+#[command(name = "kube-ipvs", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
+    /// How to run.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the agent: keep this node's IPVS, addresses, ipsets and rules as the Services want them.
-    ///
-    /// SIGTERM stops the agent and leaves everything in the kernel as it is: connections go on, and
-    /// the next start adopts what it finds.
+    /// Run the agent, as without a command.
     Run(RunArgs),
     /// Print the kernel's virtual servers and real servers, as `ipvsadm -Ln` does.
     ///
     /// `kube-ipvs -Ln` is the same.
     List(ListArgs),
+    /// Print the configuration in force, and where each value comes from.
+    ///
+    /// Takes the flags that the agent is started with.
+    Config(ConfigArgs),
+    /// Remove what the agent put on this node, and nothing else; stop the agent first.
+    ///
+    /// Everything of kube-proxy's ipvs mode has the same names and goes, too. With rules of kube-proxy's
+    /// iptables mode in force, what both share stays.
+    Cleanup(CleanupArgs),
 }
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The configuration: a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON.
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    /// Where the configuration is.
+    #[command(flatten)]
+    pub source: ConfigSource,
     /// Take objects from this file or folder of YAML or JSON (the output of `kubectl get -o yaml`)
     /// instead of the Kubernetes API, and follow its changes.
     #[arg(long, value_name = "PATH")]
     pub objects: Option<PathBuf>,
-    /// Name of this node's Node object [default: hostnameOverride of the configuration, then the
-    /// host name].
-    #[arg(long, value_name = "NAME")]
-    pub hostname_override: Option<String>,
-    /// Kubeconfig file [default: clientConnection.kubeconfig of the configuration, then the pod's
-    /// service account].
-    #[arg(long, value_name = "FILE", conflicts_with = "objects")]
-    pub kubeconfig: Option<String>,
-    /// URL of the API server, instead of the kubeconfig's.
+    /// URL of the API server, instead of the kubeconfig's or the pod's.
     #[arg(long, value_name = "URL", conflicts_with = "objects")]
     pub master: Option<String>,
-    /// How much to log: 0 changes and troubles, 2 and more every planned operation.
-    #[arg(short, long, value_name = "LEVEL", default_value_t = 0)]
-    pub v: u8,
+    /// Set sysctls and IPVS timeouts and try the scheduler, then exit: for an init container with more
+    /// privileges than the agent needs.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub init_only: bool,
+    /// Remove what any mode of kube-proxy makes (ipvs, iptables, nftables, userspace), then exit; stop the
+    /// agent first.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub cleanup: bool,
+    /// Write the configuration in force to this file, then exit.
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+pub struct ConfigSource {
+    /// The configuration: a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// kube-proxy's flags.
+    #[command(flatten)]
+    pub flags: ConfigFlags,
+}
+
+/// Arguments of `config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Where the configuration is.
+    #[command(flatten)]
+    pub source: ConfigSource,
+    /// How to print: `table` names the origin of each value; `yaml` and `json` are a
+    /// KubeProxyConfiguration.
+    #[arg(short, long, value_enum, default_value_t = ConfigFormat::Table)]
+    pub output: ConfigFormat,
+}
+
+/// How the configuration is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "named after the format")]
+pub enum ConfigFormat {
+    Table,
+    Yaml,
+    Json,
+}
+
+/// Arguments of `cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// The configuration whose `ipvs.excludeCIDRs` name addresses of others' virtual servers.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Only say what would go.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Arguments of `list`.
@@ -67,9 +126,10 @@ pub struct ListArgs {
 }
 
 impl Cli {
-    /// Parses the command line; `-Ln`, `-nL` and `-L -n` stand for `list`.
+    /// Parses the command line; `-Ln`, `-nL` and `-L -n` stand for `list`. As in kube-proxy a long flag
+    /// may be written with underscores.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut args: Vec<OsString> = args.into_iter().collect();
+        let mut args: Vec<OsString> = args.into_iter().map(with_dashes).collect();
         let flags = args.iter().skip(1).take_while(|a| a.to_str().is_some_and(is_list_flag)).count();
         let has = |letter| args[1..=flags].iter().any(|a| a.to_string_lossy().contains(letter));
         if flags > 0 && (has('L') || has('l')) && has('n') {
@@ -84,9 +144,17 @@ fn is_list_flag(arg: &str) -> bool {
     arg.strip_prefix('-').is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| "Lln".contains(c)))
 }
 
+fn with_dashes(arg: OsString) -> OsString {
+    let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
+    let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
+    let name = name.replace('_', "-");
+    value.map_or(name.clone(), |value| format!("{name}={value}")).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
         Cli::from_args(std::iter::once(&"kube-ipvs").chain(args).map(OsString::from))
@@ -95,19 +163,109 @@ mod tests {
     #[test]
     fn the_words_of_ipvsadm_list() {
         for args in [&["list"][..], &["-Ln"], &["-nL"], &["-L", "-n"], &["-ln"]] {
-            assert!(matches!(parse(args).unwrap().command, Command::List(_)), "{args:?}");
+            assert!(matches!(parse(args).unwrap().command, Some(Command::List(_))), "{args:?}");
         }
-        let Command::List(list) = parse(&["-Ln", "-o", "json"]).unwrap().command else { panic!() };
+        let Some(Command::List(list)) = parse(&["-Ln", "-o", "json"]).unwrap().command else { panic!() };
         assert_eq!(list.output, Format::Json);
         assert!(parse(&["-n"]).is_err());
     }
 
     #[test]
-    fn run_takes_the_flags_of_kube_proxys_daemon_set() {
-        let cli = parse(&["run", "--config=/c", "--objects=/o", "--hostname-override=n", "-v=2"]).unwrap();
-        let Command::Run(run) = cli.command else { panic!() };
-        assert_eq!((run.config, run.v), (PathBuf::from("/c"), 2));
-        assert!(parse(&["run"]).is_err(), "--config is required");
+    fn the_agent_runs_with_and_without_the_word() {
+        let flags = ["--config=/c", "--objects=/o", "--hostname_override=n", "-v=2"];
+        let with: Vec<&str> = std::iter::once("run").chain(flags).collect();
+        let Some(Command::Run(run)) = parse(&with).unwrap().command else { panic!() };
+        let cli = parse(&flags).unwrap();
+        assert!(cli.command.is_none());
+        for run in [run, cli.run] {
+            assert_eq!(run.source.config, Some(PathBuf::from("/c")));
+            let config = Config::parse(HEAD, &run.source.flags).unwrap();
+            assert_eq!((config.hostname_override.as_str(), config.verbosity), ("n", 2));
+        }
         assert!(parse(&["run", "--config=/c", "--objects=/o", "--master=http://x"]).is_err());
+        assert!(parse(&["list", "--config=/c"]).is_err());
+        assert!(parse(&["something"]).is_err(), "arguments that are no flags are refused");
+    }
+
+    #[test]
+    fn cleanup_is_a_word_and_a_flag() {
+        let Some(Command::Cleanup(args)) = parse(&["cleanup", "--config=/c", "--dry-run"]).unwrap().command
+        else {
+            panic!()
+        };
+        assert!(args.dry_run && args.config == Some(PathBuf::from("/c")));
+        assert!(parse(&["--config=/c", "--cleanup"]).unwrap().run.cleanup);
+        assert!(!parse(&["--cleanup=false"]).unwrap().run.cleanup);
+    }
+
+    const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+
+    fn flags(args: &[&str]) -> ConfigFlags {
+        parse(args).unwrap_or_else(|error| panic!("{args:?}: {error}")).run.source.flags
+    }
+
+    #[test]
+    fn flags_alone_are_a_configuration() {
+        let config = Config::read(
+            None,
+            &flags(&[
+                "--proxy-mode=ipvs",
+                "--ipvs-scheduler",
+                "lc",
+                "--masquerade-all",
+                "--ipvs-strict-arp=false",
+                "--nodeport-addresses=10.0.0.0/8",
+                "--nodeport-addresses=192.0.2.0/24",
+                "--oom-score-adj",
+                "-500",
+                "--feature-gates=AllowServiceExternalIPs=false,ContextualLogging=true",
+                "--conntrack-tcp-timeout-established=1h",
+                "--machine-id-file=/x",
+            ]),
+        )
+        .unwrap();
+        assert_eq!((config.scheduler.as_str(), config.oom_score_adj), ("lc", -500));
+        assert!(config.masquerade_all && !config.strict_arp);
+        assert_eq!(config.min_sync_period.as_secs(), 1, "0s in a file, 1s for flags, as in kube-proxy");
+        assert_eq!(config.values.list("nodePortAddresses").map(<[String]>::len), Some(2));
+        assert_eq!(config.conntrack.tcp_established, 3600);
+        assert_eq!(config.external_ips, crate::core::settings::ExternalIps::None);
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        let last = Config::read(None, &flags(&["--ipvs-scheduler=lc", "--ipvs-scheduler=sh"])).unwrap();
+        assert_eq!(last.scheduler, "sh", "the last one counts");
+    }
+
+    #[test]
+    fn beside_a_file_flags_are_passed_over_but_for_those_that_win() {
+        let given =
+            flags(&["--config=/c", "--ipvs-scheduler=lc", "--hostname-override=a", "--logging-format=json"]);
+        let config = Config::parse(&format!("{HEAD}hostnameOverride: b\n"), &given).unwrap();
+        assert_eq!((config.scheduler.as_str(), config.hostname_override.as_str()), ("rr", "a"));
+        assert_eq!(config.log_format, crate::log::Format::Json);
+        assert!(config.warnings.iter().any(|w| w.contains("--ipvs-scheduler")), "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn wrong_flags_are_named() {
+        for (args, expected) in [
+            (&["--ipvs-sync-period=fast"][..], "--ipvs-sync-period"),
+            (&["--oom-score-adj=5000"], "oomScoreAdj"),
+            (&["--masquerade-all=maybe"], "--masquerade-all"),
+            (&["--feature-gates=X"], "--feature-gates"),
+            (&["--proxy-mode=iptables"], "mode"),
+            (&["--healthz-bind-address=here"], "healthzBindAddress"),
+        ] {
+            let error = format!("{:#}", Config::read(None, &flags(args)).unwrap_err());
+            assert!(error.contains(expected), "{args:?} gave {error}");
+        }
+        for args in [&["--metrics-port=0"][..], &["--nonsense"], &["--healthz-port=70000"], &["stray"]] {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
+        let off = Config::read(None, &flags(&["--healthz-port=0"])).unwrap();
+        assert_eq!(off.healthz_address, None);
+        let bare =
+            Config::read(None, &flags(&["--healthz-bind-address=", "--metrics-bind-address=::1"])).unwrap();
+        assert_eq!(bare.healthz_address.map(|a| a.to_string()).as_deref(), Some("0.0.0.0:10256"));
+        assert_eq!(bare.metrics_address.to_string(), "[::1]:10249");
     }
 }

@@ -5,13 +5,17 @@
 #![deny(unsafe_code)]
 
 pub mod app;
+pub mod cleanup;
 pub mod cli;
 pub mod config;
 pub mod core;
 pub mod events;
+pub mod handover;
 pub mod inbox;
+pub mod init;
 pub mod inspect;
 pub mod kernel;
+pub mod log;
 pub mod metrics;
 pub mod notices;
 pub mod reconcile;
@@ -19,7 +23,9 @@ pub mod reconcile;
 mod reconcile_tests;
 pub mod schedule;
 pub mod serve;
+pub mod show;
 pub mod source;
 pub mod store;
+pub mod tally;
 #[cfg(test)]
 mod testing;

@@ -3,8 +3,8 @@
 
 use std::process::ExitCode;
 
-use kube_ipvs::app;
 use kube_ipvs::cli::{Cli, Command};
+use kube_ipvs::{app, cleanup, show};
 
 fn main() -> ExitCode {
     let cli = match Cli::from_args(std::env::args_os()) {
@@ -12,8 +12,11 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let result = match &cli.command {
-        Command::Run(args) => app::run(args),
-        Command::List(args) => app::list(args),
+        None => app::run(&cli.run),
+        Some(Command::Run(args)) => app::run(args),
+        Some(Command::List(args)) => app::list(args),
+        Some(Command::Config(args)) => show::run(args),
+        Some(Command::Cleanup(args)) => cleanup::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

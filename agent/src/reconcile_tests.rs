@@ -13,8 +13,9 @@ use crate::core::settings::{Settings, Sysctl};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, Outcome};
-use crate::reconcile::{Pass, Reconciler};
+use crate::reconcile::{Outlets, Pass, Reconciler};
 use crate::schedule::{Due, Schedule};
+use crate::serve::health::{Health, SharedHealth};
 use crate::store::{Kind, Object, Store};
 use crate::testing::outlets;
 
@@ -392,4 +393,19 @@ fn the_end_of_a_drain_that_an_audit_finds_is_no_drift() {
     assert!(r.sync(Due::Changes, NOW).is_clean());
     let pass = r.sync(Due::Audit, NOW);
     assert_eq!((pass.plan.ops.len(), pass.drift), (2, 0), "{}", pass.plan);
+}
+
+#[test]
+fn a_change_that_a_pass_takes_by_itself_counts_for_health() {
+    let store = new_store();
+    let health = SharedHealth::new(Health::new(&Family::ALL, Duration::from_secs(60)));
+    let outlets = Outlets { health: health.clone(), ..outlets() };
+    let mut r = Reconciler::new(FakeKernel::new(&[SYSCTL]), store.clone(), settings(), "n1", false, outlets);
+    let later = || health.with(|h| h.is_healthy(std::time::SystemTime::now() + Duration::from_secs(3600)));
+    assert!(r.sync(Due::Audit, NOW).is_clean() && later());
+    before(&store);
+    r.kernel().fail_next(OpKind::AddVirtualServer);
+    assert!(!r.sync(Due::Audit, NOW).is_clean());
+    assert!(!later(), "nobody asked the store before the pass");
+    assert!(r.sync(Due::Changes, NOW).is_clean() && later());
 }

@@ -7,9 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
 use crate::inbox::Inbox;
+use crate::metrics::programming::{MAX_TRIGGERS, Trigger};
+use crate::tally::Tally;
 
 /// The kinds of object that the agent follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +43,8 @@ pub enum Object {
     Service(Service),
     /// An EndpointSlice to use.
     EndpointSlice(EndpointSlice),
+    /// An EndpointSlice that says when the change happened that it is about.
+    TriggeredSlice(EndpointSlice, Trigger),
     /// A Node.
     Node(Node),
     /// A well-formed object that is not for this agent, with the reason; an earlier version of
@@ -56,6 +61,8 @@ pub struct Dirty {
     pub service: Option<Arc<Service>>,
     /// Its slices, in the order of their names.
     pub slices: Vec<Arc<EndpointSlice>>,
+    /// What its slices changed for, as far as they say.
+    pub triggers: Vec<Trigger>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +75,9 @@ struct Inner {
     dirty: BTreeSet<ObjectName>,
     listing: HashMap<Kind, HashSet<ObjectName>>,
     synced: HashSet<Kind>,
-    malformed: u64,
+    /// What waiting changes of slices say about their cause; not kept with the slices.
+    triggers: HashMap<ObjectName, Vec<Trigger>>,
+    tally: Tally,
 }
 
 /// See the module.
@@ -120,8 +129,14 @@ impl Store {
     pub fn take_dirty(&self) -> Vec<Dirty> {
         let mut inner = self.lock();
         inner.node_changed = false;
+        inner.tally.taken();
         let names = std::mem::take(&mut inner.dirty);
-        names.into_iter().map(|name| inner.read(name)).collect()
+        let mut triggers = std::mem::take(&mut inner.triggers);
+        let read = |name| {
+            let triggers = triggers.remove(&name).unwrap_or_default();
+            Dirty { triggers, ..inner.read(name) }
+        };
+        names.into_iter().map(read).collect()
     }
 
     /// Every Service that exists.
@@ -137,14 +152,39 @@ impl Store {
 
     /// How many times an object could not be decoded.
     pub fn malformed(&self) -> u64 {
-        self.lock().malformed
+        self.lock().tally.malformed.iter().sum()
+    }
+
+    /// What came in so far.
+    pub fn tally(&self) -> Tally {
+        self.lock().tally.clone()
+    }
+
+    /// When the oldest change that nobody has taken yet came in.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.lock().tally.waiting_since
     }
 }
 
 impl Inner {
     fn read(&self, name: ObjectName) -> Dirty {
         let slices = self.by_service.get(&name).map(|m| m.values().cloned().collect()).unwrap_or_default();
-        Dirty { service: self.services.get(&name).cloned(), slices, name }
+        Dirty { service: self.services.get(&name).cloned(), slices, name, triggers: Vec::new() }
+    }
+}
+
+impl Inner {
+    /// Forgets a slice; its Service changed.
+    fn drop_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
+        let slice = self.slices.remove(name)?;
+        if let Some(of_service) = self.by_service.get_mut(&slice.service) {
+            of_service.remove(&name.name);
+            if of_service.is_empty() {
+                self.by_service.remove(&slice.service);
+            }
+        }
+        self.dirty.insert(slice.service.clone());
+        Some(slice)
     }
 }
 
@@ -185,11 +225,13 @@ impl Update<'_> {
                 self.seen(Kind::Service, &service.name);
                 let inner = &mut *self.inner;
                 if inner.services.get(&service.name).is_none_or(|old| **old != service) {
+                    inner.tally.service(&service.name);
                     inner.dirty.insert(service.name.clone());
                     inner.services.insert(service.name.clone(), Arc::new(service));
                 }
             }
-            Object::EndpointSlice(slice) => self.put_slice(slice),
+            Object::EndpointSlice(slice) => self.put_slice(slice, None),
+            Object::TriggeredSlice(slice, trigger) => self.put_slice(slice, Some(trigger)),
             Object::Node(node) => {
                 self.seen(Kind::Node, &ObjectName::new("", &node.name));
                 self.set_node(Some(node));
@@ -198,15 +240,21 @@ impl Update<'_> {
         }
     }
 
-    fn put_slice(&mut self, slice: EndpointSlice) {
+    fn put_slice(&mut self, slice: EndpointSlice, trigger: Option<Trigger>) {
         self.seen(Kind::EndpointSlice, &slice.name);
         let inner = &mut *self.inner;
         if inner.slices.get(&slice.name).is_some_and(|old| **old == slice) {
             return;
         }
         // A slice may move to another Service.
-        self.remove(Kind::EndpointSlice, &slice.name);
-        let inner = &mut *self.inner;
+        inner.drop_slice(&slice.name);
+        inner.tally.slice(slice.family);
+        if let Some(trigger) = trigger.filter(|trigger| inner.tally.counts(trigger)) {
+            let triggers = inner.triggers.entry(slice.service.clone()).or_default();
+            if triggers.len() < MAX_TRIGGERS {
+                triggers.push(trigger);
+            }
+        }
         let slice = Arc::new(slice);
         let of_service = inner.by_service.entry(slice.service.clone()).or_default();
         of_service.insert(slice.name.name.clone(), slice.clone());
@@ -220,33 +268,34 @@ impl Update<'_> {
         match kind {
             Kind::Service => {
                 if inner.services.remove(name).is_some() {
+                    inner.tally.service(name);
                     inner.dirty.insert(name.clone());
                 }
             }
             Kind::EndpointSlice => {
-                let Some(slice) = inner.slices.remove(name) else { return };
-                if let Some(of_service) = inner.by_service.get_mut(&slice.service) {
-                    of_service.remove(&name.name);
-                    if of_service.is_empty() {
-                        inner.by_service.remove(&slice.service);
-                    }
+                if let Some(slice) = inner.drop_slice(name) {
+                    inner.tally.slice(slice.family);
+                    // As in kube-proxy: when a slice goes, nothing says when that was asked for.
+                    inner.triggers.remove(&slice.service);
                 }
-                inner.dirty.insert(slice.service.clone());
             }
             Kind::Node => self.set_node(None),
         }
     }
 
     fn set_node(&mut self, node: Option<Node>) {
-        self.inner.node_changed |= self.inner.node != node;
-        self.inner.node = node;
+        if self.inner.node != node {
+            self.inner.node_changed = true;
+            self.inner.tally.changed();
+            self.inner.node = node;
+        }
     }
 
     /// An object could not be decoded: it is counted, and its last good version stays in force,
     /// through a complete list too.
     pub fn malformed(&mut self, kind: Kind, name: &ObjectName, error: &str) {
         self.seen(kind, name);
-        self.inner.malformed += 1;
+        self.inner.tally.malformed(kind);
         let known = match kind {
             Kind::Service => self.inner.services.contains_key(name),
             Kind::EndpointSlice => self.inner.slices.contains_key(name),
@@ -254,7 +303,8 @@ impl Update<'_> {
         };
         let kept =
             if known { "its last good version stays in force" } else { "it is left out until it is fixed" };
-        tracing::warn!(%kind, object = %name, count = self.inner.malformed, "malformed object: {error}; {kept}");
+        let count: u64 = self.inner.tally.malformed.iter().sum();
+        tracing::warn!(%kind, object = %name, count, "malformed object: {error}; {kept}");
     }
 
     fn seen(&mut self, kind: Kind, name: &ObjectName) {
@@ -267,7 +317,8 @@ impl Update<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::Family;
+    use crate::core::model::{Family, Protocol, SlicePort};
+    use std::time::{Duration, SystemTime};
 
     fn service(name: &str, vip: &str) -> Object {
         Object::Service(Service {
@@ -340,6 +391,59 @@ mod tests {
         store.take_dirty();
         store.update(|u| u.put(slice("s", "b")));
         assert_eq!(dirty(&store), ["d/a false 0", "d/b false 1"]);
+    }
+
+    fn triggered(number: u8, at: SystemTime) -> Object {
+        let Object::EndpointSlice(mut slice) = slice("a-1", "a") else { panic!() };
+        slice.ports = vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: number.into() }];
+        Object::TriggeredSlice(slice, Trigger { family: Family::V4, at })
+    }
+
+    #[test]
+    fn what_slices_say_about_their_cause_waits_beside_them() {
+        let (store, later) = (store(), |s| SystemTime::now() + Duration::from_secs(s));
+        let triggers =
+            |store: &Store| store.take_dirty().iter().map(|d| d.triggers.len()).collect::<Vec<_>>();
+        store.update(|u| {
+            u.put(triggered(1, later(1)));
+            u.put(triggered(1, later(2)));
+            u.put(triggered(2, later(3)));
+            u.put(triggered(3, SystemTime::UNIX_EPOCH));
+        });
+        assert_eq!(triggers(&store), [2], "neither an equal slice nor one from before the start");
+        store.update(|u| u.put(slice("a-1", "a")));
+        assert_eq!(triggers(&store), [0], "they are taken once");
+        store.update(|u| {
+            u.put(triggered(4, later(4)));
+            u.remove(Kind::EndpointSlice, &ObjectName::new("d", "a-1"));
+        });
+        assert_eq!(triggers(&store), [0], "nothing is measured when a slice goes");
+        store.update(|u| (0..=255).for_each(|n| u.put(triggered(n, later(5)))));
+        assert_eq!(triggers(&store), [MAX_TRIGGERS]);
+    }
+
+    #[test]
+    fn changes_are_counted_and_wait_until_they_are_taken() {
+        let store = store();
+        store.update(|u| {
+            u.put(service("a", "10.0.0.1"));
+            u.put(service("a", "10.0.0.1"));
+            u.put(service("a", "10.0.0.2"));
+            u.put(slice("a-1", "a"));
+            u.malformed(Kind::Service, &ObjectName::new("d", "b"), "no");
+        });
+        let tally = store.tally();
+        assert_eq!((tally.services, tally.slices, tally.malformed), (2, [1, 0], [1, 0, 0]));
+        assert_eq!((tally.pending_services.len(), tally.pending_slices), (1, 1));
+        assert_eq!(store.waiting_since(), tally.waiting_since);
+        assert!(tally.waiting_since.is_some());
+        store.take_dirty();
+        let tally = store.tally();
+        assert_eq!((tally.services, tally.slices), (2, [1, 0]), "totals stay");
+        assert_eq!((tally.pending_services.len(), tally.pending_slices, tally.waiting_since), (0, 0, None));
+        store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
+        store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
+        assert_eq!(store.tally().services, 3, "what is not there cannot go");
     }
 
     #[test]

@@ -1,13 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Makes sure that the Debian packages of the kernel tests are installed, and fetches a kernel for the
-# guest. Does nothing, quickly, when all is there. Usage: install.sh [--tools]
-#   --tools   only what the tests need in plain network namespaces: no QEMU and no kernel
+# Makes sure that the Debian packages of the kernel tests are installed, and fetches what is only
+# unpacked: Prometheus for the metrics and alert rules, the seccomp filter of container runtimes, and a
+# kernel for the guest. Does nothing, quickly, when all is there. Usage: install.sh [--tools|--promtool]
+#   --tools      only what the tests need in plain network namespaces: no QEMU and no kernel
+#   --promtool   only Prometheus with promtool, as target/guest/prometheus
 set -euo pipefail
 
-tools=(ipvsadm ipset iptables iproute2 conntrack kmod util-linux procps)
-machine=(qemu-system-x86 busybox-static cpio xz-utils)
+tools=(ipvsadm ipset iptables nftables iproute2 conntrack kmod util-linux procps crun busybox-static)
+machine=(qemu-system-x86 cpio xz-utils)
 
 workspace=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 guest_dir=${CARGO_TARGET_DIR:-$workspace/target}/guest
@@ -35,6 +37,37 @@ install_packages() {
     apt-get update -q >&2
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${absent[@]}" >&2
 }
+
+# update_lists PACKAGE: after a failed download. Old lists name versions which the mirror no longer has.
+update_lists() {
+    [[ $(id -u) -eq 0 ]] || die "cannot download $1; run 'apt-get update' as root and try again"
+    apt-get update -q >&2
+}
+
+# fetch_path PACKAGE PATH NAME: takes a file or folder out of a package, as $guest_dir/NAME. Nothing is
+# installed: Prometheus would run as a service.
+fetch_path() {
+    local work
+    [[ ! -e $guest_dir/$3 ]] || return 0
+    echo "install.sh: fetching $3 of $1" >&2
+    mkdir -p "$guest_dir"
+    work=$(mktemp -d "$guest_dir/fetch.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    if ! (cd "$work" && apt-get download -q "$1" >&2); then
+        update_lists "$1"
+        (cd "$work" && apt-get download -q "$1" >&2) || die "cannot download $1"
+    fi
+    dpkg -x "$work"/*.deb "$work/files"
+    [[ -e $work/files/$2 ]] || die "$1 holds no $2"
+    mv "$work/files/$2" "$guest_dir/$3"
+    rm -rf "$work"
+    trap - EXIT
+}
+
+fetch_prometheus() { fetch_path prometheus usr/bin prometheus; }
+
+# The filter that container runtimes put on every container unless told otherwise.
+fetch_seccomp() { fetch_path golang-github-containers-common usr/share/containers/seccomp.json seccomp.json; }
 
 # The real package behind linux-image-amd64, for example linux-image-6.1.0-56-amd64. The cloud image is
 # not an option: it has no 9p.
@@ -75,9 +108,7 @@ fetch_kernel() {
     # Beyond the end of this function, too: set -e leaves without running what follows.
     trap 'rm -rf "$work"' EXIT
     if ! (cd "$work" && apt-get download -q "$package" >&2); then
-        # Old package lists name versions which the mirror no longer has.
-        [[ $(id -u) -eq 0 ]] || die "cannot download $package; run 'apt-get update' as root and try again"
-        apt-get update -q >&2
+        update_lists "$package"
         package=$(kernel_package)
         (cd "$work" && apt-get download -q "$package" >&2) || die "cannot download $package"
     fi
@@ -99,9 +130,16 @@ fetch_kernel() {
     trap - EXIT
 }
 
-if [[ ${1:-} == --tools ]]; then
+case ${1:-} in
+--promtool) ;;
+--tools)
     install_packages "${tools[@]}"
-else
+    fetch_seccomp
+    ;;
+*)
     install_packages "${tools[@]}" "${machine[@]}"
+    fetch_seccomp
     fetch_kernel
-fi
+    ;;
+esac
+fetch_prometheus

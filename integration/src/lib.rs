@@ -6,6 +6,7 @@
 //! `guest/` bring the kernel.
 
 pub mod apiserver;
+pub mod image;
 pub mod lab;
 pub mod objects;
 pub mod parity;

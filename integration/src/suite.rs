@@ -155,7 +155,7 @@ fn rules(kernel: &mut dyn Kernel) {
         let chains = build_chains(family, &settings, &|_| true, &closed);
         let jumps = kernel.observe().expect("readable").rules[family.index()].broken_jumps();
         assert_eq!(jumps.len(), 6, "every built-in chain lacks its jumps");
-        let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false };
+        let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false, hands_over: false };
         done(kernel, &Op::WriteRules(Box::new(op.clone())));
         // A second write replaces the chains and adds no jump.
         done(kernel, &Op::WriteRules(Box::new(RulesOp { jumps: Vec::new(), ..op })));

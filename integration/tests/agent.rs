@@ -39,7 +39,7 @@ impl Files {
 
     fn start(&self, ns: &Netns) -> Agent {
         let config = self.dir.path().join("config.yaml");
-        let args = vec!["-v=2".to_owned()];
+        let args = vec!["-v=6".to_owned()];
         let spec = AgentSpec { config, objects: Some(self.objects()), args, ..AgentSpec::default() };
         Agent::start(ns, &spec).unwrap()
     }

@@ -34,7 +34,7 @@ impl Cluster {
 
     fn start(&self) -> Agent {
         let config = self.dir.path().join("config.yaml");
-        let args = vec!["-v=2".to_owned()];
+        let args = vec!["-v=6".to_owned()];
         Agent::start(&self.ns, &AgentSpec { config, args, ..AgentSpec::default() }).unwrap()
     }
 
@@ -181,4 +181,33 @@ fn a_server_that_is_away_or_silent_changes_nothing() {
     (0..100).for_each(|_| cluster.server.compact());
     cluster.server.replace_all(objects("10.244.1.7"));
     cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.7:80", DNS]);
+}
+
+#[test]
+fn a_dead_connection_is_noticed_and_replaced() {
+    let cluster = Cluster::new();
+    cluster.server.replace_all(objects("10.244.1.5"));
+    let agent = cluster.start();
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.5:80", DNS]);
+    let port = cluster.server.url().rsplit(':').next().unwrap().to_owned();
+    // Nothing arrives any more, in either direction, and nobody is told.
+    let rule = |verb: &str, side: &str| {
+        let command = ["iptables", "-w", verb, "INPUT", "-p", "tcp", side, &port, "-j", "DROP"];
+        cluster.ns.exec(&command).unwrap();
+    };
+    for side in ["--dport", "--sport"] {
+        rule("-I", side);
+    }
+    cluster.server.apply(slice("web", &["10.244.1.6"], &PORT));
+    // Without probes this would take the five minutes of a watch.
+    let start = Instant::now();
+    while !agent.log().contains("cannot follow the API") {
+        assert!(start.elapsed() < LIMIT * 2, "{}", agent.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(cluster.real_servers(), ["10.96.0.10:80 -> 10.244.1.5:80", DNS], "what is programmed stays");
+    for side in ["--dport", "--sport"] {
+        rule("-D", side);
+    }
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.6:80", DNS]);
 }

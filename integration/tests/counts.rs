@@ -15,11 +15,9 @@ use kube_ipvs::core::model::*;
 use kube_ipvs::core::observed::Observed;
 use kube_ipvs::core::op::{Lane, Op};
 use kube_ipvs::core::settings::Settings;
-use kube_ipvs::events::EventSink;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
 use kube_ipvs::kernel::{Kernel, ObserveError, OpError};
-use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Outlets, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
@@ -111,17 +109,7 @@ fn new_reconciler() -> (Arc<Store>, Reconciler<Counting>) {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     let settings = settings();
     let kernel = Counting { kernel: LinuxKernel::open(&settings).unwrap(), groups: 0 };
-    (
-        store.clone(),
-        Reconciler::new(
-            kernel,
-            store,
-            settings,
-            "node-a",
-            false,
-            Outlets { events: EventSink::log_only(), metrics: Metrics::new().unwrap() },
-        ),
-    )
+    (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false, Outlets::log_only().unwrap()))
 }
 
 fn cost(before: Traffic, after: Traffic) -> Traffic {

@@ -2,35 +2,13 @@
 //! Single fields of the file. Errors name the field and what is wrong.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use ipnet::IpNet;
-use serde_json::Value;
 
-use super::raw::RawConfig;
+use super::values::Values;
 use crate::core::model::Family;
 use crate::core::settings::{LocalTraffic, NodePortAddresses};
-
-/// Whether an ignored field is set to anything but its zero value: the others would only be noise.
-pub(super) fn matters(value: &Value, path: &str) -> bool {
-    // Optional levels appear as `?` in the path.
-    let pointer: String = path.split('.').filter(|p| *p != "?").map(|p| format!("/{p}")).collect();
-    !match value.pointer(&pointer) {
-        None | Some(Value::Null | Value::Bool(false)) => true,
-        Some(Value::Number(n)) => n.as_f64() == Some(0.0),
-        Some(Value::String(s)) => s.is_empty() || s == "0s",
-        Some(Value::Array(a)) => a.is_empty(),
-        Some(Value::Object(o)) => o.is_empty(),
-        Some(Value::Bool(true)) => false,
-    }
-}
-
-pub(super) fn duration(field: &str, value: Option<kube::core::Duration>) -> anyhow::Result<Duration> {
-    let Some(value) = value else { return Ok(Duration::ZERO) };
-    ensure!(!value.is_negative(), "{field} is negative");
-    Ok(value.into())
-}
 
 fn cidr(field: &str, text: &str) -> anyhow::Result<IpNet> {
     let net: IpNet = text.trim().parse().with_context(|| format!("{field}: {text:?} is not a CIDR"))?;
@@ -70,26 +48,18 @@ pub(super) fn node_port_addresses(texts: Option<&[String]>) -> anyhow::Result<No
     Ok(NodePortAddresses::Cidrs(cidrs("nodePortAddresses", Some(texts))?))
 }
 
-pub(super) fn local_traffic(raw: &RawConfig) -> anyhow::Result<LocalTraffic> {
-    let detect = raw.detect_local.as_ref();
-    let interface = |field: &str, name: Option<&String>, suffix: &str| {
-        let name = name.filter(|name| !name.is_empty());
-        let name =
-            name.with_context(|| format!("detectLocal.{field} is empty but detectLocalMode asks for it"))?;
+pub(super) fn local_traffic(v: &Values) -> anyhow::Result<LocalTraffic> {
+    let interface = |path: &str, suffix: &str| {
+        let name = v.text(path);
+        ensure!(!name.is_empty(), "{path} is empty but detectLocalMode asks for it");
         Ok(LocalTraffic::Interface(format!("{name}{suffix}")))
     };
-    match raw.detect_local_mode.as_deref() {
-        None | Some("" | "ClusterCIDR") => {
-            Ok(LocalTraffic::Cidrs(cluster_cidrs(raw.cluster_cidr.as_deref().unwrap_or_default())?))
-        }
-        Some("NodeCIDR") => Ok(LocalTraffic::default()),
-        Some("BridgeInterface") => {
-            interface("bridgeInterface", detect.and_then(|d| d.bridge_interface.as_ref()), "")
-        }
-        Some("InterfaceNamePrefix") => {
-            interface("interfaceNamePrefix", detect.and_then(|d| d.interface_name_prefix.as_ref()), "+")
-        }
-        Some(other) => bail!(
+    match v.text("detectLocalMode") {
+        "" | "ClusterCIDR" => Ok(LocalTraffic::Cidrs(cluster_cidrs(v.text("clusterCIDR"))?)),
+        "NodeCIDR" => Ok(LocalTraffic::default()),
+        "BridgeInterface" => interface("detectLocal.bridgeInterface", ""),
+        "InterfaceNamePrefix" => interface("detectLocal.interfaceNamePrefix", "+"),
+        other => bail!(
             "detectLocalMode: {other:?} is not ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix"
         ),
     }
@@ -105,4 +75,20 @@ fn cluster_cidrs(text: &str) -> anyhow::Result<[Option<IpNet>; 2]> {
         *slot = Some(net);
     }
     Ok(cidrs)
+}
+
+/// The value of a label; `None` when empty.
+pub(super) fn label_value(field: &str, text: &str) -> anyhow::Result<Option<String>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    ensure!(
+        text.len() <= 63
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && ends(text.chars().next())
+            && ends(text.chars().last()),
+        "{field}: {text:?} cannot be the value of a label: letters, digits, and -_. between them, 63 at most"
+    );
+    Ok(Some(text.to_owned()))
 }

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The configuration file: a `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1), of which
-//! the fields that act are read and the others named. Our own settings are under `kubeIPVS`.
+//! The configuration: a `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1), from a file or from
+//! kube-proxy's flags. Our own settings are under `kubeIPVS`, which kube-proxy passes over.
 
+mod duration;
 mod fields;
+mod flags;
 pub mod node;
-mod raw;
+pub mod table;
+mod values;
+pub mod watch;
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -16,27 +19,55 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::core::settings::{ExternalIps, LocalTraffic, NodePortAddresses, Settings, Timeouts};
-use raw::{RawConfig, RawConntrack, RawIpvs};
+use crate::log;
+pub use flags::ConfigFlags;
+pub use values::{Origin, Values};
 
-/// Connections of removed endpoints may go on this long: longer than any sensible grace period.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+const KIND: &str = "KubeProxyConfiguration";
+/// kube-proxy's default for a configuration of flags; that of a file is 0s.
+const MIN_SYNC_PERIOD_OF_FLAGS: &str = "1s";
+/// Gates of kube-proxy that it is no mistake to name.
+const GATES: [&str; 11] = [
+    "AllAlpha",
+    "AllBeta",
+    "AllowServiceExternalIPs",
+    "ComponentFlagz",
+    "ComponentStatusz",
+    "ContextualLogging",
+    "LoggingAlphaOptions",
+    "LoggingBetaOptions",
+    "MultiCIDRServiceAllocator",
+    "NativeHistograms",
+    "PreferSameTrafficDistribution",
+];
 
-/// What the file says, with kube-proxy's defaults.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The configuration in force, with kube-proxy's defaults.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// `hostnameOverride`; empty when absent.
     pub hostname_override: String,
     /// `bindAddress`, unless it is unspecified.
     pub bind_address: Option<IpAddr>,
+    /// `bindAddressHardFail`: a port that is taken ends the process.
+    pub bind_address_hard_fail: bool,
+    /// `healthzBindAddress`; `None`: no health server.
+    pub healthz_address: Option<SocketAddr>,
     /// `metricsBindAddress`.
     pub metrics_address: SocketAddr,
     /// `clientConnection.kubeconfig`; empty when absent.
     pub kubeconfig: String,
+    /// `oomScoreAdj`.
+    pub oom_score_adj: i64,
+    /// `logging.format`.
+    pub log_format: log::Format,
+    /// `logging.verbosity`.
+    pub verbosity: u32,
     /// `ipvs.scheduler`, `rr` when empty.
     pub scheduler: String,
     /// `ipvs.minSyncPeriod`.
     pub min_sync_period: Duration,
-    /// `ipvs.syncPeriod`, 30 s when zero.
+    /// `ipvs.syncPeriod`.
     pub sync_period: Duration,
     /// `ipvs.excludeCIDRs`.
     pub exclude_cidrs: Vec<IpNet>,
@@ -52,7 +83,7 @@ pub struct Config {
     pub local_from_node: bool,
     /// `iptables.masqueradeAll`.
     pub masquerade_all: bool,
-    /// The mark of `iptables.masqueradeBit`, bit 14 when absent.
+    /// The mark of `iptables.masqueradeBit`.
     pub masquerade_mark: u32,
     /// `nodePortAddresses`.
     pub node_port_addresses: NodePortAddresses,
@@ -62,8 +93,15 @@ pub struct Config {
     pub drain_deadline: Option<Duration>,
     /// `kubeIPVS.keepEstablished`.
     pub keep_established: bool,
-    /// Fields that are set but have no effect in this version.
-    pub without_effect: Vec<String>,
+    /// `kubeIPVS.metrics.perService`: how many Services have traffic metrics of their own
+    /// (`maxServices`); `None`: no traffic is told.
+    pub service_metrics: Option<usize>,
+    /// `kubeIPVS.serviceProxyName`; `None` when empty: Services without such a label are served.
+    pub service_proxy_name: Option<String>,
+    /// What the operator should know: unknown fields, fields without effect.
+    pub warnings: Vec<String>,
+    /// Every field's value and origin.
+    pub values: Values,
 }
 
 /// Connection tracking. 0 and `None`: leave the kernel's value.
@@ -86,80 +124,94 @@ pub struct Conntrack {
 }
 
 impl Config {
-    /// Reads a file.
+    /// Reads a file, or takes the flags alone when there is none.
     ///
     /// # Errors
-    /// Names the file, the field, and what is wrong.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    /// Names the file, the field or the flag, and what is wrong.
+    pub fn read(file: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<Self> {
+        let Some(path) = file else { return Self::build(None, flags) };
         let text = std::fs::read_to_string(path);
         let text = text.with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("in the configuration file {}", path.display()))
+        Self::parse(&text, flags).with_context(|| format!("in the configuration file {}", path.display()))
     }
 
-    /// Parses YAML or JSON.
+    /// Parses YAML or JSON. Of the flags those count that count beside a file.
     ///
     /// # Errors
     /// Names the field and what is wrong.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let value: Value = serde_saphyr::from_str(text).context("not valid YAML")?;
-        let mut ignored = BTreeSet::new();
-        let mut track = serde_path_to_error::Track::new();
-        let tracked = serde_path_to_error::Deserializer::new(&value, &mut track);
-        let raw: Result<RawConfig, _> = serde_ignored::deserialize(tracked, |path| {
-            ignored.insert(path.to_string());
-        });
-        let raw = raw.map_err(|error| anyhow::anyhow!("{}: {error}", track.path()))?;
-        ensure!(
-            raw.kind == "KubeProxyConfiguration" && raw.api_version == "kubeproxy.config.k8s.io/v1alpha1",
-            "kind {:?} of apiVersion {:?} is not KubeProxyConfiguration of kubeproxy.config.k8s.io/v1alpha1",
-            raw.kind,
-            raw.api_version
-        );
-        let without_effect = ignored.into_iter().filter(|path| fields::matters(&value, path)).collect();
-        Ok(Self { without_effect, ..Self::from_raw(raw)? })
+    pub fn parse(text: &str, flags: &ConfigFlags) -> anyhow::Result<Self> {
+        Self::build(Some(text), flags)
     }
 
-    fn from_raw(raw: RawConfig) -> anyhow::Result<Self> {
-        let local = fields::local_traffic(&raw)?;
-        match raw.mode.as_deref() {
-            None | Some("" | "ipvs") => {}
-            Some(other) => bail!(
+    fn build(text: Option<&str>, flags: &ConfigFlags) -> anyhow::Result<Self> {
+        let mut values = Values::default();
+        if let Some(text) = text {
+            let file = parse_yaml(text, &mut values.warnings)?;
+            check_kind(&file)?;
+            values.take_file(&file)?;
+        } else {
+            values.set_default("ipvs.minSyncPeriod", MIN_SYNC_PERIOD_OF_FLAGS);
+        }
+        for (field, flag, text_of_flag) in &flags.given {
+            if text.is_none() || field.flag_wins {
+                values.take_flag(field, flag, text_of_flag)?;
+            } else {
+                let warning =
+                    format!("--{flag} is passed over beside --config, as in kube-proxy: set {}", field.path);
+                values.warnings.push(warning);
+            }
+        }
+        let mut config = Self::from_values(values)?;
+        if text.is_none() && flags.healthz_port == Some(0) {
+            config.healthz_address = None;
+        }
+        Ok(config)
+    }
+
+    fn from_values(mut v: Values) -> anyhow::Result<Self> {
+        match v.text("mode") {
+            "" | "ipvs" => {}
+            other => bail!(
                 "mode: {other:?} is not ipvs: kube-ipvs implements the ipvs mode only; run kube-proxy for others"
             ),
         }
-        let external_ips = external_ips(&raw)?;
-        let metrics_address = metrics_address(&raw)?;
-        let ipvs = raw.ipvs.unwrap_or_default();
-        let iptables = raw.iptables.unwrap_or_default();
-        let own = raw.own.unwrap_or_default();
-        let bit = iptables.masquerade_bit.unwrap_or(14);
-        ensure!(bit < 32, "iptables.masqueradeBit: {bit} is not in 0-31");
-        let (min_sync_period, sync_period) = periods(&ipvs)?;
-        let drain_deadline = match own.drain_deadline {
-            None => DRAIN_DEADLINE,
-            given => fields::duration("kubeIPVS.drainDeadline", given)?,
-        };
+        fill_addresses(&mut v);
+        let warnings = warnings(&v);
+        let bit = values::in_range("iptables.masqueradeBit", v.int("iptables.masqueradeBit"), 0..=31)?;
+        let (min_sync_period, sync_period) = periods(&v)?;
+        let address = |path, port| fields::address_with_port(path, v.text(path), port);
         Ok(Self {
-            hostname_override: raw.hostname_override.unwrap_or_default(),
-            bind_address: fields::bind_address(raw.bind_address.as_deref().unwrap_or_default())?,
-            metrics_address,
-            kubeconfig: raw.client_connection.and_then(|c| c.kubeconfig).unwrap_or_default(),
-            timeouts: timeouts(&ipvs)?,
-            conntrack: conntrack(&raw.conntrack.unwrap_or_default())?,
-            strict_arp: ipvs.strict_arp.unwrap_or(false),
-            exclude_cidrs: fields::cidrs("ipvs.excludeCIDRs", ipvs.exclude_cidrs.as_deref())?,
-            scheduler: ipvs.scheduler.filter(|s| !s.is_empty()).unwrap_or_else(|| "rr".to_owned()),
+            hostname_override: v.text("hostnameOverride").to_owned(),
+            bind_address: fields::bind_address(v.text("bindAddress"))?,
+            bind_address_hard_fail: v.bool("bindAddressHardFail"),
+            healthz_address: Some(address("healthzBindAddress", 10256)?),
+            metrics_address: address("metricsBindAddress", 10249)?,
+            kubeconfig: v.text("clientConnection.kubeconfig").to_owned(),
+            oom_score_adj: values::in_range("oomScoreAdj", v.int("oomScoreAdj"), -1000..=1000)?,
+            log_format: v.text("logging.format").parse().context("logging.format")?,
+            verbosity: u32::try_from(v.int("logging.verbosity")).context("logging.verbosity is negative")?,
+            timeouts: timeouts(&v)?,
+            conntrack: conntrack(&v)?,
+            strict_arp: v.bool("ipvs.strictARP"),
+            exclude_cidrs: fields::cidrs("ipvs.excludeCIDRs", v.list("ipvs.excludeCIDRs"))?,
+            scheduler: Some(v.text("ipvs.scheduler")).filter(|s| !s.is_empty()).unwrap_or("rr").to_owned(),
             min_sync_period,
             sync_period,
-            local_from_node: raw.detect_local_mode.as_deref() == Some("NodeCIDR"),
-            local,
-            masquerade_all: iptables.masquerade_all.unwrap_or(false),
+            local_from_node: v.text("detectLocalMode") == "NodeCIDR",
+            local: fields::local_traffic(&v)?,
+            masquerade_all: v.bool("iptables.masqueradeAll"),
             masquerade_mark: 1 << bit,
-            node_port_addresses: fields::node_port_addresses(raw.node_port_addresses.as_deref())?,
-            external_ips,
-            drain_deadline: Some(drain_deadline).filter(|d| !d.is_zero()),
-            keep_established: own.keep_established.unwrap_or(false),
-            without_effect: Vec::new(),
+            node_port_addresses: fields::node_port_addresses(v.list("nodePortAddresses"))?,
+            external_ips: external_ips(&v)?,
+            drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
+            keep_established: v.bool("kubeIPVS.keepEstablished"),
+            service_metrics: service_metrics(&v)?,
+            service_proxy_name: fields::label_value(
+                "kubeIPVS.serviceProxyName",
+                v.text("kubeIPVS.serviceProxyName"),
+            )?,
+            warnings,
+            values: v,
         })
     }
 
@@ -184,70 +236,103 @@ impl Config {
             external_ips: self.external_ips.clone(),
             drain_deadline: self.drain_deadline,
             keep_established: self.keep_established,
+            beside_another: self.service_proxy_name.is_some(),
         })
     }
 }
 
-/// Loopback unless set, in the family of `bindAddress`.
-fn metrics_address(raw: &RawConfig) -> anyhow::Result<SocketAddr> {
-    let v6 = raw.bind_address.as_deref().is_some_and(|text| text.contains(':'));
-    let default = if v6 { "::1" } else { "127.0.0.1" };
-    let given = raw.metrics_bind_address.as_deref().filter(|text| !text.is_empty());
-    fields::address_with_port("metricsBindAddress", given.unwrap_or(default), 10249)
+/// Strictly first; a key that is there twice then counts as its last, with a warning, as in kube-proxy.
+fn parse_yaml(text: &str, warnings: &mut Vec<String>) -> anyhow::Result<Value> {
+    let strict: Result<Value, _> = serde_saphyr::from_str(text);
+    let error = match strict {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+    match serde_saphyr::from_str_with_options(text, options) {
+        Ok(value) => {
+            warnings.push(format!("a field is there twice, the last one counts: {error}"));
+            Ok(value)
+        }
+        Err(_) => Err(error).context("not valid YAML"),
+    }
 }
 
-fn periods(ipvs: &RawIpvs) -> anyhow::Result<(Duration, Duration)> {
-    let min = fields::duration("ipvs.minSyncPeriod", ipvs.min_sync_period)?;
-    let period = match fields::duration("ipvs.syncPeriod", ipvs.sync_period)? {
-        Duration::ZERO => Duration::from_secs(30),
-        period => period,
-    };
+fn service_metrics(v: &Values) -> anyhow::Result<Option<usize>> {
+    const MAX: &str = "kubeIPVS.metrics.maxServices";
+    let limit = usize::try_from(v.int(MAX)).with_context(|| format!("{MAX} is negative"))?;
+    Ok(v.bool("kubeIPVS.metrics.perService").then_some(limit))
+}
+
+fn check_kind(file: &Value) -> anyhow::Result<()> {
+    let text = |name: &str| file.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    ensure!(
+        kind == KIND && version == API_VERSION,
+        "kind {kind:?} of apiVersion {version:?} is not {KIND} of {API_VERSION}"
+    );
+    Ok(())
+}
+
+fn warnings(v: &Values) -> Vec<String> {
+    let unknown = v.gates("featureGates").into_keys().filter(|name| !GATES.contains(&name.as_str()));
+    let gates = unknown.map(|name| format!("featureGates.{name} is not known here: check its spelling"));
+    v.warnings.iter().cloned().chain(v.missing()).chain(gates).collect()
+}
+
+/// Every address for health, loopback for metrics, in the family of `bindAddress`.
+fn fill_addresses(v: &mut Values) {
+    let v6 = v.text("bindAddress").contains(':');
+    let (any, loopback) =
+        if v6 { ("[::]:10256", "[::1]:10249") } else { ("0.0.0.0:10256", "127.0.0.1:10249") };
+    for (path, address) in [("healthzBindAddress", any), ("metricsBindAddress", loopback)] {
+        if v.text(path).is_empty() {
+            v.set_default(path, address);
+        }
+    }
+}
+
+fn periods(v: &Values) -> anyhow::Result<(Duration, Duration)> {
+    let (min, period) = (v.duration("ipvs.minSyncPeriod"), v.duration("ipvs.syncPeriod"));
+    ensure!(!period.is_zero(), "ipvs.syncPeriod is zero: set it to 30s or longer");
     ensure!(period >= min, "ipvs.syncPeriod ({period:?}) is shorter than ipvs.minSyncPeriod ({min:?})");
+    ensure!(!v.duration("configSyncPeriod").is_zero(), "configSyncPeriod is zero");
     Ok((min, period))
 }
 
-fn timeouts(ipvs: &RawIpvs) -> anyhow::Result<Timeouts> {
-    let seconds = |field: &str, value| {
-        let seconds = fields::duration(field, value)?.as_secs();
-        u32::try_from(seconds).with_context(|| format!("{field} is too long"))
-    };
+fn timeouts(v: &Values) -> anyhow::Result<Timeouts> {
+    let seconds =
+        |path: &str| u32::try_from(v.duration(path).as_secs()).with_context(|| format!("{path} is too long"));
     Ok(Timeouts {
-        tcp: seconds("ipvs.tcpTimeout", ipvs.tcp_timeout)?,
-        tcp_fin: seconds("ipvs.tcpFinTimeout", ipvs.tcp_fin_timeout)?,
-        udp: seconds("ipvs.udpTimeout", ipvs.udp_timeout)?,
+        tcp: seconds("ipvs.tcpTimeout")?,
+        tcp_fin: seconds("ipvs.tcpFinTimeout")?,
+        udp: seconds("ipvs.udpTimeout")?,
     })
 }
 
-fn conntrack(raw: &RawConntrack) -> anyhow::Result<Conntrack> {
-    let number = |field: &str, value: Option<i32>, default: i32| {
-        let value = value.unwrap_or(default);
-        ensure!(value >= 0, "{field} is negative");
-        Ok(i64::from(value))
-    };
-    let seconds = |field: &str, value: Option<kube::core::Duration>, default: i64| match value {
-        None => Ok(default),
-        given => anyhow::Ok(i64::try_from(fields::duration(field, given)?.as_secs())?),
-    };
+fn conntrack(v: &Values) -> anyhow::Result<Conntrack> {
+    let number = |path: &str| values::in_range(path, v.int(path), 0..=i64::from(i32::MAX));
+    let seconds =
+        |path: &str| i64::try_from(v.duration(path).as_secs()).with_context(|| format!("{path} is too long"));
     Ok(Conntrack {
-        max_per_core: number("conntrack.maxPerCore", raw.max_per_core, 32768)?,
-        min: number("conntrack.min", raw.min, 131_072)?,
-        tcp_established: seconds("conntrack.tcpEstablishedTimeout", raw.tcp_established_timeout, 86400)?,
-        tcp_close_wait: seconds("conntrack.tcpCloseWaitTimeout", raw.tcp_close_wait_timeout, 3600)?,
-        tcp_be_liberal: raw.tcp_be_liberal.unwrap_or(false),
-        udp: seconds("conntrack.udpTimeout", raw.udp_timeout, 0)?,
-        udp_stream: seconds("conntrack.udpStreamTimeout", raw.udp_stream_timeout, 0)?,
+        max_per_core: number("conntrack.maxPerCore")?,
+        min: number("conntrack.min")?,
+        tcp_established: seconds("conntrack.tcpEstablishedTimeout")?,
+        tcp_close_wait: seconds("conntrack.tcpCloseWaitTimeout")?,
+        tcp_be_liberal: v.bool("conntrack.tcpBeLiberal"),
+        udp: seconds("conntrack.udpTimeout")?,
+        udp_stream: seconds("conntrack.udpStreamTimeout")?,
     })
 }
 
-fn external_ips(raw: &RawConfig) -> anyhow::Result<ExternalIps> {
-    let gate = raw.feature_gates.as_ref().and_then(|gates| gates.get("AllowServiceExternalIPs"));
-    if gate == Some(&false) {
+fn external_ips(v: &Values) -> anyhow::Result<ExternalIps> {
+    const ALLOW: &str = "kubeIPVS.externalIPs.allow";
+    if v.gates("featureGates").get("AllowServiceExternalIPs") == Some(&false) {
         return Ok(ExternalIps::None);
     }
-    let allow = raw.own.as_ref().and_then(|own| own.external_ips.as_ref()).and_then(|e| e.allow.as_deref());
-    match allow {
+    match v.list(ALLOW) {
         None => Ok(ExternalIps::All),
-        given => Ok(ExternalIps::Within(fields::cidrs("kubeIPVS.externalIPs.allow", given)?)),
+        given => Ok(ExternalIps::Within(fields::cidrs(ALLOW, given)?)),
     }
 }
 

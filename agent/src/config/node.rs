@@ -9,15 +9,14 @@ use super::Conntrack;
 use crate::core::model::Family;
 use crate::core::settings::Sysctl;
 
-/// The node's name: the flag, else the configuration, else the host name; trimmed, lower case.
+/// The node's name: `hostnameOverride`, else the host name; trimmed, lower case.
 ///
 /// # Errors
 /// When the name is blank.
-pub fn node_name(flag: Option<&str>, config: &str) -> anyhow::Result<String> {
-    let name = match (flag, config) {
-        (Some(flag), _) => flag.to_owned(),
-        (None, "") => fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?,
-        (None, config) => config.to_owned(),
+pub fn node_name(configured: &str) -> anyhow::Result<String> {
+    let name = match configured {
+        "" => fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?,
+        name => name.to_owned(),
     };
     let name = name.trim().to_lowercase();
     ensure!(
@@ -116,10 +115,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_flag_wins_and_names_are_lower_case() {
-        assert_eq!(node_name(Some(" Node-A "), "b").unwrap(), "node-a");
-        assert_eq!(node_name(None, "B").unwrap(), "b");
-        assert!(node_name(Some(" "), "b").is_err());
+    fn names_are_lower_case_and_not_blank() {
+        assert_eq!(node_name(" Node-A ").unwrap(), "node-a");
+        assert!(node_name(" ").is_err());
+        assert!(!node_name("").unwrap().is_empty());
     }
 
     #[test]

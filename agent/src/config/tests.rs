@@ -5,7 +5,7 @@ use super::*;
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
 fn parse(body: &str) -> anyhow::Result<Config> {
-    Config::parse(&format!("{HEAD}{body}"))
+    Config::parse(&format!("{HEAD}{body}"), &ConfigFlags::default())
 }
 
 #[test]
@@ -19,7 +19,8 @@ fn the_config_map_of_kubeadm_gives_the_defaults() {
     assert_eq!(config.scheduler, "rr");
     assert_eq!((config.min_sync_period, config.sync_period), (Duration::ZERO, Duration::from_secs(30)));
     assert_eq!(config.masquerade_mark, 0x4000);
-    assert_eq!(config.without_effect, ["enableProfiling"], "zero values are not worth a line");
+    assert_eq!(config.warnings.len(), 1, "zero values are not worth a line: {:?}", config.warnings);
+    assert!(config.warnings[0].starts_with("enableProfiling has no effect"), "{:?}", config.warnings);
     assert_eq!(config.drain_deadline, Some(Duration::from_secs(86400)));
     assert_eq!((config.bind_address, config.timeouts), (None, Timeouts::default()));
 }
@@ -44,50 +45,79 @@ fn every_way_to_detect_local_traffic() {
 fn each_mistake_is_named() {
     let cases = [
         ("mode: iptables\n", "mode: \"iptables\""),
+        ("mode: nftables\n", "run kube-proxy for others"),
         ("mode: [\n", "YAML"),
+        ("mode: {a: b}\n", "mode: {\"a\":\"b\"} is not a text"),
+        ("ipvs: fast\n", "ipvs: \"fast\" is not a mapping"),
+        ("ipvs: {scheduler: 1}\n", "ipvs.scheduler: 1 is not a text"),
+        ("ipvs: {syncPeriod: 30}\n", "ipvs.syncPeriod: 30 is not a duration"),
+        ("ipvs: {syncPeriod: \"\"}\n", "ipvs.syncPeriod: \"\" is not a duration"),
+        ("ipvs: {excludeCIDRs: 10.0.0.0/8}\n", "ipvs.excludeCIDRs: \"10.0.0.0/8\" is not a list"),
+        ("ipvs: {excludeCIDRs: [1]}\n", "ipvs.excludeCIDRs: [1] is not a list of texts"),
+        ("oomScoreAdj: 1001\n", "oomScoreAdj: 1001 is not in -1000–1000"),
+        ("oomScoreAdj: much\n", "oomScoreAdj: \"much\" is not a whole number"),
+        ("conntrack: {maxPerCore: -1}\n", "conntrack.maxPerCore: -1"),
+        ("featureGates: {AllowServiceExternalIPs: \"no\"}\n", "featureGates"),
+        ("featureGates: [a]\n", "featureGates: [\"a\"]"),
+        ("logging: {format: xml}\n", "logging.format"),
+        ("logging: {verbosity: -1}\n", "logging.verbosity is negative"),
+        ("clientConnection: {qps: fast}\n", "clientConnection.qps: \"fast\" is not a number"),
+        ("healthzBindAddress: 0.0.0.0:99999\n", "healthzBindAddress"),
+        ("detectLocalMode: InterfaceNamePrefix\n", "detectLocal.interfaceNamePrefix is empty"),
+        ("nodePortAddresses: primary\n", "nodePortAddresses: \"primary\" is not a list"),
+        ("kubeIPVS: {keepEstablished: 1}\n", "kubeIPVS.keepEstablished: 1 is not true or false"),
         ("clusterCIDR: 10.244.0.0\n", "clusterCIDR: \"10.244.0.0\""),
         ("clusterCIDR: 10.0.0.0/8,11.0.0.0/8\n", "two CIDRs of one family"),
         ("ipvs: {excludeCIDRs: [x]}\n", "ipvs.excludeCIDRs: \"x\""),
         ("ipvs: {syncPeriod: 1s, minSyncPeriod: 2s}\n", "ipvs.syncPeriod"),
         ("ipvs: {syncPeriod: fast}\n", "ipvs.syncPeriod"),
-        ("ipvs: {minSyncPeriod: -1s}\n", "ipvs.minSyncPeriod is negative"),
-        ("ipvs: {tcpTimeout: -1s}\n", "ipvs.tcpTimeout is negative"),
-        ("conntrack: {min: -1}\n", "conntrack.min is negative"),
-        ("conntrack: {udpTimeout: -1s}\n", "conntrack.udpTimeout is negative"),
+        ("ipvs: {minSyncPeriod: -1s}\n", "ipvs.minSyncPeriod: -1s is negative"),
+        ("ipvs: {tcpTimeout: -1s}\n", "ipvs.tcpTimeout: -1s is negative"),
+        ("conntrack: {min: -1}\n", "conntrack.min: -1"),
+        ("conntrack: {udpTimeout: -1s}\n", "conntrack.udpTimeout: -1s is negative"),
         ("nodePortAddresses: [primary, 10.0.0.0/8]\n", "primary stands alone"),
         ("nodePortAddresses: [10.0.0.0]\n", "nodePortAddresses: \"10.0.0.0\""),
         ("metricsBindAddress: here\n", "metricsBindAddress: \"here\""),
         ("metricsBindAddress: 1.2.3.4:0\n", "the port of"),
         ("bindAddress: localhost\n", "bindAddress: \"localhost\""),
-        ("kubeIPVS: {drainDeadline: -1h}\n", "kubeIPVS.drainDeadline is negative"),
+        ("kubeIPVS: {metrics: {maxServices: -1}}\n", "kubeIPVS.metrics.maxServices is negative"),
+        ("kubeIPVS: {drainDeadline: -1h}\n", "kubeIPVS.drainDeadline: -1h is negative"),
         ("kubeIPVS: {externalIPs: {allow: [x]}}\n", "kubeIPVS.externalIPs.allow: \"x\""),
+        ("kubeIPVS: {serviceProxyName: a=b}\n", "kubeIPVS.serviceProxyName: \"a=b\""),
         ("iptables: {masqueradeBit: 32}\n", "masqueradeBit: 32"),
-        ("iptables: {masqueradeAll: 3}\n", "iptables.masqueradeAll: invalid type"),
+        ("iptables: {masqueradeAll: 3}\n", "iptables.masqueradeAll: 3 is not true or false"),
         ("detectLocalMode: BridgeInterface\n", "detectLocal.bridgeInterface is empty"),
         ("detectLocalMode: Magic\n", "detectLocalMode: \"Magic\""),
-        ("mode: ipvs\nmode: ipvs\n", "duplicate"),
     ];
     for (body, expected) in cases {
         let error = format!("{:#}", parse(body).unwrap_err());
         assert!(error.contains(expected), "{body:?} gave {error:?}");
     }
-    let error = format!("{:#}", Config::parse("kind: ConfigMap\n").unwrap_err());
+    let error = format!("{:#}", Config::parse("kind: ConfigMap\n", &ConfigFlags::default()).unwrap_err());
     assert!(error.contains("ConfigMap"), "{error}");
-    let error = format!("{:#}", Config::read(Path::new("/nonexistent")).unwrap_err());
+    let error =
+        format!("{:#}", Config::read(Some(Path::new("/nonexistent")), &ConfigFlags::default()).unwrap_err());
     assert!(error.contains("/nonexistent"), "{error}");
 }
 
 #[test]
 fn our_own_settings_are_in_one_place() {
     let config = parse(
-        "kubeIPVS:\n  drainDeadline: 0s\n  keepEstablished: true\n  externalIPs:\n    allow: [198.51.100.9/24]\n",
+        "kubeIPVS:\n  drainDeadline: 0s\n  keepEstablished: true\n  serviceProxyName: kube-ipvs\n  externalIPs:\n    allow: [198.51.100.9/24]\n",
     )
     .unwrap();
     assert_eq!(config.drain_deadline, None, "0s: no deadline, as kube-proxy");
     assert!(config.keep_established);
+    assert_eq!(config.service_proxy_name.as_deref(), Some("kube-ipvs"));
+    assert_eq!(parse("").unwrap().service_proxy_name, None);
     assert_eq!(config.external_ips, ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
     let none = parse("featureGates: {AllowServiceExternalIPs: false}\n").unwrap();
     assert_eq!(none.external_ips, ExternalIps::None);
+    assert_eq!(config.service_metrics, None);
+    let traffic =
+        |text: &str| parse(&format!("kubeIPVS: {{metrics: {{{text}}}}}\n")).unwrap().service_metrics;
+    assert_eq!((traffic("perService: true"), traffic("maxServices: 5")), (Some(1000), None));
+    assert_eq!(traffic("perService: true, maxServices: 0"), Some(0));
     let nobody = parse("kubeIPVS: {externalIPs: {allow: []}}\n").unwrap();
     assert_eq!(nobody.external_ips, ExternalIps::Within(Vec::new()), "an empty list allows none");
 }
@@ -124,4 +154,72 @@ fn what_reaches_the_kernel() {
         assert!(sysctls.iter().any(|s| s == expected), "{expected} is not in {sysctls:?}");
     }
     assert!(!sysctls.iter().any(|s| s.contains("established") || s.contains("_max")), "{sysctls:?}");
+}
+
+#[test]
+fn what_kube_proxy_would_decode_leniently_is_a_warning() {
+    let config = parse(
+        "mode: ipvs\nnonsense: 1\nipvs: {sheduler: lc, scheduler: rr, scheduler: wlc}\nkubeIPVS: {x: 1}\n",
+    );
+    let config = config.unwrap();
+    assert_eq!(config.scheduler, "wlc", "the last one counts");
+    for expected in
+        ["unknown field nonsense", "unknown field ipvs.sheduler", "unknown field kubeIPVS.x", "twice"]
+    {
+        assert!(config.warnings.iter().any(|w| w.contains(expected)), "{expected}: {:?}", config.warnings);
+    }
+    let gates = parse("featureGates: {AllowServiceExternalIP: false, ContextualLogging: true}\n").unwrap();
+    assert_eq!(gates.warnings.len(), 1, "{:?}", gates.warnings);
+    assert!(gates.warnings[0].contains("AllowServiceExternalIP "), "{:?}", gates.warnings);
+}
+
+/// What a field of the type can be set to that is neither its zero nor its default.
+fn sample(field: &table::Field) -> Value {
+    use serde_json::json;
+    match (field.path, field.kind) {
+        ("mode", _) => json!("ipvs"),
+        ("detectLocalMode", _) => json!("NodeCIDR"),
+        ("bindAddress", _) => json!("192.0.2.1"),
+        ("logging.format", _) => json!("json"),
+        ("clusterCIDR", _) => json!("192.0.2.0/24"),
+        (path, table::Kind::Text) if path.ends_with("BindAddress") => json!("192.0.2.1:1234"),
+        (path, table::Kind::Bool) => json!(!path.ends_with("localhostNodePorts")),
+        (_, table::Kind::Int) => json!(7),
+        (_, table::Kind::Float) => json!(7.5),
+        (_, table::Kind::Text) => json!("text"),
+        (_, table::Kind::Duration) => json!("25s"),
+        (_, table::Kind::List) => json!(["192.0.2.0/24"]),
+        (_, table::Kind::Gates) => json!({"AllowServiceExternalIPs": false}),
+        (_, table::Kind::Any) => json!({"a": "b"}),
+    }
+}
+
+/// A field that is said to act changes the configuration; one that is said not to changes nothing but,
+/// where it would have mattered, the warnings.
+#[test]
+fn every_field_does_what_the_table_says() {
+    let plain = Config::read(None, &ConfigFlags::default()).unwrap();
+    for field in table::FIELDS {
+        let mut value = sample(field);
+        for name in field.path.rsplit('.') {
+            value = serde_json::json!({name: value});
+        }
+        value["apiVersion"] = API_VERSION.into();
+        value["kind"] = KIND.into();
+        let config = Config::parse(&value.to_string(), &ConfigFlags::default()).unwrap();
+        let warned = config.warnings.iter().any(|w| w.starts_with(field.path));
+        let same = Config {
+            values: config.values.clone(),
+            warnings: config.warnings.clone(),
+            min_sync_period: config.min_sync_period,
+            ..plain.clone()
+        };
+        let acts = config != same || config.min_sync_period > Duration::ZERO;
+        // These act only together with detectLocalMode and perService, and mode has one value.
+        let alone = field.path.starts_with("detectLocal.")
+            || ["mode", "kubeIPVS.metrics.maxServices"].contains(&field.path);
+        assert_eq!(acts, field.effect == table::Effect::Acts && !alone, "{}", field.path);
+        assert_eq!(warned, matches!(field.effect, table::Effect::Missing(_)), "{}", field.path);
+        assert_eq!(config.values.lines().filter(|(.., origin)| *origin == Origin::File).count(), 1);
+    }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::flows::FlowFilter;
-use super::fragment::{Fragment, Remark, VirtualServer};
+use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
 use super::model::{Family, ObjectName, Protocol, VsKey};
 use super::sets::{Entry, SetId, SetKind};
 
@@ -32,6 +32,8 @@ pub struct Changes {
     pub contested: BTreeSet<VsKey>,
     /// Services with other remarks than before.
     pub remarked: BTreeSet<ObjectName>,
+    /// Health-check node ports have other answers than before.
+    pub health_checks: bool,
 }
 
 impl Changes {
@@ -71,6 +73,9 @@ pub struct Desired {
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
     first: BTreeSet<ObjectName>,
+    /// Services whose policy Local finds no endpoint here, see [`Fragment::no_local`].
+    no_local: [[u32; 2]; 2],
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
 }
 
 impl Desired {
@@ -99,12 +104,28 @@ impl Desired {
         if old.remarks != next.remarks {
             changes.remarked.insert(name.clone());
         }
+        self.count_no_local(&old, &next);
+        if old.health != next.health {
+            changes.health_checks = true;
+            match next.health {
+                Some(check) => self.health_checks.insert(name.clone(), check),
+                None => self.health_checks.remove(name),
+            };
+        }
         self.first.remove(name);
         if !next.virtual_servers.is_empty() || !next.remarks.is_empty() {
             if next.first {
                 self.first.insert(name.clone());
             }
             self.fragments.insert(name.clone(), next);
+        }
+    }
+
+    fn count_no_local(&mut self, old: &Fragment, next: &Fragment) {
+        for (counts, (old, next)) in self.no_local.iter_mut().zip(old.no_local.iter().zip(&next.no_local)) {
+            for (count, (old, next)) in counts.iter_mut().zip(old.iter().zip(next)) {
+                *count = *count + u32::from(*next) - u32::from(*old);
+            }
         }
     }
 
@@ -282,6 +303,22 @@ impl Desired {
     /// Whether the set is to hold anything: rules over empty sets are left out.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.members(SetId { kind, family }) > 0
+    }
+
+    /// How many Services have a policy Local and endpoints, but none on this node: by the internal
+    /// policy, and by the external one.
+    pub fn no_local(&self, family: Family) -> [u32; 2] {
+        self.no_local[family.index()]
+    }
+
+    /// How many Services contribute something.
+    pub fn service_count(&self) -> usize {
+        self.fragments.len()
+    }
+
+    /// Services with a health-check node port.
+    pub fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
+        &self.health_checks
     }
 
     /// Names of all Services that contribute something.

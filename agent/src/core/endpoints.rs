@@ -24,6 +24,13 @@ pub struct PortEndpoint<'a> {
     pub hints: Option<&'a Hints>,
 }
 
+impl PortEndpoint<'_> {
+    /// Whether it gets traffic, at least where there is nothing better.
+    pub fn is_usable(&self) -> bool {
+        self.ready || (self.serving && self.terminating)
+    }
+}
+
 /// The endpoints of `port` in `family`, one per address and port, sorted.
 ///
 /// A slice port matches by name **and** protocol. Where slices repeat an endpoint, one that stays

@@ -17,11 +17,13 @@ pub struct Failures {
     rules: BTreeSet<Family>,
     virtual_servers: BTreeSet<VsKey>,
     unbound: BTreeSet<IpAddr>,
+    unserved: BTreeSet<Family>,
 }
 
 impl Failures {
     /// Notes an op that failed or was skipped.
     pub fn note(&mut self, op: &Op) {
+        self.unserved.extend(Family::ALL.into_iter().filter(|family| op.serves(*family)));
         match op {
             Op::CreateDevice => self.device = true,
             Op::CreateSet(set) => {
@@ -51,7 +53,9 @@ impl Failures {
             Op::WriteRules(rules) if rules.tidy && self.rules.contains(&rules.family) => {
                 Some(format!("the {} rules could not be written", rules.family))
             }
+            Op::WriteRules(rules) if rules.hands_over => self.blocks_hand_over(rules.family),
             Op::WriteRules(rules) if rules.tidy => None,
+            Op::RemoveLeftovers(leftovers) if leftovers.hands_over => self.blocks_hand_over(leftovers.family),
             Op::WriteRules(rules) => {
                 let set = self.sets.iter().find(|s| s.family == rules.family)?;
                 Some(format!("set {set} could not be created"))
@@ -68,6 +72,14 @@ impl Failures {
             }
             _ => None,
         }
+    }
+
+    fn blocks_hand_over(&self, family: Family) -> Option<String> {
+        self.unserved.contains(&family).then(|| {
+            format!(
+                "not everything of {family} is served yet: the rules that kube-proxy left serve until then"
+            )
+        })
     }
 
     /// An address is opened only behind a standing guard and with its virtual servers in place.

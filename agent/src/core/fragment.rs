@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What one Service contributes to the node: virtual servers, addresses, set entries, UDP frontends.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -58,6 +59,16 @@ pub enum Remark {
     SpecialVip(IpAddr, Binding),
 }
 
+/// What a load balancer is told that asks at the Service's health-check node port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port.
+    pub port: u16,
+    /// Ready endpoints on this node, counted by address, of each family, by [`Family::index`]; `None`:
+    /// the Service is not of that family.
+    pub local: [Option<u32>; 2],
+}
+
 /// The contribution of one Service. Each list is sorted and free of duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fragment {
@@ -75,6 +86,11 @@ pub struct Fragment {
     pub udp: Vec<UdpPort>,
     /// What the operator should know.
     pub remarks: Vec<Remark>,
+    /// Whether a policy Local finds endpoints, but none on this node, of each family, by
+    /// [`Family::index`]: the internal policy, then the external one.
+    pub no_local: [[bool; 2]; 2],
+    /// The health-check node port, if the Service has one.
+    pub health: Option<HealthCheck>,
 }
 
 /// The kinds of VIP a Service can have.
@@ -98,10 +114,13 @@ pub fn build_fragment<'a>(
         // A Service without ClusterIP in a family has nothing there, not even its external IPs.
         let Some(cluster_ip) = service.cluster_ips[family.index()] else { continue };
         let vips = builder.vips(family, cluster_ip);
+        let mut ready = BTreeSet::new();
         for port in &service.ports {
             let all = endpoints::build_endpoints(port, family, slices.clone(), &node.name);
             builder.add_port(port, family, &vips, &all);
+            ready.extend(all.iter().filter(|e| e.local && e.ready).map(|e| e.target.addr));
         }
+        builder.add_health_check(family, ready.len());
     }
     builder.finish()
 }
@@ -154,14 +173,29 @@ impl Builder<'_> {
         }
     }
 
-    fn select(&self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) -> Selection {
+    /// Counts the local ready endpoints of a family, each address once.
+    fn add_health_check(&mut self, family: Family, ready: usize) {
+        let port = self.service.health_check_node_port;
+        if port != 0 {
+            let check = self.fragment.health.get_or_insert(HealthCheck { port, local: [None, None] });
+            check.local[family.index()] = Some(u32::try_from(ready).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn select(&mut self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) -> Selection {
         let service = self.service;
         let outside = port.node_port != 0
             || service.load_balancer_ips(family).next().is_some()
             || service.external_ips(family).next().is_some();
         let cluster = !service.internal_local || outside;
         let local = service.internal_local || (service.external_local && outside);
-        endpoints::select(all, cluster, local, self.node)
+        let selection = endpoints::select(all, cluster, local, self.node);
+        if local && selection.local.is_empty() && all.iter().any(PortEndpoint::is_usable) {
+            let no_local = &mut self.fragment.no_local[family.index()];
+            no_local[0] |= service.internal_local;
+            no_local[1] |= service.external_local;
+        }
+        selection
     }
 
     /// Every local endpoint, whatever its state: a pod that reaches itself must be masqueraded.

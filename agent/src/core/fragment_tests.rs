@@ -303,3 +303,30 @@ fn udp_ports_know_who_may_answer() {
     assert_eq!(answer, ["10.244.1.5:8080", "10.244.2.6:8080"], "serving is enough");
     assert!(build(&svc, &[]).udp.is_empty(), "nobody answers: flows are left alone");
 }
+
+#[test]
+fn duplicate_ports_are_one_virtual_server() {
+    let doubled = Service {
+        ports: vec![
+            port(Protocol::Tcp, 80, 0),
+            ServicePort { name: "q".into(), ..port(Protocol::Tcp, 80, 0) },
+            port(Protocol::Udp, 80, 0),
+        ],
+        ..service()
+    };
+    let fragment = build_fragment(&doubled, [&slice(Protocol::Tcp, &BOTH)], &node(), &Settings::default());
+    let keys: Vec<String> = fragment.virtual_servers.iter().map(|vs| vs.key.to_string()).collect();
+    assert_eq!(keys, ["TCP 10.96.0.5:80", "UDP 10.96.0.5:80"]);
+}
+
+#[test]
+fn giant_objects_are_served_whole() {
+    let ports = (1..=100).map(|n| ServicePort { name: "p".into(), ..port(Protocol::Tcp, n, 0) }).collect();
+    let mut giant = slice(Protocol::Tcp, &BOTH);
+    giant.endpoints = (0..10_000u16)
+        .map(|n| Endpoint { addr: [10, 200, (n >> 8) as u8, n as u8].into(), ..giant.endpoints[0].clone() })
+        .collect();
+    let fragment = build_fragment(&Service { ports, ..service() }, [&giant], &node(), &Settings::default());
+    assert_eq!(fragment.virtual_servers.len(), 100);
+    assert!(fragment.virtual_servers.iter().all(|vs| vs.real_servers.len() == 10_000));
+}

@@ -5,6 +5,7 @@
 //! → `desired` (all fragments, indexed) → `plan` (difference to `observed`) → `Plan`.
 
 pub mod chains;
+pub mod cleanup;
 pub mod desired;
 pub mod drain;
 pub mod endpoints;
@@ -19,6 +20,7 @@ pub mod ownership;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod removal;
 pub mod rules;
 pub mod save;
 pub mod sets;

@@ -255,6 +255,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// First `spec.podCIDRs` entry of each family, by [`Family::index`].
     pub pod_cidrs: [Option<IpNet>; 2],
+    /// Is being deleted, or marked for deletion by the cluster autoscaler: no place for new traffic.
+    pub leaving: bool,
 }
 
 /// Identity of an IPVS virtual server: protocol, VIP and port.

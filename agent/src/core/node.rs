@@ -4,6 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::model::{Family, Node};
 use super::observed::Observed;
 use super::settings::{NodePortAddresses, Settings};
@@ -73,6 +75,21 @@ impl NodeFacts {
         }
     }
 
+    /// The addresses that health-check node ports listen at, of each family; `None`: all. As in kube-proxy
+    /// loopback counts where it is inside of the networks.
+    pub fn health_check_addresses(&self, settings: &Settings) -> [Option<Vec<IpAddr>>; 2] {
+        Family::ALL.map(|family| {
+            let nets = node_port_networks(family, self.ips, settings);
+            if nets.is_empty() {
+                return None;
+            }
+            let loopback = loopback(family);
+            let inside = nets.iter().any(|net| net.contains(&loopback));
+            let own = self.node_port_addresses[family.index()].iter().copied();
+            Some(own.chain(inside.then_some(loopback)).collect())
+        })
+    }
+
     /// What becomes of an external or load-balancer IP.
     pub fn binding(&self, vip: IpAddr) -> Binding {
         let special = match vip {
@@ -103,13 +120,30 @@ fn is_v6_link_local(ip: IpAddr) -> bool {
 
 /// `bindAddress`, else the Node's first address of the family, else loopback.
 fn node_ip(family: Family, named: &[IpAddr], settings: &Settings) -> Option<IpAddr> {
-    let loopback = match family {
-        Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
-        Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
-    };
     let of_family = |ip: &IpAddr| Family::of(*ip) == family;
     let first = || named.iter().copied().find(of_family);
-    Some(settings.bind_address.filter(of_family).or_else(first).unwrap_or(loopback))
+    Some(settings.bind_address.filter(of_family).or_else(first).unwrap_or(loopback(family)))
+}
+
+fn loopback(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// The networks of `nodePortAddresses`; none: every address serves.
+fn node_port_networks(family: Family, ips: [Option<IpAddr>; 2], settings: &Settings) -> Vec<IpNet> {
+    let nets: Vec<IpNet> = match &settings.node_port_addresses {
+        NodePortAddresses::Cidrs(nets) => {
+            nets.iter().copied().filter(|net| Family::of_net(net) == family).collect()
+        }
+        NodePortAddresses::Primary => {
+            let ip = ips[family.index()].filter(|ip| !ip.is_loopback());
+            ip.into_iter().map(IpNet::from).collect()
+        }
+    };
+    if nets.iter().any(|net| net.prefix_len() == 0) { Vec::new() } else { nets }
 }
 
 /// As kube-proxy: all addresses of the links, or those inside of the networks, and then the
@@ -122,19 +156,11 @@ fn node_port_addresses(
     settings: &Settings,
 ) -> Vec<IpAddr> {
     let of_family = |ip: &IpAddr| Family::of(*ip) == family;
-    let nets: Vec<ipnet::IpNet> = match &settings.node_port_addresses {
-        NodePortAddresses::Cidrs(nets) => {
-            nets.iter().copied().filter(|net| Family::of_net(net) == family).collect()
-        }
-        NodePortAddresses::Primary => {
-            let ip = ips[family.index()].filter(|ip| !ip.is_loopback());
-            ip.into_iter().map(ipnet::IpNet::from).collect()
-        }
-    };
-    if nets.is_empty() || nets.iter().any(|net| net.prefix_len() == 0) {
+    let nets = node_port_networks(family, ips, settings);
+    if nets.is_empty() {
         return addresses.iter().copied().filter(of_family).collect();
     }
-    let on_device = observed.addresses.iter().map(ipnet::IpNet::addr);
+    let on_device = observed.addresses.iter().map(IpNet::addr);
     let all = observed.node_addresses.iter().copied().chain(on_device);
     let mut inside: Vec<IpAddr> =
         all.filter(|ip| of_family(ip) && nets.iter().any(|net| net.contains(ip))).collect();

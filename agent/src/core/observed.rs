@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::model::{Family, RsKey, VsKey, VsSpec};
 use super::op::Op;
+use super::removal::Removal;
 use super::save::ObservedRules;
 use super::sets::{Entry, SetId, SetKind};
 use super::settings::Timeouts;
@@ -76,6 +77,8 @@ pub struct Observed {
     pub families: Option<Vec<Family>>,
     /// Rules, by [`Family::index`].
     pub rules: [ObservedRules; 2],
+    /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
+    pub nft_tables: [bool; 2],
     /// Current values of the sysctls asked for; one that cannot be read is absent.
     pub sysctls: BTreeMap<&'static str, i64>,
     /// Addresses on all other links, without loopback, sorted.
@@ -132,6 +135,11 @@ impl Observed {
                 let observed = &mut self.rules[rules.family.index()];
                 observed.chains.clone_from(&rules.chains);
                 observed.fix_jumps(&rules.jumps);
+            }
+            Op::RemoveLeftovers(leftovers) => {
+                let family = leftovers.family.index();
+                self.rules[family].leftovers = Removal::default();
+                self.nft_tables[family] = false;
             }
             Op::Bind(addr) => {
                 self.addresses.insert(IpNet::from(*addr));

@@ -11,6 +11,7 @@ use super::chains::JumpFix;
 use super::desired::Changes;
 use super::flows::FlowFilter;
 use super::model::{Family, ObjectName, RsKey, VsKey, VsSpec};
+use super::removal::Removal;
 use super::rules::Chains;
 use super::sets::{Entry, SetId};
 use super::settings::{Sysctl, Timeouts};
@@ -45,6 +46,7 @@ pub enum Lane {
     Ipvs,
     Addresses,
     Conntrack,
+    Leftovers,
 }
 
 /// The rules of one family, to be written in one go.
@@ -58,6 +60,21 @@ pub struct RulesOp {
     pub jumps: Vec<JumpFix>,
     /// False while traffic is being set up, true when only clearing away what nobody needs.
     pub tidy: bool,
+    /// It takes out the rules of another mode of kube-proxy, which serve until everything else does.
+    pub hands_over: bool,
+}
+
+/// What other modes of kube-proxy left in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftoversOp {
+    /// Family.
+    pub family: Family,
+    /// Chains and jumps.
+    pub removal: Removal,
+    /// The table of the nftables mode is to go.
+    pub nft_table: bool,
+    /// It waits for everything else to be served.
+    pub hands_over: bool,
 }
 
 /// A set that has become too small, to be made anew with its members and put in its place at once.
@@ -122,6 +139,8 @@ pub enum Op {
     RemoveEntry(SetId, Entry),
     /// Forget stale UDP flows.
     ForgetFlows(Box<FlowsOp>),
+    /// Remove what other modes of kube-proxy left.
+    RemoveLeftovers(Box<LeftoversOp>),
 }
 
 /// The kind of an op, for counting and for failing one kind at a time.
@@ -147,11 +166,12 @@ pub enum OpKind {
     RemoveVirtualServer,
     RemoveEntry,
     ForgetFlows,
+    RemoveLeftovers,
 }
 
 impl OpKind {
     /// Every kind.
-    pub const ALL: [OpKind; 19] = [
+    pub const ALL: [OpKind; 20] = [
         OpKind::SetSysctl,
         OpKind::SetTimeouts,
         OpKind::CreateDevice,
@@ -171,6 +191,7 @@ impl OpKind {
         OpKind::RemoveVirtualServer,
         OpKind::RemoveEntry,
         OpKind::ForgetFlows,
+        OpKind::RemoveLeftovers,
     ];
 }
 
@@ -197,6 +218,7 @@ impl Op {
             Op::RemoveVirtualServer(_) => OpKind::RemoveVirtualServer,
             Op::RemoveEntry(..) => OpKind::RemoveEntry,
             Op::ForgetFlows(_) => OpKind::ForgetFlows,
+            Op::RemoveLeftovers(_) => OpKind::RemoveLeftovers,
         }
     }
 
@@ -216,7 +238,7 @@ impl Op {
             OpKind::Bind => Phase::Open,
             OpKind::Unbind => Phase::Close,
             OpKind::DrainRealServer | OpKind::RemoveRealServer | OpKind::RemoveVirtualServer => Phase::Remove,
-            OpKind::RemoveEntry | OpKind::ForgetFlows => Phase::Tidy,
+            OpKind::RemoveEntry | OpKind::ForgetFlows | OpKind::RemoveLeftovers => Phase::Tidy,
         }
     }
 
@@ -231,6 +253,7 @@ impl Op {
             | OpKind::AddEntry
             | OpKind::RemoveEntry => Lane::Sets,
             OpKind::ForgetFlows => Lane::Conntrack,
+            OpKind::RemoveLeftovers => Lane::Leftovers,
             OpKind::WriteRules => Lane::Rules,
             OpKind::Bind | OpKind::Unbind => Lane::Addresses,
             _ => Lane::Ipvs,
@@ -239,6 +262,28 @@ impl Op {
 }
 
 impl Op {
+    /// Whether traffic of the family depends on it. Sysctls, stale flows and what other modes left leave
+    /// what is programmed as it is.
+    pub fn serves(&self, family: Family) -> bool {
+        match self {
+            Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => false,
+            Op::CreateDevice => true,
+            Op::DestroySet(set) | Op::CreateSet(set) => set.family == family,
+            Op::GrowSet(grow) => grow.set.family == family,
+            Op::AddEntry(set, _) | Op::RemoveEntry(set, _) => set.family == family,
+            Op::WriteRules(rules) => rules.family == family,
+            Op::AddVirtualServer(vs, _)
+            | Op::EditVirtualServer(vs, _)
+            | Op::AddRealServer(vs, _)
+            | Op::EditRealServer(vs, _)
+            | Op::DrainRealServer(vs, _)
+            | Op::RemoveRealServer(vs, _)
+            | Op::RemoveVirtualServer(vs) => vs.family() == family,
+            Op::Bind(addr) => Family::of(*addr) == family,
+            Op::Unbind(net) => Family::of_net(net) == family,
+        }
+    }
+
     /// Whether it belongs to the first part of a plan: everybody needs it, or its key is in `keys`.
     /// What closes or removes comes last in any case.
     fn is_first(&self, keys: &Changes) -> bool {
@@ -252,7 +297,7 @@ impl Op {
             | Op::AddRealServer(vs, _)
             | Op::EditRealServer(vs, _) => keys.virtual_servers.contains(vs),
             Op::Bind(addr) => keys.addresses.contains(addr),
-            Op::Unbind(_) | Op::RemoveEntry(..) | Op::ForgetFlows(_) => false,
+            Op::Unbind(_) | Op::RemoveEntry(..) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => false,
             Op::DrainRealServer(..) | Op::RemoveRealServer(..) | Op::RemoveVirtualServer(_) => false,
         }
     }
@@ -286,6 +331,11 @@ impl fmt::Display for Op {
                 let filter = &flows.filter;
                 let places = filter.frontends.len() + filter.node_ports.len();
                 write!(f, "- stale {} UDP flows of {places} frontends", filter.family)
+            }
+            Op::RemoveLeftovers(leftovers) => {
+                let (chains, rules) = leftovers.removal.count();
+                write!(f, "- {} leftovers of other modes: {chains} chains, {rules} rules", leftovers.family)?;
+                f.write_str(if leftovers.nft_table { ", the nftables table" } else { "" })
             }
         }
     }

@@ -8,6 +8,7 @@
 //! | chain, jump | its name is one of [`CHAINS`](super::chains::CHAINS), a jump also by its comment |
 //! | virtual server | it is in this network namespace, has an address, and that is not in `excludeCIDRs` |
 //! | real server | its virtual server is wanted; weight 0 is the record of a drain |
+//! | of other modes of kube-proxy | chains by name, jumps by comment, the nftables table `kube-proxy`; see [`removal`](super::removal) |
 //! | sysctl | never: they are set and left |
 
 use super::model::VsKey;

@@ -6,13 +6,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::chains::Table;
 use super::desired::{Changes, Desired};
 use super::drain;
 use super::fragment::VirtualServer;
 use super::model::{Family, RsKey, VsKey};
 use super::observed::{Observed, ObservedServer, RsState};
-use super::op::{FlowsOp, GrowOp, Op, Plan, RulesOp};
+use super::op::{FlowsOp, GrowOp, LeftoversOp, Op, Plan, RulesOp};
 use super::ownership;
+use super::removal::{is_of_other_modes, target};
 use super::rules::{Chains, OUT_FILTER, build_chains};
 use super::sets::{Entry, SetId, SetKind};
 use super::settings::Settings;
@@ -28,6 +30,8 @@ pub struct Goal<'a> {
     pub settings: &'a Settings,
     /// Real servers whose drain has lasted long enough.
     pub expired: &'a BTreeSet<(VsKey, RsKey)>,
+    /// What another mode of kube-proxy left serves until everything of ours does.
+    pub hands_over: bool,
 }
 
 /// What a plan looks at.
@@ -55,6 +59,7 @@ pub fn build_plan(goal: Goal<'_>, scope: Scope<'_>) -> Plan {
     goal.diff_sets(&keys.entries, &mut ops);
     for &family in &goal.settings.families {
         goal.diff_rules(family, &mut ops);
+        goal.diff_leftovers(family, &mut ops);
     }
     for key in &keys.virtual_servers {
         let wanted = goal.desired.virtual_server(key).map(|vs| &**vs);
@@ -145,7 +150,7 @@ impl Goal<'_> {
             self.desired.entries().filter(|(id, _)| *id == set).map(|(_, entry)| *entry).collect();
         entries.sort_unstable();
         let room = self.desired.members(set).saturating_mul(2).checked_next_power_of_two();
-        GrowOp { set, capacity: room.unwrap_or(u32::MAX).max(super::sets::MAXELEM), entries }
+        GrowOp { set, capacity: room.unwrap_or(u32::MAX), entries }
     }
 
     /// Rules over sets that empty in this plan stay until the tidy phase, so that traffic which is
@@ -163,13 +168,27 @@ impl Goal<'_> {
         let either = |kind: SetKind| wanted_set(kind) || self.observed.has_members(kind, family);
         let mut meanwhile = build_chains(family, self.settings, &either, &closed);
         keep_closed(&has.chains, &mut meanwhile);
-        let write = |chains, jumps, tidy| Op::WriteRules(Box::new(RulesOp { family, chains, jumps, tidy }));
+        let hands_over = keep_dispatch(&has.chains, &mut meanwhile) && self.hands_over;
+        let write = |chains, jumps, tidy| {
+            let hands_over = hands_over && tidy;
+            Op::WriteRules(Box::new(RulesOp { family, chains, jumps, tidy, hands_over }))
+        };
         let guarded = has.chains == meanwhile && jumps.is_empty();
         if meanwhile != wanted {
             ops.push(write(wanted, Vec::new(), true));
         }
         if !guarded {
             ops.push(write(meanwhile, jumps, false));
+        }
+    }
+
+    /// What other modes of kube-proxy left goes last, when everything of ours serves.
+    fn diff_leftovers(&self, family: Family, ops: &mut Vec<Op>) {
+        let removal = self.observed.rules[family.index()].leftovers.clone();
+        let nft_table = self.observed.nft_tables[family.index()];
+        if !removal.is_empty() || nft_table {
+            let hands_over = self.hands_over;
+            ops.push(Op::RemoveLeftovers(Box::new(LeftoversOp { family, removal, nft_table, hands_over })));
         }
     }
 
@@ -248,4 +267,18 @@ fn keep_closed(has: &Chains, meanwhile: &mut Chains) {
     let more: Vec<String> =
         has.iter().filter(ours).filter(|rule| !meanwhile.contains(rule)).cloned().collect();
     meanwhile.extend(more);
+}
+
+/// The iptables mode's chain of all Services has the same name as ours. Its jumps to single Services stay
+/// in front of our first verdict until the tidy phase: they serve until IPVS does. True if there are any.
+fn keep_dispatch(has: &Chains, meanwhile: &mut Chains) -> bool {
+    let key = (Table::Nat, "KUBE-SERVICES".to_owned());
+    let (Some(has), Some(meanwhile)) = (has.get(&key), meanwhile.get_mut(&key)) else { return false };
+    let dispatches = |rule: &&String| target(rule).is_some_and(|to| is_of_other_modes("nat", to));
+    let kept: Vec<String> = has.iter().filter(dispatches).cloned().collect();
+    let decides = |rule: &String| matches!(target(rule), Some("ACCEPT" | "KUBE-NODE-PORT"));
+    let place = meanwhile.iter().position(decides).unwrap_or(meanwhile.len());
+    let any = !kept.is_empty();
+    meanwhile.splice(place..place, kept);
+    any
 }

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 
+use super::chains::Table;
 use super::desired::{Changes, Desired};
 use super::fragment::build_fragment;
 use super::model::*;
 use super::node::NodeFacts;
 use super::observed::Observed;
-use super::op::{Op, Plan};
+use super::op::{Op, OpKind, Plan, RulesOp};
 use super::plan::{Goal, Scope, build_plan};
+use super::save::{ObservedRules, parse_save};
 use super::settings::{LocalTraffic, Settings, Sysctl};
 use crate::kernel::apply;
 use crate::kernel::fake::FakeKernel;
@@ -72,7 +74,7 @@ fn plan(desired: &Desired, observed: &Observed, changes: Option<&Changes>) -> Pl
 /// The plan for these changes, or for everything.
 fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, changes: Option<&Changes>) -> Plan {
     let (none, expired) = (Changes::default(), BTreeSet::new());
-    let goal = Goal { desired, observed, settings, expired: &expired };
+    let goal = Goal { desired, observed, settings, expired: &expired, hands_over: true };
     build_plan(goal, changes.map_or(Scope::All(&none), Scope::Changes))
 }
 
@@ -235,7 +237,8 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     desired.update(&name, Some(with(&[3])), &mut changes);
     let step = |observed: &Observed, expired: &[RsKey]| {
         let (settings, expired) = (settings(), expired.iter().map(|rs| (vs, *rs)).collect());
-        let goal = Goal { desired: &desired, observed, settings: &settings, expired: &expired };
+        let goal =
+            Goal { desired: &desired, observed, settings: &settings, expired: &expired, hands_over: true };
         build_plan(goal, Scope::Changes(&changes)).to_string()
     };
     assert_eq!(
@@ -250,4 +253,71 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     assert_eq!(step(&observed, &[rs(2)]), gone, "the deadline is over");
     observed.busy.clear();
     assert_eq!(step(&observed, &[]), gone, "the last connection ended");
+}
+
+/// The rules of the iptables mode for one Service.
+fn iptables_mode() -> ObservedRules {
+    let svc = "-d 10.96.0.10/32 -p tcp -m comment --comment \"kube-system/kube-dns:dns\" -m tcp --dport 53 \
+               -j KUBE-SVC-A";
+    let sep = "-m tcp -p tcp -j DNAT --to-destination 10.244.1.5:53";
+    parse_save(&format!(
+        "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A PREROUTING -m comment --comment \"kubernetes \
+         service portals\" -j KUBE-SERVICES\n-A KUBE-SERVICES {svc}\n-A KUBE-SVC-A {sep}\nCOMMIT\n"
+    ))
+}
+
+#[test]
+fn golden_the_iptables_mode_serves_until_everything_of_ours_does() {
+    let mut desired = Desired::default();
+    update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
+    let mut kernel = FakeKernel::new(&[SYSCTL]);
+    kernel.state.rules[0] = iptables_mode();
+    kernel.state.nft_tables[0] = true;
+    let again = |observed: &Observed| plan(&desired, observed, None);
+    let plan = again(&kernel.state);
+    let text = plan.to_string();
+    let at = |line: &str| text.find(line).unwrap_or_else(|| panic!("no {line:?} in\n{text}"));
+    assert!(at("\nGuard") < at("\nServe") && at("\nServe") < at("\nOpen") && at("\nOpen") < at("\nTidy"));
+    let end = "Tidy\n  = rules IPv4 (20 rules, jumps of 0 chains)\n  - IPv4 leftovers of other modes: 1 \
+               chains, 0 rules, the nftables table\n";
+    assert!(text.ends_with(end), "{text}");
+    let rules: Vec<&RulesOp> =
+        plan.ops.iter().filter_map(|op| if let Op::WriteRules(r) = op { Some(&**r) } else { None }).collect();
+    let services = |rules: &RulesOp| rules.chains[&(Table::Nat, "KUBE-SERVICES".to_owned())].clone();
+    let guard = services(rules.iter().find(|r| r.family == Family::V4 && !r.tidy).unwrap());
+    let old = guard.iter().position(|rule| rule.ends_with("-j KUBE-SVC-A")).unwrap();
+    let verdict = guard.iter().position(|rule| rule.ends_with("-j KUBE-NODE-PORT")).unwrap();
+    assert!(old < verdict, "the old rule decides first: {guard:?}");
+    assert!(guard[..old].iter().any(|rule| rule.ends_with("-j KUBE-MARK-MASQ")), "after our mark: {guard:?}");
+    let tidy = services(rules.iter().find(|r| r.tidy).unwrap());
+    assert!(!tidy.iter().any(|rule| rule.contains("KUBE-SVC-")));
+
+    assert!(apply(&mut kernel, &plan).is_clean());
+    assert!(again(&kernel.state).is_empty(), "once");
+}
+
+#[test]
+fn the_iptables_mode_goes_on_while_anything_of_the_family_fails() {
+    let mut desired = Desired::default();
+    update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
+    for (patient, stays) in [(true, true), (false, false)] {
+        let mut kernel = FakeKernel::new(&[SYSCTL]);
+        kernel.state.rules[0] = iptables_mode();
+        kernel.fail_next(OpKind::Bind);
+        let expired = BTreeSet::new();
+        let settings = settings();
+        let goal = Goal {
+            desired: &desired,
+            observed: &kernel.state.clone(),
+            settings: &settings,
+            expired: &expired,
+            hands_over: patient,
+        };
+        let plan = build_plan(goal, Scope::All(&Changes::default()));
+        let report = apply(&mut kernel, &plan);
+        assert!(!report.is_clean());
+        assert_eq!(!kernel.state.rules[0].leftovers.is_empty(), stays);
+        let services = &kernel.state.rules[0].chains[&(Table::Nat, "KUBE-SERVICES".to_owned())];
+        assert_eq!(services.iter().any(|rule| rule.contains("KUBE-SVC-A")), stays);
+    }
 }

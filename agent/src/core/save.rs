@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reads the output of `iptables-save`: our chains, and which of our jumps are there.
+//! Reads the output of `iptables-save`: our chains, which of our jumps are there, and what other modes of
+//! kube-proxy left.
 
 use std::collections::BTreeMap;
 
 use super::chains::{CHAINS, JUMPS, JumpFix, Table, jump_chains, wanted_jumps};
+use super::removal::{Extent, Removal, find_removal};
 use super::rules::Chains;
 
 /// What a family's iptables hold of ours.
@@ -13,6 +15,8 @@ pub struct ObservedRules {
     pub chains: Chains,
     /// Our jumps in each built-in chain, from the top, by their indexes in [`JUMPS`].
     pub jumps: BTreeMap<(Table, &'static str), Vec<usize>>,
+    /// Chains and jumps of kube-proxy's other modes.
+    pub leftovers: Removal,
 }
 
 impl ObservedRules {
@@ -36,7 +40,8 @@ impl ObservedRules {
 
 /// Parses `iptables-save` output. Tables, chains and rules of others are passed over.
 pub fn parse_save(text: &str) -> ObservedRules {
-    let mut observed = ObservedRules::default();
+    let leftovers = find_removal(text, Extent::OtherModes);
+    let mut observed = ObservedRules { leftovers, ..ObservedRules::default() };
     let mut table = None;
     for line in text.lines() {
         let line = line.trim_end();
@@ -122,10 +127,10 @@ mod tests {
 
     #[test]
     fn others_chains_and_tables_are_not_ours() {
-        let text = "*mangle\n:KUBE-SERVICES - [0:0]\nCOMMIT\n*nat\n:KUBE-SVC-X - [0:0]\n:KUBE-FORWARD - [0:0]\n\
-                    -A KUBE-SVC-X -j ACCEPT\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n";
+        let text = "*mangle\n:KUBE-SERVICES - [0:0]\nCOMMIT\n*nat\n:CNI-X - [0:0]\n:KUBE-FORWARD - [0:0]\n\
+                    -A CNI-X -j ACCEPT\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n";
         let observed = parse_save(text);
-        assert!(observed.chains.is_empty());
+        assert!(observed.chains.is_empty() && observed.leftovers.is_empty());
         assert_eq!(
             observed.broken_jumps().len(),
             jump_chains().len(),

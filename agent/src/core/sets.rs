@@ -101,9 +101,9 @@ const ROWS: [Row; 17] = {
     ]
 };
 
-/// Room in a hash set that the agent creates; memory is taken only for what is in it. kube-proxy's
-/// sets have room for 65536 and refuse more.
-pub const MAXELEM: u32 = 1 << 20;
+/// Room in a hash set that the agent creates, as kube-proxy: its `ipset create -exist` refuses a set with
+/// other room, and then all its syncing stops. A set that gets too small is replaced by a larger one.
+pub const MAXELEM: u32 = 1 << 16;
 
 /// Longest set name that the kernel takes (`IPSET_MAXNAMELEN` - 1); kube-proxy cuts there.
 pub const MAX_NAME: usize = 31;

@@ -115,6 +115,9 @@ pub struct Settings {
     pub drain_deadline: Option<Duration>,
     /// Connections that stand are not cut when `loadBalancerSourceRanges` change.
     pub keep_established: bool,
+    /// Another service proxy serves the other Services of this node (`serviceProxyName`): what looks
+    /// like leftovers of kube-proxy is in use.
+    pub beside_another: bool,
 }
 
 impl Default for Settings {
@@ -133,6 +136,7 @@ impl Default for Settings {
             external_ips: ExternalIps::All,
             drain_deadline: None,
             keep_established: false,
+            beside_another: false,
         }
     }
 }

@@ -56,6 +56,14 @@ pub enum Reason {
     ExternalIPRefused,
     /// An address of the node, or of its router, is an address of a Service.
     NodeAddressAsVIP,
+    /// A health-check node port cannot be opened.
+    FailedToStartServiceHealthcheck,
+    /// The health server cannot be opened.
+    FailedToStartProxierHealthcheck,
+    /// The metrics server cannot be opened.
+    FailedToStartMetricServer,
+    /// The kernel cannot be used: a module or a privilege is missing.
+    KernelNotUsable,
 }
 
 /// The reason as the Event has it.
@@ -65,6 +73,10 @@ impl fmt::Display for Reason {
             Reason::AddressConflict => "AddressConflict",
             Reason::ExternalIPRefused => "ExternalIPRefused",
             Reason::NodeAddressAsVIP => "NodeAddressAsVIP",
+            Reason::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
+            Reason::FailedToStartProxierHealthcheck => "FailedToStartProxierHealthcheck",
+            Reason::FailedToStartMetricServer => "FailedToStartMetricServer",
+            Reason::KernelNotUsable => "KernelNotUsable",
         })
     }
 }

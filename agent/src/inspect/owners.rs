@@ -22,14 +22,22 @@ fn address() -> std::io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(NAME)
 }
 
+/// Takes the place of the one agent that may run in this network namespace, until it is dropped.
+///
+/// # Errors
+/// When an agent runs.
+pub fn claim() -> anyhow::Result<UnixListener> {
+    address().and_then(|address| UnixListener::bind_addr(&address)).context(
+        "cannot open the socket @kube-ipvs/owners: another kube-ipvs runs in this network namespace; stop it first",
+    )
+}
+
 /// Answers askers until the process ends.
 ///
 /// # Errors
 /// When another agent already runs in this network namespace.
 pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
-    let listener = address().and_then(|address| UnixListener::bind_addr(&address)).context(
-        "cannot open the socket @kube-ipvs/owners: another kube-ipvs runs in this network namespace; stop it first",
-    )?;
+    let listener = claim()?;
     std::thread::Builder::new().name("owners".to_owned()).spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let (sender, receiver) = mpsc::channel();

@@ -93,6 +93,26 @@ impl IpsetClient {
         Ok(results)
     }
 
+    /// Destroys a set, and what is left of an attempt to make it larger. One that does not exist is
+    /// destroyed.
+    ///
+    /// # Errors
+    /// What the kernel said; a set that a rule or another set uses stays.
+    pub fn destroy(&mut self, set: SetId) -> Result<(), String> {
+        let destroy = |name: &str| Request {
+            kind: SUBSYSTEM | CMD_DESTROY,
+            flags: 0,
+            family: 0,
+            attrs: name_attrs(name),
+        };
+        let results = self.send(&[destroy(TEMPORARY), destroy(&set.name())]).map_err(|e| e.to_string())?;
+        match results.last().copied().flatten() {
+            None | Some(ENOENT) => Ok(()),
+            Some(BUSY) => Err(format!("it is in use: remove what uses it (`iptables-save | grep {set}`)")),
+            Some(code) => Err(op_error(&Op::DestroySet(set), code).message),
+        }
+    }
+
     /// Makes a larger set aside, fills it, and puts it in the place of the old one at once.
     fn grow(&mut self, grow: &GrowOp) -> Result<Result<(), OpError>, NfError> {
         let (set, family) = (grow.set, nf_family(grow.set));

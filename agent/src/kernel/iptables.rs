@@ -5,9 +5,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Stdio};
 
 use super::OpError;
+use super::flavour::Flavour;
 use super::nft_watch::Children;
 use crate::core::model::Family;
 use crate::core::op::RulesOp;
+use crate::core::removal::Removal;
 use crate::core::rules::render_restore;
 use crate::core::save::{ObservedRules, parse_save};
 
@@ -19,13 +21,8 @@ pub const IPVS_MATCH: &str = "-m ipvs ";
 pub struct Iptables {
     started: u64,
     children: Children,
-}
-
-fn program(family: Family, verb: &str) -> String {
-    match family {
-        Family::V4 => format!("iptables-{verb}"),
-        Family::V6 => format!("ip6tables-{verb}"),
-    }
+    /// Found out when it is first needed.
+    flavour: Option<Flavour>,
 }
 
 impl Iptables {
@@ -38,14 +35,38 @@ impl Iptables {
     /// error names the program and what it said.
     pub fn read(&mut self, families: &[Family]) -> Vec<Result<ObservedRules, String>> {
         self.started += families.len() as u64;
-        at_once(families, |family| read(*family))
+        let flavour = self.flavour();
+        at_once(families, |family| read(&flavour.program(*family, "save")))
     }
 
     /// Writes the rules of families, all at once, each table atomically, and returns a result each:
     /// what the program said; the tables that it did not reach stay as they were.
     pub fn write(&mut self, rules: &[&RulesOp]) -> Vec<Result<(), OpError>> {
         self.started += rules.len() as u64;
-        at_once(rules, |rules| write(rules, &self.children))
+        let flavour = self.flavour();
+        at_once(rules, |rules| write(&flavour.program(rules.family, "restore"), rules, &self.children))
+    }
+
+    fn flavour(&mut self) -> Flavour {
+        *self.flavour.get_or_insert_with(|| Flavour::of_node(save))
+    }
+
+    /// The rules of a family as text.
+    ///
+    /// # Errors
+    /// Names the program and what it said.
+    pub fn save(&mut self, family: Family) -> Result<String, String> {
+        self.started += 1;
+        save(&self.flavour().program(family, "save"))
+    }
+
+    /// Takes chains and jumps out, each table at once.
+    ///
+    /// # Errors
+    /// Names the program and what it said; the tables that it did not reach stay as they were.
+    pub fn remove(&mut self, family: Family, removal: &Removal) -> Result<(), String> {
+        self.started += 1;
+        restore(&self.flavour().program(family, "restore"), &removal.render(), &self.children)
     }
 
     /// The processes that write rules for this agent.
@@ -62,23 +83,24 @@ fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
     })
 }
 
-fn read(family: Family) -> Result<ObservedRules, String> {
-    let name = program(family, "save");
-    let text = run(Command::new(&name).stdin(Stdio::null()), &name, "", &Children::default())?;
-    Ok(parse_save(&text))
+fn read(name: &str) -> Result<ObservedRules, String> {
+    Ok(parse_save(&save(name)?))
 }
 
-fn write(rules: &RulesOp, children: &Children) -> Result<(), OpError> {
-    let name = program(rules.family, "restore");
+fn save(name: &str) -> Result<String, String> {
+    run(Command::new(name).stdin(Stdio::null()), name, "", &Children::default())
+}
+
+fn write(name: &str, rules: &RulesOp, children: &Children) -> Result<(), OpError> {
     let input = render_restore(&rules.chains, &rules.jumps);
     // The first table may have been written before the second failed.
-    let Err(error) = restore(&name, &input, children) else { return Ok(()) };
+    let Err(error) = restore(name, &input, children) else { return Ok(()) };
     let (kept, left_out): (Vec<&str>, Vec<&str>) = input.lines().partition(|l| !l.contains(IPVS_MATCH));
     if left_out.is_empty() {
         return Err(OpError::doubt(error));
     }
     // The guard must stand, even where one match is missing.
-    match restore(&name, &(kept.join("\n") + "\n"), children) {
+    match restore(name, &(kept.join("\n") + "\n"), children) {
         Ok(()) => Err(OpError::degraded(format!(
             "{error}; all rules are in place but those that keep this node itself from load balancers whose \
              source ranges leave it out: load the module xt_ipvs"
@@ -115,5 +137,10 @@ fn run(command: &mut Command, name: &str, input: &str, children: &Children) -> R
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    Err(format!("{name} failed ({}): {}", output.status, stderr.trim()))
+    let stderr = stderr.trim();
+    // Its own remedy, to be root, is of no use to a container. Legacy tables are reached through a raw
+    // socket, and in both flavours the match `set` asks for the numbers of sets through one.
+    let denied = ["you must be root", "open socket to ipset"].iter().any(|text| stderr.contains(text));
+    let remedy = if denied { "; it needs the capabilities NET_ADMIN and NET_RAW" } else { "" };
+    Err(format!("{name} failed ({}): {stderr}{remedy}", output.status))
 }

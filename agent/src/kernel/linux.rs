@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Instant;
 
 use anyhow::Context;
 use dummy_iface::DummyDevice;
@@ -13,14 +14,17 @@ use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, Servi
 use super::conntrack::ConntrackClient;
 use super::ipset::IpsetClient;
 use super::iptables::Iptables;
+use super::nfnetlink::NfSocket;
 use super::nft_watch::Children;
-use super::{Kernel, ObserveError, OpError, sysctl, table};
+use super::{Kernel, ObserveError, OpError, nft_tables, sysctl, table};
+use crate::core::flows::FlowFilter;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
-use crate::core::op::{Lane, Op};
+use crate::core::op::{Lane, LeftoversOp, Op};
 use crate::core::ownership::DEVICE;
 use crate::core::save::ObservedRules;
 use crate::core::settings::{Settings, Timeouts};
+use crate::metrics::proxy::FlowCounter;
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
 /// kernel's table in one go.
@@ -50,11 +54,13 @@ pub struct LinuxKernel {
     sets: IpsetClient,
     conntrack: ConntrackClient,
     iptables: Iptables,
+    nft: NfSocket,
     families: Vec<Family>,
     /// The programs of every one of `families` have worked once.
     families_tried: bool,
     sysctls: Vec<&'static str>,
     tables: u64,
+    flows: Option<FlowCounter>,
 }
 
 impl LinuxKernel {
@@ -70,11 +76,18 @@ impl LinuxKernel {
             sets: IpsetClient::open().context("ipset is not usable")?,
             conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
             iptables: Iptables::default(),
+            nft: NfSocket::open().context("netfilter is not usable")?,
             families: settings.families.clone(),
             families_tried: false,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
             tables: 0,
+            flows: None,
         })
+    }
+
+    /// Counts the stale flows that are forgotten.
+    pub fn count_flows(&mut self, counter: FlowCounter) {
+        self.flows = Some(counter);
     }
 
     /// The netlink port that address changes of ours carry.
@@ -165,6 +178,8 @@ impl LinuxKernel {
             observed.rules[family.index()] = rules;
         }
         observed.families = Some(self.families.clone());
+        // Only a table that is there matters, and an unclear answer shows none.
+        observed.nft_tables = nft_tables::find(&mut self.nft).unwrap_or_default();
         observed.device = match self.device.state() {
             Ok(state) => state.is_some(),
             // Creating it will fail and say so; what needs no address goes on.
@@ -239,6 +254,34 @@ impl LinuxKernel {
         results
     }
 
+    fn forget_flows(&mut self, filter: &FlowFilter) -> Result<(), OpError> {
+        let start = Instant::now();
+        let count = self.conntrack.forget(filter);
+        let count = count.map_err(|error| OpError::plain(format!("connection tracking: {error}")))?;
+        if let Some(counter) = &self.flows {
+            counter.forgot(filter.family, start.elapsed(), count);
+        }
+        if count > 0 {
+            tracing::info!(count, family = %filter.family, "forgot stale UDP flows");
+        }
+        Ok(())
+    }
+
+    fn remove_leftovers(&mut self, leftovers: &LeftoversOp) -> Result<(), String> {
+        let family = leftovers.family;
+        if !leftovers.removal.is_empty() {
+            self.iptables.remove(family, &leftovers.removal)?;
+            let (chains, rules) = leftovers.removal.count();
+            tracing::info!(%family, chains, rules, "removed what another mode of kube-proxy left in iptables");
+        }
+        if leftovers.nft_table {
+            nft_tables::remove(&mut self.nft, family)
+                .map_err(|error| format!("table kube-proxy of nftables: {error}"))?;
+            tracing::info!(%family, "removed the nftables table that kube-proxy left");
+        }
+        Ok(())
+    }
+
     fn execute_one(&mut self, op: &Op) -> Result<(), OpError> {
         match op {
             Op::SetSysctl(sysctl) => sysctl::write(sysctl),
@@ -246,14 +289,8 @@ impl LinuxKernel {
                 let config = ipvs::Config { tcp: timeouts.tcp, tcp_fin: timeouts.tcp_fin, udp: timeouts.udp };
                 self.ipvs.set_config(config).map_err(|e| OpError::plain(e.to_string()))
             }
-            Op::ForgetFlows(flows) => match self.conntrack.forget(&flows.filter) {
-                Ok(0) => Ok(()),
-                Ok(count) => {
-                    tracing::info!(count, family = %flows.filter.family, "forgot stale UDP flows");
-                    Ok(())
-                }
-                Err(error) => Err(OpError::plain(format!("connection tracking: {error}"))),
-            },
+            Op::ForgetFlows(flows) => self.forget_flows(&flows.filter),
+            Op::RemoveLeftovers(leftovers) => self.remove_leftovers(leftovers).map_err(OpError::plain),
             Op::CreateDevice => self.device.ensure().map(drop).map_err(|e| OpError::plain(e.to_string())),
             other => Err(OpError::plain(format!("{other} is not executed one by one"))),
         }
@@ -292,7 +329,7 @@ impl Kernel for LinuxKernel {
                     ops.iter().filter_map(|op| if let Op::WriteRules(r) = op { Some(&**r) } else { None });
                 self.iptables.write(&rules.collect::<Vec<_>>())
             }
-            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack) => {
+            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack | Lane::Leftovers) => {
                 ops.iter().map(|op| self.execute_one(op)).collect()
             }
         }
@@ -328,7 +365,8 @@ pub fn vs_key(id: &ServiceId) -> Option<VsKey> {
     }
 }
 
-fn service_id(key: &VsKey) -> ServiceId {
+/// The IPVS service of that name.
+pub(super) fn service_id(key: &VsKey) -> ServiceId {
     let protocol = match key.protocol {
         Protocol::Tcp => ipvs::Protocol::Tcp,
         Protocol::Udp => ipvs::Protocol::Udp,

@@ -6,14 +6,19 @@
 
 pub mod conntrack;
 pub mod fake;
+pub mod flavour;
 pub mod ipset;
 mod ipset_codec;
 pub mod iptables;
 pub mod linux;
+pub mod modules;
 pub mod nfnetlink;
+pub mod nft_tables;
 pub mod nft_watch;
 pub mod sysctl;
 pub mod table;
+pub mod teardown;
+pub mod traffic;
 
 use std::collections::HashSet;
 

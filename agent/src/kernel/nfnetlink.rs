@@ -25,6 +25,9 @@ const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 0x2;
 const EPERM: i32 = 1;
 const NLMSG_DONE: u16 = 0x3;
+/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_F_NET_BYTEORDER: u16 = 0x4000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
@@ -352,6 +355,36 @@ impl NfSocket {
             start = end;
         }
         Ok(refused)
+    }
+
+    /// Runs one request as a transaction of a subsystem that knows no other way (nf_tables).
+    ///
+    /// # Errors
+    /// A refusal; then nothing was changed.
+    pub fn transaction(&mut self, subsystem: u16, request: &Request) -> Result<(), NfError> {
+        let mark = |kind| Request { kind, flags: 0, family: 0, attrs: Attrs::default() };
+        let first_seq = self.seq.wrapping_add(1);
+        let mut bytes = Vec::new();
+        mark(BATCH_BEGIN).encode(self.next_seq(), 0, &mut bytes);
+        // The last half of the `nfgenmsg` says which subsystem.
+        let length = bytes.len();
+        bytes[length - 2..].copy_from_slice(&subsystem.to_be_bytes());
+        request.encode(self.next_seq(), NLM_F_ACK, &mut bytes);
+        mark(BATCH_END).encode(self.next_seq(), 0, &mut bytes);
+        self.send(&bytes)?;
+        loop {
+            self.receive()?;
+            for message in messages(&self.buffer) {
+                let message = message?;
+                if message.kind == NLMSG_ERROR && message.seq.wrapping_sub(first_seq) < 3 {
+                    return match refusal(message.payload) {
+                        None => Ok(()),
+                        Some(EPERM) => Err(NfError::NotPermitted),
+                        Some(code) => Err(NfError::Refused(code)),
+                    };
+                }
+            }
+        }
     }
 
     /// Reads answers until the last request of a send is acknowledged or refused.

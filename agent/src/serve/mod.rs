@@ -1,79 +1,174 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the agent answers over HTTP: `/metrics`.
+//! What the agent answers over HTTP.
 
-use std::convert::Infallible;
+pub mod health;
+pub mod http;
+pub mod node_ports;
+
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use hyper::Method;
 
-use crate::metrics::Metrics;
+use crate::events::{About, EventSink, Notice, Reason};
+use crate::log::Verbosity;
+use crate::metrics::{self, Metrics};
+use health::{Probe, SharedHealth};
+use http::{Answer, Ask, Handler};
 
 /// Pause before a listener is tried again, as in kube-proxy.
 const RETRY: Duration = Duration::from_secs(5);
-/// A client that sends no request for so long is cut off.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last Event gets before the process ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves `/metrics` at `address` for ever. A port that is taken is tried again and again.
-pub async fn metrics(address: SocketAddr, metrics: Metrics) {
-    let mut told = false;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                told = false;
-                accept(&listener, &metrics).await;
-            }
-            Err(error) if told => tracing::debug!("still no metrics at {address}: {error}"),
-            Err(error) => {
+/// A server of the agent.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The field of the configuration that says so.
+    pub setting: &'static str,
+    /// The Event when it cannot.
+    pub reason: Reason,
+    /// A port that is taken ends the process (`bindAddressHardFail`).
+    pub hard_fail: bool,
+}
+
+impl Server {
+    /// Serves for ever. A port that is taken is tried again and again.
+    pub async fn run(self, events: EventSink, handler: Handler) {
+        let Self { address, setting, .. } = self;
+        let mut told = false;
+        loop {
+            let error = match http::listen(address, false) {
+                Ok(listener) => return http::serve(listener, handler).await,
+                Err(error) => error,
+            };
+            if !told {
                 told = true;
-                tracing::error!(
-                    "cannot serve metrics at {address}: {error}; free the port or set metricsBindAddress; trying \
-                     again"
-                );
+                let message = format!("cannot listen at {address}: {error}; free the port or set {setting}");
+                tracing::error!("{message}");
+                if self.hard_fail {
+                    events.send([Notice { about: About::Node, reason: self.reason, message }]);
+                    tokio::time::sleep(FAREWELL).await;
+                    tracing::error!("bindAddressHardFail is set: exiting");
+                    std::process::exit(1);
+                }
             }
+            tokio::time::sleep(RETRY).await;
         }
-        tokio::time::sleep(RETRY).await;
     }
 }
 
-async fn accept(listener: &TcpListener, metrics: &Metrics) {
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::debug!("metrics: {error}");
-                return;
-            }
+fn not_found() -> Answer {
+    Answer::text(404, "404 page not found\n")
+}
+
+/// `/healthz` and `/livez` as kube-proxy answers them, and `/readyz`: whether everything was programmed
+/// once since the start.
+pub fn health_handler(health: SharedHealth, metrics: Metrics) -> Handler {
+    Arc::new(move |ask: &Ask| {
+        let probe = match ask.path.as_str() {
+            "/healthz" => Probe::Healthz,
+            "/livez" => Probe::Livez,
+            "/readyz" if health.with(|h| h.is_ready()) => return Answer::text(200, "ok"),
+            "/readyz" => return Answer::text(503, "the first sync is not done yet\n"),
+            _ => return not_found(),
         };
-        let metrics = metrics.clone();
-        tokio::spawn(async move {
-            let answer = service_fn(|request| std::future::ready(answer(&request, &metrics)));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), answer);
-            if let Err(error) = connection.await {
-                tracing::debug!("metrics: {error}");
-            }
-        });
+        let (code, body) = health.with(|h| h.answer(probe, SystemTime::now()));
+        metrics.answered(probe, code);
+        Answer::json(code, body)
+    })
+}
+
+/// `/metrics`, `/proxyMode`, `/configz`, `/healthz`, and from this node `/debug/flags/v`.
+pub fn metrics_handler(metrics: Metrics, configz: String, verbosity: Verbosity) -> Handler {
+    Arc::new(move |ask: &Ask| match ask.path.as_str() {
+        "/metrics" | "/proxyMode" | "/configz" | "/healthz" if !ask.reads() => {
+            let mut answer = Answer::text(405, "only GET and HEAD\n");
+            answer.headers.push(("allow", "GET, HEAD".to_owned()));
+            answer
+        }
+        "/metrics" => match metrics.render() {
+            Ok(text) => Answer { kind: metrics::CONTENT_TYPE, ..Answer::text(200, text) },
+            Err(error) => Answer::text(500, error.to_string()),
+        },
+        "/proxyMode" => Answer::text(200, "ipvs"),
+        "/configz" => Answer::json(200, configz.clone()),
+        "/healthz" => Answer::text(200, "ok"),
+        "/debug/flags/v" if ask.peer.is_loopback() => set_verbosity(ask, &verbosity),
+        "/debug/flags/v" => Answer::text(403, "only from this node: ask through 127.0.0.1\n"),
+        _ => not_found(),
+    })
+}
+
+/// `PUT` changes the level of the log, `GET` tells it.
+fn set_verbosity(ask: &Ask, verbosity: &Verbosity) -> Answer {
+    if ask.method == Method::GET {
+        return Answer::text(200, format!("{}\n", verbosity.get()));
+    }
+    match ask.body.trim().parse::<u32>() {
+        Ok(level) if ask.method == Method::PUT => {
+            verbosity.set(level);
+            tracing::info!(level, "the level of the log was changed");
+            Answer::text(200, format!("successfully set the level to {level}\n"))
+        }
+        _ => Answer::text(400, "PUT a number, e.g. curl -X PUT -d 4 http://127.0.0.1:10249/debug/flags/v\n"),
     }
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Result<Response<String>, Infallible> {
-    let (status, kind, body) = match request.uri().path() {
-        "/metrics" => match metrics.render() {
-            Ok(text) => (StatusCode::OK, prometheus::TEXT_FORMAT, text),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
-        },
-        _ => (StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".to_owned()),
-    };
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
-    Ok(response)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::Family;
+    use health::Health;
+
+    fn ask(method: Method, path: &str, body: &str, peer: [u8; 4]) -> Ask {
+        Ask { method, path: path.to_owned(), body: body.to_owned(), peer: peer.into() }
+    }
+
+    const HERE: [u8; 4] = [127, 0, 0, 1];
+
+    #[test]
+    fn the_metrics_port_answers_kube_proxys_paths() {
+        let verbosity = crate::log::start(crate::log::Format::Text, 0);
+        let handler = metrics_handler(Metrics::new().unwrap(), "{}".to_owned(), verbosity.clone());
+        let get = |path| handler(&ask(Method::GET, path, "", HERE));
+        for (path, code, body) in [
+            ("/proxyMode", 200, "ipvs"),
+            ("/configz", 200, "{}"),
+            ("/healthz", 200, "ok"),
+            ("/livez", 404, "404"),
+        ] {
+            let answer = get(path);
+            assert!(answer.code == code && answer.body.starts_with(body), "{path}: {answer:?}");
+            assert!(answer.headers.contains(&("x-content-type-options", "nosniff".to_owned())), "{path}");
+        }
+        let shown = get("/metrics");
+        assert!(shown.kind.starts_with("text/plain; version=0.0.4") && shown.body.contains("# TYPE "));
+        let code = |method| handler(&ask(method, "/metrics", "", HERE)).code;
+        assert_eq!((code(Method::HEAD), code(Method::POST), code(Method::DELETE)), (200, 405, 405));
+        let put = |body, peer| handler(&ask(Method::PUT, "/debug/flags/v", body, peer)).code;
+        assert_eq!((put("5", [192, 0, 2, 1]), put("much", HERE), put("5\n", HERE)), (403, 400, 200));
+        assert!(handler(&ask(Method::POST, "/debug/flags/v", "5", HERE)).code == 400);
+    }
+
+    #[test]
+    fn ready_is_after_the_first_sync() {
+        let health = SharedHealth::new(Health::new(&[Family::V4], Duration::from_secs(60)));
+        let metrics = Metrics::new().unwrap();
+        let handler = health_handler(health.clone(), metrics.clone());
+        let code = |path| handler(&ask(Method::GET, path, "", HERE)).code;
+        assert_eq!((code("/readyz"), code("/livez"), code("/healthz"), code("/")), (503, 200, 503, 404));
+        health.with(|h| h.synced(Family::V4, SystemTime::now()));
+        health.with(|h| h.set_eligible(true));
+        assert_eq!((code("/readyz"), code("/livez"), code("/healthz")), (200, 200, 200));
+        let text = metrics.render().unwrap();
+        for line in
+            ["healthz_total{code=\"200\"} 1", "healthz_total{code=\"503\"} 1", "livez_total{code=\"200\"} 2"]
+        {
+            assert!(text.contains(line), "{text}");
+        }
+    }
 }

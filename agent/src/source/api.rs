@@ -4,69 +4,25 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::Context;
-use futures_util::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client, Resource};
+use kube::Resource;
+use kube::runtime::watcher;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::Source;
-use super::decode::{decode, object_name};
+use super::client::ApiClient;
+use super::decode::{PROXY_NAME_LABEL, decode, object_name};
+use super::follow::{Follower, Limits};
 use crate::core::model::ObjectName;
+use crate::metrics::Metrics;
 use crate::store::{Kind, Object, Store};
 
-/// Pause before a list that replaces a watch which cannot go on.
-const NEW_LIST_PAUSE: Duration = Duration::from_secs(1);
-
-/// How to reach the API server.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ApiAccess {
-    /// A kubeconfig file; without it and without `master` the pod's service account is used.
-    pub kubeconfig: Option<String>,
-    /// A URL that replaces the kubeconfig's server.
-    pub master: Option<String>,
-}
-
-impl ApiAccess {
-    /// Reads the credentials. The server itself is not contacted.
-    ///
-    /// # Errors
-    /// Names the file or variable that is missing or wrong.
-    pub async fn client(&self) -> anyhow::Result<Client> {
-        let mut config = match (&self.kubeconfig, &self.master) {
-            (Some(path), _) => {
-                let kubeconfig = Kubeconfig::read_from(Path::new(path))
-                    .with_context(|| format!("cannot use the kubeconfig {path}"))?;
-                kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                    .await
-                    .with_context(|| format!("the kubeconfig {path} is incomplete"))?
-            }
-            (None, Some(master)) => kube::Config::new(master.parse().context("--master")?),
-            (None, None) => kube::Config::incluster().context(
-                "no API server is configured and this is no pod: set clientConnection.kubeconfig in \
-                 the configuration file, or --kubeconfig, or use --objects",
-            )?,
-        };
-        if let Some(master) = &self.master {
-            config.cluster_url = master.parse().with_context(|| format!("--master {master:?} is no URL"))?;
-        }
-        tracing::info!(server = %config.cluster_url, "following the Kubernetes API");
-        Client::try_from(config).context("cannot set up the API client")
-    }
-}
-
 /// Ties a Rust type to a resource path.
-trait Followed: Clone + fmt::Debug + Send + 'static {
-    type Scope;
+pub(super) trait Followed: Clone + fmt::Debug + Send + 'static {
+    type Scope: Send + 'static;
     const KIND: Kind;
     const GROUP: &'static str;
     const PLURAL: &'static str;
@@ -75,7 +31,7 @@ trait Followed: Clone + fmt::Debug + Send + 'static {
 macro_rules! followed {
     ($type:ident, $scope:ident, $group:literal, $plural:literal) => {
         #[derive(Clone, Debug)]
-        struct $type;
+        pub(super) struct $type;
         impl Followed for $type {
             type Scope = kube::core::$scope;
             const KIND: Kind = Kind::$type;
@@ -91,10 +47,10 @@ followed!(Node, ClusterResourceScope, "", "nodes");
 
 /// An object as far as it could be decoded. A malformed one is no error of the watch.
 #[derive(Clone, Debug)]
-struct Guarded<K> {
+pub(super) struct Guarded<K> {
     metadata: ObjectMeta,
-    name: ObjectName,
-    object: Result<Object, String>,
+    pub name: ObjectName,
+    pub object: Result<Object, String>,
     kind: PhantomData<K>,
 }
 
@@ -148,113 +104,56 @@ impl<K: Followed> Resource for Guarded<K> {
 
 /// Objects from the API.
 pub struct ApiSource {
-    client: Client,
+    api: ApiClient,
     node: String,
+    /// The label selector of Services.
+    services: String,
     runtime: tokio::runtime::Handle,
+    metrics: Metrics,
+    limits: Limits,
 }
 
 impl ApiSource {
-    /// Follows the API with `client` on `runtime`; of the Nodes only `node`.
-    pub fn new(client: Client, node: &str, runtime: tokio::runtime::Handle) -> Self {
-        Self { client, node: node.to_owned(), runtime }
+    /// Follows the API with a client on `runtime`; of the Nodes only `node`.
+    pub fn new(api: ApiClient, node: &str, runtime: tokio::runtime::Handle, metrics: Metrics) -> Self {
+        let services = format!("!{PROXY_NAME_LABEL}");
+        Self { api, node: node.to_owned(), services, runtime, metrics, limits: Limits::default() }
+    }
+
+    /// Follows the Services that are for the proxy of this name; without one, those that are for none in
+    /// particular.
+    #[must_use]
+    pub fn for_proxy(self, name: Option<&str>) -> Self {
+        let services =
+            name.map_or_else(|| self.services.clone(), |name| format!("{PROXY_NAME_LABEL}={name}"));
+        Self { services, ..self }
+    }
+
+    /// With other limits than the usual ones.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    fn follow<K: Followed>(&self, config: watcher::Config, store: &Arc<Store>)
+    where
+        Guarded<K>: Resource<DynamicType = ()>,
+    {
+        let (watch, store) = (self.metrics.api_watch(K::KIND), store.clone());
+        let follower = Follower::<K>::new(self.api.clone(), config, store, watch, self.limits);
+        self.runtime.spawn(follower.run());
     }
 }
 
 impl Source for ApiSource {
     fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
-        let services = watcher::Config::default()
-            .labels("!service.kubernetes.io/service-proxy-name")
-            .fields("spec.clusterIP!=None");
+        let services = watcher::Config::default().labels(&self.services).fields("spec.clusterIP!=None");
         let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
         let node = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
-        self.runtime.spawn(follow::<Service>(self.client.clone(), services, store.clone()));
-        self.runtime.spawn(follow::<EndpointSlice>(self.client.clone(), slices, store.clone()));
-        self.runtime.spawn(follow::<Node>(self.client, node, store));
+        self.follow::<Service>(services, &store);
+        self.follow::<EndpointSlice>(slices, &store);
+        self.follow::<Node>(node, &store);
         Ok(())
-    }
-}
-
-async fn follow<K: Followed>(client: Client, config: watcher::Config, store: Arc<Store>)
-where
-    Guarded<K>: Resource<DynamicType = ()>,
-{
-    let api: Api<Guarded<K>> = Api::all(client);
-    let mut trouble: Option<String> = None;
-    loop {
-        let mut events = pin!(watcher(api.clone(), config.clone()).default_backoff());
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
-                    // The watcher announces a list before it asks for it.
-                    if !matches!(event, Event::Init) && trouble.take().is_some() {
-                        tracing::info!(kind = %K::KIND, "the API answers again");
-                    }
-                    store_event(event, &store);
-                }
-                Err(error) if is_gone(&error) => break,
-                Err(error) => report_trouble(K::KIND, &error, &mut trouble),
-            }
-        }
-        // The watcher keeps asking for a version that is gone when the refusal is the status of the
-        // answer and not an event: start anew, with a list, and not in a hurry.
-        tracing::debug!(kind = %K::KIND, "the version is too old, listing again");
-        tokio::time::sleep(NEW_LIST_PAUSE).await;
-    }
-}
-
-fn is_gone(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
-}
-
-fn store_event<K: Followed>(event: Event<Guarded<K>>, store: &Store) {
-    store.update(|update| match event {
-        Event::Init => update.begin_list(K::KIND),
-        Event::InitDone => update.finish_list(K::KIND),
-        Event::InitApply(guarded) | Event::Apply(guarded) => match guarded.object {
-            Ok(object) => update.put(object),
-            Err(error) => update.malformed(K::KIND, &guarded.name, &error),
-        },
-        Event::Delete(guarded) => update.remove(K::KIND, &guarded.name),
-    });
-}
-
-/// One line per new trouble, not one per try.
-fn report_trouble(kind: Kind, error: &watcher::Error, last: &mut Option<String>) {
-    let text = error_chain(error);
-    if last.as_ref() == Some(&text) {
-        tracing::debug!(%kind, "still: {text}");
-        return;
-    }
-    // A watch that only timed out or expired heals by itself.
-    if text.contains("too old resource version") || text.contains("Expired") {
-        tracing::debug!(%kind, "listing again: {text}");
-        return;
-    }
-    tracing::warn!(%kind, "cannot follow the API: {text}; {}; trying again", remedy(&text));
-    *last = Some(text);
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = error.source();
-    }
-    text
-}
-
-fn remedy(error: &str) -> &'static str {
-    if error.contains("403") || error.contains("Forbidden") || error.contains("forbidden") {
-        "the service account needs get, list and watch on services, endpointslices and nodes"
-    } else if error.contains("401") || error.contains("Unauthorized") {
-        "check the token or client certificate"
-    } else {
-        "check that the server's address is right and reachable from this node without a ClusterIP"
     }
 }
 

@@ -18,7 +18,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::Value;
 
 use super::Source;
-use super::decode::{decode, object_name};
+use super::decode::{decode, object_name, proxy_name};
 use crate::core::model::ObjectName;
 use crate::store::{Kind, Object, Store};
 
@@ -44,11 +44,19 @@ struct Cached {
     items: Vec<Item>,
 }
 
+/// Which objects count.
+#[derive(Debug)]
+struct Ours {
+    node: String,
+    /// The name of this proxy, as Services ask for one; `None`: those that ask for none.
+    proxy: Option<String>,
+}
+
 /// Objects from files.
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
-    node: String,
+    ours: Ours,
     cache: BTreeMap<PathBuf, Cached>,
     published: bool,
     /// Complete reads so far: tells a lasting trouble from a passing one.
@@ -59,7 +67,14 @@ impl FileSource {
     /// Objects from `path`, a file or a folder (not its subfolders; files ending in `.yaml`,
     /// `.yml` or `.json`, hidden ones left out). Of the Nodes only the one named `node` counts.
     pub fn new(path: impl Into<PathBuf>, node: &str) -> Self {
-        Self { path: path.into(), node: node.to_owned(), cache: BTreeMap::new(), published: false, reads: 0 }
+        let ours = Ours { node: node.to_owned(), proxy: None };
+        Self { path: path.into(), ours, cache: BTreeMap::new(), published: false, reads: 0 }
+    }
+
+    /// With the Services that are for the proxy of this name; without one, those for none in particular.
+    pub fn serving(mut self, proxy: Option<String>) -> Self {
+        self.ours.proxy = proxy;
+        self
     }
 
     /// Reads what changed and publishes everything as one change. Returns whether anything did.
@@ -119,7 +134,7 @@ impl FileSource {
             if self.cache.get(path).is_some_and(|cached| cached.stamp == stamp) {
                 return Ok((stamp, None));
             }
-            Ok((stamp, Some(parse(&fs::read_to_string(path)?, &self.node)?)))
+            Ok((stamp, Some(parse(&fs::read_to_string(path)?, &self.ours)?)))
         };
         let (stamp, items) = read()?;
         let Some(items) = items else { return Ok(false) };
@@ -164,6 +179,8 @@ impl FileSource {
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_CREATE
+            // Permissions, which may make it readable.
+            | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
@@ -231,7 +248,7 @@ fn stamp(path: &Path) -> std::io::Result<Stamp> {
 }
 
 /// Parses a file: JSON values or YAML documents; a list contributes its items.
-fn parse(text: &str, node: &str) -> anyhow::Result<Vec<Item>> {
+fn parse(text: &str, ours: &Ours) -> anyhow::Result<Vec<Item>> {
     // A file that is just being rewritten in place; a list without items says so.
     anyhow::ensure!(!text.trim().is_empty(), "the file is empty");
     let documents: Vec<Value> = if text.trim_start().starts_with('{') {
@@ -243,12 +260,12 @@ fn parse(text: &str, node: &str) -> anyhow::Result<Vec<Item>> {
     };
     let mut items = Vec::new();
     for document in &documents {
-        collect(document, node, &mut items)?;
+        collect(document, ours, &mut items)?;
     }
     Ok(items)
 }
 
-fn collect(value: &Value, node: &str, items: &mut Vec<Item>) -> anyhow::Result<()> {
+fn collect(value: &Value, ours: &Ours, items: &mut Vec<Item>) -> anyhow::Result<()> {
     if value.is_null() {
         return Ok(());
     }
@@ -260,8 +277,8 @@ fn collect(value: &Value, node: &str, items: &mut Vec<Item>) -> anyhow::Result<(
         let of_items = kind.strip_suffix("List").filter(|k| !k.is_empty());
         for item in list {
             match of_items {
-                Some(of_items) => collect_object(item, of_items, node, items),
-                None => collect(item, node, items)?,
+                Some(of_items) => collect_object(item, of_items, ours, items),
+                None => collect(item, ours, items)?,
             }
         }
         return Ok(());
@@ -270,17 +287,22 @@ fn collect(value: &Value, node: &str, items: &mut Vec<Item>) -> anyhow::Result<(
         !kind.is_empty(),
         "an object without a kind: is this the output of `kubectl get -o yaml`?"
     );
-    collect_object(value, kind, node, items);
+    collect_object(value, kind, ours, items);
     Ok(())
 }
 
-fn collect_object(value: &Value, kind: &str, node: &str, items: &mut Vec<Item>) {
+fn collect_object(value: &Value, kind: &str, ours: &Ours, items: &mut Vec<Item>) {
     let Some(kind) = Kind::ALL.into_iter().find(|k| k.to_string() == kind) else {
         tracing::debug!(kind, "passed over: not a Service, EndpointSlice or Node");
         return;
     };
     let name = object_name(kind, value);
-    if kind == Kind::Node && *name.name != *node {
+    let passed_over = match kind {
+        Kind::Node => *name.name != *ours.node,
+        Kind::Service => proxy_name(value) != ours.proxy.as_deref(),
+        Kind::EndpointSlice => false,
+    };
+    if passed_over {
         return;
     }
     items.push(match decode(kind, value) {
@@ -323,6 +345,26 @@ mod tests {
         fs::remove_file(dir.path().join("b.json")).unwrap();
         assert!(source.read(&store).unwrap());
         assert_eq!(dirty(&store), ["default/j false"]);
+    }
+
+    #[test]
+    fn services_are_picked_by_the_proxy_that_they_ask_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let labels = "labels: {service.kubernetes.io/service-proxy-name: mine}";
+        let marked = format!(
+            "\n---\nkind: Service\nmetadata: {{name: m, {labels}}}\nspec: {{clusterIP: 10.96.0.9}}\n"
+        );
+        fs::write(&path, format!("{YAML}{marked}")).unwrap();
+        for (proxy, expected) in [
+            (None, &["default/a true", "x/b true"][..]),
+            (Some("mine"), &["default/m true"]),
+            (Some("x"), &[]),
+        ] {
+            let store = store();
+            FileSource::new(&path, "n1").serving(proxy.map(str::to_owned)).read(&store).unwrap();
+            assert_eq!(dirty(&store), expected, "{proxy:?}");
+        }
     }
 
     #[test]

@@ -3,8 +3,12 @@
 //! decoder, so the code after it cannot tell them apart.
 
 pub mod api;
+pub mod client;
 pub mod decode;
 pub mod files;
+mod follow;
+
+pub use follow::Limits;
 
 use std::sync::Arc;
 

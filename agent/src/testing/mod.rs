@@ -2,6 +2,7 @@
 //! For tests only: named scenarios and random clusters, and a loop to play them to.
 
 pub mod cluster;
+pub mod exposition;
 mod properties;
 pub mod random;
 mod scenarios;
@@ -12,10 +13,8 @@ use std::time::Duration;
 
 use crate::core::model::Node;
 use crate::core::settings::{LocalTraffic, Settings, Sysctl, Timeouts};
-use crate::events::EventSink;
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::metrics::Metrics;
 use crate::reconcile::{Outlets, Pass, Reconciler};
 use crate::schedule::Due;
 use crate::store::Store;
@@ -39,7 +38,7 @@ pub fn settings() -> Settings {
 
 /// Nobody listens.
 pub fn outlets() -> Outlets {
-    Outlets { events: EventSink::log_only(), metrics: Metrics::new().unwrap() }
+    Outlets::log_only().unwrap()
 }
 
 /// This node.
@@ -48,6 +47,7 @@ pub fn node() -> Node {
         name: "n1".into(),
         zone: Some("za".into()),
         addresses: vec!["192.168.50.2".parse().unwrap(), "fd00:50::2".parse().unwrap()],
+        leaving: false,
         pod_cidrs: [None, None],
     }
 }

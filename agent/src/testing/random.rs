@@ -122,7 +122,7 @@ pub fn any_cluster() -> impl Strategy<Value = Cluster> {
     let objects = (prop::collection::vec(any_service(), 0..6), prop::collection::vec(any_slice(), 0..8));
     let node = (select(vec![None, Some("za"), Some("zb")]), vips());
     (objects, node).prop_map(|((services, slices), (zone, addresses))| {
-        let node = Node { name: "n1".into(), zone: zone.map(Into::into), addresses, pod_cidrs: [None, None] };
+        let node = Node { name: "n1".into(), zone: zone.map(Into::into), addresses, ..Node::default() };
         let services =
             services.into_iter().map(|s| ((Kind::Service, s.name.to_string()), Object::Service(s)));
         let slices =

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::cluster::Cluster;
 use crate::core::model::{Family, VsKey};
 use crate::core::observed::ObservedSet;
+use crate::core::save::parse_save;
 use crate::core::sets::{SetId, SetKind};
 use crate::kernel::fake::FakeKernel;
 
@@ -16,10 +17,12 @@ pub struct Scenario {
     pub after: Cluster,
     /// What happens to the kernel in between.
     pub meanwhile: fn(&mut FakeKernel),
+    /// The agent starts anew after that.
+    pub restarts: bool,
 }
 
 fn scenario(name: &'static str, before: Cluster, after: Cluster) -> Scenario {
-    Scenario { name, before, after, meanwhile: |_| {} }
+    Scenario { name, before, after, meanwhile: |_| {}, restarts: false }
 }
 
 const TCP: &[&str] = &["p/TCP/8080"];
@@ -49,6 +52,19 @@ fn both(cluster: Cluster) -> Cluster {
 fn load_balancer(more: Value) -> Cluster {
     let base = spec(ports(tcp(30080)), json!({"type": "LoadBalancer"}));
     both(Cluster::default().service("a", spec(base, more), &["203.0.113.1"]))
+}
+
+/// What the iptables mode and the nftables mode leave.
+fn iptables_mode_was_here(kernel: &mut FakeKernel) {
+    *kernel = super::kernel();
+    for rules in &mut kernel.state.rules {
+        *rules = parse_save(
+            "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\n\
+             COMMIT\n*filter\n:KUBE-SERVICES - [0:0]\n-A FORWARD -m conntrack --ctstate NEW -m comment \
+             --comment \"kubernetes service portals\" -j KUBE-SERVICES\nCOMMIT\n",
+        );
+    }
+    kernel.state.nft_tables = [true; 2];
 }
 
 fn others_interfere(kernel: &mut FakeKernel) {
@@ -154,6 +170,11 @@ fn kernels() -> Vec<Scenario> {
         },
         Scenario { meanwhile: all_busy, ..scenario("real servers drain", both(plain()), plain()) },
         Scenario { meanwhile: sets_do_not_fit, ..scenario("sets do not fit", plain(), many) },
+        Scenario {
+            meanwhile: iptables_mode_was_here,
+            restarts: true,
+            ..scenario("iptables mode was here", Cluster::default(), both(plain()))
+        },
         Scenario { meanwhile: nobody_is_left, ..scenario("the kernel is new", both(plain()), both(plain())) },
         scenario("a UDP endpoint is replaced", udp(&["10.244.1.1@n1"]), udp(&["10.244.2.1@n2"])),
         scenario("the first UDP endpoint comes", udp(&[]), udp(&["10.244.2.1@n2"])),

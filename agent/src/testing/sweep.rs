@@ -16,6 +16,9 @@ fn moved(scenario: &Scenario) -> Agent {
     let mut agent = Agent::start(kernel(), &scenario.before);
     agent.converge(Due::Audit, 1);
     (scenario.meanwhile)(agent.kernel());
+    if scenario.restarts {
+        return Agent::start(agent.kill(), &scenario.after);
+    }
     scenario.after.put(&agent.store);
     agent
 }

@@ -37,6 +37,8 @@ pub struct Faults {
     pub half_open: bool,
     /// Streaming lists (`sendInitialEvents`) are refused with 422, as by a server without the feature.
     pub no_streaming_lists: bool,
+    /// `sendInitialEvents` is passed over, as by a server that has never heard of it.
+    pub unknown_streaming_lists: bool,
     /// A watch from a version that is too old gets 410 as its HTTP status instead of an ERROR event.
     pub gone_as_status: bool,
     /// Lists break off in the middle, and their connections with them.

@@ -3,6 +3,7 @@
 
 mod events;
 mod faults;
+mod follow;
 
 use std::pin::pin;
 use std::time::{Duration, Instant};

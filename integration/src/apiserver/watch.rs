@@ -182,7 +182,7 @@ impl Watching {
         for object in state.objects.list(kind, &self.options.selector, self.version).unwrap_or_default() {
             add_line(text, &json!({"type": "ADDED", "object": *object}));
         }
-        if self.options.initial && self.options.bookmarks {
+        if self.options.initial && self.options.bookmarks && !state.faults.unknown_streaming_lists {
             add_line(text, &self.bookmark(true));
         }
     }

@@ -17,11 +17,9 @@ use kube_ipvs::core::model::*;
 use kube_ipvs::core::op::{Lane, Op, Phase};
 use kube_ipvs::core::ownership::DEVICE;
 use kube_ipvs::core::settings::Settings;
-use kube_ipvs::events::EventSink;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::ipset::IpsetClient;
 use kube_ipvs::kernel::linux::LinuxKernel;
-use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Outlets, Pass, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
@@ -105,14 +103,7 @@ fn measure_agent(args: &Args) -> Result<(Pass, Duration)> {
     };
     let kernel = LinuxKernel::open(&settings)?;
     fill(&store, args);
-    let mut reconciler = Reconciler::new(
-        kernel,
-        store,
-        settings,
-        "node-a",
-        false,
-        Outlets { events: EventSink::log_only(), metrics: Metrics::new()? },
-    );
+    let mut reconciler = Reconciler::new(kernel, store, settings, "node-a", false, Outlets::log_only()?);
     let start = Instant::now();
     let pass = reconciler.sync(Due::Audit, Duration::ZERO);
     let took = start.elapsed();

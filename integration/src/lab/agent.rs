@@ -62,7 +62,6 @@ impl Agent {
     /// When the program is missing or cannot start.
     pub fn start(ns: &Netns, spec: &AgentSpec) -> Result<Self> {
         let binary = spec.binary.clone().map_or_else(agent_binary, Ok)?;
-        let log = NamedTempFile::with_prefix("agent-log-").context("log file")?;
         let mut command = Command::new(&binary);
         command.arg("run").arg(format!("--config={}", spec.config.display()));
         if let Some(objects) = &spec.objects {
@@ -71,10 +70,19 @@ impl Agent {
         if let Some(name) = &spec.hostname_override {
             command.arg(format!("--hostname-override={name}"));
         }
-        command.args(&spec.args).stdin(Stdio::null());
+        command.args(&spec.args);
+        Self::spawn(ns, command)
+    }
+
+    /// Starts the agent by any command in a namespace.
+    ///
+    /// # Errors
+    /// When the program is missing or cannot start.
+    pub fn spawn(ns: &Netns, mut command: Command) -> Result<Self> {
+        let log = NamedTempFile::with_prefix("agent-log-").context("log file")?;
         // Appending keeps the two from overwriting each other.
         let output = File::options().append(true).open(log.path()).context("log file")?;
-        command.stdout(output.try_clone().context("log file")?).stderr(output);
+        command.stdin(Stdio::null()).stdout(output.try_clone().context("log file")?).stderr(output);
         let process = ns.spawn(command)?;
         Ok(Self { process, log })
     }

@@ -87,11 +87,23 @@ fn health(ns: &Netns, expected: &str) -> Result<String> {
 /// # Errors
 /// When nobody answers.
 pub fn http_get(port: u16, path: &str) -> std::io::Result<String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    http(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "GET", path, "")
+}
+
+/// The whole answer to `METHOD /PATH` with a body, from this thread's network namespace.
+///
+/// # Errors
+/// When nobody answers.
+pub fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, HTTP_LIMIT)?;
     stream.set_read_timeout(Some(HTTP_LIMIT))?;
-    stream
-        .write_all(format!("GET /{path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let length = body.len();
+    stream.write_all(
+        format!(
+            "{method} /{path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .as_bytes(),
+    )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

@@ -41,7 +41,7 @@ impl<'a> Setup<'a> {
         std::fs::write(&path, config(&node.name, more).to_string()).context("configuration")?;
         let file = objects_file(&dir);
         write_objects(&file, &with_node(node, objects))?;
-        let args = vec!["-v=2".to_owned()];
+        let args = vec!["-v=6".to_owned()];
         let spec = AgentSpec { config: path, objects: Some(file), args, ..AgentSpec::default() };
         let agent = Agent::start(node.ns(), &spec)?;
         Ok(Self { node, dir, agent })

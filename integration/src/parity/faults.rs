@@ -6,14 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kube_ipvs::config::Config;
+use kube_ipvs::config::{Config, ConfigFlags};
 use kube_ipvs::core::model::Family;
 use kube_ipvs::core::observed::Observed;
 use kube_ipvs::core::settings::Settings;
-use kube_ipvs::events::EventSink;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::fake::FakeKernel;
-use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Outlets, Pass, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::source::decode::decode;
@@ -56,7 +54,7 @@ pub fn sweep(scenario: &Scenario) -> Result<Survived> {
 }
 
 fn wanted(scenario: &Scenario, list: &Value) -> Result<Wanted> {
-    let config = Config::parse(&scenario.config)?;
+    let config = Config::parse(&scenario.config, &ConfigFlags::default())?;
     let settings = Settings { families: Family::ALL.to_vec(), ..config.settings()? };
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut objects = Vec::new();
@@ -78,7 +76,7 @@ struct Agent {
 impl Agent {
     fn start(kernel: FakeKernel, wanted: &Wanted) -> Result<Self> {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-        let outlets = Outlets { events: EventSink::log_only(), metrics: Metrics::new()? };
+        let outlets = Outlets::log_only()?;
         let (settings, from_node) = (wanted.settings.clone(), wanted.config.local_from_node);
         let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", from_node, outlets);
         let agent = Self { store, reconciler };

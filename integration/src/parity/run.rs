@@ -158,10 +158,7 @@ fn prepare(
             let server = ApiServer::start(ns.listen("127.0.0.1:0")?)?;
             let kubeconfig = folder.join("kubeconfig");
             fs::write(&kubeconfig, server.kubeconfig()).context("kubeconfig")?;
-            let text = with_kubeconfig(&scenario.config, &kubeconfig).unwrap_or_else(|| {
-                spec.args.push(format!("--kubeconfig={}", kubeconfig.display()));
-                scenario.config.clone()
-            });
+            let text = with_kubeconfig(&scenario.config, &kubeconfig)?;
             (Feed::Api(Box::new(server)), text)
         }
     };
@@ -169,12 +166,11 @@ fn prepare(
     Ok((feed, spec))
 }
 
-/// The configuration with another kubeconfig; none when it is not JSON and must stay as it is.
-fn with_kubeconfig(config: &str, kubeconfig: &Path) -> Option<String> {
-    let mut config: Value = serde_json::from_str(config).ok()?;
-    config.as_object()?;
+/// The configuration, YAML or JSON, with another kubeconfig, as JSON.
+fn with_kubeconfig(config: &str, kubeconfig: &Path) -> Result<String> {
+    let mut config: Value = serde_saphyr::from_str(config).context("the scenario's configuration")?;
     config["clientConnection"]["kubeconfig"] = json!(kubeconfig.to_string_lossy());
-    Some(config.to_string())
+    Ok(config.to_string())
 }
 
 /// The difference of one subsystem, if there is any.
@@ -232,14 +228,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_json_configuration_gets_the_kubeconfig() {
+    fn a_configuration_gets_the_kubeconfig() {
         let path = Path::new("/tmp/x/kubeconfig");
         let config = with_kubeconfig(r#"{"mode": "ipvs", "clientConnection": {"qps": 5}}"#, path).unwrap();
         let config: Value = serde_json::from_str(&config).unwrap();
         assert_eq!(config["clientConnection"], json!({"qps": 5, "kubeconfig": "/tmp/x/kubeconfig"}));
-        let config = with_kubeconfig(r#"{"mode": "ipvs"}"#, path).unwrap();
+        let config = with_kubeconfig("mode: ipvs\n", path).unwrap();
         assert!(config.contains("/tmp/x/kubeconfig"));
-        assert_eq!(with_kubeconfig("mode: ipvs\n", path), None);
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Files {
         let spec = AgentSpec {
             config: self.path("config.yaml"),
             objects: Some(self.path("objects.json")),
-            args: vec!["-v=2".to_owned()],
+            args: vec!["-v=6".to_owned()],
             binary: self.wrapper.clone(),
             ..AgentSpec::default()
         };

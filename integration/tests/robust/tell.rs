@@ -34,14 +34,13 @@ fn conflicts_and_refusals_are_events_log_lines_and_metrics() {
     let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
     let more = json!({"kubeIPVS": {"externalIPs": {"allow": ["198.51.100.0/24"]}}});
     let files = Files::new(&more, vec![]);
-    std::fs::write(files.path("kubeconfig"), server.kubeconfig()).unwrap();
     let old = with_external("old", "10.96.0.2", &["198.51.100.1", "192.0.2.1"], "2026-01-01T00:00:00Z");
     let young = with_external("young", "10.96.0.1", &["198.51.100.1"], "2026-01-02T00:00:00Z");
     let slices = [slice("old", &["10.244.1.5"], &PORT), slice("young", &["10.244.1.6"], &PORT)];
     server.replace_all([vec![old, young], slices.to_vec()].concat());
     let spec = AgentSpec {
         config: files.path("config.yaml"),
-        args: vec![format!("--kubeconfig={}", files.path("kubeconfig").display())],
+        args: vec![format!("--master={}", server.url())],
         ..AgentSpec::default()
     };
     let agent = Agent::start(&ns, &spec).unwrap();

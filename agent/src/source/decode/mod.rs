@@ -34,7 +34,15 @@ pub fn object_name(kind: Kind, value: &Value) -> ObjectName {
     ObjectName::new(namespace, field("/metadata/name"))
 }
 
-/// Decodes an object of a known kind.
+/// Names the proxy that is to serve a Service; without it every node's usual proxy does.
+pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
+/// The proxy that an object is for, if it is for one in particular.
+pub fn proxy_name(value: &Value) -> Option<&str> {
+    label(value, PROXY_NAME_LABEL)
+}
+
+/// Decodes an object of a known kind. Which proxy it is for is not looked at: API servers select by that.
 ///
 /// # Errors
 /// A sentence that names the field and what is wrong with it.

@@ -11,6 +11,8 @@ use super::{label, raw};
 use crate::core::model::{Family, Node, ObjectName};
 use crate::store::Object;
 
+/// Set by the cluster autoscaler before it deletes a node, whatever value and effect it has.
+const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 #[derive(Deserialize, Default)]
@@ -27,6 +29,13 @@ struct RawSpec {
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+    taints: Option<Vec<RawTaint>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawTaint {
+    key: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -61,5 +70,7 @@ pub(super) fn decode(name: &ObjectName, value: &Value) -> Result<Object, String>
         zone: label(value, ZONE_LABEL).map(Into::into),
         addresses: of_kind("InternalIP").chain(of_kind("ExternalIP")).collect(),
         pod_cidrs,
+        leaving: value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null())
+            || spec.taints.unwrap_or_default().iter().any(|taint| taint.key == DELETION_TAINT),
     }))
 }

@@ -11,7 +11,6 @@ use super::{RawPort, label, port_or_zero, protocol, raw};
 use crate::core::model::{Family, ObjectName, Service, ServicePort};
 use crate::store::{Kind, Object};
 
-pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const DNS_LABEL: &str = "k8s-app";
 /// What the API server sets where `sessionAffinityConfig` is left out.
 const DEFAULT_AFFINITY: u32 = 10800;
@@ -78,9 +77,6 @@ struct RawIngress {
 
 pub(super) fn decode(name: ObjectName, value: &Value) -> Result<Object, String> {
     let not_ours = |name, why| Ok(Object::NotOurs(Kind::Service, name, why));
-    if label(value, PROXY_NAME_LABEL).is_some() {
-        return not_ours(name, "another proxy serves it");
-    }
     let RawService { spec, status } = raw(value)?;
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
     if cluster_ip.is_empty() || cluster_ip == "None" {

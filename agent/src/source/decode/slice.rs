@@ -3,14 +3,19 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{RawPort, label, protocol, raw};
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
+use crate::metrics::programming::Trigger;
 use crate::store::{Kind, Object};
 
+/// Written by the EndpointSlice controller; RFC 3339.
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -67,16 +72,49 @@ pub(super) fn decode(name: ObjectName, value: &Value) -> Result<Object, String> 
         Some("FQDN") => return not_ours(name, "FQDN endpoints are not supported"),
         other => return Err(format!("addressType: {:?} is not IPv4 or IPv6", other.unwrap_or_default())),
     };
-    let mut ports = Vec::new();
-    for (i, port) in slice.ports.unwrap_or_default().iter().enumerate() {
-        ports.extend(decode_port(i, port)?);
-    }
-    let mut endpoints = Vec::new();
-    for (i, endpoint) in slice.endpoints.unwrap_or_default().iter().enumerate() {
-        endpoints.extend(decode_endpoint(i, endpoint, family)?);
-    }
+    let ports = slice.ports.unwrap_or_default();
+    let ports = usable(&name, ports.iter().enumerate().map(|(i, port)| decode_port(i, port)))?;
+    let endpoints = slice.endpoints.unwrap_or_default();
+    let decoded = endpoints.iter().enumerate().map(|(i, endpoint)| decode_endpoint(i, endpoint, family));
+    let endpoints = usable(&name, decoded)?;
     let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
-    Ok(Object::EndpointSlice(EndpointSlice { name, service, family, ports, endpoints }))
+    let slice = EndpointSlice { name, service, family, ports, endpoints };
+    Ok(match trigger(value) {
+        Some(at) => Object::TriggeredSlice(slice, Trigger { family, at }),
+        None => Object::EndpointSlice(slice),
+    })
+}
+
+/// The parts of a slice that can be used; one bad endpoint takes no other out of service. Where none
+/// can be used and some are bad, the slice is malformed.
+fn usable<T>(
+    name: &ObjectName,
+    parts: impl Iterator<Item = Result<Option<T>, String>>,
+) -> Result<Vec<T>, String> {
+    let mut good = Vec::new();
+    let mut bad = Vec::new();
+    for part in parts {
+        match part {
+            Ok(part) => good.extend(part),
+            Err(error) => bad.push(error),
+        }
+    }
+    match bad.first() {
+        Some(error) if good.is_empty() => return Err(error.clone()),
+        Some(error) => {
+            let count = bad.len();
+            tracing::warn!(slice = %name, count, "passed over in an EndpointSlice: {error}; the rest of it serves");
+        }
+        None => {}
+    }
+    Ok(good)
+}
+
+/// When the pod or Service changed that the slice follows. It is only measured by, so one that cannot
+/// be read is as good as none.
+fn trigger(value: &Value) -> Option<SystemTime> {
+    let text = value.get("metadata")?.get("annotations")?.get(TRIGGER_ANNOTATION)?.as_str()?;
+    text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 /// A slice port without a name or a number serves nobody and is passed over.

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use super::service::PROXY_NAME_LABEL;
 use super::slice::{HEADLESS_LABEL, SERVICE_NAME_LABEL};
 use super::*;
-use crate::core::model::{Hints, Node, Service};
+use crate::core::model::{Family, Hints, Node, Service};
 use serde_json::json;
 
 fn service(spec: Value) -> Result<Object, String> {
@@ -34,9 +33,8 @@ fn services_of_others_are_told_apart_from_malformed_ones() {
     {
         assert!(matches!(service(spec.clone()), Ok(Object::NotOurs(..))), "{spec}");
     }
-    let foreign = json!({"metadata": {"name": "w", "labels": {PROXY_NAME_LABEL: "x"}},
-        "spec": {"clusterIP": "10.96.0.1"}});
-    assert!(matches!(decode(Kind::Service, &foreign), Ok(Object::NotOurs(..))));
+    let foreign = json!({"metadata": {"labels": {PROXY_NAME_LABEL: "x"}}});
+    assert_eq!((proxy_name(&foreign), proxy_name(&json!({}))), (Some("x"), None));
 }
 
 #[test]
@@ -86,6 +84,20 @@ fn absent_conditions_mean_ready_and_useless_ports_are_passed_over() {
     assert_eq!(s.endpoints.len(), 2);
     assert!(s.endpoints[0].ready && s.endpoints[0].serving && !s.endpoints[0].terminating);
     assert!(!s.endpoints[1].ready && s.endpoints[1].serving && s.endpoints[1].terminating);
+}
+
+#[test]
+fn one_bad_part_of_a_slice_leaves_the_others_in_force() {
+    let body = json!({"addressType": "IPv4",
+        "ports": [{"name": "a", "port": 70000}, {"name": "b", "port": 80}, {"name": "c", "port": 80, "protocol": "X"}],
+        "endpoints": [{"addresses": ["x"]}, {"addresses": ["fd00::1"]}, {"addresses": ["10.0.0.1"]}]});
+    let Ok(Object::EndpointSlice(s)) = slice(body) else { panic!() };
+    assert_eq!((s.ports.len(), s.endpoints.len()), (1, 1));
+    let all_bad = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["x"]}, {"addresses": ["y"]}]});
+    assert!(
+        slice(all_bad).unwrap_err().contains("endpoints[0]"),
+        "its last good version is better than nothing"
+    );
 }
 
 #[test]
@@ -194,4 +206,30 @@ fn hints_and_the_node() {
     assert_eq!(zone.as_deref(), Some("za"));
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.9", "203.0.113.7"], "internal ones first");
+}
+
+#[test]
+fn a_slice_may_say_when_its_cause_happened() {
+    let slice = |time: &str| {
+        let metadata = json!({"name": "s", "labels": {SERVICE_NAME_LABEL: "w"},
+            "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": time}});
+        decode(Kind::EndpointSlice, &json!({"metadata": metadata, "addressType": "IPv6"})).unwrap()
+    };
+    for (time, nanos) in [("2026-01-02T03:04:05Z", 0), ("2026-01-02T03:04:05.25Z", 250_000_000)] {
+        let Object::TriggeredSlice(s, trigger) = slice(time) else { panic!("{time}") };
+        let at = std::time::UNIX_EPOCH + std::time::Duration::new(1_767_323_045, nanos);
+        assert_eq!((s.family, trigger.family, trigger.at), (Family::V6, Family::V6, at));
+    }
+    assert!(matches!(slice("yesterday"), Object::EndpointSlice(_)), "one that cannot be read is no error");
+}
+
+#[test]
+fn the_type_of_a_service_matters_to_nothing_that_its_fields_say() {
+    for kind in ["ClusterIP", "NodePort", "LoadBalancer"] {
+        let spec =
+            json!({"type": kind, "clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30080}]});
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+        let service = decoded(spec, status);
+        assert_eq!((service.ports[0].node_port, service.load_balancer_ips.len()), (30080, 1), "{kind}");
+    }
 }

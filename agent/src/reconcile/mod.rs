@@ -1,32 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The loop: the one thread that owns the kernel.
 
+mod keys;
+mod run;
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use tokio::sync::watch;
 
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
 use crate::core::fragment::build_fragment;
-use crate::core::model::{Node, VsKey};
+use crate::core::model::{Family, Node, VsKey};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
 use crate::core::plan::{Goal, Scope, build_plan};
 use crate::core::settings::{LocalTraffic, Settings};
 use crate::events::EventSink;
-use crate::inbox::{Inbox, Mail, Owners};
+use crate::handover::Handover;
+use crate::inbox::Owners;
 use crate::kernel::{Kernel, Outcome, Report, apply};
 use crate::metrics::Metrics;
 use crate::notices;
-use crate::schedule::{Due, Schedule};
+use crate::schedule::Due;
+use crate::serve::health::{Health, SharedHealth};
+use crate::serve::node_ports::HealthChecks;
 use crate::store::{Dirty, Store};
-
-/// Failures logged per pass; the rest is counted.
-const FAILURES_LOGGED: usize = 10;
+use keys::{remember, touches};
 
 /// How one pass ended.
 #[must_use]
@@ -47,6 +52,13 @@ impl Pass {
     pub fn is_clean(&self) -> bool {
         self.unreadable.is_none() && self.report.is_clean()
     }
+
+    /// True when all traffic of the family is now as wanted.
+    pub fn serves(&self, family: Family) -> bool {
+        let mut failed =
+            self.plan.ops.iter().zip(&self.report.outcomes).filter(|(_, o)| **o != Outcome::Done);
+        self.unreadable.is_none() && !failed.any(|(op, _)| op.serves(family))
+    }
 }
 
 /// Where the loop tells what it found.
@@ -56,6 +68,25 @@ pub struct Outlets {
     pub events: EventSink,
     /// Numbers for Prometheus.
     pub metrics: Metrics,
+    /// What the health endpoints answer.
+    pub health: SharedHealth,
+    /// What the health-check node ports answer.
+    pub health_checks: watch::Sender<HealthChecks>,
+}
+
+impl Outlets {
+    /// Outlets that reach nobody but the log.
+    ///
+    /// # Errors
+    /// When the metrics cannot be set up.
+    pub fn log_only() -> prometheus::Result<Self> {
+        Ok(Self {
+            events: EventSink::log_only(),
+            metrics: Metrics::new()?,
+            health: SharedHealth::new(Health::new(&Family::ALL, Duration::MAX)),
+            health_checks: watch::channel(HealthChecks::default()).0,
+        })
+    }
 }
 
 /// Wanted and observed state, and the kernel that they are about.
@@ -70,8 +101,11 @@ pub struct Reconciler<K> {
     desired: Desired,
     observed: Option<Observed>,
     drains: Drains,
+    handover: Handover,
     pending: Changes,
     outlets: Outlets,
+    /// The health-check node ports do not answer yet as they must.
+    health_checks_changed: bool,
     /// The last pass left ops undone: doing them now repairs nobody else's change.
     failed: bool,
 }
@@ -97,8 +131,10 @@ impl<K: Kernel> Reconciler<K> {
             desired: Desired::default(),
             observed: None,
             drains: Drains::default(),
+            handover: Handover::default(),
             pending: Changes::default(),
             outlets,
+            health_checks_changed: false,
             failed: false,
         }
     }
@@ -127,10 +163,13 @@ impl<K: Kernel> Reconciler<K> {
         let first = self.observed.is_none() && self.desired.services().next().is_none();
         if audit {
             match self.kernel.observe() {
-                Ok(observed) => {
+                Ok(mut observed) => {
+                    self.handover.look(&mut observed, self.settings.beside_another);
                     if let Some(families) = &observed.families {
                         self.settings.families.retain(|family| families.contains(family));
                     }
+                    self.outlets.metrics.set_families(&self.settings.families);
+                    self.outlets.metrics.audited(&observed);
                     self.observed = Some(observed);
                 }
                 Err(error) => return Pass { unreadable: Some(error.to_string()), ..Pass::default() },
@@ -151,7 +190,8 @@ impl<K: Kernel> Reconciler<K> {
         let expired = self.drains.expired(now, self.settings.drain_deadline);
         let scope = if audit { Scope::All(&changes) } else { Scope::Changes(&changes) };
         let (desired, settings) = (&self.desired, &self.settings);
-        let goal = Goal { desired, observed: &observed, settings, expired: &expired };
+        let hands_over = self.handover.waits();
+        let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over };
         let plan = build_plan(goal, scope);
         let report = apply(&mut self.kernel, &plan);
         let repaired = |(op, outcome): &(&Op, &Outcome)| {
@@ -160,17 +200,22 @@ impl<K: Kernel> Reconciler<K> {
             **outcome == Outcome::Done && !touches(op, &changes) && !ends_drain
         };
         let drift = if audit && !first && !self.failed {
-            plan.ops.iter().zip(&report.outcomes).filter(repaired).count()
+            let repairs = plan.ops.iter().zip(&report.outcomes).filter(repaired);
+            repairs.inspect(|(op, _)| self.outlets.metrics.repaired(op.kind())).count()
         } else {
             0
         };
         self.failed = !report.is_clean();
         self.follow(&plan, &report, &mut observed, now);
+        self.handover.follow(&plan, &report, audit);
         // Who has connections is asked anew whenever it matters.
         observed.busy = HashSet::new();
+        self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
         self.observed = Some(observed);
         self.tell(&changes);
-        Pass { plan, report, drift, unreadable: None }
+        let pass = Pass { plan, report, drift, unreadable: None };
+        self.tell_health(&pass);
+        pass
     }
 
     /// The mirror follows what the kernel acknowledged; the rest is looked at again.
@@ -178,6 +223,7 @@ impl<K: Kernel> Reconciler<K> {
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             match outcome {
                 Outcome::Done => {
+                    self.outlets.metrics.done(op, observed);
                     observed.record(op);
                     self.drains.record(op, now);
                     // Somebody's wider prefix of a wanted address went: now there is room for ours.
@@ -216,7 +262,16 @@ impl<K: Kernel> Reconciler<K> {
     /// fragment is built again.
     fn take_changes(&mut self) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
-        let dirty = self.store.take_dirty();
+        let since = self.store.waiting_since();
+        self.outlets.metrics.working_on(since);
+        if since.is_some() {
+            // One that came in while this pass was reading the kernel was not noticed before.
+            self.outlets.health.with(|health| health.changed(SystemTime::now()));
+        }
+        let mut dirty = self.store.take_dirty();
+        for dirty in &mut dirty {
+            self.outlets.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
+        }
         self.node_object = self.store.node().or(self.node_object.take());
         let node = &self.node_object;
         if self.local_from_node
@@ -228,8 +283,12 @@ impl<K: Kernel> Reconciler<K> {
             .observed
             .as_ref()
             .map(|observed| NodeFacts::build(&self.node.name, node.as_ref(), observed, &self.settings));
+        // A Node that is gone is none for load balancers, although its last facts stay in force.
+        let eligible = self.store.node().is_some_and(|n| !n.leaving);
+        self.outlets.health.with(|health| health.set_eligible(eligible));
         let dirty = match facts {
             Some(facts) if facts != self.node => {
+                self.health_checks_changed = true;
                 self.node = facts;
                 let mut all = self.store.all();
                 all.extend(dirty.into_iter().filter(|d| d.service.is_none()));
@@ -237,11 +296,12 @@ impl<K: Kernel> Reconciler<K> {
             }
             _ => dirty,
         };
-        for Dirty { name, service, slices } in dirty {
+        for Dirty { name, service, slices, .. } in dirty {
             let slices = slices.iter().map(|slice| &**slice);
             let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
             self.desired.update(&name, fragment, &mut changes);
         }
+        self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
     }
 
@@ -249,10 +309,25 @@ impl<K: Kernel> Reconciler<K> {
     fn tell(&self, changes: &Changes) {
         notices::log_own_addresses(&self.desired, changes);
         self.outlets.events.send(notices::build(&self.desired, changes));
-        if !changes.contested.is_empty() {
-            self.outlets.metrics.set_conflicts(&self.desired);
+        self.outlets.metrics.changed(&self.desired, changes, self.drains.len());
+    }
+
+    /// Tells the health endpoints what is programmed now.
+    fn tell_health(&mut self, pass: &Pass) {
+        let served: Vec<Family> =
+            self.settings.families.iter().copied().filter(|f| pass.serves(*f)).collect();
+        let now = SystemTime::now();
+        self.outlets.health.with(|health| {
+            health.set_families(&self.settings.families);
+            served.iter().for_each(|family| health.synced(*family, now));
+        });
+        if served != self.settings.families || !std::mem::take(&mut self.health_checks_changed) {
+            return;
         }
-        self.outlets.metrics.set_drains(self.drains.len());
+        self.outlets.health_checks.send_replace(HealthChecks {
+            services: self.desired.health_checks().clone(),
+            addresses: self.node.health_check_addresses(&self.settings),
+        });
     }
 
     /// Whether an address that came or went is not as wanted.
@@ -269,143 +344,5 @@ impl<K: Kernel> Reconciler<K> {
             let _ = writeln!(text, "{} {}{colon}{}", vs.key, vs.service, vs.port_name);
         }
         text
-    }
-
-    /// Runs until asked to stop. Nothing is written before the store is in sync.
-    pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
-        let start = Instant::now();
-        loop {
-            let wait = if self.is_ready() {
-                let dirty = self.store.is_dirty() || !self.pending.addresses.is_empty();
-                let (at, due) = schedule.next(dirty, !self.drains.is_empty());
-                let now = start.elapsed();
-                if now >= at {
-                    self.sync_and_log(due, start, &mut schedule);
-                    continue_after(inbox, Some(Duration::ZERO), self, &mut schedule)
-                } else {
-                    continue_after(inbox, Some(at - now), self, &mut schedule)
-                }
-            } else {
-                continue_after(inbox, None, self, &mut schedule)
-            };
-            if wait.stop {
-                return;
-            }
-        }
-    }
-
-    fn sync_and_log(&mut self, due: Due, start: Instant, schedule: &mut Schedule) {
-        let before = start.elapsed();
-        let pass = self.sync(due, before);
-        let now = start.elapsed();
-        schedule.ended(now, due, pass.is_clean(), pass.unreadable.is_none());
-        if pass.report.in_doubt() {
-            schedule.doubt();
-        }
-        log_pass(&pass, due, now - before, schedule.failures());
-    }
-}
-
-/// Takes the mail and answers it.
-fn continue_after<K: Kernel>(
-    inbox: &Inbox,
-    timeout: Option<Duration>,
-    reconciler: &Reconciler<K>,
-    schedule: &mut Schedule,
-) -> Mail {
-    let mail = inbox.wait(timeout);
-    if mail.doubt || mail.addresses.iter().any(|(net, added)| reconciler.contradicts(net, *added)) {
-        schedule.doubt();
-    }
-    for question in &mail.questions {
-        // The asker may have gone away.
-        let _ = question.send(reconciler.owners());
-    }
-    mail
-}
-
-fn touches(op: &Op, changes: &Changes) -> bool {
-    match op {
-        Op::AddEntry(set, entry) | Op::RemoveEntry(set, entry) => changes.entries.contains(&(*set, *entry)),
-        Op::AddVirtualServer(vs, _)
-        | Op::EditVirtualServer(vs, _)
-        | Op::RemoveVirtualServer(vs)
-        | Op::AddRealServer(vs, _)
-        | Op::EditRealServer(vs, _)
-        | Op::DrainRealServer(vs, _)
-        | Op::RemoveRealServer(vs, _) => changes.virtual_servers.contains(vs),
-        Op::Bind(addr) => changes.addresses.contains(addr),
-        Op::Unbind(net) => changes.addresses.contains(&net.addr()) || changes.networks.contains(net),
-        // A rule follows from sets that changed.
-        Op::WriteRules(rules) => rules.jumps.is_empty() && !changes.is_empty(),
-        Op::GrowSet(_) | Op::ForgetFlows(_) => true,
-        Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => false,
-        Op::DestroySet(_) | Op::CreateSet(_) => false,
-    }
-}
-
-/// Keeps the keys of an op that did not succeed, so that the next pass looks at them again.
-fn remember(op: &Op, pending: &mut Changes) {
-    match op {
-        Op::AddEntry(set, entry) | Op::RemoveEntry(set, entry) => {
-            pending.entries.insert((*set, *entry));
-        }
-        Op::AddVirtualServer(vs, _)
-        | Op::EditVirtualServer(vs, _)
-        | Op::RemoveVirtualServer(vs)
-        | Op::AddRealServer(vs, _)
-        | Op::EditRealServer(vs, _)
-        | Op::DrainRealServer(vs, _)
-        | Op::RemoveRealServer(vs, _) => {
-            pending.virtual_servers.insert(*vs);
-        }
-        Op::Bind(addr) => {
-            pending.addresses.insert(*addr);
-        }
-        Op::Unbind(net) if net.prefix_len() == net.max_prefix_len() => {
-            pending.addresses.insert(net.addr());
-        }
-        Op::Unbind(net) => {
-            pending.networks.insert(*net);
-        }
-        Op::GrowSet(grow) => {
-            pending.entries.extend(grow.entries.iter().map(|entry| (grow.set, *entry)));
-        }
-        Op::ForgetFlows(flows) => pending.flows.extend(flows.services.iter().cloned()),
-        // Looked at in every pass.
-        Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => {}
-        Op::DestroySet(_) | Op::CreateSet(_) | Op::WriteRules(_) => {}
-    }
-}
-
-fn log_pass(pass: &Pass, due: Due, took: Duration, failures: u32) {
-    if let Some(error) = &pass.unreadable {
-        tracing::error!(tries = failures, "{error}; nothing was changed, trying again");
-        return;
-    }
-    if pass.plan.is_empty() {
-        tracing::debug!(?due, ?took, "in sync, nothing to do");
-        return;
-    }
-    let (ops, done) = (pass.plan.ops.len(), pass.report.done());
-    if pass.drift > 0 {
-        tracing::warn!(repaired = pass.drift, "somebody else changed what this agent keeps");
-    }
-    tracing::info!(?due, ops, done, ?took, "sync");
-    tracing::debug!("plan:\n{}", pass.plan);
-    let failed = pass.plan.ops.iter().zip(&pass.report.outcomes).filter_map(|(op, outcome)| match outcome {
-        Outcome::Failed(error) => Some((op, error)),
-        _ => None,
-    });
-    let mut count = 0;
-    for (op, error) in failed {
-        count += 1;
-        if count <= FAILURES_LOGGED {
-            tracing::error!(%op, "failed: {error}");
-        }
-    }
-    if count > 0 {
-        let skipped = ops - done - count;
-        tracing::error!(failed = count, skipped, tries = failures, "sync incomplete, trying again");
     }
 }

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The flags of kube-proxy that set a field of the configuration, made from the table.
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
+
+use super::table::{FIELDS, Field, IDLE_FLAGS, Kind};
+
+const HEADING: &str =
+    "Configuration without a file (flags of kube-proxy; beside --config most are passed over)";
+const HEALTHZ_PORT: &str = "healthz-port";
+const METRICS_PORT: &str = "metrics-port";
+const VERBOSITY: &str = "v";
+
+/// What the command line says about the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigFlags {
+    /// Fields that flags set: the field, the flag, its text.
+    pub(super) given: Vec<(&'static Field, &'static str, String)>,
+    /// `--healthz-port`; 0: no health server.
+    pub(super) healthz_port: Option<u16>,
+    /// `--metrics-port`
+    pub(super) metrics_port: Option<u16>,
+}
+
+impl ConfigFlags {
+    /// As if these flags had been given, e.g. `("ipvs-scheduler", "lc")`; unknown ones are left out.
+    pub fn of(flags: &[(&str, &str)]) -> Self {
+        let given = flags.iter().filter_map(|(name, text)| {
+            let field = FIELDS.iter().find(|f| f.flag == Some(name))?;
+            Some((field, field.flag?, (*text).to_owned()))
+        });
+        Self { given: given.collect(), ..Self::default() }
+    }
+}
+
+fn build_arg(field: &'static Field, flag: &'static str) -> Arg {
+    let default =
+        if field.default.is_empty() { String::new() } else { format!(" [default: {}]", field.default) };
+    let arg = Arg::new(flag)
+        .long(flag)
+        .action(ArgAction::Append)
+        .allow_negative_numbers(true)
+        .help(format!("Sets {}{default}", field.path))
+        .help_heading(if field.flag_wins { None } else { Some(HEADING) });
+    match field.kind {
+        // As in Go a truth without `=` is true and takes no other word.
+        Kind::Bool => {
+            arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true")
+        }
+        Kind::Int | Kind::Float => arg.value_name("NUMBER"),
+        Kind::Duration => arg.value_name("DURATION"),
+        Kind::List => arg.value_name("CIDR,..."),
+        Kind::Gates => arg.value_name("GATE=BOOL,..."),
+        Kind::Text | Kind::Any => arg.value_name("TEXT"),
+    }
+}
+
+fn port_arg(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .action(ArgAction::Append)
+        .value_name("PORT")
+        .help(help)
+        .help_heading(HEADING)
+        .value_parser(clap::value_parser!(u16))
+}
+
+impl Args for ConfigFlags {
+    fn augment_args(command: Command) -> Command {
+        let mut command = command;
+        for field in FIELDS {
+            if let Some(flag) = field.flag {
+                let arg = build_arg(field, flag);
+                command = command.arg(if flag == VERBOSITY {
+                    arg.short('v')
+                        .value_name("LEVEL")
+                        .help("How much to log: 0 changes and troubles, 4 every pass, 6 every operation")
+                } else if flag == "hostname-override" {
+                    arg.value_name("NAME").help(
+                        "Name of this node's Node object [default: hostnameOverride of the configuration, then \
+                         the host name]",
+                    )
+                } else {
+                    arg
+                });
+            }
+        }
+        for flag in IDLE_FLAGS {
+            let arg = Arg::new(flag).long(flag).action(ArgAction::Append).num_args(0..=1).hide(true);
+            command = command.arg(arg.require_equals(true).default_missing_value("true"));
+        }
+        command
+            .arg(port_arg(HEALTHZ_PORT, "0: no health server; any other number has no effect"))
+            .arg(port_arg(METRICS_PORT, "Has no effect; use --metrics-bind-address"))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ConfigFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
+        let last = |name: &str| matches.get_many::<u16>(name).and_then(|ports| ports.copied().last());
+        let mut flags =
+            Self { given: Vec::new(), healthz_port: last(HEALTHZ_PORT), metrics_port: last(METRICS_PORT) };
+        for field in FIELDS {
+            let Some(flag) = field.flag else { continue };
+            let Some(texts) = matches.get_many::<String>(flag) else { continue };
+            let texts: Vec<&str> = texts.map(String::as_str).collect();
+            let text = match field.kind {
+                Kind::List | Kind::Gates => texts.join(","),
+                _ => texts.last().map(ToString::to_string).unwrap_or_default(),
+            };
+            flags.given.push((field, flag, text));
+        }
+        if flags.metrics_port == Some(0) {
+            let text =
+                "--metrics-port=0: the metrics server cannot be switched off; use --metrics-bind-address";
+            return Err(Error::raw(ErrorKind::ValueValidation, format!("{text}\n")));
+        }
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Taking chains and jumps away without touching anything of others: what is to go of one family, found
+//! in the output of `iptables-save`, and the text for `iptables-restore` that removes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use super::chains::{CHAINS, JUMPS, Table};
+
+/// What is to go from one table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableRemoval {
+    /// Rules in chains that stay: the chain, and the rule as `iptables-save` prints it after `-A CHAIN `.
+    pub rules: Vec<(String, String)>,
+    /// Chains, with all that is in them.
+    pub chains: Vec<String>,
+}
+
+/// What is to go from the tables of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// By the name of the table; no table is empty.
+    pub tables: BTreeMap<String, TableRemoval>,
+    /// Chains that should go but stay, because a rule of somebody else leads to them, in words.
+    pub kept: Vec<String>,
+}
+
+/// Which chains and jumps are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// What other modes of kube-proxy leave behind; the chains of the ipvs mode are in use.
+    OtherModes,
+    /// The chains and jumps of this agent, which are those of kube-proxy's ipvs mode.
+    Ours,
+    /// As [`Extent::Ours`], but for what the iptables mode has, too, because that is in force.
+    OursAlone,
+    /// All that any mode of kube-proxy makes.
+    EveryMode,
+}
+
+/// Chains of the iptables mode whose names end with a hash.
+const HASHED: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-", "KUBE-XLB-"];
+
+/// Other chains of the iptables mode and of the userspace mode, which ended with Kubernetes 1.25.
+const OTHERS: [(&str, &str); 12] = [
+    ("nat", "KUBE-NODEPORTS"),
+    ("filter", "KUBE-NODEPORTS"),
+    ("filter", "KUBE-SERVICES"),
+    ("filter", "KUBE-EXTERNAL-SERVICES"),
+    ("nat", "KUBE-PROXY-CANARY"),
+    ("filter", "KUBE-PROXY-CANARY"),
+    ("mangle", "KUBE-PROXY-CANARY"),
+    ("nat", "KUBE-PORTALS-CONTAINER"),
+    ("nat", "KUBE-PORTALS-HOST"),
+    ("nat", "KUBE-NODEPORT-CONTAINER"),
+    ("nat", "KUBE-NODEPORT-HOST"),
+    ("filter", "KUBE-NODEPORT-NON-LOCAL"),
+];
+
+/// Chains that the iptables mode uses under the same names.
+const SHARED: [(Table, &str); 5] = [
+    (Table::Nat, "KUBE-SERVICES"),
+    (Table::Nat, "KUBE-POSTROUTING"),
+    (Table::Nat, "KUBE-MARK-MASQ"),
+    (Table::Filter, "KUBE-FORWARD"),
+    (Table::Filter, "KUBE-PROXY-FIREWALL"),
+];
+
+/// Comments of the jumps that modes of kube-proxy put into built-in chains.
+const COMMENTS: [&str; 12] = [
+    "kubernetes service portals",
+    "kubernetes externally-visible service portals",
+    "kubernetes health check service ports",
+    "kubernetes load balancer firewall",
+    "kubernetes forwarding rules",
+    "kubernetes postrouting rules",
+    "kubernetes health check rules",
+    "kubernetes ipvs access filter",
+    IPVS_FIREWALL,
+    "handle ClusterIPs; NOTE: this must be before the NodePort rules",
+    "handle service NodePorts; NOTE: this must be the last rule in the chain",
+    "Ensure that non-local NodePort traffic can flow",
+];
+
+/// The jumps to the shared `KUBE-PROXY-FIREWALL` that only the ipvs mode makes.
+const IPVS_FIREWALL: &str = "kube-proxy firewall rules";
+
+/// Whether another mode of kube-proxy makes such a chain and the ipvs mode does not. Those of the
+/// kubelet (`KUBE-FIREWALL`, `KUBE-MARK-DROP`, `KUBE-KUBELET-CANARY`, `KUBE-IPTABLES-HINT`) are not.
+pub fn is_of_other_modes(table: &str, chain: &str) -> bool {
+    OTHERS.contains(&(table, chain)) || (table == "nat" && HASHED.iter().any(|p| chain.starts_with(p)))
+}
+
+fn is_ours(table: &str, chain: &str) -> bool {
+    CHAINS.iter().any(|(t, c)| t.name() == table && *c == chain)
+}
+
+/// The chain that a rule leads to.
+pub fn target(rule: &str) -> Option<&str> {
+    // What a comment says comes before, in quotes.
+    let mut words = rule.rsplit('"').next()?.split_whitespace();
+    words.find(|word| matches!(*word, "-j" | "-g"))?;
+    words.next()
+}
+
+fn comment(rule: &str) -> Option<&str> {
+    let rest = rule.split_once("--comment ")?.1;
+    match rest.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next(),
+        None => rest.split(' ').next(),
+    }
+}
+
+impl Extent {
+    fn has_chain(self, table: &str, chain: &str) -> bool {
+        let shared = || SHARED.iter().any(|(t, c)| t.name() == table && *c == chain);
+        match self {
+            Extent::OtherModes => is_of_other_modes(table, chain),
+            Extent::Ours => is_ours(table, chain),
+            Extent::OursAlone => is_ours(table, chain) && !shared(),
+            Extent::EveryMode => is_ours(table, chain) || is_of_other_modes(table, chain),
+        }
+    }
+
+    /// Whether it is a jump from a chain that stays, made by the modes meant.
+    fn has_jump(self, table: &str, from: &str, rule: &str) -> bool {
+        let Some(to) = target(rule) else { return false };
+        let exactly = || {
+            JUMPS.iter().any(|jump| jump.table.name() == table && jump.from == from && jump.spec() == rule)
+        };
+        let kube_proxys = || comment(rule).is_some_and(|comment| COMMENTS.contains(&comment));
+        match self {
+            _ if from.starts_with("KUBE-") => false,
+            Extent::OtherModes => {
+                kube_proxys() && (is_of_other_modes(table, to) || is_ours(table, to)) && !exactly()
+            }
+            Extent::Ours => exactly(),
+            Extent::OursAlone => {
+                exactly() && (self.has_chain(table, to) || comment(rule) == Some(IPVS_FIREWALL))
+            }
+            Extent::EveryMode => kube_proxys() && self.has_chain(table, to),
+        }
+    }
+
+    /// Whether a rule in this chain is written anew in any case, so that it uses nothing.
+    fn is_rewritten(self, table: &str, from: &str) -> bool {
+        self == Extent::OtherModes && is_ours(table, from)
+    }
+}
+
+/// Chains and rules of one table, as printed.
+#[derive(Default)]
+struct Saved<'a> {
+    chains: BTreeSet<&'a str>,
+    rules: Vec<(&'a str, &'a str)>,
+}
+
+fn split_save(text: &str) -> BTreeMap<&str, Saved<'_>> {
+    let mut tables: BTreeMap<&str, Saved<'_>> = BTreeMap::new();
+    let mut table = "";
+    for line in text.lines().map(str::trim_end) {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some(declaration) = line.strip_prefix(':') {
+            let chain = declaration.split_whitespace().next().unwrap_or_default();
+            tables.entry(table).or_default().chains.insert(chain);
+        } else if let Some(rule) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
+            tables.entry(table).or_default().rules.push(rule);
+        }
+    }
+    tables
+}
+
+/// Finds in the output of `iptables-save` what is to go.
+pub fn find_removal(text: &str, extent: Extent) -> Removal {
+    let mut removal = Removal::default();
+    for (table, saved) in split_save(text) {
+        let mut going: BTreeSet<&str> =
+            saved.chains.iter().copied().filter(|chain| extent.has_chain(table, chain)).collect();
+        let mut found = TableRemoval::default();
+        let mut used: Vec<&str> = Vec::new();
+        for (from, rule) in saved.rules.iter().filter(|(from, _)| !going.contains(from)) {
+            let to = target(rule).filter(|to| going.contains(to));
+            if extent.has_jump(table, from, rule) {
+                found.rules.push(((*from).to_owned(), (*rule).to_owned()));
+            } else if let Some(to) = to.filter(|_| !extent.is_rewritten(table, from)) {
+                removal.kept.push(format!("chain {to} of table {table}: `-A {from} {rule}` leads to it"));
+                used.push(to);
+            }
+        }
+        // What stays keeps its rules, and so all that they lead to.
+        while let Some(chain) = used.pop() {
+            if going.remove(chain) {
+                let mine = saved.rules.iter().filter(|(from, _)| *from == chain);
+                used.extend(mine.filter_map(|(_, rule)| target(rule)).filter(|to| going.contains(to)));
+            }
+        }
+        found.chains = going.into_iter().map(str::to_owned).collect();
+        if found != TableRemoval::default() {
+            removal.tables.insert(table.to_owned(), found);
+        }
+    }
+    removal
+}
+
+/// Whether the iptables mode's rules decide in this family: its Services are jumped to.
+pub fn iptables_mode_is_in_force(text: &str) -> bool {
+    split_save(text).get("nat").is_some_and(|nat| {
+        let dispatches = |(from, rule): &(&str, &str)| {
+            *from == "KUBE-SERVICES" && target(rule).is_some_and(|to| is_of_other_modes("nat", to))
+        };
+        nat.rules.iter().any(dispatches)
+    })
+}
+
+impl Removal {
+    /// True when nothing can be removed.
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
+    /// Chains and rules in all tables.
+    pub fn count(&self) -> (usize, usize) {
+        let sum = |of: fn(&TableRemoval) -> usize| self.tables.values().map(of).sum();
+        (sum(|table| table.chains.len()), sum(|table| table.rules.len()))
+    }
+
+    /// The input for `iptables-restore --noflush` that does it, each table at once. A chain that somebody
+    /// came to use meanwhile makes it fail and nothing of its table is done.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for (table, removal) in &self.tables {
+            let _ = writeln!(text, "*{table}");
+            // Declaring a chain empties it: then nothing of what goes leads to anything.
+            for chain in &removal.chains {
+                let _ = writeln!(text, ":{chain} - [0:0]");
+            }
+            for (from, rule) in &removal.rules {
+                let _ = writeln!(text, "-D {from} {rule}");
+            }
+            for chain in &removal.chains {
+                let _ = writeln!(text, "-X {chain}");
+            }
+            text.push_str("COMMIT\n");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+#[path = "removal_tests.rs"]
+mod tests;

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Taking a node over from another mode of kube-proxy: its rules serve until ours do, then what it left
+//! is removed, once per start.
+
+use crate::core::model::Family;
+use crate::core::observed::Observed;
+use crate::core::op::{Op, Plan};
+use crate::kernel::{Outcome, Report};
+
+/// So many passes may leave something undone before the other mode's rules go all the same: they get
+/// older with every change of a Service.
+const PATIENCE: usize = 3;
+
+/// How far it is.
+#[derive(Debug, Default)]
+pub struct Handover {
+    held: usize,
+    gone: bool,
+    warned: bool,
+}
+
+impl Handover {
+    /// Whether the other mode's rules may go on serving while something of ours does not.
+    pub fn waits(&self) -> bool {
+        self.held < PATIENCE
+    }
+
+    /// Looks at what an audit found. Beside another proxy all of it is that one's. What comes after everything was removed comes from a kube-proxy that
+    /// runs now: it is left alone, and the operator is told.
+    pub fn look(&mut self, observed: &mut Observed, beside_another: bool) {
+        if beside_another {
+            pass_over(observed);
+            return;
+        }
+        if !self.gone {
+            let kept = observed.rules.iter().flat_map(|rules| &rules.leftovers.kept);
+            kept.for_each(|chain| {
+                tracing::warn!("another mode of kube-proxy left it and it stays, for it is in use: {chain}");
+            });
+            return;
+        }
+        let found = pass_over(observed);
+        if found && !self.warned {
+            tracing::warn!(
+                "rules of another mode of kube-proxy came back: a kube-proxy runs on this node and takes \
+                 traffic from this agent; stop it, then restart the agent to remove what it leaves"
+            );
+        }
+        self.warned = found;
+    }
+
+    /// Follows a pass.
+    pub fn follow(&mut self, plan: &Plan, report: &Report, audit: bool) {
+        let outcomes: Vec<&Outcome> = plan
+            .ops
+            .iter()
+            .zip(&report.outcomes)
+            .filter_map(|(op, outcome)| matches!(op, Op::RemoveLeftovers(_)).then_some(outcome))
+            .collect();
+        self.held += usize::from(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Skipped(_))));
+        let done = outcomes.iter().all(|outcome| **outcome == Outcome::Done);
+        self.gone |= done && (audit || !outcomes.is_empty());
+    }
+}
+
+/// Takes the leftovers for not seen; true when there were some.
+fn pass_over(observed: &mut Observed) -> bool {
+    let mut found = false;
+    for family in Family::ALL {
+        let index = family.index();
+        found |= !std::mem::take(&mut observed.rules[index].leftovers).is_empty();
+        found |= std::mem::take(&mut observed.nft_tables[index]);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::op::OpKind;
+    use crate::core::save::parse_save;
+    use crate::kernel::fake::FakeKernel;
+    use crate::schedule::Due;
+    use crate::testing::cluster::Cluster;
+    use crate::testing::{Agent, kernel};
+    use serde_json::json;
+
+    fn leave_rules(kernel: &mut FakeKernel) {
+        kernel.state.rules[0] = parse_save(
+            "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\nCOMMIT\n",
+        );
+    }
+
+    fn agent() -> Agent {
+        let ports = json!([{"name": "p", "port": 80}]);
+        let cluster = Cluster::default().service("a", json!({"clusterIP": "10.96.0.1", "ports": ports}), &[]);
+        let mut kernel = kernel();
+        leave_rules(&mut kernel);
+        Agent::start(kernel, &cluster)
+    }
+
+    #[test]
+    fn what_comes_back_is_somebody_elses() {
+        let mut agent = agent();
+        agent.converge(Due::Audit, 1);
+        assert_eq!(agent.kernel().count(OpKind::RemoveLeftovers), 1);
+        leave_rules(agent.kernel());
+        for _ in 0..2 {
+            assert!(agent.sync(Due::Audit).is_clean());
+        }
+        assert_eq!(agent.kernel().count(OpKind::RemoveLeftovers), 1, "once per start");
+        assert!(!agent.kernel().state.rules[0].leftovers.is_empty());
+    }
+
+    #[test]
+    fn old_rules_serve_for_three_failed_passes_and_no_more() {
+        let mut agent = agent();
+        for pass in 0..=PATIENCE {
+            agent.kernel().fail_next(OpKind::Bind);
+            assert!(!agent.sync(if pass == 0 { Due::Audit } else { Due::Changes }).is_clean());
+            let there = !agent.kernel().state.rules[0].leftovers.is_empty();
+            assert_eq!(there, pass < PATIENCE, "pass {pass}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_removed_is_tried_again() {
+        let mut agent = agent();
+        agent.kernel().fail_next(OpKind::RemoveLeftovers);
+        assert!(!agent.sync(Due::Audit).is_clean());
+        assert!(agent.sync(Due::Changes).is_clean());
+        assert!(agent.kernel().state.rules[0].leftovers.is_empty());
+    }
+
+    #[test]
+    fn beside_another_proxy_its_rules_are_no_leftovers() {
+        let mut observed = Observed { nft_tables: [true, false], ..Observed::default() };
+        let mut handover = Handover::default();
+        handover.look(&mut observed, false);
+        assert_eq!(observed.nft_tables, [true, false], "alone they are to go");
+        handover.look(&mut observed, true);
+        assert_eq!(observed.nft_tables, [false, false]);
+    }
+}

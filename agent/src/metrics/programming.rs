@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How long a change of endpoints takes from its cause to the kernel.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::SystemTime;
+
+use prometheus::{HistogramVec, Registry};
+
+use super::{label, register_histogram};
+use crate::core::desired::Desired;
+use crate::core::model::{Family, ObjectName};
+use crate::core::op::{Op, Plan};
+use crate::kernel::{Outcome, Report};
+
+/// So many causes are remembered for one Service until it is programmed; the oldest count.
+pub const MAX_TRIGGERS: usize = 16;
+
+/// When a pod or Service changed; an EndpointSlice says so for what it now holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// The family of the slice.
+    pub family: Family,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// Causes of changes that are not in the kernel yet.
+#[derive(Debug)]
+pub(super) struct Programming {
+    waiting: HashMap<ObjectName, Vec<Trigger>>,
+    pub duration: HistogramVec,
+}
+
+/// kube-proxy's buckets: a quarter and half a second, every second of a minute, every five of the next,
+/// every thirty up to five minutes.
+fn buckets() -> Vec<f64> {
+    let steps = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    [0.25, 0.5].into_iter().chain(steps.map(f64::from)).collect()
+}
+
+impl Programming {
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let duration = register_histogram(
+            registry,
+            "kubeproxy_network_programming_duration_seconds",
+            "Time from the change of a pod or Service to its being programmed on this node.",
+            &["ip_family"],
+            buckets(),
+        )?;
+        Ok(Self { waiting: HashMap::new(), duration })
+    }
+
+    /// Shows these families and no others, from zero.
+    pub fn set_families(&self, families: &[Family]) {
+        for family in Family::ALL {
+            let of = &[label(family)];
+            if families.contains(&family) {
+                self.duration.with_label_values(of);
+            } else {
+                // Nothing is there to remove where the family was never shown.
+                let _ = self.duration.remove_label_values(of);
+            }
+        }
+    }
+
+    /// The Service is about to be programmed because of these.
+    pub fn add(&mut self, service: &ObjectName, triggers: Vec<Trigger>) {
+        if triggers.is_empty() {
+            return;
+        }
+        let waiting = self.waiting.entry(service.clone()).or_default();
+        waiting.extend(triggers);
+        waiting.truncate(MAX_TRIGGERS);
+    }
+
+    /// A plan was carried out: measures what is in the kernel now. What failed goes on waiting.
+    pub fn applied(&mut self, plan: &Plan, report: &Report, desired: &Desired, now: SystemTime) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let failed = Failed::of(plan, report, desired);
+        let duration = &self.duration;
+        self.waiting.retain(|service, triggers| {
+            triggers.retain(|trigger| {
+                let waits = failed.concerns(service, trigger.family);
+                if !waits {
+                    // The clock of the other machine may be ahead of ours.
+                    let took = now.duration_since(trigger.at).unwrap_or_default();
+                    duration.with_label_values(&[label(trigger.family)]).observe(took.as_secs_f64());
+                }
+                waits
+            });
+            !triggers.is_empty()
+        });
+    }
+}
+
+/// What a plan did not achieve.
+#[derive(Default)]
+struct Failed<'a> {
+    /// Nothing of these families can be said to work.
+    families: BTreeSet<Family>,
+    services: BTreeSet<(&'a ObjectName, Family)>,
+}
+
+impl<'a> Failed<'a> {
+    fn of(plan: &Plan, report: &Report, desired: &'a Desired) -> Self {
+        let mut failed = Self::default();
+        let ops = plan.ops.iter().zip(&report.outcomes).filter(|(_, outcome)| **outcome != Outcome::Done);
+        for (op, _) in ops {
+            match op {
+                Op::CreateDevice => failed.families.extend(Family::ALL),
+                Op::CreateSet(set) => _ = failed.families.insert(set.family),
+                Op::WriteRules(rules) if !rules.tidy => _ = failed.families.insert(rules.family),
+                Op::AddVirtualServer(vs, _)
+                | Op::EditVirtualServer(vs, _)
+                | Op::AddRealServer(vs, _)
+                | Op::EditRealServer(vs, _)
+                | Op::DrainRealServer(vs, _)
+                | Op::RemoveRealServer(vs, _) => {
+                    let wanted = desired.virtual_server(vs);
+                    failed.services.extend(wanted.map(|wanted| (&wanted.service, vs.family())));
+                }
+                _ => {}
+            }
+        }
+        failed
+    }
+
+    fn concerns(&self, service: &ObjectName, family: Family) -> bool {
+        self.families.contains(&family) || self.services.contains(&(service, family))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::desired::Changes;
+    use crate::core::fragment::build_fragment;
+    use crate::core::model::{Protocol, RsKey, Service, ServicePort, VsKey};
+    use crate::core::node::NodeFacts;
+    use crate::core::settings::Settings;
+    use crate::kernel::OpError;
+    use std::time::Duration;
+
+    const WEB: VsKey = VsKey { protocol: Protocol::Tcp, addr: ip(1), port: 80 };
+
+    const fn ip(n: u8) -> std::net::IpAddr {
+        std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, n))
+    }
+
+    fn desired() -> Desired {
+        let mut desired = Desired::default();
+        for (name, n) in [("web", 1), ("dns", 2)] {
+            let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
+            let name = ObjectName::new("d", name);
+            let service = Service {
+                name: name.clone(),
+                cluster_ips: [Some(ip(n)), None],
+                ports: vec![port],
+                ..Service::default()
+            };
+            let fragment = build_fragment(&service, [], &NodeFacts::default(), &Settings::default());
+            desired.update(&name, Some(fragment), &mut Changes::default());
+        }
+        desired
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn what_failed_is_measured_when_it_is_done() {
+        let (mut programming, desired) = (Programming::new(&Registry::new()).unwrap(), desired());
+        for name in ["web", "dns"] {
+            programming.add(&ObjectName::new("d", name), vec![Trigger { family: Family::V4, at: at(100) }]);
+        }
+        let duration = programming.duration.with_label_values(&["IPv4"]);
+        let measured = || (duration.get_sample_count(), duration.get_sample_sum());
+        let op = Op::AddRealServer(WEB, RsKey { addr: ip(9), port: 80 });
+        let plan = Plan { ops: vec![op], first: 0 };
+        let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain("no"))] };
+        programming.applied(&plan, &failed, &desired, at(103));
+        assert_eq!(measured(), (1, 3.0), "the other Service works");
+        programming.applied(&plan, &Report { outcomes: vec![Outcome::Done] }, &desired, at(110));
+        assert_eq!(measured(), (2, 13.0));
+        programming.applied(&Plan::default(), &Report::default(), &desired, at(120));
+        assert_eq!(measured(), (2, 13.0), "once");
+    }
+
+    #[test]
+    fn a_device_that_is_missing_concerns_everybody() {
+        let (mut programming, desired) = (Programming::new(&Registry::new()).unwrap(), desired());
+        let family = Family::V4;
+        programming.add(&ObjectName::new("d", "dns"), vec![Trigger { family, at: at(100) }; 40]);
+        let plan = Plan { ops: vec![Op::CreateDevice], first: 0 };
+        let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain("no"))] };
+        programming.applied(&plan, &failed, &desired, at(101));
+        let duration = programming.duration.with_label_values(&["IPv4"]);
+        assert_eq!(duration.get_sample_count(), 0);
+        programming.applied(&plan, &Report { outcomes: vec![Outcome::Done] }, &desired, at(90));
+        assert_eq!(duration.get_sample_count(), MAX_TRIGGERS as u64);
+        assert!(duration.get_sample_sum() == 0.0, "clocks differ");
+    }
+}

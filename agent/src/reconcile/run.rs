@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs passes when they are due, and answers mail between them.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{Pass, Reconciler};
+use crate::inbox::{Inbox, Mail};
+use crate::kernel::{Kernel, Outcome};
+use crate::schedule::{Due, Schedule};
+
+/// Failures logged per pass; the rest is counted.
+const FAILURES_LOGGED: usize = 10;
+
+impl<K: Kernel> Reconciler<K> {
+    /// Runs until asked to stop. Nothing is written before the store is in sync.
+    pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
+        let start = Instant::now();
+        loop {
+            let wait = if self.is_ready() {
+                let changed = self.store.is_dirty();
+                if changed {
+                    self.outlets.health.with(|health| health.changed(SystemTime::now()));
+                }
+                let dirty = changed || !self.pending.addresses.is_empty();
+                let (at, due) = schedule.next(dirty, !self.drains.is_empty());
+                let now = start.elapsed();
+                if now >= at {
+                    self.sync_and_log(due, start, &mut schedule);
+                    continue_after(inbox, Some(Duration::ZERO), self, &mut schedule)
+                } else {
+                    continue_after(inbox, Some(at - now), self, &mut schedule)
+                }
+            } else {
+                continue_after(inbox, None, self, &mut schedule)
+            };
+            if wait.stop {
+                return;
+            }
+        }
+    }
+
+    fn sync_and_log(&mut self, due: Due, start: Instant, schedule: &mut Schedule) {
+        let before = start.elapsed();
+        let pass = self.sync(due, before);
+        let now = start.elapsed();
+        self.outlets.metrics.pass(&pass, due, now - before);
+        schedule.ended(now, due, pass.is_clean(), pass.unreadable.is_none());
+        if pass.report.in_doubt() {
+            schedule.doubt();
+        }
+        log_pass(&pass, due, now - before, schedule.failures());
+    }
+}
+
+/// Takes the mail and answers it.
+fn continue_after<K: Kernel>(
+    inbox: &Inbox,
+    timeout: Option<Duration>,
+    reconciler: &Reconciler<K>,
+    schedule: &mut Schedule,
+) -> Mail {
+    let mail = inbox.wait(timeout);
+    if mail.doubt || mail.addresses.iter().any(|(net, added)| reconciler.contradicts(net, *added)) {
+        schedule.doubt();
+    }
+    for question in &mail.questions {
+        // The asker may have gone away.
+        let _ = question.send(reconciler.owners());
+    }
+    mail
+}
+
+fn log_pass(pass: &Pass, due: Due, took: Duration, failures: u32) {
+    if let Some(error) = &pass.unreadable {
+        tracing::error!(tries = failures, "{error}; nothing was changed, trying again");
+        return;
+    }
+    if pass.plan.is_empty() {
+        tracing::debug!(?due, ?took, "in sync, nothing to do");
+        return;
+    }
+    let (ops, done) = (pass.plan.ops.len(), pass.report.done());
+    if pass.drift > 0 {
+        tracing::warn!(repaired = pass.drift, "somebody else changed what this agent keeps");
+    }
+    tracing::info!(?due, ops, done, ?took, "sync");
+    tracing::trace!("plan:\n{}", pass.plan);
+    let failed = pass.plan.ops.iter().zip(&pass.report.outcomes).filter_map(|(op, outcome)| match outcome {
+        Outcome::Failed(error) => Some((op, error)),
+        _ => None,
+    });
+    let mut count = 0;
+    for (op, error) in failed {
+        count += 1;
+        if count <= FAILURES_LOGGED {
+            tracing::error!(%op, "failed: {error}");
+        }
+    }
+    if count > 0 {
+        let skipped = ops - done - count;
+        tracing::error!(failed = count, skipped, tries = failures, "sync incomplete, trying again");
+    }
+}

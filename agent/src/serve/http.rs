@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Small plain HTTP servers: one listener, one function that answers.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket};
+
+/// A client that sends no request for so long is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failed accept: out of descriptors, usually.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const BACKLOG: u32 = 128;
+/// No request has more to say.
+const MAX_BODY: usize = 1024;
+
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Method.
+    pub method: Method,
+    /// Path without query.
+    pub path: String,
+    /// Body; empty when it is longer than any that is of use.
+    pub body: String,
+    /// Who asks.
+    pub peer: IpAddr,
+}
+
+impl Ask {
+    /// Whether the method is one that only asks.
+    pub fn reads(&self) -> bool {
+        self.method == Method::GET || self.method == Method::HEAD
+    }
+}
+
+/// What a server does.
+pub type Handler = Arc<dyn Fn(&Ask) -> Answer + Send + Sync>;
+
+/// An answer: code, content type, further headers, body.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// HTTP status code.
+    pub code: u16,
+    /// Content type.
+    pub kind: &'static str,
+    /// Further headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// Body.
+    pub body: String,
+}
+
+/// The type of an answer is what it says, as in Go's servers.
+fn nosniff() -> (&'static str, String) {
+    ("x-content-type-options", "nosniff".to_owned())
+}
+
+impl Answer {
+    /// Plain text.
+    pub fn text(code: u16, body: impl Into<String>) -> Self {
+        Self { code, kind: "text/plain; charset=utf-8", headers: vec![nosniff()], body: body.into() }
+    }
+
+    /// JSON as kube-proxy's health endpoints send it.
+    pub fn json(code: u16, body: String) -> Self {
+        Self { code, kind: "application/json", headers: vec![nosniff()], body }
+    }
+
+    fn into_response(self) -> Response<String> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(HeaderName::from_static(name), value);
+            }
+        }
+        response
+    }
+}
+
+/// Opens a listener. `0.0.0.0` stands for every address of both families, as in Go; where IPv6 is
+/// absent, for IPv4. `only`: exactly the address's own family.
+///
+/// # Errors
+/// When the port is taken.
+pub fn listen(address: SocketAddr, only: bool) -> io::Result<TcpListener> {
+    let any_v4 = matches!(address.ip(), IpAddr::V4(ip) if ip.is_unspecified());
+    if any_v4 && !only {
+        let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+        match open(both, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            Err(_) => {}
+            done => return done,
+        }
+    }
+    open(address, only)
+}
+
+fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &only_v6)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Answers on a listener until dropped.
+pub async fn serve(listener: TcpListener, handler: Handler) {
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
+            Err(error) => {
+                tracing::debug!("accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let handler = handler.clone();
+        tokio::spawn(async move {
+            let answer = service_fn(move |request| {
+                let handler = handler.clone();
+                async move { Ok::<_, Infallible>(answer(request, peer, &handler).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), answer);
+            if let Err(error) = connection.await {
+                tracing::debug!("HTTP: {error}");
+            }
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, peer: IpAddr, handler: &Handler) -> Response<String> {
+    let (head, body) = request.into_parts();
+    let body = Limited::new(body, MAX_BODY).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    let ask = Ask { method: head.method, path: head.uri.path().to_owned(), body, peer };
+    handler(&ask).into_response()
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Health-check node ports: load balancers ask them which nodes have local endpoints of a Service.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::health::SharedHealth;
+use super::http::{self, Answer};
+use crate::core::fragment::HealthCheck;
+use crate::core::model::{Family, ObjectName};
+use crate::events::{About, EventSink, Notice, Reason};
+
+/// Pause before a port that could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What all health-check node ports answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthChecks {
+    /// Every Service that has one.
+    pub services: BTreeMap<ObjectName, HealthCheck>,
+    /// Where they listen, of each family, by [`Family::index`]; `None`: at every address.
+    pub addresses: [Option<Vec<IpAddr>>; 2],
+}
+
+struct Listener {
+    port: u16,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// The servers of one node.
+pub struct NodePorts {
+    /// What they must answer; the newest counts.
+    pub wanted: watch::Receiver<HealthChecks>,
+    /// The agent's own health.
+    pub health: SharedHealth,
+    /// Where ports that are taken are told.
+    pub events: EventSink,
+    /// Name of the node.
+    pub node: String,
+}
+
+impl NodePorts {
+    /// Keeps the listeners as wanted until the sender is gone.
+    pub async fn run(mut self) {
+        let mut listeners: BTreeMap<(ObjectName, Family), Listener> = BTreeMap::new();
+        let mut addresses = <[Option<Vec<IpAddr>>; 2]>::default();
+        loop {
+            let checks = self.wanted.borrow_and_update().clone();
+            let moved: Vec<Family> = Family::ALL
+                .into_iter()
+                .filter(|f| addresses[f.index()] != checks.addresses[f.index()])
+                .collect();
+            listeners.retain(|(name, family), listener| {
+                let check = checks.services.get(name);
+                let same =
+                    check.is_some_and(|c| c.port == listener.port && c.local[family.index()].is_some());
+                same && !moved.contains(family)
+            });
+            // An aborted task gives its socket back when it is next polled.
+            tokio::task::yield_now().await;
+            addresses.clone_from(&checks.addresses);
+            let failed = self.open_missing(&checks, &mut listeners);
+            tokio::select! {
+                changed = self.wanted.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(RETRY), if failed => {}
+            }
+        }
+    }
+
+    /// True when one could not be opened.
+    fn open_missing(
+        &self,
+        checks: &HealthChecks,
+        listeners: &mut BTreeMap<(ObjectName, Family), Listener>,
+    ) -> bool {
+        let mut failed = false;
+        for (name, check) in &checks.services {
+            for family in Family::ALL.into_iter().filter(|f| check.local[f.index()].is_some()) {
+                let key = (name.clone(), family);
+                if listeners.contains_key(&key) {
+                    continue;
+                }
+                match self.open(name, family, check.port, &checks.addresses) {
+                    Ok(listener) => {
+                        listeners.insert(key, listener);
+                    }
+                    Err(error) => {
+                        failed = true;
+                        self.events.send([refusal(&self.node, name, check.port, &error)]);
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn open(
+        &self,
+        name: &ObjectName,
+        family: Family,
+        port: u16,
+        addresses: &[Option<Vec<IpAddr>>; 2],
+    ) -> std::io::Result<Listener> {
+        let everywhere = match family {
+            Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        let ips = addresses[family.index()].as_deref().unwrap_or(std::slice::from_ref(&everywhere));
+        let mut listener = Listener { port, tasks: Vec::new() };
+        for ip in ips {
+            let socket = http::listen(SocketAddr::new(*ip, port), true)?;
+            let (name, checks, health) = (name.clone(), self.wanted.clone(), self.health.clone());
+            let answer = move |_: &_| {
+                let check = checks.borrow().services.get(&name).copied();
+                let local = check.and_then(|c| c.local[family.index()]).unwrap_or(0);
+                build_answer(&name, local, health.with(|health| health.is_healthy(SystemTime::now())))
+            };
+            listener.tasks.push(tokio::spawn(http::serve(socket, Arc::new(answer))));
+        }
+        Ok(listener)
+    }
+}
+
+fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> Notice {
+    Notice {
+        about: About::Service(name.clone()),
+        reason: Reason::FailedToStartServiceHealthcheck,
+        message: format!("node {node} failed to start healthcheck \"{name}\" on port {port}: {error}"),
+    }
+}
+
+/// kube-proxy's answer: 200 where there is a local endpoint and the proxy works.
+fn build_answer(name: &ObjectName, local: u32, healthy: bool) -> Answer {
+    let service = json!({"namespace": &*name.namespace, "name": &*name.name});
+    let body = format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": {},\n\t\t\"name\": {}\n\t}},\n\t\"localEndpoints\": {local},\n\t\
+         \"serviceProxyHealthy\": {healthy}\n}}",
+        service["namespace"], service["name"]
+    );
+    let mut answer = Answer::json(if local > 0 && healthy { 200 } else { 503 }, body);
+    answer.headers.push(("x-load-balancing-endpoint-weight", local.to_string()));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::health::Health;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn the_answer_is_kube_proxys() {
+        let name = ObjectName::new("shop", "web");
+        let answer = build_answer(&name, 2, true);
+        assert_eq!(answer.code, 200);
+        assert_eq!(
+            answer.body,
+            "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\
+             \"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}"
+        );
+        assert!(answer.headers.contains(&("x-load-balancing-endpoint-weight", "2".to_owned())));
+        assert_eq!(build_answer(&name, 0, true).code, 503);
+        assert_eq!(build_answer(&name, 2, false).code, 503);
+    }
+
+    fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    /// What the port answers; empty when nobody listens.
+    fn ask(port: u16) -> String {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
+        let mut text = String::new();
+        // A listener that closes in this moment resets the connection.
+        let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let _ = asked.and_then(|()| stream.read_to_string(&mut text));
+        text
+    }
+
+    async fn wait_for(what: impl Fn() -> bool) {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn listeners_follow_the_services() {
+        let here = || [Some(vec![Ipv4Addr::LOCALHOST.into()]), Some(Vec::new())];
+        let checks = |port: u16, local: u32| HealthChecks {
+            services: [(ObjectName::new("shop", "web"), HealthCheck { port, local: [Some(local), Some(9)] })]
+                .into(),
+            addresses: here(),
+        };
+        let health = SharedHealth::new(Health::new(&[Family::V4], Duration::from_secs(60)));
+        let (sender, wanted) = watch::channel(HealthChecks::default());
+        let events = EventSink::log_only();
+        let servers = NodePorts { wanted, health: health.clone(), events, node: "n".to_owned() };
+        let running = tokio::spawn(servers.run());
+        let (one, two) = (free_port(), free_port());
+        sender.send_replace(checks(one, 1));
+        wait_for(|| ask(one).starts_with("HTTP/1.1 200")).await;
+        assert!(ask(one).contains("x-load-balancing-endpoint-weight: 1"));
+        sender.send_replace(checks(one, 0));
+        assert!(ask(one).starts_with("HTTP/1.1 503"), "the newest value counts at once");
+        sender.send_replace(checks(two, 1));
+        wait_for(|| ask(two).starts_with("HTTP/1.1 200")).await;
+        wait_for(|| ask(one).is_empty()).await;
+        health.with(|health| health.changed(SystemTime::UNIX_EPOCH));
+        assert!(ask(two).contains("\"serviceProxyHealthy\": false"));
+        drop(sender);
+        running.await.unwrap();
+        wait_for(|| ask(two).is_empty()).await;
+    }
+}

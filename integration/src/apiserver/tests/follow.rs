@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent's own follower against this server: what it asks for, and how often.
+
+use std::sync::Arc;
+
+use kube_ipvs::inbox::Inbox;
+use kube_ipvs::metrics::Metrics;
+use kube_ipvs::source::api::ApiSource;
+use kube_ipvs::source::client::ApiAccess;
+use kube_ipvs::source::{Limits, Source};
+use kube_ipvs::store::Store;
+
+use super::*;
+
+/// Long pauses: what is asked for twice is counted, not timed.
+fn patient() -> Limits {
+    let long = Duration::from_secs(600);
+    Limits { stall: long, answer: long, min_pause: long, max_pause: long, calm: long }
+}
+
+fn eager() -> Limits {
+    let short = Duration::from_millis(20);
+    let wait = Duration::from_millis(300);
+    Limits { stall: wait, answer: wait, min_pause: short, max_pause: short, calm: short }
+}
+
+async fn follow(server: &ApiServer, limits: Limits) -> Arc<Store> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let metrics = Metrics::new().unwrap();
+    let access = ApiAccess { kubeconfig: None, master: Some(server.url()) };
+    let client = access.client(&metrics, limits.answer).await.unwrap();
+    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+    let source = ApiSource::new(client, "n1", tokio::runtime::Handle::current(), metrics);
+    Box::new(source.with_limits(limits)).start(store.clone()).unwrap();
+    store
+}
+
+/// Watches and lists of a resource so far.
+fn asked(server: &ApiServer, plural: &str) -> (usize, usize) {
+    let all: Vec<RequestRecord> =
+        server.requests().into_iter().filter(|r| r.path.ends_with(plural) && r.method == "GET").collect();
+    let watches = all.iter().filter(|r| r.is_watch()).count();
+    (watches, all.len() - watches)
+}
+
+fn failing(plural: &str, code: u16) -> Faults {
+    Faults { status: Some((plural.to_owned(), code, usize::MAX)), ..Faults::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_streamed_where_the_server_can() {
+    let server = start();
+    let store = follow(&server, patient()).await;
+    until("in sync", || store.is_synced()).await;
+    assert_eq!(store.all().len(), 5);
+    for plural in ["services", "endpointslices", "nodes"] {
+        assert_eq!(asked(&server, plural), (1, 0), "{plural}: one watch is all");
+    }
+    server.apply(object("s9", 80));
+    until("the new one", || store.all().len() == 6).await;
+    assert_eq!(asked(&server, "services"), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_stream_is_asked_once_and_then_in_pages() {
+    let server = start();
+    server.set_faults(Faults { no_streaming_lists: true, ..Faults::default() });
+    let store = follow(&server, patient()).await;
+    until("in sync", || store.is_synced()).await;
+    until("the watch", || asked(&server, "services") == (2, 1)).await;
+    let list = server.requests().into_iter().find(|r| r.path.ends_with("services") && !r.is_watch()).unwrap();
+    assert!(list.query.contains("limit=500"), "{}", list.query);
+    assert_eq!(store.all().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_is_no_storm_and_loses_nothing() {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let limits = Limits { min_pause: PAUSE, ..patient() };
+    for code in [500, 403, 401, 404, 410] {
+        let server = start();
+        let store = follow(&server, limits).await;
+        until("in sync", || store.is_synced()).await;
+        server.set_faults(failing("services", code));
+        server.cut_watches(false);
+        let start = Instant::now();
+        let refused = || server.requests().iter().filter(|r| r.status == code).count();
+        until("six refusals", || refused() >= 6).await;
+        // Each pause is at least half of twice the one before.
+        assert!(start.elapsed() >= PAUSE * (1 + 2 + 4 + 8 + 16) / 2, "{code}: {:?}", start.elapsed());
+        assert_eq!(store.all().len(), 5, "{code}: what was known stays");
+        server.apply(json!({"kind": "Node", "metadata": {"name": "n1"}}));
+        until("the node", || store.node().is_some()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_asks_for_a_pause_gets_it() {
+    let server = start();
+    let store = follow(&server, eager()).await;
+    until("in sync", || store.is_synced()).await;
+    server.set_faults(Faults { retry_after: Some(1), ..failing("services", 429) });
+    server.cut_watches(false);
+    let refused = || server.requests().iter().filter(|r| r.status == 429).count();
+    until("a refusal", || refused() >= 1).await;
+    let start = Instant::now();
+    until("another", || refused() >= 3).await;
+    assert!(
+        start.elapsed() >= Duration::from_secs(1),
+        "two pauses, of which one may have begun: {:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_heals() {
+    let server = start();
+    let store = follow(&server, eager()).await;
+    until("in sync", || store.is_synced()).await;
+    let mut count = 5;
+    for faults in [
+        failing("", 500),
+        failing("", 410),
+        Faults { half_open: true, ..Faults::default() },
+        Faults { gone_as_status: true, ..Faults::default() },
+        Faults { truncate_list_body: true, no_streaming_lists: true, ..Faults::default() },
+    ] {
+        let asked_before = server.requests().len();
+        server.set_faults(faults.clone());
+        server.compact();
+        server.cut_watches(true);
+        until("the next try", || server.requests().len() > asked_before + 2).await;
+        server.apply(object(&format!("late{count}"), 80));
+        count += 1;
+        server.set_faults(Faults::default());
+        until(&format!("{count} Services after {faults:?}"), || store.all().len() == count).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_server_is_given_up_and_asked_again() {
+    let server = start();
+    server.set_faults(Faults { half_open: true, ..Faults::default() });
+    let store = follow(&server, eager()).await;
+    until("more than one try", || {
+        let (watches, lists) = asked(&server, "services");
+        watches + lists >= 3
+    })
+    .await;
+    assert!(!store.is_synced());
+    server.set_faults(Faults::default());
+    until("in sync", || store.is_synced()).await;
+    assert_eq!(store.all().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_never_heard_of_streaming_is_listed_in_pages() {
+    let server = start();
+    server.set_faults(Faults { unknown_streaming_lists: true, ..Faults::default() });
+    let store = follow(&server, eager()).await;
+    until("in sync", || store.is_synced()).await;
+    assert_eq!(store.all().len(), 5);
+    assert_eq!(asked(&server, "services").1, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_the_kubeconfig_is_used() {
+    let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = json!({"server": "https://192.0.2.1:6443",
+                         "proxy-url": format!("http://{}", proxy.local_addr().unwrap())});
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
+        "clusters": [{"name": "k", "cluster": cluster}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+    });
+    let path = dir.path().join("kubeconfig");
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let access = ApiAccess { kubeconfig: Some(path.to_str().unwrap().to_owned()), master: None };
+    let api = access.client(&Metrics::new().unwrap(), LIMIT).await.unwrap();
+    let asking = tokio::spawn(async move { api.client.apiserver_version().await.is_ok() });
+    let (mut stream, _) = tokio::time::timeout(LIMIT, proxy.accept()).await.unwrap().unwrap();
+    let mut line = [0; 28];
+    stream.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"CONNECT 192.0.2.1:6443 HTTP/");
+    drop(stream);
+    assert!(!asking.await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_api_server_is_told_in_few_words() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            let page = format!("<html>{}</html>", "sign in ".repeat(5000));
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n",
+                page.len()
+            );
+            let _ = stream.write_all((head + &page).as_bytes()).await;
+        }
+    });
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let metrics = Metrics::new().unwrap();
+    let access = ApiAccess { kubeconfig: None, master: Some(url) };
+    let api = access.client(&metrics, LIMIT).await.unwrap();
+    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+    let source = ApiSource::new(api, "n1", tokio::runtime::Handle::current(), metrics.clone());
+    Box::new(source.with_limits(eager())).start(store.clone()).unwrap();
+    let failures = "kube_ipvs_watch_failures_total{kind=\"Service\"} ";
+    until("failures in the metrics", || {
+        let text = metrics.render().unwrap();
+        text.lines().filter_map(|l| l.strip_prefix(failures)).any(|count| count != "0")
+    })
+    .await;
+    assert!(!store.is_synced());
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube_ipvs::config::{Config, ConfigFlags};
+
+use super::*;
+
+fn rendered(name: &str) -> Vec<Manifest> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../manifests/install");
+    read(&folder.join(format!("{name}.yaml"))).unwrap()
+}
+
+fn daemon_set(objects: &[Manifest]) -> DaemonSet {
+    let sets: Vec<_> =
+        objects.iter().filter_map(|o| if let Manifest::DaemonSet(d) = o { Some(d) } else { None }).collect();
+    assert_eq!(sets.len(), 1, "one DaemonSet");
+    (**sets[0]).clone()
+}
+
+fn pod(set: &DaemonSet) -> PodSpec {
+    set.spec.as_ref().unwrap().template.spec.clone().unwrap()
+}
+
+fn config_maps(objects: &[Manifest]) -> BTreeMap<String, BTreeMap<String, String>> {
+    let maps = objects.iter().filter_map(|o| if let Manifest::ConfigMap(m) = o { Some(m) } else { None });
+    maps.map(|m| (m.metadata.name.clone().unwrap(), m.data.clone().unwrap_or_default())).collect()
+}
+
+#[test]
+fn every_field_is_one_of_kubernetes() {
+    for name in ["kube-ipvs", "kubeadm", "coexist", "monitoring"] {
+        assert!(!rendered(name).is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn a_misspelt_or_misplaced_field_is_found() {
+    let good = "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: a}\nspec:\n  selector: {}\n  template:\n    spec:\n      \
+                containers:\n      - name: c\n        readinessProbe: {httpGet: {path: /, port: 1}}\n";
+    assert_eq!(parse(good).unwrap().len(), 1);
+    for (from, to) in [
+        ("readinessProbe", "readyProbe"),
+        ("httpGet: {path: /, port: 1}", "httpGet: {path: /, port: 1, method: GET}"),
+        ("containers:", "containerz:"),
+        ("name: c", "name: [c]"),
+        ("apps/v1", "apps/v1beta1"),
+        ("metadata: {name: a}", "metadata: {name: a, hostNetwork: true}"),
+    ] {
+        let bad = good.replace(from, to);
+        assert_ne!(bad, good);
+        assert!(parse(&bad).is_err(), "{bad}");
+    }
+    let rule = "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata: {name: a}\nspec: {groups: \
+                [{name: g, rules: [{alert: A, expr: up, labels: {}, annotations: {}}]}]}";
+    assert_eq!(parse(rule).unwrap().len(), 1);
+    assert!(parse(&rule.replace("expr", "exp")).is_err());
+}
+
+/// What Kubernetes checks beyond types, as far as these manifests can break it.
+fn check_pod(pod: &PodSpec) {
+    let volumes: BTreeSet<&str> = pod.volumes.iter().flatten().map(|v| v.name.as_str()).collect();
+    let containers: Vec<&Container> = pod.init_containers.iter().flatten().chain(&pod.containers).collect();
+    let mut mounted = BTreeSet::new();
+    for container in &containers {
+        let image = container.image.as_deref().unwrap();
+        assert!(image.contains('/') && image.contains(':'), "a full image name: {image}");
+        for mount in container.volume_mounts.iter().flatten() {
+            assert!(volumes.contains(mount.name.as_str()), "{} mounts {}", container.name, mount.name);
+            mounted.insert(mount.name.as_str());
+        }
+        let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref()).unwrap();
+        assert!(requests.contains_key("cpu") && requests.contains_key("memory"));
+    }
+    assert_eq!(mounted, volumes, "volumes that nobody mounts");
+    assert_eq!(pod.host_network, Some(true));
+    assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"));
+    let tolerations = pod.tolerations.clone().unwrap();
+    assert!(
+        tolerations
+            .iter()
+            .any(|t| t.operator.as_deref() == Some("Exists") && t.key.is_none() && t.effect.is_none())
+    );
+}
+
+/// Path and port number of a probe.
+fn probed(container: &Container, probe: Option<&Probe>) -> (String, i32) {
+    let get = probe.unwrap().http_get.clone().unwrap();
+    let port = match get.port {
+        IntOrString::Int(port) => port,
+        IntOrString::String(name) => {
+            let ports = container.ports.clone().unwrap();
+            ports.iter().find(|port| port.name.as_ref() == Some(&name)).unwrap().container_port
+        }
+    };
+    (get.path.unwrap(), port)
+}
+
+#[test]
+fn pods_are_whole_and_probed_on_the_health_port() {
+    for (name, port) in [("kube-ipvs", 10256), ("kubeadm", 10256), ("coexist", 10356)] {
+        let set = daemon_set(&rendered(name));
+        let (spec, pod) = (set.spec.clone().unwrap(), pod(&set));
+        assert_eq!(spec.selector.match_labels, spec.template.metadata.unwrap().labels, "{name}");
+        check_pod(&pod);
+        let [main] = &pod.containers[..] else { panic!("{name}: one container") };
+        assert_eq!(probed(main, main.startup_probe.as_ref()), ("/livez".to_owned(), port), "{name}");
+        assert_eq!(probed(main, main.liveness_probe.as_ref()), ("/livez".to_owned(), port), "{name}");
+        assert_eq!(probed(main, main.readiness_probe.as_ref()), ("/readyz".to_owned(), port), "{name}");
+        let update = spec.update_strategy.unwrap();
+        assert_eq!(update.type_.as_deref(), Some("RollingUpdate"), "{name}");
+    }
+}
+
+#[test]
+fn only_the_init_container_is_privileged() {
+    for name in ["kube-ipvs", "kubeadm", "coexist"] {
+        let pod = pod(&daemon_set(&rendered(name)));
+        let init = pod.init_containers.clone().unwrap();
+        let [init] = &init[..] else { panic!("{name}: one init container") };
+        assert_eq!(init.security_context.as_ref().unwrap().privileged, Some(true));
+        let (init_command, command) =
+            (init.command.clone().unwrap(), pod.containers[0].command.clone().unwrap());
+        assert_eq!(init_command, [&command[..], &["--init-only".to_owned()]].concat(), "{name}");
+        let context = pod.containers[0].security_context.clone().unwrap();
+        assert_ne!(context.privileged, Some(true), "{name}");
+        assert_eq!(context.allow_privilege_escalation, Some(false), "{name}");
+        assert_eq!(context.read_only_root_filesystem, Some(true), "{name}");
+        assert_eq!(context.seccomp_profile.unwrap().type_, "RuntimeDefault", "{name}");
+        let capabilities = context.capabilities.unwrap();
+        assert_eq!(capabilities.drop.unwrap(), ["ALL"], "{name}");
+        assert_eq!(capabilities.add.unwrap(), ["NET_ADMIN", "NET_RAW"], "{name}");
+        let mounts = pod.containers[0].volume_mounts.clone().unwrap();
+        assert!(!mounts.iter().any(|m| m.mount_path == "/lib/modules"), "{name}: modules are for the start");
+    }
+}
+
+#[test]
+fn config_maps_are_there_and_the_agent_reads_them() {
+    for name in ["kube-ipvs", "coexist"] {
+        let objects = rendered(name);
+        let (maps, pod) = (config_maps(&objects), pod(&daemon_set(&objects)));
+        let volume = pod.volumes.iter().flatten().find_map(|v| v.config_map.clone()).unwrap();
+        let file = maps[&volume.name]["config.conf"].clone();
+        assert_eq!(Config::parse(&file, &ConfigFlags::default()).unwrap().scheduler, "rr", "{name}");
+        for source in pod.containers[0].env_from.iter().flatten() {
+            let map = &maps[&source.config_map_ref.clone().unwrap().name];
+            assert_eq!(
+                map.keys().collect::<Vec<_>>(),
+                ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"]
+            );
+        }
+        let accounts = objects.iter().filter(|o| matches!(o, Manifest::ServiceAccount(_))).count();
+        assert_eq!(accounts, 1, "{name}");
+    }
+    // kubeadm's own ConfigMap and service account stay.
+    assert_eq!(rendered("kubeadm").len(), 1);
+}
+
+#[test]
+fn the_role_holds_what_is_asked_for_and_nothing_else() {
+    let objects = rendered("kube-ipvs");
+    let role =
+        objects.iter().find_map(|o| if let Manifest::ClusterRole(r) = o { Some(r) } else { None }).unwrap();
+    let mut may = BTreeSet::new();
+    for rule in role.rules.iter().flatten() {
+        for group in rule.api_groups.iter().flatten() {
+            for resource in rule.resources.iter().flatten() {
+                may.extend(rule.verbs.iter().map(|verb| format!("{verb} {group}/{resource}")));
+            }
+        }
+    }
+    let watched = ["/services", "/nodes", "discovery.k8s.io/endpointslices"];
+    let verbs = ["get", "list", "watch"];
+    let mut expected: BTreeSet<String> =
+        watched.iter().flat_map(|what| verbs.map(|verb| format!("{verb} {what}"))).collect();
+    expected.extend(["create", "patch"].map(|verb| format!("{verb} events.k8s.io/events")));
+    assert_eq!(may, expected);
+    let binding =
+        objects.iter().find_map(|o| if let Manifest::ClusterRoleBinding(b) = o { Some(b) } else { None });
+    let binding = binding.unwrap();
+    assert_eq!(Some(&binding.role_ref.name), role.metadata.name.as_ref());
+    let subject = &binding.subjects.as_ref().unwrap()[0];
+    assert_eq!((subject.kind.as_str(), subject.name.as_str()), ("ServiceAccount", "kube-ipvs"));
+    assert_eq!(subject.namespace.as_deref(), Some("kube-system"));
+    assert_eq!(pod(&daemon_set(&objects)).service_account_name.as_deref(), Some("kube-ipvs"));
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent starts on a node that kube-proxy programmed.
+
+use super::*;
+
+/// What a node looks like that never had anything but this agent and what others have.
+fn fresh() -> BTreeMap<String, Vec<String>> {
+    let cluster = Cluster::new();
+    let setup = cluster.start();
+    setup.wait_bound(&VIP).unwrap();
+    setup.wait_bound(&EXTERNAL).unwrap();
+    state(cluster.node.ns())
+}
+
+/// Starts the agent while connections stand and new ones are made, and returns it when `done`.
+fn take_over<'a>(
+    cluster: &'a Cluster,
+    askers: &[(&'a Netns, std::net::SocketAddr)],
+    done: impl Fn() -> bool,
+) -> Setup<'a> {
+    let mut standing = Standing::open(askers);
+    let mut started = None;
+    Stream::during(askers.to_vec(), |stream| {
+        let setup = cluster.start();
+        setup.wait_bound(&VIP).unwrap();
+        setup.wait_bound(&EXTERNAL).unwrap();
+        setup.wait_within(LIMIT, "the end of the other mode", &done).unwrap();
+        stream.more();
+        standing.check("after the change");
+        started = Some(setup);
+    });
+    standing.check("at the end");
+    assert_eq!(cluster.leaked(), ["[0:0]", "[0:0]"], "packets left the node unbalanced");
+    started.unwrap()
+}
+
+#[test]
+fn from_kube_proxys_ipvs_mode() {
+    let expected = fresh();
+    let cluster = Cluster::new();
+    let _backends = cluster.backends();
+    fixture::ipvs_mode(cluster.node.ns());
+    let setup = take_over(&cluster, &cluster.askers(), || true);
+    let same = || state(cluster.node.ns()) == expected;
+    setup.wait_within(LIMIT, "the state of a fresh node", same).unwrap();
+    assert!(!setup.agent.log().contains("another mode"), "there was none: {}", setup.agent.log());
+}
+
+#[test]
+fn from_the_iptables_mode() {
+    let expected = fresh();
+    let cluster = Cluster::new();
+    let _backends = cluster.backends();
+    let ns = cluster.node.ns();
+    fixture::iptables_mode(ns, true);
+    let gone = || !saved(ns).contains("KUBE-SEP-");
+    let mut setup = take_over(&cluster, &cluster.askers(), gone);
+    setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == expected).unwrap();
+    let said =
+        |setup: &Setup<'_>| setup.agent.log().matches("removed what another mode of kube-proxy left").count();
+    assert_eq!(said(&setup), 2, "once for each family: {}", setup.agent.log());
+    // New connections are IPVS's now.
+    let servers = ns.exec(&["ipvsadm", "-Ln", "--stats"]).unwrap().stdout;
+    let web = servers.lines().find(|line| line.contains("10.96.0.10:80")).unwrap().to_owned();
+    assert_ne!(web.split_whitespace().nth(2), Some("0"), "{web}");
+    assert!(setup.agent.stop().unwrap().success());
+    drop(setup);
+    let again = cluster.start();
+    again.wait("the first pass", || again.agent.log().contains("nothing to do")).unwrap();
+    assert_eq!(said(&again), 0, "{}", again.agent.log());
+}
+
+#[test]
+fn from_the_nftables_mode() {
+    let expected = fresh();
+    let cluster = Cluster::new();
+    let _backends = cluster.backends();
+    let ns = cluster.node.ns();
+    fixture::nftables_mode(ns);
+    let tables = || ns.exec(&["nft", "list", "tables"]).unwrap().stdout;
+    assert_eq!(tables().matches("kube-proxy").count(), 2);
+    let vips: Vec<_> = cluster
+        .askers()
+        .into_iter()
+        .filter(|(_, to)| to.port() == 80)
+        .filter(|(_, to)| VIP.contains(&to.ip().to_string().as_str()))
+        .collect();
+    assert_eq!(vips.len(), 4);
+    let setup = take_over(&cluster, &vips, || !tables().contains("kube-proxy"));
+    assert!(tables().contains("table ip mine"), "{}", tables());
+    setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == expected).unwrap();
+    let log = setup.agent.log();
+    assert_eq!(log.matches("removed the nftables table that kube-proxy left").count(), 2, "{log}");
+}
