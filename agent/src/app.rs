@@ -26,6 +26,7 @@ use crate::kernel::linux::LinuxKernel;
 use crate::kernel::nft_watch::RulesWatch;
 use crate::kernel::traffic;
 use crate::log::{self, Verbosity};
+use crate::memory;
 use crate::metrics::{Metrics, rest};
 use crate::reconcile::{Outlets, Reconciler};
 use crate::schedule::Schedule;
@@ -91,6 +92,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         return init::run(&settings);
     }
     set_oom_score_adj(config.oom_score_adj);
+    memory::limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::{Pass, Reconciler};
 use crate::inbox::{Inbox, Mail};
 use crate::kernel::{Kernel, Outcome};
+use crate::memory;
 use crate::schedule::{Due, Schedule};
 
 /// Failures logged per pass; the rest is counted.
@@ -49,6 +50,10 @@ impl<K: Kernel> Reconciler<K> {
             schedule.doubt();
         }
         log_pass(&pass, due, now - before, schedule.failures());
+        if due == Due::Audit {
+            drop(pass);
+            memory::trim();
+        }
     }
 }
 

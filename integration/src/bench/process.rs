@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent as a process, fed by an API server: what a start, a restart and idling cost.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::apiserver::ApiServer;
+use crate::lab::{Agent, Netns, agent_binary, oracle};
+use crate::objects::{self, service, slice};
+
+/// How long a start may take before the bench gives up.
+const LIMIT: Duration = Duration::from_secs(600);
+/// How often readiness is asked for: an answer costs little.
+const PAUSE: Duration = Duration::from_millis(20);
+const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);
+
+/// A node, an API server with Services, and a configuration.
+pub struct Cluster {
+    ns: Netns,
+    server: ApiServer,
+    dir: tempfile::TempDir,
+}
+
+/// What the kernel says about a process.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Resident memory now, KiB.
+    pub resident: u64,
+    /// The most there was, KiB.
+    pub peak: u64,
+    /// CPU time so far, in ticks of 10 ms.
+    pub ticks: u64,
+}
+
+/// Services with `endpoints` each, every fifth endpoint on this node.
+pub fn objects(services: u32, endpoints: u8) -> Vec<Value> {
+    let mut all = vec![objects::node("node-a", &["192.168.50.2"])];
+    for n in 0..services {
+        let dotted = |first: u8| format!("{first}.{}.{}.{}", (n >> 16) & 255, (n >> 8) & 255, n & 255);
+        let name = format!("svc-{n}");
+        all.push(service(&name, &[&dotted(11)], &[], &[("http", "TCP", 80)]));
+        let addresses: Vec<String> = (0..endpoints)
+            .map(|e| format!("{}{}", dotted(100 + e), if e == 0 { "@node-a" } else { "" }))
+            .collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        all.push(slice(&name, &addresses, &[("http", "TCP", 8080)]));
+    }
+    all
+}
+
+impl Cluster {
+    /// A cluster of so many Services.
+    ///
+    /// # Errors
+    /// When there are no namespaces.
+    pub fn new(services: u32, endpoints: u8, more: &Value) -> Result<Self> {
+        let ns = Netns::new("node-a")?;
+        let server = ApiServer::start(ns.listen("127.0.0.1:0")?)?;
+        server.replace_all(objects(services, endpoints));
+        let dir = tempfile::tempdir().context("folder")?;
+        std::fs::write(dir.path().join("config.yaml"), objects::config("node-a", more).to_string())?;
+        Ok(Self { ns, server, dir })
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("config.yaml")
+    }
+
+    /// Starts the agent and waits until everything is programmed; how long that took.
+    ///
+    /// # Errors
+    /// When it does not come to that.
+    pub fn start(&self) -> Result<(Agent, Duration)> {
+        let mut command = Command::new(agent_binary()?);
+        command.arg(format!("--config={}", self.config().display()));
+        command.arg(format!("--master={}", self.server.url()));
+        let start = Instant::now();
+        let agent = Agent::spawn(&self.ns, command)?;
+        let ready = self.ns.enter(|| {
+            loop {
+                let answer = oracle::http(HEALTH, "GET", "readyz", "").unwrap_or_default();
+                if answer.starts_with("HTTP/1.1 200") {
+                    return true;
+                }
+                if start.elapsed() > LIMIT {
+                    return false;
+                }
+                std::thread::sleep(PAUSE);
+            }
+        })?;
+        if !ready {
+            bail!("not ready after {LIMIT:?}; its log:\n{}", agent.log_tail(20));
+        }
+        Ok((agent, start.elapsed()))
+    }
+
+    /// Ops that the agent carried out, in all.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn operations(&self) -> Result<u64> {
+        let text = self.ns.enter(|| oracle::http_get(10249, "metrics"))?.context("metrics")?;
+        let counts = text.lines().filter(|l| l.starts_with("kube_ipvs_operations_total{"));
+        Ok(counts.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).map(|n| n as u64).sum())
+    }
+
+    /// The configuration without audits, so that nothing but the start is measured.
+    pub fn no_audits() -> Value {
+        json!({"ipvs": {"syncPeriod": "1h"}})
+    }
+}
+
+/// Memory and CPU time of a process.
+///
+/// # Errors
+/// When it is gone.
+pub fn cost(pid: u32) -> Result<Cost> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("process status")?;
+    let field = |name: &str| -> Option<u64> {
+        status.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+    };
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("process stat")?;
+    // The name, in parentheses, may hold anything.
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    let words: Vec<&str> = after.split_whitespace().collect();
+    let tick = |at: usize| words.get(at).and_then(|w| w.parse::<u64>().ok());
+    let (Some(user), Some(system)) = (tick(11), tick(12)) else { bail!("cannot read /proc/{pid}/stat") };
+    let (Some(resident), Some(peak)) = (field("VmRSS:"), field("VmHWM:")) else {
+        bail!("cannot read /proc/{pid}/status")
+    };
+    Ok(Cost { resident, peak, ticks: user + system })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_of_this_process_is_read() {
+        let cost = cost(std::process::id()).unwrap();
+        assert!(cost.resident > 500 && cost.peak >= cost.resident, "{cost:?}");
+    }
+
+    #[test]
+    fn objects_are_as_many_as_asked_for() {
+        let all = objects(3, 5);
+        assert_eq!(all.len(), 7);
+        assert_eq!(all[2]["endpoints"].as_array().map(Vec::len), Some(5));
+        assert_eq!(all[2]["endpoints"][0]["nodeName"], "node-a");
+    }
+}
