@@ -6,13 +6,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::audit::Piece;
 use crate::core::model::*;
+use crate::core::observed::ObservedServer;
 use crate::core::op::{Op, OpKind};
 use crate::core::sets::{Entry, SetId, SetKind};
 use crate::core::settings::{Settings, Sysctl};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Kernel, Outcome};
+use crate::kernel::{Kernel, ObserveError, Outcome};
 use crate::reconcile::{Outlets, Pass, Reconciler};
 use crate::schedule::{Due, Schedule};
 use crate::serve::health::{Health, SharedHealth};
@@ -227,11 +229,15 @@ fn an_address_that_the_node_gets_leaves_the_device() {
 struct Shared(Arc<std::sync::Mutex<FakeKernel>>);
 
 impl Kernel for Shared {
-    fn observe(&mut self) -> Result<crate::core::observed::Observed, crate::kernel::ObserveError> {
-        self.0.lock().unwrap().observe()
+    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
+        self.0.lock().unwrap().read(begin)
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, crate::kernel::ObserveError> {
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.0.lock().unwrap().look_up(servers)
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
         self.0.lock().unwrap().busy(servers)
     }
 

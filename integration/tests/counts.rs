@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use integration::lab::Netns;
 use kube_ipvs::config::node;
+use kube_ipvs::core::audit::Piece;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::observed::Observed;
+use kube_ipvs::core::observed::ObservedServer;
 use kube_ipvs::core::op::{Lane, Op};
 use kube_ipvs::core::settings::Settings;
 use kube_ipvs::inbox::Inbox;
@@ -80,8 +81,12 @@ struct Counting {
 }
 
 impl Kernel for Counting {
-    fn observe(&mut self) -> Result<Observed, ObserveError> {
-        self.kernel.observe()
+    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
+        self.kernel.read(begin)
+    }
+
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.kernel.look_up(servers)
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {

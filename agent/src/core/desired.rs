@@ -42,6 +42,18 @@ impl Changes {
         self.len() == 0 && self.flows.is_empty()
     }
 
+    /// Adds others.
+    pub fn append(&mut self, mut others: Changes) {
+        self.virtual_servers.append(&mut others.virtual_servers);
+        self.addresses.append(&mut others.addresses);
+        self.networks.append(&mut others.networks);
+        self.entries.append(&mut others.entries);
+        self.flows.append(&mut others.flows);
+        self.contested.append(&mut others.contested);
+        self.remarked.append(&mut others.remarked);
+        self.health_checks |= others.health_checks;
+    }
+
     /// Number of keys.
     pub fn len(&self) -> usize {
         self.virtual_servers.len() + self.addresses.len() + self.networks.len() + self.entries.len()

@@ -4,6 +4,7 @@
 //! `model` (vocabulary) → `endpoints` (who serves) → `fragment` (what one Service contributes)
 //! → `desired` (all fragments, indexed) → `plan` (difference to `observed`) → `Plan`.
 
+pub mod audit;
 pub mod chains;
 pub mod cleanup;
 pub mod desired;

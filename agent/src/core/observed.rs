@@ -37,7 +37,83 @@ pub struct ObservedServer {
     /// How it balances.
     pub spec: VsSpec,
     /// Its real servers.
-    pub real_servers: BTreeMap<RsKey, RsState>,
+    pub real_servers: RealServers,
+}
+
+/// Real servers of one virtual server, sorted, each once. A list and not a map: there are many, and they
+/// are few each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RealServers(Vec<(RsKey, RsState)>);
+
+impl RealServers {
+    fn find(&self, rs: &RsKey) -> Result<usize, usize> {
+        self.0.binary_search_by_key(rs, |(key, _)| *key)
+    }
+
+    /// The state of one, if it is there.
+    pub fn get(&self, rs: &RsKey) -> Option<&RsState> {
+        self.find(rs).ok().map(|i| &self.0[i].1)
+    }
+
+    /// Whether it is there.
+    pub fn contains_key(&self, rs: &RsKey) -> bool {
+        self.find(rs).is_ok()
+    }
+
+    /// Adds one or changes its state.
+    pub fn insert(&mut self, rs: RsKey, state: RsState) {
+        match self.find(&rs) {
+            Ok(i) => self.0[i].1 = state,
+            Err(i) => {
+                // Room for exactly one more: most lists never grow again.
+                self.0.reserve_exact(1);
+                self.0.insert(i, (rs, state));
+            }
+        }
+    }
+
+    /// Takes one away.
+    pub fn remove(&mut self, rs: &RsKey) -> Option<RsState> {
+        self.find(rs).ok().map(|i| self.0.remove(i).1)
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&RsKey, &RsState)> {
+        self.0.iter().map(|(rs, state)| (rs, state))
+    }
+
+    /// Their names, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &RsKey> {
+        self.0.iter().map(|(rs, _)| rs)
+    }
+
+    /// Their states, in order, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut RsState> {
+        self.0.iter_mut().map(|(_, state)| state)
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(RsKey, RsState)> for RealServers {
+    /// One that comes twice counts as it came last.
+    fn from_iter<I: IntoIterator<Item = (RsKey, RsState)>>(iter: I) -> Self {
+        let mut list: Vec<(RsKey, RsState)> = iter.into_iter().collect();
+        list.sort_by_key(|(rs, _)| *rs);
+        list.reverse();
+        list.dedup_by_key(|(rs, _)| *rs);
+        list.reverse();
+        list.shrink_to_fit();
+        Self(list)
+    }
 }
 
 /// A set as the kernel has it.
@@ -148,7 +224,7 @@ impl Observed {
                 self.addresses.remove(net);
             }
             Op::AddVirtualServer(vs, spec) => {
-                let server = ObservedServer { spec: spec.clone(), real_servers: BTreeMap::new() };
+                let server = ObservedServer { spec: spec.clone(), real_servers: RealServers::default() };
                 self.virtual_servers.insert(*vs, server);
             }
             Op::EditVirtualServer(vs, spec) => {

@@ -10,7 +10,7 @@ use super::chains::Table;
 use super::desired::{Changes, Desired};
 use super::drain;
 use super::fragment::VirtualServer;
-use super::model::{Family, RsKey, VsKey};
+use super::model::{Family, ObjectName, RsKey, VsKey};
 use super::observed::{Observed, ObservedServer, RsState};
 use super::op::{FlowsOp, GrowOp, LeftoversOp, Op, Plan, RulesOp};
 use super::ownership;
@@ -34,26 +34,10 @@ pub struct Goal<'a> {
     pub hands_over: bool,
 }
 
-/// What a plan looks at.
-#[derive(Clone, Copy, Debug)]
-pub enum Scope<'a> {
-    /// Everything wanted and everything observed, and these changes: an audit.
-    All(&'a Changes),
-    /// These keys only.
-    Changes(&'a Changes),
-}
-
-/// Builds the plan that turns the observed state into the desired one within `scope`. Device, sets,
-/// rules, timeouts and sysctls are few and looked at every time.
-pub fn build_plan(goal: Goal<'_>, scope: Scope<'_>) -> Plan {
-    let all;
-    let (keys, flows) = match scope {
-        Scope::Changes(changes) => (changes, &changes.flows),
-        Scope::All(changes) => {
-            all = all_keys(goal.desired, goal.observed);
-            (&all, &changes.flows)
-        }
-    };
+/// Builds the plan that turns the observed state into the desired one as far as `keys` go, and forgets
+/// the stale flows of these Services. Device, sets, rules, timeouts and sysctls are few and looked at
+/// every time.
+pub fn build_plan(goal: Goal<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) -> Plan {
     let mut ops = Vec::new();
     goal.diff_node(&mut ops);
     goal.diff_sets(&keys.entries, &mut ops);
@@ -76,7 +60,8 @@ fn is_host(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
 }
 
-fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
+/// Everything that is wanted or there.
+pub fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
     let observed_entries =
         observed.sets.iter().flat_map(|(id, set)| set.members.iter().map(move |entry| (*id, *entry)));
     Changes {
@@ -219,7 +204,7 @@ impl Goal<'_> {
                 Some(_) => {}
             }
         }
-        for (rs, state) in observed.iter().flat_map(|server| &server.real_servers) {
+        for (rs, state) in observed.iter().flat_map(|server| server.real_servers.iter()) {
             if wanted.real_servers.binary_search(rs).is_err() {
                 ops.extend(self.close_real_server(*key, *rs, *state));
             }

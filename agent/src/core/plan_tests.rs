@@ -10,7 +10,7 @@ use super::model::*;
 use super::node::NodeFacts;
 use super::observed::Observed;
 use super::op::{Op, OpKind, Plan, RulesOp};
-use super::plan::{Goal, Scope, build_plan};
+use super::plan::{Goal, all_keys, build_plan};
 use super::save::{ObservedRules, parse_save};
 use super::settings::{LocalTraffic, Settings, Sysctl};
 use crate::kernel::apply;
@@ -73,9 +73,12 @@ fn plan(desired: &Desired, observed: &Observed, changes: Option<&Changes>) -> Pl
 
 /// The plan for these changes, or for everything.
 fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, changes: Option<&Changes>) -> Plan {
-    let (none, expired) = (Changes::default(), BTreeSet::new());
+    let expired = BTreeSet::new();
     let goal = Goal { desired, observed, settings, expired: &expired, hands_over: true };
-    build_plan(goal, changes.map_or(Scope::All(&none), Scope::Changes))
+    match changes {
+        Some(changes) => build_plan(goal, changes, &changes.flows),
+        None => build_plan(goal, &all_keys(desired, observed), &BTreeSet::new()),
+    }
 }
 
 /// Applies a plan that must succeed.
@@ -239,7 +242,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
         let (settings, expired) = (settings(), expired.iter().map(|rs| (vs, *rs)).collect());
         let goal =
             Goal { desired: &desired, observed, settings: &settings, expired: &expired, hands_over: true };
-        build_plan(goal, Scope::Changes(&changes)).to_string()
+        build_plan(goal, &changes, &changes.flows).to_string()
     };
     assert_eq!(
         step(&observed, &[]),
@@ -313,7 +316,7 @@ fn the_iptables_mode_goes_on_while_anything_of_the_family_fails() {
             expired: &expired,
             hands_over: patient,
         };
-        let plan = build_plan(goal, Scope::All(&Changes::default()));
+        let plan = build_plan(goal, &all_keys(&desired, &kernel.state), &BTreeSet::new());
         let report = apply(&mut kernel, &plan);
         assert!(!report.is_clean());
         assert_eq!(!kernel.state.rules[0].leftovers.is_empty(), stays);

@@ -74,6 +74,20 @@ impl IpsetClient {
         Ok(sets)
     }
 
+    /// One set with its members; `None`: it does not exist. Like `ipset save NAME`.
+    ///
+    /// # Errors
+    /// When the dump is not complete.
+    pub fn get(&mut self, set: SetId) -> Result<Option<ObservedSet>, NfError> {
+        let attrs = name_attrs(&set.name());
+        let request = Request { kind: SUBSYSTEM | CMD_LIST, flags: 0, family: 0, attrs };
+        let mut sets = HashMap::new();
+        match self.socket.dump(&request, |part| parse_part(part, &mut sets)) {
+            Err(NfError::Refused(ENOENT)) => Ok(None),
+            result => result.map(|()| sets.remove(&set)),
+        }
+    }
+
     /// Runs ops on sets and entries, in order, and returns one result each.
     pub fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
         match self.try_execute(ops) {

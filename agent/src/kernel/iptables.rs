@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 
 use super::OpError;
 use super::flavour::Flavour;
@@ -31,12 +32,19 @@ impl Iptables {
         self.started
     }
 
-    /// Reads the rules of the families, all at once, and returns a result each, in their order; an
+    /// Reads the rules of the families, all at once, beside the caller; a result each, in their order. An
     /// error names the program and what it said.
-    pub fn read(&mut self, families: &[Family]) -> Vec<Result<ObservedRules, String>> {
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn begin_reading(
+        &mut self,
+        families: &[Family],
+    ) -> std::io::Result<JoinHandle<Vec<Result<Saved, String>>>> {
         self.started += families.len() as u64;
-        let flavour = self.flavour();
-        at_once(families, |family| read(&flavour.program(*family, "save")))
+        let (flavour, families) = (self.flavour(), families.to_vec());
+        let read = move || at_once(&families, |family| read(&flavour.program(*family, "save")));
+        std::thread::Builder::new().name("rules-save".to_owned()).spawn(read)
     }
 
     /// Writes the rules of families, all at once, each table atomically, and returns a result each:
@@ -83,8 +91,23 @@ fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
     })
 }
 
-fn read(name: &str) -> Result<ObservedRules, String> {
-    Ok(parse_save(&save(name)?))
+/// What a family has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// The rules.
+    pub rules: ObservedRules,
+    /// They are in nf_tables.
+    pub in_nft: bool,
+}
+
+fn read(name: &str) -> Result<Saved, String> {
+    let text = save(name)?;
+    Ok(Saved { rules: parse_save(&text), in_nft: is_in_nft(&text) })
+}
+
+/// The first line names the program by what it is, not by how it was called.
+fn is_in_nft(text: &str) -> bool {
+    text.lines().next().is_some_and(|line| line.contains("-nft-save") || line.contains("xtables-save"))
 }
 
 fn save(name: &str) -> Result<String, String> {

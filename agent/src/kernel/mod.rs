@@ -15,6 +15,8 @@ pub mod modules;
 pub mod nfnetlink;
 pub mod nft_tables;
 pub mod nft_watch;
+mod reading;
+mod rules_reader;
 pub mod sysctl;
 pub mod table;
 pub mod teardown;
@@ -22,9 +24,10 @@ pub mod traffic;
 
 use std::collections::HashSet;
 
+use crate::core::audit::{Audit, Piece};
 use crate::core::failures::Failures;
 use crate::core::model::{RsKey, VsKey};
-use crate::core::observed::Observed;
+use crate::core::observed::{Observed, ObservedServer};
 use crate::core::op::{Op, Plan};
 
 /// Why an op failed.
@@ -105,11 +108,18 @@ impl Report {
 
 /// A kernel: something that can be read whole and changed by ops.
 pub trait Kernel {
-    /// Reads everything the plan looks at.
+    /// Reads the next piece of everything that the plan looks at; `None`: that was all. `begin`: from the
+    /// beginning, whatever came before. A piece is small enough for changes to wait for it.
     ///
     /// # Errors
-    /// When any part cannot be read completely; there is no partial observation.
-    fn observe(&mut self) -> Result<Observed, ObserveError>;
+    /// When a piece cannot be read; the reading is over then.
+    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError>;
+
+    /// What each of these virtual servers is like now; `None`: it does not exist.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError>;
 
     /// The real servers of these virtual servers that have connections, active or not.
     ///
@@ -120,6 +130,24 @@ pub trait Kernel {
     /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
     /// does not stop the others.
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>>;
+
+    /// Reads everything in one go.
+    ///
+    /// # Errors
+    /// When any part cannot be read completely; there is no partial observation.
+    fn observe(&mut self) -> Result<Observed, ObserveError> {
+        let (mut audit, mut observed) = (Audit::fill(), Observed::default());
+        let mut piece = self.read(true)?;
+        while let Some(read) = piece {
+            audit.take(read, &mut observed);
+            piece = self.read(false)?;
+        }
+        let suspects = audit.suspects(&observed);
+        for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {
+            audit.settle(*key, server, &mut observed);
+        }
+        Ok(observed)
+    }
 }
 
 /// Runs a plan: phase by phase, lane by lane, each lane in as few sends as the kernel allows.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The loop: the one thread that owns the kernel.
 
+mod audit;
 mod keys;
 mod run;
 
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use crate::core::audit::Audit;
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
 use crate::core::fragment::build_fragment;
@@ -19,12 +21,12 @@ use crate::core::model::{Family, Node, VsKey};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
-use crate::core::plan::{Goal, Scope, build_plan};
+use crate::core::plan::{Goal, all_keys, build_plan};
 use crate::core::settings::{LocalTraffic, Settings};
 use crate::events::EventSink;
 use crate::handover::Handover;
 use crate::inbox::Owners;
-use crate::kernel::{Kernel, Outcome, Report, apply};
+use crate::kernel::{Kernel, ObserveError, Outcome, Report, apply};
 use crate::metrics::Metrics;
 use crate::notices;
 use crate::schedule::Due;
@@ -108,6 +110,24 @@ pub struct Reconciler<K> {
     health_checks_changed: bool,
     /// The last pass left ops undone: doing them now repairs nobody else's change.
     failed: bool,
+    /// An audit that goes on.
+    comparison: Option<Audit>,
+    /// How long it has worked.
+    audit_worked: Duration,
+}
+
+/// What a pass looks at, besides the changes of objects.
+enum Look {
+    /// Nothing else.
+    Changes,
+    /// What an audit found to differ from the mirror.
+    Found(Changes),
+    /// All that is wanted or there: the mirror is new.
+    Everything,
+}
+
+fn unreadable(error: &ObserveError) -> Pass {
+    Pass { unreadable: Some(error.to_string()), ..Pass::default() }
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -136,6 +156,8 @@ impl<K: Kernel> Reconciler<K> {
             outlets,
             health_checks_changed: false,
             failed: false,
+            comparison: None,
+            audit_worked: Duration::ZERO,
         }
     }
 
@@ -157,54 +179,48 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// One pass at the time `now` (since some fixed start): take the changes, plan, apply, follow
-    /// what was acknowledged.
+    /// what was acknowledged. An audit is made in one go.
     pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
-        let audit = due == Due::Audit || self.observed.is_none();
-        let first = self.observed.is_none() && self.desired.services().next().is_none();
-        if audit {
-            match self.kernel.observe() {
-                Ok(mut observed) => {
-                    self.handover.look(&mut observed, self.settings.beside_another);
-                    if let Some(families) = &observed.families {
-                        self.settings.families.retain(|family| families.contains(family));
-                    }
-                    self.outlets.metrics.set_families(&self.settings.families);
-                    self.outlets.metrics.audited(&observed);
-                    self.observed = Some(observed);
-                }
-                Err(error) => return Pass { unreadable: Some(error.to_string()), ..Pass::default() },
-            }
+        if due != Due::Audit && self.observed.is_some() {
+            return self.pass(due, Look::Changes, now);
         }
+        match self.audit() {
+            Ok(look) => self.audited(look, now),
+            Err(error) => unreadable(&error),
+        }
+    }
+
+    fn pass(&mut self, due: Due, look: Look, now: Duration) -> Pass {
+        let first = matches!(look, Look::Everything);
         let mut changes = self.take_changes();
-        if due == Due::Drains {
+        if due != Due::Changes {
             changes.virtual_servers.append(&mut self.drains.virtual_servers());
         }
         let Some(mut observed) = self.observed.take() else {
             return Pass::default();
         };
+        let audit = !matches!(look, Look::Changes);
+        let keys = match look {
+            Look::Everything => all_keys(&self.desired, &observed),
+            Look::Found(found) => {
+                let mut keys = changes.clone();
+                keys.append(found);
+                keys
+            }
+            Look::Changes => changes.clone(),
+        };
         if audit {
-            self.drains.adopt(&self.desired, &observed, now);
-        } else {
-            self.look_for_connections(&mut observed, &changes);
+            self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         }
+        self.look_for_connections(&mut observed, &keys);
         let expired = self.drains.expired(now, self.settings.drain_deadline);
-        let scope = if audit { Scope::All(&changes) } else { Scope::Changes(&changes) };
         let (desired, settings) = (&self.desired, &self.settings);
         let hands_over = self.handover.waits();
         let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over };
-        let plan = build_plan(goal, scope);
+        let plan = build_plan(goal, &keys, &changes.flows);
+        drop(keys);
         let report = apply(&mut self.kernel, &plan);
-        let repaired = |(op, outcome): &(&Op, &Outcome)| {
-            // The end of a drain that an audit happens to find is nobody's doing.
-            let ends_drain = matches!(op, Op::RemoveRealServer(vs, rs) if self.drains.contains(*vs, *rs));
-            **outcome == Outcome::Done && !touches(op, &changes) && !ends_drain
-        };
-        let drift = if audit && !first && !self.failed {
-            let repairs = plan.ops.iter().zip(&report.outcomes).filter(repaired);
-            repairs.inspect(|(op, _)| self.outlets.metrics.repaired(op.kind())).count()
-        } else {
-            0
-        };
+        let drift = if audit && !first && !self.failed { self.drift(&plan, &report, &changes) } else { 0 };
         self.failed = !report.is_clean();
         self.follow(&plan, &report, &mut observed, now);
         self.handover.follow(&plan, &report, audit);
@@ -216,6 +232,17 @@ impl<K: Kernel> Reconciler<K> {
         let pass = Pass { plan, report, drift, unreadable: None };
         self.tell_health(&pass);
         pass
+    }
+
+    /// How many ops repaired what somebody else changed.
+    fn drift(&self, plan: &Plan, report: &Report, changes: &Changes) -> usize {
+        let repaired = |(op, outcome): &(&Op, &Outcome)| {
+            // The end of a drain that an audit happens to find is nobody's doing.
+            let ends_drain = matches!(op, Op::RemoveRealServer(vs, rs) if self.drains.contains(*vs, *rs));
+            **outcome == Outcome::Done && !touches(op, changes) && !ends_drain
+        };
+        let repairs = plan.ops.iter().zip(&report.outcomes).filter(repaired);
+        repairs.inspect(|(op, _)| self.outlets.metrics.repaired(op.kind())).count()
     }
 
     /// The mirror follows what the kernel acknowledged; the rest is looked at again.

@@ -42,6 +42,8 @@ enum Event {
     Connections(u64),
     /// Time passes and the loop does what is due.
     Sync(bool, u16),
+    /// The loop goes on with an audit, so many pieces.
+    Audit(u8),
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -51,6 +53,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<u8>().prop_map(Event::Restart),
         1 => any::<u8>().prop_map(Event::Interfere),
         1 => any::<u64>().prop_map(Event::Connections),
+        2 => (0..30u8).prop_map(Event::Audit),
         4 => (any::<bool>(), 0..400u16).prop_map(|(audit, s)| Event::Sync(audit, s)),
     ]
 }
@@ -88,6 +91,10 @@ impl World {
             }
             Event::Connections(seed) => connect(&mut self.agent.kernel().state, seed),
             Event::Sync(audit, seconds) => self.sync(audit, seconds),
+            Event::Audit(pieces) => {
+                let step = |_| self.agent.reconciler.audit_step(self.now);
+                self.doubt |= (0..pieces).filter_map(step).any(|pass| pass.report.in_doubt());
+            }
         }
         self
     }
