@@ -14,7 +14,7 @@ use crate::core::sets::{Entry, SetId, SetKind};
 use crate::core::settings::{Settings, Sysctl};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Kernel, ObserveError, Outcome};
+use crate::kernel::{Kernel, ObserveError, Outcome, Runner};
 use crate::reconcile::{Outlets, Pass, Reconciler};
 use crate::schedule::{Due, Schedule};
 use crate::serve::health::{Health, SharedHealth};
@@ -231,6 +231,10 @@ struct Shared(Arc<std::sync::Mutex<FakeKernel>>);
 impl Kernel for Shared {
     fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
         self.0.lock().unwrap().read(begin)
+    }
+
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        self.0.lock().unwrap().beside(work);
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {

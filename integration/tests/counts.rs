@@ -18,7 +18,7 @@ use kube_ipvs::core::op::{Lane, Op};
 use kube_ipvs::core::settings::Settings;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
-use kube_ipvs::kernel::{Kernel, ObserveError, OpError};
+use kube_ipvs::kernel::{Kernel, ObserveError, OpError, Runner};
 use kube_ipvs::reconcile::{Outlets, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
@@ -83,6 +83,10 @@ struct Counting {
 impl Kernel for Counting {
     fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
         self.kernel.read(begin)
+    }
+
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        self.kernel.beside(work);
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {

@@ -4,11 +4,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Kernel, ObserveError, OpError};
+use super::{Kernel, ObserveError, OpError, Runner};
 use crate::core::audit::{Addresses, Piece, Rest};
 use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::observed::{Observed, ObservedServer, RsState};
@@ -296,6 +297,12 @@ impl Kernel for FakeKernel {
             return Err(ObserveError { what: "connections", message: "injected failure".to_owned() });
         }
         Ok(self.state.busy.iter().filter(|(vs, _)| servers.contains(vs)).copied().collect())
+    }
+
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        let kernel = Mutex::new(self);
+        let run = |ops: &[&Op]| kernel.lock().unwrap_or_else(PoisonError::into_inner).execute(ops);
+        work(&mut { run }, &mut { run });
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {

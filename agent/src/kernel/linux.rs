@@ -19,7 +19,7 @@ use super::nfnetlink::NfSocket;
 use super::nft_watch::Children;
 use super::reading::Reading;
 use super::rules_reader::RulesReader;
-use super::{Kernel, ObserveError, OpError, nft_tables, sysctl, table};
+use super::{Kernel, ObserveError, OpError, Runner, nft_tables, sysctl, table};
 use crate::core::audit::Piece;
 use crate::core::flows::FlowFilter;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
@@ -152,42 +152,6 @@ impl LinuxKernel {
         }
     }
 
-    fn execute_ipvs(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
-        let commands: Vec<Command> = ops.iter().filter_map(|op| command(op)).collect();
-        let mut results = vec![Ok(()); ops.len()];
-        match self.ipvs.batch(&commands) {
-            Ok(report) => {
-                for (index, error) in report.failures {
-                    results[index] = Err(ipvs_error(&error));
-                }
-            }
-            Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
-        }
-        results
-    }
-
-    fn execute_addresses(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
-        let bind: Vec<IpAddr> =
-            ops.iter().filter_map(|op| if let Op::Bind(a) = op { Some(*a) } else { None }).collect();
-        let failures = if bind.is_empty() {
-            let unbind: Vec<_> =
-                ops.iter().filter_map(|op| if let Op::Unbind(n) = op { Some(*n) } else { None }).collect();
-            self.device.remove_addrs(&unbind)
-        } else {
-            self.device.add(&bind)
-        };
-        let mut results = vec![Ok(()); ops.len()];
-        match failures {
-            Ok(failures) => {
-                for (index, error) in failures {
-                    results[index] = Err(OpError::doubt(error.to_string()));
-                }
-            }
-            Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
-        }
-        results
-    }
-
     fn forget_flows(&mut self, filter: &FlowFilter) -> Result<(), OpError> {
         let start = Instant::now();
         let count = self.conntrack.forget(filter);
@@ -266,12 +230,17 @@ impl Kernel for LinuxKernel {
         Ok(busy)
     }
 
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        let (ipvs, device) = (&mut self.ipvs, &mut self.device);
+        work(&mut |ops| execute_ipvs(ipvs, ops), &mut |ops| execute_addresses(device, ops));
+    }
+
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
         match ops.first().map(|op| op.lane()) {
             None => Vec::new(),
-            Some(Lane::Ipvs) => self.execute_ipvs(ops),
+            Some(Lane::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
             Some(Lane::Sets) => self.sets.execute(ops),
-            Some(Lane::Addresses) => self.execute_addresses(ops),
+            Some(Lane::Addresses) => execute_addresses(&mut self.device, ops),
             Some(Lane::Rules) => {
                 self.rules.forget();
                 let rules =
@@ -283,6 +252,42 @@ impl Kernel for LinuxKernel {
             }
         }
     }
+}
+
+fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+    let commands: Vec<Command> = ops.iter().filter_map(|op| command(op)).collect();
+    let mut results = vec![Ok(()); ops.len()];
+    match client.batch(&commands) {
+        Ok(report) => {
+            for (index, error) in report.failures {
+                results[index] = Err(ipvs_error(&error));
+            }
+        }
+        Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
+    }
+    results
+}
+
+fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+    let bind: Vec<IpAddr> =
+        ops.iter().filter_map(|op| if let Op::Bind(a) = op { Some(*a) } else { None }).collect();
+    let failures = if bind.is_empty() {
+        let unbind: Vec<_> =
+            ops.iter().filter_map(|op| if let Op::Unbind(n) = op { Some(*n) } else { None }).collect();
+        device.remove_addrs(&unbind)
+    } else {
+        device.add(&bind)
+    };
+    let mut results = vec![Ok(()); ops.len()];
+    match failures {
+        Ok(failures) => {
+            for (index, error) in failures {
+                results[index] = Err(OpError::doubt(error.to_string()));
+            }
+        }
+        Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
+    }
+    results
 }
 
 /// Whether clients are connected, or were a moment ago.

@@ -4,6 +4,7 @@
 //! [`Kernel`] has two implementations: [`linux`], and [`fake`] with the same errnos and a switch
 //! that makes the next op fail. [`apply`] runs a plan on either.
 
+mod apply;
 pub mod conntrack;
 pub mod fake;
 pub mod flavour;
@@ -24,11 +25,12 @@ pub mod traffic;
 
 use std::collections::HashSet;
 
+pub use apply::{Runner, apply};
+
 use crate::core::audit::{Audit, Piece};
-use crate::core::failures::Failures;
 use crate::core::model::{RsKey, VsKey};
 use crate::core::observed::{Observed, ObservedServer};
-use crate::core::op::{Op, Plan};
+use crate::core::op::Op;
 
 /// Why an op failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -131,6 +133,10 @@ pub trait Kernel {
     /// does not stop the others.
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>>;
 
+    /// Calls `work` with two runners, of IPVS ops and of addresses, that may be used at the same time by
+    /// two threads.
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>));
+
     /// Reads everything in one go.
     ///
     /// # Errors
@@ -147,55 +153,5 @@ pub trait Kernel {
             audit.settle(*key, server, &mut observed);
         }
         Ok(observed)
-    }
-}
-
-/// Runs a plan: phase by phase, lane by lane, each lane in as few sends as the kernel allows.
-/// A failed op blocks its dependents only.
-pub fn apply(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
-    let mut failures = Failures::default();
-    let mut outcomes = Vec::with_capacity(plan.ops.len());
-    let (first, rest) = plan.ops.split_at(plan.first);
-    for part in [first, rest] {
-        for group in part.chunk_by(|a, b| (a.phase(), a.lane()) == (b.phase(), b.lane())) {
-            apply_group(kernel, group, &mut failures, &mut outcomes);
-        }
-    }
-    Report { outcomes }
-}
-
-fn apply_group(kernel: &mut dyn Kernel, group: &[Op], failures: &mut Failures, outcomes: &mut Vec<Outcome>) {
-    let blocked: Vec<Option<String>> = group.iter().map(|op| failures.blocks(op)).collect();
-    let free: Vec<&Op> = group.iter().zip(&blocked).filter(|(_, b)| b.is_none()).map(|(op, _)| op).collect();
-    let mut results = if free.is_empty() { Vec::new() } else { kernel.execute(&free) }.into_iter();
-    let mut later = Vec::new();
-    for (op, blocked) in group.iter().zip(blocked) {
-        let outcome = match blocked {
-            Some(why) => Outcome::Skipped(why),
-            None => match results.next() {
-                Some(Ok(())) => Outcome::Done,
-                Some(Err(error)) => Outcome::Failed(error),
-                None => Outcome::Failed(OpError::doubt("no answer")),
-            },
-        };
-        if !matches!(&outcome, Outcome::Done) && !matches!(&outcome, Outcome::Failed(e) if e.degraded) {
-            later.push(op);
-        }
-        outcomes.push(outcome);
-    }
-    for op in later {
-        failures.note(op);
-    }
-    blame_the_first(group, failures, outcomes);
-}
-
-/// Inside one group a dependent travels with what it depends on (a real server with its virtual
-/// server, an entry with its set) and fails after it: report that as skipped, with the cause.
-fn blame_the_first(group: &[Op], failures: &Failures, outcomes: &mut [Outcome]) {
-    let start = outcomes.len() - group.len();
-    for (op, outcome) in group.iter().zip(&mut outcomes[start..]) {
-        if let (Outcome::Failed(_), Some(why)) = (&*outcome, failures.blocks(op)) {
-            *outcome = Outcome::Skipped(why);
-        }
     }
 }
