@@ -2,10 +2,10 @@
 //! The loop against the fake kernel: every kind of op fails once, a process dies between any two
 //! ops, others interfere; the next pass converges.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::map::Set;
 use crate::core::audit::Piece;
 use crate::core::model::*;
 use crate::core::observed::ObservedServer;
@@ -241,7 +241,7 @@ impl Kernel for Shared {
         self.0.lock().unwrap().look_up(servers)
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         self.0.lock().unwrap().busy(servers)
     }
 

@@ -6,12 +6,13 @@
 //! them as they were: what it says against the mirror is a suspicion, and the suspects are asked one by
 //! one at the end.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::desired::Changes;
+use super::map::Set;
 use super::model::{Family, VsKey, VsSpec};
 use super::observed::{Observed, ObservedServer, ObservedSet, RealServers};
 use super::save::ObservedRules;
@@ -42,7 +43,7 @@ pub struct Addresses {
     /// Whether `kube-ipvs0` exists.
     pub device: bool,
     /// The addresses on it.
-    pub bound: HashSet<IpNet>,
+    pub bound: Set<IpNet>,
     /// Addresses on all other links, without loopback, sorted.
     pub elsewhere: Vec<IpAddr>,
 }
@@ -66,8 +67,8 @@ pub struct Audit {
     /// The mirror is being filled for the first time.
     fills: bool,
     /// Virtual servers of the mirror that no piece has listed, and none has shown.
-    unlisted: HashSet<VsKey>,
-    unshown: HashSet<VsKey>,
+    unlisted: Set<VsKey>,
+    unshown: Set<VsKey>,
     suspects: BTreeSet<VsKey>,
     found: Changes,
 }
@@ -80,7 +81,7 @@ impl Audit {
 
     /// Compares with what the mirror has.
     pub fn compare(observed: &Observed) -> Self {
-        let all: HashSet<VsKey> = observed.virtual_servers.keys().copied().collect();
+        let all: Set<VsKey> = observed.virtual_servers.keys().copied().collect();
         Self { unlisted: all.clone(), unshown: all, ..Self::default() }
     }
 

@@ -25,7 +25,7 @@ fn server(numbers: &[u8]) -> ObservedServer {
 
 fn mirror() -> Observed {
     let virtual_servers = [1, 2, 3].map(|n| (vs(n), server(&[n])));
-    Observed { virtual_servers: virtual_servers.into(), ..Observed::default() }
+    Observed { virtual_servers: virtual_servers.into_iter().collect(), ..Observed::default() }
 }
 
 fn list(numbers: &[u8]) -> Piece {
@@ -93,7 +93,7 @@ fn sets_and_addresses_differ_by_member() {
         let members = numbers.iter().map(|n| Entry::Ip(ip(*n))).collect();
         ObservedSet { members, ..ObservedSet::fresh(set) }
     };
-    let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<HashSet<IpNet>>();
+    let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Set<IpNet>>();
     let mut observed = Observed { device: true, addresses: nets(&["10.96.0.1/32"]), ..Observed::default() };
     observed.sets.insert(set, with(&[1, 2]));
     let mut audit = Audit::compare(&observed);

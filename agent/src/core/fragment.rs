@@ -301,9 +301,10 @@ impl Builder<'_> {
         port: &ServicePort,
         key: VsKey,
         real_servers: Arc<[RsKey]>,
-        entries: Vec<(SetId, Entry)>,
+        mut entries: Vec<(SetId, Entry)>,
         closed_to_node: bool,
     ) {
+        entries.shrink_to_fit();
         let affinity = self.service.affinity;
         let scheduler = self.settings.scheduler.clone();
         let persistent = if affinity.is_some() { PERSISTENT } else { 0 };
@@ -341,6 +342,7 @@ impl Builder<'_> {
         sort(&mut fragment.addresses);
         sort(&mut fragment.entries);
         sort(&mut fragment.remarks);
+        fragment.virtual_servers.shrink_to_fit();
         fragment
     }
 }
@@ -348,6 +350,8 @@ impl Builder<'_> {
 fn sort<T: Ord>(list: &mut Vec<T>) {
     list.sort_unstable();
     list.dedup();
+    // Kept for as long as the Service is.
+    list.shrink_to_fit();
 }
 
 /// One address may be several VIPs of one Service, e.g. external IP and load balancer: the later

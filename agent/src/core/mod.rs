@@ -13,6 +13,7 @@ pub mod endpoints;
 pub mod failures;
 pub mod flows;
 pub mod fragment;
+pub mod map;
 pub mod model;
 pub mod node;
 pub mod observed;

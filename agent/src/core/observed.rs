@@ -3,11 +3,13 @@
 //!
 //! It is read whole by an audit and from then on follows acknowledged operations only.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::map::{Map, Set};
 use super::model::{Family, RsKey, VsKey, VsSpec};
 use super::op::Op;
 use super::removal::Removal;
@@ -40,19 +42,54 @@ pub struct ObservedServer {
     pub real_servers: RealServers,
 }
 
-/// Real servers of one virtual server, sorted, each once. A list and not a map: there are many, and they
-/// are few each.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RealServers(Vec<(RsKey, RsState)>);
+/// Real servers of one virtual server, sorted, each once. A list and not a map: there are many lists, and
+/// nearly all are short.
+#[derive(Clone, Debug)]
+pub struct RealServers(List);
+
+#[derive(Clone, Debug)]
+enum List {
+    /// Exactly those that are wanted, as they must be: the list is the one of the wanted state.
+    Wanted(Arc<[RsKey]>),
+    Other(Vec<(RsKey, RsState)>),
+}
 
 impl RealServers {
+    /// Shares the list of the wanted state, if it is the same.
+    pub fn share(&mut self, wanted: &Arc<[RsKey]>) {
+        let same = |((rs, state), wanted): ((&RsKey, &RsState), &RsKey)| rs == wanted && *state == RsState::WANTED;
+        if self.len() == wanted.len() && self.iter().zip(wanted.iter()).all(same) {
+            self.0 = List::Wanted(wanted.clone());
+        }
+    }
+
+    fn at(&self, i: usize) -> (&RsKey, &RsState) {
+        match &self.0 {
+            List::Wanted(keys) => (&keys[i], &RsState::WANTED),
+            List::Other(list) => (&list[i].0, &list[i].1),
+        }
+    }
+
     fn find(&self, rs: &RsKey) -> Result<usize, usize> {
-        self.0.binary_search_by_key(rs, |(key, _)| *key)
+        match &self.0 {
+            List::Wanted(keys) => keys.binary_search(rs),
+            List::Other(list) => list.binary_search_by_key(rs, |(key, _)| *key),
+        }
+    }
+
+    fn list_mut(&mut self) -> &mut Vec<(RsKey, RsState)> {
+        if let List::Wanted(keys) = &self.0 {
+            self.0 = List::Other(keys.iter().map(|rs| (*rs, RsState::WANTED)).collect());
+        }
+        match &mut self.0 {
+            List::Other(list) => list,
+            List::Wanted(_) => unreachable!("it was just replaced"),
+        }
     }
 
     /// The state of one, if it is there.
     pub fn get(&self, rs: &RsKey) -> Option<&RsState> {
-        self.find(rs).ok().map(|i| &self.0[i].1)
+        self.find(rs).ok().map(|i| self.at(i).1)
     }
 
     /// Whether it is there.
@@ -62,46 +99,63 @@ impl RealServers {
 
     /// Adds one or changes its state.
     pub fn insert(&mut self, rs: RsKey, state: RsState) {
-        match self.find(&rs) {
-            Ok(i) => self.0[i].1 = state,
-            Err(i) => {
-                // Room for exactly one more: most lists never grow again.
-                self.0.reserve_exact(1);
-                self.0.insert(i, (rs, state));
-            }
+        let place = self.find(&rs);
+        let list = self.list_mut();
+        match place {
+            Ok(i) => list[i].1 = state,
+            Err(i) => list.insert(i, (rs, state)),
         }
     }
 
     /// Takes one away.
     pub fn remove(&mut self, rs: &RsKey) -> Option<RsState> {
-        self.find(rs).ok().map(|i| self.0.remove(i).1)
+        let i = self.find(rs).ok()?;
+        Some(self.list_mut().remove(i).1)
     }
 
     /// All of them, in order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&RsKey, &RsState)> {
-        self.0.iter().map(|(rs, state)| (rs, state))
+    pub fn iter(&self) -> impl Iterator<Item = (&RsKey, &RsState)> {
+        (0..self.len()).map(|i| self.at(i))
     }
 
     /// Their names, in order.
     pub fn keys(&self) -> impl Iterator<Item = &RsKey> {
-        self.0.iter().map(|(rs, _)| rs)
+        self.iter().map(|(rs, _)| rs)
     }
 
     /// Their states, in order, to be changed.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut RsState> {
-        self.0.iter_mut().map(|(_, state)| state)
+        self.list_mut().iter_mut().map(|(_, state)| state)
     }
 
     /// How many.
     pub fn len(&self) -> usize {
-        self.0.len()
+        match &self.0 {
+            List::Wanted(keys) => keys.len(),
+            List::Other(list) => list.len(),
+        }
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 }
+
+impl Default for RealServers {
+    fn default() -> Self {
+        Self(List::Other(Vec::new()))
+    }
+}
+
+/// However they are kept.
+impl PartialEq for RealServers {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for RealServers {}
 
 impl FromIterator<(RsKey, RsState)> for RealServers {
     /// One that comes twice counts as it came last.
@@ -111,8 +165,7 @@ impl FromIterator<(RsKey, RsState)> for RealServers {
         list.reverse();
         list.dedup_by_key(|(rs, _)| *rs);
         list.reverse();
-        list.shrink_to_fit();
-        Self(list)
+        Self(List::Other(list))
     }
 }
 
@@ -120,7 +173,7 @@ impl FromIterator<(RsKey, RsState)> for RealServers {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedSet {
     /// Its members.
-    pub members: HashSet<Entry>,
+    pub members: Set<Entry>,
     /// The set has another type or family than it must have: it cannot be used.
     pub misfit: bool,
     /// How many members it has room for.
@@ -138,17 +191,17 @@ impl ObservedSet {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Virtual servers by address; fwmark services are not ours and not here.
-    pub virtual_servers: HashMap<VsKey, ObservedServer>,
+    pub virtual_servers: Map<VsKey, ObservedServer>,
     /// Real servers that had connections when they were last looked at.
-    pub busy: HashSet<(VsKey, RsKey)>,
+    pub busy: Set<(VsKey, RsKey)>,
     /// IPVS timeouts.
     pub timeouts: Timeouts,
     /// Whether `kube-ipvs0` exists.
     pub device: bool,
     /// Addresses on `kube-ipvs0`.
-    pub addresses: HashSet<IpNet>,
+    pub addresses: Set<IpNet>,
     /// Our sets that exist.
-    pub sets: HashMap<SetId, ObservedSet>,
+    pub sets: Map<SetId, ObservedSet>,
     /// The families that can be programmed, when fewer than the settings say may be.
     pub families: Option<Vec<Family>>,
     /// Rules, by [`Family::index`].

@@ -72,7 +72,7 @@ pub fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
             .collect(),
         addresses: desired.addresses().chain(observed.addresses.iter().map(IpNet::addr)).collect(),
         networks: observed.addresses.iter().filter(|net| !is_host(net)).copied().collect(),
-        entries: desired.entries().copied().chain(observed_entries).collect(),
+        entries: desired.entries().chain(observed_entries).collect(),
         ..Changes::default()
     }
 }
@@ -132,7 +132,7 @@ impl Goal<'_> {
 
     fn grow(&self, set: SetId) -> GrowOp {
         let mut entries: Vec<Entry> =
-            self.desired.entries().filter(|(id, _)| *id == set).map(|(_, entry)| *entry).collect();
+            self.desired.entries().filter(|(id, _)| *id == set).map(|(_, entry)| entry).collect();
         entries.sort_unstable();
         let room = self.desired.members(set).saturating_mul(2).checked_next_power_of_two();
         GrowOp { set, capacity: room.unwrap_or(u32::MAX), entries }

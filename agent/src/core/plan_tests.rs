@@ -235,7 +235,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     let name = ObjectName::new("shop", "web");
     desired.update(&name, Some(with(&[1, 2, 3])), &mut Changes::default());
     let mut observed = settle(&mut kernel, &desired);
-    observed.busy = [(vs, rs(2)), (vs, rs(3))].into();
+    observed.busy = [(vs, rs(2)), (vs, rs(3))].into_iter().collect();
     let mut changes = Changes::default();
     desired.update(&name, Some(with(&[3])), &mut changes);
     let step = |observed: &Observed, expired: &[RsKey]| {

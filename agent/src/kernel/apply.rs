@@ -6,11 +6,11 @@
 //! behind it are acknowledged, while those of the next part are being added: IPVS and addresses have
 //! different locks in the kernel and cost about as much as each other.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::mpsc;
 
 use super::{Kernel, OpError, Outcome, Report};
+use crate::core::map::Map;
 use crate::core::failures::Failures;
 use crate::core::model::VsKey;
 use crate::core::op::{Lane, Op, Phase, Plan};
@@ -111,7 +111,7 @@ fn split(serve: &[Op], open: &[Op]) -> Vec<Part> {
     let range = |n: usize| n * PART..((n + 1) * PART).min(open.len());
     let mut parts: Vec<Part> = (0..count).map(|n| Part { serve: Vec::new(), open: range(n) }).collect();
     let address = |op: &Op| if let Op::Bind(addr) = op { Some(*addr) } else { None };
-    let places: HashMap<IpAddr, usize> =
+    let places: Map<IpAddr, usize> =
         open.iter().enumerate().filter_map(|(i, op)| Some((address(op)?, i / PART))).collect();
     for (i, op) in serve.iter().enumerate() {
         let part = server(op).and_then(|vs| places.get(&vs.addr)).copied().unwrap_or(0);

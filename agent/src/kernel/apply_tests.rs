@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::HashSet;
 use std::sync::Mutex;
 
 use super::*;
 use crate::core::audit::Piece;
+use crate::core::map::Set;
 use crate::core::model::{Protocol, RsKey, VsSpec};
 use crate::core::observed::ObservedServer;
 use crate::core::op::OpKind;
@@ -27,7 +27,7 @@ impl Kernel for Noting {
         self.kernel.look_up(servers)
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         self.kernel.busy(servers)
     }
 
@@ -90,7 +90,7 @@ fn an_address_is_opened_after_its_servers_and_before_all_others() {
     assert!(report.is_clean());
     let done = kernel.done.into_inner().unwrap();
     assert_eq!(done.len(), plan.ops.len(), "each op once");
-    let mut standing: HashMap<IpAddr, usize> = HashMap::new();
+    let mut standing: Map<IpAddr, usize> = Map::default();
     for op in &done {
         match op {
             Op::Bind(addr) => assert_eq!(standing[addr], 4, "{addr} is opened too early"),

@@ -2,7 +2,7 @@
 //! A kernel in memory, with the errnos of the real one and a switch that fails the next op of a
 //! kind. The kernel suite runs the same cases on it and on a real kernel.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
 use super::{Kernel, ObserveError, OpError, Runner};
+use crate::core::map::Set;
 use crate::core::audit::{Addresses, Piece, Rest};
 use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::observed::{Observed, ObservedServer, RsState};
@@ -291,7 +292,7 @@ impl Kernel for FakeKernel {
         Ok(servers.iter().map(|key| self.state.virtual_servers.get(key).cloned()).collect())
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         self.counts.looks += 1;
         if std::mem::take(&mut self.fail_busy) {
             return Err(ObserveError { what: "connections", message: "injected failure".to_owned() });

@@ -2,7 +2,6 @@
 //! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
 //! that the process runs in. The translator on the kernel's side.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +19,7 @@ use super::nft_watch::Children;
 use super::reading::Reading;
 use super::rules_reader::RulesReader;
 use super::{Kernel, ObserveError, OpError, Runner, nft_tables, sysctl, table};
+use crate::core::map::Set;
 use crate::core::audit::Piece;
 use crate::core::flows::FlowFilter;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
@@ -214,14 +214,14 @@ impl Kernel for LinuxKernel {
         servers.iter().map(|vs| self.look_up_one(vs)).collect()
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         let unreadable =
             |error: &dyn std::fmt::Display| ObserveError { what: "connections", message: error.to_string() };
         if servers.len() > ASKED_ONE_BY_ONE {
             self.tables += 1;
             return table::read_busy().map_err(|error| unreadable(&error));
         }
-        let mut busy = HashSet::new();
+        let mut busy = Set::default();
         for vs in servers {
             let dests = self.ipvs.destinations(&service_id(vs)).map_err(|error| unreadable(&error))?;
             let with_connections = dests.iter().filter(|dest| has_connections(dest));

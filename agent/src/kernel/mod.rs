@@ -23,10 +23,10 @@ pub mod table;
 pub mod teardown;
 pub mod traffic;
 
-use std::collections::HashSet;
 
 pub use apply::{Runner, apply};
 
+use crate::core::map::Set;
 use crate::core::audit::{Audit, Piece};
 use crate::core::model::{RsKey, VsKey};
 use crate::core::observed::{Observed, ObservedServer};
@@ -127,7 +127,7 @@ pub trait Kernel {
     ///
     /// # Errors
     /// When they cannot be read.
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError>;
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError>;
 
     /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
     /// does not stop the others.

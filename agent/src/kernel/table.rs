@@ -3,11 +3,11 @@
 //! time (`ip_vs_info_seq_show` in the kernel's `ip_vs_ctl.c`). One reading of it costs a fraction of a
 //! dump per virtual server; docs/performance.md has the numbers.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Error, Read, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::core::map::Set;
 use crate::core::model::{Protocol, RsKey, VsKey};
 use crate::core::observed::{RealServers, RsState};
 
@@ -76,9 +76,9 @@ impl TableReader {
 ///
 /// # Errors
 /// When the table cannot be read, or a line of it cannot be understood.
-pub fn read_busy() -> Result<HashSet<(VsKey, RsKey)>> {
+pub fn read_busy() -> Result<Set<(VsKey, RsKey)>> {
     let mut reader = TableReader::open()?;
-    let mut busy = HashSet::new();
+    let mut busy = Set::default();
     while let Some(shown) = reader.next(usize::MAX)? {
         busy.extend(shown.iter().flat_map(|s| s.busy.iter().map(|rs| (s.key, *rs))));
     }

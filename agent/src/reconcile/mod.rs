@@ -5,7 +5,6 @@ mod audit;
 mod keys;
 mod run;
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use crate::core::map::Set;
 use crate::core::audit::Audit;
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
@@ -192,7 +192,7 @@ impl<K: Kernel> Reconciler<K> {
 
     fn pass(&mut self, due: Due, look: Look, now: Duration) -> Pass {
         let first = matches!(look, Look::Everything);
-        let mut changes = self.take_changes();
+        let mut changes = self.take_changes(first);
         if due != Due::Changes {
             changes.virtual_servers.append(&mut self.drains.virtual_servers());
         }
@@ -218,14 +218,22 @@ impl<K: Kernel> Reconciler<K> {
         let hands_over = self.handover.waits();
         let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over };
         let plan = build_plan(goal, &keys, &changes.flows);
-        drop(keys);
+        // The rest of the keys is not needed any more, and there may be many.
+        let servers = keys.virtual_servers;
         let report = apply(&mut self.kernel, &plan);
         let drift = if audit && !first && !self.failed { self.drift(&plan, &report, &changes) } else { 0 };
         self.failed = !report.is_clean();
         self.follow(&plan, &report, &mut observed, now);
         self.handover.follow(&plan, &report, audit);
+        for key in servers {
+            if let (Some(server), Some(wanted)) =
+                (observed.virtual_servers.get_mut(&key), self.desired.virtual_server(&key))
+            {
+                server.real_servers.share(&wanted.real_servers);
+            }
+        }
         // Who has connections is asked anew whenever it matters.
-        observed.busy = HashSet::new();
+        observed.busy = Set::default();
         self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
         self.observed = Some(observed);
         self.tell(&changes);
@@ -280,15 +288,16 @@ impl<K: Kernel> Reconciler<K> {
             };
             servers.iter().flat_map(all).collect()
         });
-        let asked: HashSet<VsKey> = servers.into_iter().collect();
+        let asked: Set<VsKey> = servers.into_iter().collect();
         observed.busy.retain(|(vs, _)| !asked.contains(vs));
         observed.busy.extend(busy);
     }
 
     /// Moves changes from the store to the wanted state. When a fact about the node changed, every
     /// fragment is built again.
-    fn take_changes(&mut self) -> Changes {
+    fn take_changes(&mut self, everything: bool) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
+        changes.everything = everything;
         let since = self.store.waiting_since();
         self.outlets.metrics.working_on(since);
         if since.is_some() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What holds for every cluster and whatever happens.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use proptest::sample::Index;
 use super::cluster::Cluster;
 use super::random::any_cluster;
 use super::{Agent, DEADLINE, kernel};
+use crate::core::map::Set;
 use crate::core::model::{RsKey, VsKey, VsSpec};
 use crate::core::observed::Observed;
 use crate::core::op::{Op, OpKind, Phase};
@@ -236,7 +237,7 @@ proptest! {
         let mut agent = Agent::start(kernel(), &a);
         agent.converge(Due::Audit, 1);
         connect(&mut agent.kernel().state, seed);
-        let busy: HashSet<(VsKey, RsKey)> = agent.kernel().state.busy.clone();
+        let busy: Set<(VsKey, RsKey)> = agent.kernel().state.busy.clone();
         b.put(&agent.store);
         agent.converge(Due::Changes, 1);
         let servers = &agent.kernel().state.virtual_servers;
