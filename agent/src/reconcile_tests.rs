@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::map::Set;
 use crate::core::audit::Piece;
+use crate::core::map::Set;
 use crate::core::model::*;
 use crate::core::observed::ObservedServer;
 use crate::core::op::{Op, OpKind};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! IPVS commands as raw bytes: the limit that the agent is measured against. An encoder of its own,
+//! IPVS commands and addresses as raw bytes: the limit that the agent is measured against. An encoder of its own,
 //! so that it owes nothing to the code that it is compared with.
 
 use std::net::IpAddr;
@@ -80,78 +80,101 @@ pub fn encode_commands(family: u16, ops: &[&Op]) -> Vec<Send> {
                 attr(&mut body, 2 | NESTED, &destination(rs));
                 5
             }
+            Op::RemoveRealServer(vs, rs) => {
+                attr(&mut body, 1 | NESTED, &service(vs, None));
+                attr(&mut body, 2 | NESTED, &destination(rs));
+                7
+            }
             _ => continue,
         };
-        if sends.last().is_none_or(|s| s.bytes.len() >= SEND) {
-            sends.push(Send { bytes: Vec::new(), last: 0 });
-        }
-        let Some(current) = sends.last_mut() else { continue };
-        last_at = if current.bytes.is_empty() { 0 } else { clear_ack(&mut current.bytes, last_at) };
-        current.last = seq;
-        current.bytes.extend_from_slice(&((20 + body.len()) as u32).to_ne_bytes());
-        current.bytes.extend_from_slice(&family.to_ne_bytes());
-        current.bytes.extend_from_slice(&5u16.to_ne_bytes()); // REQUEST | ACK, until another one follows
-        current.bytes.extend_from_slice(&seq.to_ne_bytes());
-        current.bytes.extend_from_slice(&0u32.to_ne_bytes());
-        current.bytes.extend_from_slice(&[command, 1, 0, 0]);
-        current.bytes.extend_from_slice(&body);
+        let message = [&[command, 1, 0, 0], &body[..]].concat();
+        last_at = push(&mut sends, last_at, seq, (family, 0), &message);
     }
     sends
 }
 
-/// Takes the ACK flag from the message at `at`, and returns where the next one begins.
-fn clear_ack(bytes: &mut [u8], at: usize) -> usize {
-    bytes[at + 6..at + 8].copy_from_slice(&1u16.to_ne_bytes());
-    bytes.len()
+/// Encodes addresses for the device of this index, packed into sends.
+pub fn encode_addresses(index: u32, addresses: &[IpAddr]) -> Vec<Send> {
+    const NEW_ADDRESS: u16 = 20;
+    const CREATE: u16 = 0x600;
+    let mut sends: Vec<Send> = Vec::new();
+    let mut last_at = 0;
+    for (seq, addr) in (1..).zip(addresses) {
+        let (family, prefix) = if addr.is_ipv4() { (2, 32) } else { (10, 128) };
+        let mut body = vec![family, prefix, 0, 0];
+        body.extend_from_slice(&index.to_ne_bytes());
+        attr(&mut body, 2, &octets(*addr));
+        attr(&mut body, 1, &octets(*addr));
+        last_at = push(&mut sends, last_at, seq, (NEW_ADDRESS, CREATE), &body);
+    }
+    sends
 }
 
-/// A bare generic-netlink socket.
-pub struct RawIpvs {
-    socket: OwnedFd,
-    family: u16,
+/// Adds a message to the sends, the only one of its send so far to ask for an acknowledgement; returns
+/// where it begins.
+fn push(sends: &mut Vec<Send>, last_at: usize, seq: u32, (kind, flags): (u16, u16), body: &[u8]) -> usize {
+    if sends.last().is_none_or(|s| s.bytes.len() >= SEND) {
+        sends.push(Send { bytes: Vec::new(), last: 0 });
+    }
+    let Some(current) = sends.last_mut() else { return 0 };
+    if !current.bytes.is_empty() {
+        current.bytes[last_at + 6..last_at + 8].copy_from_slice(&(flags | 1).to_ne_bytes());
+    }
+    let at = current.bytes.len();
+    current.last = seq;
+    current.bytes.extend_from_slice(&((16 + body.len()) as u32).to_ne_bytes());
+    current.bytes.extend_from_slice(&kind.to_ne_bytes());
+    current.bytes.extend_from_slice(&(flags | 5).to_ne_bytes()); // REQUEST | ACK, until another one follows
+    current.bytes.extend_from_slice(&seq.to_ne_bytes());
+    current.bytes.extend_from_slice(&0u32.to_ne_bytes());
+    current.bytes.extend_from_slice(body);
+    at
 }
 
-impl RawIpvs {
-    /// Opens a socket and asks for the number of the family.
+/// A bare netlink socket.
+pub struct RawSocket(OwnedFd);
+
+impl RawSocket {
+    /// Opens a socket of a protocol.
     ///
     /// # Errors
-    /// When the kernel has no IPVS.
-    pub fn open() -> Result<Self> {
-        let protocol = SockProtocol::NetlinkGeneric;
+    /// When the kernel refuses.
+    pub fn open(protocol: SockProtocol) -> Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(&socket, sockopt::RcvBufForce, &(8 * 1024 * 1024))?;
-        let mut raw = Self { socket, family: 0 };
+        Ok(Self(socket))
+    }
+
+    /// Asks for the number of the IPVS family; of a generic-netlink socket.
+    ///
+    /// # Errors
+    /// When the kernel has no IPVS.
+    pub fn family(&self) -> Result<u16> {
         let mut body = Vec::new();
         attr(&mut body, 2, b"IPVS\0");
         let mut bytes = ((20 + body.len()) as u32).to_ne_bytes().to_vec();
         bytes.extend_from_slice(&[0x10, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3, 2, 0, 0]);
         bytes.extend_from_slice(&body);
-        send(raw.socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        send(self.0.as_raw_fd(), &bytes, MsgFlags::empty())?;
         let mut answer = [0; 8192];
-        let len = recv(raw.socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        raw.family = find_family(answer.get(20..len).unwrap_or_default()).context("no IPVS family")?;
-        Ok(raw)
-    }
-
-    /// Number of the family.
-    pub fn family(&self) -> u16 {
-        self.family
+        let len = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        find_family(answer.get(20..len).unwrap_or_default()).context("no IPVS family")
     }
 
     /// Sends everything, waiting for one acknowledgement per send.
     ///
     /// # Errors
-    /// When a command is refused.
+    /// When a message is refused.
     pub fn send(&mut self, sends: &[Send]) -> Result<()> {
         let mut answer = [0; 8192];
         for one in sends {
-            send(self.socket.as_raw_fd(), &one.bytes, MsgFlags::empty())?;
-            let len = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+            send(self.0.as_raw_fd(), &one.bytes, MsgFlags::empty())?;
+            let len = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty())?;
             let word =
                 |at: usize| u32::from_ne_bytes([answer[at], answer[at + 1], answer[at + 2], answer[at + 3]]);
             if len < 20 || word(8) != one.last || word(16) != 0 {
-                bail!("a command was refused: sequence {}, error {}", word(8), word(16) as i32);
+                bail!("a message was refused: sequence {}, error {}", word(8), word(16) as i32);
             }
         }
         Ok(())

@@ -4,7 +4,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use integration::lab::Netns;
 use kube_ipvs::config::node;
 use kube_ipvs::core::audit::Piece;
+use kube_ipvs::core::map::Set;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::observed::ObservedServer;
 use kube_ipvs::core::op::{Lane, Op};
@@ -93,7 +93,7 @@ impl Kernel for Counting {
         self.kernel.look_up(servers)
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         self.kernel.busy(servers)
     }
 

@@ -134,7 +134,8 @@ impl Audit {
         }
         if !self.fills {
             let members = |set: Option<&ObservedSet>| set.map(|s| s.members.clone()).unwrap_or_default();
-            let differ = members(before).symmetric_difference(&members(set.as_ref())).copied().collect::<Vec<_>>();
+            let differ =
+                members(before).symmetric_difference(&members(set.as_ref())).copied().collect::<Vec<_>>();
             self.found.entries.extend(differ.into_iter().map(|entry| (id, entry)));
         }
         match set {

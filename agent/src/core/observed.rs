@@ -57,7 +57,8 @@ enum List {
 impl RealServers {
     /// Shares the list of the wanted state, if it is the same.
     pub fn share(&mut self, wanted: &Arc<[RsKey]>) {
-        let same = |((rs, state), wanted): ((&RsKey, &RsState), &RsKey)| rs == wanted && *state == RsState::WANTED;
+        let same =
+            |((rs, state), wanted): ((&RsKey, &RsState), &RsKey)| rs == wanted && *state == RsState::WANTED;
         if self.len() == wanted.len() && self.iter().zip(wanted.iter()).all(same) {
             self.0 = List::Wanted(wanted.clone());
         }

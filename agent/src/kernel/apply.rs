@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use std::sync::mpsc;
 
 use super::{Kernel, OpError, Outcome, Report};
-use crate::core::map::Map;
 use crate::core::failures::Failures;
+use crate::core::map::Map;
 use crate::core::model::VsKey;
 use crate::core::op::{Lane, Op, Phase, Plan};
 
@@ -39,7 +39,8 @@ pub fn apply(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
 
 /// Whether the second group may run beside the first.
 fn overlaps(serve: &[Op], open: &[Op]) -> bool {
-    let is = |group: &[Op], phase, lane| group.first().is_some_and(|op| (op.phase(), op.lane()) == (phase, lane));
+    let is =
+        |group: &[Op], phase, lane| group.first().is_some_and(|op| (op.phase(), op.lane()) == (phase, lane));
     is(serve, Phase::Serve, Lane::Ipvs) && is(open, Phase::Open, Lane::Addresses) && open.len() > PART
 }
 

@@ -10,8 +10,8 @@ use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
 use super::{Kernel, ObserveError, OpError, Runner};
-use crate::core::map::Set;
 use crate::core::audit::{Addresses, Piece, Rest};
+use crate::core::map::Set;
 use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Op, OpKind};
@@ -231,9 +231,7 @@ impl FakeKernel {
                 }
             },
             Place::Set(n) => match Family::ALL.into_iter().flat_map(SetId::all).nth(n) {
-                Some(id) => {
-                    (Some(Piece::Set(id, self.state.sets.get(&id).cloned())), Place::Set(n + 1))
-                }
+                Some(id) => (Some(Piece::Set(id, self.state.sets.get(&id).cloned())), Place::Set(n + 1)),
                 None => self.piece(Place::Addresses),
             },
             Place::Addresses => {

@@ -2,7 +2,6 @@
 //! ipsets over nfnetlink, subsystem 6 (`<linux/netfilter/ipset/ip_set.h>`): many entries in one
 //! message, many messages in one send.
 
-
 use super::OpError;
 use super::ipset_codec::{
     ATTR_FAMILY, ATTR_PROTOCOL, ATTR_REVISION, ATTR_TYPENAME, PROTOCOL, create_attrs, encode_entry,

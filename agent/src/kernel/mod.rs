@@ -23,11 +23,10 @@ pub mod table;
 pub mod teardown;
 pub mod traffic;
 
-
 pub use apply::{Runner, apply};
 
-use crate::core::map::Set;
 use crate::core::audit::{Audit, Piece};
+use crate::core::map::Set;
 use crate::core::model::{RsKey, VsKey};
 use crate::core::observed::{Observed, ObservedServer};
 use crate::core::op::Op;

@@ -90,7 +90,10 @@ impl LinuxKernel {
         }
     }
 
-    fn read_listed(&mut self, (lister, list): &mut (Client, ServiceList)) -> Result<Option<Piece>, ObserveError> {
+    fn read_listed(
+        &mut self,
+        (lister, list): &mut (Client, ServiceList),
+    ) -> Result<Option<Piece>, ObserveError> {
         let mut listed = None;
         for _ in 0..LISTED {
             let more = lister.more_services(list).map_err(|error| unreadable("IPVS")(&error))?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::node::Size;
 use crate::apiserver::ApiServer;
 use crate::lab::{Agent, Netns, agent_binary, oracle};
 use crate::objects::{self, service, slice};
@@ -20,8 +21,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);
 
 /// A node, an API server with Services, and a configuration.
-pub struct Cluster {
-    ns: Netns,
+pub struct Cluster<'a> {
+    ns: &'a Netns,
     server: ApiServer,
     dir: tempfile::TempDir,
 }
@@ -37,15 +38,23 @@ pub struct Cost {
     pub ticks: u64,
 }
 
-/// Services with `endpoints` each, every fifth endpoint on this node.
-pub fn objects(services: u32, endpoints: u8) -> Vec<Value> {
+/// One Service in so many has an endpoint on this node: a node has some hundred pods.
+pub const LOCAL: u32 = 100;
+/// The other endpoints are on so many nodes.
+const NODES: u32 = 1000;
+
+/// Services with their endpoints.
+pub fn objects(size: Size) -> Vec<Value> {
     let mut all = vec![objects::node("node-a", &["192.168.50.2"])];
-    for n in 0..services {
-        let dotted = |first: u8| format!("{first}.{}.{}.{}", (n >> 16) & 255, (n >> 8) & 255, n & 255);
+    for n in 0..size.services {
+        let dotted = |first: u32| format!("{first}.{}.{}.{}", (n >> 16) & 255, (n >> 8) & 255, n & 255);
         let name = format!("svc-{n}");
         all.push(service(&name, &[&dotted(11)], &[], &[("http", "TCP", 80)]));
-        let addresses: Vec<String> = (0..endpoints)
-            .map(|e| format!("{}{}", dotted(100 + e), if e == 0 { "@node-a" } else { "" }))
+        let addresses: Vec<String> = (0..size.endpoints)
+            .map(|e| match e {
+                0 if n % LOCAL == 0 => format!("{}@node-a", dotted(100)),
+                e => format!("{}@node-{}", dotted(100 + e), (n + e) % NODES),
+            })
             .collect();
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
         all.push(slice(&name, &addresses, &[("http", "TCP", 8080)]));
@@ -53,15 +62,14 @@ pub fn objects(services: u32, endpoints: u8) -> Vec<Value> {
     all
 }
 
-impl Cluster {
-    /// A cluster of so many Services.
+impl<'a> Cluster<'a> {
+    /// A cluster of these objects, with its node in `ns`.
     ///
     /// # Errors
-    /// When there are no namespaces.
-    pub fn new(services: u32, endpoints: u8, more: &Value) -> Result<Self> {
-        let ns = Netns::new("node-a")?;
+    /// When the API server cannot start.
+    pub fn new(ns: &'a Netns, objects: Vec<Value>, more: &Value) -> Result<Self> {
         let server = ApiServer::start(ns.listen("127.0.0.1:0")?)?;
-        server.replace_all(objects(services, endpoints));
+        server.replace_all(objects);
         let dir = tempfile::tempdir().context("folder")?;
         std::fs::write(dir.path().join("config.yaml"), objects::config("node-a", more).to_string())?;
         Ok(Self { ns, server, dir })
@@ -71,16 +79,24 @@ impl Cluster {
         self.dir.path().join("config.yaml")
     }
 
+    /// Starts the agent.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self) -> Result<Agent> {
+        let mut command = Command::new(agent_binary()?);
+        command.arg(format!("--config={}", self.config().display()));
+        command.arg(format!("--master={}", self.server.url()));
+        Agent::spawn(self.ns, command)
+    }
+
     /// Starts the agent and waits until everything is programmed; how long that took.
     ///
     /// # Errors
     /// When it does not come to that.
     pub fn start(&self) -> Result<(Agent, Duration)> {
-        let mut command = Command::new(agent_binary()?);
-        command.arg(format!("--config={}", self.config().display()));
-        command.arg(format!("--master={}", self.server.url()));
         let start = Instant::now();
-        let agent = Agent::spawn(&self.ns, command)?;
+        let agent = self.spawn()?;
         let ready = self.ns.enter(|| {
             loop {
                 let answer = oracle::http(HEALTH, "GET", "readyz", "").unwrap_or_default();
@@ -148,7 +164,7 @@ mod tests {
 
     #[test]
     fn objects_are_as_many_as_asked_for() {
-        let all = objects(3, 5);
+        let all = objects(Size { services: 3, endpoints: 5 });
         assert_eq!(all.len(), 7);
         assert_eq!(all[2]["endpoints"].as_array().map(Vec::len), Some(5));
         assert_eq!(all[2]["endpoints"][0]["nodeName"], "node-a");

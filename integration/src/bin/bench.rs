@@ -1,210 +1,277 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `make bench`: cold programming of many Services by the agent's loop, beside a raw replay of the same
-//! commands, encoded beforehand, in the same boot. Only the ratio means something: times on shared and
-//! emulated machines are noise.
+//! `make bench`, `make bench-quick` and `make benchmarks`: see [`integration::bench`].
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
-use dummy_iface::DummyDevice;
-use integration::bench::process::{Cluster, cost};
+use clap::{Parser, Subcommand};
+use integration::bench::allocations::Counting;
+use integration::bench::events::{self, EndpointCost};
+use integration::bench::node::{self, Node, Size};
+use integration::bench::plot::{Sample, from_csv, to_csv, to_svg};
+use integration::bench::process::{Cluster, cost, objects};
 use integration::bench::table::{self, Row};
+use integration::bench::{counts, first};
 use integration::lab::{Netns, agent_binary};
-use integration::replay::{RawIpvs, encode_commands};
-use kube_ipvs::config::node;
-use kube_ipvs::core::model::*;
-use kube_ipvs::core::op::{Lane, Op, Phase};
-use kube_ipvs::core::ownership::DEVICE;
-use kube_ipvs::core::settings::Settings;
-use kube_ipvs::inbox::Inbox;
-use kube_ipvs::kernel::ipset::IpsetClient;
-use kube_ipvs::kernel::linux::LinuxKernel;
-use kube_ipvs::reconcile::{Outlets, Pass, Reconciler};
-use kube_ipvs::schedule::Due;
-use kube_ipvs::store::{Object, Store};
+use serde_json::json;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 #[derive(Parser)]
 #[command(about = "What the agent costs, beside a raw replay of the same commands in the same boot")]
 struct Args {
-    /// Number of Services.
-    #[arg(long, default_value_t = 10_000)]
-    services: u32,
-    /// Endpoints of each.
-    #[arg(long, default_value_t = 5)]
-    endpoints: u8,
-    /// Seconds to watch the agent idle, with the default sync period.
-    #[arg(long, default_value_t = 70)]
-    idle: u64,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Times, memory and delays, in multiples of the limit; fails below what must be.
+    Table {
+        #[arg(long, default_value_t = 10_000)]
+        services: u32,
+        #[arg(long, default_value_t = 5)]
+        endpoints: u32,
+        /// Seconds to watch the agent idle, with the default sync period.
+        #[arg(long, default_value_t = 100)]
+        idle: u64,
+    },
+    /// What can be counted; fails above what may be.
+    Quick,
+    /// What one endpoint costs on small and large nodes, by a clock that counts instructions.
+    Endpoint {
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 1000, 10_000, 50_000])]
+        sizes: Vec<u32>,
+    },
+    /// Costs at many sizes, as CSV; by a clock that counts instructions.
+    Series {
+        #[arg(long, value_delimiter = ',')]
+        sizes: Vec<u32>,
+        /// The file; what is there already at other sizes stays.
+        #[arg(long)]
+        csv: PathBuf,
+    },
+    /// Draws a CSV.
+    Plot { csv: PathBuf, svg: PathBuf },
 }
 
 /// Ticks of `/proc/PID/stat` per second.
 const TICKS: f64 = 100.0;
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let ns = Netns::new("bench-agent")?;
-    let (pass, agent) = ns.enter(|| measure_agent(&args))??;
-    drop(ns);
-    let ns = Netns::new("bench-replay")?;
-    let limit = ns.enter(|| measure_replay(&pass))??.as_secs_f64();
-    drop(ns);
-    println!("  limit   {limit:.2} s  IPVS, sets and addresses, raw; all else in multiples of it");
-    let at = format!("{} x {}", args.services, args.endpoints);
-    let row = |what: &str, value: f64, unit, must: Option<f64>, aim: Option<f64>| Row {
-        what: format!("{what}, {at}"),
-        value,
-        unit,
-        must,
-        aim,
-    };
-    let mut rows = vec![row(
-        "cold: first write to everything programmed",
-        agent.as_secs_f64() / limit,
-        "x limit",
-        Some(1.5),
-        Some(1.2),
-    )];
-    let cluster = Cluster::new(args.services, args.endpoints, &Cluster::no_audits())?;
-    let (mut agent, cold) = cluster.start()?;
-    let after_cold = cost(agent.pid())?;
-    agent.stop()?;
-    rows.push(row(
-        "cold: process start to everything programmed",
-        cold.as_secs_f64() / limit,
-        "x limit",
-        Some(2.5),
-        Some(1.8),
-    ));
-    let (mut agent, warm) = cluster.start()?;
-    rows.push(row(
-        "warm: process start to in sync",
-        warm.as_secs_f64() / limit,
-        "x limit",
-        Some(1.0),
-        Some(0.5),
-    ));
-    rows.push(row("warm: ops carried out", cluster.operations()? as f64, "", Some(0.0), Some(0.0)));
-    agent.stop()?;
-    drop(agent);
-    drop(cluster);
-    let cluster = Cluster::new(args.services, args.endpoints, &serde_json::json!({}))?;
-    let (mut agent, _) = cluster.start()?;
-    let before = cost(agent.pid())?;
-    std::thread::sleep(Duration::from_secs(args.idle));
-    let after = cost(agent.pid())?;
-    agent.stop()?;
-    let share = (after.ticks - before.ticks) as f64 / TICKS / args.idle as f64;
-    rows.push(row("idle: share of a core", share * 100.0, "%", Some(1.0), None));
-    let memory = |kib: u64| kib as f64 / 1000.0 * 1.024;
-    rows.push(row("resident after a cold start", memory(after_cold.resident), "MB", Some(30.0), Some(15.0)));
-    rows.push(row("resident when idle", memory(after.resident), "MB", Some(30.0), Some(15.0)));
-    rows.push(row("resident at most", memory(after.peak.max(after_cold.peak)), "MB", None, None));
-    let binary = std::fs::metadata(agent_binary()?)?.len() as f64 / 1e6;
-    rows.push(Row { what: "binary".into(), value: binary, unit: "MB", must: Some(12.0), aim: None });
-    print!("{}", table::render(&rows));
+    match Args::parse().what {
+        What::Table { services, endpoints, idle } => measure_table(Size { services, endpoints }, idle),
+        What::Quick => judge(&counts::measure()?),
+        What::Endpoint { sizes } => measure_endpoint(&sizes),
+        What::Series { sizes, csv } => measure_series(&sizes, &csv),
+        What::Plot { csv, svg } => {
+            let text = std::fs::read_to_string(&csv).with_context(|| csv.display().to_string())?;
+            std::fs::write(&svg, to_svg(&from_csv(&text)?)?).with_context(|| svg.display().to_string())
+        }
+    }
+}
+
+/// Prints the rows; an error when one is not good enough.
+fn judge(rows: &[Row]) -> Result<()> {
+    print!("{}", table::render(rows));
     ensure!(rows.iter().all(Row::holds), "not everything is as good as it must be");
     Ok(())
 }
 
-fn service_name(n: u32) -> ObjectName {
-    ObjectName::new("bench", &format!("svc-{n}"))
+fn row(what: &str, value: f64, unit: &'static str, must: f64, aim: Option<f64>) -> Row {
+    Row { what: what.to_owned(), value, unit, must: Some(must), aim }
 }
 
-fn fill(store: &Store, args: &Args) {
-    let bytes = |n: u32, first: u8| IpAddr::from([first, (n >> 16) as u8, (n >> 8) as u8, n as u8]);
-    store.update(|update| {
-        for n in 0..args.services {
-            update.put(Object::Service(Service {
-                name: service_name(n),
-                cluster_ips: [Some(bytes(n + 1, 10)), None],
-                ports: vec![ServicePort {
-                    name: "http".into(),
-                    protocol: Protocol::Tcp,
-                    port: 80,
-                    node_port: 0,
-                }],
-                ..Service::default()
-            }));
-            let endpoint = |e: u8| Endpoint {
-                addr: bytes(n, 100 + e),
-                ready: true,
-                serving: true,
-                terminating: false,
-                node: (e == 0).then(|| "node-a".into()),
-                hints: None,
-            };
-            update.put(Object::EndpointSlice(EndpointSlice {
-                name: service_name(n),
-                service: service_name(n),
-                family: Family::V4,
-                ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-                endpoints: (0..args.endpoints).map(endpoint).collect(),
-            }));
-        }
+fn measure_table(size: Size, idle: u64) -> Result<()> {
+    let mut rows = Vec::new();
+    let limit = loop_rows(size, &mut rows)?;
+    println!("limit: {limit:.2} s for {size}: IPVS, sets and addresses, raw; all else in multiples of it");
+    process_rows(size, limit, &mut rows)?;
+    idle_rows(size, idle, &mut rows)?;
+    for (services, endpoints, must) in
+        [(size.services, 2 * size.endpoints, 40.0), (size.services / 10, 100, 40.0)]
+    {
+        let size = Size { services, endpoints };
+        rows.push(memory_row(size, must)?);
+    }
+    let answers = first::measure(size)?;
+    rows.push(row(
+        "process start to first answer, default/kubernetes",
+        answers.api.as_secs_f64(),
+        "s",
+        1.0,
+        None,
+    ));
+    rows.push(row("process start to first answer, cluster DNS", answers.dns.as_secs_f64(), "s", 1.0, None));
+    rows.push(Row {
+        what: "process start to first answer, last of all Services".into(),
+        value: answers.last.as_secs_f64(),
+        unit: "s",
+        must: None,
+        aim: None,
     });
+    let binary = std::fs::metadata(agent_binary()?)?.len() as f64 / 1e6;
+    rows.push(row("binary", binary, "MB", 12.0, None));
+    judge(&rows)
 }
 
-/// The agent's first pass, from a full store to a programmed kernel.
-fn measure_agent(args: &Args) -> Result<(Pass, Duration)> {
-    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    let settings = Settings {
-        families: node::families(),
-        sysctls: node::sysctls(node::kernel_version()?, false),
-        ..Settings::default()
+/// The loop in this process; returns the limit in seconds.
+fn loop_rows(size: Size, rows: &mut Vec<Row>) -> Result<f64> {
+    let ns = Netns::new("bench-agent")?;
+    let (pass, cold, audit) = ns.enter(|| {
+        let mut node = Node::new(true)?;
+        node.fill(size);
+        let (pass, cold) = node.cold()?;
+        anyhow::Ok((pass, cold, events::audit_cpu(&mut node)?))
+    })??;
+    let raw = Netns::new("bench-replay")?;
+    let limit = raw.enter(|| node::replay(&pass))??.as_secs_f64();
+    drop(raw);
+    rows.push(row(
+        "cold: first write to everything programmed",
+        cold.as_secs_f64() / limit,
+        "x limit",
+        1.5,
+        Some(1.2),
+    ));
+    rows.push(row("audit: CPU", audit.as_secs_f64() / limit, "x limit", 0.3, None));
+    ns.enter(|| {
+        let delay = |audits| {
+            let mut node = Node::new(true)?;
+            node.fill(size);
+            node.cold()?;
+            events::longest_delay(&mut node, size, audits, 60)
+        };
+        let (quiet, audits) = (delay(false)?, delay(true)?);
+        let more = audits.saturating_sub(quiet).as_secs_f64() * 1e3;
+        rows.push(row("audit: longest delay of a change, more than without", more, "ms", 50.0, None));
+        let mut node = Node::new(true)?;
+        node.fill(size);
+        node.cold()?;
+        let created = events::service_created(&mut node, size)?;
+        let sends: u64 = created.sends.iter().sum();
+        rows.push(row("one Service created: sends", sends as f64, "", 4.0, None));
+        rows.push(row("one Service created: processes", created.processes as f64, "", 0.0, None));
+        rows.push(row("one Service created: dumps", created.dumps as f64, "", 0.0, None));
+        let restarted = events::rolling_restart(&mut node, size.services + 1, Duration::ZERO)?;
+        let of = |n: u64| n as f64 / restarted.events as f64;
+        rows.push(row("rolling restart: IPVS commands per change", of(restarted.commands), "", 1.0, None));
+        rows.push(row("rolling restart: batches per change", of(restarted.batches), "", 1.0, None));
+        Ok(limit)
+    })?
+}
+
+fn process_rows(size: Size, limit: f64, rows: &mut Vec<Row>) -> Result<()> {
+    let ns = Netns::new("node-a")?;
+    let cluster = Cluster::new(&ns, objects(size), &Cluster::no_audits())?;
+    let (mut agent, cold) = cluster.start()?;
+    agent.stop()?;
+    let (mut agent, warm) = cluster.start()?;
+    let operations = cluster.operations()? as f64;
+    agent.stop()?;
+    let (cold, warm) = (cold.as_secs_f64() / limit, warm.as_secs_f64() / limit);
+    rows.push(row("cold: process start to everything programmed", cold, "x limit", 2.5, Some(1.8)));
+    rows.push(row("warm: process start to in sync", warm, "x limit", 1.0, Some(0.5)));
+    rows.push(row("warm: ops carried out", operations, "", 0.0, None));
+    Ok(())
+}
+
+/// Starts the agent as it is installed, waits for the dust to settle, and watches it.
+fn idle_rows(size: Size, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
+    let ns = Netns::new("node-a")?;
+    let cluster = Cluster::new(&ns, objects(size), &json!({}))?;
+    let (mut agent, _) = cluster.start()?;
+    std::thread::sleep(Duration::from_secs(5));
+    let before = cost(agent.pid())?;
+    std::thread::sleep(Duration::from_secs(seconds));
+    let after = cost(agent.pid())?;
+    agent.stop()?;
+    let share = (after.ticks - before.ticks) as f64 / TICKS / seconds as f64;
+    rows.push(row("idle, default sync period: share of a core", share * 100.0, "%", 1.0, None));
+    rows.push(memory(size, before.resident.max(after.resident), 30.0));
+    let peak = after.peak as f64 * 1024.0 / 1e6;
+    rows.push(Row {
+        what: format!("resident at most, {size}"),
+        value: peak,
+        unit: "MB",
+        must: None,
+        aim: None,
+    });
+    Ok(())
+}
+
+fn memory_row(size: Size, must: f64) -> Result<Row> {
+    let ns = Netns::new("node-a")?;
+    let cluster = Cluster::new(&ns, objects(size), &Cluster::no_audits())?;
+    let (mut agent, _) = cluster.start()?;
+    std::thread::sleep(Duration::from_secs(3));
+    let resident = cost(agent.pid())?.resident;
+    agent.stop()?;
+    Ok(memory(size, resident, must))
+}
+
+fn memory(size: Size, kib: u64, must: f64) -> Row {
+    row(&format!("resident, {size}"), kib as f64 * 1024.0 / 1e6, "MB", must, Some(must / 2.0))
+}
+
+fn endpoint_cost(size: Size) -> Result<EndpointCost> {
+    let ns = Netns::new("bench-endpoint")?;
+    ns.enter(|| {
+        let mut node = Node::new(false)?;
+        node.fill(size);
+        node.cold()?;
+        events::endpoint(&mut node, size)
+    })?
+}
+
+fn measure_endpoint(sizes: &[u32]) -> Result<()> {
+    let mut costs = Vec::new();
+    for services in sizes {
+        let cost = endpoint_cost(Size { services: *services, endpoints: 5 })?;
+        // Two nanoseconds an instruction.
+        let [comes, goes, limit] = [cost.comes, cost.goes, cost.limit].map(|cost| cost.as_nanos() / 2);
+        println!(
+            "{services} Services: {comes} instructions for one that comes, {goes} for one that goes, {limit} for the bare command"
+        );
+        costs.push(cost);
+    }
+    let growth = |of: fn(&EndpointCost) -> Duration| {
+        let all = || costs.iter().map(|cost| of(cost).as_secs_f64());
+        all().fold(0.0, f64::max) / all().fold(f64::MAX, f64::min)
     };
-    let kernel = LinuxKernel::open(&settings)?;
-    fill(&store, args);
-    let mut reconciler = Reconciler::new(kernel, store, settings, "node-a", false, Outlets::log_only()?);
-    let start = Instant::now();
-    let pass = reconciler.sync(Due::Audit, Duration::ZERO);
-    let took = start.elapsed();
-    ensure!(pass.is_clean(), "not everything was programmed: {:?}", pass.unreadable);
-    let traffic = reconciler.kernel().traffic();
-    println!(
-        "  sends   IPVS {}, sets {}, addresses {}",
-        traffic.sends[0], traffic.sends[1], traffic.sends[2]
-    );
-    println!(
-        "  bytes   IPVS {}, sets {}, addresses {}",
-        traffic.bytes[0], traffic.bytes[1], traffic.bytes[2]
-    );
-    println!("  others  {} dumps, {} processes", traffic.dumps, traffic.processes);
-    Ok((pass, took))
+    judge(&[
+        row("one endpoint comes: growth of instructions", growth(|c| c.comes), "x", 1.2, Some(1.0)),
+        row("one endpoint goes: growth of instructions", growth(|c| c.goes), "x", 1.2, Some(1.0)),
+    ])
 }
 
-/// The same commands, sent by nothing but sends.
-fn measure_replay(pass: &Pass) -> Result<Duration> {
-    let of = |phase, lane| -> Vec<&Op> {
-        pass.plan.ops.iter().filter(|op| op.phase() == phase && op.lane() == lane).collect()
+fn measure_series(sizes: &[u32], csv: &PathBuf) -> Result<()> {
+    let mut samples = match std::fs::read_to_string(csv) {
+        Ok(text) => from_csv(&text)?,
+        Err(_) => Vec::new(),
     };
-    let mut raw = RawIpvs::open()?;
-    let sends = encode_commands(raw.family(), &of(Phase::Serve, Lane::Ipvs));
-    let mut sets = IpsetClient::open().context("ipset")?;
-    let requests = sets.prepare(&of(Phase::Guard, Lane::Sets)).context("ipset")?;
-    let mut device = DummyDevice::open(DEVICE)?;
-    let addresses: Vec<IpAddr> = of(Phase::Open, Lane::Addresses)
-        .iter()
-        .filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None })
-        .collect();
-    let start = Instant::now();
-    device.ensure()?;
-    ensure!(sets.send(&requests).context("ipset")?.iter().all(Option::is_none), "a set refused an entry");
-    raw.send(&sends)?;
-    ensure!(device.add(&addresses)?.is_empty(), "an address was refused");
-    let took = start.elapsed();
-    check(&addresses)?;
-    Ok(took)
-}
-
-/// That the replay did the work, and not less.
-fn check(addresses: &[IpAddr]) -> Result<()> {
-    let mut client = ipvs_netlink::Client::open()?;
-    let services = client.services()?;
-    ensure!(services.len() == addresses.len(), "{} services after the replay", services.len());
-    let id = ipvs_netlink::ServiceId::tcp(SocketAddr::new(addresses[0], 80));
-    ensure!(!client.destinations(&id)?.is_empty(), "a service without destinations after the replay");
+    for services in sizes {
+        let size = Size { services: *services, endpoints: 5 };
+        let ns = Netns::new("bench-series")?;
+        let (pass, cold, endpoint, audit) = ns.enter(|| {
+            let mut node = Node::new(true)?;
+            node.fill(size);
+            let (pass, cold) = node.cold()?;
+            let endpoint = events::endpoint(&mut node, size)?;
+            anyhow::Ok((pass, cold, endpoint, events::audit_cpu(&mut node)?))
+        })??;
+        drop(ns);
+        let ns = Netns::new("bench-limit")?;
+        let limit = ns.enter(|| node::replay(&pass))??;
+        let costs = [cold, limit, endpoint.comes, endpoint.goes, endpoint.limit, audit];
+        let costs = costs.map(|cost| Some(cost.as_secs_f64() * 1e6));
+        samples.retain(|sample| sample.services != *services);
+        samples.push(Sample { services: *services, costs });
+        samples.sort_by_key(|sample| sample.services);
+        std::fs::write(csv, to_csv(&samples)).with_context(|| csv.display().to_string())?;
+        println!("{}", to_csv(&samples));
+    }
     Ok(())
 }

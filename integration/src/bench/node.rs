@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent's loop in this process on a real kernel, and the same work by nothing but sends.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dummy_iface::DummyDevice;
+use kube_ipvs::config::node;
+use kube_ipvs::core::audit::Piece;
+use kube_ipvs::core::map::Set;
+use kube_ipvs::core::model::*;
+use kube_ipvs::core::observed::ObservedServer;
+use kube_ipvs::core::op::{Lane, Op, Phase, Plan};
+use kube_ipvs::core::ownership::DEVICE;
+use kube_ipvs::core::settings::Settings;
+use kube_ipvs::inbox::Inbox;
+use kube_ipvs::kernel::ipset::IpsetClient;
+use kube_ipvs::kernel::linux::LinuxKernel;
+use kube_ipvs::kernel::{Kernel, ObserveError, OpError, Runner};
+use kube_ipvs::reconcile::{Outlets, Reconciler};
+use kube_ipvs::schedule::Due;
+use kube_ipvs::store::{Object, Store, Update};
+use nix::sys::socket::SockProtocol;
+
+use super::process::LOCAL;
+use crate::replay::{RawSocket, encode_addresses, encode_commands};
+
+/// Endpoints of a Service have addresses of their own, so many at most.
+const MAX_ENDPOINTS: u32 = 1024;
+
+/// So many Services with so many endpoints each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Services.
+    pub services: u32,
+    /// Endpoints of each.
+    pub endpoints: u32,
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} x {}", self.services, self.endpoints)
+    }
+}
+
+/// The kernel, watched while the agent works with it.
+pub struct Watched {
+    /// The kernel.
+    pub kernel: LinuxKernel,
+    /// Whether addresses are really bound. An endpoint touches none, and tens of thousands take minutes.
+    binds: bool,
+    /// When a virtual server was last changed.
+    changed: Arc<Mutex<HashMap<VsKey, Instant>>>,
+    /// Phases of IPVS ops so far.
+    pub batches: u64,
+}
+
+impl Kernel for Watched {
+    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
+        self.kernel.read(begin)
+    }
+
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.kernel.look_up(servers)
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
+        self.kernel.busy(servers)
+    }
+
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        let binds = self.binds;
+        self.kernel.beside(&mut |ipvs, addresses| {
+            work(ipvs, &mut |ops| if binds { addresses(ops) } else { vec![Ok(()); ops.len()] });
+        });
+    }
+
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+        if !self.binds && ops.iter().all(|op| matches!(op, Op::Bind(_))) {
+            return vec![Ok(()); ops.len()];
+        }
+        let results = self.kernel.execute(ops);
+        if ops.first().is_some_and(|op| op.lane() == Lane::Ipvs) {
+            self.batches += 1;
+            let now = Instant::now();
+            let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+            for op in ops {
+                if let Op::AddRealServer(vs, _) | Op::RemoveRealServer(vs, _) = op {
+                    changed.insert(*vs, now);
+                }
+            }
+        }
+        results
+    }
+}
+
+/// A node: what it knows of the cluster, and its loop.
+pub struct Node {
+    /// Objects.
+    pub store: Arc<Store>,
+    /// What wakes the loop.
+    pub inbox: Arc<Inbox>,
+    /// The loop.
+    pub reconciler: Reconciler<Watched>,
+    /// When a virtual server was last changed.
+    pub changed: Arc<Mutex<HashMap<VsKey, Instant>>>,
+}
+
+impl Node {
+    /// A node of the namespace of this thread; `binds`: addresses are really bound.
+    ///
+    /// # Errors
+    /// When the kernel lacks something.
+    pub fn new(binds: bool) -> Result<Self> {
+        let settings = Settings {
+            families: node::families(),
+            sysctls: node::sysctls(node::kernel_version()?, false),
+            ..Settings::default()
+        };
+        let inbox = Arc::new(Inbox::default());
+        let store = Arc::new(Store::new(inbox.clone()));
+        let changed = Arc::default();
+        let kernel = LinuxKernel::open(&settings)?;
+        let kernel = Watched { kernel, binds, changed: Arc::clone(&changed), batches: 0 };
+        let outlets = Outlets::log_only()?;
+        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", false, outlets);
+        Ok(Self { store, inbox, reconciler, changed })
+    }
+
+    /// Fills the store.
+    pub fn fill(&self, size: Size) {
+        self.store.update(|update| (0..size.services).for_each(|n| put_service(update, n, size.endpoints)));
+    }
+
+    /// The first pass, from a full store to a programmed kernel.
+    ///
+    /// # Errors
+    /// When something could not be programmed.
+    pub fn cold(&mut self) -> Result<(Plan, Duration)> {
+        let start = Instant::now();
+        let pass = self.reconciler.sync(Due::Audit, Duration::ZERO);
+        let took = start.elapsed();
+        ensure!(pass.is_clean(), "not everything was programmed: {:?}", pass.unreadable);
+        Ok((pass.plan, took))
+    }
+
+    /// A pass for what changed.
+    ///
+    /// # Errors
+    /// When something could not be programmed.
+    pub fn follow(&mut self) -> Result<Plan> {
+        let pass = self.reconciler.sync(Due::Changes, Duration::ZERO);
+        ensure!(pass.is_clean(), "not everything was programmed:\n{}", pass.plan);
+        Ok(pass.plan)
+    }
+}
+
+/// The name of Service `n`.
+pub fn name(n: u32) -> ObjectName {
+    ObjectName::new("bench", &format!("svc-{n}"))
+}
+
+/// The virtual server of Service `n`.
+pub fn virtual_server(n: u32) -> VsKey {
+    VsKey { protocol: Protocol::Tcp, addr: IpAddr::from((0x0a00_0001 + n).to_be_bytes()), port: 80 }
+}
+
+/// Service `n` with its endpoints.
+pub fn put_service(update: &mut Update<'_>, n: u32, endpoints: u32) {
+    update.put(Object::Service(Service {
+        name: name(n),
+        cluster_ips: [Some(virtual_server(n).addr), None],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
+        ..Service::default()
+    }));
+    update.put(slice(n, 0, 0..endpoints));
+}
+
+/// A slice of Service `n` with these of its endpoints.
+pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
+    let endpoint = |e: u32| Endpoint {
+        addr: IpAddr::from((0x6400_0000 + n * MAX_ENDPOINTS + e).to_be_bytes()),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some(if e == 0 && n % LOCAL == 0 { "node-a".into() } else { "node-b".into() }),
+        hints: None,
+    };
+    Object::EndpointSlice(EndpointSlice {
+        name: ObjectName::new("bench", &format!("svc-{n}-{slice}")),
+        service: name(n),
+        family: Family::V4,
+        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: endpoints.map(endpoint).collect(),
+    })
+}
+
+/// The ops of a first pass once more, encoded beforehand and sent by nothing but sends.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub fn replay(plan: &Plan) -> Result<Duration> {
+    let of = |phase, lane| -> Vec<&Op> {
+        plan.ops.iter().filter(|op| op.phase() == phase && op.lane() == lane).collect()
+    };
+    let mut ipvs = RawSocket::open(SockProtocol::NetlinkGeneric)?;
+    let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Lane::Ipvs));
+    let mut sets = IpsetClient::open().context("ipset")?;
+    let entries = sets.prepare(&of(Phase::Guard, Lane::Sets)).context("ipset")?;
+    let mut device = DummyDevice::open(DEVICE)?;
+    device.ensure()?;
+    let index = device.state()?.context("no device")?.index;
+    let bound = of(Phase::Open, Lane::Addresses);
+    let bound: Vec<IpAddr> =
+        bound.iter().filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None }).collect();
+    let mut route = RawSocket::open(SockProtocol::NetlinkRoute)?;
+    let addresses = encode_addresses(index, &bound);
+    let start = Instant::now();
+    ensure!(sets.send(&entries).context("ipset")?.iter().all(Option::is_none), "a set refused an entry");
+    ipvs.send(&commands)?;
+    route.send(&addresses)?;
+    let took = start.elapsed();
+    // That the replay did the work, and not less.
+    let services = ipvs_netlink::Client::open()?.services()?.len();
+    let there = device.list()?.len();
+    ensure!((services, there) == (bound.len(), bound.len()), "{services} services, {there} addresses");
+    Ok(took)
+}
