@@ -133,14 +133,13 @@ fn fill(store: &Store, args: &Args) {
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: (e == 0).then(|| "node-a".into()),
-                hints: None,
+                place: (e == 0).then(|| Place::on("node-a")),
             };
             update.put(Object::EndpointSlice(EndpointSlice {
                 name: service_name(n),
                 service: service_name(n),
                 family: Family::V4,
-                ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+                ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
                 endpoints: (0..args.endpoints).map(endpoint).collect(),
             }));
         }
