@@ -53,7 +53,7 @@ fn slice(service: &str, endpoints: &[u8]) -> Object {
         name: ObjectName::new("d", service),
         service: ObjectName::new("d", service),
         family: Family::V4,
-        ports: vec![SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: endpoints
             .iter()
             .map(|n| Endpoint {
@@ -61,8 +61,7 @@ fn slice(service: &str, endpoints: &[u8]) -> Object {
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: Some("n1".into()),
-                hints: None,
+                place: Some(Place::on("n1")),
             })
             .collect(),
     })
@@ -318,7 +317,8 @@ fn another_zone_moves_traffic_at_once() {
     let mut slice = slice("a", &[1, 2]);
     if let Object::EndpointSlice(slice) = &mut slice {
         for (endpoint, zone) in slice.endpoints.iter_mut().zip(["za", "zb"]) {
-            endpoint.hints = Some(Box::new(Hints { zones: vec![zone.into()], nodes: vec![] }));
+            let hints = Hints { zones: [zone.into()].into(), nodes: [].into() };
+            endpoint.place = Some(Arc::new(Place { node: Some("n1".into()), hints }));
         }
     }
     store.update(|u| u.put(slice));

@@ -4,7 +4,9 @@
 //!
 //! A source writes inside [`Store::update`]; what happens in one call is seen at once or not at all.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod index;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,6 +15,7 @@ use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
 use crate::inbox::Inbox;
 use crate::metrics::programming::{MAX_TRIGGERS, Trigger};
 use crate::tally::Tally;
+use index::Index;
 
 /// The kinds of object that the agent follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,13 +70,12 @@ pub struct Dirty {
 
 #[derive(Debug, Default)]
 struct Inner {
-    services: HashMap<ObjectName, Arc<Service>>,
-    slices: HashMap<ObjectName, Arc<EndpointSlice>>,
-    by_service: HashMap<ObjectName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
+    index: Index,
     node: Option<Node>,
     node_changed: bool,
     dirty: BTreeSet<ObjectName>,
-    listing: HashMap<Kind, HashSet<ObjectName>>,
+    /// Of the kinds whose lists go on: what was there before and has not come up yet.
+    unseen: HashMap<Kind, HashSet<ObjectName>>,
     synced: HashSet<Kind>,
     /// What waiting changes of slices say about their cause; not kept with the slices.
     triggers: HashMap<ObjectName, Vec<Trigger>>,
@@ -88,7 +90,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store that wakes `inbox` on every change.
+    /// An empty store that wakes `inbox` on every change, once every kind has been listed.
     pub fn new(inbox: Arc<Inbox>) -> Self {
         Self { inner: Mutex::default(), inbox }
     }
@@ -103,14 +105,19 @@ impl Store {
     pub fn update<R>(&self, change: impl FnOnce(&mut Update<'_>) -> R) -> R {
         let mut inner = self.lock();
         let result = change(&mut Update { inner: &mut inner });
+        inner.tally.stamp();
+        let synced = inner.is_synced();
         drop(inner);
-        self.inbox.wake();
+        // Before that the loop can do nothing with it.
+        if synced {
+            self.inbox.wake();
+        }
         result
     }
 
     /// True once every kind has been listed completely.
     pub fn is_synced(&self) -> bool {
-        self.lock().synced.len() == Kind::ALL.len()
+        self.lock().is_synced()
     }
 
     /// The kinds whose first list has not ended.
@@ -142,7 +149,7 @@ impl Store {
     /// Every Service that exists.
     pub fn all(&self) -> Vec<Dirty> {
         let inner = self.lock();
-        inner.services.keys().map(|name| inner.read(name.clone())).collect()
+        inner.index.services().map(|name| inner.read(name.clone())).collect()
     }
 
     /// This node's object, if it exists.
@@ -167,22 +174,18 @@ impl Store {
 }
 
 impl Inner {
-    fn read(&self, name: ObjectName) -> Dirty {
-        let slices = self.by_service.get(&name).map(|m| m.values().cloned().collect()).unwrap_or_default();
-        Dirty { service: self.services.get(&name).cloned(), slices, name, triggers: Vec::new() }
+    fn is_synced(&self) -> bool {
+        self.synced.len() == Kind::ALL.len()
     }
-}
 
-impl Inner {
+    fn read(&self, name: ObjectName) -> Dirty {
+        let slices = self.index.slices_of(&name).to_vec();
+        Dirty { service: self.index.service(&name).cloned(), slices, name, triggers: Vec::new() }
+    }
+
     /// Forgets a slice; its Service changed.
     fn drop_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
-        let slice = self.slices.remove(name)?;
-        if let Some(of_service) = self.by_service.get_mut(&slice.service) {
-            of_service.remove(&name.name);
-            if of_service.is_empty() {
-                self.by_service.remove(&slice.service);
-            }
-        }
+        let slice = self.index.remove_slice(name)?;
         self.dirty.insert(slice.service.clone());
         Some(slice)
     }
@@ -197,23 +200,19 @@ pub struct Update<'a> {
 impl Update<'_> {
     /// A complete list of `kind` begins: what is not put before [`Self::finish_list`] is gone then.
     pub fn begin_list(&mut self, kind: Kind) {
-        self.inner.listing.insert(kind, HashSet::new());
+        let inner = &mut *self.inner;
+        let known = match kind {
+            Kind::Service => inner.index.services().cloned().collect(),
+            Kind::EndpointSlice => inner.index.slices().cloned().collect(),
+            Kind::Node => inner.node.iter().map(|node| ObjectName::new("", &node.name)).collect(),
+        };
+        inner.unseen.insert(kind, known);
     }
 
     /// The list of `kind` is complete.
     pub fn finish_list(&mut self, kind: Kind) {
-        if let Some(seen) = self.inner.listing.remove(&kind) {
-            let gone: Vec<ObjectName> = match kind {
-                Kind::Service => self.inner.services.keys().filter(|n| !seen.contains(*n)).cloned().collect(),
-                Kind::EndpointSlice => {
-                    self.inner.slices.keys().filter(|n| !seen.contains(*n)).cloned().collect()
-                }
-                Kind::Node if seen.is_empty() => vec![ObjectName::new("", "")],
-                Kind::Node => Vec::new(),
-            };
-            for name in gone {
-                self.remove(kind, &name);
-            }
+        for name in self.inner.unseen.remove(&kind).unwrap_or_default() {
+            self.remove(kind, &name);
         }
         self.inner.synced.insert(kind);
     }
@@ -224,10 +223,10 @@ impl Update<'_> {
             Object::Service(service) => {
                 self.seen(Kind::Service, &service.name);
                 let inner = &mut *self.inner;
-                if inner.services.get(&service.name).is_none_or(|old| **old != service) {
+                if inner.index.service(&service.name).is_none_or(|old| **old != service) {
                     inner.tally.service(&service.name);
                     inner.dirty.insert(service.name.clone());
-                    inner.services.insert(service.name.clone(), Arc::new(service));
+                    inner.index.put_service(service);
                 }
             }
             Object::EndpointSlice(slice) => self.put_slice(slice, None),
@@ -243,7 +242,7 @@ impl Update<'_> {
     fn put_slice(&mut self, slice: EndpointSlice, trigger: Option<Trigger>) {
         self.seen(Kind::EndpointSlice, &slice.name);
         let inner = &mut *self.inner;
-        if inner.slices.get(&slice.name).is_some_and(|old| **old == slice) {
+        if inner.index.slice(&slice.name).is_some_and(|old| **old == slice) {
             return;
         }
         // A slice may move to another Service.
@@ -255,11 +254,8 @@ impl Update<'_> {
                 triggers.push(trigger);
             }
         }
-        let slice = Arc::new(slice);
-        let of_service = inner.by_service.entry(slice.service.clone()).or_default();
-        of_service.insert(slice.name.name.clone(), slice.clone());
         inner.dirty.insert(slice.service.clone());
-        inner.slices.insert(slice.name.clone(), slice);
+        inner.index.add_slice(slice);
     }
 
     /// Forgets an object; one that is not there is fine.
@@ -267,7 +263,7 @@ impl Update<'_> {
         let inner = &mut *self.inner;
         match kind {
             Kind::Service => {
-                if inner.services.remove(name).is_some() {
+                if inner.index.remove_service(name) {
                     inner.tally.service(name);
                     inner.dirty.insert(name.clone());
                 }
@@ -297,8 +293,8 @@ impl Update<'_> {
         self.seen(kind, name);
         self.inner.tally.malformed(kind);
         let known = match kind {
-            Kind::Service => self.inner.services.contains_key(name),
-            Kind::EndpointSlice => self.inner.slices.contains_key(name),
+            Kind::Service => self.inner.index.service(name).is_some(),
+            Kind::EndpointSlice => self.inner.index.slice(name).is_some(),
             Kind::Node => self.inner.node.is_some(),
         };
         let kept =
@@ -308,8 +304,8 @@ impl Update<'_> {
     }
 
     fn seen(&mut self, kind: Kind, name: &ObjectName) {
-        if let Some(seen) = self.inner.listing.get_mut(&kind) {
-            seen.insert(name.clone());
+        if let Some(unseen) = self.inner.unseen.get_mut(&kind) {
+            unseen.remove(name);
         }
     }
 }
@@ -333,8 +329,8 @@ mod tests {
             name: ObjectName::new("d", name),
             service: ObjectName::new("d", service),
             family: Family::V4,
-            ports: vec![],
-            endpoints: vec![],
+            ports: Box::default(),
+            endpoints: Box::default(),
         })
     }
 
@@ -395,7 +391,7 @@ mod tests {
 
     fn triggered(number: u8, at: SystemTime) -> Object {
         let Object::EndpointSlice(mut slice) = slice("a-1", "a") else { panic!() };
-        slice.ports = vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: number.into() }];
+        slice.ports = [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: number.into() }].into();
         Object::TriggeredSlice(slice, Trigger { family: Family::V4, at })
     }
 
@@ -444,6 +440,22 @@ mod tests {
         store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
         store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
         assert_eq!(store.tally().services, 3, "what is not there cannot go");
+    }
+
+    #[test]
+    fn the_loop_is_woken_once_everything_was_listed() {
+        let inbox = Arc::new(Inbox::default());
+        let store = Store::new(inbox.clone());
+        let woken = || inbox.is_woken();
+        store.update(|u| u.begin_list(Kind::Service));
+        store.update(|u| u.put(service("a", "10.0.0.1")));
+        store.update(|u| Kind::ALL[1..].iter().for_each(|kind| u.finish_list(*kind)));
+        assert!(!woken(), "it can do nothing yet");
+        store.update(|u| u.finish_list(Kind::Service));
+        assert!(woken());
+        inbox.wait(None);
+        store.update(|u| u.put(service("a", "10.0.0.2")));
+        assert!(woken());
     }
 
     #[test]

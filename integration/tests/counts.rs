@@ -53,14 +53,13 @@ fn slice(n: u16, endpoints: u8) -> Object {
         ready: true,
         serving: true,
         terminating: false,
-        node: (e == 0).then(|| "node-a".into()),
-        hints: None,
+        place: (e == 0).then(|| Place::on("node-a")),
     };
     Object::EndpointSlice(EndpointSlice {
         name: name(n),
         service: name(n),
         family: Family::V4,
-        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: (0..endpoints).map(endpoint).collect(),
     })
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
-use crate::core::model::{Endpoint, SlicePort};
+use crate::core::model::{Endpoint, Place, SlicePort};
 use crate::core::settings::ExternalIps;
 
 fn ip(text: &str) -> IpAddr {
@@ -33,7 +33,7 @@ fn slice(protocol: Protocol, addrs: &[&str]) -> EndpointSlice {
         name: ObjectName::new("shop", "web-1"),
         service: ObjectName::new("shop", "web"),
         family: Family::of(ip(addrs[0])),
-        ports: vec![SlicePort { name: "p".into(), protocol, port: 8080 }],
+        ports: [SlicePort { name: "p".into(), protocol, port: 8080 }].into(),
         endpoints: addrs
             .iter()
             .map(|a| Endpoint {
@@ -41,8 +41,11 @@ fn slice(protocol: Protocol, addrs: &[&str]) -> EndpointSlice {
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: Some(if a.contains("244.1.") || a.contains("244:1:") { "n1" } else { "n2" }.into()),
-                hints: None,
+                place: Some(Place::on(if a.contains("244.1.") || a.contains("244:1:") {
+                    "n1"
+                } else {
+                    "n2"
+                })),
             })
             .collect(),
     }

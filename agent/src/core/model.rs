@@ -214,19 +214,33 @@ pub struct Endpoint {
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,
+    /// Where it is, as far as that is known; the endpoints of a node share it.
+    pub place: Option<Arc<Place>>,
+}
+
+/// What endpoints have in common that run on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
     /// The node that the endpoint runs on.
     pub node: Option<Arc<str>>,
     /// For whom the endpoint is meant, if somebody said so.
-    pub hints: Option<Box<Hints>>,
+    pub hints: Hints,
+}
+
+impl Place {
+    /// A place on a node that is meant for nobody in particular.
+    pub fn on(node: &str) -> Arc<Self> {
+        Arc::new(Self { node: Some(node.into()), hints: Hints::default() })
+    }
 }
 
 /// The hints of an endpoint, as the EndpointSlice controller writes them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     /// `forZones`.
-    pub zones: Vec<Arc<str>>,
+    pub zones: Box<[Arc<str>]>,
     /// `forNodes`.
-    pub nodes: Vec<Arc<str>>,
+    pub nodes: Box<[Arc<str>]>,
 }
 
 /// An EndpointSlice of an IP family.
@@ -239,9 +253,9 @@ pub struct EndpointSlice {
     /// Address family of all endpoints.
     pub family: Family,
     /// Ports, shared by all endpoints.
-    pub ports: Vec<SlicePort>,
+    pub ports: Box<[SlicePort]>,
     /// Endpoints.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
 }
 
 /// The Node object of this node, as far as it matters here.

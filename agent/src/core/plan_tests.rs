@@ -48,14 +48,13 @@ fn slice(addrs: &[&str]) -> EndpointSlice {
         ready: true,
         serving: true,
         terminating: false,
-        node: addr.starts_with("10.244.1.").then(|| "n1".into()),
-        hints: None,
+        place: addr.starts_with("10.244.1.").then(|| Place::on("n1")),
     };
     EndpointSlice {
         name: ObjectName::new("kube-system", "kube-dns-1"),
         service: ObjectName::new("kube-system", "kube-dns"),
         family: Family::V4,
-        ports: vec![SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53 }],
+        ports: [SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53 }].into(),
         endpoints: addrs.iter().map(endpoint).collect(),
     }
 }
@@ -215,7 +214,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     let rs = |n: u8| RsKey { addr: [10, 244, 2, n].into(), port: 8443 };
     let with = |endpoints: &[u8]| {
         let mut slice = slice(&[]);
-        slice.ports = vec![SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8443 }];
+        slice.ports = [SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8443 }].into();
         slice.endpoints = endpoints
             .iter()
             .map(|n| Endpoint {
@@ -223,8 +222,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: None,
-                hints: None,
+                place: None,
             })
             .collect();
         let service =

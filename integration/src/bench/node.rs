@@ -181,19 +181,19 @@ pub fn put_service(update: &mut Update<'_>, n: u32, endpoints: u32) {
 
 /// A slice of Service `n` with these of its endpoints.
 pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
+    let [here, there] = ["node-a", "node-b"].map(Place::on);
     let endpoint = |e: u32| Endpoint {
         addr: IpAddr::from((0x6400_0000 + n * MAX_ENDPOINTS + e).to_be_bytes()),
         ready: true,
         serving: true,
         terminating: false,
-        node: Some(if e == 0 && n % LOCAL == 0 { "node-a".into() } else { "node-b".into() }),
-        hints: None,
+        place: Some(if e == 0 && n % LOCAL == 0 { here.clone() } else { there.clone() }),
     };
     Object::EndpointSlice(EndpointSlice {
         name: ObjectName::new("bench", &format!("svc-{n}-{slice}")),
         service: name(n),
         family: Family::V4,
-        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: endpoints.map(endpoint).collect(),
     })
 }
