@@ -32,6 +32,28 @@ pub struct Goal<'a> {
     pub expired: &'a BTreeSet<(VsKey, RsKey)>,
     /// What another mode of kube-proxy left serves until everything of ours does.
     pub hands_over: bool,
+    /// What the rules were made of that stand; `None`: they have to be looked at.
+    pub settled: Option<&'a RulesBasis>,
+}
+
+/// Everything that the rules follow from, but for settings: which sets hold anything, wanted and there, and
+/// which virtual servers are closed to the node, of each family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RulesBasis([(u32, u32, Vec<VsKey>); 2]);
+
+impl RulesBasis {
+    /// The basis as it is now.
+    pub fn build(desired: &Desired, observed: &Observed) -> Self {
+        Self(Family::ALL.map(|family| {
+            let bits = |holds: &dyn Fn(SetKind) -> bool| {
+                let sets = SetId::all(family).zip(0..);
+                sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
+            };
+            let wanted = bits(&|kind| desired.has_members(kind, family));
+            let there = bits(&|kind| observed.has_members(kind, family));
+            (wanted, there, desired.closed_to_node(family))
+        }))
+    }
 }
 
 /// Builds the plan that turns the observed state into the desired one as far as `keys` go, and forgets
@@ -41,7 +63,9 @@ pub fn build_plan(goal: Goal<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) 
     let mut ops = Vec::new();
     goal.diff_node(&mut ops);
     goal.diff_sets(&keys.entries, &mut ops);
-    for &family in &goal.settings.families {
+    let rules_stand =
+        goal.settled.is_some_and(|basis| *basis == RulesBasis::build(goal.desired, goal.observed));
+    for &family in goal.settings.families.iter().filter(|_| !rules_stand) {
         goal.diff_rules(family, &mut ops);
         goal.diff_leftovers(family, &mut ops);
     }

@@ -73,7 +73,7 @@ fn plan(desired: &Desired, observed: &Observed, changes: Option<&Changes>) -> Pl
 /// The plan for these changes, or for everything.
 fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, changes: Option<&Changes>) -> Plan {
     let expired = BTreeSet::new();
-    let goal = Goal { desired, observed, settings, expired: &expired, hands_over: true };
+    let goal = Goal { desired, observed, settings, expired: &expired, hands_over: true, settled: None };
     match changes {
         Some(changes) => build_plan(goal, changes, &changes.flows),
         None => build_plan(goal, &all_keys(desired, observed), &BTreeSet::new()),
@@ -238,8 +238,14 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     desired.update(&name, Some(with(&[3])), &mut changes);
     let step = |observed: &Observed, expired: &[RsKey]| {
         let (settings, expired) = (settings(), expired.iter().map(|rs| (vs, *rs)).collect());
-        let goal =
-            Goal { desired: &desired, observed, settings: &settings, expired: &expired, hands_over: true };
+        let goal = Goal {
+            desired: &desired,
+            observed,
+            settings: &settings,
+            expired: &expired,
+            hands_over: true,
+            settled: None,
+        };
         build_plan(goal, &changes, &changes.flows).to_string()
     };
     assert_eq!(
@@ -313,6 +319,7 @@ fn the_iptables_mode_goes_on_while_anything_of_the_family_fails() {
             settings: &settings,
             expired: &expired,
             hands_over: patient,
+            settled: None,
         };
         let plan = build_plan(goal, &all_keys(&desired, &kernel.state), &BTreeSet::new());
         let report = apply(&mut kernel, &plan);

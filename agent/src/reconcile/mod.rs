@@ -21,7 +21,7 @@ use crate::core::model::{Family, Node, VsKey};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
-use crate::core::plan::{Goal, all_keys, build_plan};
+use crate::core::plan::{Goal, RulesBasis, all_keys, build_plan};
 use crate::core::settings::{LocalTraffic, Settings};
 use crate::events::EventSink;
 use crate::handover::Handover;
@@ -112,6 +112,8 @@ pub struct Reconciler<K> {
     failed: bool,
     /// An audit that goes on.
     comparison: Option<Audit>,
+    /// What the rules were made of, if all is well with them.
+    rules: Option<RulesBasis>,
     /// How long it has worked.
     audit_worked: Duration,
 }
@@ -157,6 +159,7 @@ impl<K: Kernel> Reconciler<K> {
             health_checks_changed: false,
             failed: false,
             comparison: None,
+            rules: None,
             audit_worked: Duration::ZERO,
         }
     }
@@ -216,7 +219,8 @@ impl<K: Kernel> Reconciler<K> {
         let expired = self.drains.expired(now, self.settings.drain_deadline);
         let (desired, settings) = (&self.desired, &self.settings);
         let hands_over = self.handover.waits();
-        let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over };
+        let settled = if audit { None } else { self.rules.as_ref() };
+        let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over, settled };
         let plan = build_plan(goal, &keys, &changes.flows);
         // The rest of the keys is not needed any more, and there may be many.
         let servers = keys.virtual_servers;
@@ -232,6 +236,8 @@ impl<K: Kernel> Reconciler<K> {
                 server.real_servers.share(&wanted.real_servers);
             }
         }
+        // Rules that an audit found as they must be are looked at again when what they follow from changes.
+        self.rules = report.is_clean().then(|| RulesBasis::build(&self.desired, &observed));
         // Who has connections is asked anew whenever it matters.
         observed.busy = Set::default();
         self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
@@ -313,7 +319,10 @@ impl<K: Kernel> Reconciler<K> {
         if self.local_from_node
             && let Some(cidrs) = node.as_ref().map(|n| n.pod_cidrs)
         {
-            self.settings.local = LocalTraffic::Cidrs(cidrs);
+            let before = std::mem::replace(&mut self.settings.local, LocalTraffic::Cidrs(cidrs));
+            if before != self.settings.local {
+                self.rules = None;
+            }
         }
         let facts = self
             .observed
