@@ -304,8 +304,11 @@ impl Update<'_> {
     }
 
     fn seen(&mut self, kind: Kind, name: &ObjectName) {
-        if let Some(unseen) = self.inner.unseen.get_mut(&kind) {
-            unseen.remove(name);
+        match self.inner.unseen.get_mut(&kind) {
+            // There is only one.
+            Some(unseen) if kind == Kind::Node => unseen.clear(),
+            Some(unseen) => drop(unseen.remove(name)),
+            None => {}
         }
     }
 }

@@ -200,19 +200,16 @@ fn list(state: &State, target: &Target, options: &Options) -> Result<Response<Bo
             metadata["remainingItemCount"] = json!(objects.len() - end);
         }
     }
-    let page = objects.iter().take(end).skip(start).map(|object| {
-        let mut item = Value::clone(object);
-        if let Some(item) = item.as_object_mut() {
-            item.remove("kind");
-            item.remove("apiVersion");
-        }
-        item
-    });
-    let items: Vec<Value> = page.collect();
-    let kind = format!("{}List", target.resource.kind);
-    let api_version = target.resource.api_version;
-    let list = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items});
-    Ok(if state.faults.truncate_list_body { truncated(&list) } else { whole(StatusCode::OK, &list) })
+    let mut list = format!(
+        r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
+        target.resource.kind, target.resource.api_version
+    );
+    for (index, object) in objects.iter().take(end).skip(start).enumerate() {
+        list.push_str(if index == 0 { "{" } else { ",{" });
+        list.push_str(object.item());
+    }
+    list.push_str("]}");
+    Ok(if state.faults.truncate_list_body { truncated(list) } else { sent(StatusCode::OK, list) })
 }
 
 pub(super) fn status(refusal: &Refusal) -> Value {
@@ -229,15 +226,19 @@ fn full(bytes: Bytes) -> Body {
 }
 
 fn whole(code: StatusCode, value: &Value) -> Response<Body> {
-    let mut response = Response::new(full(Bytes::from(value.to_string())));
+    sent(code, value.to_string())
+}
+
+fn sent(code: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(full(Bytes::from(text)));
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 /// An answer that promises its whole length and breaks off in the middle.
-fn truncated(value: &Value) -> Response<Body> {
-    let mut text = value.to_string().into_bytes();
+fn truncated(text: String) -> Response<Body> {
+    let mut text = text.into_bytes();
     let length = text.len();
     text.truncate(length / 2);
     let parts = stream::unfold(Some(text), |half| async move {
