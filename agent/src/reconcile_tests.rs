@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::audit::Piece;
+use crate::core::audit::{Piece, Step};
 use crate::core::map::Set;
 use crate::core::model::*;
 use crate::core::observed::ObservedServer;
@@ -228,8 +228,8 @@ fn an_address_that_the_node_gets_leaves_the_device() {
 struct Shared(Arc<std::sync::Mutex<FakeKernel>>);
 
 impl Kernel for Shared {
-    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
-        self.0.lock().unwrap().read(begin)
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        self.0.lock().unwrap().read(step)
     }
 
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use integration::lab::Netns;
 use kube_ipvs::config::node;
-use kube_ipvs::core::audit::Piece;
+use kube_ipvs::core::audit::{Piece, Step};
 use kube_ipvs::core::map::Set;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::observed::ObservedServer;
@@ -80,8 +80,8 @@ struct Counting {
 }
 
 impl Kernel for Counting {
-    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
-        self.kernel.read(begin)
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        self.kernel.read(step)
     }
 
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {

@@ -22,11 +22,12 @@ use super::settings::Timeouts;
 /// A part of what the kernel holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// Virtual servers and how they balance. Every virtual server is in one piece of this kind, and in one
-    /// of the next.
+    /// Virtual servers and how they balance. A reading for an empty mirror has every virtual server in one
+    /// piece of this kind, and in one of the next.
     Listed(Vec<(VsKey, VsSpec)>),
-    /// Virtual servers with their real servers.
-    Shown(Vec<(VsKey, RealServers)>),
+    /// Virtual servers with what is seen of how they balance, see [`VsSpec::looks_like`], and their real
+    /// servers.
+    Shown(Vec<(VsKey, VsSpec, RealServers)>),
     /// One of our sets; `None`: it does not exist.
     Set(SetId, Option<ObservedSet>),
     /// The device with its addresses.
@@ -35,6 +36,17 @@ pub enum Piece {
     Rules(Vec<Family>, Box<[ObservedRules; 2]>),
     /// What is small.
     Rest(Rest),
+}
+
+/// What to read next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The first piece, for a mirror that is empty.
+    Fill,
+    /// The first piece, to compare it with a mirror.
+    Compare,
+    /// The piece after the last one.
+    Next,
 }
 
 /// Addresses of the node.
@@ -66,8 +78,7 @@ pub struct Rest {
 pub struct Audit {
     /// The mirror is being filled for the first time.
     fills: bool,
-    /// Virtual servers of the mirror that no piece has listed, and none has shown.
-    unlisted: Set<VsKey>,
+    /// Virtual servers of the mirror that no piece has shown.
     unshown: Set<VsKey>,
     suspects: BTreeSet<VsKey>,
     found: Changes,
@@ -81,15 +92,16 @@ impl Audit {
 
     /// Compares with what the mirror has.
     pub fn compare(observed: &Observed) -> Self {
-        let all: Set<VsKey> = observed.virtual_servers.keys().copied().collect();
-        Self { unlisted: all.clone(), unshown: all, ..Self::default() }
+        Self { unshown: observed.virtual_servers.keys().copied().collect(), ..Self::default() }
     }
 
     /// Takes a piece. The mirror follows at once, but for virtual servers, see [`Self::suspects`].
     pub fn take(&mut self, piece: Piece, observed: &mut Observed) {
         match piece {
             Piece::Listed(list) => list.into_iter().for_each(|(key, spec)| self.listed(key, spec, observed)),
-            Piece::Shown(list) => list.into_iter().for_each(|(key, rs)| self.shown(key, rs, observed)),
+            Piece::Shown(list) => {
+                list.into_iter().for_each(|(key, spec, rs)| self.shown(key, &spec, rs, observed));
+            }
             Piece::Set(id, set) => self.set(id, set, observed),
             Piece::Addresses(addresses) => self.addresses(addresses, observed),
             Piece::Rules(families, rules) => {
@@ -106,7 +118,6 @@ impl Audit {
     }
 
     fn listed(&mut self, key: VsKey, spec: VsSpec, observed: &mut Observed) {
-        self.unlisted.remove(&key);
         match observed.virtual_servers.get(&key) {
             Some(server) if server.spec == spec => {}
             None if self.fills => {
@@ -118,10 +129,10 @@ impl Audit {
         }
     }
 
-    fn shown(&mut self, key: VsKey, real_servers: RealServers, observed: &mut Observed) {
+    fn shown(&mut self, key: VsKey, spec: &VsSpec, real_servers: RealServers, observed: &mut Observed) {
         let first = self.unshown.remove(&key);
         match observed.virtual_servers.get_mut(&key) {
-            Some(server) if server.real_servers == real_servers => {}
+            Some(server) if server.real_servers == real_servers && server.spec.looks_like(spec) => {}
             Some(server) if self.fills && first => server.real_servers = real_servers,
             _ => _ = self.suspects.insert(key),
         }
@@ -163,7 +174,7 @@ impl Audit {
     /// After the last piece: the virtual servers that seem to differ from the mirror, or were missing in
     /// a list. Ask for each and tell [`Self::settle`].
     pub fn suspects(&mut self, observed: &Observed) -> Vec<VsKey> {
-        let missing = self.unlisted.drain().chain(self.unshown.drain());
+        let missing = self.unshown.drain();
         // One that was removed meanwhile is missing for a good reason.
         self.suspects.extend(missing.filter(|key| observed.virtual_servers.contains_key(key)));
         std::mem::take(&mut self.suspects).into_iter().collect()

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
-use crate::core::model::{Protocol, RsKey};
+use crate::core::model::{PERSISTENT, Protocol, RsKey};
 use crate::core::observed::RsState;
 use crate::core::sets::{Entry, SetKind};
 
@@ -33,7 +33,7 @@ fn list(numbers: &[u8]) -> Piece {
 }
 
 fn show(rows: &[(u8, &[u8])]) -> Piece {
-    Piece::Shown(rows.iter().map(|(n, rs)| (vs(*n), servers(rs))).collect())
+    Piece::Shown(rows.iter().map(|(n, rs)| (vs(*n), spec(), servers(rs))).collect())
 }
 
 #[test]
@@ -65,6 +65,8 @@ fn what_differs_is_asked_for_and_counts_only_if_it_really_does() {
     let mut audit = Audit::compare(&observed);
     audit.take(list(&[1, 3, 9]), &mut observed);
     audit.take(show(&[(1, &[1, 7]), (2, &[2]), (3, &[3]), (9, &[])]), &mut observed);
+    let persistent = VsSpec { flags: PERSISTENT, timeout: 600, ..spec() };
+    audit.take(Piece::Shown(vec![(vs(2), persistent, servers(&[2]))]), &mut observed);
     assert_eq!(audit.suspects(&observed), [vs(1), vs(2), vs(9)]);
     audit.settle(vs(1), Some(server(&[1, 7])), &mut observed);
     audit.settle(vs(2), Some(server(&[2])), &mut observed);

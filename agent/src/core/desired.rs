@@ -213,7 +213,7 @@ impl Desired {
         }
         changes.virtual_servers.insert(key);
         let entries =
-            |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map_or(Vec::new(), |vs| vs.entries.clone());
+            |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.entries.clone()).unwrap_or_default();
         self.update_entries(&entries(&before), &entries(&after), changes);
         if after.is_some_and(|vs| vs.closed_to_node) {
             self.closed_to_node.insert(key);

@@ -11,6 +11,7 @@ pub mod desired;
 pub mod drain;
 pub mod endpoints;
 pub mod failures;
+pub mod few;
 pub mod flows;
 pub mod fragment;
 pub mod map;

@@ -322,3 +322,19 @@ pub struct VsSpec {
     /// Persistence timeout in seconds, 0 when not persistent.
     pub timeout: u32,
 }
+
+/// `IP_VS_SVC_F_PERSISTENT`
+pub const PERSISTENT: u32 = 0x1;
+/// `IP_VS_SVC_F_ONEPACKET`
+pub const ONE_PACKET: u32 = 0x4;
+
+impl VsSpec {
+    /// Whether the kernel's table shows it like this: only two of the flags are in it, and the timeout only
+    /// where it is persistent.
+    pub fn looks_like(&self, shown: &VsSpec) -> bool {
+        let persistent = self.flags & PERSISTENT != 0;
+        self.scheduler == shown.scheduler
+            && self.flags & (PERSISTENT | ONE_PACKET) == shown.flags
+            && (!persistent || self.timeout == shown.timeout)
+    }
+}

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::core::audit::Piece;
+use crate::core::audit::{Piece, Step};
 use crate::core::map::Set;
 use crate::core::model::{Protocol, RsKey, VsSpec};
 use crate::core::observed::ObservedServer;
@@ -19,8 +19,8 @@ struct Noting {
 }
 
 impl Kernel for Noting {
-    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
-        self.kernel.read(begin)
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        self.kernel.read(step)
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
 use super::{Kernel, ObserveError, OpError, Runner};
-use crate::core::audit::{Addresses, Piece, Rest};
+use crate::core::audit::{Addresses, Piece, Rest, Step};
 use crate::core::map::Set;
-use crate::core::model::{Family, RsKey, VsKey};
+use crate::core::model::{Family, ONE_PACKET, PERSISTENT, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Op, OpKind};
 use crate::core::sets::{Entry, SetId, SetKind};
@@ -226,7 +226,10 @@ impl FakeKernel {
             Place::Shown(last) => match self.servers_after(last) {
                 keys if keys.is_empty() => self.piece(Place::Set(0)),
                 keys => {
-                    let list = keys.iter().map(|key| (*key, server(key).real_servers.clone())).collect();
+                    let list = keys
+                        .iter()
+                        .map(|key| (*key, shown(&server(key).spec), server(key).real_servers.clone()))
+                        .collect();
                     (Some(Piece::Shown(list)), Place::Shown(keys.last().copied()))
                 }
             },
@@ -260,6 +263,13 @@ impl FakeKernel {
     }
 }
 
+/// What the kernel's table has of it.
+fn shown(spec: &VsSpec) -> VsSpec {
+    let flags = spec.flags & (PERSISTENT | ONE_PACKET);
+    let timeout = if flags & PERSISTENT == 0 { 0 } else { spec.timeout };
+    VsSpec { scheduler: spec.scheduler.clone(), flags, timeout }
+}
+
 /// How far a reading is.
 #[derive(Clone, Copy, Debug)]
 enum Place {
@@ -273,15 +283,16 @@ enum Place {
 }
 
 impl Kernel for FakeKernel {
-    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
-        if begin {
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        if step != Step::Next {
             self.counts.observations += 1;
             self.place = None;
         }
         if std::mem::take(&mut self.fail_observe) {
             return Err(ObserveError { what: "everything", message: "injected failure".to_owned() });
         }
-        let (piece, next) = self.piece(self.place.unwrap_or(Place::Listed(None)));
+        let first = if step == Step::Compare { Place::Shown(None) } else { Place::Listed(None) };
+        let (piece, next) = self.piece(self.place.unwrap_or(first));
         self.place = Some(next);
         Ok(piece)
     }

@@ -19,7 +19,7 @@ use super::nft_watch::Children;
 use super::reading::Reading;
 use super::rules_reader::RulesReader;
 use super::{Kernel, ObserveError, OpError, Runner, nft_tables, sysctl, table};
-use crate::core::audit::Piece;
+use crate::core::audit::{Piece, Step};
 use crate::core::flows::FlowFilter;
 use crate::core::map::Set;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
@@ -197,13 +197,10 @@ impl LinuxKernel {
 }
 
 impl Kernel for LinuxKernel {
-    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
-        if begin {
-            self.reading = None;
-        }
-        let reading = match self.reading.take() {
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        let reading = match self.reading.take().filter(|_| step == Step::Next) {
             Some(reading) => reading,
-            None => self.begin_reading()?,
+            None => self.begin_reading(step)?,
         };
         let (piece, reading) = self.read_piece(reading)?;
         self.reading = Some(reading);

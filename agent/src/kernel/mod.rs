@@ -25,7 +25,7 @@ pub mod traffic;
 
 pub use apply::{Runner, apply};
 
-use crate::core::audit::{Audit, Piece};
+use crate::core::audit::{Audit, Piece, Step};
 use crate::core::map::Set;
 use crate::core::model::{RsKey, VsKey};
 use crate::core::observed::{Observed, ObservedServer};
@@ -109,12 +109,12 @@ impl Report {
 
 /// A kernel: something that can be read whole and changed by ops.
 pub trait Kernel {
-    /// Reads the next piece of everything that the plan looks at; `None`: that was all. `begin`: from the
-    /// beginning, whatever came before. A piece is small enough for changes to wait for it.
+    /// Reads a piece of everything that the plan looks at; `None`: that was all. A piece is small enough for
+    /// changes to wait for it.
     ///
     /// # Errors
     /// When a piece cannot be read; the reading is over then.
-    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError>;
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError>;
 
     /// What each of these virtual servers is like now; `None`: it does not exist.
     ///
@@ -142,10 +142,10 @@ pub trait Kernel {
     /// When any part cannot be read completely; there is no partial observation.
     fn observe(&mut self) -> Result<Observed, ObserveError> {
         let (mut audit, mut observed) = (Audit::fill(), Observed::default());
-        let mut piece = self.read(true)?;
+        let mut piece = self.read(Step::Fill)?;
         while let Some(read) = piece {
             audit.take(read, &mut observed);
-            piece = self.read(false)?;
+            piece = self.read(Step::Next)?;
         }
         let suspects = audit.suspects(&observed);
         for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {

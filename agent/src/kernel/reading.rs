@@ -9,7 +9,7 @@ use ipvs_netlink::{Client, Destination, ErrorKind, Service, ServiceList};
 use super::linux::{LinuxKernel, service_id, vs_key};
 use super::table::{Shown, TableReader};
 use super::{ObserveError, nft_tables, sysctl};
-use crate::core::audit::{Addresses, Piece, Rest};
+use crate::core::audit::{Addresses, Piece, Rest, Step};
 use crate::core::model::{RsKey, VsKey, VsSpec};
 use crate::core::observed::{ObservedServer, RsState};
 use crate::core::sets::SetId;
@@ -19,6 +19,8 @@ use crate::core::settings::Timeouts;
 const LISTED: usize = 4;
 /// Pages of the kernel's table in one piece, some 10 virtual servers each.
 const SHOWN: usize = 12;
+/// Schedulers whose virtual servers may have flags (`IP_VS_SVC_F_SCHED*`).
+const FLAGGED: [&str; 2] = ["mh", "sh"];
 
 /// How far a reading is.
 #[derive(Debug)]
@@ -39,9 +41,13 @@ fn unreadable(what: &'static str) -> impl Fn(&dyn std::fmt::Display) -> ObserveE
 }
 
 impl LinuxKernel {
-    pub(super) fn begin_reading(&mut self) -> Result<Reading, ObserveError> {
+    pub(super) fn begin_reading(&mut self, step: Step) -> Result<Reading, ObserveError> {
         // The programs run while everything else is read.
         self.rules.begin(&mut self.nft, &mut self.iptables, &self.families);
+        // The table shows everything but the flags that two schedulers have.
+        if step == Step::Compare && !FLAGGED.contains(&&*self.scheduler) {
+            return self.begin_table();
+        }
         self.lists += 1;
         let list = Client::open().and_then(|mut lister| {
             let list = lister.begin_services()?;
@@ -50,15 +56,20 @@ impl LinuxKernel {
         list.map(Box::new).map(Reading::Listed).map_err(|error| unreadable("IPVS")(&error))
     }
 
+    fn begin_table(&mut self) -> Result<Reading, ObserveError> {
+        self.tables += 1;
+        let table = TableReader::open(self.scheduler.clone()).map_err(|error| unreadable("IPVS")(&error))?;
+        Ok(Reading::Shown(Box::new(table)))
+    }
+
     /// The next piece, and where the reading is then.
     pub(super) fn read_piece(&mut self, reading: Reading) -> Result<(Option<Piece>, Reading), ObserveError> {
         match reading {
             Reading::Listed(mut list) => match self.read_listed(&mut list)? {
                 Some(piece) => Ok((Some(piece), Reading::Listed(list))),
                 None => {
-                    self.tables += 1;
-                    let table = TableReader::open().map_err(|error| unreadable("IPVS")(&error))?;
-                    self.read_piece(Reading::Shown(Box::new(table)))
+                    let table = self.begin_table()?;
+                    self.read_piece(table)
                 }
             },
             Reading::Shown(mut table) => {
@@ -151,7 +162,7 @@ impl LinuxKernel {
 }
 
 fn shown_piece(shown: Vec<Shown>) -> Piece {
-    Piece::Shown(shown.into_iter().map(|shown| (shown.key, shown.real_servers)).collect())
+    Piece::Shown(shown.into_iter().map(|shown| (shown.key, shown.spec, shown.real_servers)).collect())
 }
 
 fn real_server(dest: &Destination) -> (RsKey, RsState) {

@@ -6,9 +6,10 @@
 use std::fs::File;
 use std::io::{Error, Read, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use crate::core::map::Set;
-use crate::core::model::{Protocol, RsKey, VsKey};
+use crate::core::model::{ONE_PACKET, PERSISTENT, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::observed::{RealServers, RsState};
 
 /// The table of this thread's network namespace.
@@ -23,6 +24,8 @@ const HEADINGS: u8 = 3;
 pub struct Shown {
     /// Which.
     pub key: VsKey,
+    /// How it balances, as far as it is shown.
+    pub spec: VsSpec,
     /// Its real servers.
     pub real_servers: RealServers,
     /// Those of them that have connections, active or not.
@@ -40,12 +43,12 @@ pub struct TableReader {
 }
 
 impl TableReader {
-    /// Opens the table of this thread's network namespace.
+    /// Opens the table of this thread's network namespace. `usual`: the scheduler that most have.
     ///
     /// # Errors
     /// When there is none.
-    pub fn open() -> Result<Self> {
-        let (file, parser) = (File::open(TABLE)?, Parser::default());
+    pub fn open(usual: Arc<str>) -> Result<Self> {
+        let (file, parser) = (File::open(TABLE)?, Parser { usual, ..Parser::default() });
         Ok(Self { file, parser, buffer: vec![0; READ_BYTES], ended: false })
     }
 
@@ -77,7 +80,7 @@ impl TableReader {
 /// # Errors
 /// When the table cannot be read, or a line of it cannot be understood.
 pub fn read_busy() -> Result<Set<(VsKey, RsKey)>> {
-    let mut reader = TableReader::open()?;
+    let mut reader = TableReader::open(Arc::default())?;
     let mut busy = Set::default();
     while let Some(shown) = reader.next(usize::MAX)? {
         busy.extend(shown.iter().flat_map(|s| s.busy.iter().map(|rs| (s.key, *rs))));
@@ -92,6 +95,7 @@ struct Parser {
     /// The beginning of a line whose end has not come.
     rest: Vec<u8>,
     current: Option<Shown>,
+    usual: Arc<str>,
     rows: Vec<(RsKey, RsState)>,
 }
 
@@ -125,6 +129,27 @@ impl Parser {
         self.rows.clear();
     }
 
+    /// `rr`, `wlc ops`, `rr persistent 600 FFFFFFFF`.
+    fn spec<'a>(&self, words: &mut impl Iterator<Item = &'a [u8]>) -> Option<VsSpec> {
+        let scheduler = std::str::from_utf8(words.next()?).ok()?;
+        let usual = *scheduler == *self.usual;
+        let scheduler = if usual { self.usual.clone() } else { scheduler.into() };
+        let mut spec = VsSpec { scheduler, flags: 0, timeout: 0 };
+        while let Some(word) = words.next() {
+            match word {
+                b"ops" => spec.flags |= ONE_PACKET,
+                b"persistent" => {
+                    spec.flags |= PERSISTENT;
+                    spec.timeout = number(words.next()?)?;
+                    // The mask.
+                    words.next()?;
+                }
+                _ => return None,
+            }
+        }
+        Some(spec)
+    }
+
     fn line(&mut self, line: &[u8], shown: &mut Vec<Shown>) -> Option<()> {
         if self.headings < HEADINGS {
             self.headings += 1;
@@ -148,7 +173,13 @@ impl Parser {
             }
             Some(protocol) => {
                 self.end_server(shown);
-                self.current = virtual_server(protocol, words.next()?)?;
+                self.current = match virtual_server(protocol, words.next()?)? {
+                    Some(key) => {
+                        let spec = self.spec(&mut words)?;
+                        Some(Shown { key, spec, real_servers: RealServers::default(), busy: Vec::new() })
+                    }
+                    None => None,
+                };
             }
             None => {}
         }
@@ -157,7 +188,7 @@ impl Parser {
 }
 
 /// A virtual server that can be ours, or the news that it cannot.
-fn virtual_server(protocol: &[u8], target: &[u8]) -> Option<Option<Shown>> {
+fn virtual_server(protocol: &[u8], target: &[u8]) -> Option<Option<VsKey>> {
     let protocol = match protocol {
         b"TCP" => Protocol::Tcp,
         b"UDP" => Protocol::Udp,
@@ -165,8 +196,7 @@ fn virtual_server(protocol: &[u8], target: &[u8]) -> Option<Option<Shown>> {
         _ => return Some(None),
     };
     let (addr, port) = address(target)?;
-    let key = VsKey { protocol, addr, port };
-    Some(Some(Shown { key, real_servers: RealServers::default(), busy: Vec::new() }))
+    Some(Some(VsKey { protocol, addr, port }))
 }
 
 /// `ip_vs_fwd_name`, as the number that netlink has for it (`IP_VS_CONN_F_*`).
@@ -217,7 +247,7 @@ TCP  0A60000A:0050 rr persistent 600 FFFFFFFF
   -> 0AF40107:1F90      Route   7      0          0         \x20
 FWM  00000007 rr\x20
   -> 0AF40109:0000      Masq    1      5          0         \x20
-UDP  0A60000B:0035 rr\x20
+UDP  0A60000B:0035 wlc ops\x20
 TCP  [fd00:0096:0000:0000:0000:0000:0000:0010]:0050 rr\x20
   -> [fd00:0244:0001:0000:0000:0000:0000:0005]:1F90      Masq    1      2          0         \x20
 ";
@@ -235,14 +265,16 @@ TCP  [fd00:0096:0000:0000:0000:0000:0000:0010]:0050 rr\x20
         let shown = parse(TABLE, TABLE.len()).unwrap();
         let text = |s: &Shown| {
             let rs = |(rs, state): (&RsKey, &RsState)| format!("{rs} {} {}", state.weight, state.forward);
-            format!("{} {:?}", s.key, s.real_servers.iter().map(rs).collect::<Vec<_>>())
+            let VsSpec { scheduler, flags, timeout } = &s.spec;
+            let servers: Vec<String> = s.real_servers.iter().map(rs).collect();
+            format!("{} {scheduler} {flags} {timeout} {servers:?}", s.key)
         };
         assert_eq!(
             shown.iter().map(text).collect::<Vec<_>>(),
             [
-                r#"TCP 10.96.0.10:80 ["10.244.1.5:8080 1 0", "10.244.1.6:8080 0 0", "10.244.1.7:8080 7 3"]"#,
-                r#"UDP 10.96.0.11:53 []"#,
-                r#"TCP [fd00:96::10]:80 ["[fd00:244:1::5]:8080 1 0"]"#,
+                r#"TCP 10.96.0.10:80 rr 1 600 ["10.244.1.5:8080 1 0", "10.244.1.6:8080 0 0", "10.244.1.7:8080 7 3"]"#,
+                r#"UDP 10.96.0.11:53 wlc 4 0 []"#,
+                r#"TCP [fd00:96::10]:80 rr 0 0 ["[fd00:244:1::5]:8080 1 0"]"#,
             ]
         );
         for piece in 1..200 {
@@ -271,7 +303,13 @@ TCP  [fd00:0096:0000:0000:0000:0000:0000:0010]:0050 rr\x20
         for broken in ["0A60000A", "XYZ:0050", "[fd00::1:0050", "[fd00::1]:0050", "100A60000A:0050"] {
             assert_eq!(parse(&TABLE.replacen("0A60000A:0050", broken, 1), 50), None, "{broken}");
         }
-        for (known, broken) in [("70000", "many"), ("70000", "99999999999"), ("Route", "Teleport")] {
+        for (known, broken) in [
+            ("70000", "many"),
+            ("70000", "99999999999"),
+            ("Route", "Teleport"),
+            ("ops", "odd"),
+            ("persistent 600", "persistent many"),
+        ] {
             assert_eq!(parse(&TABLE.replacen(known, broken, 1), 50), None, "{broken}");
         }
         assert_eq!(parse(TABLE.trim_end_matches('\n'), 50), None, "the last line is cut off");

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Look, Pass, Reconciler, unreadable};
-use crate::core::audit::Audit;
+use crate::core::audit::{Audit, Step};
 use crate::core::desired::Changes;
 use crate::kernel::{Kernel, ObserveError};
 use crate::schedule::Due;
@@ -31,11 +31,11 @@ impl<K: Kernel> Reconciler<K> {
     /// Reads and compares one more piece. What differed, once that was the last one.
     fn audit_piece(&mut self) -> Result<Option<Changes>, ObserveError> {
         let Some(observed) = &mut self.observed else { return Ok(Some(Changes::default())) };
-        let (mut comparison, begin) = match self.comparison.take() {
-            Some(comparison) => (comparison, false),
-            None => (Audit::compare(observed), true),
+        let (mut comparison, step) = match self.comparison.take() {
+            Some(comparison) => (comparison, Step::Next),
+            None => (Audit::compare(observed), Step::Compare),
         };
-        if let Some(piece) = self.kernel.read(begin)? {
+        if let Some(piece) = self.kernel.read(step)? {
             comparison.take(piece, observed);
             self.comparison = Some(comparison);
             return Ok(None);

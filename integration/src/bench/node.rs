@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use dummy_iface::DummyDevice;
 use kube_ipvs::config::node;
-use kube_ipvs::core::audit::Piece;
+use kube_ipvs::core::audit::{Piece, Step};
 use kube_ipvs::core::map::Set;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::observed::ObservedServer;
@@ -59,8 +59,8 @@ pub struct Watched {
 }
 
 impl Kernel for Watched {
-    fn read(&mut self, begin: bool) -> Result<Option<Piece>, ObserveError> {
-        self.kernel.read(begin)
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        self.kernel.read(step)
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
