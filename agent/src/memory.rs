@@ -5,8 +5,8 @@
 #[cfg(target_env = "gnu")]
 #[allow(unsafe_code, reason = "glibc has no other way")]
 mod glibc {
-    /// As many heaps as threads that allocate much: the loop and the API.
-    const ARENAS: libc::c_int = 2;
+    /// One heap for all threads: each keeps holes of its own, and few threads allocate at a time.
+    const ARENAS: libc::c_int = 1;
 
     pub fn limit() {
         // SAFETY: mallopt may be called at any time; what it refuses changes nothing.
@@ -19,8 +19,11 @@ mod glibc {
     }
 }
 
-/// Keeps the number of heaps small; to be called before the first thread starts.
+/// Keeps the number of heaps small, and huge pages out of them: one that is nearly empty counts in full.
+/// To be called before the first thread starts.
 pub fn limit() {
+    // A kernel that does not know huge pages has none.
+    let _ = nix::sys::prctl::set_thp_disable(true);
     #[cfg(target_env = "gnu")]
     glibc::limit();
 }

@@ -15,7 +15,7 @@ use crate::lab::{Agent, Netns, agent_binary, oracle};
 use crate::objects::{self, service, slice};
 
 /// How long a start may take before the bench gives up.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(60);
 /// How often readiness is asked for: an answer costs little.
 const PAUSE: Duration = Duration::from_millis(20);
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);

@@ -86,13 +86,6 @@ fn row(what: &str, value: f64, unit: &'static str, must: f64, aim: Option<f64>) 
 
 fn measure_table(size: Size, idle: u64) -> Result<()> {
     let mut rows = Vec::new();
-    if idle == 0 {
-        rows.push(memory_row(size, 30.0)?);
-        let ns = Netns::new("node-a")?;
-        process_rows(size, 4.0, &mut rows)?;
-        drop(ns);
-        return judge(&rows);
-    }
     let limit = loop_rows(size, &mut rows)?;
     println!("limit: {limit:.2} s for {size}: IPVS, sets and addresses, raw; all else in multiples of it");
     process_rows(size, limit, &mut rows)?;
@@ -215,8 +208,6 @@ fn memory_row(size: Size, must: f64) -> Result<Row> {
     let (mut agent, _) = cluster.start()?;
     std::thread::sleep(Duration::from_secs(3));
     let resident = cost(agent.pid())?.resident;
-    let _ =
-        std::process::Command::new("python3").args(["target/smaps.py", &agent.pid().to_string()]).status();
     agent.stop()?;
     Ok(memory(size, resident, must))
 }
