@@ -18,6 +18,9 @@ use crate::core::op::{Lane, Op, Phase, Plan};
 /// So many addresses are opened together: as many as fill a send.
 const PART: usize = 1600;
 
+/// Why each of some ops must not run, if so.
+type Blocked = Vec<Option<String>>;
+
 /// Something that runs ops of one lane.
 pub type Runner<'a> = dyn FnMut(&[&Op]) -> Vec<Result<(), OpError>> + Send + 'a;
 
@@ -74,9 +77,9 @@ impl Run<'_> {
             let addresses: Vec<&Op> = part.open.clone().map(|i| &open[i]).collect();
             failures.sort_out(&addresses)
         };
-        let mut results: Vec<(Vec<Option<String>>, Vec<Result<(), OpError>>)> = Vec::new();
+        let mut results: Vec<(Blocked, Vec<Result<(), OpError>>)> = Vec::new();
         self.kernel.beside(&mut |ipvs, addresses| {
-            let (send, receive) = mpsc::channel::<(Vec<&Op>, Vec<Option<String>>)>();
+            let (send, receive) = mpsc::channel::<(Vec<&Op>, Blocked)>();
             std::thread::scope(|scope| {
                 let opener = scope.spawn(|| {
                     let open = |(free, blocked): (Vec<&Op>, _)| (blocked, addresses(&free));
@@ -134,7 +137,7 @@ fn server(op: &Op) -> Option<&VsKey> {
 /// How each op ended. `blocked` says of every op why it did not run, `results` how those that ran did.
 fn judge(
     ops: &[&Op],
-    blocked: Vec<Option<String>>,
+    blocked: Blocked,
     results: Vec<Result<(), OpError>>,
     failures: &mut Failures,
 ) -> Vec<Outcome> {
@@ -168,8 +171,8 @@ fn judge(
 
 impl Failures {
     /// The ops that may run, and why each may not.
-    fn sort_out<'a>(&self, ops: &[&'a Op]) -> (Vec<&'a Op>, Vec<Option<String>>) {
-        let blocked: Vec<Option<String>> = ops.iter().map(|op| self.blocks(op)).collect();
+    fn sort_out<'a>(&self, ops: &[&'a Op]) -> (Vec<&'a Op>, Blocked) {
+        let blocked: Blocked = ops.iter().map(|op| self.blocks(op)).collect();
         let free = ops.iter().zip(&blocked).filter(|(_, why)| why.is_none()).map(|(op, _)| *op);
         (free.collect(), blocked)
     }

@@ -187,7 +187,7 @@ pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
         ready: true,
         serving: true,
         terminating: false,
-        place: Some(if e == 0 && n % LOCAL == 0 { here.clone() } else { there.clone() }),
+        place: Some(if e == 0 && n.is_multiple_of(LOCAL) { here.clone() } else { there.clone() }),
     };
     Object::EndpointSlice(EndpointSlice {
         name: ObjectName::new("bench", &format!("svc-{n}-{slice}")),

@@ -52,7 +52,7 @@ pub fn objects(size: Size) -> Vec<Value> {
         all.push(service(&name, &[&dotted(11)], &[], &[("http", "TCP", 80)]));
         let addresses: Vec<String> = (0..size.endpoints)
             .map(|e| match e {
-                0 if n % LOCAL == 0 => format!("{}@node-a", dotted(100)),
+                0 if n.is_multiple_of(LOCAL) => format!("{}@node-a", dotted(100)),
                 e => format!("{}@node-{}", dotted(100 + e), (n + e) % NODES),
             })
             .collect();
