@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! IPVS commands and addresses as raw bytes: the limit that the agent is measured against. An encoder of its own,
-//! so that it owes nothing to the code that it is compared with.
+//! IPVS commands, set entries and addresses as raw bytes: the limit that the agent is measured against. An
+//! encoder of its own, so that it owes nothing to the code that it is compared with.
 
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
-use kube_ipvs::core::model::{RsKey, VsKey, VsSpec};
+use kube_ipvs::core::model::{Family, RsKey, VsKey, VsSpec};
 use kube_ipvs::core::op::Op;
+use kube_ipvs::core::sets::{Entry, SetId};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
     socket, sockopt,
@@ -63,9 +64,12 @@ fn destination(rs: &RsKey) -> Vec<u8> {
     out
 }
 
-/// Encodes the additions among `ops`, packed into sends.
+/// Flags of an attribute: it holds attributes, it is in network order.
+const NESTED: u16 = 0x8000;
+const NETWORK: u16 = 0x4000;
+
+/// Encodes the commands about servers among `ops`, packed into sends.
 pub fn encode_commands(family: u16, ops: &[&Op]) -> Vec<Send> {
-    const NESTED: u16 = 0x8000;
     let mut sends: Vec<Send> = Vec::new();
     let mut last_at = 0;
     for (seq, op) in (1..).zip(ops) {
@@ -108,6 +112,92 @@ pub fn encode_addresses(index: u32, addresses: &[IpAddr]) -> Vec<Send> {
         last_at = push(&mut sends, last_at, seq, (NEW_ADDRESS, CREATE), &body);
     }
     sends
+}
+
+/// An address within a set's entry.
+fn set_address(out: &mut Vec<u8>, kind: u16, addr: IpAddr) {
+    let mut inner = Vec::new();
+    attr(&mut inner, if addr.is_ipv4() { 1 } else { 2 } | NETWORK, &octets(addr));
+    attr(out, kind | NESTED, &inner);
+}
+
+/// An entry's attributes; `None`: of a kind that the bench's Services have none of.
+fn set_entry(entry: &Entry) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    let (addr, port) = match *entry {
+        Entry::Ip(addr) => (addr, None),
+        Entry::IpPort(addr, protocol, port) | Entry::IpPortIp(addr, protocol, port, _) => {
+            (addr, Some((protocol, port)))
+        }
+        Entry::IpPortNet(..) | Entry::Port(_) => return None,
+    };
+    set_address(&mut out, 1, addr);
+    if let Entry::IpPortIp(_, _, _, second) = *entry {
+        set_address(&mut out, 20, second);
+    }
+    if let Some((protocol, port)) = port {
+        attr(&mut out, 4 | NETWORK, &port.to_be_bytes());
+        attr(&mut out, 7, &[protocol.number()]);
+    }
+    Some(out)
+}
+
+/// Encodes the additions of entries among `ops`, as many in a message as its length can say.
+///
+/// # Errors
+/// When there is an entry of a kind that has no raw form here.
+pub fn encode_entries(ops: &[&Op]) -> Result<Vec<Send>> {
+    const MESSAGE: usize = 60_000;
+    let mut messages: Vec<(SetId, Vec<u8>)> = Vec::new();
+    for op in ops {
+        let Op::AddEntry(set, entry) = op else { continue };
+        let entry = set_entry(entry).with_context(|| format!("no raw form of {op}"))?;
+        match messages.last_mut() {
+            Some((last, list)) if last == set && list.len() < MESSAGE => attr(list, 7 | NESTED, &entry),
+            _ => {
+                let mut list = Vec::new();
+                attr(&mut list, 7 | NESTED, &entry);
+                messages.push((*set, list));
+            }
+        }
+    }
+    const ADD: u16 = (6 << 8) | 9;
+    let mut sends = Vec::new();
+    let mut last_at = 0;
+    for (seq, (set, list)) in (1..).zip(messages) {
+        let mut body = vec![if set.family == Family::V4 { 2 } else { 10 }, 0, 0, 0];
+        attr(&mut body, 1, &[6]);
+        attr(&mut body, 2, format!("{}\0", set.name()).as_bytes());
+        attr(&mut body, 9, &0u32.to_ne_bytes());
+        attr(&mut body, 8 | NESTED, &list);
+        last_at = push(&mut sends, last_at, seq, (ADD, 0), &body);
+    }
+    Ok(sends)
+}
+
+/// Removes every virtual server of this thread's network namespace.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn flush_ipvs() -> Result<()> {
+    let mut raw = RawSocket::open(SockProtocol::NetlinkGeneric)?;
+    let family = raw.family()?;
+    let mut sends = Vec::new();
+    push(&mut sends, 0, 1, (family, 0), &[17, 1, 0, 0]);
+    raw.send(&sends)
+}
+
+/// Removes a device of this thread's network namespace, with its addresses.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_device(index: u32) -> Result<()> {
+    const REMOVE_LINK: u16 = 17;
+    let mut body = vec![0; 16];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    let mut sends = Vec::new();
+    push(&mut sends, 0, 1, (REMOVE_LINK, 0), &body);
+    RawSocket::open(SockProtocol::NetlinkRoute)?.send(&sends)
 }
 
 /// Adds a message to the sends, the only one of its send so far to ask for an acknowledgement; returns
@@ -190,4 +280,55 @@ fn find_family(mut attrs: &[u8]) -> Option<u16> {
         attrs = attrs.get(len.max(4).next_multiple_of(4)..)?;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube_ipvs::core::model::Protocol;
+    use kube_ipvs::core::sets::SetKind;
+
+    fn word(bytes: &[u8], at: usize) -> u32 {
+        u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
+    /// The lengths of the messages of a send and whether each asks for an acknowledgement.
+    fn messages(send: &Send) -> Vec<(usize, bool)> {
+        let (mut at, mut found) = (0, Vec::new());
+        while at < send.bytes.len() {
+            let length = word(&send.bytes, at) as usize;
+            found.push((length, send.bytes[at + 6] & 4 != 0));
+            at += length;
+        }
+        found
+    }
+
+    #[test]
+    fn only_the_last_message_of_a_send_is_acknowledged() {
+        let addresses: Vec<IpAddr> = (0..5000u32).map(|n| IpAddr::from(n.to_be_bytes())).collect();
+        let sends = encode_addresses(7, &addresses);
+        assert_eq!(sends.len(), 4, "40 bytes each, 64 KiB a send");
+        assert_eq!(sends.iter().map(|send| messages(send).len()).sum::<usize>(), 5000);
+        for send in &sends {
+            let messages = messages(send);
+            let (last, others) = messages.split_last().unwrap();
+            assert!(*last == (40, true) && others.iter().all(|message| *message == (40, false)));
+        }
+        assert_eq!(sends[3].last, 5000);
+    }
+
+    #[test]
+    fn entries_of_a_set_share_a_message() {
+        let set = |kind| SetId { kind, family: Family::V4 };
+        let (cluster, ips) = (set(SetKind::ClusterIp), set(SetKind::IpvsIps));
+        let addr = IpAddr::from([10, 0, 0, 1]);
+        let one = Op::AddEntry(cluster, Entry::IpPort(addr, Protocol::Tcp, 80));
+        let two = Op::AddEntry(cluster, Entry::IpPort(addr, Protocol::Tcp, 81));
+        let other = Op::AddEntry(ips, Entry::Ip(addr));
+        let sends = encode_entries(&[&one, &two, &other]).unwrap();
+        assert_eq!(sends.len(), 1);
+        assert_eq!(messages(&sends[0]).iter().map(|m| m.1).collect::<Vec<_>>(), [false, true]);
+        let port = Op::AddEntry(set(SetKind::NodePortTcp), Entry::Port(30_000));
+        assert!(encode_entries(&[&port]).is_err(), "an entry left out would make the limit lower");
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::node::Size;
+use super::node::{Size, clear};
 use super::process::{Cluster, objects};
 use crate::lab::traffic::{Backend, ask_tcp};
 use crate::lab::{Lab, Netns};
@@ -82,6 +82,7 @@ pub fn measure(size: Size) -> Result<FirstAnswers> {
     let answers = FirstAnswers { api: api?, dns: dns?, last: last? };
     ensure!(agent.ended()?.is_none(), "the agent ended:\n{}", agent.log_tail(20));
     agent.stop()?;
+    node.ns().enter(clear)??;
     Ok(answers)
 }
 

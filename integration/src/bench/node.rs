@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,15 +19,18 @@ use kube_ipvs::core::ownership::DEVICE;
 use kube_ipvs::core::settings::Settings;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::ipset::IpsetClient;
-use kube_ipvs::kernel::linux::LinuxKernel;
+use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
 use kube_ipvs::kernel::{Kernel, ObserveError, OpError, Runner};
+use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Outlets, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store, Update};
 use nix::sys::socket::SockProtocol;
 
 use super::process::LOCAL;
-use crate::replay::{RawSocket, encode_addresses, encode_commands};
+use crate::replay::{
+    RawSocket, encode_addresses, encode_commands, encode_entries, flush_ipvs, remove_device,
+};
 
 /// Endpoints of a Service have addresses of their own, so many at most.
 const MAX_ENDPOINTS: u32 = 1024;
@@ -54,13 +58,16 @@ pub struct Watched {
     binds: bool,
     /// When a virtual server was last changed.
     changed: Arc<Mutex<HashMap<VsKey, Instant>>>,
-    /// Phases of IPVS ops so far.
-    pub batches: u64,
+    /// Whether an audit is reading the kernel.
+    auditing: Arc<AtomicBool>,
 }
 
 impl Kernel for Watched {
     fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
-        self.kernel.read(step)
+        let piece = self.kernel.read(step);
+        let more = matches!(piece, Ok(Some(_)));
+        self.auditing.store(more && step != Step::Fill, Ordering::Relaxed);
+        piece
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
@@ -84,7 +91,6 @@ impl Kernel for Watched {
         }
         let results = self.kernel.execute(ops);
         if ops.first().is_some_and(|op| op.lane() == Lane::Ipvs) {
-            self.batches += 1;
             let now = Instant::now();
             let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
             for op in ops {
@@ -107,6 +113,9 @@ pub struct Node {
     pub reconciler: Reconciler<Watched>,
     /// When a virtual server was last changed.
     pub changed: Arc<Mutex<HashMap<VsKey, Instant>>>,
+    /// Whether an audit is reading the kernel.
+    pub auditing: Arc<AtomicBool>,
+    metrics: Metrics,
 }
 
 impl Node {
@@ -122,12 +131,14 @@ impl Node {
         };
         let inbox = Arc::new(Inbox::default());
         let store = Arc::new(Store::new(inbox.clone()));
-        let changed = Arc::default();
+        let (changed, auditing) = (Arc::default(), Arc::default());
         let kernel = LinuxKernel::open(&settings)?;
-        let kernel = Watched { kernel, binds, changed: Arc::clone(&changed), batches: 0 };
+        let kernel =
+            Watched { kernel, binds, changed: Arc::clone(&changed), auditing: Arc::clone(&auditing) };
         let outlets = Outlets::log_only()?;
+        let metrics = outlets.metrics.clone();
         let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", false, outlets);
-        Ok(Self { store, inbox, reconciler, changed })
+        Ok(Self { store, inbox, reconciler, changed, auditing, metrics })
     }
 
     /// Fills the store.
@@ -147,6 +158,19 @@ impl Node {
         Ok((pass.plan, took))
     }
 
+    /// What went to the kernel so far.
+    pub fn traffic(&mut self) -> Traffic {
+        self.reconciler.kernel().kernel.traffic()
+    }
+
+    /// Passes of the running loop so far.
+    ///
+    /// # Errors
+    /// When the metrics cannot be read.
+    pub fn passes(&self) -> Result<u64> {
+        Ok(sum(&self.metrics.render()?, "kube_ipvs_passes_total{"))
+    }
+
     /// A pass for what changed.
     ///
     /// # Errors
@@ -156,6 +180,12 @@ impl Node {
         ensure!(pass.is_clean(), "not everything was programmed:\n{}", pass.plan);
         Ok(pass.plan)
     }
+}
+
+/// The sum of all metrics whose lines begin so.
+pub fn sum(text: &str, start: &str) -> u64 {
+    let lines = text.lines().filter(|line| line.starts_with(start));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
 }
 
 /// The name of Service `n`.
@@ -198,7 +228,8 @@ pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
     })
 }
 
-/// The ops of a first pass once more, encoded beforehand and sent by nothing but sends.
+/// The ops of a first pass once more, encoded beforehand and sent by nothing but sends. Making the device and
+/// the empty sets is not part of the time.
 ///
 /// # Errors
 /// When the kernel refuses one.
@@ -208,8 +239,14 @@ pub fn replay(plan: &Plan) -> Result<Duration> {
     };
     let mut ipvs = RawSocket::open(SockProtocol::NetlinkGeneric)?;
     let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Lane::Ipvs));
-    let mut sets = IpsetClient::open().context("ipset")?;
-    let entries = sets.prepare(&of(Phase::Guard, Lane::Sets)).context("ipset")?;
+    let (sets, entries): (Vec<&Op>, Vec<&Op>) =
+        of(Phase::Guard, Lane::Sets).into_iter().partition(|op| matches!(op, Op::CreateSet(_)));
+    ensure!(
+        IpsetClient::open().context("ipset")?.execute(&sets).iter().all(Result::is_ok),
+        "a set was refused"
+    );
+    let entries = encode_entries(&entries)?;
+    let mut netfilter = RawSocket::open(SockProtocol::NetlinkNetFilter)?;
     let mut device = DummyDevice::open(DEVICE)?;
     device.ensure()?;
     let index = device.state()?.context("no device")?.index;
@@ -219,13 +256,37 @@ pub fn replay(plan: &Plan) -> Result<Duration> {
     let mut route = RawSocket::open(SockProtocol::NetlinkRoute)?;
     let addresses = encode_addresses(index, &bound);
     let start = Instant::now();
-    ensure!(sets.send(&entries).context("ipset")?.iter().all(Option::is_none), "a set refused an entry");
+    netfilter.send(&entries)?;
     ipvs.send(&commands)?;
     route.send(&addresses)?;
     let took = start.elapsed();
-    // That the replay did the work, and not less.
-    let services = ipvs_netlink::Client::open()?.services()?.len();
-    let there = device.list()?.len();
-    ensure!((services, there) == (bound.len(), bound.len()), "{services} services, {there} addresses");
+    check(plan, bound.len(), &mut device)?;
     Ok(took)
+}
+
+/// That the replay did the work, and not less.
+fn check(plan: &Plan, bound: usize, device: &mut DummyDevice) -> Result<()> {
+    let wanted = plan.ops.iter().filter(|op| matches!(op, Op::AddEntry(..))).count();
+    let sets = IpsetClient::open().context("ipset")?.list().context("ipset")?;
+    let entries: usize = sets.values().map(|set| set.members.len()).sum();
+    let (services, there) = (ipvs_netlink::Client::open()?.services()?.len(), device.list()?.len());
+    ensure!(
+        (services, there, entries) == (bound, bound, wanted),
+        "{services} services, {there} addresses, {entries} entries after the replay"
+    );
+    Ok(())
+}
+
+/// Takes everything away at once that a measurement left in this thread's namespace. A namespace that is
+/// given up is taken apart some time later, and its virtual servers are in everybody's table until then:
+/// that would slow down whatever is measured next.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn clear() -> Result<()> {
+    flush_ipvs()?;
+    match DummyDevice::open(DEVICE)?.state()? {
+        Some(state) => remove_device(state.index),
+        None => Ok(()),
+    }
 }

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::node::Size;
+use super::node::{Size, sum};
 use crate::apiserver::ApiServer;
 use crate::lab::{Agent, Netns, agent_binary, oracle};
 use crate::objects::{self, service, slice};
 
 /// How long a start may take before the bench gives up.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// How often readiness is asked for: an answer costs little.
 const PAUSE: Duration = Duration::from_millis(20);
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);
@@ -120,9 +120,33 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// When it does not answer.
     pub fn operations(&self) -> Result<u64> {
-        let text = self.ns.enter(|| oracle::http_get(10249, "metrics"))?.context("metrics")?;
-        let counts = text.lines().filter(|l| l.starts_with("kube_ipvs_operations_total{"));
-        Ok(counts.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).map(|n| n as u64).sum())
+        self.metric("kube_ipvs_operations_total{")
+    }
+
+    /// Audits so far, the first reading included.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn audits(&self) -> Result<u64> {
+        self.metric("kube_ipvs_passes_total{reason=\"audit\"")
+    }
+
+    /// The sum of the metrics whose lines begin so.
+    fn metric(&self, start: &str) -> Result<u64> {
+        Ok(sum(&self.ns.enter(|| oracle::http_get(10249, "metrics"))?.context("metrics")?, start))
+    }
+
+    /// Waits until one more audit than `before` has ended.
+    ///
+    /// # Errors
+    /// When none does within `limit`.
+    pub fn wait_audit(&self, before: u64, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        while self.audits()? <= before {
+            ensure!(start.elapsed() < limit, "no audit in {limit:?}");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        Ok(())
     }
 
     /// The configuration without audits, so that nothing but the start is measured.
