@@ -49,6 +49,8 @@ pub fn audit_cpu(node: &mut Node) -> Result<Duration> {
 pub struct Delays {
     /// The longest time from a change to its command.
     pub longest: Duration,
+    /// The one in the middle.
+    pub median: Duration,
     /// The changes.
     pub changes: u32,
     /// Those that came while an audit read the kernel.
@@ -77,13 +79,16 @@ pub fn delays(node: &mut Node, size: Size, audits: bool, changes: u32) -> Result
         doubter.join().ok().context("the doubting thread ended")?;
     }
     let measured = &all[WARM_UP as usize..];
-    let longest = measured.iter().map(|(delay, _)| *delay).max().context("no change")?;
+    let mut sorted: Vec<Duration> = measured.iter().map(|(delay, _)| *delay).collect();
+    sorted.sort_unstable();
+    let longest = *sorted.last().context("no change")?;
+    let median = sorted[sorted.len() / 2];
     let during_audits = measured.iter().filter(|(_, audit)| *audit).count() as u32;
     ensure!(
         !audits || 2 * during_audits >= changes,
         "only {during_audits} of {changes} changes met an audit"
     );
-    Ok(Delays { longest, changes, during_audits })
+    Ok(Delays { longest, median, changes, during_audits })
 }
 
 /// Asks for the next audit all the time.

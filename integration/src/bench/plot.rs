@@ -101,13 +101,19 @@ pub fn to_svg(samples: &[Sample]) -> Result<String> {
          font-size=\"15\">Cost over the number of Services (5 endpoints each, instruction clock)</text>\n"
     );
     axes(&mut svg, &x, &y);
+    let mut labels = Vec::new();
     for (column, (name, colour)) in COLUMNS.iter().zip(COLOURS).enumerate() {
         let points: Vec<(f64, f64)> = samples
             .iter()
             .filter_map(|s| Some((x.at(f64::from(s.services)), y.at(s.costs[column]?))))
             .collect();
-        line(&mut svg, &points, name, colour);
+        if let Some(end) = points.last() {
+            labels.push(Label { end: *end, y: end.1, name, colour });
+        }
+        line(&mut svg, &points, colour);
     }
+    spread(&mut labels);
+    labels.iter().for_each(|label| label.draw(&mut svg));
     svg.push_str("</svg>\n");
     Ok(svg)
 }
@@ -149,10 +155,11 @@ fn axes(svg: &mut String, x: &Scale, y: &Scale) {
     );
 }
 
-/// A line with its name at its end.
-fn line(svg: &mut String, points: &[(f64, f64)], name: &str, colour: &str) {
-    let Some((x, y)) = points.last() else { return };
+fn line(svg: &mut String, points: &[(f64, f64)], colour: &str) {
     let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    if path.is_empty() {
+        return;
+    }
     let _ = writeln!(
         svg,
         "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
@@ -161,7 +168,41 @@ fn line(svg: &mut String, points: &[(f64, f64)], name: &str, colour: &str) {
     for (x, y) in points {
         let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>");
     }
-    let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\" fill=\"{colour}\">{name}</text>", x + 8.0, y + 4.0);
+}
+
+/// The name of a line, right of the picture.
+struct Label {
+    /// The end of the line.
+    end: (f64, f64),
+    /// Where the name is.
+    y: f64,
+    name: &'static str,
+    colour: &'static str,
+}
+
+impl Label {
+    /// The name, and a thin line to it from what it names.
+    fn draw(&self, svg: &mut String) {
+        let (Label { end: (x, from), y, name, colour }, right) = (self, WIDTH - RIGHT + 16.0);
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{:.1}\" y1=\"{from:.1}\" x2=\"{right:.1}\" y2=\"{y:.1}\" stroke=\"{colour}\" \
+             stroke-width=\"0.7\" stroke-dasharray=\"2 3\"/>\n\
+             <text x=\"{:.1}\" y=\"{:.1}\" fill=\"{colour}\">{name}</text>",
+            x + 4.0,
+            right + 4.0,
+            y + 4.0
+        );
+    }
+}
+
+/// Moves names apart that would lie on each other: ours and the limit are close, we hope.
+fn spread(labels: &mut [Label]) {
+    const APART: f64 = 15.0;
+    labels.sort_by(|a, b| a.y.total_cmp(&b.y));
+    for i in 1..labels.len() {
+        labels[i].y = labels[i].y.max(labels[i - 1].y + APART);
+    }
 }
 
 #[cfg(test)]
@@ -203,5 +244,15 @@ mod tests {
     fn ten_times_more_is_as_far_everywhere() {
         let scale = Scale { from: 2.0, to: 5.0, place: (0.0, 300.0) };
         assert!((scale.at(1000.0) - 100.0).abs() < 1e-9 && (scale.at(10_000.0) - 200.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn names_do_not_lie_on_each_other() {
+        let label = |y| Label { end: (0.0, y), y, name: "", colour: "" };
+        let mut labels = [label(102.0), label(100.0), label(300.0)];
+        spread(&mut labels);
+        assert_eq!(labels.each_ref().map(|l| l.y as i32), [100, 115, 300]);
+        let svg = to_svg(&samples()).unwrap();
+        assert!(COLUMNS.iter().filter(|name| svg.contains(&format!(">{name}</text>"))).count() == 5);
     }
 }

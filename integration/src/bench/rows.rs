@@ -112,8 +112,8 @@ fn event_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
     let quiet = audit::delays(&mut programmed()?, size, false, CHANGES)?;
     let audits = audit::delays(&mut programmed()?, size, true, CHANGES)?;
     println!(
-        "longest delay of {} changes: {:.1?} without audits, {:.1?} with ({} came while one read)",
-        audits.changes, quiet.longest, audits.longest, audits.during_audits
+        "delay of {} changes: {:.1?} and at most {:.1?} without audits, {:.1?} and {:.1?} with ({} met one)",
+        audits.changes, quiet.median, quiet.longest, audits.median, audits.longest, audits.during_audits
     );
     let more = audits.longest.saturating_sub(quiet.longest).as_secs_f64() * 1e3;
     rows.push(row("audit: longest delay of a change, more than without", more, "ms", 50.0, None));

@@ -27,7 +27,7 @@ enum What {
     Table {
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..))]
         services: u32,
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=5))]
         endpoints: u32,
         /// Seconds to watch the agent idle, with the default sync period.
         #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
@@ -113,6 +113,7 @@ mod tests {
         for words in [
             &["table", "--idle=0"][..],
             &["table", "--services=3"],
+            &["table", "--endpoints=6"],
             &["endpoint", "--sizes=many"],
             &["series", "--sizes=1"],
             &[],
