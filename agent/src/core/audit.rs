@@ -36,6 +36,8 @@ pub enum Piece {
     Rules(Vec<Family>, Box<[ObservedRules; 2]>),
     /// What is small.
     Rest(Rest),
+    /// Nothing: the next piece is still being made.
+    Awaited,
 }
 
 /// What to read next.
@@ -108,6 +110,7 @@ impl Audit {
                 observed.families = Some(families);
                 observed.rules = *rules;
             }
+            Piece::Awaited => {}
             Piece::Rest(rest) => {
                 observed.timeouts = rest.timeouts;
                 observed.sysctls = rest.sysctls;

@@ -218,6 +218,17 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// Whether nothing serves Services yet: no virtual server, no address on the device, no entry of a set,
+    /// and no rule, neither ours nor of another mode of kube-proxy.
+    pub fn is_blank(&self) -> bool {
+        let no_rules = |rules: &ObservedRules| rules.chains.is_empty() && rules.leftovers.is_empty();
+        self.virtual_servers.is_empty()
+            && self.addresses.is_empty()
+            && self.sets.values().all(|set| set.members.is_empty())
+            && self.rules.iter().all(no_rules)
+            && self.nft_tables == [false, false]
+    }
+
     /// Whether a set exists and holds anything.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.sets.get(&SetId { kind, family }).is_some_and(|set| !set.members.is_empty())

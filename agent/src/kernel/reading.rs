@@ -2,6 +2,7 @@
 //! Reading the real kernel, a piece at a time.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Client, Destination, ErrorKind, Service, ServiceList};
@@ -19,6 +20,8 @@ use crate::core::settings::Timeouts;
 const LISTED: usize = 4;
 /// Pages of the kernel's table in one piece, some 10 virtual servers each.
 const SHOWN: usize = 12;
+/// Pause between looks whether the programs that print rules have ended.
+const RULES_PAUSE: Duration = Duration::from_millis(2);
 /// Schedulers whose virtual servers may have flags (`IP_VS_SVC_F_SCHED*`).
 const FLAGGED: [&str; 2] = ["mh", "sh"];
 
@@ -87,6 +90,10 @@ impl LinuxKernel {
             },
             Reading::Addresses => Ok((Some(self.read_addresses()?), Reading::Rest)),
             Reading::Rest => Ok((Some(self.read_rest()?), Reading::Rules)),
+            Reading::Rules if !self.rules.is_ready() => {
+                std::thread::sleep(RULES_PAUSE);
+                Ok((Some(Piece::Awaited), Reading::Rules))
+            }
             Reading::Rules => {
                 let rules = self.rules.end(&self.families, &mut self.families_tried);
                 match rules.map_err(|error| unreadable("iptables rules")(&error))? {

@@ -52,6 +52,12 @@ impl RulesReader {
         }
     }
 
+    /// Whether [`Self::end`] would not have to wait.
+    pub fn is_ready(&self) -> bool {
+        let programs = self.job.as_ref().and_then(|job| job.programs.as_ref()?.as_ref().ok());
+        programs.is_none_or(JoinHandle::is_finished)
+    }
+
     /// Waits for the rules; `None` when they are as before. A node where the first reading shows that it
     /// lacks one of the two programs, or its tables in the kernel, serves the other family: `tried` tells
     /// whether all programs have worked once.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The loop: the one thread that owns the kernel.
 
+mod ahead;
 mod audit;
+mod changes;
 mod keys;
 mod run;
 
@@ -15,14 +17,13 @@ use tokio::sync::watch;
 use crate::core::audit::Audit;
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
-use crate::core::fragment::build_fragment;
 use crate::core::map::Set;
 use crate::core::model::{Family, Node, VsKey};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
 use crate::core::plan::{Goal, RulesBasis, all_keys, build_plan};
-use crate::core::settings::{LocalTraffic, Settings};
+use crate::core::settings::Settings;
 use crate::events::EventSink;
 use crate::handover::Handover;
 use crate::inbox::Owners;
@@ -32,7 +33,8 @@ use crate::notices;
 use crate::schedule::Due;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
-use crate::store::{Dirty, Store};
+use crate::store::Store;
+use ahead::Stage;
 use keys::{remember, touches};
 
 /// How one pass ended.
@@ -110,6 +112,9 @@ pub struct Reconciler<K> {
     health_checks_changed: bool,
     /// The last pass left ops undone: doing them now repairs nobody else's change.
     failed: bool,
+    stage: Stage,
+    /// When the kernel was read before the first whole pass.
+    looked_at: Duration,
     /// An audit that goes on.
     comparison: Option<Audit>,
     /// What the rules were made of, if all is well with them.
@@ -122,6 +127,8 @@ pub struct Reconciler<K> {
 enum Look {
     /// Nothing else.
     Changes,
+    /// Of the changes only the first Services.
+    Ahead,
     /// What an audit found to differ from the mirror.
     Found(Changes),
     /// All that is wanted or there: the mirror is new.
@@ -158,6 +165,8 @@ impl<K: Kernel> Reconciler<K> {
             outlets,
             health_checks_changed: false,
             failed: false,
+            stage: Stage::default(),
+            looked_at: Duration::ZERO,
             comparison: None,
             rules: None,
             audit_worked: Duration::ZERO,
@@ -177,17 +186,21 @@ impl<K: Kernel> Reconciler<K> {
     /// Whether the objects are known well enough to write to the kernel: every list is complete,
     /// and the Node has its pod CIDRs where local traffic is told by them.
     pub fn is_ready(&self) -> bool {
+        self.store.is_synced() && (self.is_whole() || self.knows_local_traffic())
+    }
+
+    fn knows_local_traffic(&self) -> bool {
         let has_cidrs = || self.store.node().is_some_and(|n| n.pod_cidrs.iter().any(Option::is_some));
-        self.store.is_synced() && (!self.local_from_node || self.observed.is_some() || has_cidrs())
+        !self.local_from_node || has_cidrs()
     }
 
     /// One pass at the time `now` (since some fixed start): take the changes, plan, apply, follow
     /// what was acknowledged. An audit is made in one go.
     pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
-        if due != Due::Audit && self.observed.is_some() {
+        if due != Due::Audit && self.is_whole() {
             return self.pass(due, Look::Changes, now);
         }
-        match self.audit() {
+        match self.audit(now) {
             Ok(look) => self.audited(look, now),
             Err(error) => unreadable(&error),
         }
@@ -195,14 +208,17 @@ impl<K: Kernel> Reconciler<K> {
 
     fn pass(&mut self, due: Due, look: Look, now: Duration) -> Pass {
         let first = matches!(look, Look::Everything);
-        let mut changes = self.take_changes(first);
+        if first {
+            self.stage = Stage::Whole;
+        }
+        let mut changes = self.take_changes(&look);
         if due != Due::Changes {
             changes.virtual_servers.append(&mut self.drains.virtual_servers());
         }
         let Some(mut observed) = self.observed.take() else {
             return Pass::default();
         };
-        let audit = !matches!(look, Look::Changes);
+        let audit = !matches!(look, Look::Changes | Look::Ahead);
         let keys = match look {
             Look::Everything => all_keys(&self.desired, &observed),
             Look::Found(found) => {
@@ -210,7 +226,7 @@ impl<K: Kernel> Reconciler<K> {
                 keys.append(found);
                 keys
             }
-            Look::Changes => changes.clone(),
+            Look::Changes | Look::Ahead => changes.clone(),
         };
         if audit {
             self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
@@ -244,7 +260,10 @@ impl<K: Kernel> Reconciler<K> {
         self.observed = Some(observed);
         self.tell(&changes);
         let pass = Pass { plan, report, drift, unreadable: None };
-        self.tell_health(&pass);
+        // Before that the node does not serve what it must.
+        if self.is_whole() {
+            self.tell_health(&pass);
+        }
         pass
     }
 
@@ -297,57 +316,6 @@ impl<K: Kernel> Reconciler<K> {
         let asked: Set<VsKey> = servers.into_iter().collect();
         observed.busy.retain(|(vs, _)| !asked.contains(vs));
         observed.busy.extend(busy);
-    }
-
-    /// Moves changes from the store to the wanted state. When a fact about the node changed, every
-    /// fragment is built again.
-    fn take_changes(&mut self, everything: bool) -> Changes {
-        let mut changes = std::mem::take(&mut self.pending);
-        changes.everything = everything;
-        let since = self.store.waiting_since();
-        self.outlets.metrics.working_on(since);
-        if since.is_some() {
-            // One that came in while this pass was reading the kernel was not noticed before.
-            self.outlets.health.with(|health| health.changed(SystemTime::now()));
-        }
-        let mut dirty = self.store.take_dirty();
-        for dirty in &mut dirty {
-            self.outlets.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
-        }
-        self.node_object = self.store.node().or(self.node_object.take());
-        let node = &self.node_object;
-        if self.local_from_node
-            && let Some(cidrs) = node.as_ref().map(|n| n.pod_cidrs)
-        {
-            let before = std::mem::replace(&mut self.settings.local, LocalTraffic::Cidrs(cidrs));
-            if before != self.settings.local {
-                self.rules = None;
-            }
-        }
-        let facts = self
-            .observed
-            .as_ref()
-            .map(|observed| NodeFacts::build(&self.node.name, node.as_ref(), observed, &self.settings));
-        // A Node that is gone is none for load balancers, although its last facts stay in force.
-        let eligible = self.store.node().is_some_and(|n| !n.leaving);
-        self.outlets.health.with(|health| health.set_eligible(eligible));
-        let dirty = match facts {
-            Some(facts) if facts != self.node => {
-                self.health_checks_changed = true;
-                self.node = facts;
-                let mut all = self.store.all();
-                all.extend(dirty.into_iter().filter(|d| d.service.is_none()));
-                all
-            }
-            _ => dirty,
-        };
-        for Dirty { name, service, slices, .. } in dirty {
-            let slices = slices.iter().map(|slice| &**slice);
-            let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
-            self.desired.update(&name, fragment, &mut changes);
-        }
-        self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
-        changes
     }
 
     /// Tells the operator what changed in conflicts and remarks.

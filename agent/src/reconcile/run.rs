@@ -17,10 +17,24 @@ impl<K: Kernel> Reconciler<K> {
     pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
         let start = Instant::now();
         loop {
-            let timeout = self.is_ready().then(|| self.turn(start, &mut schedule));
+            let timeout = if self.is_ready() {
+                Some(self.turn(start, &mut schedule))
+            } else {
+                self.turn_ahead(start);
+                None
+            };
             if continue_after(inbox, timeout, self, &mut schedule).stop {
                 return;
             }
+        }
+    }
+
+    /// Does what can be done before every list is complete.
+    fn turn_ahead(&mut self, start: Instant) {
+        let before = start.elapsed();
+        if let Some(pass) = self.prepare(before) {
+            tracing::info!("the API server's Service and DNS come first; the other objects are awaited");
+            log_pass(&pass, Due::Changes, start.elapsed() - before, 0);
         }
     }
 
@@ -34,7 +48,7 @@ impl<K: Kernel> Reconciler<K> {
         let (at, due) = schedule.next(dirty, !self.drains.is_empty());
         let now = start.elapsed();
         let is_due = now >= at;
-        if self.is_auditing() && !is_due || is_due && due == Due::Audit && self.observed.is_some() {
+        if self.is_auditing() && !is_due || is_due && due == Due::Audit && self.is_whole() {
             self.audit_a_little(start, schedule);
         } else if is_due {
             if due == Due::Audit {
@@ -83,12 +97,13 @@ impl<K: Kernel> Reconciler<K> {
 fn continue_after<K: Kernel>(
     inbox: &Inbox,
     timeout: Option<Duration>,
-    reconciler: &Reconciler<K>,
+    reconciler: &mut Reconciler<K>,
     schedule: &mut Schedule,
 ) -> Mail {
     let mail = inbox.wait(timeout);
     if mail.doubt || mail.addresses.iter().any(|(net, added)| reconciler.contradicts(net, *added)) {
         schedule.doubt();
+        reconciler.doubted();
     }
     for question in &mail.questions {
         // The asker may have gone away.

@@ -12,12 +12,18 @@ use kube::runtime::watcher;
 use serde::{Deserialize, Deserializer};
 
 use super::Source;
+use super::ahead::Ahead;
 use super::client::ApiClient;
 use super::decode::{PROXY_NAME_LABEL, RawObject};
 use super::follow::{Follower, Limits};
 use crate::core::model::ObjectName;
 use crate::metrics::Metrics;
 use crate::store::{Kind, Object, Store};
+
+/// Services that have an address.
+const WITH_ADDRESS: &str = "spec.clusterIP!=None";
+/// Slices of such Services.
+const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
 
 /// Ties a Rust type to a resource path.
 pub(super) trait Followed: Clone + fmt::Debug + Send + 'static {
@@ -132,24 +138,37 @@ impl ApiSource {
         Self { limits, ..self }
     }
 
-    fn follow<K: Followed>(&self, config: watcher::Config, store: &Arc<Store>)
+    fn follower<K: Followed>(&self, config: watcher::Config, store: &Arc<Store>) -> Follower<K>
     where
         Guarded<K>: Resource<DynamicType = ()>,
     {
         let (watch, store) = (self.metrics.api_watch(K::KIND), store.clone());
-        let follower = Follower::<K>::new(self.api.clone(), config, store, watch, self.limits);
-        self.runtime.spawn(follower.run());
+        Follower::<K>::new(self.api.clone(), config, store, watch, self.limits)
     }
 }
 
 impl Source for ApiSource {
     fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
-        let services = watcher::Config::default().labels(&self.services).fields("spec.clusterIP!=None");
-        let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
         let node = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
-        self.follow::<Service>(services, &store);
-        self.follow::<EndpointSlice>(slices, &store);
-        self.follow::<Node>(node, &store);
+        let services = watcher::Config::default().labels(&self.services).fields(WITH_ADDRESS);
+        let slices = watcher::Config::default().labels(NOT_HEADLESS);
+        let node = self.follower::<Node>(node, &store);
+        let services = self.follower::<Service>(services, &store);
+        let slices = self.follower::<EndpointSlice>(slices, &store);
+        let ahead = Ahead {
+            services: self.services.clone(),
+            slices: NOT_HEADLESS.to_owned(),
+            with_address: WITH_ADDRESS,
+        };
+        let (client, limit, runtime) = (self.api.client.clone(), self.limits.ahead, self.runtime.clone());
+        self.runtime.spawn(node.run());
+        self.runtime.spawn(async move {
+            if tokio::time::timeout(limit, ahead.fetch(client, &store)).await.is_err() {
+                tracing::debug!("the first Services did not come in {limit:?}");
+            }
+            runtime.spawn(services.run());
+            runtime.spawn(slices.run());
+        });
         Ok(())
     }
 }

@@ -20,6 +20,8 @@ use crate::store::{Kind, Store, Update};
 /// How patient a follower is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// How long the small lists may take that come before all others.
+    pub ahead: Duration,
     /// A list in which nothing comes for so long is given up.
     pub stall: Duration,
     /// How long a server may take to begin an answer. A watch is answered at once, and so is a page.
@@ -36,6 +38,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            ahead: Duration::from_secs(2),
             stall: Duration::from_secs(45),
             answer: Duration::from_secs(40),
             min_pause: Duration::from_millis(800),

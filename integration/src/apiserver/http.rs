@@ -28,6 +28,9 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// Pause after a connection that could not be taken.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
+/// Pause between looks whether an answer is still to be kept back.
+const HELD_PAUSE: Duration = Duration::from_millis(10);
+
 /// Seconds in `Retry-After` of a 429 when nothing else is wanted.
 const RETRY_SECONDS: u64 = 1;
 
@@ -69,6 +72,9 @@ async fn answer(
         std::future::pending::<()>().await;
     }
     let path = request.uri().path().to_owned();
+    while is_held(&shared.state(), &path) {
+        sleep(HELD_PAUSE).await;
+    }
     let injected = injected_status(&mut shared.state(), &path);
     let response = match injected {
         Some(response) => response,
@@ -128,6 +134,12 @@ async fn take_event(shared: &Shared, request: hyper::Request<Incoming>) -> Resul
         (Some(path), _) => Ok(whole(StatusCode::OK, state.events.patch(&path, body)?)),
         (None, _) => Err(Refusal::new(404, "NotFound", "the server could not find the requested resource")),
     }
+}
+
+/// Whether a fault keeps this answer back.
+fn is_held(state: &State, path: &str) -> bool {
+    let held = state.faults.held.as_deref();
+    Target::parse(path).is_some_and(|t| t.namespace.is_none() && held == Some(t.resource.plural))
 }
 
 /// The answer that a fault wants for this path.

@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::node::{Size, clear};
 use super::process::{Cluster, objects};
 use crate::lab::traffic::{Backend, ask_tcp};
 use crate::lab::{Lab, Netns};
-use crate::objects::{service, slice};
+use crate::objects::{placed, service, slice};
 
 const API: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 443);
 const DNS: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10)), 53);
@@ -30,17 +30,6 @@ pub struct FirstAnswers {
     pub dns: Duration,
     /// Of the last Service in the API server's list, for comparison.
     pub last: Duration,
-}
-
-/// Moves an object to another namespace, with more labels.
-fn placed(mut object: Value, namespace: &str, labels: Value) -> Value {
-    object["metadata"]["namespace"] = json!(namespace);
-    if let (Some(all), Value::Object(more)) = (object["metadata"]["labels"].as_object_mut(), labels.clone()) {
-        all.extend(more);
-    } else {
-        object["metadata"]["labels"] = labels;
-    }
-    object
 }
 
 /// Starts the agent on an empty node of a cluster of that size, and asks from a pod until all have answered.
