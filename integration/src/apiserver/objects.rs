@@ -185,12 +185,15 @@ impl Objects {
         if version < self.oldest {
             return None;
         }
-        let first = (kind.to_owned(), String::new(), String::new());
-        let of_kind = self.stored.range((Bound::Included(first), Bound::Unbounded));
-        let of_kind = of_kind.take_while(|(key, _)| key.0 == kind);
-        let mut objects: BTreeMap<&Key, &Arc<Stored>> = of_kind.collect();
+        let namespace = selector.namespace();
+        let asked = |key: &Key| key.0 == kind && namespace.is_none_or(|namespace| key.1 == namespace);
+        // A real server finds the objects of a namespace without looking at all others, too.
+        let first = (kind.to_owned(), namespace.unwrap_or_default().to_owned(), String::new());
+        let from_first = self.stored.range((Bound::Included(first), Bound::Unbounded));
+        let mut objects: BTreeMap<&Key, &Arc<Stored>> =
+            from_first.take_while(|(key, _)| asked(key)).collect();
         let undone = self.history.iter().rev().take_while(|change| change.version > version);
-        for change in undone.filter(|change| change.key.0 == kind) {
+        for change in undone.filter(|change| asked(&change.key)) {
             match &change.before {
                 Some(before) => objects.insert(&change.key, before),
                 None => objects.remove(&change.key),

@@ -84,6 +84,11 @@ impl Selector {
         Ok(Self { labels: terms(labels)?, fields, namespace: namespace.map(str::to_owned) })
     }
 
+    /// The namespace, if only one is selected.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// Whether nothing but a namespace is selected.
     pub fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()

@@ -18,7 +18,8 @@ const API: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 9
 const DNS: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10)), 53);
 /// A try that is not answered by then is given up.
 const TRY: Duration = Duration::from_millis(100);
-const PAUSE: Duration = Duration::from_millis(5);
+/// Between two tries: asking takes time that the agent could use.
+const PAUSE: Duration = Duration::from_millis(20);
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Time from the start of the process to the first answer.

@@ -80,6 +80,12 @@ impl<'a> Cluster<'a> {
         Ok(Self { ns, server, dir })
     }
 
+    /// Bookmarks come as often as from a real server: about once a minute.
+    pub fn with_bookmarks_as_usual(self) -> Self {
+        self.server.set_bookmark_interval(Duration::from_secs(60));
+        self
+    }
+
     fn config(&self) -> PathBuf {
         self.dir.path().join("config.yaml")
     }
