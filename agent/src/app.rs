@@ -242,14 +242,14 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
     }
 }
 
-/// Says once which lists are missing if they take long: nothing is programmed meanwhile.
+/// Says once which lists are missing if they take long.
 fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
     std::thread::Builder::new().name("notice".to_owned()).spawn(move || {
         std::thread::sleep(SYNC_NOTICE);
         if !store.is_synced() {
             let kinds: Vec<String> = store.waiting_for().iter().map(ToString::to_string).collect();
             tracing::warn!(
-                "still waiting for the first list of {}; nothing is changed until then",
+                "still waiting for the first list of {}; until then changes are not followed",
                 kinds.join(", ")
             );
         }
