@@ -26,6 +26,7 @@ use crate::kernel::linux::LinuxKernel;
 use crate::kernel::nft_watch::RulesWatch;
 use crate::kernel::traffic;
 use crate::log::{self, Verbosity};
+use crate::memory;
 use crate::metrics::{Metrics, rest};
 use crate::reconcile::{Outlets, Reconciler};
 use crate::schedule::Schedule;
@@ -91,6 +92,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         return init::run(&settings);
     }
     set_oom_score_adj(config.oom_score_adj);
+    memory::limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
@@ -240,14 +242,14 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
     }
 }
 
-/// Says once which lists are missing if they take long: nothing is programmed meanwhile.
+/// Says once which lists are missing if they take long.
 fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
     std::thread::Builder::new().name("notice".to_owned()).spawn(move || {
         std::thread::sleep(SYNC_NOTICE);
         if !store.is_synced() {
             let kinds: Vec<String> = store.waiting_for().iter().map(ToString::to_string).collect();
             tracing::warn!(
-                "still waiting for the first list of {}; nothing is changed until then",
+                "still waiting for the first list of {}; until then changes are not followed",
                 kinds.join(", ")
             );
         }

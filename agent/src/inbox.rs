@@ -76,6 +76,12 @@ impl Inbox {
         self.with(|state| state.questions.push(answer));
     }
 
+    /// Whether somebody has called.
+    #[cfg(test)]
+    pub fn is_woken(&self) -> bool {
+        self.lock().woken
+    }
+
     /// Waits until somebody calls or `timeout` is over, and takes what is there.
     pub fn wait(&self, timeout: Option<Duration>) -> Mail {
         let state = self.lock();

@@ -16,6 +16,7 @@ pub mod init;
 pub mod inspect;
 pub mod kernel;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod notices;
 pub mod reconcile;

@@ -94,7 +94,11 @@ mod tests {
         ];
         let name = ObjectName::new("d", "a");
         let (mut desired, mut changes) = (Desired::default(), Changes::default());
-        desired.update(&name, Some(Fragment { remarks, ..Fragment::default() }), &mut changes);
+        desired.update(
+            &name,
+            Some(Fragment { remarks: remarks.into(), ..Fragment::default() }),
+            &mut changes,
+        );
         let notices = build(&desired, &changes);
         let reasons: Vec<Reason> = notices.iter().map(|n| n.reason).collect();
         assert_eq!(reasons, [Reason::ExternalIPRefused, Reason::NodeAddressAsVIP, Reason::NodeAddressAsVIP]);

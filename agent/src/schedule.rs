@@ -11,6 +11,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// How often draining real servers are looked at.
 const DRAIN_PERIOD: Duration = Duration::from_secs(10);
 
+/// Auditing takes at most one part in so many of a core: where reading the kernel takes long, audits are
+/// further apart than the period.
+const AUDIT_SHARE: u32 = 125;
+
 /// Why a pass runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
@@ -29,6 +33,10 @@ pub struct Schedule {
     audit_period: Duration,
     last_end: Option<Duration>,
     last_audit: Option<Duration>,
+    /// How long the last audit worked.
+    audit_cost: Duration,
+    /// An audit goes on, a piece at a time; changes go first.
+    auditing: bool,
     last_drains: Duration,
     doubt: bool,
     failures: u32,
@@ -44,6 +52,8 @@ impl Schedule {
             audit_period,
             last_end: None,
             last_audit: None,
+            audit_cost: Duration::ZERO,
+            auditing: false,
             last_drains: Duration::ZERO,
             doubt: false,
             failures: 0,
@@ -54,6 +64,17 @@ impl Schedule {
     /// Asks for an audit as soon as the pauses allow.
     pub fn doubt(&mut self) {
         self.doubt = true;
+    }
+
+    /// Notes that an audit begins. A doubt that comes up from now on is not cleared by it.
+    pub fn began_audit(&mut self) {
+        self.auditing = true;
+        self.doubt = false;
+    }
+
+    /// Notes how long the last audit worked, the waiting between its pieces left out.
+    pub fn audit_cost(&mut self, cost: Duration) {
+        self.audit_cost = cost;
     }
 
     /// Notes the end of a pass. A failed one is tried again after a pause that doubles. `read`: an
@@ -69,9 +90,13 @@ impl Schedule {
         if due != Due::Changes {
             self.last_drains = now;
         }
-        if due == Due::Audit && read {
-            self.last_audit = Some(now);
-            self.doubt = false;
+        if due == Due::Audit {
+            self.auditing = false;
+            if read {
+                self.last_audit = Some(now);
+            } else {
+                self.doubt = true;
+            }
         }
     }
 
@@ -102,7 +127,10 @@ impl Schedule {
             return (Duration::ZERO, Due::Audit);
         };
         let audit_at = match self.last_audit {
-            Some(at) if !self.doubt => at.saturating_add(self.audit_period),
+            _ if self.auditing => Duration::MAX,
+            Some(at) if !self.doubt => {
+                at.saturating_add(self.audit_period.max(self.audit_cost.saturating_mul(AUDIT_SHARE)))
+            }
             _ => Duration::ZERO,
         };
         // What failed is tried again from the mirror; a doubt about the mirror is an audit.
@@ -158,8 +186,44 @@ mod tests {
         schedule.ended(s(10), Due::Audit, true, true);
         schedule.doubt();
         assert_eq!(schedule.next(false, false), (s(11), Due::Audit));
+        schedule.began_audit();
         schedule.ended(s(11), Due::Audit, true, true);
         assert_eq!(schedule.next(false, false), (s(41), Due::Audit));
+    }
+
+    #[test]
+    fn a_doubt_during_an_audit_and_an_audit_that_failed_bring_another() {
+        let mut schedule = Schedule::new(s(0), s(30));
+        schedule.began_audit();
+        schedule.doubt();
+        schedule.ended(s(10), Due::Audit, true, true);
+        assert_eq!(schedule.next(false, false), (s(10), Due::Audit));
+        schedule.began_audit();
+        schedule.ended(s(11), Due::Audit, false, false);
+        assert_eq!(schedule.next(false, false), (s(11) + MIN_BACKOFF, Due::Audit));
+    }
+
+    #[test]
+    fn changes_do_not_wait_for_an_audit_that_goes_on() {
+        let mut schedule = Schedule::new(s(1), s(30));
+        schedule.ended(s(10), Due::Audit, true, true);
+        schedule.began_audit();
+        assert_eq!(schedule.next(true, false), (s(11), Due::Changes));
+        assert_eq!(schedule.next(false, false), (Duration::MAX, Due::Audit));
+        schedule.ended(s(41), Due::Changes, true, true);
+        assert_eq!(schedule.next(true, false), (s(42), Due::Changes));
+    }
+
+    #[test]
+    fn audits_that_take_long_are_further_apart() {
+        let mut schedule = Schedule::new(s(1), s(30));
+        schedule.ended(s(10), Due::Audit, true, true);
+        schedule.audit_cost(Duration::from_millis(100));
+        assert_eq!(schedule.next(false, false), (s(40), Due::Audit));
+        schedule.audit_cost(Duration::from_millis(800));
+        assert_eq!(schedule.next(false, false), (s(110), Due::Audit));
+        schedule.doubt();
+        assert_eq!(schedule.next(false, false), (s(11), Due::Audit), "a doubt does not wait");
     }
 
     #[test]
@@ -194,6 +258,7 @@ mod tests {
         }
         assert_eq!(&pauses[..4], [250, 500, 1000, 2000]);
         assert_eq!(pauses[9], 30_000);
+        schedule.began_audit();
         schedule.ended(s(900), Due::Audit, true, true);
         assert_eq!(schedule.next(true, false), (s(900), Due::Changes));
     }

@@ -4,7 +4,9 @@
 //!
 //! A source writes inside [`Store::update`]; what happens in one call is seen at once or not at all.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod index;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,6 +15,7 @@ use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
 use crate::inbox::Inbox;
 use crate::metrics::programming::{MAX_TRIGGERS, Trigger};
 use crate::tally::Tally;
+use index::Index;
 
 /// The kinds of object that the agent follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,14 +70,15 @@ pub struct Dirty {
 
 #[derive(Debug, Default)]
 struct Inner {
-    services: HashMap<ObjectName, Arc<Service>>,
-    slices: HashMap<ObjectName, Arc<EndpointSlice>>,
-    by_service: HashMap<ObjectName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
+    index: Index,
     node: Option<Node>,
     node_changed: bool,
     dirty: BTreeSet<ObjectName>,
-    listing: HashMap<Kind, HashSet<ObjectName>>,
+    /// Of the kinds whose lists go on: what was there before and has not come up yet.
+    unseen: HashMap<Kind, HashSet<ObjectName>>,
     synced: HashSet<Kind>,
+    /// The Services to be programmed first are here, with their slices.
+    first_are_known: bool,
     /// What waiting changes of slices say about their cause; not kept with the slices.
     triggers: HashMap<ObjectName, Vec<Trigger>>,
     tally: Tally,
@@ -88,7 +92,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store that wakes `inbox` on every change.
+    /// An empty store that wakes `inbox` when the first Services are known, and on every change once every
+    /// kind has been listed.
     pub fn new(inbox: Arc<Inbox>) -> Self {
         Self { inner: Mutex::default(), inbox }
     }
@@ -102,15 +107,33 @@ impl Store {
     /// Makes a group of changes visible at once.
     pub fn update<R>(&self, change: impl FnOnce(&mut Update<'_>) -> R) -> R {
         let mut inner = self.lock();
+        let had_first = inner.has_first();
         let result = change(&mut Update { inner: &mut inner });
+        inner.tally.stamp();
+        let useful = inner.is_synced() || inner.has_first() != had_first;
         drop(inner);
-        self.inbox.wake();
+        // Otherwise the loop can do nothing with it.
+        if useful {
+            self.inbox.wake();
+        }
         result
     }
 
     /// True once every kind has been listed completely.
     pub fn is_synced(&self) -> bool {
-        self.lock().synced.len() == Kind::ALL.len()
+        self.lock().is_synced()
+    }
+
+    /// True once the Services to be programmed first are known, and the Node, whatever else is missing.
+    pub fn has_first(&self) -> bool {
+        self.lock().has_first()
+    }
+
+    /// The Services to be programmed first. They stay changes that wait.
+    pub fn first(&self) -> Vec<Dirty> {
+        let inner = self.lock();
+        let is_first = |name: &&ObjectName| inner.index.service(name).is_some_and(|service| service.first);
+        inner.index.services().filter(is_first).map(|name| inner.read(name.clone())).collect()
     }
 
     /// The kinds whose first list has not ended.
@@ -142,7 +165,7 @@ impl Store {
     /// Every Service that exists.
     pub fn all(&self) -> Vec<Dirty> {
         let inner = self.lock();
-        inner.services.keys().map(|name| inner.read(name.clone())).collect()
+        inner.index.services().map(|name| inner.read(name.clone())).collect()
     }
 
     /// This node's object, if it exists.
@@ -167,22 +190,22 @@ impl Store {
 }
 
 impl Inner {
-    fn read(&self, name: ObjectName) -> Dirty {
-        let slices = self.by_service.get(&name).map(|m| m.values().cloned().collect()).unwrap_or_default();
-        Dirty { service: self.services.get(&name).cloned(), slices, name, triggers: Vec::new() }
+    fn is_synced(&self) -> bool {
+        self.synced.len() == Kind::ALL.len()
     }
-}
 
-impl Inner {
+    fn has_first(&self) -> bool {
+        self.first_are_known && self.synced.contains(&Kind::Node)
+    }
+
+    fn read(&self, name: ObjectName) -> Dirty {
+        let slices = self.index.slices_of(&name).to_vec();
+        Dirty { service: self.index.service(&name).cloned(), slices, name, triggers: Vec::new() }
+    }
+
     /// Forgets a slice; its Service changed.
     fn drop_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
-        let slice = self.slices.remove(name)?;
-        if let Some(of_service) = self.by_service.get_mut(&slice.service) {
-            of_service.remove(&name.name);
-            if of_service.is_empty() {
-                self.by_service.remove(&slice.service);
-            }
-        }
+        let slice = self.index.remove_slice(name)?;
         self.dirty.insert(slice.service.clone());
         Some(slice)
     }
@@ -197,25 +220,27 @@ pub struct Update<'a> {
 impl Update<'_> {
     /// A complete list of `kind` begins: what is not put before [`Self::finish_list`] is gone then.
     pub fn begin_list(&mut self, kind: Kind) {
-        self.inner.listing.insert(kind, HashSet::new());
+        let inner = &mut *self.inner;
+        let known = match kind {
+            Kind::Service => inner.index.services().cloned().collect(),
+            Kind::EndpointSlice => inner.index.slices().cloned().collect(),
+            Kind::Node => inner.node.iter().map(|node| ObjectName::new("", &node.name)).collect(),
+        };
+        inner.unseen.insert(kind, known);
     }
 
     /// The list of `kind` is complete.
     pub fn finish_list(&mut self, kind: Kind) {
-        if let Some(seen) = self.inner.listing.remove(&kind) {
-            let gone: Vec<ObjectName> = match kind {
-                Kind::Service => self.inner.services.keys().filter(|n| !seen.contains(*n)).cloned().collect(),
-                Kind::EndpointSlice => {
-                    self.inner.slices.keys().filter(|n| !seen.contains(*n)).cloned().collect()
-                }
-                Kind::Node if seen.is_empty() => vec![ObjectName::new("", "")],
-                Kind::Node => Vec::new(),
-            };
-            for name in gone {
-                self.remove(kind, &name);
-            }
+        for name in self.inner.unseen.remove(&kind).unwrap_or_default() {
+            self.remove(kind, &name);
         }
         self.inner.synced.insert(kind);
+    }
+
+    /// What there is to know about the Services to be programmed first has been put, before any list of
+    /// Services or slices.
+    pub fn first_are_known(&mut self) {
+        self.inner.first_are_known = true;
     }
 
     /// Adds an object or replaces its earlier version.
@@ -224,10 +249,10 @@ impl Update<'_> {
             Object::Service(service) => {
                 self.seen(Kind::Service, &service.name);
                 let inner = &mut *self.inner;
-                if inner.services.get(&service.name).is_none_or(|old| **old != service) {
+                if inner.index.service(&service.name).is_none_or(|old| **old != service) {
                     inner.tally.service(&service.name);
                     inner.dirty.insert(service.name.clone());
-                    inner.services.insert(service.name.clone(), Arc::new(service));
+                    inner.index.put_service(service);
                 }
             }
             Object::EndpointSlice(slice) => self.put_slice(slice, None),
@@ -243,7 +268,7 @@ impl Update<'_> {
     fn put_slice(&mut self, slice: EndpointSlice, trigger: Option<Trigger>) {
         self.seen(Kind::EndpointSlice, &slice.name);
         let inner = &mut *self.inner;
-        if inner.slices.get(&slice.name).is_some_and(|old| **old == slice) {
+        if inner.index.slice(&slice.name).is_some_and(|old| **old == slice) {
             return;
         }
         // A slice may move to another Service.
@@ -255,11 +280,8 @@ impl Update<'_> {
                 triggers.push(trigger);
             }
         }
-        let slice = Arc::new(slice);
-        let of_service = inner.by_service.entry(slice.service.clone()).or_default();
-        of_service.insert(slice.name.name.clone(), slice.clone());
         inner.dirty.insert(slice.service.clone());
-        inner.slices.insert(slice.name.clone(), slice);
+        inner.index.add_slice(slice);
     }
 
     /// Forgets an object; one that is not there is fine.
@@ -267,7 +289,7 @@ impl Update<'_> {
         let inner = &mut *self.inner;
         match kind {
             Kind::Service => {
-                if inner.services.remove(name).is_some() {
+                if inner.index.remove_service(name) {
                     inner.tally.service(name);
                     inner.dirty.insert(name.clone());
                 }
@@ -297,8 +319,8 @@ impl Update<'_> {
         self.seen(kind, name);
         self.inner.tally.malformed(kind);
         let known = match kind {
-            Kind::Service => self.inner.services.contains_key(name),
-            Kind::EndpointSlice => self.inner.slices.contains_key(name),
+            Kind::Service => self.inner.index.service(name).is_some(),
+            Kind::EndpointSlice => self.inner.index.slice(name).is_some(),
             Kind::Node => self.inner.node.is_some(),
         };
         let kept =
@@ -308,177 +330,14 @@ impl Update<'_> {
     }
 
     fn seen(&mut self, kind: Kind, name: &ObjectName) {
-        if let Some(seen) = self.inner.listing.get_mut(&kind) {
-            seen.insert(name.clone());
+        match self.inner.unseen.get_mut(&kind) {
+            // There is only one.
+            Some(unseen) if kind == Kind::Node => unseen.clear(),
+            Some(unseen) => drop(unseen.remove(name)),
+            None => {}
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::model::{Family, Protocol, SlicePort};
-    use std::time::{Duration, SystemTime};
-
-    fn service(name: &str, vip: &str) -> Object {
-        Object::Service(Service {
-            name: ObjectName::new("d", name),
-            cluster_ips: [Some(vip.parse().unwrap()), None],
-            ..Service::default()
-        })
-    }
-
-    fn slice(name: &str, service: &str) -> Object {
-        Object::EndpointSlice(EndpointSlice {
-            name: ObjectName::new("d", name),
-            service: ObjectName::new("d", service),
-            family: Family::V4,
-            ports: vec![],
-            endpoints: vec![],
-        })
-    }
-
-    fn store() -> Store {
-        Store::new(Arc::new(Inbox::default()))
-    }
-
-    fn dirty(store: &Store) -> Vec<String> {
-        store
-            .take_dirty()
-            .iter()
-            .map(|d| format!("{} {} {}", d.name, d.service.is_some(), d.slices.len()))
-            .collect()
-    }
-
-    #[test]
-    fn an_equal_object_is_no_change() {
-        let store = store();
-        store.update(|u| {
-            u.put(service("a", "10.0.0.1"));
-            u.put(slice("a-1", "a"));
-        });
-        assert_eq!(dirty(&store), ["d/a true 1"]);
-        store.update(|u| {
-            u.put(service("a", "10.0.0.1"));
-            u.put(slice("a-1", "a"));
-        });
-        assert!(dirty(&store).is_empty());
-    }
-
-    #[test]
-    fn a_new_list_drops_what_it_does_not_name_but_keeps_the_malformed() {
-        let store = store();
-        store.update(|u| {
-            for name in ["a", "b", "c"] {
-                u.put(service(name, "10.0.0.1"));
-            }
-        });
-        store.take_dirty();
-        store.update(|u| {
-            u.begin_list(Kind::Service);
-            u.put(service("a", "10.0.0.1"));
-            u.malformed(Kind::Service, &ObjectName::new("d", "b"), "port is not a number");
-            u.finish_list(Kind::Service);
-        });
-        assert_eq!(dirty(&store), ["d/c false 0"]);
-        assert_eq!(store.malformed(), 1);
-    }
-
-    #[test]
-    fn a_slice_that_moves_changes_both_services() {
-        let store = store();
-        store.update(|u| u.put(slice("s", "a")));
-        store.take_dirty();
-        store.update(|u| u.put(slice("s", "b")));
-        assert_eq!(dirty(&store), ["d/a false 0", "d/b false 1"]);
-    }
-
-    fn triggered(number: u8, at: SystemTime) -> Object {
-        let Object::EndpointSlice(mut slice) = slice("a-1", "a") else { panic!() };
-        slice.ports = vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: number.into() }];
-        Object::TriggeredSlice(slice, Trigger { family: Family::V4, at })
-    }
-
-    #[test]
-    fn what_slices_say_about_their_cause_waits_beside_them() {
-        let (store, later) = (store(), |s| SystemTime::now() + Duration::from_secs(s));
-        let triggers =
-            |store: &Store| store.take_dirty().iter().map(|d| d.triggers.len()).collect::<Vec<_>>();
-        store.update(|u| {
-            u.put(triggered(1, later(1)));
-            u.put(triggered(1, later(2)));
-            u.put(triggered(2, later(3)));
-            u.put(triggered(3, SystemTime::UNIX_EPOCH));
-        });
-        assert_eq!(triggers(&store), [2], "neither an equal slice nor one from before the start");
-        store.update(|u| u.put(slice("a-1", "a")));
-        assert_eq!(triggers(&store), [0], "they are taken once");
-        store.update(|u| {
-            u.put(triggered(4, later(4)));
-            u.remove(Kind::EndpointSlice, &ObjectName::new("d", "a-1"));
-        });
-        assert_eq!(triggers(&store), [0], "nothing is measured when a slice goes");
-        store.update(|u| (0..=255).for_each(|n| u.put(triggered(n, later(5)))));
-        assert_eq!(triggers(&store), [MAX_TRIGGERS]);
-    }
-
-    #[test]
-    fn changes_are_counted_and_wait_until_they_are_taken() {
-        let store = store();
-        store.update(|u| {
-            u.put(service("a", "10.0.0.1"));
-            u.put(service("a", "10.0.0.1"));
-            u.put(service("a", "10.0.0.2"));
-            u.put(slice("a-1", "a"));
-            u.malformed(Kind::Service, &ObjectName::new("d", "b"), "no");
-        });
-        let tally = store.tally();
-        assert_eq!((tally.services, tally.slices, tally.malformed), (2, [1, 0], [1, 0, 0]));
-        assert_eq!((tally.pending_services.len(), tally.pending_slices), (1, 1));
-        assert_eq!(store.waiting_since(), tally.waiting_since);
-        assert!(tally.waiting_since.is_some());
-        store.take_dirty();
-        let tally = store.tally();
-        assert_eq!((tally.services, tally.slices), (2, [1, 0]), "totals stay");
-        assert_eq!((tally.pending_services.len(), tally.pending_slices, tally.waiting_since), (0, 0, None));
-        store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
-        store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
-        assert_eq!(store.tally().services, 3, "what is not there cannot go");
-    }
-
-    #[test]
-    fn in_sync_needs_every_kind() {
-        let store = store();
-        for kind in Kind::ALL {
-            assert!(!store.is_synced());
-            assert!(store.waiting_for().contains(&kind));
-            store.update(|u| {
-                u.begin_list(kind);
-                u.finish_list(kind);
-            });
-        }
-        assert!(store.is_synced());
-    }
-
-    #[test]
-    fn a_changed_node_makes_the_store_dirty_once() {
-        let store = store();
-        let node = |zone: &str| Node { zone: Some(zone.into()), ..Node::default() };
-        for (zone, dirty) in [("za", true), ("za", false), ("zb", true)] {
-            store.update(|u| u.put(Object::Node(node(zone))));
-            assert_eq!(store.is_dirty(), dirty, "{zone}");
-            store.take_dirty();
-        }
-        store.update(|u| u.remove(Kind::Node, &ObjectName::new("", "")));
-        assert!(store.is_dirty());
-    }
-
-    #[test]
-    fn an_object_that_stops_being_ours_is_forgotten() {
-        let store = store();
-        store.update(|u| u.put(service("a", "10.0.0.1")));
-        store.take_dirty();
-        store.update(|u| u.put(Object::NotOurs(Kind::Service, ObjectName::new("d", "a"), "headless")));
-        assert_eq!(dirty(&store), ["d/a false 0"]);
-    }
-}
+mod tests;

@@ -28,6 +28,8 @@ pub struct Tally {
     pub waiting_since: Option<Instant>,
     /// Nothing that happened before is measured.
     started: SystemTime,
+    /// Changes came in since the clock was last asked.
+    fresh: bool,
 }
 
 impl Default for Tally {
@@ -42,6 +44,7 @@ impl Default for Tally {
             changed_at: now,
             waiting_since: None,
             started: now,
+            fresh: false,
         }
     }
 }
@@ -63,8 +66,15 @@ impl Tally {
 
     /// Something else that the loop has to look at changed.
     pub fn changed(&mut self) {
-        self.changed_at = SystemTime::now();
-        self.waiting_since.get_or_insert_with(Instant::now);
+        self.fresh = true;
+    }
+
+    /// Notes the time of the changes that have just come in, once for all of a group.
+    pub fn stamp(&mut self) {
+        if std::mem::take(&mut self.fresh) {
+            self.changed_at = SystemTime::now();
+            self.waiting_since.get_or_insert_with(Instant::now);
+        }
     }
 
     /// An object could not be decoded.

@@ -50,6 +50,17 @@ pub struct HostAddress {
     pub scope: u8,
 }
 
+/// All addresses of a network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Addresses {
+    /// Those on the device, but for IPv6 link-local ones, which are the kernel's own; `None` when there
+    /// is no dummy of that name.
+    pub own: Option<Vec<IpNet>>,
+    /// Those on all devices of another name.
+    pub elsewhere: Vec<HostAddress>,
+}
+
 /// A dummy device by name. It need not exist yet. All calls are about the network namespace that
 /// the handle was opened in.
 #[derive(Debug)]
@@ -171,14 +182,18 @@ impl DummyDevice {
             .collect())
     }
 
-    /// All addresses on all other devices of the namespace. Works without the device, too.
+    /// All addresses of the namespace, in one list. Works without the device, too.
     ///
     /// # Errors
     /// A list that could not be read whole.
-    pub fn elsewhere(&mut self) -> Result<Vec<HostAddress>, Error> {
-        let own = self.link()?.map(|link| link.index);
-        let all = self.dump()?;
-        Ok(all.into_iter().filter(|found| Some(found.index) != own).collect())
+    pub fn addresses(&mut self) -> Result<Addresses, Error> {
+        let link = self.link()?;
+        let index = link.as_ref().map(|link| link.index);
+        let (own, elsewhere): (Vec<_>, Vec<_>) =
+            self.dump()?.into_iter().partition(|found| Some(found.index) == index);
+        let is_ours = link.is_some_and(|link| link.kind.as_deref() == Some("dummy"));
+        let own = own.into_iter().map(|found| found.addr).filter(|addr| !is_link_local(addr));
+        Ok(Addresses { own: is_ours.then(|| own.collect()), elsewhere })
     }
 
     /// Every gateway of the namespace's routes, in all tables and of both families, sorted and each

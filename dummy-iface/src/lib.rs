@@ -10,7 +10,7 @@ mod route;
 mod socket;
 mod watch;
 
-pub use device::{DummyDevice, Ensured, HostAddress, LinkState};
+pub use device::{Addresses, DummyDevice, Ensured, HostAddress, LinkState};
 pub use error::{AddressError, AddressErrorKind, Error};
 pub use socket::Counters;
 pub use watch::{Change, Watch};

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NlasIterator, Parseable};
+use netlink_packet_core::NlasIterator;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
@@ -24,6 +24,8 @@ pub(crate) const RTM_GETADDR: u16 = 22;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFADDR_LEN: usize = 8;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 const IFINFO_LEN: usize = 16;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
@@ -118,20 +120,28 @@ pub(crate) fn parse_address(payload: &[u8]) -> Result<Option<HostAddress>, Error
     if !payload.first().is_some_and(|family| [AF_INET, AF_INET6].contains(family)) {
         return Ok(None);
     }
-    let message = AddressMessage::parse(payload).map_err(|_| Error::Malformed("an address message"))?;
+    let (prefix, scope, index) = (payload[1], payload[3], &payload[4..IFADDR_LEN]);
     let (mut local, mut address) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(addr) => local = Some(*addr),
-            AddressAttribute::Address(addr) => address = Some(*addr),
+    for nla in NlasIterator::new(&payload[IFADDR_LEN..]) {
+        let nla = nla.map_err(|_| Error::Malformed("an address attribute is cut off"))?;
+        match nla.kind() {
+            IFA_LOCAL => local = Some(ip(nla.value())?),
+            IFA_ADDRESS => address = Some(ip(nla.value())?),
             _ => {}
         }
     }
     // On a point-to-point link ADDRESS is the peer; IPv6 has only ADDRESS.
     let addr: IpAddr = local.or(address).ok_or(Error::Malformed("an address message without an address"))?;
-    let net = IpNet::new(addr, message.header.prefix_len);
+    let net = IpNet::new(addr, prefix);
     let addr = net.map_err(|_| Error::Malformed("an address with an impossible prefix"))?;
-    Ok(Some(HostAddress { addr, index: message.header.index, scope: message.header.scope.into() }))
+    let index = index.try_into().map_or(0, u32::from_ne_bytes);
+    Ok(Some(HostAddress { addr, index, scope }))
+}
+
+fn ip(bytes: &[u8]) -> Result<IpAddr, Error> {
+    let v4 = || <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(bytes).map(IpAddr::from);
+    v4().or_else(|_| v6()).map_err(|_| Error::Malformed("an address of an impossible length"))
 }
 
 #[cfg(test)]

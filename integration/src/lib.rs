@@ -6,6 +6,7 @@
 //! `guest/` bring the kernel.
 
 pub mod apiserver;
+pub mod bench;
 pub mod image;
 pub mod lab;
 pub mod objects;

@@ -42,6 +42,17 @@ pub fn slice(service: &str, addresses: &[&str], ports: &[Port<'_>]) -> Value {
     })
 }
 
+/// Moves an object to another namespace, with more labels.
+pub fn placed(mut object: Value, namespace: &str, labels: Value) -> Value {
+    object["metadata"]["namespace"] = json!(namespace);
+    if let (Some(all), Value::Object(more)) = (object["metadata"]["labels"].as_object_mut(), labels.clone()) {
+        all.extend(more);
+    } else {
+        object["metadata"]["labels"] = labels;
+    }
+    object
+}
+
 /// The conditions of an endpoint, as the controller writes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

@@ -172,7 +172,11 @@ fn draining(kernel: &mut dyn Kernel) {
     doubted(kernel, &Op::DrainRealServer(vs, rs));
     done(kernel, &Op::AddRealServer(vs, rs));
     let weight = |kernel: &mut dyn Kernel| {
-        kernel.observe().expect("readable").virtual_servers[&vs].real_servers[&rs].weight
+        kernel.observe().expect("readable").virtual_servers[&vs]
+            .real_servers
+            .get(&rs)
+            .expect("it is there")
+            .weight
     };
     for _ in 0..2 {
         done(kernel, &Op::DrainRealServer(vs, rs));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use integration::apiserver::{ApiServer, Faults};
 use integration::lab::{Agent, AgentSpec, Netns};
-use integration::objects::{config, service, slice};
+use integration::objects::{config, placed, service, slice};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -91,6 +91,47 @@ fn nothing_is_written_before_every_first_list_and_errors_heal() {
     cluster.server.set_faults(Faults { status: status(500, 2), ..Faults::default() });
     cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.5:80", DNS]);
     assert!(agent.log().contains("the API answers again"), "{}", agent.log());
+}
+
+#[test]
+fn the_api_servers_service_and_dns_wait_for_no_large_list_on_a_node_that_holds_nothing() {
+    let cluster = Cluster::new();
+    let (api, dns) = (json!({}), json!({"k8s-app": "kube-dns"}));
+    let mut all = objects("10.244.1.5");
+    all.extend([
+        placed(service("kubernetes", &["10.96.0.1"], &[], &PORT), "default", api.clone()),
+        placed(slice("kubernetes", &["192.168.50.1"], &PORT), "default", api.clone()),
+        placed(service("kube-dns", &["10.96.0.2"], &[], &PORT), "kube-system", dns.clone()),
+        placed(slice("kube-dns", &["10.244.2.2"], &PORT), "kube-system", dns),
+    ]);
+    cluster.server.replace_all(all);
+    let held = Faults { held: Some("services".to_owned()), ..Faults::default() };
+    cluster.server.set_faults(held.clone());
+    let first = ["10.96.0.1:80 -> 192.168.50.1:80", "10.96.0.2:80 -> 10.244.2.2:80"];
+    let web = "10.96.0.10:80 -> 10.244.1.5:80";
+    let agent = cluster.start();
+    cluster.wait_for(&agent, &first);
+    cluster.server.set_faults(Faults::default());
+    // In the order of the texts.
+    let all = [web, first[0], DNS, first[1]];
+    cluster.wait_for(&agent, &all);
+    drop(agent);
+    // On a node that serves, rules over some Services would take the place of those over all.
+    cluster.server.set_faults(held);
+    cluster.server.apply(placed(slice("kubernetes", &["192.168.50.9"], &PORT), "default", api));
+    let before = cluster.server.requests().len();
+    let agent = cluster.start();
+    let start = Instant::now();
+    let asked =
+        || cluster.server.requests()[before..].iter().filter(|r| r.path == "/api/v1/services").count();
+    while asked() == 0 {
+        assert!(start.elapsed() < LIMIT, "{}", agent.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(cluster.real_servers(), all, "{}", agent.log());
+    cluster.server.set_faults(Faults::default());
+    cluster.wait_for(&agent, &[web, "10.96.0.1:80 -> 192.168.50.9:80", DNS, first[1]]);
 }
 
 #[test]

@@ -4,20 +4,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use integration::lab::Netns;
 use kube_ipvs::config::node;
+use kube_ipvs::core::audit::{Piece, Step};
+use kube_ipvs::core::map::Set;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::observed::Observed;
+use kube_ipvs::core::observed::ObservedServer;
 use kube_ipvs::core::op::{Lane, Op};
 use kube_ipvs::core::settings::Settings;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
-use kube_ipvs::kernel::{Kernel, ObserveError, OpError};
+use kube_ipvs::kernel::{Kernel, ObserveError, OpError, Runner};
 use kube_ipvs::reconcile::{Outlets, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
@@ -52,14 +53,13 @@ fn slice(n: u16, endpoints: u8) -> Object {
         ready: true,
         serving: true,
         terminating: false,
-        node: (e == 0).then(|| "node-a".into()),
-        hints: None,
+        place: (e == 0).then(|| Place::on("node-a")),
     };
     Object::EndpointSlice(EndpointSlice {
         name: name(n),
         service: name(n),
         family: Family::V4,
-        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: (0..endpoints).map(endpoint).collect(),
     })
 }
@@ -80,11 +80,19 @@ struct Counting {
 }
 
 impl Kernel for Counting {
-    fn observe(&mut self) -> Result<Observed, ObserveError> {
-        self.kernel.observe()
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        self.kernel.read(step)
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        self.kernel.beside(work);
+    }
+
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.kernel.look_up(servers)
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         self.kernel.busy(servers)
     }
 

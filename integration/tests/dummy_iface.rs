@@ -88,7 +88,8 @@ fn addresses_elsewhere_and_wider_prefixes() {
         .unwrap();
         let listed = device.list().unwrap();
         assert_eq!(listed, ["10.1.2.3/24".parse().unwrap()]);
-        let elsewhere: Vec<String> = device.elsewhere().unwrap().iter().map(|a| a.addr.to_string()).collect();
+        let elsewhere: Vec<String> =
+            device.addresses().unwrap().elsewhere.iter().map(|a| a.addr.to_string()).collect();
         assert!(
             elsewhere.contains(&"192.168.1.5/24".to_owned()) && elsewhere.contains(&"127.0.0.1/8".to_owned())
         );

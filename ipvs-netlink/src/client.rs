@@ -11,7 +11,7 @@ use crate::error::{CommandError, Error, Refusal};
 use crate::frame::Request;
 use crate::message::{FAMILY_NAME, IpvsAttribute, IpvsCommand, IpvsMessage, VERSION};
 use crate::service::Service;
-use crate::socket::{Counters, GenlSocket};
+use crate::socket::{Counters, Dump, DumpEnd, GenlSocket};
 use crate::types::{Family, ServiceId};
 use crate::wire::{self, Writer};
 
@@ -137,10 +137,7 @@ impl Client {
         write_id(&mut out, id);
         let kind = CommandKind::service(IpvsCommand::GetService, *id);
         let message = self.ask(kind, &out.bytes)?;
-        let found = message.attributes.into_iter().find_map(|attribute| match attribute {
-            IpvsAttribute::Service(service) => Some(service),
-            _ => None,
-        });
+        let found = message.attributes.into_iter().find_map(service_of);
         found.ok_or_else(|| Error::Malformed("a report of a service without one".to_owned()))
     }
 
@@ -149,10 +146,7 @@ impl Client {
     /// # Errors
     /// A list that could not be read whole.
     pub fn services(&mut self) -> Result<Vec<Service>, Error> {
-        self.dump(CommandKind::of(IpvsCommand::GetService), &[], |attribute| match attribute {
-            IpvsAttribute::Service(service) => Some(service),
-            _ => None,
-        })
+        self.dump(CommandKind::of(IpvsCommand::GetService), &[], service_of)
     }
 
     /// Adds a destination. `ipvsadm -a`
@@ -295,17 +289,93 @@ impl Client {
         attributes: &[u8],
         pick: impl Fn(IpvsAttribute) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
-        let mut parts = self.socket.dump(&self.request(&kind, attributes))?;
-        if parts.as_ref().is_err_and(may_have_moved) && self.family_moved()? {
-            parts = self.socket.dump(&self.request(&kind, attributes))?;
+        let service = kind.service.map(|id| id.family());
+        let found = std::cell::RefCell::new(Found::new());
+        let mut part = |bytes: &[u8]| found.borrow_mut().take(kind, bytes, service, &pick);
+        let mut restart = || *found.borrow_mut() = Found::new();
+        let request = self.request(&kind, attributes);
+        let mut end = self.socket.dump(&request, &mut restart, &mut part)?;
+        if end.as_ref().is_err_and(may_have_moved) && self.family_moved()? {
+            end = self.socket.dump(&self.request(&kind, attributes), &mut restart, &mut part)?;
         }
-        let parts = parts.map_err(|refusal| refused(kind, refusal))?;
-        let family = kind.service.map(|id| id.family());
-        let read = |part: &Vec<u8>| {
-            let found = parse(kind.command, part, family)?.attributes.into_iter().find_map(&pick);
-            found.ok_or_else(|| Error::Malformed(format!("{kind}: a part of the list without an entry")))
-        };
-        parts.iter().map(read).collect()
+        end.map_err(|refusal| refused(kind, refusal))?;
+        found.into_inner().end()
+    }
+
+    /// Asks for all services, to be read little by little with [`Self::more_services`]. Until the end
+    /// nothing else may be asked for over this client.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn begin_services(&mut self) -> Result<ServiceList, Error> {
+        let kind = CommandKind::of(IpvsCommand::GetService);
+        Ok(ServiceList { dump: self.socket.begin_dump(&self.request(&kind, &[]))?, ended: false })
+    }
+
+    /// Some more services of a list, `None` at its end. What is added or removed between two calls moves
+    /// positions in the kernel's table: a service may come twice then, or not at all.
+    ///
+    /// # Errors
+    /// A list that could not be read whole.
+    pub fn more_services(&mut self, list: &mut ServiceList) -> Result<Option<Vec<Service>>, Error> {
+        if list.ended {
+            return Ok(None);
+        }
+        let kind = CommandKind::of(IpvsCommand::GetService);
+        let mut found = Found::new();
+        let mut part = |bytes: &[u8]| found.take(kind, bytes, None, &service_of);
+        let end = self.socket.more(&mut list.dump, &mut part)?;
+        list.ended = end.is_some();
+        match end {
+            None | Some(DumpEnd::Whole) => found.end().map(Some),
+            Some(DumpEnd::Interrupted) => Err(Error::DumpInterrupted),
+            Some(DumpEnd::Refused(refusal)) => Err(refused(kind, refusal)),
+        }
+    }
+}
+
+/// A list of services that is being read.
+#[derive(Debug)]
+pub struct ServiceList {
+    dump: Dump,
+    ended: bool,
+}
+
+fn service_of(attribute: IpvsAttribute) -> Option<Service> {
+    match attribute {
+        IpvsAttribute::Service(service) => Some(service),
+        _ => None,
+    }
+}
+
+/// What was read of a list; one bad part spoils it.
+struct Found<T>(Result<Vec<T>, Error>);
+
+impl<T> Found<T> {
+    fn new() -> Self {
+        Self(Ok(Vec::new()))
+    }
+
+    fn take(
+        &mut self,
+        kind: CommandKind,
+        bytes: &[u8],
+        service: Option<Family>,
+        pick: &dyn Fn(IpvsAttribute) -> Option<T>,
+    ) {
+        let Ok(found) = &mut self.0 else { return };
+        let parsed = parse(kind.command, bytes, service).and_then(|message| {
+            let entry = message.attributes.into_iter().find_map(pick);
+            entry.ok_or_else(|| Error::Malformed(format!("{kind}: a part of the list without an entry")))
+        });
+        match parsed {
+            Ok(entry) => found.push(entry),
+            Err(error) => self.0 = Err(error),
+        }
+    }
+
+    fn end(self) -> Result<Vec<T>, Error> {
+        self.0
     }
 }
 

@@ -15,7 +15,7 @@ mod stats;
 mod types;
 mod wire;
 
-pub use client::{BatchReport, Client};
+pub use client::{BatchReport, Client, ServiceList};
 pub use command::{Command, CommandKind};
 pub use control::{Config, DaemonState, Info, SyncDaemon};
 pub use destination::{Destination, Tunnel, TunnelKind};

@@ -37,10 +37,19 @@ pub struct Counters {
     pub dumps: u64,
 }
 
+/// A dump that was asked for.
+#[derive(Debug)]
+pub(crate) struct Dump {
+    seq: u32,
+    whole: bool,
+    busy: bool,
+    cut: bool,
+}
+
 /// How one try of a dump ended.
-enum DumpEnd {
-    /// The attributes of every part.
-    Whole(Vec<Vec<u8>>),
+pub(crate) enum DumpEnd {
+    /// Every part was handed on.
+    Whole,
     /// The list changed meanwhile, or an earlier dump was still going on.
     Interrupted,
     Refused(Refusal),
@@ -170,17 +179,34 @@ impl GenlSocket {
         }
     }
 
-    /// Dumps: returns the attributes of every part. Complete or an error; read again when the
-    /// kernel says that the list changed meanwhile.
-    pub fn dump(&mut self, request: &Request<'_>) -> Result<Result<Vec<Vec<u8>>, Refusal>, Error> {
+    /// Asks for a dump. Its answer is read by [`Self::more`].
+    pub fn begin_dump(&mut self, request: &Request<'_>) -> Result<Dump, Error> {
+        let seq = self.next_seq();
+        let mut bytes = Vec::new();
+        encode(request, NLM_F_DUMP, seq, &mut bytes);
+        self.counters.dumps += 1;
+        self.send(&bytes)?;
+        Ok(Dump { seq, whole: true, busy: false, cut: false })
+    }
+
+    /// Dumps: hands the attributes of every part to `part`. Complete or an error; read again, after
+    /// `restart`, when the kernel says that the list changed meanwhile.
+    pub fn dump(
+        &mut self,
+        request: &Request<'_>,
+        restart: &mut dyn FnMut(),
+        part: &mut dyn FnMut(&[u8]),
+    ) -> Result<Result<(), Refusal>, Error> {
         for _ in 0..DUMP_TRIES {
-            let seq = self.next_seq();
-            let mut bytes = Vec::new();
-            encode(request, NLM_F_DUMP, seq, &mut bytes);
-            self.counters.dumps += 1;
-            self.send(&bytes)?;
-            match self.dump_parts(seq)? {
-                DumpEnd::Whole(parts) => return Ok(Ok(parts)),
+            restart();
+            let mut dump = self.begin_dump(request)?;
+            let end = loop {
+                if let Some(end) = self.more(&mut dump, part)? {
+                    break end;
+                }
+            };
+            match end {
+                DumpEnd::Whole => return Ok(Ok(())),
                 DumpEnd::Refused(refusal) => return Ok(Err(refusal)),
                 DumpEnd::Interrupted => {}
             }
@@ -188,43 +214,41 @@ impl GenlSocket {
         Err(Error::DumpInterrupted)
     }
 
-    /// Reads one dump to its end, also when it is useless by then: a socket has one dump at a time,
-    /// and refuses the next with `EBUSY` until the first is read out.
-    fn dump_parts(&mut self, seq: u32) -> Result<DumpEnd, Error> {
-        let mut parts = Vec::new();
-        let (mut whole, mut busy, mut cut) = (true, false, false);
-        loop {
-            for message in self.receive()? {
-                if message.seq != seq {
-                    // The dump that was in the way, given up after a timeout, ends here.
-                    if busy && message.kind == NLMSG_DONE {
-                        return Ok(DumpEnd::Interrupted);
-                    }
-                    continue;
+    /// Reads one datagram of a dump; `None` until its end. A dump is read to the end also when it is
+    /// useless by then: a socket has one dump at a time, and refuses the next with `EBUSY` until the first
+    /// is read out.
+    pub fn more(&mut self, dump: &mut Dump, part: &mut dyn FnMut(&[u8])) -> Result<Option<DumpEnd>, Error> {
+        for message in self.receive()? {
+            if message.seq != dump.seq {
+                // The dump that was in the way, given up after a timeout, ends here.
+                if dump.busy && message.kind == NLMSG_DONE {
+                    return Ok(Some(DumpEnd::Interrupted));
                 }
-                whole &= message.flags & NLM_F_DUMP_INTR == 0;
-                match message.kind {
-                    NLMSG_ERROR => match refusal(&message)? {
-                        refusal if refusal.errno == EBUSY => busy = true,
-                        refusal => return Ok(DumpEnd::Refused(refusal)),
-                    },
-                    NLMSG_DONE => {
-                        let refusal = refusal(&message)?;
-                        return match () {
-                            () if refusal.errno != 0 => Ok(DumpEnd::Refused(refusal)),
-                            () if !whole => Ok(DumpEnd::Interrupted),
-                            () if cut => Err(Error::Malformed("a part of a list is too short".to_owned())),
-                            () => Ok(DumpEnd::Whole(parts)),
-                        };
-                    }
-                    NLMSG_NOOP => {}
-                    NLMSG_OVERRUN => return Err(Error::Overrun),
-                    _ => match message.payload.get(GENL..) {
-                        Some(attributes) => parts.push(attributes.to_vec()),
-                        None => cut = true,
-                    },
+                continue;
+            }
+            dump.whole &= message.flags & NLM_F_DUMP_INTR == 0;
+            match message.kind {
+                NLMSG_ERROR => match refusal(&message)? {
+                    refusal if refusal.errno == EBUSY => dump.busy = true,
+                    refusal => return Ok(Some(DumpEnd::Refused(refusal))),
+                },
+                NLMSG_DONE => {
+                    let refusal = refusal(&message)?;
+                    return match () {
+                        () if refusal.errno != 0 => Ok(Some(DumpEnd::Refused(refusal))),
+                        () if !dump.whole => Ok(Some(DumpEnd::Interrupted)),
+                        () if dump.cut => Err(Error::Malformed("a part of a list is too short".to_owned())),
+                        () => Ok(Some(DumpEnd::Whole)),
+                    };
                 }
+                NLMSG_NOOP => {}
+                NLMSG_OVERRUN => return Err(Error::Overrun),
+                _ => match message.payload.get(GENL..) {
+                    Some(attributes) => part(attributes),
+                    None => dump.cut = true,
+                },
             }
         }
+        Ok(None)
     }
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is to go, in which order: pure.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::map::{Map, Set};
 use super::model::{Family, Protocol, VsKey};
 use super::observed::ObservedSet;
 use super::ownership::DEVICE;
@@ -19,9 +20,9 @@ pub struct Found {
     /// Every virtual server that has an address.
     pub servers: Vec<VsKey>,
     /// The addresses on `kube-ipvs0`; `None` where there is no such device.
-    pub bound: Option<HashSet<IpNet>>,
+    pub bound: Option<Set<IpNet>>,
     /// The sets that have our names, with their members.
-    pub sets: HashMap<SetId, ObservedSet>,
+    pub sets: Map<SetId, ObservedSet>,
     /// What `iptables-save` and its twin print.
     pub rules: Vec<(Family, String)>,
     /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
@@ -106,7 +107,7 @@ pub fn build_steps(found: &Found, scope: &Scope) -> (Vec<Step>, Vec<String>) {
 /// their address and port, or their port as a node port. The sets go last, so that a cleanup that was
 /// interrupted can be finished.
 fn own_servers(found: &Found, scope: &Scope) -> BTreeSet<VsKey> {
-    let bound: HashSet<IpAddr> = found.bound.iter().flatten().map(IpNet::addr).collect();
+    let bound: Set<IpAddr> = found.bound.iter().flatten().map(IpNet::addr).collect();
     let has = |kind: SetKind, family: Family, entry: Entry| {
         found.sets.get(&SetId { kind, family }).is_some_and(|set| set.members.contains(&entry))
     };
@@ -162,7 +163,8 @@ mod tests {
                 set(SetKind::ExternalIp, Family::V4, &[entry("192.168.50.2", 443)]),
                 set(SetKind::ClusterIp, Family::V6, &[entry("fd00:96::10", 80)]),
             ]
-            .into(),
+            .into_iter()
+            .collect(),
             nft_tables: [true, false],
             rules: vec![(
                 Family::V4,

@@ -4,7 +4,7 @@
 //! Keys shared by several Services (an external IP with two ports, a virtual server that two
 //! Services claim) are counted or ranked, so an update touches its own fragment's keys only.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::flows::FlowFilter;
 use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
+use super::map::Map;
 use super::model::{Family, ObjectName, Protocol, VsKey};
 use super::sets::{Entry, SetId, SetKind};
 
@@ -34,12 +35,38 @@ pub struct Changes {
     pub remarked: BTreeSet<ObjectName>,
     /// Health-check node ports have other answers than before.
     pub health_checks: bool,
+    /// Everything will be looked at: entries and addresses need not be noted one by one.
+    pub everything: bool,
 }
 
 impl Changes {
     /// True when nothing in the kernel is concerned.
     pub fn is_empty(&self) -> bool {
         self.len() == 0 && self.flows.is_empty()
+    }
+
+    fn entry(&mut self, entry: (SetId, Entry)) {
+        if !self.everything {
+            self.entries.insert(entry);
+        }
+    }
+
+    fn address(&mut self, addr: IpAddr) {
+        if !self.everything {
+            self.addresses.insert(addr);
+        }
+    }
+
+    /// Adds others.
+    pub fn append(&mut self, mut others: Changes) {
+        self.virtual_servers.append(&mut others.virtual_servers);
+        self.addresses.append(&mut others.addresses);
+        self.networks.append(&mut others.networks);
+        self.entries.append(&mut others.entries);
+        self.flows.append(&mut others.flows);
+        self.contested.append(&mut others.contested);
+        self.remarked.append(&mut others.remarked);
+        self.health_checks |= others.health_checks;
     }
 
     /// Number of keys.
@@ -65,11 +92,10 @@ impl Claim {
 /// All fragments and their indexes.
 #[derive(Debug, Default)]
 pub struct Desired {
-    fragments: HashMap<ObjectName, Fragment>,
-    virtual_servers: HashMap<VsKey, Vec<Claim>>,
-    addresses: HashMap<IpAddr, u32>,
-    entries: HashMap<(SetId, Entry), u32>,
-    members: HashMap<SetId, u32>,
+    fragments: Map<ObjectName, Box<Fragment>>,
+    virtual_servers: Map<VsKey, Vec<Claim>>,
+    addresses: Map<IpAddr, u32>,
+    entries: BTreeMap<SetId, Map<Entry, u32>>,
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
     first: BTreeSet<ObjectName>,
@@ -82,20 +108,20 @@ impl Desired {
     /// Replaces what `name` contributes (`None`: nothing any more) and adds every kernel object
     /// whose wanted state changed to `changes`.
     pub fn update(&mut self, name: &ObjectName, new: Option<Fragment>, changes: &mut Changes) {
-        let old = self.fragments.remove(name).unwrap_or_default();
+        let old = self.fragments.remove(name).map(|fragment| *fragment).unwrap_or_default();
         if let Some(new) = &new
             && *new == old
         {
-            self.fragments.insert(name.clone(), old);
+            self.fragments.insert(name.clone(), Box::new(old));
             return;
         }
         let next = new.unwrap_or_default();
         self.update_servers(name, &old, &next, changes);
         for addr in &next.addresses {
-            count_up(&mut self.addresses, *addr, || changes.addresses.insert(*addr));
+            count_up(&mut self.addresses, *addr, || changes.address(*addr));
         }
         for addr in &old.addresses {
-            count_down(&mut self.addresses, *addr, || changes.addresses.insert(*addr));
+            count_down(&mut self.addresses, *addr, || changes.address(*addr));
         }
         self.update_entries(&old.entries, &next.entries, changes);
         if old.udp != next.udp && !next.udp.is_empty() {
@@ -117,7 +143,7 @@ impl Desired {
             if next.first {
                 self.first.insert(name.clone());
             }
-            self.fragments.insert(name.clone(), next);
+            self.fragments.insert(name.clone(), Box::new(next));
         }
     }
 
@@ -132,18 +158,12 @@ impl Desired {
     /// Counts up before down, so that what stays is not reported.
     fn update_entries(&mut self, old: &[(SetId, Entry)], next: &[(SetId, Entry)], changes: &mut Changes) {
         for entry in next {
-            count_up(&mut self.entries, *entry, || {
-                *self.members.entry(entry.0).or_default() += 1;
-                changes.entries.insert(*entry)
-            });
+            let members = self.entries.entry(entry.0).or_default();
+            count_up(members, entry.1, || changes.entry(*entry));
         }
         for entry in old {
-            count_down(&mut self.entries, *entry, || {
-                if let Some(n) = self.members.get_mut(&entry.0) {
-                    *n -= 1;
-                }
-                changes.entries.insert(*entry)
-            });
+            let members = self.entries.entry(entry.0).or_default();
+            count_down(members, entry.1, || changes.entry(*entry));
         }
     }
 
@@ -158,6 +178,8 @@ impl Desired {
             if let Ok(i) = next.virtual_servers.binary_search_by_key(&key, |vs| vs.key) {
                 let claim = Claim { created: next.created, server: next.virtual_servers[i].clone() };
                 let at = claims.partition_point(|c| c.rank() < claim.rank());
+                // Nearly every virtual server has one claim.
+                claims.reserve_exact(1);
                 claims.insert(at, claim);
             }
             let losers = claims.len().saturating_sub(1);
@@ -191,7 +213,7 @@ impl Desired {
         }
         changes.virtual_servers.insert(key);
         let entries =
-            |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map_or(Vec::new(), |vs| vs.entries.clone());
+            |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.entries.clone()).unwrap_or_default();
         self.update_entries(&entries(&before), &entries(&after), changes);
         if after.is_some_and(|vs| vs.closed_to_node) {
             self.closed_to_node.insert(key);
@@ -287,17 +309,17 @@ impl Desired {
 
     /// Whether the set is to hold the entry.
     pub fn wants_entry(&self, entry: &(SetId, Entry)) -> bool {
-        self.entries.contains_key(entry)
+        self.entries.get(&entry.0).is_some_and(|members| members.contains_key(&entry.1))
     }
 
     /// Every wanted set entry, in no order.
-    pub fn entries(&self) -> impl Iterator<Item = &(SetId, Entry)> {
-        self.entries.keys()
+    pub fn entries(&self) -> impl Iterator<Item = (SetId, Entry)> + '_ {
+        self.entries.iter().flat_map(|(set, members)| members.keys().map(move |entry| (*set, *entry)))
     }
 
     /// How many entries the set is to hold.
     pub fn members(&self, set: SetId) -> u32 {
-        self.members.get(&set).copied().unwrap_or(0)
+        self.entries.get(&set).map_or(0, |members| u32::try_from(members.len()).unwrap_or(u32::MAX))
     }
 
     /// Whether the set is to hold anything: rules over empty sets are left out.
@@ -327,7 +349,7 @@ impl Desired {
     }
 }
 
-fn count_up<K: std::hash::Hash + Eq>(map: &mut HashMap<K, u32>, key: K, first: impl FnOnce() -> bool) {
+fn count_up<K: std::hash::Hash + Eq>(map: &mut Map<K, u32>, key: K, first: impl FnOnce()) {
     let count = map.entry(key).or_default();
     *count += 1;
     if *count == 1 {
@@ -335,7 +357,7 @@ fn count_up<K: std::hash::Hash + Eq>(map: &mut HashMap<K, u32>, key: K, first: i
     }
 }
 
-fn count_down<K: std::hash::Hash + Eq>(map: &mut HashMap<K, u32>, key: K, last: impl FnOnce() -> bool) {
+fn count_down<K: std::hash::Hash + Eq>(map: &mut Map<K, u32>, key: K, last: impl FnOnce()) {
     if let Some(count) = map.get_mut(&key) {
         *count -= 1;
         if *count == 0 {

@@ -13,14 +13,15 @@ fn fragment(name: &str, created: i64, vip: &str, rs: &[&str]) -> Fragment {
             key,
             spec: VsSpec { scheduler: "rr".into(), flags: 0, timeout: 0 },
             real_servers: rs.iter().map(|a| RsKey { addr: a.parse().unwrap(), port: 1 }).collect(),
-            entries: vec![(SetId { kind: SetKind::ClusterIp, family: Family::V4 }, Entry::Ip(addr))],
+            entries: vec![(SetId { kind: SetKind::ClusterIp, family: Family::V4 }, Entry::Ip(addr))].into(),
             closed_to_node: false,
             first: false,
             service: ObjectName::new("d", name),
             port_name: "".into(),
-        })],
-        addresses: vec![addr],
-        entries: vec![(SetId { kind: SetKind::IpvsIps, family: Family::V4 }, Entry::Ip(addr))],
+        })]
+        .into(),
+        addresses: vec![addr].into(),
+        entries: vec![(SetId { kind: SetKind::IpvsIps, family: Family::V4 }, Entry::Ip(addr))].into(),
         ..Fragment::default()
     }
 }
@@ -110,9 +111,9 @@ fn only_the_winner_contributes_set_entries_of_the_virtual_server() {
     let with = |name: &str, created: i64, n: u8| {
         let mut f = fragment(name, created, "10.0.0.1", &[]);
         let mut vs = VirtualServer::clone(&f.virtual_servers[0]);
-        vs.entries = vec![entry(n)];
+        vs.entries = vec![entry(n)].into();
         vs.closed_to_node = n == 2;
-        f.virtual_servers = vec![Arc::new(vs)];
+        f.virtual_servers = vec![Arc::new(vs)].into();
         f
     };
     let mut desired = Desired::default();
@@ -133,10 +134,11 @@ fn flows_are_looked_at_when_udp_frontends_or_endpoints_change_and_judged_by_the_
         let mut f = fragment(name, created, "10.0.0.1", &[]);
         let key = VsKey { protocol: Protocol::Udp, addr: "10.0.0.1".parse().unwrap(), port };
         f.virtual_servers =
-            vec![Arc::new(VirtualServer { key, ..VirtualServer::clone(&f.virtual_servers[0]) })];
+            vec![Arc::new(VirtualServer { key, ..VirtualServer::clone(&f.virtual_servers[0]) })].into();
         let endpoints = endpoints.iter().map(|n| RsKey { addr: [10, 1, 0, *n].into(), port: 53 }).collect();
         f.udp =
-            vec![UdpPort { family: Family::V4, frontends: vec![(key.addr, port)], node_port: 0, endpoints }];
+            vec![UdpPort { family: Family::V4, frontends: vec![(key.addr, port)], node_port: 0, endpoints }]
+                .into();
         f
     };
     let mut desired = Desired::default();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::desired::Desired;
 use super::model::{Protocol, RsKey, VsKey};
-use super::observed::Observed;
+use super::observed::{Observed, RsState};
 use super::op::Op;
 
 /// Whether real servers of the protocol are drained: UDP and SCTP ones go at once, as in kube-proxy,
@@ -25,19 +25,27 @@ pub struct Drains {
 }
 
 impl Drains {
-    /// Finds the drains in a fresh reading of the kernel.
-    pub fn adopt(&mut self, desired: &Desired, observed: &Observed, now: Duration) {
+    /// Finds the drains of virtual servers that were read afresh.
+    pub fn adopt(&mut self, desired: &Desired, observed: &Observed, keys: &BTreeSet<VsKey>, now: Duration) {
+        let draining = |vs: &VsKey| -> Vec<RsKey> {
+            let (Some(wanted), Some(server)) = (desired.virtual_server(vs), observed.virtual_servers.get(vs))
+            else {
+                return Vec::new();
+            };
+            let goes = |(rs, state): &(&RsKey, &RsState)| {
+                state.weight == 0 && wanted.real_servers.binary_search(rs).is_err()
+            };
+            server.real_servers.iter().filter(goes).map(|(rs, _)| *rs).collect()
+        };
         let mut since = BTreeMap::new();
-        for (vs, server) in &observed.virtual_servers {
-            let Some(wanted) = desired.virtual_server(vs) else { continue };
-            for (rs, state) in &server.real_servers {
-                if state.weight == 0 && wanted.real_servers.binary_search(rs).is_err() {
-                    let key = (*vs, *rs);
-                    since.insert(key, self.since.get(&key).copied().unwrap_or(now));
-                }
+        for vs in keys {
+            for rs in draining(vs) {
+                let key = (*vs, rs);
+                since.insert(key, self.since.get(&key).copied().unwrap_or(now));
             }
         }
-        self.since = since;
+        self.since.retain(|(vs, _), _| !keys.contains(vs));
+        self.since.append(&mut since);
     }
 
     /// Follows an op that the kernel acknowledged.

@@ -46,11 +46,11 @@ pub fn build_endpoints<'a>(
         if slice.family != family {
             continue;
         }
-        for slice_port in &slice.ports {
+        for slice_port in slice.ports.iter() {
             if slice_port.name != port.name || slice_port.protocol != port.protocol {
                 continue;
             }
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints.iter() {
                 let target = RsKey { addr: endpoint.addr, port: slice_port.port };
                 let new = build_port_endpoint(target, endpoint, node);
                 let keep_old = merged.get(&target).is_some_and(|old| rank(old) < rank(&new));
@@ -64,13 +64,14 @@ pub fn build_endpoints<'a>(
 }
 
 fn build_port_endpoint<'a>(target: RsKey, endpoint: &'a Endpoint, node: &str) -> PortEndpoint<'a> {
+    let place = endpoint.place.as_deref();
     PortEndpoint {
         target,
         ready: endpoint.ready,
         serving: endpoint.serving,
         terminating: endpoint.terminating,
-        local: endpoint.node.as_deref() == Some(node) && !node.is_empty(),
-        hints: endpoint.hints.as_deref(),
+        local: !node.is_empty() && place.is_some_and(|p| p.node.as_deref() == Some(node)),
+        hints: place.map(|p| &p.hints),
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
-use crate::core::model::{ObjectName, Protocol, SlicePort};
+use crate::core::model::{ObjectName, Place, Protocol, SlicePort};
 
 fn port() -> ServicePort {
     ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }
@@ -14,17 +14,17 @@ fn endpoint(text: &str) -> Endpoint {
     let addr = words.next().unwrap().parse().unwrap();
     let words: Vec<&str> = words.collect();
     let has = |word: &str| words.contains(&word);
-    let hinted = |letter: char| -> Vec<Arc<str>> {
+    let hinted = |letter: char| -> Box<[Arc<str>]> {
         words.iter().filter(|w| w.len() == 2 && w.starts_with(letter)).map(|w| (*w).into()).collect()
     };
     let hints = Hints { zones: hinted('z'), nodes: hinted('n') };
+    let node = words.iter().find_map(|w| w.strip_prefix('@')).map(Into::into);
     Endpoint {
         addr,
         ready: !has("unready"),
         serving: !has("unserving"),
         terminating: has("terminating"),
-        node: words.iter().find_map(|w| w.strip_prefix('@')).map(Into::into),
-        hints: (hints != Hints::default()).then(|| Box::new(hints)),
+        place: Some(Arc::new(Place { node, hints })),
     }
 }
 
@@ -33,7 +33,7 @@ fn slice(port: (&str, Protocol, u16), endpoints: &[&str]) -> EndpointSlice {
         name: ObjectName::new("ns", "s"),
         service: ObjectName::new("ns", "svc"),
         family: Family::V4,
-        ports: vec![SlicePort { name: port.0.into(), protocol: port.1, port: port.2 }],
+        ports: [SlicePort { name: port.0.into(), protocol: port.1, port: port.2 }].into(),
         endpoints: endpoints.iter().map(|e| endpoint(e)).collect(),
     }
 }
@@ -173,6 +173,6 @@ fn two_port_numbers_under_one_name_are_two_real_servers() {
 #[test]
 fn a_nameless_node_has_no_local_endpoints() {
     let mut s = slice(HTTP, &["10.0.0.1"]);
-    s.endpoints[0].node = Some("".into());
+    s.endpoints[0].place = Some(Place::on(""));
     assert!(!build_endpoints(&port(), Family::V4, [&s], "")[0].local);
 }

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::endpoints::{self, PortEndpoint, Selection};
-use super::model::{EndpointSlice, Family, ObjectName, Protocol, RsKey, Service, ServicePort, VsKey, VsSpec};
+use super::few::Few;
+use super::model::{
+    EndpointSlice, Family, ObjectName, PERSISTENT, Protocol, RsKey, Service, ServicePort, VsKey, VsSpec,
+};
 use super::node::{Binding, NodeFacts};
 use super::sets::{Entry, SetId, SetKind};
 use super::settings::{ExternalIps, Settings};
 
-/// `IP_VS_SVC_F_PERSISTENT`
-const PERSISTENT: u32 = 0x1;
 /// `IP_VS_SVC_F_SCHED_MH_PORT`: kube-proxy hashes the source port too.
 const MH_PORT: u32 = 0x10;
 
@@ -26,7 +27,7 @@ pub struct VirtualServer {
     /// Real servers, sorted.
     pub real_servers: Arc<[RsKey]>,
     /// Set entries of this VIP and port; they count only while this claim wins.
-    pub entries: Vec<(SetId, Entry)>,
+    pub entries: Few<(SetId, Entry)>,
     /// The node itself is outside of the Service's source ranges: drop what it gets from here.
     pub closed_to_node: bool,
     /// Programmed before all others.
@@ -77,15 +78,15 @@ pub struct Fragment {
     /// Programmed before all others.
     pub first: bool,
     /// Virtual servers.
-    pub virtual_servers: Vec<Arc<VirtualServer>>,
+    pub virtual_servers: Few<Arc<VirtualServer>>,
     /// Addresses to bind to `kube-ipvs0`.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Few<IpAddr>,
     /// Set entries that belong to no virtual server.
-    pub entries: Vec<(SetId, Entry)>,
+    pub entries: Few<(SetId, Entry)>,
     /// UDP ports with endpoints.
-    pub udp: Vec<UdpPort>,
+    pub udp: Box<[UdpPort]>,
     /// What the operator should know.
-    pub remarks: Vec<Remark>,
+    pub remarks: Box<[Remark]>,
     /// Whether a policy Local finds endpoints, but none on this node, of each family, by
     /// [`Family::index`]: the internal policy, then the external one.
     pub no_local: [[bool; 2]; 2],
@@ -108,8 +109,7 @@ pub fn build_fragment<'a>(
     node: &NodeFacts,
     settings: &Settings,
 ) -> Fragment {
-    let fragment = Fragment { created: service.created, first: service.first, ..Fragment::default() };
-    let mut builder = Builder { service, node, settings, fragment };
+    let mut builder = Builder { service, node, settings, draft: Draft::default() };
     for &family in &settings.families {
         // A Service without ClusterIP in a family has nothing there, not even its external IPs.
         let Some(cluster_ip) = service.cluster_ips[family.index()] else { continue };
@@ -129,7 +129,19 @@ struct Builder<'a> {
     service: &'a Service,
     node: &'a NodeFacts,
     settings: &'a Settings,
-    fragment: Fragment,
+    draft: Draft,
+}
+
+/// A fragment in the making.
+#[derive(Default)]
+struct Draft {
+    virtual_servers: Vec<Arc<VirtualServer>>,
+    addresses: Vec<IpAddr>,
+    entries: Vec<(SetId, Entry)>,
+    udp: Vec<UdpPort>,
+    remarks: Vec<Remark>,
+    no_local: [[bool; 2]; 2],
+    health: Option<HealthCheck>,
 }
 
 impl Builder<'_> {
@@ -142,7 +154,7 @@ impl Builder<'_> {
                 ExternalIps::Within(nets) if nets.iter().any(|net| net.contains(&ip)) => {
                     vips.push((VipKind::ExternalIp, ip));
                 }
-                ExternalIps::Within(_) => self.fragment.remarks.push(Remark::ExternalIpRefused(ip)),
+                ExternalIps::Within(_) => self.draft.remarks.push(Remark::ExternalIpRefused(ip)),
                 ExternalIps::None => {}
             }
         }
@@ -169,7 +181,7 @@ impl Builder<'_> {
         }
         if self.service.health_check_node_port != 0 {
             let set = SetId { kind: SetKind::HealthCheckNodePort, family };
-            self.fragment.entries.push((set, Entry::Port(self.service.health_check_node_port)));
+            self.draft.entries.push((set, Entry::Port(self.service.health_check_node_port)));
         }
     }
 
@@ -177,7 +189,7 @@ impl Builder<'_> {
     fn add_health_check(&mut self, family: Family, ready: usize) {
         let port = self.service.health_check_node_port;
         if port != 0 {
-            let check = self.fragment.health.get_or_insert(HealthCheck { port, local: [None, None] });
+            let check = self.draft.health.get_or_insert(HealthCheck { port, local: [None, None] });
             check.local[family.index()] = Some(u32::try_from(ready).unwrap_or(u32::MAX));
         }
     }
@@ -191,7 +203,7 @@ impl Builder<'_> {
         let local = service.internal_local || (service.external_local && outside);
         let selection = endpoints::select(all, cluster, local, self.node);
         if local && selection.local.is_empty() && all.iter().any(PortEndpoint::is_usable) {
-            let no_local = &mut self.fragment.no_local[family.index()];
+            let no_local = &mut self.draft.no_local[family.index()];
             no_local[0] |= service.internal_local;
             no_local[1] |= service.external_local;
         }
@@ -201,7 +213,7 @@ impl Builder<'_> {
     /// Every local endpoint, whatever its state: a pod that reaches itself must be masqueraded.
     fn add_loop_back(&mut self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) {
         let set = SetId { kind: SetKind::LoopBack, family };
-        self.fragment.entries.extend(all.iter().filter(|e| e.local).map(|e| {
+        self.draft.entries.extend(all.iter().filter(|e| e.local).map(|e| {
             let RsKey { addr, port: number } = e.target;
             (set, Entry::IpPortIp(addr, port.protocol, number, addr))
         }));
@@ -261,13 +273,13 @@ impl Builder<'_> {
             _ => self.node.binding(vip),
         };
         if binding.is_bound() {
-            self.fragment.addresses.push(vip);
+            self.draft.addresses.push(vip);
         }
         if binding == Binding::Guarded {
             let set = SetId { kind: SetKind::IpvsIps, family: Family::of(vip) };
-            self.fragment.entries.push((set, Entry::Ip(vip)));
+            self.draft.entries.push((set, Entry::Ip(vip)));
         } else {
-            self.fragment.remarks.push(Remark::SpecialVip(vip, binding));
+            self.draft.remarks.push(Remark::SpecialVip(vip, binding));
         }
     }
 
@@ -284,9 +296,9 @@ impl Builder<'_> {
         for set in kinds.map(|kind| SetId { kind, family }) {
             if port.protocol == Protocol::Sctp {
                 let entry = |ip: &IpAddr| (set, Entry::IpPort(*ip, port.protocol, port.node_port));
-                self.fragment.entries.extend(addresses.iter().map(entry));
+                self.draft.entries.extend(addresses.iter().map(entry));
             } else {
-                self.fragment.entries.push((set, Entry::Port(port.node_port)));
+                self.draft.entries.push((set, Entry::Port(port.node_port)));
             }
         }
         for addr in addresses {
@@ -308,11 +320,11 @@ impl Builder<'_> {
         let scheduler = self.settings.scheduler.clone();
         let persistent = if affinity.is_some() { PERSISTENT } else { 0 };
         let flags = persistent | if *scheduler == *"mh" { MH_PORT } else { 0 };
-        self.fragment.virtual_servers.push(Arc::new(VirtualServer {
+        self.draft.virtual_servers.push(Arc::new(VirtualServer {
             key,
             spec: VsSpec { scheduler, flags, timeout: affinity.unwrap_or(0) },
             real_servers,
-            entries,
+            entries: entries.into(),
             closed_to_node,
             first: self.service.first,
             service: self.service.name.clone(),
@@ -332,16 +344,26 @@ impl Builder<'_> {
             return;
         }
         let frontends = vips.iter().map(|(_, vip)| (*vip, port.port)).collect();
-        self.fragment.udp.push(UdpPort { family, frontends, node_port: port.node_port, endpoints });
+        self.draft.udp.push(UdpPort { family, frontends, node_port: port.node_port, endpoints });
     }
 
     fn finish(self) -> Fragment {
-        let mut fragment = self.fragment;
-        merge_servers(&mut fragment.virtual_servers);
-        sort(&mut fragment.addresses);
-        sort(&mut fragment.entries);
-        sort(&mut fragment.remarks);
-        fragment
+        let mut draft = self.draft;
+        merge_servers(&mut draft.virtual_servers);
+        sort(&mut draft.addresses);
+        sort(&mut draft.entries);
+        sort(&mut draft.remarks);
+        Fragment {
+            created: self.service.created,
+            first: self.service.first,
+            virtual_servers: draft.virtual_servers.into(),
+            addresses: draft.addresses.into(),
+            entries: draft.entries.into(),
+            udp: draft.udp.into(),
+            remarks: draft.remarks.into(),
+            no_local: draft.no_local,
+            health: draft.health,
+        }
     }
 }
 
@@ -359,8 +381,9 @@ fn merge_servers(servers: &mut Vec<Arc<VirtualServer>>) {
             return false;
         }
         let mut merged = VirtualServer::clone(later);
-        merged.entries.extend(kept.entries.iter().copied());
-        sort(&mut merged.entries);
+        let mut entries: Vec<(SetId, Entry)> = later.entries.iter().chain(&kept.entries).copied().collect();
+        sort(&mut entries);
+        merged.entries = entries.into();
         merged.closed_to_node |= kept.closed_to_node;
         *kept = Arc::new(merged);
         true

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
-use crate::core::model::{Endpoint, SlicePort};
+use crate::core::model::{Endpoint, Place, SlicePort};
 use crate::core::settings::ExternalIps;
 
 fn ip(text: &str) -> IpAddr {
@@ -33,7 +33,7 @@ fn slice(protocol: Protocol, addrs: &[&str]) -> EndpointSlice {
         name: ObjectName::new("shop", "web-1"),
         service: ObjectName::new("shop", "web"),
         family: Family::of(ip(addrs[0])),
-        ports: vec![SlicePort { name: "p".into(), protocol, port: 8080 }],
+        ports: [SlicePort { name: "p".into(), protocol, port: 8080 }].into(),
         endpoints: addrs
             .iter()
             .map(|a| Endpoint {
@@ -41,8 +41,11 @@ fn slice(protocol: Protocol, addrs: &[&str]) -> EndpointSlice {
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: Some(if a.contains("244.1.") || a.contains("244:1:") { "n1" } else { "n2" }.into()),
-                hints: None,
+                place: Some(Place::on(if a.contains("244.1.") || a.contains("244:1:") {
+                    "n1"
+                } else {
+                    "n2"
+                })),
             })
             .collect(),
     }
@@ -96,7 +99,7 @@ fn dual_stack_keeps_the_families_apart() {
 fn no_endpoints_still_means_a_bound_virtual_server() {
     let f = build(&service(), &[]);
     assert_eq!(servers(&f), ["TCP 10.96.0.5:80 -> "]);
-    assert_eq!(f.addresses, ips(&["10.96.0.5"]));
+    assert_eq!(*f.addresses, *ips(&["10.96.0.5"]));
     assert_eq!(entries(&f), ["CLUSTER-IP 10.96.0.5,tcp:80", "IPVS-IPS 10.96.0.5"]);
 }
 
@@ -105,11 +108,11 @@ fn vips_that_would_cut_the_node_off_are_served_but_not_guarded() {
     let external = ["192.168.50.2", "198.51.100.20", "203.0.113.7", "192.168.50.1", "127.0.0.1", "fd00::1"];
     let f = build(&Service { external_ips: ips(&external), ..service() }, &[]);
     assert_eq!(f.virtual_servers.len(), 6, "the IPv6 one needs an IPv6 ClusterIP");
-    assert_eq!(f.addresses, ips(&["10.96.0.5", "198.51.100.20", "203.0.113.7"]));
+    assert_eq!(*f.addresses, *ips(&["10.96.0.5", "198.51.100.20", "203.0.113.7"]));
     let guarded: Vec<String> = entries(&f).into_iter().filter(|e| e.starts_with("IPVS-IPS")).collect();
     assert_eq!(guarded, ["IPVS-IPS 10.96.0.5", "IPVS-IPS 198.51.100.20"]);
     assert_eq!(
-        f.remarks,
+        *f.remarks,
         [
             Remark::SpecialVip(ip("127.0.0.1"), Binding::Special),
             Remark::SpecialVip(ip("192.168.50.1"), Binding::NextHop),
@@ -132,7 +135,7 @@ fn external_ips_can_be_refused() {
         |external_ips| build_fragment(&svc, [], &node(), &Settings { external_ips, ..Settings::default() });
     let within = with(ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
     assert_eq!(within.virtual_servers.len(), 2);
-    assert_eq!(within.remarks, [Remark::ExternalIpRefused(ip("203.0.113.9"))]);
+    assert_eq!(*within.remarks, [Remark::ExternalIpRefused(ip("203.0.113.9"))]);
     let none = with(ExternalIps::None);
     assert_eq!(
         (none.virtual_servers.len(), none.remarks.len()),
@@ -154,7 +157,7 @@ fn node_ports_are_served_on_every_node_address() {
         ]
     );
     assert!(entries(&f).contains(&"NODE-PORT-TCP 30080".to_owned()));
-    assert_eq!(f.addresses, ips(&["10.96.0.5"]), "a node address is never bound");
+    assert_eq!(*f.addresses, *ips(&["10.96.0.5"]), "a node address is never bound");
 }
 
 #[test]

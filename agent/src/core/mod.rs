@@ -4,14 +4,17 @@
 //! `model` (vocabulary) → `endpoints` (who serves) → `fragment` (what one Service contributes)
 //! → `desired` (all fragments, indexed) → `plan` (difference to `observed`) → `Plan`.
 
+pub mod audit;
 pub mod chains;
 pub mod cleanup;
 pub mod desired;
 pub mod drain;
 pub mod endpoints;
 pub mod failures;
+pub mod few;
 pub mod flows;
 pub mod fragment;
+pub mod map;
 pub mod model;
 pub mod node;
 pub mod observed;

@@ -214,19 +214,33 @@ pub struct Endpoint {
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,
+    /// Where it is, as far as that is known; the endpoints of a node share it.
+    pub place: Option<Arc<Place>>,
+}
+
+/// What endpoints have in common that run on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
     /// The node that the endpoint runs on.
     pub node: Option<Arc<str>>,
     /// For whom the endpoint is meant, if somebody said so.
-    pub hints: Option<Box<Hints>>,
+    pub hints: Hints,
+}
+
+impl Place {
+    /// A place on a node that is meant for nobody in particular.
+    pub fn on(node: &str) -> Arc<Self> {
+        Arc::new(Self { node: Some(node.into()), hints: Hints::default() })
+    }
 }
 
 /// The hints of an endpoint, as the EndpointSlice controller writes them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     /// `forZones`.
-    pub zones: Vec<Arc<str>>,
+    pub zones: Box<[Arc<str>]>,
     /// `forNodes`.
-    pub nodes: Vec<Arc<str>>,
+    pub nodes: Box<[Arc<str>]>,
 }
 
 /// An EndpointSlice of an IP family.
@@ -239,9 +253,9 @@ pub struct EndpointSlice {
     /// Address family of all endpoints.
     pub family: Family,
     /// Ports, shared by all endpoints.
-    pub ports: Vec<SlicePort>,
+    pub ports: Box<[SlicePort]>,
     /// Endpoints.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
 }
 
 /// The Node object of this node, as far as it matters here.
@@ -307,4 +321,20 @@ pub struct VsSpec {
     pub flags: u32,
     /// Persistence timeout in seconds, 0 when not persistent.
     pub timeout: u32,
+}
+
+/// `IP_VS_SVC_F_PERSISTENT`
+pub const PERSISTENT: u32 = 0x1;
+/// `IP_VS_SVC_F_ONEPACKET`
+pub const ONE_PACKET: u32 = 0x4;
+
+impl VsSpec {
+    /// Whether the kernel's table shows it like this: only two of the flags are in it, and the timeout only
+    /// where it is persistent.
+    pub fn looks_like(&self, shown: &VsSpec) -> bool {
+        let persistent = self.flags & PERSISTENT != 0;
+        self.scheduler == shown.scheduler
+            && self.flags & (PERSISTENT | ONE_PACKET) == shown.flags
+            && (!persistent || self.timeout == shown.timeout)
+    }
 }

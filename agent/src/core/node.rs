@@ -186,7 +186,7 @@ mod tests {
         node_addresses.sort_unstable();
         Observed {
             node_addresses,
-            addresses: ["10.96.0.1/32".parse().unwrap()].into(),
+            addresses: ["10.96.0.1/32".parse().unwrap()].into_iter().collect(),
             next_hops: ips(&["192.168.50.1"]),
             ..Observed::default()
         }

@@ -3,11 +3,13 @@
 //!
 //! It is read whole by an audit and from then on follows acknowledged operations only.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::map::{Map, Set};
 use super::model::{Family, RsKey, VsKey, VsSpec};
 use super::op::Op;
 use super::removal::Removal;
@@ -37,14 +39,142 @@ pub struct ObservedServer {
     /// How it balances.
     pub spec: VsSpec,
     /// Its real servers.
-    pub real_servers: BTreeMap<RsKey, RsState>,
+    pub real_servers: RealServers,
+}
+
+/// Real servers of one virtual server, sorted, each once. A list and not a map: there are many lists, and
+/// nearly all are short.
+#[derive(Clone, Debug)]
+pub struct RealServers(List);
+
+#[derive(Clone, Debug)]
+enum List {
+    /// Exactly those that are wanted, as they must be: the list is the one of the wanted state.
+    Wanted(Arc<[RsKey]>),
+    Other(Vec<(RsKey, RsState)>),
+}
+
+impl RealServers {
+    /// Shares the list of the wanted state, if it is the same.
+    pub fn share(&mut self, wanted: &Arc<[RsKey]>) {
+        let same =
+            |((rs, state), wanted): ((&RsKey, &RsState), &RsKey)| rs == wanted && *state == RsState::WANTED;
+        if self.len() == wanted.len() && self.iter().zip(wanted.iter()).all(same) {
+            self.0 = List::Wanted(wanted.clone());
+        }
+    }
+
+    fn at(&self, i: usize) -> (&RsKey, &RsState) {
+        match &self.0 {
+            List::Wanted(keys) => (&keys[i], &RsState::WANTED),
+            List::Other(list) => (&list[i].0, &list[i].1),
+        }
+    }
+
+    fn find(&self, rs: &RsKey) -> Result<usize, usize> {
+        match &self.0 {
+            List::Wanted(keys) => keys.binary_search(rs),
+            List::Other(list) => list.binary_search_by_key(rs, |(key, _)| *key),
+        }
+    }
+
+    fn list_mut(&mut self) -> &mut Vec<(RsKey, RsState)> {
+        if let List::Wanted(keys) = &self.0 {
+            self.0 = List::Other(keys.iter().map(|rs| (*rs, RsState::WANTED)).collect());
+        }
+        match &mut self.0 {
+            List::Other(list) => list,
+            List::Wanted(_) => unreachable!("it was just replaced"),
+        }
+    }
+
+    /// The state of one, if it is there.
+    pub fn get(&self, rs: &RsKey) -> Option<&RsState> {
+        self.find(rs).ok().map(|i| self.at(i).1)
+    }
+
+    /// Whether it is there.
+    pub fn contains_key(&self, rs: &RsKey) -> bool {
+        self.find(rs).is_ok()
+    }
+
+    /// Adds one or changes its state.
+    pub fn insert(&mut self, rs: RsKey, state: RsState) {
+        let place = self.find(&rs);
+        let list = self.list_mut();
+        match place {
+            Ok(i) => list[i].1 = state,
+            Err(i) => list.insert(i, (rs, state)),
+        }
+    }
+
+    /// Takes one away.
+    pub fn remove(&mut self, rs: &RsKey) -> Option<RsState> {
+        let i = self.find(rs).ok()?;
+        Some(self.list_mut().remove(i).1)
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&RsKey, &RsState)> {
+        (0..self.len()).map(|i| self.at(i))
+    }
+
+    /// Their names, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &RsKey> {
+        self.iter().map(|(rs, _)| rs)
+    }
+
+    /// Their states, in order, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut RsState> {
+        self.list_mut().iter_mut().map(|(_, state)| state)
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            List::Wanted(keys) => keys.len(),
+            List::Other(list) => list.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Default for RealServers {
+    fn default() -> Self {
+        Self(List::Other(Vec::new()))
+    }
+}
+
+/// However they are kept.
+impl PartialEq for RealServers {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for RealServers {}
+
+impl FromIterator<(RsKey, RsState)> for RealServers {
+    /// One that comes twice counts as it came last.
+    fn from_iter<I: IntoIterator<Item = (RsKey, RsState)>>(iter: I) -> Self {
+        let mut list: Vec<(RsKey, RsState)> = iter.into_iter().collect();
+        list.sort_by_key(|(rs, _)| *rs);
+        list.reverse();
+        list.dedup_by_key(|(rs, _)| *rs);
+        list.reverse();
+        Self(List::Other(list))
+    }
 }
 
 /// A set as the kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedSet {
     /// Its members.
-    pub members: HashSet<Entry>,
+    pub members: Set<Entry>,
     /// The set has another type or family than it must have: it cannot be used.
     pub misfit: bool,
     /// How many members it has room for.
@@ -62,17 +192,17 @@ impl ObservedSet {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Virtual servers by address; fwmark services are not ours and not here.
-    pub virtual_servers: HashMap<VsKey, ObservedServer>,
+    pub virtual_servers: Map<VsKey, ObservedServer>,
     /// Real servers that had connections when they were last looked at.
-    pub busy: HashSet<(VsKey, RsKey)>,
+    pub busy: Set<(VsKey, RsKey)>,
     /// IPVS timeouts.
     pub timeouts: Timeouts,
     /// Whether `kube-ipvs0` exists.
     pub device: bool,
     /// Addresses on `kube-ipvs0`.
-    pub addresses: HashSet<IpNet>,
+    pub addresses: Set<IpNet>,
     /// Our sets that exist.
-    pub sets: HashMap<SetId, ObservedSet>,
+    pub sets: Map<SetId, ObservedSet>,
     /// The families that can be programmed, when fewer than the settings say may be.
     pub families: Option<Vec<Family>>,
     /// Rules, by [`Family::index`].
@@ -88,6 +218,17 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// Whether nothing serves Services yet: no virtual server, no address on the device, no entry of a set,
+    /// and no rule, neither ours nor of another mode of kube-proxy.
+    pub fn is_blank(&self) -> bool {
+        let no_rules = |rules: &ObservedRules| rules.chains.is_empty() && rules.leftovers.is_empty();
+        self.virtual_servers.is_empty()
+            && self.addresses.is_empty()
+            && self.sets.values().all(|set| set.members.is_empty())
+            && self.rules.iter().all(no_rules)
+            && self.nft_tables == [false, false]
+    }
+
     /// Whether a set exists and holds anything.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.sets.get(&SetId { kind, family }).is_some_and(|set| !set.members.is_empty())
@@ -148,7 +289,7 @@ impl Observed {
                 self.addresses.remove(net);
             }
             Op::AddVirtualServer(vs, spec) => {
-                let server = ObservedServer { spec: spec.clone(), real_servers: BTreeMap::new() };
+                let server = ObservedServer { spec: spec.clone(), real_servers: RealServers::default() };
                 self.virtual_servers.insert(*vs, server);
             }
             Op::EditVirtualServer(vs, spec) => {

@@ -10,7 +10,7 @@ use super::chains::Table;
 use super::desired::{Changes, Desired};
 use super::drain;
 use super::fragment::VirtualServer;
-use super::model::{Family, RsKey, VsKey};
+use super::model::{Family, ObjectName, RsKey, VsKey};
 use super::observed::{Observed, ObservedServer, RsState};
 use super::op::{FlowsOp, GrowOp, LeftoversOp, Op, Plan, RulesOp};
 use super::ownership;
@@ -32,32 +32,40 @@ pub struct Goal<'a> {
     pub expired: &'a BTreeSet<(VsKey, RsKey)>,
     /// What another mode of kube-proxy left serves until everything of ours does.
     pub hands_over: bool,
+    /// What the rules were made of that stand; `None`: they have to be looked at.
+    pub settled: Option<&'a RulesBasis>,
 }
 
-/// What a plan looks at.
-#[derive(Clone, Copy, Debug)]
-pub enum Scope<'a> {
-    /// Everything wanted and everything observed, and these changes: an audit.
-    All(&'a Changes),
-    /// These keys only.
-    Changes(&'a Changes),
+/// Everything that the rules follow from, but for settings: which sets hold anything, wanted and there, and
+/// which virtual servers are closed to the node, of each family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RulesBasis([(u32, u32, Vec<VsKey>); 2]);
+
+impl RulesBasis {
+    /// The basis as it is now.
+    pub fn build(desired: &Desired, observed: &Observed) -> Self {
+        Self(Family::ALL.map(|family| {
+            let bits = |holds: &dyn Fn(SetKind) -> bool| {
+                let sets = SetId::all(family).zip(0..);
+                sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
+            };
+            let wanted = bits(&|kind| desired.has_members(kind, family));
+            let there = bits(&|kind| observed.has_members(kind, family));
+            (wanted, there, desired.closed_to_node(family))
+        }))
+    }
 }
 
-/// Builds the plan that turns the observed state into the desired one within `scope`. Device, sets,
-/// rules, timeouts and sysctls are few and looked at every time.
-pub fn build_plan(goal: Goal<'_>, scope: Scope<'_>) -> Plan {
-    let all;
-    let (keys, flows) = match scope {
-        Scope::Changes(changes) => (changes, &changes.flows),
-        Scope::All(changes) => {
-            all = all_keys(goal.desired, goal.observed);
-            (&all, &changes.flows)
-        }
-    };
+/// Builds the plan that turns the observed state into the desired one as far as `keys` go, and forgets
+/// the stale flows of these Services. Device, sets, rules, timeouts and sysctls are few and looked at
+/// every time.
+pub fn build_plan(goal: Goal<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) -> Plan {
     let mut ops = Vec::new();
     goal.diff_node(&mut ops);
     goal.diff_sets(&keys.entries, &mut ops);
-    for &family in &goal.settings.families {
+    let rules_stand =
+        goal.settled.is_some_and(|basis| *basis == RulesBasis::build(goal.desired, goal.observed));
+    for &family in goal.settings.families.iter().filter(|_| !rules_stand) {
         goal.diff_rules(family, &mut ops);
         goal.diff_leftovers(family, &mut ops);
     }
@@ -76,7 +84,8 @@ fn is_host(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
 }
 
-fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
+/// Everything that is wanted or there.
+pub fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
     let observed_entries =
         observed.sets.iter().flat_map(|(id, set)| set.members.iter().map(move |entry| (*id, *entry)));
     Changes {
@@ -87,7 +96,7 @@ fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
             .collect(),
         addresses: desired.addresses().chain(observed.addresses.iter().map(IpNet::addr)).collect(),
         networks: observed.addresses.iter().filter(|net| !is_host(net)).copied().collect(),
-        entries: desired.entries().copied().chain(observed_entries).collect(),
+        entries: desired.entries().chain(observed_entries).collect(),
         ..Changes::default()
     }
 }
@@ -147,7 +156,7 @@ impl Goal<'_> {
 
     fn grow(&self, set: SetId) -> GrowOp {
         let mut entries: Vec<Entry> =
-            self.desired.entries().filter(|(id, _)| *id == set).map(|(_, entry)| *entry).collect();
+            self.desired.entries().filter(|(id, _)| *id == set).map(|(_, entry)| entry).collect();
         entries.sort_unstable();
         let room = self.desired.members(set).saturating_mul(2).checked_next_power_of_two();
         GrowOp { set, capacity: room.unwrap_or(u32::MAX), entries }
@@ -219,7 +228,7 @@ impl Goal<'_> {
                 Some(_) => {}
             }
         }
-        for (rs, state) in observed.iter().flat_map(|server| &server.real_servers) {
+        for (rs, state) in observed.iter().flat_map(|server| server.real_servers.iter()) {
             if wanted.real_servers.binary_search(rs).is_err() {
                 ops.extend(self.close_real_server(*key, *rs, *state));
             }

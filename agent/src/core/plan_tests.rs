@@ -10,7 +10,7 @@ use super::model::*;
 use super::node::NodeFacts;
 use super::observed::Observed;
 use super::op::{Op, OpKind, Plan, RulesOp};
-use super::plan::{Goal, Scope, build_plan};
+use super::plan::{Goal, all_keys, build_plan};
 use super::save::{ObservedRules, parse_save};
 use super::settings::{LocalTraffic, Settings, Sysctl};
 use crate::kernel::apply;
@@ -48,14 +48,13 @@ fn slice(addrs: &[&str]) -> EndpointSlice {
         ready: true,
         serving: true,
         terminating: false,
-        node: addr.starts_with("10.244.1.").then(|| "n1".into()),
-        hints: None,
+        place: addr.starts_with("10.244.1.").then(|| Place::on("n1")),
     };
     EndpointSlice {
         name: ObjectName::new("kube-system", "kube-dns-1"),
         service: ObjectName::new("kube-system", "kube-dns"),
         family: Family::V4,
-        ports: vec![SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53 }],
+        ports: [SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53 }].into(),
         endpoints: addrs.iter().map(endpoint).collect(),
     }
 }
@@ -73,9 +72,12 @@ fn plan(desired: &Desired, observed: &Observed, changes: Option<&Changes>) -> Pl
 
 /// The plan for these changes, or for everything.
 fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, changes: Option<&Changes>) -> Plan {
-    let (none, expired) = (Changes::default(), BTreeSet::new());
-    let goal = Goal { desired, observed, settings, expired: &expired, hands_over: true };
-    build_plan(goal, changes.map_or(Scope::All(&none), Scope::Changes))
+    let expired = BTreeSet::new();
+    let goal = Goal { desired, observed, settings, expired: &expired, hands_over: true, settled: None };
+    match changes {
+        Some(changes) => build_plan(goal, changes, &changes.flows),
+        None => build_plan(goal, &all_keys(desired, observed), &BTreeSet::new()),
+    }
 }
 
 /// Applies a plan that must succeed.
@@ -212,7 +214,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     let rs = |n: u8| RsKey { addr: [10, 244, 2, n].into(), port: 8443 };
     let with = |endpoints: &[u8]| {
         let mut slice = slice(&[]);
-        slice.ports = vec![SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8443 }];
+        slice.ports = [SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8443 }].into();
         slice.endpoints = endpoints
             .iter()
             .map(|n| Endpoint {
@@ -220,8 +222,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: None,
-                hints: None,
+                place: None,
             })
             .collect();
         let service =
@@ -232,14 +233,20 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     let name = ObjectName::new("shop", "web");
     desired.update(&name, Some(with(&[1, 2, 3])), &mut Changes::default());
     let mut observed = settle(&mut kernel, &desired);
-    observed.busy = [(vs, rs(2)), (vs, rs(3))].into();
+    observed.busy = [(vs, rs(2)), (vs, rs(3))].into_iter().collect();
     let mut changes = Changes::default();
     desired.update(&name, Some(with(&[3])), &mut changes);
     let step = |observed: &Observed, expired: &[RsKey]| {
         let (settings, expired) = (settings(), expired.iter().map(|rs| (vs, *rs)).collect());
-        let goal =
-            Goal { desired: &desired, observed, settings: &settings, expired: &expired, hands_over: true };
-        build_plan(goal, Scope::Changes(&changes)).to_string()
+        let goal = Goal {
+            desired: &desired,
+            observed,
+            settings: &settings,
+            expired: &expired,
+            hands_over: true,
+            settled: None,
+        };
+        build_plan(goal, &changes, &changes.flows).to_string()
     };
     assert_eq!(
         step(&observed, &[]),
@@ -312,8 +319,9 @@ fn the_iptables_mode_goes_on_while_anything_of_the_family_fails() {
             settings: &settings,
             expired: &expired,
             hands_over: patient,
+            settled: None,
         };
-        let plan = build_plan(goal, Scope::All(&Changes::default()));
+        let plan = build_plan(goal, &all_keys(&desired, &kernel.state), &BTreeSet::new());
         let report = apply(&mut kernel, &plan);
         assert!(!report.is_clean());
         assert_eq!(!kernel.state.rules[0].leftovers.is_empty(), stays);

@@ -2,15 +2,18 @@
 //! A kernel in memory, with the errnos of the real one and a switch that fails the next op of a
 //! kind. The kernel suite runs the same cases on it and on a real kernel.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Kernel, ObserveError, OpError};
-use crate::core::model::{Family, RsKey, VsKey};
-use crate::core::observed::{Observed, RsState};
+use super::{Kernel, ObserveError, OpError, Runner};
+use crate::core::audit::{Addresses, Piece, Rest, Step};
+use crate::core::map::Set;
+use crate::core::model::{Family, ONE_PACKET, PERSISTENT, RsKey, VsKey, VsSpec};
+use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Op, OpKind};
 use crate::core::sets::{Entry, SetId, SetKind};
 
@@ -19,7 +22,7 @@ use crate::core::sets::{Entry, SetId, SetKind};
 pub struct Counts {
     /// Ops by kind, failed ones included.
     pub ops: HashMap<OpKind, usize>,
-    /// Calls of [`Kernel::observe`].
+    /// Readings begun.
     pub observations: usize,
     /// Calls of [`Kernel::busy`].
     pub looks: usize,
@@ -38,6 +41,7 @@ pub struct FakeKernel {
     degrade_rules: bool,
     stop_after: Option<usize>,
     fail_at: Option<(usize, bool)>,
+    place: Option<Place>,
 }
 
 impl FakeKernel {
@@ -195,21 +199,120 @@ fn drop_ipvs_matches(chain: &mut Vec<String>) -> usize {
     before - chain.len()
 }
 
+/// Virtual servers in one piece: few, so that tests change things in the middle of a reading.
+const PIECE: usize = 2;
+
+impl FakeKernel {
+    /// Virtual servers after `last`, the first few of them.
+    fn servers_after(&self, last: Option<VsKey>) -> Vec<VsKey> {
+        let mut keys: Vec<VsKey> =
+            self.state.virtual_servers.keys().copied().filter(|key| Some(*key) > last).collect();
+        keys.sort_unstable();
+        keys.truncate(PIECE);
+        keys
+    }
+
+    /// The piece that comes when the reading is `at` this place, and the next place.
+    fn piece(&self, at: Place) -> (Option<Piece>, Place) {
+        let server = |key: &VsKey| &self.state.virtual_servers[key];
+        match at {
+            Place::Listed(last) => match self.servers_after(last) {
+                keys if keys.is_empty() => self.piece(Place::Shown(None)),
+                keys => {
+                    let list = keys.iter().map(|key| (*key, server(key).spec.clone())).collect();
+                    (Some(Piece::Listed(list)), Place::Listed(keys.last().copied()))
+                }
+            },
+            Place::Shown(last) => match self.servers_after(last) {
+                keys if keys.is_empty() => self.piece(Place::Set(0)),
+                keys => {
+                    let list = keys
+                        .iter()
+                        .map(|key| (*key, shown(&server(key).spec), server(key).real_servers.clone()))
+                        .collect();
+                    (Some(Piece::Shown(list)), Place::Shown(keys.last().copied()))
+                }
+            },
+            Place::Set(n) => match Family::ALL.into_iter().flat_map(SetId::all).nth(n) {
+                Some(id) => (Some(Piece::Set(id, self.state.sets.get(&id).cloned())), Place::Set(n + 1)),
+                None => self.piece(Place::Addresses),
+            },
+            Place::Addresses => {
+                let addresses = Addresses {
+                    device: self.state.device,
+                    bound: self.state.addresses.clone(),
+                    elsewhere: self.state.node_addresses.clone(),
+                };
+                (Some(Piece::Addresses(addresses)), Place::Rules)
+            }
+            Place::Rules => {
+                let families = self.state.families.clone().unwrap_or_else(|| Family::ALL.to_vec());
+                (Some(Piece::Rules(families, Box::new(self.state.rules.clone()))), Place::Rest)
+            }
+            Place::Rest => {
+                let rest = Rest {
+                    timeouts: self.state.timeouts,
+                    sysctls: self.state.sysctls.clone(),
+                    next_hops: self.state.next_hops.clone(),
+                    nft_tables: self.state.nft_tables,
+                };
+                (Some(Piece::Rest(rest)), Place::End)
+            }
+            Place::End => (None, Place::End),
+        }
+    }
+}
+
+/// What the kernel's table has of it.
+fn shown(spec: &VsSpec) -> VsSpec {
+    let flags = spec.flags & (PERSISTENT | ONE_PACKET);
+    let timeout = if flags & PERSISTENT == 0 { 0 } else { spec.timeout };
+    VsSpec { scheduler: spec.scheduler.clone(), flags, timeout }
+}
+
+/// How far a reading is.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Listed(Option<VsKey>),
+    Shown(Option<VsKey>),
+    Set(usize),
+    Addresses,
+    Rules,
+    Rest,
+    End,
+}
+
 impl Kernel for FakeKernel {
-    fn observe(&mut self) -> Result<Observed, ObserveError> {
-        self.counts.observations += 1;
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        if step != Step::Next {
+            self.counts.observations += 1;
+            self.place = None;
+        }
         if std::mem::take(&mut self.fail_observe) {
             return Err(ObserveError { what: "everything", message: "injected failure".to_owned() });
         }
-        Ok(self.state.clone())
+        let first = if step == Step::Compare { Place::Shown(None) } else { Place::Listed(None) };
+        let (piece, next) = self.piece(self.place.unwrap_or(first));
+        self.place = Some(next);
+        Ok(piece)
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        Ok(servers.iter().map(|key| self.state.virtual_servers.get(key).cloned()).collect())
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         self.counts.looks += 1;
         if std::mem::take(&mut self.fail_busy) {
             return Err(ObserveError { what: "connections", message: "injected failure".to_owned() });
         }
         Ok(self.state.busy.iter().filter(|(vs, _)| servers.contains(vs)).copied().collect())
+    }
+
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        let kernel = Mutex::new(self);
+        let run = |ops: &[&Op]| kernel.lock().unwrap_or_else(PoisonError::into_inner).execute(ops);
+        work(&mut { run }, &mut { run });
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {

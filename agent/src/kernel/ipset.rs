@@ -2,14 +2,13 @@
 //! ipsets over nfnetlink, subsystem 6 (`<linux/netfilter/ipset/ip_set.h>`): many entries in one
 //! message, many messages in one send.
 
-use std::collections::HashMap;
-
 use super::OpError;
 use super::ipset_codec::{
     ATTR_FAMILY, ATTR_PROTOCOL, ATTR_REVISION, ATTR_TYPENAME, PROTOCOL, create_attrs, encode_entry,
     entry_attrs, name_attrs, nf_family, parse_part, type_family,
 };
 use super::nfnetlink::{AttrIter, Attrs, Counters, NfError, NfSocket, Request};
+use crate::core::map::Map;
 use crate::core::model::Family;
 use crate::core::observed::ObservedSet;
 use crate::core::op::{GrowOp, Op};
@@ -42,7 +41,7 @@ const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 #[derive(Debug)]
 pub struct IpsetClient {
     socket: NfSocket,
-    revisions: HashMap<(SetType, Family), u8>,
+    revisions: Map<(SetType, Family), u8>,
 }
 
 impl IpsetClient {
@@ -51,7 +50,7 @@ impl IpsetClient {
     /// # Errors
     /// When the kernel has no ipset, or lacks a set type.
     pub fn open() -> Result<Self, NfError> {
-        let mut client = Self { socket: NfSocket::open()?, revisions: HashMap::new() };
+        let mut client = Self { socket: NfSocket::open()?, revisions: Map::default() };
         client.learn_revisions()?;
         Ok(client)
     }
@@ -65,13 +64,27 @@ impl IpsetClient {
     ///
     /// # Errors
     /// When the dump is not complete.
-    pub fn list(&mut self) -> Result<HashMap<SetId, ObservedSet>, NfError> {
+    pub fn list(&mut self) -> Result<Map<SetId, ObservedSet>, NfError> {
         let mut attrs = Attrs::default();
         attrs.put(ATTR_PROTOCOL, &[PROTOCOL]);
         let request = Request { kind: SUBSYSTEM | CMD_LIST, flags: 0, family: 0, attrs };
-        let mut sets = HashMap::new();
+        let mut sets = Map::default();
         self.socket.dump(&request, |part| parse_part(part, &mut sets))?;
         Ok(sets)
+    }
+
+    /// One set with its members; `None`: it does not exist. Like `ipset save NAME`.
+    ///
+    /// # Errors
+    /// When the dump is not complete.
+    pub fn get(&mut self, set: SetId) -> Result<Option<ObservedSet>, NfError> {
+        let attrs = name_attrs(&set.name());
+        let request = Request { kind: SUBSYSTEM | CMD_LIST, flags: 0, family: 0, attrs };
+        let mut sets = Map::default();
+        match self.socket.dump(&request, |part| parse_part(part, &mut sets)) {
+            Err(NfError::Refused(ENOENT)) => Ok(None),
+            result => result.map(|()| sets.remove(&set)),
+        }
     }
 
     /// Runs ops on sets and entries, in order, and returns one result each.

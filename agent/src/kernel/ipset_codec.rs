@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sets and entries as attributes of `<linux/netfilter/ipset/ip_set.h>`, both ways.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use super::nfnetlink::{AttrIter, Attrs, NfError};
+use crate::core::map::Map;
 use crate::core::model::{Family, Protocol};
 use crate::core::observed::ObservedSet;
 use crate::core::op::Op;
@@ -126,7 +126,7 @@ pub(super) fn encode_entry(entry: &Entry) -> Attrs {
 }
 
 /// Adds one part of a dump: a set, or more members of one. Sets of others are passed over.
-pub(super) fn parse_part(part: &[u8], sets: &mut HashMap<SetId, ObservedSet>) -> Result<(), NfError> {
+pub(super) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedSet>) -> Result<(), NfError> {
     let (mut name, mut type_name, mut family, mut header, mut members) = (None, None, None, None, None);
     for attr in AttrIter(part) {
         match attr? {
@@ -244,7 +244,7 @@ mod tests {
 
         #[test]
         fn no_dump_part_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse_part(&bytes, &mut HashMap::new());
+            let _ = parse_part(&bytes, &mut Map::default());
         }
     }
 
@@ -255,7 +255,7 @@ mod tests {
             attrs.put_str(ATTR_SETNAME, name).put_str(ATTR_TYPENAME, type_name).put(ATTR_FAMILY, &[2]);
             attrs
         };
-        let mut sets = HashMap::new();
+        let mut sets = Map::default();
         parse_part(part("KUBE-CLUSTER-IP", "hash:net").as_bytes(), &mut sets).unwrap();
         parse_part(part("KUBE-IPVS-IPS", "hash:ip").as_bytes(), &mut sets).unwrap();
         parse_part(part("CALICO", "hash:ip").as_bytes(), &mut sets).unwrap();

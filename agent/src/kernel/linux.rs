@@ -2,8 +2,8 @@
 //! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
 //! that the process runs in. The translator on the kernel's side.
 
-use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -16,14 +16,17 @@ use super::ipset::IpsetClient;
 use super::iptables::Iptables;
 use super::nfnetlink::NfSocket;
 use super::nft_watch::Children;
-use super::{Kernel, ObserveError, OpError, nft_tables, sysctl, table};
+use super::reading::Reading;
+use super::rules_reader::RulesReader;
+use super::{Kernel, ObserveError, OpError, Runner, nft_tables, sysctl, table};
+use crate::core::audit::{Piece, Step};
 use crate::core::flows::FlowFilter;
+use crate::core::map::Set;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
-use crate::core::observed::{Observed, ObservedServer, RsState};
+use crate::core::observed::ObservedServer;
 use crate::core::op::{Lane, LeftoversOp, Op};
 use crate::core::ownership::DEVICE;
-use crate::core::save::ObservedRules;
-use crate::core::settings::{Settings, Timeouts};
+use crate::core::settings::Settings;
 use crate::metrics::proxy::FlowCounter;
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
@@ -49,17 +52,23 @@ pub struct Traffic {
 
 /// The real kernel.
 pub struct LinuxKernel {
-    ipvs: ipvs::Client,
-    device: DummyDevice,
-    sets: IpsetClient,
+    pub(super) ipvs: ipvs::Client,
+    pub(super) device: DummyDevice,
+    pub(super) sets: IpsetClient,
     conntrack: ConntrackClient,
-    iptables: Iptables,
-    nft: NfSocket,
-    families: Vec<Family>,
+    pub(super) iptables: Iptables,
+    pub(super) nft: NfSocket,
+    pub(super) families: Vec<Family>,
     /// The programs of every one of `families` have worked once.
-    families_tried: bool,
-    sysctls: Vec<&'static str>,
-    tables: u64,
+    pub(super) families_tried: bool,
+    pub(super) rules: RulesReader,
+    reading: Option<Reading>,
+    /// The name of the scheduler that nearly all virtual servers have.
+    pub(super) scheduler: Arc<str>,
+    pub(super) sysctls: Vec<&'static str>,
+    pub(super) tables: u64,
+    /// Dumps over sockets that are closed by now.
+    pub(super) lists: u64,
     flows: Option<FlowCounter>,
 }
 
@@ -79,6 +88,10 @@ impl LinuxKernel {
             nft: NfSocket::open().context("netfilter is not usable")?,
             families: settings.families.clone(),
             families_tried: false,
+            rules: RulesReader::default(),
+            reading: None,
+            scheduler: settings.scheduler.clone(),
+            lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
             tables: 0,
             flows: None,
@@ -133,125 +146,10 @@ impl LinuxKernel {
             sends: [ipvs.sends, sets.sends, addresses.sends],
             bytes: [ipvs.bytes_sent, sets.bytes, addresses.bytes_sent],
             commands: ipvs.commands,
-            dumps: ipvs.dumps + sets.dumps + addresses.dumps + self.conntrack.counters().dumps,
+            dumps: ipvs.dumps + self.lists + sets.dumps + addresses.dumps + self.conntrack.counters().dumps,
             processes: self.iptables.started(),
             tables: self.tables,
         }
-    }
-
-    /// Virtual servers, and which of their real servers have connections.
-    fn observe_servers(&mut self, observed: &mut Observed) -> Result<(), ipvs::Error> {
-        for service in self.ipvs.services()? {
-            // A service by fwmark, or of a protocol that Services cannot have, is somebody else's.
-            let Some(key) = vs_key(&service.id) else { continue };
-            let mut real_servers = BTreeMap::new();
-            for dest in self.ipvs.destinations(&service.id)? {
-                let state = RsState { weight: dest.weight, forward: dest.forward.into() };
-                let rs = RsKey { addr: dest.addr, port: dest.port };
-                if has_connections(&dest) {
-                    observed.busy.insert((key, rs));
-                }
-                real_servers.insert(rs, state);
-            }
-            let spec = VsSpec {
-                scheduler: service.scheduler.as_str().into(),
-                flags: service.flags.without_hashed().bits(),
-                timeout: service.timeout,
-            };
-            observed.virtual_servers.insert(key, ObservedServer { spec, real_servers });
-        }
-        let config = self.ipvs.config()?;
-        observed.timeouts = Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp };
-        Ok(())
-    }
-
-    fn observe_all(&mut self) -> Result<Observed, ObserveError> {
-        let unreadable =
-            |what, error: &dyn std::fmt::Display| ObserveError { what, message: error.to_string() };
-        let mut observed = Observed {
-            sets: self.sets.list().map_err(|e| unreadable("ipsets", &e))?,
-            sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
-            ..Observed::default()
-        };
-        self.observe_servers(&mut observed).map_err(|e| unreadable("IPVS", &e))?;
-        for (family, rules) in self.read_rules().map_err(|e| unreadable("iptables rules", &e))? {
-            observed.rules[family.index()] = rules;
-        }
-        observed.families = Some(self.families.clone());
-        // Only a table that is there matters, and an unclear answer shows none.
-        observed.nft_tables = nft_tables::find(&mut self.nft).unwrap_or_default();
-        observed.device = match self.device.state() {
-            Ok(state) => state.is_some(),
-            // Creating it will fail and say so; what needs no address goes on.
-            Err(dummy_iface::Error::WrongKind { .. }) => false,
-            Err(error) => return Err(unreadable("network devices", &error)),
-        };
-        if observed.device {
-            let addresses = self.device.list().map_err(|e| unreadable("addresses", &e))?;
-            observed.addresses = addresses.into_iter().collect();
-        }
-        let elsewhere = self.device.elsewhere().map_err(|e| unreadable("addresses", &e))?;
-        observed.node_addresses = node_addresses(elsewhere.iter().map(|a| a.addr.addr()));
-        observed.next_hops = self.device.next_hops().map_err(|e| unreadable("routes", &e))?;
-        Ok(observed)
-    }
-
-    /// The rules of each family. A node where the first reading shows that it lacks one of the two
-    /// programs, or its tables in the kernel, serves the other family.
-    fn read_rules(&mut self) -> Result<Vec<(Family, ObservedRules)>, String> {
-        let mut rules = Vec::new();
-        let mut errors = Vec::new();
-        for (family, read) in self.families.iter().zip(self.iptables.read(&self.families)) {
-            match read {
-                Ok(read) => rules.push((*family, read)),
-                Err(error) => errors.push((*family, error)),
-            }
-        }
-        match errors.first() {
-            Some((_, error)) if self.families_tried || rules.is_empty() => return Err(error.clone()),
-            _ => self.families_tried = true,
-        }
-        for (family, error) in errors {
-            tracing::warn!("Services get no {family} addresses on this node: {error}");
-        }
-        self.families = rules.iter().map(|(family, _)| *family).collect();
-        Ok(rules)
-    }
-
-    fn execute_ipvs(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
-        let commands: Vec<Command> = ops.iter().filter_map(|op| command(op)).collect();
-        let mut results = vec![Ok(()); ops.len()];
-        match self.ipvs.batch(&commands) {
-            Ok(report) => {
-                for (index, error) in report.failures {
-                    results[index] = Err(ipvs_error(&error));
-                }
-            }
-            Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
-        }
-        results
-    }
-
-    fn execute_addresses(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
-        let bind: Vec<IpAddr> =
-            ops.iter().filter_map(|op| if let Op::Bind(a) = op { Some(*a) } else { None }).collect();
-        let failures = if bind.is_empty() {
-            let unbind: Vec<_> =
-                ops.iter().filter_map(|op| if let Op::Unbind(n) = op { Some(*n) } else { None }).collect();
-            self.device.remove_addrs(&unbind)
-        } else {
-            self.device.add(&bind)
-        };
-        let mut results = vec![Ok(()); ops.len()];
-        match failures {
-            Ok(failures) => {
-                for (index, error) in failures {
-                    results[index] = Err(OpError::doubt(error.to_string()));
-                }
-            }
-            Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
-        }
-        results
     }
 
     fn forget_flows(&mut self, filter: &FlowFilter) -> Result<(), OpError> {
@@ -269,6 +167,7 @@ impl LinuxKernel {
 
     fn remove_leftovers(&mut self, leftovers: &LeftoversOp) -> Result<(), String> {
         let family = leftovers.family;
+        self.rules.forget();
         if !leftovers.removal.is_empty() {
             self.iptables.remove(family, &leftovers.removal)?;
             let (chains, rules) = leftovers.removal.count();
@@ -298,18 +197,28 @@ impl LinuxKernel {
 }
 
 impl Kernel for LinuxKernel {
-    fn observe(&mut self) -> Result<Observed, ObserveError> {
-        self.observe_all()
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        let reading = match self.reading.take().filter(|_| step == Step::Next) {
+            Some(reading) => reading,
+            None => self.begin_reading(step)?,
+        };
+        let (piece, reading) = self.read_piece(reading)?;
+        self.reading = Some(reading);
+        Ok(piece)
     }
 
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError> {
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        servers.iter().map(|vs| self.look_up_one(vs)).collect()
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         let unreadable =
             |error: &dyn std::fmt::Display| ObserveError { what: "connections", message: error.to_string() };
         if servers.len() > ASKED_ONE_BY_ONE {
             self.tables += 1;
             return table::read_busy().map_err(|error| unreadable(&error));
         }
-        let mut busy = HashSet::new();
+        let mut busy = Set::default();
         for vs in servers {
             let dests = self.ipvs.destinations(&service_id(vs)).map_err(|error| unreadable(&error))?;
             let with_connections = dests.iter().filter(|dest| has_connections(dest));
@@ -318,13 +227,19 @@ impl Kernel for LinuxKernel {
         Ok(busy)
     }
 
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        let (ipvs, device) = (&mut self.ipvs, &mut self.device);
+        work(&mut |ops| execute_ipvs(ipvs, ops), &mut |ops| execute_addresses(device, ops));
+    }
+
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
         match ops.first().map(|op| op.lane()) {
             None => Vec::new(),
-            Some(Lane::Ipvs) => self.execute_ipvs(ops),
+            Some(Lane::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
             Some(Lane::Sets) => self.sets.execute(ops),
-            Some(Lane::Addresses) => self.execute_addresses(ops),
+            Some(Lane::Addresses) => execute_addresses(&mut self.device, ops),
             Some(Lane::Rules) => {
+                self.rules.forget();
                 let rules =
                     ops.iter().filter_map(|op| if let Op::WriteRules(r) = op { Some(&**r) } else { None });
                 self.iptables.write(&rules.collect::<Vec<_>>())
@@ -336,17 +251,45 @@ impl Kernel for LinuxKernel {
     }
 }
 
+fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+    let commands: Vec<Command> = ops.iter().filter_map(|op| command(op)).collect();
+    let mut results = vec![Ok(()); ops.len()];
+    match client.batch(&commands) {
+        Ok(report) => {
+            for (index, error) in report.failures {
+                results[index] = Err(ipvs_error(&error));
+            }
+        }
+        Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
+    }
+    results
+}
+
+fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+    let bind: Vec<IpAddr> =
+        ops.iter().filter_map(|op| if let Op::Bind(a) = op { Some(*a) } else { None }).collect();
+    let failures = if bind.is_empty() {
+        let unbind: Vec<_> =
+            ops.iter().filter_map(|op| if let Op::Unbind(n) = op { Some(*n) } else { None }).collect();
+        device.remove_addrs(&unbind)
+    } else {
+        device.add(&bind)
+    };
+    let mut results = vec![Ok(()); ops.len()];
+    match failures {
+        Ok(failures) => {
+            for (index, error) in failures {
+                results[index] = Err(OpError::doubt(error.to_string()));
+            }
+        }
+        Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
+    }
+    results
+}
+
 /// Whether clients are connected, or were a moment ago.
 fn has_connections(dest: &Destination) -> bool {
     dest.active_connections > 0 || dest.inactive_connections > 0
-}
-
-/// The addresses of the node that matter: sorted, without loopback.
-fn node_addresses(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = all.filter(|ip| !ip.is_loopback()).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
 }
 
 /// Our name of an IPVS service, if it can be one of ours.
@@ -410,18 +353,4 @@ fn ipvs_error(error: &ipvs::CommandError) -> OpError {
             | ErrorKind::NoSuchDestination
     );
     OpError { message: error.to_string(), doubt, degraded: false }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn node_addresses_leave_out_what_every_node_has() {
-        let all =
-            ["fe80::1", "10.0.0.2", "::1", "127.0.0.1", "10.0.0.1", "fd00::1", "169.254.1.1", "10.0.0.1"];
-        let got = node_addresses(all.iter().map(|a| a.parse().unwrap()));
-        let got: Vec<String> = got.iter().map(ToString::to_string).collect();
-        assert_eq!(got, ["10.0.0.1", "10.0.0.2", "169.254.1.1", "fd00::1", "fe80::1"]);
-    }
 }

@@ -4,6 +4,7 @@
 //! [`Kernel`] has two implementations: [`linux`], and [`fake`] with the same errnos and a switch
 //! that makes the next op fail. [`apply`] runs a plan on either.
 
+mod apply;
 pub mod conntrack;
 pub mod fake;
 pub mod flavour;
@@ -15,17 +16,20 @@ pub mod modules;
 pub mod nfnetlink;
 pub mod nft_tables;
 pub mod nft_watch;
+mod reading;
+mod rules_reader;
 pub mod sysctl;
 pub mod table;
 pub mod teardown;
 pub mod traffic;
 
-use std::collections::HashSet;
+pub use apply::{Runner, apply};
 
-use crate::core::failures::Failures;
+use crate::core::audit::{Audit, Piece, Step};
+use crate::core::map::Set;
 use crate::core::model::{RsKey, VsKey};
-use crate::core::observed::Observed;
-use crate::core::op::{Op, Plan};
+use crate::core::observed::{Observed, ObservedServer};
+use crate::core::op::Op;
 
 /// Why an op failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,69 +109,48 @@ impl Report {
 
 /// A kernel: something that can be read whole and changed by ops.
 pub trait Kernel {
-    /// Reads everything the plan looks at.
+    /// Reads a piece of everything that the plan looks at; `None`: that was all. A piece is small enough for
+    /// changes to wait for it.
     ///
     /// # Errors
-    /// When any part cannot be read completely; there is no partial observation.
-    fn observe(&mut self) -> Result<Observed, ObserveError>;
+    /// When a piece cannot be read; the reading is over then.
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError>;
+
+    /// What each of these virtual servers is like now; `None`: it does not exist.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError>;
 
     /// The real servers of these virtual servers that have connections, active or not.
     ///
     /// # Errors
     /// When they cannot be read.
-    fn busy(&mut self, servers: &[VsKey]) -> Result<HashSet<(VsKey, RsKey)>, ObserveError>;
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError>;
 
     /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
     /// does not stop the others.
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>>;
-}
 
-/// Runs a plan: phase by phase, lane by lane, each lane in as few sends as the kernel allows.
-/// A failed op blocks its dependents only.
-pub fn apply(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
-    let mut failures = Failures::default();
-    let mut outcomes = Vec::with_capacity(plan.ops.len());
-    let (first, rest) = plan.ops.split_at(plan.first);
-    for part in [first, rest] {
-        for group in part.chunk_by(|a, b| (a.phase(), a.lane()) == (b.phase(), b.lane())) {
-            apply_group(kernel, group, &mut failures, &mut outcomes);
-        }
-    }
-    Report { outcomes }
-}
+    /// Calls `work` with two runners, of IPVS ops and of addresses, that may be used at the same time by
+    /// two threads.
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>));
 
-fn apply_group(kernel: &mut dyn Kernel, group: &[Op], failures: &mut Failures, outcomes: &mut Vec<Outcome>) {
-    let blocked: Vec<Option<String>> = group.iter().map(|op| failures.blocks(op)).collect();
-    let free: Vec<&Op> = group.iter().zip(&blocked).filter(|(_, b)| b.is_none()).map(|(op, _)| op).collect();
-    let mut results = if free.is_empty() { Vec::new() } else { kernel.execute(&free) }.into_iter();
-    let mut later = Vec::new();
-    for (op, blocked) in group.iter().zip(blocked) {
-        let outcome = match blocked {
-            Some(why) => Outcome::Skipped(why),
-            None => match results.next() {
-                Some(Ok(())) => Outcome::Done,
-                Some(Err(error)) => Outcome::Failed(error),
-                None => Outcome::Failed(OpError::doubt("no answer")),
-            },
-        };
-        if !matches!(&outcome, Outcome::Done) && !matches!(&outcome, Outcome::Failed(e) if e.degraded) {
-            later.push(op);
+    /// Reads everything in one go.
+    ///
+    /// # Errors
+    /// When any part cannot be read completely; there is no partial observation.
+    fn observe(&mut self) -> Result<Observed, ObserveError> {
+        let (mut audit, mut observed) = (Audit::fill(), Observed::default());
+        let mut piece = self.read(Step::Fill)?;
+        while let Some(read) = piece {
+            audit.take(read, &mut observed);
+            piece = self.read(Step::Next)?;
         }
-        outcomes.push(outcome);
-    }
-    for op in later {
-        failures.note(op);
-    }
-    blame_the_first(group, failures, outcomes);
-}
-
-/// Inside one group a dependent travels with what it depends on (a real server with its virtual
-/// server, an entry with its set) and fails after it: report that as skipped, with the cause.
-fn blame_the_first(group: &[Op], failures: &Failures, outcomes: &mut [Outcome]) {
-    let start = outcomes.len() - group.len();
-    for (op, outcome) in group.iter().zip(&mut outcomes[start..]) {
-        if let (Outcome::Failed(_), Some(why)) = (&*outcome, failures.blocks(op)) {
-            *outcome = Outcome::Skipped(why);
+        let suspects = audit.suspects(&observed);
+        for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {
+            audit.settle(*key, server, &mut observed);
         }
+        Ok(observed)
     }
 }

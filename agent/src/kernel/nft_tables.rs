@@ -2,14 +2,16 @@
 //! Whole tables of nf_tables (`<linux/netfilter/nf_tables.h>`): is one there, and away with it. Needs no
 //! program `nft`.
 
-use super::nfnetlink::{Attrs, NfError, NfSocket, Request};
+use super::nfnetlink::{AttrIter, Attrs, NfError, NfSocket, Request};
 use crate::core::model::Family;
 
 /// The nfnetlink subsystem.
 const NF_TABLES: u16 = 10;
 const GET_TABLE: u16 = NF_TABLES << 8 | 1;
 const DEL_TABLE: u16 = NF_TABLES << 8 | 2;
+const GET_GENERATION: u16 = NF_TABLES << 8 | 16;
 const ATTR_TABLE_NAME: u16 = 1;
+const ATTR_GENERATION: u16 = 1;
 /// Where kube-proxy's nftables mode has everything of a family.
 const KUBE_PROXY: &str = "kube-proxy";
 
@@ -38,6 +40,23 @@ pub fn find(socket: &mut NfSocket) -> Result<[bool; 2], NfError> {
         found[family.index()] = answer.is_ok();
     }
     Ok(found)
+}
+
+/// A number that goes up with every change of tables, chains and rules in the network namespace; `None` from
+/// a kernel without nf_tables.
+///
+/// # Errors
+/// When the answer cannot be read.
+pub fn generation(socket: &mut NfSocket) -> Result<Option<u32>, NfError> {
+    let request = Request { kind: GET_GENERATION, flags: 0, family: 0, attrs: Attrs::default() };
+    let answer = socket.ask(&[request])?.pop();
+    let Some(Ok(answer)) = answer else { return Ok(None) };
+    for attr in AttrIter(&answer) {
+        if let (ATTR_GENERATION, &[a, b, c, d]) = attr? {
+            return Ok(Some(u32::from_be_bytes([a, b, c, d])));
+        }
+    }
+    Ok(None)
 }
 
 /// Removes the table of a family with all that is in it, at once.

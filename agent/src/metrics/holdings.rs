@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube_ipvs_*`: what is wanted and what the kernel holds.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use prometheus::{IntGauge, IntGaugeVec, Registry};
 
-use super::{label, register_gauge, register_gauges};
+use super::{label, lock, register_gauge, register_gauges};
 use crate::core::desired::Desired;
 use crate::core::model::Family;
 use crate::core::observed::Observed;
 use crate::core::op::Op;
+use crate::core::sets::SetId;
 
 /// Conflicts shown one by one; the gauge without labels counts all.
 const CONFLICTS_SHOWN: usize = 100;
@@ -22,6 +26,8 @@ pub(super) struct Holdings {
     virtual_servers: [IntGauge; 2],
     real_servers: [IntGauge; 2],
     entries: IntGaugeVec,
+    /// The members of `entries`: finding one by its label costs a text each time.
+    shown: Mutex<BTreeMap<SetId, IntGauge>>,
     addresses: IntGauge,
 }
 
@@ -66,6 +72,7 @@ impl Holdings {
                 "Entries of the ipsets that exist.",
                 &["set"],
             )?,
+            shown: Mutex::default(),
             addresses: register_gauge(
                 registry,
                 "kube_ipvs_bound_addresses",
@@ -128,7 +135,9 @@ impl Holdings {
         self.services.set(desired.service_count() as i64);
         self.addresses.set(observed.addresses.len() as i64);
         for (id, set) in &observed.sets {
-            self.entries.with_label_values(&[id.name()]).set(set.members.len() as i64);
+            let gauge = || self.entries.with_label_values(&[id.name()]);
+            let shown = lock(&self.shown).entry(*id).or_insert_with(gauge).clone();
+            shown.set(set.members.len() as i64);
         }
     }
 }

@@ -56,8 +56,7 @@ fn endpoint(node: &str, ready: bool) -> crate::core::model::Endpoint {
         ready,
         serving: ready,
         terminating: false,
-        node: Some(node.into()),
-        hints: None,
+        place: Some(crate::core::model::Place::on(node)),
     }
 }
 
@@ -66,8 +65,8 @@ fn slice(name: &str, endpoints: Vec<crate::core::model::Endpoint>) -> EndpointSl
         name: ObjectName::new("d", name),
         service: ObjectName::new("d", name),
         family: Family::V4,
-        ports: vec![SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8080 }],
-        endpoints,
+        ports: [SlicePort { name: "p".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        endpoints: endpoints.into(),
     }
 }
 

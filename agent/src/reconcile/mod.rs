@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The loop: the one thread that owns the kernel.
 
+mod ahead;
+mod audit;
+mod changes;
 mod keys;
 mod run;
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,25 +14,27 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use crate::core::audit::Audit;
 use crate::core::desired::{Changes, Desired};
 use crate::core::drain::{self, Drains};
-use crate::core::fragment::build_fragment;
+use crate::core::map::Set;
 use crate::core::model::{Family, Node, VsKey};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
-use crate::core::plan::{Goal, Scope, build_plan};
-use crate::core::settings::{LocalTraffic, Settings};
+use crate::core::plan::{Goal, RulesBasis, all_keys, build_plan};
+use crate::core::settings::Settings;
 use crate::events::EventSink;
 use crate::handover::Handover;
 use crate::inbox::Owners;
-use crate::kernel::{Kernel, Outcome, Report, apply};
+use crate::kernel::{Kernel, ObserveError, Outcome, Report, apply};
 use crate::metrics::Metrics;
 use crate::notices;
 use crate::schedule::Due;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
-use crate::store::{Dirty, Store};
+use crate::store::Store;
+use ahead::Stage;
 use keys::{remember, touches};
 
 /// How one pass ended.
@@ -108,6 +112,31 @@ pub struct Reconciler<K> {
     health_checks_changed: bool,
     /// The last pass left ops undone: doing them now repairs nobody else's change.
     failed: bool,
+    stage: Stage,
+    /// When the kernel was read before the first whole pass.
+    looked_at: Duration,
+    /// An audit that goes on.
+    comparison: Option<Audit>,
+    /// What the rules were made of, if all is well with them.
+    rules: Option<RulesBasis>,
+    /// How long it has worked.
+    audit_worked: Duration,
+}
+
+/// What a pass looks at, besides the changes of objects.
+enum Look {
+    /// Nothing else.
+    Changes,
+    /// Of the changes only the first Services.
+    Ahead,
+    /// What an audit found to differ from the mirror.
+    Found(Changes),
+    /// All that is wanted or there: the mirror is new.
+    Everything,
+}
+
+fn unreadable(error: &ObserveError) -> Pass {
+    Pass { unreadable: Some(error.to_string()), ..Pass::default() }
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -136,6 +165,11 @@ impl<K: Kernel> Reconciler<K> {
             outlets,
             health_checks_changed: false,
             failed: false,
+            stage: Stage::default(),
+            looked_at: Duration::ZERO,
+            comparison: None,
+            rules: None,
+            audit_worked: Duration::ZERO,
         }
     }
 
@@ -152,70 +186,96 @@ impl<K: Kernel> Reconciler<K> {
     /// Whether the objects are known well enough to write to the kernel: every list is complete,
     /// and the Node has its pod CIDRs where local traffic is told by them.
     pub fn is_ready(&self) -> bool {
+        self.store.is_synced() && (self.is_whole() || self.knows_local_traffic())
+    }
+
+    fn knows_local_traffic(&self) -> bool {
         let has_cidrs = || self.store.node().is_some_and(|n| n.pod_cidrs.iter().any(Option::is_some));
-        self.store.is_synced() && (!self.local_from_node || self.observed.is_some() || has_cidrs())
+        !self.local_from_node || has_cidrs()
     }
 
     /// One pass at the time `now` (since some fixed start): take the changes, plan, apply, follow
-    /// what was acknowledged.
+    /// what was acknowledged. An audit is made in one go.
     pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
-        let audit = due == Due::Audit || self.observed.is_none();
-        let first = self.observed.is_none() && self.desired.services().next().is_none();
-        if audit {
-            match self.kernel.observe() {
-                Ok(mut observed) => {
-                    self.handover.look(&mut observed, self.settings.beside_another);
-                    if let Some(families) = &observed.families {
-                        self.settings.families.retain(|family| families.contains(family));
-                    }
-                    self.outlets.metrics.set_families(&self.settings.families);
-                    self.outlets.metrics.audited(&observed);
-                    self.observed = Some(observed);
-                }
-                Err(error) => return Pass { unreadable: Some(error.to_string()), ..Pass::default() },
-            }
+        if due != Due::Audit && self.is_whole() {
+            return self.pass(due, Look::Changes, now);
         }
-        let mut changes = self.take_changes();
-        if due == Due::Drains {
+        match self.audit(now) {
+            Ok(look) => self.audited(look, now),
+            Err(error) => unreadable(&error),
+        }
+    }
+
+    fn pass(&mut self, due: Due, look: Look, now: Duration) -> Pass {
+        let first = matches!(look, Look::Everything);
+        if first {
+            self.stage = Stage::Whole;
+        }
+        let mut changes = self.take_changes(&look);
+        if due != Due::Changes {
             changes.virtual_servers.append(&mut self.drains.virtual_servers());
         }
         let Some(mut observed) = self.observed.take() else {
             return Pass::default();
         };
+        let audit = !matches!(look, Look::Changes | Look::Ahead);
+        let keys = match look {
+            Look::Everything => all_keys(&self.desired, &observed),
+            Look::Found(found) => {
+                let mut keys = changes.clone();
+                keys.append(found);
+                keys
+            }
+            Look::Changes | Look::Ahead => changes.clone(),
+        };
         if audit {
-            self.drains.adopt(&self.desired, &observed, now);
-        } else {
-            self.look_for_connections(&mut observed, &changes);
+            self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         }
+        self.look_for_connections(&mut observed, &keys);
         let expired = self.drains.expired(now, self.settings.drain_deadline);
-        let scope = if audit { Scope::All(&changes) } else { Scope::Changes(&changes) };
         let (desired, settings) = (&self.desired, &self.settings);
         let hands_over = self.handover.waits();
-        let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over };
-        let plan = build_plan(goal, scope);
+        let settled = if audit { None } else { self.rules.as_ref() };
+        let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over, settled };
+        let plan = build_plan(goal, &keys, &changes.flows);
+        // The rest of the keys is not needed any more, and there may be many.
+        let servers = keys.virtual_servers;
         let report = apply(&mut self.kernel, &plan);
-        let repaired = |(op, outcome): &(&Op, &Outcome)| {
-            // The end of a drain that an audit happens to find is nobody's doing.
-            let ends_drain = matches!(op, Op::RemoveRealServer(vs, rs) if self.drains.contains(*vs, *rs));
-            **outcome == Outcome::Done && !touches(op, &changes) && !ends_drain
-        };
-        let drift = if audit && !first && !self.failed {
-            let repairs = plan.ops.iter().zip(&report.outcomes).filter(repaired);
-            repairs.inspect(|(op, _)| self.outlets.metrics.repaired(op.kind())).count()
-        } else {
-            0
-        };
+        let drift = if audit && !first && !self.failed { self.drift(&plan, &report, &changes) } else { 0 };
         self.failed = !report.is_clean();
         self.follow(&plan, &report, &mut observed, now);
         self.handover.follow(&plan, &report, audit);
+        for key in servers {
+            if let (Some(server), Some(wanted)) =
+                (observed.virtual_servers.get_mut(&key), self.desired.virtual_server(&key))
+            {
+                server.real_servers.share(&wanted.real_servers);
+            }
+        }
+        // Rules that an audit found as they must be are looked at again when what they follow from changes.
+        self.rules = report.is_clean().then(|| RulesBasis::build(&self.desired, &observed));
         // Who has connections is asked anew whenever it matters.
-        observed.busy = HashSet::new();
+        observed.busy = Set::default();
         self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
         self.observed = Some(observed);
         self.tell(&changes);
         let pass = Pass { plan, report, drift, unreadable: None };
-        self.tell_health(&pass);
+        // Before that the node does not serve what it must.
+        if self.is_whole() {
+            self.tell_health(&pass);
+        }
         pass
+    }
+
+    /// How many ops repaired what somebody else changed.
+    fn drift(&self, plan: &Plan, report: &Report, changes: &Changes) -> usize {
+        let repaired = |(op, outcome): &(&Op, &Outcome)| {
+            // The end of a drain that an audit happens to find is nobody's doing.
+            let ends_drain = matches!(op, Op::RemoveRealServer(vs, rs) if self.drains.contains(*vs, *rs));
+            **outcome == Outcome::Done && !touches(op, changes) && !ends_drain
+        };
+        let repairs = plan.ops.iter().zip(&report.outcomes).filter(repaired);
+        repairs.inspect(|(op, _)| self.outlets.metrics.repaired(op.kind())).count()
     }
 
     /// The mirror follows what the kernel acknowledged; the rest is looked at again.
@@ -253,56 +313,9 @@ impl<K: Kernel> Reconciler<K> {
             };
             servers.iter().flat_map(all).collect()
         });
-        let asked: HashSet<VsKey> = servers.into_iter().collect();
+        let asked: Set<VsKey> = servers.into_iter().collect();
         observed.busy.retain(|(vs, _)| !asked.contains(vs));
         observed.busy.extend(busy);
-    }
-
-    /// Moves changes from the store to the wanted state. When a fact about the node changed, every
-    /// fragment is built again.
-    fn take_changes(&mut self) -> Changes {
-        let mut changes = std::mem::take(&mut self.pending);
-        let since = self.store.waiting_since();
-        self.outlets.metrics.working_on(since);
-        if since.is_some() {
-            // One that came in while this pass was reading the kernel was not noticed before.
-            self.outlets.health.with(|health| health.changed(SystemTime::now()));
-        }
-        let mut dirty = self.store.take_dirty();
-        for dirty in &mut dirty {
-            self.outlets.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
-        }
-        self.node_object = self.store.node().or(self.node_object.take());
-        let node = &self.node_object;
-        if self.local_from_node
-            && let Some(cidrs) = node.as_ref().map(|n| n.pod_cidrs)
-        {
-            self.settings.local = LocalTraffic::Cidrs(cidrs);
-        }
-        let facts = self
-            .observed
-            .as_ref()
-            .map(|observed| NodeFacts::build(&self.node.name, node.as_ref(), observed, &self.settings));
-        // A Node that is gone is none for load balancers, although its last facts stay in force.
-        let eligible = self.store.node().is_some_and(|n| !n.leaving);
-        self.outlets.health.with(|health| health.set_eligible(eligible));
-        let dirty = match facts {
-            Some(facts) if facts != self.node => {
-                self.health_checks_changed = true;
-                self.node = facts;
-                let mut all = self.store.all();
-                all.extend(dirty.into_iter().filter(|d| d.service.is_none()));
-                all
-            }
-            _ => dirty,
-        };
-        for Dirty { name, service, slices, .. } in dirty {
-            let slices = slices.iter().map(|slice| &**slice);
-            let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
-            self.desired.update(&name, fragment, &mut changes);
-        }
-        self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
-        changes
     }
 
     /// Tells the operator what changed in conflicts and remarks.

@@ -10,15 +10,20 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
 
 use super::Source;
+use super::ahead::Ahead;
 use super::client::ApiClient;
-use super::decode::{PROXY_NAME_LABEL, decode, object_name};
+use super::decode::{PROXY_NAME_LABEL, RawObject};
 use super::follow::{Follower, Limits};
 use crate::core::model::ObjectName;
 use crate::metrics::Metrics;
 use crate::store::{Kind, Object, Store};
+
+/// Services that have an address.
+const WITH_ADDRESS: &str = "spec.clusterIP!=None";
+/// Slices of such Services.
+const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
 
 /// Ties a Rust type to a resource path.
 pub(super) trait Followed: Clone + fmt::Debug + Send + 'static {
@@ -56,18 +61,16 @@ pub(super) struct Guarded<K> {
 
 impl<'de, K: Followed> Deserialize<'de> for Guarded<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let text = |field| value.pointer(field).and_then(Value::as_str).map(str::to_owned);
+        let object = RawObject::read(K::KIND, deserializer)?;
+        let name = object.name();
         Ok(Self {
             // Only what the watcher itself reads.
             metadata: ObjectMeta {
-                name: text("/metadata/name"),
-                namespace: text("/metadata/namespace"),
-                resource_version: text("/metadata/resourceVersion"),
+                resource_version: object.version().map(str::to_owned),
                 ..ObjectMeta::default()
             },
-            name: object_name(K::KIND, &value),
-            object: decode(K::KIND, &value),
+            object: object.decode(&name),
+            name,
             kind: PhantomData,
         })
     }
@@ -135,24 +138,37 @@ impl ApiSource {
         Self { limits, ..self }
     }
 
-    fn follow<K: Followed>(&self, config: watcher::Config, store: &Arc<Store>)
+    fn follower<K: Followed>(&self, config: watcher::Config, store: &Arc<Store>) -> Follower<K>
     where
         Guarded<K>: Resource<DynamicType = ()>,
     {
         let (watch, store) = (self.metrics.api_watch(K::KIND), store.clone());
-        let follower = Follower::<K>::new(self.api.clone(), config, store, watch, self.limits);
-        self.runtime.spawn(follower.run());
+        Follower::<K>::new(self.api.clone(), config, store, watch, self.limits)
     }
 }
 
 impl Source for ApiSource {
     fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
-        let services = watcher::Config::default().labels(&self.services).fields("spec.clusterIP!=None");
-        let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
         let node = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
-        self.follow::<Service>(services, &store);
-        self.follow::<EndpointSlice>(slices, &store);
-        self.follow::<Node>(node, &store);
+        let services = watcher::Config::default().labels(&self.services).fields(WITH_ADDRESS);
+        let slices = watcher::Config::default().labels(NOT_HEADLESS);
+        let node = self.follower::<Node>(node, &store);
+        let services = self.follower::<Service>(services, &store);
+        let slices = self.follower::<EndpointSlice>(slices, &store);
+        let ahead = Ahead {
+            services: self.services.clone(),
+            slices: NOT_HEADLESS.to_owned(),
+            with_address: WITH_ADDRESS,
+        };
+        let (client, limit, runtime) = (self.api.client.clone(), self.limits.ahead, self.runtime.clone());
+        self.runtime.spawn(node.run());
+        self.runtime.spawn(async move {
+            if tokio::time::timeout(limit, ahead.fetch(client, &store)).await.is_err() {
+                tracing::debug!("the first Services did not come in {limit:?}");
+            }
+            runtime.spawn(services.run());
+            runtime.spawn(slices.run());
+        });
         Ok(())
     }
 }
@@ -160,6 +176,7 @@ impl Source for ApiSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kube::core::WatchEvent;
 
     #[test]
     fn a_malformed_object_still_has_its_name_and_version() {
@@ -168,6 +185,36 @@ mod tests {
         assert_eq!(guarded.name.to_string(), "d/a");
         assert_eq!(guarded.metadata.resource_version.as_deref(), Some("7"));
         assert!(guarded.object.is_err());
+    }
+
+    #[test]
+    fn an_event_may_say_its_type_first_or_last_and_its_object_may_be_malformed() {
+        const BAD: &str = "spec.ports[1].nodePort: invalid type: string \"\u{e4}\", expected u32";
+        let object = |port: &str| {
+            format!(
+                r#"{{"kind":"Service","metadata":{{"managedFields":[{{"f:spec":{{"f:x":[1,-1.5,null]}}}}],"name":"a\u002d1",
+                "namespace":"d","resourceVersion":"7"}},"spec":{{"clusterIP":"10.0.0.1",
+                "ports":[{{"port":80}},{{"port":81,"nodePort":{port}}}]}}}}"#
+            )
+        };
+        for (port, error) in [("30080", None), (r#""\u00e4""#, Some(BAD))] {
+            let object = object(port);
+            for text in [
+                format!(r#"{{"type":"ADDED","object":{object}}}"#),
+                format!(r#"{{"object":{object},"type":"ADDED"}}"#),
+            ] {
+                let event: WatchEvent<Guarded<Service>> = serde_json::from_str(&text).unwrap();
+                let WatchEvent::Added(guarded) = event else { panic!("{text}") };
+                assert_eq!(guarded.name.to_string(), "d/a-1");
+                assert_eq!(guarded.metadata.resource_version.as_deref(), Some("7"));
+                assert_eq!(guarded.object.err().as_deref(), error, "{text}");
+            }
+        }
+        for no_object in ["5", "[]", "null", r#"{"metadata":[],"spec":null}"#] {
+            let text = format!(r#"{{"type":"ADDED","object":{no_object}}}"#);
+            let event: WatchEvent<Guarded<Node>> = serde_json::from_str(&text).unwrap();
+            assert!(matches!(event, WatchEvent::Added(guarded) if guarded.object.is_err()), "{text}");
+        }
     }
 
     #[test]

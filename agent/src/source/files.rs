@@ -18,7 +18,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::Value;
 
 use super::Source;
-use super::decode::{decode, object_name, proxy_name};
+use super::decode::RawObject;
 use crate::core::model::ObjectName;
 use crate::store::{Kind, Object, Store};
 
@@ -277,7 +277,7 @@ fn collect(value: &Value, ours: &Ours, items: &mut Vec<Item>) -> anyhow::Result<
         let of_items = kind.strip_suffix("List").filter(|k| !k.is_empty());
         for item in list {
             match of_items {
-                Some(of_items) => collect_object(item, of_items, ours, items),
+                Some(of_items) => collect_object(item, of_items, ours, items)?,
                 None => collect(item, ours, items)?,
             }
         }
@@ -287,28 +287,29 @@ fn collect(value: &Value, ours: &Ours, items: &mut Vec<Item>) -> anyhow::Result<
         !kind.is_empty(),
         "an object without a kind: is this the output of `kubectl get -o yaml`?"
     );
-    collect_object(value, kind, ours, items);
-    Ok(())
+    collect_object(value, kind, ours, items)
 }
 
-fn collect_object(value: &Value, kind: &str, ours: &Ours, items: &mut Vec<Item>) {
+fn collect_object(value: &Value, kind: &str, ours: &Ours, items: &mut Vec<Item>) -> anyhow::Result<()> {
     let Some(kind) = Kind::ALL.into_iter().find(|k| k.to_string() == kind) else {
         tracing::debug!(kind, "passed over: not a Service, EndpointSlice or Node");
-        return;
+        return Ok(());
     };
-    let name = object_name(kind, value);
+    let object = RawObject::read(kind, value)?;
+    let name = object.name();
     let passed_over = match kind {
         Kind::Node => *name.name != *ours.node,
-        Kind::Service => proxy_name(value) != ours.proxy.as_deref(),
+        Kind::Service => object.proxy() != ours.proxy.as_deref(),
         Kind::EndpointSlice => false,
     };
     if passed_over {
-        return;
+        return Ok(());
     }
-    items.push(match decode(kind, value) {
+    items.push(match object.decode(&name) {
         Ok(object) => Item::Object(object),
         Err(error) => Item::Malformed(kind, name, error),
     });
+    Ok(())
 }
 
 #[cfg(test)]

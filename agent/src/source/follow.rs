@@ -3,22 +3,25 @@
 //! and pauses that spare a server in trouble.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, Stream, StreamExt};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource};
 
 use super::api::{Followed, Guarded};
 use super::client::{ApiClient, AskedPause};
 use crate::metrics::input::{Watch, WatchState};
-use crate::store::{Kind, Store};
+use crate::store::{Kind, Store, Update};
 
 /// How patient a follower is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// How long the small lists may take that come before all others.
+    pub ahead: Duration,
     /// A list in which nothing comes for so long is given up.
     pub stall: Duration,
     /// How long a server may take to begin an answer. A watch is answered at once, and so is a page.
@@ -35,6 +38,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            ahead: Duration::from_secs(2),
             stall: Duration::from_secs(45),
             answer: Duration::from_secs(40),
             min_pause: Duration::from_millis(800),
@@ -71,6 +75,34 @@ impl Pauses {
         let chance = (self.chance.hash_one(self.failures) % 1000) as u32;
         let pause = pause * (500 + chance) / 1000;
         pause.max(asked)
+    }
+}
+
+/// How many events are put into the store at once.
+const GROUP: usize = 256;
+
+/// The next event with those that are there already, and how it goes on: with more, with an error, or
+/// not at all. Nothing is waited for, so no event comes later for it.
+fn gather<T, E>(
+    first: Option<Result<T, E>>,
+    events: &mut (impl Stream<Item = Result<T, E>> + Unpin),
+) -> (Vec<T>, ControlFlow<Option<E>>) {
+    let mut group = Vec::new();
+    let mut next = first;
+    loop {
+        match next {
+            Some(Ok(event)) => group.push(event),
+            // The stream is not asked on: it would turn to the server again before the pause.
+            Some(Err(error)) => return (group, ControlFlow::Break(Some(error))),
+            None => return (group, ControlFlow::Break(None)),
+        }
+        if group.len() == GROUP {
+            return (group, ControlFlow::Continue(()));
+        }
+        match events.next().now_or_never() {
+            Some(ready) => next = ready,
+            None => return (group, ControlFlow::Continue(())),
+        }
     }
 }
 
@@ -166,10 +198,12 @@ where
             } else {
                 events.next().await
             };
-            match next {
-                None => return End::Over,
-                Some(Ok(event)) => listing = self.take(event, listing),
-                Some(Err(error)) => {
+            let (group, then) = gather(next, &mut events);
+            listing = self.take(group, listing);
+            match then {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(None) => return End::Over,
+                ControlFlow::Break(Some(error)) => {
                     if self.streaming && listing && is_refused(&error) {
                         return End::NoStreaming;
                     }
@@ -186,8 +220,22 @@ where
         }
     }
 
-    /// Puts an event into the store; true while a list goes on.
-    fn take(&mut self, event: Event<Guarded<K>>, listing: bool) -> bool {
+    /// Puts events into the store; true while a list goes on.
+    fn take(&mut self, events: Vec<Event<Guarded<K>>>, listing: bool) -> bool {
+        if events.is_empty() {
+            return listing;
+        }
+        let listing = events.iter().fold(listing, |listing, event| self.note(event, listing));
+        self.store.update(|update| {
+            for event in events {
+                put(update, event);
+            }
+        });
+        listing
+    }
+
+    /// Tells the metrics and the log of an event; true while a list goes on.
+    fn note(&mut self, event: &Event<Guarded<K>>, listing: bool) -> bool {
         let listing = match event {
             Event::Init => {
                 self.watch.set(WatchState::Listing);
@@ -206,15 +254,6 @@ where
                 self.watch.set(WatchState::Following);
             }
         }
-        self.store.update(|update| match event {
-            Event::Init => update.begin_list(K::KIND),
-            Event::InitDone => update.finish_list(K::KIND),
-            Event::InitApply(guarded) | Event::Apply(guarded) => match guarded.object {
-                Ok(object) => update.put(object),
-                Err(error) => update.malformed(K::KIND, &guarded.name, &error),
-            },
-            Event::Delete(guarded) => update.remove(K::KIND, &guarded.name),
-        });
         listing
     }
 
@@ -232,6 +271,18 @@ where
         }
         tracing::warn!(%kind, "cannot follow the API: {text}; {}; trying again", remedy(text));
         self.trouble = Some(text.to_owned());
+    }
+}
+
+fn put<K: Followed>(update: &mut Update<'_>, event: Event<Guarded<K>>) {
+    match event {
+        Event::Init => update.begin_list(K::KIND),
+        Event::InitDone => update.finish_list(K::KIND),
+        Event::InitApply(guarded) | Event::Apply(guarded) => match guarded.object {
+            Ok(object) => update.put(object),
+            Err(error) => update.malformed(K::KIND, &guarded.name, &error),
+        },
+        Event::Delete(guarded) => update.remove(K::KIND, &guarded.name),
     }
 }
 
@@ -315,6 +366,21 @@ mod tests {
         let first = |_| Pauses::new(Limits::default()).next(Instant::now(), Duration::ZERO);
         let pauses: std::collections::HashSet<Duration> = (0..100).map(first).collect();
         assert!(pauses.len() > 20, "{pauses:?}");
+    }
+
+    #[test]
+    fn what_is_there_comes_as_one_group_and_no_further_than_an_error() {
+        use futures_util::stream;
+        let mut polled = 0;
+        let mut events = stream::iter((1..600).map(Ok).chain([Err("no"), Ok(600)])).inspect(|_| polled += 1);
+        assert_eq!(gather(Some(Ok(0)), &mut events), ((0..256).collect(), ControlFlow::Continue(())));
+        assert_eq!(gather(Some(Ok(255)), &mut events).0.len(), GROUP);
+        let (group, then) = gather(Some(Ok(510)), &mut events);
+        assert_eq!((group.last(), then), (Some(&599), ControlFlow::Break(Some("no"))));
+        assert_eq!(polled, 600, "what comes after the error is left there");
+        let mut quiet = stream::pending::<Result<i32, ()>>();
+        assert_eq!(gather(Some(Ok(1)), &mut quiet), (vec![1], ControlFlow::Continue(())));
+        assert_eq!(gather(None, &mut quiet), (vec![], ControlFlow::Break(None)));
     }
 
     #[test]

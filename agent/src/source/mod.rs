@@ -2,6 +2,7 @@
 //! Where objects come from: the Kubernetes API or files. Both feed the store through the same
 //! decoder, so the code after it cannot tell them apart.
 
+mod ahead;
 pub mod api;
 pub mod client;
 pub mod decode;

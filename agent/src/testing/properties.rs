@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What holds for every cluster and whatever happens.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use proptest::sample::Index;
 use super::cluster::Cluster;
 use super::random::any_cluster;
 use super::{Agent, DEADLINE, kernel};
+use crate::core::map::Set;
 use crate::core::model::{RsKey, VsKey, VsSpec};
 use crate::core::observed::Observed;
 use crate::core::op::{Op, OpKind, Phase};
@@ -42,6 +43,8 @@ enum Event {
     Connections(u64),
     /// Time passes and the loop does what is due.
     Sync(bool, u16),
+    /// The loop goes on with an audit, so many pieces.
+    Audit(u8),
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -51,6 +54,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<u8>().prop_map(Event::Restart),
         1 => any::<u8>().prop_map(Event::Interfere),
         1 => any::<u64>().prop_map(Event::Connections),
+        2 => (0..30u8).prop_map(Event::Audit),
         4 => (any::<bool>(), 0..400u16).prop_map(|(audit, s)| Event::Sync(audit, s)),
     ]
 }
@@ -88,6 +92,10 @@ impl World {
             }
             Event::Connections(seed) => connect(&mut self.agent.kernel().state, seed),
             Event::Sync(audit, seconds) => self.sync(audit, seconds),
+            Event::Audit(pieces) => {
+                let step = |_| self.agent.reconciler.audit_step(self.now);
+                self.doubt |= (0..pieces).filter_map(step).any(|pass| pass.report.in_doubt());
+            }
         }
         self
     }
@@ -229,7 +237,7 @@ proptest! {
         let mut agent = Agent::start(kernel(), &a);
         agent.converge(Due::Audit, 1);
         connect(&mut agent.kernel().state, seed);
-        let busy: HashSet<(VsKey, RsKey)> = agent.kernel().state.busy.clone();
+        let busy: Set<(VsKey, RsKey)> = agent.kernel().state.busy.clone();
         b.put(&agent.store);
         agent.converge(Due::Changes, 1);
         let servers = &agent.kernel().state.virtual_servers;

@@ -3,13 +3,15 @@
 //! to whatever it can be.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::cluster::Cluster;
 use crate::core::model::{
-    Endpoint, EndpointSlice, Family, Hints, Node, ObjectName, Protocol, Service, ServicePort, SlicePort,
+    Endpoint, EndpointSlice, Family, Hints, Node, ObjectName, Place, Protocol, Service, ServicePort,
+    SlicePort,
 };
 use crate::store::{Kind, Object};
 
@@ -92,11 +94,13 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
             ready,
             serving,
             terminating,
-            node: node.map(Into::into),
-            hints: hints.map(|(zones, nodes)| {
-                let names = |list: Vec<&str>| list.into_iter().map(Into::into).collect();
-                Box::new(Hints { zones: names(zones), nodes: names(nodes) })
-            }),
+            place: Some(Arc::new(Place {
+                node: node.map(Into::into),
+                hints: hints.map_or_else(Hints::default, |(zones, nodes)| {
+                    let names = |list: Vec<&str>| list.into_iter().map(Into::into).collect();
+                    Hints { zones: names(zones), nodes: names(nodes) }
+                }),
+            })),
         })
 }
 
@@ -110,8 +114,8 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
                 name: ObjectName::new("d", &format!("s{service}-{family}-{n}")),
                 service: ObjectName::new("d", &format!("s{service}")),
                 family,
-                ports,
-                endpoints,
+                ports: ports.into(),
+                endpoints: endpoints.into(),
             },
         )
     })

@@ -28,6 +28,9 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// Pause after a connection that could not be taken.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
+/// Pause between looks whether an answer is still to be kept back.
+const HELD_PAUSE: Duration = Duration::from_millis(10);
+
 /// Seconds in `Retry-After` of a 429 when nothing else is wanted.
 const RETRY_SECONDS: u64 = 1;
 
@@ -69,6 +72,9 @@ async fn answer(
         std::future::pending::<()>().await;
     }
     let path = request.uri().path().to_owned();
+    while is_held(&shared.state(), &path) {
+        sleep(HELD_PAUSE).await;
+    }
     let injected = injected_status(&mut shared.state(), &path);
     let response = match injected {
         Some(response) => response,
@@ -128,6 +134,12 @@ async fn take_event(shared: &Shared, request: hyper::Request<Incoming>) -> Resul
         (Some(path), _) => Ok(whole(StatusCode::OK, state.events.patch(&path, body)?)),
         (None, _) => Err(Refusal::new(404, "NotFound", "the server could not find the requested resource")),
     }
+}
+
+/// Whether a fault keeps this answer back.
+fn is_held(state: &State, path: &str) -> bool {
+    let held = state.faults.held.as_deref();
+    Target::parse(path).is_some_and(|t| t.namespace.is_none() && held == Some(t.resource.plural))
 }
 
 /// The answer that a fault wants for this path.
@@ -200,19 +212,16 @@ fn list(state: &State, target: &Target, options: &Options) -> Result<Response<Bo
             metadata["remainingItemCount"] = json!(objects.len() - end);
         }
     }
-    let page = objects.iter().take(end).skip(start).map(|object| {
-        let mut item = Value::clone(object);
-        if let Some(item) = item.as_object_mut() {
-            item.remove("kind");
-            item.remove("apiVersion");
-        }
-        item
-    });
-    let items: Vec<Value> = page.collect();
-    let kind = format!("{}List", target.resource.kind);
-    let api_version = target.resource.api_version;
-    let list = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items});
-    Ok(if state.faults.truncate_list_body { truncated(&list) } else { whole(StatusCode::OK, &list) })
+    let mut list = format!(
+        r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
+        target.resource.kind, target.resource.api_version
+    );
+    for (index, object) in objects.iter().take(end).skip(start).enumerate() {
+        list.push_str(if index == 0 { "{" } else { ",{" });
+        list.push_str(object.item());
+    }
+    list.push_str("]}");
+    Ok(if state.faults.truncate_list_body { truncated(list) } else { sent(StatusCode::OK, list) })
 }
 
 pub(super) fn status(refusal: &Refusal) -> Value {
@@ -229,15 +238,19 @@ fn full(bytes: Bytes) -> Body {
 }
 
 fn whole(code: StatusCode, value: &Value) -> Response<Body> {
-    let mut response = Response::new(full(Bytes::from(value.to_string())));
+    sent(code, value.to_string())
+}
+
+fn sent(code: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(full(Bytes::from(text)));
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 /// An answer that promises its whole length and breaks off in the middle.
-fn truncated(value: &Value) -> Response<Body> {
-    let mut text = value.to_string().into_bytes();
+fn truncated(text: String) -> Response<Body> {
+    let mut text = text.into_bytes();
     let length = text.len();
     text.truncate(length / 2);
     let parts = stream::unfold(Some(text), |half| async move {

@@ -33,6 +33,8 @@ pub struct Faults {
     pub retry_after: Option<u64>,
     /// Every answer comes so much later.
     pub delay: Option<Duration>,
+    /// Lists and watches of this resource in all namespaces are not answered, as if they were very large.
+    pub held: Option<String>,
     /// Requests are read and never answered, and open watches fall silent, without a close.
     pub half_open: bool,
     /// Streaming lists (`sendInitialEvents`) are refused with 422, as by a server without the feature.

@@ -2,6 +2,8 @@
 //! The stored objects with their history.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -14,22 +16,67 @@ const HISTORY: usize = 65_536;
 /// Kind, namespace, name.
 type Key = (String, String, String);
 
+/// An object with its text, which is sent many times.
+#[derive(Debug, PartialEq)]
+pub struct Stored {
+    /// The object.
+    pub value: Value,
+    text: String,
+    /// Where the fields after kind and version begin in the text.
+    body: usize,
+}
+
+impl Stored {
+    fn new(value: Value) -> Self {
+        let head = ["kind", "apiVersion"];
+        let add = |text: &mut String, name: &str, field: &Value| {
+            let comma = if text.len() > 1 { "," } else { "" };
+            // Writing to a string does not fail.
+            let _ = write!(text, "{comma}{}:{field}", Value::from(name));
+        };
+        let mut text = "{".to_owned();
+        for name in head {
+            if let Some(field) = value.get(name) {
+                add(&mut text, name, field);
+            }
+        }
+        // After the comma, if there is one.
+        let body = if text.len() > 1 { text.len() + 1 } else { 1 };
+        let fields = value.as_object().into_iter().flatten();
+        for (name, field) in fields.filter(|(name, _)| !head.contains(&name.as_str())) {
+            add(&mut text, name, field);
+        }
+        text.push('}');
+        Self { body: body.min(text.len() - 1), value, text }
+    }
+
+    /// The whole object.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Without the opening brace, and without kind and version, as the items of a list are.
+    pub fn item(&self) -> &str {
+        &self.text[self.body..]
+    }
+}
+
 /// A change: the version it made, and the object before and after.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The version it made.
     pub version: u64,
     /// The object as it was, unless it is new.
-    pub before: Option<Arc<Value>>,
+    pub before: Option<Arc<Stored>>,
     /// The object as it is, unless it is gone.
-    pub after: Option<Arc<Value>>,
+    pub after: Option<Arc<Stored>>,
     key: Key,
 }
 
 /// All objects, and the changes that led to them.
 #[derive(Debug)]
 pub struct Objects {
-    stored: BTreeMap<Key, Arc<Value>>,
+    stored: BTreeMap<Key, Arc<Stored>>,
     history: VecDeque<Change>,
     limit: usize,
     version: u64,
@@ -83,13 +130,13 @@ impl Objects {
         let before = self.stored.get(&key).cloned();
         // The version is the server's own: an object that differs in nothing else is unchanged.
         if let Some(before) = &before {
-            object["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
-            if **before == object {
+            object["metadata"]["resourceVersion"] = before.value["metadata"]["resourceVersion"].clone();
+            if before.value == object {
                 return;
             }
         }
         set_version(&mut object, self.version + 1);
-        let after = Arc::new(object);
+        let after = Arc::new(Stored::new(object));
         self.stored.insert(key.clone(), after.clone());
         self.record(key, before, Some(after));
     }
@@ -102,7 +149,7 @@ impl Objects {
         }
     }
 
-    fn record(&mut self, key: Key, before: Option<Arc<Value>>, after: Option<Arc<Value>>) {
+    fn record(&mut self, key: Key, before: Option<Arc<Stored>>, after: Option<Arc<Stored>>) {
         self.version += 1;
         self.history.push_back(Change { version: self.version, before, after, key });
         self.trim();
@@ -129,25 +176,30 @@ impl Objects {
 
     /// One object.
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<&Value> {
-        self.stored.get(&(kind.to_owned(), namespace.to_owned(), name.to_owned())).map(Arc::as_ref)
+        self.stored.get(&(kind.to_owned(), namespace.to_owned(), name.to_owned())).map(|stored| &stored.value)
     }
 
     /// The objects of a kind that a selector takes, in the order of their names, as they were at a
     /// version; `None` when it is too old.
-    pub fn list(&self, kind: &str, selector: &Selector, version: u64) -> Option<Vec<Arc<Value>>> {
+    pub fn list(&self, kind: &str, selector: &Selector, version: u64) -> Option<Vec<Arc<Stored>>> {
         if version < self.oldest {
             return None;
         }
-        let of_kind = self.stored.iter().filter(|(key, _)| key.0 == kind);
-        let mut objects: BTreeMap<&Key, &Arc<Value>> = of_kind.collect();
+        let namespace = selector.namespace();
+        let asked = |key: &Key| key.0 == kind && namespace.is_none_or(|namespace| key.1 == namespace);
+        // A real server finds the objects of a namespace without looking at all others, too.
+        let first = (kind.to_owned(), namespace.unwrap_or_default().to_owned(), String::new());
+        let from_first = self.stored.range((Bound::Included(first), Bound::Unbounded));
+        let mut objects: BTreeMap<&Key, &Arc<Stored>> =
+            from_first.take_while(|(key, _)| asked(key)).collect();
         let undone = self.history.iter().rev().take_while(|change| change.version > version);
-        for change in undone.filter(|change| change.key.0 == kind) {
+        for change in undone.filter(|change| asked(&change.key)) {
             match &change.before {
                 Some(before) => objects.insert(&change.key, before),
                 None => objects.remove(&change.key),
             };
         }
-        Some(objects.into_values().filter(|object| selector.takes(object)).cloned().collect())
+        Some(objects.into_values().filter(|object| selector.takes(&object.value)).cloned().collect())
     }
 
     /// The changes of a kind after a version; `None` when it is too old.
@@ -170,7 +222,7 @@ mod tests {
 
     fn names(objects: &Objects, version: u64) -> Vec<String> {
         let all = objects.list("Service", &Selector::default(), version).unwrap();
-        all.iter().map(|o| text(o, "/metadata/name").to_owned()).collect()
+        all.iter().map(|o| text(&o.value, "/metadata/name").to_owned()).collect()
     }
 
     #[test]
@@ -181,8 +233,12 @@ mod tests {
         objects.apply(object("a", json!({})));
         objects.apply(object("a", json!({"proxy": "x"})));
         objects.apply(object("a", json!({})));
+        let parse = |line: String| {
+            assert!(line.starts_with("{\"type\":"), "{line}");
+            serde_json::from_str(&line).unwrap()
+        };
         let events: Vec<Value> =
-            objects.since(1, "Service").unwrap().filter_map(|c| selector.event(c)).collect();
+            objects.since(1, "Service").unwrap().filter_map(|c| selector.event(c)).map(parse).collect();
         let kinds: Vec<&str> = events.iter().map(|e| text(e, "/type")).collect();
         assert_eq!(kinds, ["ADDED", "DELETED", "ADDED"]);
         let versions: Vec<&str> =
@@ -202,6 +258,24 @@ mod tests {
         assert_eq!(objects.version(), before + 2, "a goes and c comes");
         assert_eq!(names(&objects, before), ["a", "b"]);
         assert_eq!(names(&objects, objects.version()), ["b", "c"]);
+    }
+
+    #[test]
+    fn texts_are_the_objects_kind_first_and_items_are_without() {
+        for (value, text, item) in [
+            (
+                json!({"a": 1, "apiVersion": "v1", "kind": "K", "z": {}}),
+                r#"{"kind":"K","apiVersion":"v1","a":1,"z":{}}"#,
+                r#""a":1,"z":{}}"#,
+            ),
+            (json!({"kind": "K", "z": 1}), r#"{"kind":"K","z":1}"#, r#""z":1}"#),
+            (json!({"z": 1}), r#"{"z":1}"#, r#""z":1}"#),
+            (json!({"kind": "K"}), r#"{"kind":"K"}"#, "}"),
+            (json!({}), "{}", "}"),
+        ] {
+            let stored = Stored::new(value);
+            assert_eq!((stored.text(), stored.item()), (text, item));
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Label and field selectors, and what a change is for somebody who has one.
 
+use std::fmt;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::objects::{Change, set_version, text};
+use super::objects::{Change, Stored, set_version, text};
 
 /// Labels and fields that an object must or must not have.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +84,11 @@ impl Selector {
         Ok(Self { labels: terms(labels)?, fields, namespace: namespace.map(str::to_owned) })
     }
 
+    /// The namespace, if only one is selected.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// Whether nothing but a namespace is selected.
     pub fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
@@ -92,30 +98,38 @@ impl Selector {
     pub fn takes(&self, object: &Value) -> bool {
         let label = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str);
         // A field that is absent is empty; a label that is absent is absent.
-        let field = |key: &str| text(object, &format!("/{}", key.replace('.', "/")));
+        let at = |key: &str| key.split('.').try_fold(object, |value, part| value.get(part));
+        let field = |key: &str| at(key).and_then(Value::as_str).unwrap_or_default();
         self.labels.iter().all(|t| t.holds(label(t.key())))
             && self.fields.iter().all(|t| t.holds(Some(field(t.key()))))
             && self.namespace.as_ref().is_none_or(|ns| text(object, "/metadata/namespace") == ns)
     }
 
-    /// The watch event that a change is for somebody with this selector.
-    pub fn event(&self, change: &Change) -> Option<Value> {
-        let taken = |object: &Option<Arc<Value>>| object.clone().filter(|o| self.takes(o));
+    /// The watch event that a change is for somebody with this selector, as text.
+    pub fn event(&self, change: &Change) -> Option<String> {
+        let taken = |object: &Option<Arc<Stored>>| object.clone().filter(|o| self.takes(&o.value));
         let (kind, object) = match (taken(&change.before), taken(&change.after)) {
             (None, None) => return None,
-            (None, Some(after)) => ("ADDED", after),
-            (Some(_), Some(after)) => ("MODIFIED", after),
+            // Its version is the one that the change made.
+            (None, Some(after)) => return Some(render_event("ADDED", after.text())),
+            (Some(_), Some(after)) => return Some(render_event("MODIFIED", after.text())),
             (Some(before), None) => ("DELETED", before),
         };
-        let mut object = Value::clone(&object);
+        let mut object = object.value.clone();
         set_version(&mut object, change.version);
-        Some(json!({"type": kind, "object": object}))
+        Some(render_event(kind, &object))
     }
+}
+
+/// A watch event, in the order of a real server: the type first.
+pub fn render_event(kind: &str, object: impl fmt::Display) -> String {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     const KNOWN: [&str; 3] = ["metadata.name", "metadata.namespace", "spec.clusterIP"];
 

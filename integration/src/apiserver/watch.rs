@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use hyper::body::{Bytes, Frame};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::http::status;
 use super::request::{Options, Refusal, Target};
+use super::selector::render_event;
 use super::{Shared, State};
 
 /// What was sent has this long to leave before the connection is torn down.
@@ -180,7 +181,7 @@ impl Watching {
         self.version = state.objects.version();
         let kind = self.target.resource.kind;
         for object in state.objects.list(kind, &self.options.selector, self.version).unwrap_or_default() {
-            add_line(text, &json!({"type": "ADDED", "object": *object}));
+            add_line(text, &render_event("ADDED", object.text()));
         }
         if self.options.initial && self.options.bookmarks && !state.faults.unknown_streaming_lists {
             add_line(text, &self.bookmark(true));
@@ -192,7 +193,7 @@ impl Watching {
         let now = state.objects.version();
         let Some(changes) = state.objects.since(self.version, self.target.resource.kind) else {
             let refusal = Refusal::expired(self.version, now);
-            add_line(text, &json!({"type": "ERROR", "object": status(&refusal)}));
+            add_line(text, &render_event("ERROR", status(&refusal)));
             return false;
         };
         let kind = self.target.resource.kind;
@@ -213,14 +214,14 @@ impl Watching {
         true
     }
 
-    fn bookmark(&self, end_of_list: bool) -> Value {
+    fn bookmark(&self, end_of_list: bool) -> String {
         let mut metadata = json!({"resourceVersion": self.version.to_string()});
         if end_of_list {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let resource = self.target.resource;
         let object = json!({"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata});
-        json!({"type": "BOOKMARK", "object": object})
+        render_event("BOOKMARK", object)
     }
 }
 

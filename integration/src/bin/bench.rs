@@ -1,156 +1,124 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `make bench`: cold programming of many Services by the agent's loop, beside a raw replay of the same
-//! commands, encoded beforehand, in the same boot. Only the ratio means something: times on shared and
-//! emulated machines are noise.
+//! `make bench`, `make bench-quick` and `make benchmarks`: see [`integration::bench`].
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
-use dummy_iface::DummyDevice;
-use integration::lab::Netns;
-use integration::replay::{RawIpvs, encode_commands};
-use kube_ipvs::config::node;
-use kube_ipvs::core::model::*;
-use kube_ipvs::core::op::{Lane, Op, Phase};
-use kube_ipvs::core::ownership::DEVICE;
-use kube_ipvs::core::settings::Settings;
-use kube_ipvs::inbox::Inbox;
-use kube_ipvs::kernel::ipset::IpsetClient;
-use kube_ipvs::kernel::linux::LinuxKernel;
-use kube_ipvs::reconcile::{Outlets, Pass, Reconciler};
-use kube_ipvs::schedule::Due;
-use kube_ipvs::store::{Object, Store};
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use integration::bench::allocations::Counting;
+use integration::bench::node::Size;
+use integration::bench::plot::{from_csv, to_svg};
+use integration::bench::table::{self, Row};
+use integration::bench::{counts, rows, series};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 #[derive(Parser)]
-#[command(about = "Cold programming beside a raw replay of the same commands")]
+#[command(about = "What the agent costs, beside a raw replay of the same commands in the same boot")]
 struct Args {
-    /// Number of Services.
-    #[arg(long, default_value_t = 10_000)]
-    services: u32,
-    /// Endpoints of each.
-    #[arg(long, default_value_t = 5)]
-    endpoints: u8,
-    /// Fail when the agent takes more than this many times the replay.
-    #[arg(long, default_value_t = 2.0)]
-    limit: f64,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Times, memory and delays, in multiples of the limit; fails above what may be.
+    Table {
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..))]
+        services: u32,
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=5))]
+        endpoints: u32,
+        /// Seconds to watch the agent idle, with the default sync period.
+        #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+        idle: u64,
+    },
+    /// What can be counted; fails above what may be.
+    Quick,
+    /// What one endpoint costs on small and large nodes, by a clock that counts instructions.
+    Endpoint {
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 1000, 10_000, 50_000])]
+        sizes: Vec<u32>,
+    },
+    /// Costs at many sizes, as CSV; by a clock that counts instructions.
+    Series {
+        /// Where everything is measured, every address bound.
+        #[arg(long, value_delimiter = ',')]
+        sizes: Vec<u32>,
+        /// Where only the cost of an endpoint is measured.
+        #[arg(long, value_delimiter = ',')]
+        more: Vec<u32>,
+        /// The file; what is there already at other sizes stays.
+        #[arg(long)]
+        csv: PathBuf,
+    },
+    /// Draws a CSV.
+    Plot {
+        /// What to draw.
+        csv: PathBuf,
+        /// The picture.
+        svg: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    println!("{} Services x {} endpoints, cold:", args.services, args.endpoints);
-    let ns = Netns::new("bench-agent")?;
-    let (pass, agent) = ns.enter(|| measure_agent(&args))??;
-    let ns = Netns::new("bench-replay")?;
-    let replay = ns.enter(|| measure_replay(&pass))??;
-    let ratio = agent.as_secs_f64() / replay.as_secs_f64();
-    println!("  agent   {agent:>8.2?}  read the kernel, plan, apply, rules included");
-    println!("  replay  {replay:>8.2?}  IPVS, sets and addresses, raw");
-    println!("  ratio   {ratio:>8.2}  must be at most {:.1}", args.limit);
-    if ratio > args.limit {
-        bail!("the agent takes {ratio:.2} times as long as the raw replay");
-    }
-    Ok(())
-}
-
-fn service_name(n: u32) -> ObjectName {
-    ObjectName::new("bench", &format!("svc-{n}"))
-}
-
-fn fill(store: &Store, args: &Args) {
-    let bytes = |n: u32, first: u8| IpAddr::from([first, (n >> 16) as u8, (n >> 8) as u8, n as u8]);
-    store.update(|update| {
-        for n in 0..args.services {
-            update.put(Object::Service(Service {
-                name: service_name(n),
-                cluster_ips: [Some(bytes(n + 1, 10)), None],
-                ports: vec![ServicePort {
-                    name: "http".into(),
-                    protocol: Protocol::Tcp,
-                    port: 80,
-                    node_port: 0,
-                }],
-                ..Service::default()
-            }));
-            let endpoint = |e: u8| Endpoint {
-                addr: bytes(n, 100 + e),
-                ready: true,
-                serving: true,
-                terminating: false,
-                node: (e == 0).then(|| "node-a".into()),
-                hints: None,
-            };
-            update.put(Object::EndpointSlice(EndpointSlice {
-                name: service_name(n),
-                service: service_name(n),
-                family: Family::V4,
-                ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-                endpoints: (0..args.endpoints).map(endpoint).collect(),
-            }));
+    match Args::parse().what {
+        What::Table { services, endpoints, idle } => {
+            judge(&rows::measure(Size { services, endpoints }, idle)?)
         }
-    });
+        What::Quick => {
+            let (rows, too_few) = counts::measure()?;
+            judge(&rows)?;
+            ensure!(too_few.is_empty(), "less than the work that is wanted: {}", too_few.join("; "));
+            Ok(())
+        }
+        What::Endpoint { sizes } => judge(&series::endpoint_rows(&sizes)?),
+        What::Series { sizes, more, csv } => series::write(&sizes, &more, &csv),
+        What::Plot { csv, svg } => {
+            let text = std::fs::read_to_string(&csv).with_context(|| csv.display().to_string())?;
+            std::fs::write(&svg, to_svg(&from_csv(&text)?)?).with_context(|| svg.display().to_string())
+        }
+    }
 }
 
-/// The agent's first pass, from a full store to a programmed kernel.
-fn measure_agent(args: &Args) -> Result<(Pass, Duration)> {
-    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    let settings = Settings {
-        families: node::families(),
-        sysctls: node::sysctls(node::kernel_version()?, false),
-        ..Settings::default()
-    };
-    let kernel = LinuxKernel::open(&settings)?;
-    fill(&store, args);
-    let mut reconciler = Reconciler::new(kernel, store, settings, "node-a", false, Outlets::log_only()?);
-    let start = Instant::now();
-    let pass = reconciler.sync(Due::Audit, Duration::ZERO);
-    let took = start.elapsed();
-    ensure!(pass.is_clean(), "not everything was programmed: {:?}", pass.unreadable);
-    let traffic = reconciler.kernel().traffic();
-    println!(
-        "  sends   IPVS {}, sets {}, addresses {}",
-        traffic.sends[0], traffic.sends[1], traffic.sends[2]
-    );
-    println!(
-        "  bytes   IPVS {}, sets {}, addresses {}",
-        traffic.bytes[0], traffic.bytes[1], traffic.bytes[2]
-    );
-    println!("  others  {} dumps, {} processes", traffic.dumps, traffic.processes);
-    Ok((pass, took))
-}
-
-/// The same commands, sent by nothing but sends.
-fn measure_replay(pass: &Pass) -> Result<Duration> {
-    let of = |phase, lane| -> Vec<&Op> {
-        pass.plan.ops.iter().filter(|op| op.phase() == phase && op.lane() == lane).collect()
-    };
-    let mut raw = RawIpvs::open()?;
-    let sends = encode_commands(raw.family(), &of(Phase::Serve, Lane::Ipvs));
-    let mut sets = IpsetClient::open().context("ipset")?;
-    let requests = sets.prepare(&of(Phase::Guard, Lane::Sets)).context("ipset")?;
-    let mut device = DummyDevice::open(DEVICE)?;
-    let addresses: Vec<IpAddr> = of(Phase::Open, Lane::Addresses)
-        .iter()
-        .filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None })
-        .collect();
-    let start = Instant::now();
-    device.ensure()?;
-    ensure!(sets.send(&requests).context("ipset")?.iter().all(Option::is_none), "a set refused an entry");
-    raw.send(&sends)?;
-    ensure!(device.add(&addresses)?.is_empty(), "an address was refused");
-    let took = start.elapsed();
-    check(&addresses)?;
-    Ok(took)
-}
-
-/// That the replay did the work, and not less.
-fn check(addresses: &[IpAddr]) -> Result<()> {
-    let mut client = ipvs_netlink::Client::open()?;
-    let services = client.services()?;
-    ensure!(services.len() == addresses.len(), "{} services after the replay", services.len());
-    let id = ipvs_netlink::ServiceId::tcp(SocketAddr::new(addresses[0], 80));
-    ensure!(!client.destinations(&id)?.is_empty(), "a service without destinations after the replay");
+/// Prints the rows; an error when one is not good enough.
+fn judge(rows: &[Row]) -> Result<()> {
+    print!("{}", table::render(rows));
+    ensure!(rows.iter().all(Row::holds), "not everything is as good as it must be");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<What> {
+        Ok(Args::try_parse_from([&["bench"], words].concat())?.what)
+    }
+
+    #[test]
+    fn sizes_are_lists() {
+        let What::Series { sizes, more, .. } =
+            parse(&["series", "--sizes=100,300", "--more", "50000", "--csv=x"]).unwrap()
+        else {
+            panic!("another command")
+        };
+        assert_eq!((sizes, more), (vec![100, 300], vec![50_000]));
+        let What::Endpoint { sizes } = parse(&["endpoint"]).unwrap() else { panic!("another command") };
+        assert_eq!(sizes, [100, 1000, 10_000, 50_000]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for words in [
+            &["table", "--idle=0"][..],
+            &["table", "--services=3"],
+            &["table", "--endpoints=6"],
+            &["endpoint", "--sizes=many"],
+            &["series", "--sizes=1"],
+            &[],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+    }
 }

@@ -87,8 +87,10 @@ fn a_read_only_sysctl_is_fine_when_it_is_right_and_named_when_it_is_not() {
     files.write(objects);
     let agent = files.start(&ns);
     wait_for("the new address", &agent, || is_bound(&ns, "10.96.0.11/32"));
+    // It tells when the pass has ended, which is after the address came.
+    let named = "/proc/sys/net/ipv4/vs/expire_nodest_conn to 1 (it is 0)";
+    wait_for("the sysctl in the log", &agent, || agent.log().contains(named));
     let log = agent.log();
-    assert!(log.contains("/proc/sys/net/ipv4/vs/expire_nodest_conn to 1 (it is 0)"), "{log}");
     assert!(log.contains("sysctl -w net.ipv4.vs.expire_nodest_conn=1"), "the remedy: {log}");
 }
 

@@ -4,66 +4,126 @@
 
 mod node;
 mod service;
+mod shared;
 mod slice;
+mod tape;
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
 
 use crate::core::model::{ObjectName, Protocol};
 use crate::store::{Kind, Object};
-
-/// A port of a Service or of an EndpointSlice.
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawPort {
-    name: Option<String>,
-    protocol: Option<String>,
-    port: Option<u32>,
-    node_port: Option<u32>,
-}
-
-/// Namespace and name of any object, even a malformed one. A namespaced object without a
-/// namespace is in `default`, as for kubectl.
-pub fn object_name(kind: Kind, value: &Value) -> ObjectName {
-    let field = |name: &str| value.pointer(name).and_then(Value::as_str).unwrap_or_default();
-    let namespace = match (kind, field("/metadata/namespace")) {
-        (Kind::Node, _) => "",
-        (_, "") => "default",
-        (_, namespace) => namespace,
-    };
-    ObjectName::new(namespace, field("/metadata/name"))
-}
+use tape::{Field, Tape, plain};
 
 /// Names the proxy that is to serve a Service; without it every node's usual proxy does.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
-/// The proxy that an object is for, if it is for one in particular.
-pub fn proxy_name(value: &Value) -> Option<&str> {
-    label(value, PROXY_NAME_LABEL)
+/// What is read of the metadata of any object.
+const METADATA: Field = Field(
+    "metadata",
+    &[
+        plain("name"),
+        plain("namespace"),
+        plain("resourceVersion"),
+        plain("creationTimestamp"),
+        plain("deletionTimestamp"),
+        Field(
+            "labels",
+            &[
+                plain(PROXY_NAME_LABEL),
+                plain(service::DNS_LABEL),
+                plain(slice::HEADLESS_LABEL),
+                plain(slice::SERVICE_NAME_LABEL),
+                plain(node::ZONE_LABEL),
+            ],
+        ),
+        Field("annotations", &[plain(slice::TRIGGER_ANNOTATION)]),
+    ],
+);
+
+/// A port of a Service or of an EndpointSlice.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawPort<'a> {
+    name: Option<&'a str>,
+    protocol: Option<&'a str>,
+    port: Option<u32>,
+    node_port: Option<u32>,
 }
 
-/// Decodes an object of a known kind. Which proxy it is for is not looked at: API servers select by that.
+impl RawPort<'_> {
+    const FIELDS: &'static [Field] = &[plain("name"), plain("protocol"), plain("port"), plain("nodePort")];
+}
+
+/// An object of a known kind, read but not understood yet.
+#[derive(Debug)]
+pub struct RawObject<'de> {
+    kind: Kind,
+    tape: Tape<'de>,
+}
+
+impl<'de> RawObject<'de> {
+    /// Reads an object. One that is malformed can be read as well.
+    ///
+    /// # Errors
+    /// When it is not in the format of the deserializer.
+    pub fn read<D: Deserializer<'de>>(kind: Kind, deserializer: D) -> Result<Self, D::Error> {
+        let fields = match kind {
+            Kind::Service => service::FIELDS,
+            Kind::EndpointSlice => slice::FIELDS,
+            Kind::Node => node::FIELDS,
+        };
+        Ok(Self { kind, tape: Tape::read(deserializer, fields)? })
+    }
+
+    /// Namespace and name, of a malformed object too. A namespaced object without a namespace is in
+    /// `default`, as for kubectl.
+    pub fn name(&self) -> ObjectName {
+        let field = |name| self.tape.text(&["metadata", name]).unwrap_or_default();
+        let namespace = match (self.kind, field("namespace")) {
+            (Kind::Node, _) => "",
+            (_, "") => "default",
+            (_, namespace) => namespace,
+        };
+        shared::name(namespace, field("name"))
+    }
+
+    /// The version that the API server gave it.
+    pub fn version(&self) -> Option<&str> {
+        self.tape.text(&["metadata", "resourceVersion"])
+    }
+
+    /// The proxy that the object is for, if it is for one in particular.
+    pub fn proxy(&self) -> Option<&str> {
+        label(&self.tape, PROXY_NAME_LABEL)
+    }
+
+    /// Decodes the object of this [`Self::name`]. Which proxy it is for is not looked at: API servers select by that.
+    ///
+    /// # Errors
+    /// A sentence that names the field and what is wrong with it.
+    pub fn decode(&self, name: &ObjectName) -> Result<Object, String> {
+        if name.name.is_empty() {
+            return Err("metadata.name is missing".to_owned());
+        }
+        match self.kind {
+            Kind::Service => service::decode(name.clone(), &self.tape),
+            Kind::EndpointSlice => slice::decode(name.clone(), &self.tape),
+            Kind::Node => node::decode(name, &self.tape),
+        }
+    }
+}
+
+/// Decodes an object of a known kind.
 ///
 /// # Errors
 /// A sentence that names the field and what is wrong with it.
-pub fn decode(kind: Kind, value: &Value) -> Result<Object, String> {
-    let name = object_name(kind, value);
-    if name.name.is_empty() {
-        return Err("metadata.name is missing".to_owned());
-    }
-    match kind {
-        Kind::Service => service::decode(name, value),
-        Kind::EndpointSlice => slice::decode(name, value),
-        Kind::Node => node::decode(&name, value),
-    }
+pub fn decode(kind: Kind, value: &serde_json::Value) -> Result<Object, String> {
+    let object = RawObject::read(kind, value).map_err(|error| error.to_string())?;
+    object.decode(&object.name())
 }
 
-fn label<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
-    value.get("metadata")?.get("labels")?.get(key)?.as_str()
-}
-
-fn raw<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, String> {
-    serde_path_to_error::deserialize(value).map_err(|error| error.to_string())
+fn label<'a>(tape: &'a Tape<'_>, key: &str) -> Option<&'a str> {
+    tape.text(&["metadata", "labels", key])
 }
 
 fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, String> {

@@ -5,55 +5,66 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::{label, raw};
+use super::tape::{Field, Tape, plain};
+use super::{METADATA, label};
 use crate::core::model::{Family, Node, ObjectName};
 use crate::store::Object;
 
 /// Set by the cluster autoscaler before it deletes a node, whatever value and effect it has.
 const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// What is read of a Node.
+pub(super) const FIELDS: &[Field] = &[
+    METADATA,
+    Field("spec", &[plain("podCIDR"), plain("podCIDRs"), Field("taints", &[plain("key")])]),
+    Field("status", &[Field("addresses", &[plain("type"), plain("address")])]),
+];
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawNode {
-    spec: RawSpec,
-    status: RawStatus,
+struct RawNode<'a> {
+    #[serde(borrow)]
+    spec: RawSpec<'a>,
+    #[serde(borrow)]
+    status: RawStatus<'a>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawSpec {
+struct RawSpec<'a> {
     #[serde(rename = "podCIDR")]
-    pod_cidr: Option<String>,
-    #[serde(rename = "podCIDRs")]
-    pod_cidrs: Option<Vec<String>>,
-    taints: Option<Vec<RawTaint>>,
+    pod_cidr: Option<&'a str>,
+    #[serde(rename = "podCIDRs", borrow)]
+    pod_cidrs: Option<Vec<&'a str>>,
+    #[serde(borrow)]
+    taints: Option<Vec<RawTaint<'a>>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawTaint {
-    key: String,
+struct RawTaint<'a> {
+    key: &'a str,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawStatus {
-    addresses: Option<Vec<RawAddress>>,
+struct RawStatus<'a> {
+    #[serde(borrow)]
+    addresses: Option<Vec<RawAddress<'a>>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawAddress {
+struct RawAddress<'a> {
     #[serde(rename = "type")]
-    kind: String,
-    address: String,
+    kind: &'a str,
+    address: &'a str,
 }
 
-pub(super) fn decode(name: &ObjectName, value: &Value) -> Result<Object, String> {
-    let RawNode { spec, status } = raw(value)?;
+pub(super) fn decode(name: &ObjectName, tape: &Tape<'_>) -> Result<Object, String> {
+    let RawNode { spec, status } = tape.decode()?;
     let texts = spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|cidr| vec![cidr])).unwrap_or_default();
     let mut pod_cidrs = [None, None];
     for text in &texts {
@@ -67,10 +78,10 @@ pub(super) fn decode(name: &ObjectName, value: &Value) -> Result<Object, String>
     };
     Ok(Object::Node(Node {
         name: name.name.clone(),
-        zone: label(value, ZONE_LABEL).map(Into::into),
+        zone: label(tape, ZONE_LABEL).map(Into::into),
         addresses: of_kind("InternalIP").chain(of_kind("ExternalIP")).collect(),
         pod_cidrs,
-        leaving: value.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null())
+        leaving: tape.at(&["metadata", "deletionTimestamp"]).is_some_and(|time| !time.is_null())
             || spec.taints.unwrap_or_default().iter().any(|taint| taint.key == DELETION_TAINT),
     }))
 }

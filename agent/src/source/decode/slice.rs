@@ -2,38 +2,57 @@
 //! EndpointSlices.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::{RawPort, label, protocol, raw};
+use super::tape::{Field, Tape, plain};
+use super::{METADATA, RawPort, label, protocol, shared};
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
 use crate::metrics::programming::Trigger;
 use crate::store::{Kind, Object};
 
 /// Written by the EndpointSlice controller; RFC 3339.
-const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+pub(super) const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// What is read of an EndpointSlice.
+pub(super) const FIELDS: &[Field] = &[
+    METADATA,
+    plain("addressType"),
+    Field("ports", RawPort::FIELDS),
+    Field(
+        "endpoints",
+        &[
+            plain("addresses"),
+            Field("conditions", &[plain("ready"), plain("serving"), plain("terminating")]),
+            plain("nodeName"),
+            Field("hints", &[Field("forZones", &[plain("name")]), Field("forNodes", &[plain("name")])]),
+        ],
+    ),
+];
+
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct RawSlice {
-    address_type: Option<String>,
-    ports: Option<Vec<RawPort>>,
-    endpoints: Option<Vec<RawEndpoint>>,
+struct RawSlice<'a> {
+    address_type: Option<&'a str>,
+    #[serde(borrow)]
+    ports: Option<Vec<RawPort<'a>>>,
+    #[serde(borrow)]
+    endpoints: Option<Vec<RawEndpoint<'a>>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct RawEndpoint {
-    addresses: Option<Vec<String>>,
+struct RawEndpoint<'a> {
+    #[serde(borrow)]
+    addresses: Option<Vec<&'a str>>,
     conditions: Option<RawConditions>,
-    node_name: Option<String>,
-    hints: Option<RawHints>,
+    node_name: Option<&'a str>,
+    #[serde(borrow)]
+    hints: Option<RawHints<'a>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -46,27 +65,29 @@ struct RawConditions {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct RawHints {
-    for_zones: Option<Vec<RawHint>>,
-    for_nodes: Option<Vec<RawHint>>,
+struct RawHints<'a> {
+    #[serde(borrow)]
+    for_zones: Option<Vec<RawHint<'a>>>,
+    #[serde(borrow)]
+    for_nodes: Option<Vec<RawHint<'a>>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawHint {
-    name: String,
+struct RawHint<'a> {
+    name: &'a str,
 }
 
-pub(super) fn decode(name: ObjectName, value: &Value) -> Result<Object, String> {
+pub(super) fn decode(name: ObjectName, tape: &Tape<'_>) -> Result<Object, String> {
     let not_ours = |name, why| Ok(Object::NotOurs(Kind::EndpointSlice, name, why));
-    if label(value, HEADLESS_LABEL).is_some() {
+    if label(tape, HEADLESS_LABEL).is_some() {
         return not_ours(name, "headless");
     }
-    let Some(service) = label(value, SERVICE_NAME_LABEL).filter(|s| !s.is_empty()) else {
+    let Some(service) = label(tape, SERVICE_NAME_LABEL).filter(|s| !s.is_empty()) else {
         return not_ours(name, "it belongs to no Service");
     };
-    let slice = raw::<RawSlice>(value)?;
-    let family = match slice.address_type.as_deref() {
+    let slice = tape.decode::<RawSlice<'_>>()?;
+    let family = match slice.address_type {
         Some("IPv4") => Family::V4,
         Some("IPv6") => Family::V6,
         Some("FQDN") => return not_ours(name, "FQDN endpoints are not supported"),
@@ -79,7 +100,7 @@ pub(super) fn decode(name: ObjectName, value: &Value) -> Result<Object, String> 
     let endpoints = usable(&name, decoded)?;
     let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
     let slice = EndpointSlice { name, service, family, ports, endpoints };
-    Ok(match trigger(value) {
+    Ok(match trigger(tape) {
         Some(at) => Object::TriggeredSlice(slice, Trigger { family, at }),
         None => Object::EndpointSlice(slice),
     })
@@ -90,8 +111,8 @@ pub(super) fn decode(name: ObjectName, value: &Value) -> Result<Object, String> 
 fn usable<T>(
     name: &ObjectName,
     parts: impl Iterator<Item = Result<Option<T>, String>>,
-) -> Result<Vec<T>, String> {
-    let mut good = Vec::new();
+) -> Result<Box<[T]>, String> {
+    let mut good = Vec::with_capacity(parts.size_hint().0);
     let mut bad = Vec::new();
     for part in parts {
         match part {
@@ -107,31 +128,35 @@ fn usable<T>(
         }
         None => {}
     }
-    Ok(good)
+    Ok(good.into())
 }
 
 /// When the pod or Service changed that the slice follows. It is only measured by, so one that cannot
 /// be read is as good as none.
-fn trigger(value: &Value) -> Option<SystemTime> {
-    let text = value.get("metadata")?.get("annotations")?.get(TRIGGER_ANNOTATION)?.as_str()?;
+fn trigger(tape: &Tape<'_>) -> Option<SystemTime> {
+    let text = tape.text(&["metadata", "annotations", TRIGGER_ANNOTATION])?;
     text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 /// A slice port without a name or a number serves nobody and is passed over.
-fn decode_port(index: usize, port: &RawPort) -> Result<Option<SlicePort>, String> {
+fn decode_port(index: usize, port: &RawPort<'_>) -> Result<Option<SlicePort>, String> {
     let field = format!("ports[{index}]");
-    let (Some(name), Some(number)) = (&port.name, port.port.filter(|n| *n > 0)) else {
+    let (Some(name), Some(number)) = (port.name, port.port.filter(|n| *n > 0)) else {
         return Ok(None);
     };
     Ok(Some(SlicePort {
-        name: name.as_str().into(),
-        protocol: protocol(&field, port.protocol.as_deref())?,
+        name: shared::text(name),
+        protocol: protocol(&field, port.protocol)?,
         port: u16::try_from(number).map_err(|_| format!("{field}.port is not in 1-65535"))?,
     }))
 }
 
 /// Only the first address counts. An endpoint without one is passed over.
-fn decode_endpoint(index: usize, endpoint: &RawEndpoint, family: Family) -> Result<Option<Endpoint>, String> {
+fn decode_endpoint(
+    index: usize,
+    endpoint: &RawEndpoint<'_>,
+    family: Family,
+) -> Result<Option<Endpoint>, String> {
     let Some(text) = endpoint.addresses.as_deref().unwrap_or_default().first() else {
         return Ok(None);
     };
@@ -145,15 +170,15 @@ fn decode_endpoint(index: usize, endpoint: &RawEndpoint, family: Family) -> Resu
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-        node: endpoint.node_name.as_deref().map(Into::into),
-        hints: endpoint.hints.as_ref().and_then(decode_hints).map(Box::new),
+        place: shared::place(
+            endpoint.node_name,
+            endpoint.hints.as_ref().map(decode_hints).unwrap_or_default(),
+        ),
     }))
 }
 
-fn decode_hints(hints: &RawHints) -> Option<Hints> {
-    let names = |list: &Option<Vec<RawHint>>| -> Vec<Arc<str>> {
-        list.iter().flatten().map(|hint| hint.name.as_str().into()).collect()
-    };
-    let hints = Hints { zones: names(&hints.for_zones), nodes: names(&hints.for_nodes) };
-    (hints != Hints::default()).then_some(hints)
+fn decode_hints(hints: &RawHints<'_>) -> Hints {
+    let names =
+        |list: &Option<Vec<RawHint<'_>>>| list.iter().flatten().map(|hint| shared::text(hint.name)).collect();
+    Hints { zones: names(&hints.for_zones), nodes: names(&hints.for_nodes) }
 }

@@ -2,8 +2,9 @@
 
 use super::slice::{HEADLESS_LABEL, SERVICE_NAME_LABEL};
 use super::*;
-use crate::core::model::{Family, Hints, Node, Service};
-use serde_json::json;
+use crate::core::model::{EndpointSlice, Family, Hints, Node, Place, Service};
+use serde_json::{Value, json};
+use std::sync::Arc;
 
 fn service(spec: Value) -> Result<Object, String> {
     decode(Kind::Service, &json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}))
@@ -34,7 +35,8 @@ fn services_of_others_are_told_apart_from_malformed_ones() {
         assert!(matches!(service(spec.clone()), Ok(Object::NotOurs(..))), "{spec}");
     }
     let foreign = json!({"metadata": {"labels": {PROXY_NAME_LABEL: "x"}}});
-    assert_eq!((proxy_name(&foreign), proxy_name(&json!({}))), (Some("x"), None));
+    let proxy = |value: &Value| RawObject::read(Kind::Service, value).unwrap().proxy().map(str::to_owned);
+    assert_eq!((proxy(&foreign).as_deref(), proxy(&json!({}))), (Some("x"), None));
 }
 
 #[test]
@@ -191,13 +193,14 @@ fn the_api_server_and_dns_come_first() {
 #[test]
 fn hints_and_the_node() {
     let body = json!({"addressType": "IPv4", "endpoints": [
-        {"addresses": ["10.0.0.1"], "hints": {"forZones": [{"name": "za"}], "forNodes": [{"name": "n1"}]}},
+        {"addresses": ["10.0.0.1"], "hints": {"forZones": [{"name": "za"}], "forNodes": [{"name": "n1"}]},
+         "nodeName": "n1"},
         {"addresses": ["10.0.0.2"], "hints": {"forZones": []}},
     ]});
     let Ok(Object::EndpointSlice(s)) = slice(body) else { panic!() };
-    let hints = Hints { zones: vec!["za".into()], nodes: vec!["n1".into()] };
-    assert_eq!(s.endpoints[0].hints.as_deref(), Some(&hints));
-    assert_eq!(s.endpoints[1].hints, None);
+    let hints = Hints { zones: ["za".into()].into(), nodes: ["n1".into()].into() };
+    assert_eq!(s.endpoints[0].place.as_deref(), Some(&Place { node: Some("n1".into()), hints }));
+    assert_eq!(s.endpoints[1].place, None);
     let node = json!({"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "za"}},
         "spec": {"podCIDR": "10.244.1.0/24"},
         "status": {"addresses": [{"type": "Hostname", "address": "n1"},
@@ -232,4 +235,33 @@ fn the_type_of_a_service_matters_to_nothing_that_its_fields_say() {
         let service = decoded(spec, status);
         assert_eq!((service.ports[0].node_port, service.load_balancer_ips.len()), (30080, 1), "{kind}");
     }
+}
+
+#[test]
+fn names_that_objects_repeat_are_kept_once() {
+    let of = |node: &str| {
+        let endpoint = |n: u8| json!({"addresses": [format!("10.0.0.{n}")], "nodeName": node});
+        let body = json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 80}],
+            "endpoints": [endpoint(1), endpoint(2)]});
+        let Ok(Object::EndpointSlice(slice)) = slice(body) else { panic!() };
+        slice
+    };
+    let (a, b, other) = (of("n1"), of("n1"), of("n2"));
+    let place = |slice: &EndpointSlice, n: usize| slice.endpoints[n].place.clone().unwrap();
+    assert!(Arc::ptr_eq(&place(&a, 0), &place(&a, 1)) && Arc::ptr_eq(&place(&a, 0), &place(&b, 1)));
+    assert!(!Arc::ptr_eq(&place(&a, 0), &place(&other, 0)));
+    assert!(Arc::ptr_eq(&a.ports[0].name, &b.ports[0].name));
+    assert!(Arc::ptr_eq(&a.name.namespace, &b.service.namespace));
+}
+
+#[test]
+fn a_node_that_is_about_to_go_is_leaving() {
+    let leaving = |metadata: Value, spec: Value| {
+        let node = decode(Kind::Node, &json!({"metadata": metadata, "spec": spec}));
+        matches!(node, Ok(Object::Node(node)) if node.leaving)
+    };
+    let taint = json!({"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]});
+    assert!(leaving(json!({"name": "n"}), taint));
+    assert!(leaving(json!({"name": "n", "deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})));
+    assert!(!leaving(json!({"name": "n", "deletionTimestamp": null}), json!({"taints": [{"key": "x"}]})));
 }

@@ -15,13 +15,13 @@ use super::*;
 /// Long pauses: what is asked for twice is counted, not timed.
 fn patient() -> Limits {
     let long = Duration::from_secs(600);
-    Limits { stall: long, answer: long, min_pause: long, max_pause: long, calm: long }
+    Limits { ahead: long, stall: long, answer: long, min_pause: long, max_pause: long, calm: long }
 }
 
 fn eager() -> Limits {
     let short = Duration::from_millis(20);
     let wait = Duration::from_millis(300);
-    Limits { stall: wait, answer: wait, min_pause: short, max_pause: short, calm: short }
+    Limits { ahead: wait, stall: wait, answer: wait, min_pause: short, max_pause: short, calm: short }
 }
 
 async fn follow(server: &ApiServer, limits: Limits) -> Arc<Store> {
@@ -35,10 +35,11 @@ async fn follow(server: &ApiServer, limits: Limits) -> Arc<Store> {
     store
 }
 
-/// Watches and lists of a resource so far.
+/// Watches and lists of a resource in all namespaces so far.
 fn asked(server: &ApiServer, plural: &str) -> (usize, usize) {
-    let all: Vec<RequestRecord> =
-        server.requests().into_iter().filter(|r| r.path.ends_with(plural) && r.method == "GET").collect();
+    let is_one =
+        |r: &RequestRecord| r.path.ends_with(plural) && r.method == "GET" && !r.path.contains("/namespaces/");
+    let all: Vec<RequestRecord> = server.requests().into_iter().filter(is_one).collect();
     let watches = all.iter().filter(|r| r.is_watch()).count();
     (watches, all.len() - watches)
 }
@@ -68,9 +69,82 @@ async fn a_server_that_cannot_stream_is_asked_once_and_then_in_pages() {
     let store = follow(&server, patient()).await;
     until("in sync", || store.is_synced()).await;
     until("the watch", || asked(&server, "services") == (2, 1)).await;
-    let list = server.requests().into_iter().find(|r| r.path.ends_with("services") && !r.is_watch()).unwrap();
+    let is_list = |r: &RequestRecord| r.path == "/api/v1/services" && !r.is_watch();
+    let list = server.requests().into_iter().find(is_list).unwrap();
     assert!(list.query.contains("limit=500"), "{}", list.query);
     assert_eq!(store.all().len(), 5);
+}
+
+/// An object of a namespace, with labels.
+fn placed(kind: &str, namespace: &str, name: &str, labels: Value) -> Value {
+    let metadata = json!({"name": name, "namespace": namespace, "labels": labels});
+    match kind {
+        "Service" => json!({"apiVersion": "v1", "kind": kind, "metadata": metadata,
+                            "spec": {"clusterIP": "10.0.0.2", "ports": [{"port": 443}]}}),
+        _ => json!({"apiVersion": "discovery.k8s.io/v1", "kind": kind, "metadata": metadata,
+                    "addressType": "IPv4", "endpoints": [], "ports": []}),
+    }
+}
+
+fn first_objects(server: &ApiServer) {
+    let of = |service: &str| json!({"kubernetes.io/service-name": service});
+    for object in [
+        placed("Service", "default", "kubernetes", json!({})),
+        placed("Service", "default", "web", json!({})),
+        placed("EndpointSlice", "default", "kubernetes", of("kubernetes")),
+        placed("EndpointSlice", "default", "web-1", of("web")),
+        placed("Service", "kube-system", "kube-dns", json!({"k8s-app": "kube-dns"})),
+        placed("EndpointSlice", "kube-system", "kube-dns-1", of("kube-dns")),
+        placed("Service", "kube-system", "metrics", json!({})),
+        placed("Service", "kube-system", "theirs", json!({"service.kubernetes.io/service-proxy-name": "x"})),
+        json!({"kind": "Node", "metadata": {"name": "n1"}}),
+    ] {
+        server.apply(object);
+    }
+}
+
+fn names(all: &[kube_ipvs::store::Dirty]) -> Vec<String> {
+    let mut names: Vec<String> = all.iter().map(|d| format!("{} {}", d.name, d.slices.len())).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_services_are_known_before_the_large_lists() {
+    let server = start();
+    first_objects(&server);
+    server.set_faults(Faults { held: Some("services".to_owned()), ..Faults::default() });
+    let store = follow(&server, patient()).await;
+    until("the first Services", || store.has_first()).await;
+    assert!(!store.is_synced());
+    assert_eq!(names(&store.first()), ["default/kubernetes 1", "kube-system/kube-dns 1"]);
+    let known = names(&store.all());
+    assert_eq!(known, ["default/kubernetes 1", "kube-system/kube-dns 1", "kube-system/metrics 0"]);
+    server.delete("Service", "kube-system", "kube-dns");
+    server.set_faults(Faults::default());
+    until("in sync", || store.is_synced()).await;
+    assert_eq!(store.all().len(), 5 + 3, "the complete lists decide");
+    assert_eq!(names(&store.first()), ["default/kubernetes 1"]);
+    let ahead: Vec<RequestRecord> =
+        server.requests().into_iter().filter(|r| r.path.contains("/namespaces/")).collect();
+    assert_eq!(ahead.len(), 4, "{ahead:?}");
+    assert!(ahead.iter().all(|r| r.query.contains("resourceVersion=0")), "from the cache: {ahead:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_give_the_first_services_early_is_no_trouble() {
+    for faults in [
+        Faults { status: Some(("endpointslices".to_owned(), 403, 1)), ..Faults::default() },
+        Faults { delay: Some(Duration::from_millis(100)), ..Faults::default() },
+    ] {
+        let server = start();
+        first_objects(&server);
+        server.set_faults(faults.clone());
+        let store = follow(&server, Limits { ahead: Duration::from_millis(50), ..patient() }).await;
+        until("in sync", || store.is_synced()).await;
+        assert!(!store.has_first(), "{faults:?}");
+        assert_eq!(store.all().len(), 5 + 4, "{faults:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::core::audit::{Piece, Step};
+use crate::core::map::Set;
+use crate::core::model::{Protocol, RsKey, VsSpec};
+use crate::core::observed::ObservedServer;
+use crate::core::op::OpKind;
+use crate::kernel::ObserveError;
+use crate::kernel::fake::FakeKernel;
+
+/// Notes the ops in the order in which they are executed.
+struct Noting {
+    kernel: FakeKernel,
+    done: Mutex<Vec<Op>>,
+}
+
+impl Kernel for Noting {
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        self.kernel.read(step)
+    }
+
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.kernel.look_up(servers)
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
+        self.kernel.busy(servers)
+    }
+
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        let done = &self.done;
+        self.kernel.beside(&mut |ipvs, addresses| {
+            // Noted before an address is opened and after a server is acknowledged: the worst order.
+            let mut servers = |ops: &[&Op]| {
+                let results = ipvs(ops);
+                done.lock().unwrap().extend(ops.iter().copied().cloned());
+                results
+            };
+            let mut opened = |ops: &[&Op]| {
+                done.lock().unwrap().extend(ops.iter().copied().cloned());
+                addresses(ops)
+            };
+            work(&mut servers, &mut opened);
+        });
+    }
+
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+        self.done.lock().unwrap().extend(ops.iter().copied().cloned());
+        self.kernel.execute(ops)
+    }
+}
+
+fn vs(n: u16, protocol: Protocol) -> VsKey {
+    let [a, b] = n.to_be_bytes();
+    VsKey { protocol, addr: [10, 96, a, b].into(), port: 53 }
+}
+
+/// So many addresses with a TCP and a UDP server each, in the order of a plan, and one server without.
+fn plan(count: u16) -> Plan {
+    let spec = VsSpec { scheduler: "rr".into(), flags: 0, timeout: 0 };
+    let rs = RsKey { addr: [10, 244, 0, 1].into(), port: 53 };
+    let mut ops = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for n in 0..count {
+            ops.push(Op::AddVirtualServer(vs(n, protocol), spec.clone()));
+            ops.push(Op::AddRealServer(vs(n, protocol), rs));
+        }
+    }
+    let node_port = VsKey { addr: [192, 168, 50, 2].into(), ..vs(0, Protocol::Tcp) };
+    ops.push(Op::AddVirtualServer(node_port, spec));
+    ops.extend((0..count).map(|n| Op::Bind(vs(n, Protocol::Tcp).addr)));
+    Plan { ops, first: 0 }
+}
+
+fn run(plan: &Plan, fail: Option<OpKind>) -> (Report, Noting) {
+    let mut kernel = Noting { kernel: FakeKernel::default(), done: Mutex::default() };
+    kernel.kernel.state.device = true;
+    fail.into_iter().for_each(|kind| kernel.kernel.fail_next(kind));
+    (apply(&mut kernel, plan), kernel)
+}
+
+#[test]
+fn an_address_is_opened_after_its_servers_and_before_all_others() {
+    let plan = plan(5000);
+    let (report, kernel) = run(&plan, None);
+    assert!(report.is_clean());
+    let done = kernel.done.into_inner().unwrap();
+    assert_eq!(done.len(), plan.ops.len(), "each op once");
+    let mut standing: Map<IpAddr, usize> = Map::default();
+    for op in &done {
+        match op {
+            Op::Bind(addr) => assert_eq!(standing[addr], 4, "{addr} is opened too early"),
+            op => *standing.entry(server(op).unwrap().addr).or_default() += 1,
+        }
+    }
+    let first_bind = done.iter().position(|op| matches!(op, Op::Bind(_))).unwrap();
+    assert!(first_bind < 4 * 5000, "addresses are opened meanwhile");
+}
+
+#[test]
+fn a_server_that_fails_keeps_its_own_address_closed_and_no_other() {
+    let plan = plan(4000);
+    let (report, kernel) = run(&plan, Some(OpKind::AddVirtualServer));
+    let failed: Vec<(String, &Outcome)> = (plan.ops.iter().zip(&report.outcomes))
+        .filter(|(_, outcome)| **outcome != Outcome::Done)
+        .map(|(op, outcome)| (op.to_string(), outcome))
+        .collect();
+    assert_eq!(failed.len(), 3, "{failed:?}");
+    assert!(matches!(failed[0].1, Outcome::Failed(_)), "{failed:?}");
+    assert!(failed[1..].iter().all(|(_, outcome)| matches!(outcome, Outcome::Skipped(_))), "{failed:?}");
+    assert_eq!(kernel.kernel.state.addresses.len(), 3999);
+}
+
+#[test]
+fn few_addresses_go_in_one_piece() {
+    let plan = plan(PART as u16);
+    let (report, kernel) = run(&plan, None);
+    assert!(report.is_clean());
+    assert_eq!(kernel.done.into_inner().unwrap(), plan.ops);
+}

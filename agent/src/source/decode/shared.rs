@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Values that many objects repeat, such as the names of nodes, are kept once for each thread that
+//! decodes, for as long as an object has them.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use crate::core::model::{Hints, ObjectName, Place};
+
+/// Values in use, and some that are no more.
+#[derive(Debug)]
+struct Pool<T: ?Sized> {
+    values: HashSet<Arc<T>>,
+    /// Uses until those are dropped that nobody else has; in proportion to the work that takes.
+    left: usize,
+}
+
+impl<T: ?Sized> Default for Pool<T> {
+    fn default() -> Self {
+        Self { values: HashSet::new(), left: Self::PERIOD }
+    }
+}
+
+impl<T: ?Sized> Pool<T> {
+    const PERIOD: usize = 1024;
+}
+
+impl<T: ?Sized + Eq + Hash> Pool<T> {
+    fn share<K: AsRef<T> + Into<Arc<T>>>(&mut self, value: K) -> Arc<T> {
+        self.left -= 1;
+        if self.left == 0 {
+            self.values.retain(|value| Arc::strong_count(value) > 1);
+            self.values.shrink_to(2 * self.values.len());
+            self.left = Self::PERIOD + 4 * self.values.len();
+        }
+        if let Some(known) = self.values.get(value.as_ref()) {
+            return known.clone();
+        }
+        let new: Arc<T> = value.into();
+        self.values.insert(new.clone());
+        new
+    }
+}
+
+impl AsRef<Place> for Place {
+    fn as_ref(&self) -> &Place {
+        self
+    }
+}
+
+thread_local! {
+    static TEXTS: RefCell<Pool<str>> = RefCell::default();
+    static PLACES: RefCell<Pool<Place>> = RefCell::default();
+}
+
+/// A text that other objects have, too.
+pub fn text(text: &str) -> Arc<str> {
+    TEXTS.with_borrow_mut(|texts| texts.share(text))
+}
+
+/// The name of an object, whose namespace others have, too.
+pub fn name(namespace: &str, name: &str) -> ObjectName {
+    ObjectName { namespace: text(namespace), name: name.into() }
+}
+
+/// Where an endpoint is and for whom it is meant; nothing when neither is known.
+pub fn place(node: Option<&str>, hints: Hints) -> Option<Arc<Place>> {
+    let place = Place { node: node.map(text), hints };
+    (place != Place::default()).then(|| PLACES.with_borrow_mut(|places| places.share(place)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_values_are_kept_once_and_only_while_they_are_used() {
+        let mut pool = Pool::<str>::default();
+        let kept = pool.share("a");
+        assert!(Arc::ptr_eq(&kept, &pool.share("a")));
+        for n in 0..10 * Pool::<str>::PERIOD {
+            drop(pool.share(n.to_string().as_str()));
+        }
+        assert!(pool.values.len() <= Pool::<str>::PERIOD + 4, "{}", pool.values.len());
+        assert!(Arc::ptr_eq(&kept, &pool.share("a")));
+        let places = [(); 2].map(|()| place(Some("n"), Hints::default()).unwrap());
+        assert!(Arc::ptr_eq(&places[0], &places[1]));
+        assert_eq!(place(None, Hints::default()), None);
+    }
+}

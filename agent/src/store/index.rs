@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services with their slices, found by name. The name of each is kept once, in the object itself.
+
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, LazyLock};
+
+use crate::core::model::{EndpointSlice, ObjectName, Service};
+
+/// Something in a set, found by its name.
+trait Named {
+    fn name(&self) -> &ObjectName;
+}
+
+#[derive(Debug)]
+struct ByName<T>(T);
+
+impl<T: Named> Borrow<ObjectName> for ByName<T> {
+    fn borrow(&self) -> &ObjectName {
+        self.0.name()
+    }
+}
+
+impl<T: Named> Hash for ByName<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+    }
+}
+
+impl<T: Named> PartialEq for ByName<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl<T: Named> Eq for ByName<T> {}
+
+/// The name of an entry with nothing in it, which is never kept.
+static NOBODY: LazyLock<ObjectName> = LazyLock::new(ObjectName::default);
+
+/// A Service, its slices, or both.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Arc<Service>>,
+    /// In the order of their names.
+    slices: Vec<Arc<EndpointSlice>>,
+}
+
+impl Entry {
+    fn known_name(&self) -> Option<&ObjectName> {
+        let of_slice = || self.slices.first().map(|slice| &slice.service);
+        self.service.as_ref().map(|service| &service.name).or_else(of_slice)
+    }
+}
+
+impl Named for Entry {
+    fn name(&self) -> &ObjectName {
+        self.known_name().unwrap_or_else(|| &NOBODY)
+    }
+}
+
+impl Named for Arc<EndpointSlice> {
+    fn name(&self) -> &ObjectName {
+        &self.name
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Index {
+    entries: HashSet<ByName<Entry>>,
+    slices: HashSet<ByName<Arc<EndpointSlice>>>,
+}
+
+impl Index {
+    /// A Service.
+    pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.entries.get(name)?.0.service.as_ref()
+    }
+
+    /// A slice.
+    pub fn slice(&self, name: &ObjectName) -> Option<&Arc<EndpointSlice>> {
+        Some(&self.slices.get(name)?.0)
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub fn slices_of(&self, service: &ObjectName) -> &[Arc<EndpointSlice>] {
+        self.entries.get(service).map_or(&[], |entry| &entry.0.slices)
+    }
+
+    /// The names of all Services.
+    pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        self.entries.iter().filter_map(|entry| Some(&entry.0.service.as_ref()?.name))
+    }
+
+    /// The names of all slices.
+    pub fn slices(&self) -> impl Iterator<Item = &ObjectName> {
+        self.slices.iter().map(|slice| &slice.0.name)
+    }
+
+    /// Adds a Service or replaces it.
+    pub fn put_service(&mut self, mut service: Service) {
+        let mut entry = self.take(&service.name);
+        if let Some(name) = entry.known_name() {
+            service.name = name.clone();
+        }
+        entry.service = Some(Arc::new(service));
+        self.keep(entry);
+    }
+
+    /// Takes a Service out; true when it was there.
+    pub fn remove_service(&mut self, name: &ObjectName) -> bool {
+        let mut entry = self.take(name);
+        let was_there = entry.service.take().is_some();
+        self.keep(entry);
+        was_there
+    }
+
+    /// Adds a slice that is not there.
+    pub fn add_slice(&mut self, mut slice: EndpointSlice) {
+        let mut entry = self.take(&slice.service);
+        if let Some(name) = entry.known_name() {
+            slice.service = name.clone();
+        }
+        let slice = Arc::new(slice);
+        let at = entry.slices.partition_point(|other| other.name < slice.name);
+        // Most Services have one.
+        entry.slices.reserve_exact(1);
+        entry.slices.insert(at, slice.clone());
+        self.keep(entry);
+        self.slices.insert(ByName(slice));
+    }
+
+    /// Takes a slice out.
+    pub fn remove_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
+        let ByName(slice) = self.slices.take(name)?;
+        let mut entry = self.take(&slice.service);
+        entry.slices.retain(|other| other.name != *name);
+        self.keep(entry);
+        Some(slice)
+    }
+
+    fn take(&mut self, name: &ObjectName) -> Entry {
+        self.entries.take(name).map(|entry| entry.0).unwrap_or_default()
+    }
+
+    fn keep(&mut self, entry: Entry) {
+        if entry.known_name().is_some() {
+            self.entries.insert(ByName(entry));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::Family;
+
+    #[test]
+    fn a_service_and_its_slices_share_its_name() {
+        for service_first in [true, false] {
+            let mut index = Index::default();
+            let service = || Service { name: name(), ..Service::default() };
+            if service_first {
+                index.put_service(service());
+            }
+            for slice in ["a-2", "a-1"] {
+                index.add_slice(EndpointSlice {
+                    name: ObjectName::new("d", slice),
+                    service: name(),
+                    family: Family::V4,
+                    ports: Box::default(),
+                    endpoints: Box::default(),
+                });
+            }
+            index.put_service(service());
+            let of_service = index.service(&name()).unwrap().name.clone();
+            let slices = index.slices_of(&name());
+            assert_eq!(slices.iter().map(|s| &*s.name.name).collect::<Vec<_>>(), ["a-1", "a-2"]);
+            assert!(slices.iter().all(|s| Arc::ptr_eq(&s.service.name, &of_service.name)));
+            assert!(index.remove_service(&name()) && !index.remove_service(&name()));
+            assert_eq!(index.slices_of(&name()).len(), 2);
+            for slice in ["a-1", "a-2"] {
+                assert!(index.remove_slice(&ObjectName::new("d", slice)).is_some());
+            }
+            assert!(index.entries.is_empty() && index.slices.is_empty());
+        }
+    }
+
+    fn name() -> ObjectName {
+        ObjectName::new("d", "a")
+    }
+}

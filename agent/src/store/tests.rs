@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+use super::*;
+use crate::core::model::{Family, Protocol, SlicePort};
+use std::time::{Duration, SystemTime};
+
+fn service(name: &str, vip: &str) -> Object {
+    Object::Service(Service {
+        name: ObjectName::new("d", name),
+        cluster_ips: [Some(vip.parse().unwrap()), None],
+        ..Service::default()
+    })
+}
+
+fn slice(name: &str, service: &str) -> Object {
+    Object::EndpointSlice(EndpointSlice {
+        name: ObjectName::new("d", name),
+        service: ObjectName::new("d", service),
+        family: Family::V4,
+        ports: Box::default(),
+        endpoints: Box::default(),
+    })
+}
+
+fn store() -> Store {
+    Store::new(Arc::new(Inbox::default()))
+}
+
+fn dirty(store: &Store) -> Vec<String> {
+    store
+        .take_dirty()
+        .iter()
+        .map(|d| format!("{} {} {}", d.name, d.service.is_some(), d.slices.len()))
+        .collect()
+}
+
+#[test]
+fn an_equal_object_is_no_change() {
+    let store = store();
+    store.update(|u| {
+        u.put(service("a", "10.0.0.1"));
+        u.put(slice("a-1", "a"));
+    });
+    assert_eq!(dirty(&store), ["d/a true 1"]);
+    store.update(|u| {
+        u.put(service("a", "10.0.0.1"));
+        u.put(slice("a-1", "a"));
+    });
+    assert!(dirty(&store).is_empty());
+}
+
+#[test]
+fn a_new_list_drops_what_it_does_not_name_but_keeps_the_malformed() {
+    let store = store();
+    store.update(|u| {
+        for name in ["a", "b", "c"] {
+            u.put(service(name, "10.0.0.1"));
+        }
+    });
+    store.take_dirty();
+    store.update(|u| {
+        u.begin_list(Kind::Service);
+        u.put(service("a", "10.0.0.1"));
+        u.malformed(Kind::Service, &ObjectName::new("d", "b"), "port is not a number");
+        u.finish_list(Kind::Service);
+    });
+    assert_eq!(dirty(&store), ["d/c false 0"]);
+    assert_eq!(store.malformed(), 1);
+}
+
+#[test]
+fn a_slice_that_moves_changes_both_services() {
+    let store = store();
+    store.update(|u| u.put(slice("s", "a")));
+    store.take_dirty();
+    store.update(|u| u.put(slice("s", "b")));
+    assert_eq!(dirty(&store), ["d/a false 0", "d/b false 1"]);
+}
+
+fn triggered(number: u8, at: SystemTime) -> Object {
+    let Object::EndpointSlice(mut slice) = slice("a-1", "a") else { panic!() };
+    slice.ports = [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: number.into() }].into();
+    Object::TriggeredSlice(slice, Trigger { family: Family::V4, at })
+}
+
+#[test]
+fn what_slices_say_about_their_cause_waits_beside_them() {
+    let (store, later) = (store(), |s| SystemTime::now() + Duration::from_secs(s));
+    let triggers = |store: &Store| store.take_dirty().iter().map(|d| d.triggers.len()).collect::<Vec<_>>();
+    store.update(|u| {
+        u.put(triggered(1, later(1)));
+        u.put(triggered(1, later(2)));
+        u.put(triggered(2, later(3)));
+        u.put(triggered(3, SystemTime::UNIX_EPOCH));
+    });
+    assert_eq!(triggers(&store), [2], "neither an equal slice nor one from before the start");
+    store.update(|u| u.put(slice("a-1", "a")));
+    assert_eq!(triggers(&store), [0], "they are taken once");
+    store.update(|u| {
+        u.put(triggered(4, later(4)));
+        u.remove(Kind::EndpointSlice, &ObjectName::new("d", "a-1"));
+    });
+    assert_eq!(triggers(&store), [0], "nothing is measured when a slice goes");
+    store.update(|u| (0..=255).for_each(|n| u.put(triggered(n, later(5)))));
+    assert_eq!(triggers(&store), [MAX_TRIGGERS]);
+}
+
+#[test]
+fn changes_are_counted_and_wait_until_they_are_taken() {
+    let store = store();
+    store.update(|u| {
+        u.put(service("a", "10.0.0.1"));
+        u.put(service("a", "10.0.0.1"));
+        u.put(service("a", "10.0.0.2"));
+        u.put(slice("a-1", "a"));
+        u.malformed(Kind::Service, &ObjectName::new("d", "b"), "no");
+    });
+    let tally = store.tally();
+    assert_eq!((tally.services, tally.slices, tally.malformed), (2, [1, 0], [1, 0, 0]));
+    assert_eq!((tally.pending_services.len(), tally.pending_slices), (1, 1));
+    assert_eq!(store.waiting_since(), tally.waiting_since);
+    assert!(tally.waiting_since.is_some());
+    store.take_dirty();
+    let tally = store.tally();
+    assert_eq!((tally.services, tally.slices), (2, [1, 0]), "totals stay");
+    assert_eq!((tally.pending_services.len(), tally.pending_slices, tally.waiting_since), (0, 0, None));
+    store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
+    store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
+    assert_eq!(store.tally().services, 3, "what is not there cannot go");
+}
+
+#[test]
+fn the_loop_is_woken_once_everything_was_listed() {
+    let inbox = Arc::new(Inbox::default());
+    let store = Store::new(inbox.clone());
+    let woken = || inbox.is_woken();
+    store.update(|u| u.begin_list(Kind::Service));
+    store.update(|u| u.put(service("a", "10.0.0.1")));
+    store.update(|u| Kind::ALL[1..].iter().for_each(|kind| u.finish_list(*kind)));
+    assert!(!woken(), "it can do nothing yet");
+    store.update(|u| u.finish_list(Kind::Service));
+    assert!(woken());
+    inbox.wait(None);
+    store.update(|u| u.put(service("a", "10.0.0.2")));
+    assert!(woken());
+}
+
+#[test]
+fn the_loop_is_woken_when_the_first_services_and_the_node_are_known() {
+    let inbox = Arc::new(Inbox::default());
+    let store = Store::new(inbox.clone());
+    let Object::Service(first) = service("dns", "10.0.0.10") else { panic!() };
+    store.update(|u| {
+        u.put(Object::Service(Service { first: true, ..first }));
+        u.put(slice("dns-1", "dns"));
+        u.put(service("a", "10.0.0.1"));
+        u.first_are_known();
+    });
+    assert!(!inbox.is_woken() && !store.has_first(), "the Node says which endpoints are near");
+    store.update(|u| u.finish_list(Kind::Node));
+    assert!(inbox.is_woken() && store.has_first() && !store.is_synced());
+    let first = |store: &Store| {
+        store.first().iter().map(|d| format!("{} {}", d.name, d.slices.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(first(&store), ["d/dns 1"]);
+    assert_eq!(store.take_dirty().len(), 2, "they are changes like all others");
+    inbox.wait(None);
+    store.update(|u| u.put(service("b", "10.0.0.2")));
+    assert!(!inbox.is_woken());
+}
+
+#[test]
+fn in_sync_needs_every_kind() {
+    let store = store();
+    for kind in Kind::ALL {
+        assert!(!store.is_synced());
+        assert!(store.waiting_for().contains(&kind));
+        store.update(|u| {
+            u.begin_list(kind);
+            u.finish_list(kind);
+        });
+    }
+    assert!(store.is_synced());
+}
+
+#[test]
+fn a_changed_node_makes_the_store_dirty_once() {
+    let store = store();
+    let node = |zone: &str| Node { zone: Some(zone.into()), ..Node::default() };
+    for (zone, dirty) in [("za", true), ("za", false), ("zb", true)] {
+        store.update(|u| u.put(Object::Node(node(zone))));
+        assert_eq!(store.is_dirty(), dirty, "{zone}");
+        store.take_dirty();
+    }
+    store.update(|u| u.remove(Kind::Node, &ObjectName::new("", "")));
+    assert!(store.is_dirty());
+}
+
+#[test]
+fn an_object_that_stops_being_ours_is_forgotten() {
+    let store = store();
+    store.update(|u| u.put(service("a", "10.0.0.1")));
+    store.take_dirty();
+    store.update(|u| u.put(Object::NotOurs(Kind::Service, ObjectName::new("d", "a"), "headless")));
+    assert_eq!(dirty(&store), ["d/a false 0"]);
+}

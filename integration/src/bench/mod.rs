@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What `make bench` measures.
+//!
+//! [`table`] is what it prints, [`rows`] what is in it, [`series`] what an instruction clock says at many sizes. [`node`] has the agent's loop on a real kernel in this process, [`events`]
+//! what changes cost it, [`audit`] what looking after everything does; [`process`] starts the agent as it is installed; [`first`] asks as a client;
+//! [`counts`] is the part that cannot be noise and runs in CI; [`plot`] draws.
+
+pub mod allocations;
+pub mod audit;
+pub mod counts;
+pub mod events;
+pub mod first;
+pub mod node;
+pub mod plot;
+pub mod process;
+pub mod rows;
+pub mod series;
+pub mod table;

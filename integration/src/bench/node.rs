@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent's loop in this process on a real kernel, and the same work by nothing but sends.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dummy_iface::DummyDevice;
+use kube_ipvs::config::node;
+use kube_ipvs::core::audit::{Piece, Step};
+use kube_ipvs::core::map::Set;
+use kube_ipvs::core::model::*;
+use kube_ipvs::core::observed::ObservedServer;
+use kube_ipvs::core::op::{Lane, Op, Phase, Plan};
+use kube_ipvs::core::ownership::DEVICE;
+use kube_ipvs::core::settings::Settings;
+use kube_ipvs::inbox::Inbox;
+use kube_ipvs::kernel::ipset::IpsetClient;
+use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
+use kube_ipvs::kernel::{Kernel, ObserveError, OpError, Runner};
+use kube_ipvs::metrics::Metrics;
+use kube_ipvs::reconcile::{Outlets, Reconciler};
+use kube_ipvs::schedule::Due;
+use kube_ipvs::store::{Object, Store, Update};
+use nix::sys::socket::SockProtocol;
+
+use super::process::LOCAL;
+use crate::replay::{
+    RawSocket, encode_addresses, encode_commands, encode_entries, flush_ipvs, remove_device,
+};
+
+/// Endpoints of a Service have addresses of their own, so many at most.
+const MAX_ENDPOINTS: u32 = 1024;
+
+/// So many Services with so many endpoints each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Services.
+    pub services: u32,
+    /// Endpoints of each.
+    pub endpoints: u32,
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} x {}", self.services, self.endpoints)
+    }
+}
+
+/// The kernel, watched while the agent works with it.
+pub struct Watched {
+    /// The kernel.
+    pub kernel: LinuxKernel,
+    /// Whether addresses are really bound. An endpoint touches none, and tens of thousands take minutes.
+    binds: bool,
+    /// When a virtual server was last changed.
+    changed: Arc<Mutex<HashMap<VsKey, Instant>>>,
+    /// Whether an audit is reading the kernel.
+    auditing: Arc<AtomicBool>,
+}
+
+impl Kernel for Watched {
+    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+        let piece = self.kernel.read(step);
+        let more = matches!(piece, Ok(Some(_)));
+        self.auditing.store(more && step != Step::Fill, Ordering::Relaxed);
+        piece
+    }
+
+    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.kernel.look_up(servers)
+    }
+
+    fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
+        self.kernel.busy(servers)
+    }
+
+    fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
+        let binds = self.binds;
+        self.kernel.beside(&mut |ipvs, addresses| {
+            work(ipvs, &mut |ops| if binds { addresses(ops) } else { vec![Ok(()); ops.len()] });
+        });
+    }
+
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+        if !self.binds && ops.iter().all(|op| matches!(op, Op::Bind(_))) {
+            return vec![Ok(()); ops.len()];
+        }
+        let results = self.kernel.execute(ops);
+        if ops.first().is_some_and(|op| op.lane() == Lane::Ipvs) {
+            let now = Instant::now();
+            let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+            for op in ops {
+                if let Op::AddRealServer(vs, _) | Op::RemoveRealServer(vs, _) = op {
+                    changed.insert(*vs, now);
+                }
+            }
+        }
+        results
+    }
+}
+
+/// A node: what it knows of the cluster, and its loop.
+pub struct Node {
+    /// Objects.
+    pub store: Arc<Store>,
+    /// What wakes the loop.
+    pub inbox: Arc<Inbox>,
+    /// The loop.
+    pub reconciler: Reconciler<Watched>,
+    /// When a virtual server was last changed.
+    pub changed: Arc<Mutex<HashMap<VsKey, Instant>>>,
+    /// Whether an audit is reading the kernel.
+    pub auditing: Arc<AtomicBool>,
+    metrics: Metrics,
+}
+
+impl Node {
+    /// A node of the namespace of this thread; `binds`: addresses are really bound.
+    ///
+    /// # Errors
+    /// When the kernel lacks something.
+    pub fn new(binds: bool) -> Result<Self> {
+        let settings = Settings {
+            families: node::families(),
+            sysctls: node::sysctls(node::kernel_version()?, false),
+            ..Settings::default()
+        };
+        let inbox = Arc::new(Inbox::default());
+        let store = Arc::new(Store::new(inbox.clone()));
+        let (changed, auditing) = (Arc::default(), Arc::default());
+        let kernel = LinuxKernel::open(&settings)?;
+        let kernel =
+            Watched { kernel, binds, changed: Arc::clone(&changed), auditing: Arc::clone(&auditing) };
+        let outlets = Outlets::log_only()?;
+        let metrics = outlets.metrics.clone();
+        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", false, outlets);
+        Ok(Self { store, inbox, reconciler, changed, auditing, metrics })
+    }
+
+    /// Fills the store.
+    pub fn fill(&self, size: Size) {
+        self.store.update(|update| (0..size.services).for_each(|n| put_service(update, n, size.endpoints)));
+    }
+
+    /// The first pass, from a full store to a programmed kernel.
+    ///
+    /// # Errors
+    /// When something could not be programmed.
+    pub fn cold(&mut self) -> Result<(Plan, Duration)> {
+        let start = Instant::now();
+        let pass = self.reconciler.sync(Due::Audit, Duration::ZERO);
+        let took = start.elapsed();
+        ensure!(pass.is_clean(), "not everything was programmed: {:?}", pass.unreadable);
+        Ok((pass.plan, took))
+    }
+
+    /// What went to the kernel so far.
+    pub fn traffic(&mut self) -> Traffic {
+        self.reconciler.kernel().kernel.traffic()
+    }
+
+    /// Passes of the running loop so far.
+    ///
+    /// # Errors
+    /// When the metrics cannot be read.
+    pub fn passes(&self) -> Result<u64> {
+        Ok(sum(&self.metrics.render()?, "kube_ipvs_passes_total{"))
+    }
+
+    /// A pass for what changed.
+    ///
+    /// # Errors
+    /// When something could not be programmed.
+    pub fn follow(&mut self) -> Result<Plan> {
+        let pass = self.reconciler.sync(Due::Changes, Duration::ZERO);
+        ensure!(pass.is_clean(), "not everything was programmed:\n{}", pass.plan);
+        Ok(pass.plan)
+    }
+}
+
+/// The sum of all metrics whose lines begin so.
+pub fn sum(text: &str, start: &str) -> u64 {
+    let lines = text.lines().filter(|line| line.starts_with(start));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+}
+
+/// The name of Service `n`.
+pub fn name(n: u32) -> ObjectName {
+    ObjectName::new("bench", &format!("svc-{n}"))
+}
+
+/// The virtual server of Service `n`.
+pub fn virtual_server(n: u32) -> VsKey {
+    VsKey { protocol: Protocol::Tcp, addr: IpAddr::from((0x0a00_0001 + n).to_be_bytes()), port: 80 }
+}
+
+/// Service `n` with its endpoints.
+pub fn put_service(update: &mut Update<'_>, n: u32, endpoints: u32) {
+    update.put(Object::Service(Service {
+        name: name(n),
+        cluster_ips: [Some(virtual_server(n).addr), None],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
+        ..Service::default()
+    }));
+    update.put(slice(n, 0, 0..endpoints));
+}
+
+/// A slice of Service `n` with these of its endpoints.
+pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
+    let [here, there] = ["node-a", "node-b"].map(Place::on);
+    let endpoint = |e: u32| Endpoint {
+        addr: IpAddr::from((0x6400_0000 + n * MAX_ENDPOINTS + e).to_be_bytes()),
+        ready: true,
+        serving: true,
+        terminating: false,
+        place: Some(if e == 0 && n.is_multiple_of(LOCAL) { here.clone() } else { there.clone() }),
+    };
+    Object::EndpointSlice(EndpointSlice {
+        name: ObjectName::new("bench", &format!("svc-{n}-{slice}")),
+        service: name(n),
+        family: Family::V4,
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        endpoints: endpoints.map(endpoint).collect(),
+    })
+}
+
+/// The ops of a first pass once more, encoded beforehand and sent by nothing but sends. Making the device and
+/// the empty sets is not part of the time.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub fn replay(plan: &Plan) -> Result<Duration> {
+    let of = |phase, lane| -> Vec<&Op> {
+        plan.ops.iter().filter(|op| op.phase() == phase && op.lane() == lane).collect()
+    };
+    let mut ipvs = RawSocket::open(SockProtocol::NetlinkGeneric)?;
+    let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Lane::Ipvs));
+    let (sets, entries): (Vec<&Op>, Vec<&Op>) =
+        of(Phase::Guard, Lane::Sets).into_iter().partition(|op| matches!(op, Op::CreateSet(_)));
+    ensure!(
+        IpsetClient::open().context("ipset")?.execute(&sets).iter().all(Result::is_ok),
+        "a set was refused"
+    );
+    let entries = encode_entries(&entries)?;
+    let mut netfilter = RawSocket::open(SockProtocol::NetlinkNetFilter)?;
+    let mut device = DummyDevice::open(DEVICE)?;
+    device.ensure()?;
+    let index = device.state()?.context("no device")?.index;
+    let bound = of(Phase::Open, Lane::Addresses);
+    let bound: Vec<IpAddr> =
+        bound.iter().filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None }).collect();
+    let mut route = RawSocket::open(SockProtocol::NetlinkRoute)?;
+    let addresses = encode_addresses(index, &bound);
+    let start = Instant::now();
+    netfilter.send(&entries)?;
+    ipvs.send(&commands)?;
+    route.send(&addresses)?;
+    let took = start.elapsed();
+    check(plan, bound.len(), &mut device)?;
+    Ok(took)
+}
+
+/// That the replay did the work, and not less.
+fn check(plan: &Plan, bound: usize, device: &mut DummyDevice) -> Result<()> {
+    let wanted = plan.ops.iter().filter(|op| matches!(op, Op::AddEntry(..))).count();
+    let sets = IpsetClient::open().context("ipset")?.list().context("ipset")?;
+    let entries: usize = sets.values().map(|set| set.members.len()).sum();
+    let (services, there) = (ipvs_netlink::Client::open()?.services()?.len(), device.list()?.len());
+    ensure!(
+        (services, there, entries) == (bound, bound, wanted),
+        "{services} services, {there} addresses, {entries} entries after the replay"
+    );
+    Ok(())
+}
+
+/// Takes everything away at once that a measurement left in this thread's namespace. A namespace that is
+/// given up is taken apart some time later, and its virtual servers are in everybody's table until then:
+/// that would slow down whatever is measured next.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn clear() -> Result<()> {
+    flush_ipvs()?;
+    match DummyDevice::open(DEVICE)?.state()? {
+        Some(state) => remove_device(state.index),
+        None => Ok(()),
+    }
+}

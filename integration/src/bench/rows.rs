@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The rows of `make bench`, but for the counted instructions.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::audit;
+use super::events;
+use super::first;
+use super::node::{self, Node, Size};
+use super::process::{Cluster, cost, objects};
+use super::table::Row;
+use crate::lab::{Netns, agent_binary};
+
+/// Ticks of `/proc/PID/stat` per second.
+const TICKS: f64 = 100.0;
+/// Every start is measured so many times, and the limit too; what counts is the one in the middle.
+const ROUNDS: usize = 3;
+/// Changes whose delay is measured.
+const CHANGES: u32 = 60;
+/// How long an audit may be waited for.
+const AUDIT: Duration = Duration::from_secs(60);
+
+/// A row with a number that must not be exceeded.
+pub fn row(what: impl Into<String>, value: f64, unit: &'static str, must: f64, aim: Option<f64>) -> Row {
+    Row { what: what.into(), value, unit, must: Some(must), aim }
+}
+
+fn shown(what: impl Into<String>, value: f64, unit: &'static str) -> Row {
+    Row { what: what.into(), value, unit, must: None, aim: None }
+}
+
+/// A namespace for one measurement: nothing of it is left when the next one begins.
+///
+/// # Errors
+/// What `work` fails with, or that the kernel refuses.
+pub fn within<T>(label: &str, work: impl FnOnce(&Netns) -> Result<T>) -> Result<T> {
+    let ns = Netns::new(label)?;
+    let result = work(&ns)?;
+    ns.enter(node::clear)??;
+    Ok(result)
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times.get(times.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
+}
+
+/// All rows; `idle`: seconds to watch the agent idle.
+///
+/// # Errors
+/// When something cannot be measured.
+pub fn measure(size: Size, idle: u64) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let limit = start_rows(size, &mut rows)?;
+    println!("limit: {limit:.2} s for {size}: IPVS, sets and addresses, raw; all else in multiples of it");
+    within("bench-events", |ns| ns.enter(|| event_rows(size, &mut rows))?)?;
+    process_rows(size, limit, &mut rows)?;
+    idle_rows(size, idle, &mut rows)?;
+    let larger = [(size.services, 2 * size.endpoints, 40.0), (size.services / 10, 20 * size.endpoints, 40.0)];
+    rows.push(memory_row(size, 30.0)?);
+    for (services, endpoints, must) in larger {
+        rows.push(memory_row(Size { services, endpoints }, must)?);
+    }
+    answer_rows(size, &mut rows)?;
+    rows.push(row("binary", std::fs::metadata(agent_binary()?)?.len() as f64 / 1e6, "MB", 12.0, None));
+    Ok(rows)
+}
+
+/// The loop in this process beside the limit, in turn; returns the limit in seconds.
+fn start_rows(size: Size, rows: &mut Vec<Row>) -> Result<f64> {
+    let (mut colds, mut audits, mut limits) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let (plan, cold, audit) = within("bench-agent", |ns| {
+            ns.enter(|| {
+                let mut node = Node::new(true)?;
+                node.fill(size);
+                let (plan, cold) = node.cold()?;
+                anyhow::Ok((plan, cold, audit::audit_cpu(&mut node)?))
+            })?
+        })?;
+        limits.push(within("bench-limit", |ns| ns.enter(|| node::replay(&plan))?)?);
+        colds.push(cold);
+        audits.push(audit);
+    }
+    println!("first pass {colds:.2?}, audit {audits:.3?}, limit {limits:.2?}");
+    let limit = median(limits);
+    let cold = median(colds) / limit;
+    rows.push(row("cold: first write to everything programmed", cold, "x limit", 1.5, Some(1.2)));
+    rows.push(row("audit: CPU", median(audits) / limit, "x limit", 0.3, None));
+    Ok(limit)
+}
+
+/// Changes on a node with everything programmed.
+fn event_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
+    // The loop ends with each measurement that lets it run.
+    let programmed = || {
+        let mut node = Node::new(true)?;
+        node.fill(size);
+        node.cold()?;
+        anyhow::Ok(node)
+    };
+    let quiet = audit::delays(&mut programmed()?, size, false, CHANGES)?;
+    let audits = audit::delays(&mut programmed()?, size, true, CHANGES)?;
+    println!(
+        "delay of {} changes: {:.1?} and at most {:.1?} without audits, {:.1?} and {:.1?} with ({} met one)",
+        audits.changes, quiet.median, quiet.longest, audits.median, audits.longest, audits.during_audits
+    );
+    let more = audits.longest.saturating_sub(quiet.longest).as_secs_f64() * 1e3;
+    rows.push(row("audit: longest delay of a change, more than without", more, "ms", 50.0, None));
+    let mut node = programmed()?;
+    let created = events::service_created(&mut node, size)?;
+    for (what, sends) in ["IPVS", "sets", "addresses"].into_iter().zip(created.sends) {
+        rows.push(shown(format!("one Service created: sends, {what}"), sends as f64, ""));
+    }
+    let sends: u64 = created.sends.iter().sum();
+    rows.push(row("one Service created: sends", sends as f64, "", 4.0, None));
+    rows.push(row("one Service created: processes", created.processes as f64, "", 0.0, None));
+    rows.push(row("one Service created: dumps", created.dumps as f64, "", 0.0, None));
+    let restarted = events::rolling_restart(&mut node, size.services + 1, Duration::ZERO)?;
+    let of = |n: u64| n as f64 / restarted.events as f64;
+    rows.push(row("rolling restart: IPVS commands per change", of(restarted.commands), "", 1.0, None));
+    // Fewer passes than events: one less than one for each is the most.
+    let most = of(restarted.events - 1);
+    rows.push(row("rolling restart: passes per event", of(restarted.passes), "", most, None));
+    Ok(())
+}
+
+/// The agent as a process, on an empty kernel and on one that is as wanted.
+fn process_rows(size: Size, limit: f64, rows: &mut Vec<Row>) -> Result<()> {
+    let (mut colds, mut warms, mut operations) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..ROUNDS {
+        within("node-a", |ns| {
+            let cluster = Cluster::new(ns, objects(size), &Cluster::no_audits())?;
+            let (mut agent, cold) = cluster.start()?;
+            agent.stop()?;
+            let (mut agent, warm) = cluster.start()?;
+            operations = operations.max(cluster.operations()?);
+            colds.push(cold);
+            warms.push(warm);
+            agent.stop()
+        })?;
+    }
+    println!("process start, empty kernel {colds:.2?}, programmed kernel {warms:.2?}");
+    let (cold, warm) = (median(colds) / limit, median(warms) / limit);
+    rows.push(row("cold: process start to everything programmed", cold, "x limit", 2.5, Some(1.8)));
+    rows.push(row("warm: process start to in sync", warm, "x limit", 1.0, Some(0.5)));
+    rows.push(row("warm: ops carried out", operations as f64, "", 0.0, None));
+    Ok(())
+}
+
+/// Starts the agent as it is installed, waits for the dust to settle, and watches it.
+fn idle_rows(size: Size, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
+    within("node-a", |ns| {
+        let cluster = Cluster::new(ns, objects(size), &json!({}))?.with_bookmarks_as_usual();
+        let (mut agent, _) = cluster.start()?;
+        std::thread::sleep(Duration::from_secs(5));
+        let audits = cluster.audits()?;
+        let before = cost(agent.pid())?;
+        std::thread::sleep(Duration::from_secs(seconds));
+        let after = cost(agent.pid())?;
+        let audits = cluster.audits()? - audits;
+        agent.stop()?;
+        // What it does when idle is auditing: a time without one says nothing.
+        ensure!(audits > 0, "no audit in {seconds} s: watch the agent for longer (--idle)");
+        let share = (after.ticks - before.ticks) as f64 / TICKS / seconds as f64;
+        rows.push(row("idle, default sync period: share of a core", share * 100.0, "%", 1.0, None));
+        rows.push(shown("idle: seconds per audit", seconds as f64 / audits as f64, "s"));
+        Ok(())
+    })
+}
+
+/// When a client is answered by a node that started with nothing.
+fn answer_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
+    let rounds = (0..ROUNDS).map(|_| first::measure(size)).collect::<Result<Vec<_>>>()?;
+    println!("first answers {rounds:.2?}");
+    let mut answer = |who: &str, after: fn(&first::FirstAnswers) -> Duration, must| {
+        let what = format!("process start to first answer, {who}");
+        rows.push(Row { must, ..shown(what, median(rounds.iter().map(after).collect()), "s") });
+    };
+    answer("default/kubernetes", |answers| answers.api, Some(1.0));
+    answer("cluster DNS", |answers| answers.dns, Some(1.0));
+    answer("last of all Services", |answers| answers.last, None);
+    Ok(())
+}
+
+/// The larger of what is resident after a cold start, and after an audit.
+fn memory_row(size: Size, must: f64) -> Result<Row> {
+    within("node-a", |ns| {
+        let cluster = Cluster::new(ns, objects(size), &json!({"ipvs": {"syncPeriod": "5s"}}))?;
+        let (mut agent, _) = cluster.start()?;
+        // It is ready before it has given back what the start needed.
+        std::thread::sleep(Duration::from_secs(1));
+        let started = cost(agent.pid())?.resident;
+        cluster.wait_audit(cluster.audits()?, AUDIT)?;
+        // What the audit needed is given back after it.
+        std::thread::sleep(Duration::from_secs(1));
+        let audited = cost(agent.pid())?;
+        agent.stop()?;
+        let megabytes = |kib: u64| kib as f64 * 1024.0 / 1e6;
+        println!(
+            "resident, {size}: {:.1} MB after the start, {:.1} after an audit, {:.1} at most",
+            megabytes(started),
+            megabytes(audited.resident),
+            megabytes(audited.peak)
+        );
+        let most = megabytes(started.max(audited.resident));
+        Ok(row(format!("resident, {size}"), most, "MB", must, Some(must / 2.0)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_one_in_the_middle_counts() {
+        let seconds = |all: &[u64]| median(all.iter().map(|s| Duration::from_secs(*s)).collect());
+        assert!((seconds(&[9, 1, 2]) - 2.0).abs() < 1e-9 && (seconds(&[7]) - 7.0).abs() < 1e-9);
+        assert!(seconds(&[]).is_nan(), "nothing measured is no number");
+        assert!(!row("x", f64::NAN, "", 1.0, None).holds());
+    }
+}

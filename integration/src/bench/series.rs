@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Costs at many sizes, by a clock that counts instructions: to be run in a guest of `run --icount`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::audit;
+use super::events::{self, EndpointCost};
+use super::node::{self, Node, Size};
+use super::plot::{Sample, from_csv, to_csv};
+use super::rows::{row, within};
+use super::table::Row;
+
+/// Endpoints of each Service.
+const ENDPOINTS: u32 = 5;
+/// Services of a first try that does not count.
+const WARM_UP: u32 = 60;
+/// An instruction of that clock.
+const NANOSECONDS: u128 = 2;
+
+/// The cost of one endpoint at each size, and how much it grows from the least to the most.
+///
+/// # Errors
+/// When the kernel refuses something.
+pub fn endpoint_rows(sizes: &[u32]) -> Result<Vec<Row>> {
+    let mut costs = Vec::new();
+    for services in sizes {
+        let cost = endpoint_cost(*services)?;
+        let [comes, goes, limit] = [cost.comes, cost.goes, cost.limit].map(|c| c.as_nanos() / NANOSECONDS);
+        println!(
+            "{services} Services: {comes} instructions for one that comes, {goes} for one that goes, \
+             {limit} for the bare command"
+        );
+        costs.push(cost);
+    }
+    Ok(vec![
+        row("one endpoint comes: growth of instructions", growth(&costs, |c| c.comes), "x", 1.2, Some(1.0)),
+        row("one endpoint goes: growth of instructions", growth(&costs, |c| c.goes), "x", 1.2, Some(1.0)),
+        Row { must: None, ..row("the bare command: growth", growth(&costs, |c| c.limit), "x", 0.0, None) },
+    ])
+}
+
+fn growth(costs: &[EndpointCost], of: fn(&EndpointCost) -> Duration) -> f64 {
+    let all = || costs.iter().map(|cost| of(cost).as_secs_f64());
+    all().fold(0.0, f64::max) / all().fold(f64::INFINITY, f64::min)
+}
+
+/// Addresses are acknowledged without being bound: an endpoint touches none, and tens of thousands take
+/// minutes by that clock.
+fn endpoint_cost(services: u32) -> Result<EndpointCost> {
+    let size = Size { services, endpoints: ENDPOINTS };
+    within("bench-endpoint", |ns| {
+        ns.enter(|| {
+            let mut node = Node::new(false)?;
+            node.fill(size);
+            node.cold()?;
+            events::endpoint(&mut node, size)
+        })?
+    })
+}
+
+/// Everything at one size, with every address really bound.
+fn all_costs(services: u32) -> Result<Sample> {
+    let size = Size { services, endpoints: ENDPOINTS };
+    let (plan, cold, endpoint, audit) = within("bench-series", |ns| {
+        ns.enter(|| {
+            let mut node = Node::new(true)?;
+            node.fill(size);
+            let (plan, cold) = node.cold()?;
+            let endpoint = events::endpoint(&mut node, size)?;
+            anyhow::Ok((plan, cold, endpoint, audit::audit_cpu(&mut node)?))
+        })?
+    })?;
+    let limit = within("bench-limit", |ns| ns.enter(|| node::replay(&plan))?)?;
+    let costs = [cold, limit, endpoint.comes, endpoint.goes, endpoint.limit, audit];
+    Ok(Sample { services, costs: costs.map(|cost| Some(microseconds(cost))) })
+}
+
+fn microseconds(cost: Duration) -> f64 {
+    cost.as_secs_f64() * 1e6
+}
+
+/// Measures everything at `sizes`, and at `more` sizes what an endpoint costs. Written to `csv` after each;
+/// what is there already at other sizes stays.
+///
+/// # Errors
+/// When the kernel refuses something, or the file is of something else.
+pub fn write(sizes: &[u32], more: &[u32], csv: &Path) -> Result<()> {
+    let mut samples = match std::fs::read_to_string(csv) {
+        Ok(text) => from_csv(&text).with_context(|| csv.display().to_string())?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| csv.display().to_string()),
+    };
+    // The first pass of a boot loads programs and modules: that is no cost of the first size.
+    all_costs(WARM_UP)?;
+    let all = sizes.iter().map(|n| (*n, true)).chain(more.iter().map(|n| (*n, false)));
+    for (services, whole) in all {
+        let sample = if whole {
+            all_costs(services)?
+        } else {
+            let cost = endpoint_cost(services)?;
+            let [comes, goes, limit] = [cost.comes, cost.goes, cost.limit].map(|c| Some(microseconds(c)));
+            Sample { services, costs: [None, None, comes, goes, limit, None] }
+        };
+        insert(&mut samples, sample);
+        std::fs::write(csv, to_csv(&samples)).with_context(|| csv.display().to_string())?;
+        println!("{services} Services: measured");
+    }
+    Ok(())
+}
+
+/// Puts a sample in its place, instead of an older one of that size.
+fn insert(samples: &mut Vec<Sample>, sample: Sample) {
+    samples.retain(|old| old.services != sample.services);
+    samples.push(sample);
+    samples.sort_by_key(|sample| sample.services);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_the_most_over_the_least() {
+        let cost = |micros| EndpointCost { comes: Duration::from_micros(micros), ..EndpointCost::default() };
+        let costs = [cost(50), cost(40), cost(60)];
+        assert!((growth(&costs, |c| c.comes) - 1.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_size_is_there_once_and_in_order() {
+        let sample = |services, cost| Sample { services, costs: [Some(cost); 6] };
+        let mut samples = vec![sample(100, 1.0), sample(1000, 2.0)];
+        insert(&mut samples, sample(300, 3.0));
+        insert(&mut samples, sample(100, 4.0));
+        assert_eq!(samples, [sample(100, 4.0), sample(300, 3.0), sample(1000, 2.0)]);
+    }
+}
