@@ -29,8 +29,8 @@ enum What {
         services: u32,
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=5))]
         endpoints: u32,
-        /// Seconds to watch the agent idle, with the default sync period.
-        #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+        /// Seconds to watch the agent idle at least, with the default sync period.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         idle: u64,
     },
     /// What can be counted; fails above what may be.
