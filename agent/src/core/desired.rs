@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::flows::FlowFilter;
 use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
 use super::map::Map;
+use super::members::Members;
 use super::model::{Family, ObjectName, Protocol, VsKey};
 use super::sets::{Entry, SetId, SetKind};
 
@@ -95,7 +96,7 @@ pub struct Desired {
     fragments: Map<ObjectName, Box<Fragment>>,
     virtual_servers: Map<VsKey, Vec<Claim>>,
     addresses: Map<IpAddr, u32>,
-    entries: BTreeMap<SetId, Map<Entry, u32>>,
+    entries: BTreeMap<SetId, Members<u32>>,
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
     first: BTreeSet<ObjectName>,
@@ -118,10 +119,15 @@ impl Desired {
         let next = new.unwrap_or_default();
         self.update_servers(name, &old, &next, changes);
         for addr in &next.addresses {
-            count_up(&mut self.addresses, *addr, || changes.address(*addr));
+            if count_up(self.addresses.entry(*addr).or_default()) {
+                changes.address(*addr);
+            }
         }
         for addr in &old.addresses {
-            count_down(&mut self.addresses, *addr, || changes.address(*addr));
+            if count_down(self.addresses.get_mut(addr)) {
+                self.addresses.remove(addr);
+                changes.address(*addr);
+            }
         }
         self.update_entries(&old.entries, &next.entries, changes);
         if old.udp != next.udp && !next.udp.is_empty() {
@@ -158,12 +164,16 @@ impl Desired {
     /// Counts up before down, so that what stays is not reported.
     fn update_entries(&mut self, old: &[(SetId, Entry)], next: &[(SetId, Entry)], changes: &mut Changes) {
         for entry in next {
-            let members = self.entries.entry(entry.0).or_default();
-            count_up(members, entry.1, || changes.entry(*entry));
+            if count_up(self.entries.entry(entry.0).or_default().value_of(entry.1)) {
+                changes.entry(*entry);
+            }
         }
         for entry in old {
             let members = self.entries.entry(entry.0).or_default();
-            count_down(members, entry.1, || changes.entry(*entry));
+            if count_down(members.get_mut(&entry.1)) {
+                members.remove(&entry.1);
+                changes.entry(*entry);
+            }
         }
     }
 
@@ -309,12 +319,12 @@ impl Desired {
 
     /// Whether the set is to hold the entry.
     pub fn wants_entry(&self, entry: &(SetId, Entry)) -> bool {
-        self.entries.get(&entry.0).is_some_and(|members| members.contains_key(&entry.1))
+        self.entries.get(&entry.0).is_some_and(|members| members.contains(&entry.1))
     }
 
     /// Every wanted set entry, in no order.
     pub fn entries(&self) -> impl Iterator<Item = (SetId, Entry)> + '_ {
-        self.entries.iter().flat_map(|(set, members)| members.keys().map(move |entry| (*set, *entry)))
+        self.entries.iter().flat_map(|(set, members)| members.iter().map(move |entry| (*set, entry)))
     }
 
     /// How many entries the set is to hold.
@@ -349,22 +359,18 @@ impl Desired {
     }
 }
 
-fn count_up<K: std::hash::Hash + Eq>(map: &mut Map<K, u32>, key: K, first: impl FnOnce()) {
-    let count = map.entry(key).or_default();
+/// True when it is the first.
+fn count_up(count: &mut u32) -> bool {
     *count += 1;
-    if *count == 1 {
-        first();
-    }
+    *count == 1
 }
 
-fn count_down<K: std::hash::Hash + Eq>(map: &mut Map<K, u32>, key: K, last: impl FnOnce()) {
-    if let Some(count) = map.get_mut(&key) {
+/// True when it was the last.
+fn count_down(count: Option<&mut u32>) -> bool {
+    count.is_some_and(|count| {
         *count -= 1;
-        if *count == 0 {
-            map.remove(&key);
-            last();
-        }
-    }
+        *count == 0
+    })
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ fn is_host(net: &IpNet) -> bool {
 /// Everything that is wanted or there.
 pub fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
     let observed_entries =
-        observed.sets.iter().flat_map(|(id, set)| set.members.iter().map(move |entry| (*id, *entry)));
+        observed.sets.iter().flat_map(|(id, set)| set.members.iter().map(move |entry| (*id, entry)));
     Changes {
         virtual_servers: desired
             .virtual_servers()
