@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Moves changes from the store to the wanted state.
 
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::SystemTime;
 
 use super::{Look, Reconciler};
@@ -10,6 +12,9 @@ use crate::core::node::NodeFacts;
 use crate::core::settings::LocalTraffic;
 use crate::kernel::Kernel;
 use crate::store::Dirty;
+
+/// So many changed Services are worth a second thread.
+const MANY: usize = 1000;
 
 impl<K: Kernel> Reconciler<K> {
     /// Takes what changed, or ahead of all others the first Services. When a fact about the node changed,
@@ -24,13 +29,29 @@ impl<K: Kernel> Reconciler<K> {
             dirty = self.store.all();
             dirty.extend(gone);
         }
-        for Dirty { name, service, slices, .. } in dirty {
-            let slices = slices.iter().map(|slice| &**slice);
-            let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
-            self.desired.update(&name, fragment, &mut changes);
-        }
+        self.update_desired(&dirty, &mut changes);
         self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
+    }
+
+    /// A second thread builds half of the fragments where there are many.
+    fn update_desired(&mut self, dirty: &[Dirty], changes: &mut Changes) {
+        let Self { desired, node, settings, .. } = self;
+        let build = |dirty: &Dirty| {
+            let slices = dirty.slices.iter().map(|slice| &**slice);
+            dirty.service.as_ref().map(|service| build_fragment(service, slices, node, settings))
+        };
+        let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
+        let mut update = |dirty: &Dirty, fragment| desired.update(&dirty.name, fragment, changes);
+        if there.is_empty() {
+            return here.iter().for_each(|dirty| update(dirty, build(dirty)));
+        }
+        thread::scope(|scope| {
+            let built = scope.spawn(|| there.iter().map(build).collect::<Vec<_>>());
+            here.iter().for_each(|dirty| update(dirty, build(dirty)));
+            let built = built.join().unwrap_or_else(|panic| resume_unwind(panic));
+            there.iter().zip(built).for_each(|(dirty, fragment)| update(dirty, fragment));
+        });
     }
 
     fn take_dirty(&self) -> Vec<Dirty> {
