@@ -93,3 +93,59 @@ impl<K: Kernel> Reconciler<K> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::MANY;
+    use crate::core::model::*;
+    use crate::core::settings::Settings;
+    use crate::inbox::Inbox;
+    use crate::kernel::fake::FakeKernel;
+    use crate::reconcile::Reconciler;
+    use crate::schedule::Due;
+    use crate::store::{Kind, Object, Store};
+    use crate::testing::outlets;
+
+    fn put(store: &Store, numbers: std::ops::Range<usize>) {
+        store.update(|update| {
+            for number in numbers {
+                // Every third one loses its VIP to the one before it.
+                let [.., high, low] = (number - usize::from(number % 3 == 1)).to_be_bytes();
+                update.put(Object::Service(Service {
+                    name: ObjectName::new("d", &number.to_string()),
+                    cluster_ips: [Some([10, 96, high, low].into()), None],
+                    ports: vec![ServicePort {
+                        name: "".into(),
+                        protocol: Protocol::Tcp,
+                        port: 80,
+                        node_port: 0,
+                    }],
+                    ..Service::default()
+                }));
+            }
+        });
+    }
+
+    #[test]
+    fn many_at_once_are_the_same_as_a_few_at_a_time() {
+        let most = MANY + MANY / 2 + 1;
+        let kernels = [most, MANY / 3].map(|group| {
+            let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+            let settings = Settings::default();
+            let mut agent =
+                Reconciler::new(FakeKernel::default(), store.clone(), settings, "n1", false, outlets());
+            store.update(|update| Kind::ALL.into_iter().for_each(|kind| update.finish_list(kind)));
+            for start in (0..most).step_by(group) {
+                put(&store, start..most.min(start + group));
+                assert!(agent.sync(Due::Changes, Duration::ZERO).is_clean());
+            }
+            assert_eq!(agent.desired().service_count(), most);
+            agent.kernel().state.clone()
+        });
+        assert_eq!(kernels[0].virtual_servers, kernels[1].virtual_servers);
+        assert_eq!(kernels[0], kernels[1]);
+    }
+}
