@@ -79,7 +79,7 @@ bench: bench-programs ## What the agent costs beside what it may cost: about 12 
 bench-quick: bench-programs ## What can be counted, against what it may be: below 3 minutes
 	$(GUEST) --timeout 180 -- $(TARGET)/release/bench quick
 
-benchmarks: bench-programs ## Costs at BENCH_SIZES into docs/benchmarks, by a clock that counts instructions: about a quarter of an hour
+benchmarks: bench-programs ## Costs at BENCH_SIZES into docs/benchmarks, by a clock that counts instructions: about ten minutes
 	rm -f $(TARGET)/guest/out/costs.csv
 	$(GUEST) --icount --timeout $(BENCH_TIMEOUT) -- $(TARGET)/release/bench series \
 		--sizes $(BENCH_SIZES) --csv $(TARGET)/guest/out/costs.csv
