@@ -12,9 +12,8 @@ GUEST := integration/guest/run
 CORPUS ?= ../shared/conformance
 # Scenarios of CORPUS to run, comma separated; empty: all.
 ONLY ?=
-# `make benchmarks`: numbers of Services, comma separated; at BENCH_MORE only the cost of an endpoint.
-BENCH_SIZES ?= 100,300,1000,3000,10000
-BENCH_MORE ?= 30000,50000
+# `make benchmarks`: numbers of Services, comma separated.
+BENCH_SIZES ?= 100,300,1000,3000,10000,30000,50000
 BENCH_TIMEOUT ?= 3600
 
 .PHONY: help build image manifests tools check test demo parity bench-programs bench bench-quick benchmarks clean
@@ -80,10 +79,10 @@ bench: bench-programs ## What the agent costs beside what it may cost: about 12 
 bench-quick: bench-programs ## What can be counted, against what it may be: below 3 minutes
 	$(GUEST) --timeout 180 -- $(TARGET)/release/bench quick
 
-benchmarks: bench-programs ## Costs at BENCH_SIZES into docs/benchmarks, by a clock that counts instructions: long
+benchmarks: bench-programs ## Costs at BENCH_SIZES into docs/benchmarks, by a clock that counts instructions: about ten minutes
 	rm -f $(TARGET)/guest/out/costs.csv
 	$(GUEST) --icount --timeout $(BENCH_TIMEOUT) -- $(TARGET)/release/bench series \
-		--sizes $(BENCH_SIZES) --more $(BENCH_MORE) --csv $(TARGET)/guest/out/costs.csv
+		--sizes $(BENCH_SIZES) --csv $(TARGET)/guest/out/costs.csv
 	mkdir -p docs/benchmarks
 	cp $(TARGET)/guest/out/costs.csv docs/benchmarks/costs.csv
 	$(TARGET)/release/bench plot docs/benchmarks/costs.csv docs/benchmarks/costs.svg

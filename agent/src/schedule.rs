@@ -13,7 +13,7 @@ const DRAIN_PERIOD: Duration = Duration::from_secs(10);
 
 /// Auditing takes at most one part in so many of a core: where reading the kernel takes long, audits are
 /// further apart than the period.
-const AUDIT_SHARE: u32 = 125;
+const AUDIT_SHARE: u32 = 150;
 
 /// Why a pass runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,7 +221,7 @@ mod tests {
         schedule.audit_cost(Duration::from_millis(100));
         assert_eq!(schedule.next(false, false), (s(40), Due::Audit));
         schedule.audit_cost(Duration::from_millis(800));
-        assert_eq!(schedule.next(false, false), (s(110), Due::Audit));
+        assert_eq!(schedule.next(false, false), (s(130), Due::Audit));
         schedule.doubt();
         assert_eq!(schedule.next(false, false), (s(11), Due::Audit), "a doubt does not wait");
     }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use super::desired::Changes;
 use super::map::Set;
+use super::members::Members;
 use super::model::{Family, VsKey, VsSpec};
 use super::observed::{Observed, ObservedServer, ObservedSet, RealServers};
 use super::save::ObservedRules;
@@ -147,10 +148,10 @@ impl Audit {
             return;
         }
         if !self.fills {
-            let members = |set: Option<&ObservedSet>| set.map(|s| s.members.clone()).unwrap_or_default();
-            let differ =
-                members(before).symmetric_difference(&members(set.as_ref())).copied().collect::<Vec<_>>();
-            self.found.entries.extend(differ.into_iter().map(|entry| (id, entry)));
+            let none = Members::default();
+            let [before, now] = [before, set.as_ref()].map(|set| set.map_or(&none, |set| &set.members));
+            let differ = before.difference(now).chain(now.difference(before));
+            self.found.entries.extend(differ.map(|entry| (id, entry)));
         }
         match set {
             Some(set) => observed.sets.insert(id, set),

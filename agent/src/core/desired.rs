@@ -10,9 +10,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::few::Few;
 use super::flows::FlowFilter;
 use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
 use super::map::Map;
+use super::members::Members;
 use super::model::{Family, ObjectName, Protocol, VsKey};
 use super::sets::{Entry, SetId, SetKind};
 
@@ -75,27 +77,20 @@ impl Changes {
     }
 }
 
-/// A Service's claim on a virtual server. The smallest claim wins: the oldest Service, then the
-/// first name, so every node decides alike.
-#[derive(Clone, Debug)]
-struct Claim {
-    created: i64,
-    server: Arc<VirtualServer>,
-}
-
-impl Claim {
-    fn rank(&self) -> (i64, &ObjectName) {
-        (self.created, &self.server.service)
-    }
+/// Of several Services that claim a virtual server the smallest rank wins: the oldest, then the first name,
+/// so every node decides alike.
+fn rank(claim: &VirtualServer) -> (i64, &ObjectName) {
+    (claim.created, &claim.service)
 }
 
 /// All fragments and their indexes.
 #[derive(Debug, Default)]
 pub struct Desired {
     fragments: Map<ObjectName, Box<Fragment>>,
-    virtual_servers: Map<VsKey, Vec<Claim>>,
+    /// Who claims each, by rank.
+    virtual_servers: Map<VsKey, Few<Arc<VirtualServer>>>,
     addresses: Map<IpAddr, u32>,
-    entries: BTreeMap<SetId, Map<Entry, u32>>,
+    entries: BTreeMap<SetId, Members<u32>>,
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
     first: BTreeSet<ObjectName>,
@@ -118,10 +113,15 @@ impl Desired {
         let next = new.unwrap_or_default();
         self.update_servers(name, &old, &next, changes);
         for addr in &next.addresses {
-            count_up(&mut self.addresses, *addr, || changes.address(*addr));
+            if count_up(self.addresses.entry(*addr).or_default()) {
+                changes.address(*addr);
+            }
         }
         for addr in &old.addresses {
-            count_down(&mut self.addresses, *addr, || changes.address(*addr));
+            if count_down(self.addresses.get_mut(addr)) {
+                self.addresses.remove(addr);
+                changes.address(*addr);
+            }
         }
         self.update_entries(&old.entries, &next.entries, changes);
         if old.udp != next.udp && !next.udp.is_empty() {
@@ -158,12 +158,16 @@ impl Desired {
     /// Counts up before down, so that what stays is not reported.
     fn update_entries(&mut self, old: &[(SetId, Entry)], next: &[(SetId, Entry)], changes: &mut Changes) {
         for entry in next {
-            let members = self.entries.entry(entry.0).or_default();
-            count_up(members, entry.1, || changes.entry(*entry));
+            if count_up(self.entries.entry(entry.0).or_default().value_of(entry.1)) {
+                changes.entry(*entry);
+            }
         }
         for entry in old {
             let members = self.entries.entry(entry.0).or_default();
-            count_down(members, entry.1, || changes.entry(*entry));
+            if count_down(members.get_mut(&entry.1)) {
+                members.remove(&entry.1);
+                changes.entry(*entry);
+            }
         }
     }
 
@@ -171,27 +175,26 @@ impl Desired {
         let keys: BTreeSet<VsKey> =
             old.virtual_servers.iter().chain(&next.virtual_servers).map(|vs| vs.key).collect();
         for key in keys {
-            let before = self.virtual_server(&key).cloned();
-            let claims = self.virtual_servers.entry(key).or_default();
-            let losers_before = claims.len().saturating_sub(1);
-            claims.retain(|c| c.server.service != *name);
+            let claims_before = self.virtual_servers.remove(&key).unwrap_or_default();
+            let losers_before = claims_before.len().saturating_sub(1);
+            let before = claims_before.first().cloned();
+            let mut claims = claims_before.into_vec();
+            claims.retain(|claim| claim.service != *name);
             if let Ok(i) = next.virtual_servers.binary_search_by_key(&key, |vs| vs.key) {
-                let claim = Claim { created: next.created, server: next.virtual_servers[i].clone() };
-                let at = claims.partition_point(|c| c.rank() < claim.rank());
-                // Nearly every virtual server has one claim.
-                claims.reserve_exact(1);
+                let claim = next.virtual_servers[i].clone();
+                let at = claims.partition_point(|other| rank(other) < rank(&claim));
                 claims.insert(at, claim);
             }
             let losers = claims.len().saturating_sub(1);
-            if claims.is_empty() {
-                self.virtual_servers.remove(&key);
+            let after = claims.first().cloned();
+            if !claims.is_empty() {
+                self.virtual_servers.insert(key, claims.into());
             }
             if losers > 0 {
                 self.contested.insert(key);
             } else {
                 self.contested.remove(&key);
             }
-            let after = self.virtual_server(&key).cloned();
             let owner = |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.service.clone());
             if losers != losers_before || (losers > 0 && owner(&before) != owner(&after)) {
                 changes.contested.insert(key);
@@ -224,12 +227,12 @@ impl Desired {
 
     /// The virtual server wanted at `key`: the winning claim.
     pub fn virtual_server(&self, key: &VsKey) -> Option<&Arc<VirtualServer>> {
-        self.virtual_servers.get(key).and_then(|claims| claims.first()).map(|c| &c.server)
+        self.virtual_servers.get(key).and_then(|claims| claims.first())
     }
 
     /// The claims on `key` that lost, the oldest first.
     pub fn losers(&self, key: &VsKey) -> impl Iterator<Item = &Arc<VirtualServer>> {
-        self.virtual_servers.get(key).into_iter().flat_map(|claims| claims.iter().skip(1)).map(|c| &c.server)
+        self.virtual_servers.get(key).into_iter().flat_map(|claims| claims.iter().skip(1))
     }
 
     /// Virtual servers that more than one Service claims.
@@ -244,7 +247,7 @@ impl Desired {
 
     /// Every wanted virtual server, in no order.
     pub fn virtual_servers(&self) -> impl Iterator<Item = &Arc<VirtualServer>> {
-        self.virtual_servers.values().filter_map(|claims| claims.first()).map(|c| &c.server)
+        self.virtual_servers.values().filter_map(|claims| claims.first())
     }
 
     /// Restricted virtual servers of a family that the node itself may not use, by VIP and port.
@@ -309,12 +312,12 @@ impl Desired {
 
     /// Whether the set is to hold the entry.
     pub fn wants_entry(&self, entry: &(SetId, Entry)) -> bool {
-        self.entries.get(&entry.0).is_some_and(|members| members.contains_key(&entry.1))
+        self.entries.get(&entry.0).is_some_and(|members| members.contains(&entry.1))
     }
 
     /// Every wanted set entry, in no order.
     pub fn entries(&self) -> impl Iterator<Item = (SetId, Entry)> + '_ {
-        self.entries.iter().flat_map(|(set, members)| members.keys().map(move |entry| (*set, *entry)))
+        self.entries.iter().flat_map(|(set, members)| members.iter().map(move |entry| (*set, entry)))
     }
 
     /// How many entries the set is to hold.
@@ -349,22 +352,18 @@ impl Desired {
     }
 }
 
-fn count_up<K: std::hash::Hash + Eq>(map: &mut Map<K, u32>, key: K, first: impl FnOnce()) {
-    let count = map.entry(key).or_default();
+/// True when it is the first.
+fn count_up(count: &mut u32) -> bool {
     *count += 1;
-    if *count == 1 {
-        first();
-    }
+    *count == 1
 }
 
-fn count_down<K: std::hash::Hash + Eq>(map: &mut Map<K, u32>, key: K, last: impl FnOnce()) {
-    if let Some(count) = map.get_mut(&key) {
+/// True when it was the last.
+fn count_down(count: Option<&mut u32>) -> bool {
+    count.is_some_and(|count| {
         *count -= 1;
-        if *count == 0 {
-            map.remove(&key);
-            last();
-        }
-    }
+        *count == 0
+    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ fn fragment(name: &str, created: i64, vip: &str, rs: &[&str]) -> Fragment {
     let addr: IpAddr = vip.parse().unwrap();
     let key = VsKey { protocol: Protocol::Tcp, addr, port: 80 };
     Fragment {
-        created,
         virtual_servers: vec![Arc::new(VirtualServer {
             key,
             spec: VsSpec { scheduler: "rr".into(), flags: 0, timeout: 0 },
@@ -16,6 +15,7 @@ fn fragment(name: &str, created: i64, vip: &str, rs: &[&str]) -> Fragment {
             entries: vec![(SetId { kind: SetKind::ClusterIp, family: Family::V4 }, Entry::Ip(addr))].into(),
             closed_to_node: false,
             first: false,
+            created,
             service: ObjectName::new("d", name),
             port_name: "".into(),
         })]

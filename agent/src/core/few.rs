@@ -34,6 +34,16 @@ impl<T> FromIterator<T> for Few<T> {
     }
 }
 
+impl<T> Few<T> {
+    /// The same as one that can grow.
+    pub fn into_vec(self) -> Vec<T> {
+        match self.0 {
+            List::One(one) => one.into(),
+            List::Any(list) => list.into(),
+        }
+    }
+}
+
 impl<T> Deref for Few<T> {
     type Target = [T];
 
@@ -73,6 +83,7 @@ mod tests {
             let few = Few::from(list.clone());
             assert_eq!((&*few, few.iter().len()), (&*list, usize::from(len)));
             assert_eq!(few, list.iter().copied().collect());
+            assert_eq!(few.into_vec(), list);
         }
         assert!(Few::<u8>::default().is_empty());
         assert!(size_of::<Few<u64>>() <= 24, "the one is kept inside");

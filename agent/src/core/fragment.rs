@@ -32,6 +32,8 @@ pub struct VirtualServer {
     pub closed_to_node: bool,
     /// Programmed before all others.
     pub first: bool,
+    /// When the Service behind it was created, in seconds since the epoch.
+    pub created: i64,
     /// The Service behind it.
     pub service: ObjectName,
     /// Name of the Service port behind it, empty when unnamed.
@@ -73,8 +75,6 @@ pub struct HealthCheck {
 /// The contribution of one Service. Each list is sorted and free of duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fragment {
-    /// When the Service was created; the oldest claim on a virtual server wins.
-    pub created: i64,
     /// Programmed before all others.
     pub first: bool,
     /// Virtual servers.
@@ -327,6 +327,7 @@ impl Builder<'_> {
             entries: entries.into(),
             closed_to_node,
             first: self.service.first,
+            created: self.service.created,
             service: self.service.name.clone(),
             port_name: port.name.clone(),
         }));
@@ -354,7 +355,6 @@ impl Builder<'_> {
         sort(&mut draft.entries);
         sort(&mut draft.remarks);
         Fragment {
-            created: self.service.created,
             first: self.service.first,
             virtual_servers: draft.virtual_servers.into(),
             addresses: draft.addresses.into(),

@@ -15,6 +15,7 @@ pub mod few;
 pub mod flows;
 pub mod fragment;
 pub mod map;
+pub mod members;
 pub mod model;
 pub mod node;
 pub mod observed;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::map::{Map, Set};
+use super::members::Members;
 use super::model::{Family, RsKey, VsKey, VsSpec};
 use super::op::Op;
 use super::removal::Removal;
@@ -174,7 +175,7 @@ impl FromIterator<(RsKey, RsState)> for RealServers {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedSet {
     /// Its members.
-    pub members: Set<Entry>,
+    pub members: Members,
     /// The set has another type or family than it must have: it cannot be used.
     pub misfit: bool,
     /// How many members it has room for.

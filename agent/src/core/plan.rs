@@ -84,19 +84,19 @@ fn is_host(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
 }
 
-/// Everything that is wanted or there.
+/// Every virtual server that is wanted or there, and each address and entry that is not both.
 pub fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
-    let observed_entries =
-        observed.sets.iter().flat_map(|(id, set)| set.members.iter().map(move |entry| (*id, *entry)));
+    let wanted_servers = desired.virtual_servers().map(|vs| vs.key);
+    let other_servers = observed.virtual_servers.keys().filter(|key| desired.virtual_server(key).is_none());
+    let missing = desired.addresses().filter(|addr| !observed.addresses.contains(&IpNet::from(*addr)));
+    let other_addresses = observed.addresses.iter().map(IpNet::addr).filter(|a| !desired.wants_address(*a));
+    let missing_entries = desired.entries().filter(|(set, entry)| !observed.has_entry(*set, entry));
+    let entries = observed.sets.iter().flat_map(|(id, set)| set.members.iter().map(move |e| (*id, e)));
     Changes {
-        virtual_servers: desired
-            .virtual_servers()
-            .map(|vs| vs.key)
-            .chain(observed.virtual_servers.keys().copied())
-            .collect(),
-        addresses: desired.addresses().chain(observed.addresses.iter().map(IpNet::addr)).collect(),
+        virtual_servers: wanted_servers.chain(other_servers.copied()).collect(),
+        addresses: missing.chain(other_addresses).collect(),
         networks: observed.addresses.iter().filter(|net| !is_host(net)).copied().collect(),
-        entries: desired.entries().chain(observed_entries).collect(),
+        entries: missing_entries.chain(entries.filter(|entry| !desired.wants_entry(entry))).collect(),
         ..Changes::default()
     }
 }

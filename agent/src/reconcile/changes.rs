@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Moves changes from the store to the wanted state.
 
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::SystemTime;
 
 use super::{Look, Reconciler};
@@ -10,6 +12,9 @@ use crate::core::node::NodeFacts;
 use crate::core::settings::LocalTraffic;
 use crate::kernel::Kernel;
 use crate::store::Dirty;
+
+/// So many changed Services are worth a second thread.
+const MANY: usize = 1000;
 
 impl<K: Kernel> Reconciler<K> {
     /// Takes what changed, or ahead of all others the first Services. When a fact about the node changed,
@@ -24,13 +29,29 @@ impl<K: Kernel> Reconciler<K> {
             dirty = self.store.all();
             dirty.extend(gone);
         }
-        for Dirty { name, service, slices, .. } in dirty {
-            let slices = slices.iter().map(|slice| &**slice);
-            let fragment = service.map(|s| build_fragment(&s, slices, &self.node, &self.settings));
-            self.desired.update(&name, fragment, &mut changes);
-        }
+        self.update_desired(&dirty, &mut changes);
         self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
+    }
+
+    /// A second thread builds half of the fragments where there are many.
+    fn update_desired(&mut self, dirty: &[Dirty], changes: &mut Changes) {
+        let Self { desired, node, settings, .. } = self;
+        let build = |dirty: &Dirty| {
+            let slices = dirty.slices.iter().map(|slice| &**slice);
+            dirty.service.as_ref().map(|service| build_fragment(service, slices, node, settings))
+        };
+        let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
+        let mut update = |dirty: &Dirty, fragment| desired.update(&dirty.name, fragment, changes);
+        if there.is_empty() {
+            return here.iter().for_each(|dirty| update(dirty, build(dirty)));
+        }
+        thread::scope(|scope| {
+            let built = scope.spawn(|| there.iter().map(build).collect::<Vec<_>>());
+            here.iter().for_each(|dirty| update(dirty, build(dirty)));
+            let built = built.join().unwrap_or_else(|panic| resume_unwind(panic));
+            there.iter().zip(built).for_each(|(dirty, fragment)| update(dirty, fragment));
+        });
     }
 
     fn take_dirty(&self) -> Vec<Dirty> {
@@ -70,5 +91,61 @@ impl<K: Kernel> Reconciler<K> {
         self.health_checks_changed = true;
         self.node = facts;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::MANY;
+    use crate::core::model::*;
+    use crate::core::settings::Settings;
+    use crate::inbox::Inbox;
+    use crate::kernel::fake::FakeKernel;
+    use crate::reconcile::Reconciler;
+    use crate::schedule::Due;
+    use crate::store::{Kind, Object, Store};
+    use crate::testing::outlets;
+
+    fn put(store: &Store, numbers: std::ops::Range<usize>) {
+        store.update(|update| {
+            for number in numbers {
+                // Every third one loses its VIP to the one before it.
+                let [.., high, low] = (number - usize::from(number % 3 == 1)).to_be_bytes();
+                update.put(Object::Service(Service {
+                    name: ObjectName::new("d", &number.to_string()),
+                    cluster_ips: [Some([10, 96, high, low].into()), None],
+                    ports: vec![ServicePort {
+                        name: "".into(),
+                        protocol: Protocol::Tcp,
+                        port: 80,
+                        node_port: 0,
+                    }],
+                    ..Service::default()
+                }));
+            }
+        });
+    }
+
+    #[test]
+    fn many_at_once_are_the_same_as_a_few_at_a_time() {
+        let most = MANY + MANY / 2 + 1;
+        let kernels = [most, MANY / 3].map(|group| {
+            let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+            let settings = Settings::default();
+            let mut agent =
+                Reconciler::new(FakeKernel::default(), store.clone(), settings, "n1", false, outlets());
+            store.update(|update| Kind::ALL.into_iter().for_each(|kind| update.finish_list(kind)));
+            for start in (0..most).step_by(group) {
+                put(&store, start..most.min(start + group));
+                assert!(agent.sync(Due::Changes, Duration::ZERO).is_clean());
+            }
+            assert_eq!(agent.desired().service_count(), most);
+            agent.kernel().state.clone()
+        });
+        assert_eq!(kernels[0].virtual_servers, kernels[1].virtual_servers);
+        assert_eq!(kernels[0], kernels[1]);
     }
 }

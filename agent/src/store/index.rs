@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 
+use crate::core::few::Few;
 use crate::core::model::{EndpointSlice, ObjectName, Service};
 
 /// Something in a set, found by its name.
@@ -44,7 +45,7 @@ static NOBODY: LazyLock<ObjectName> = LazyLock::new(ObjectName::default);
 struct Entry {
     service: Option<Arc<Service>>,
     /// In the order of their names.
-    slices: Vec<Arc<EndpointSlice>>,
+    slices: Few<Arc<EndpointSlice>>,
 }
 
 impl Entry {
@@ -124,10 +125,10 @@ impl Index {
             slice.service = name.clone();
         }
         let slice = Arc::new(slice);
-        let at = entry.slices.partition_point(|other| other.name < slice.name);
-        // Most Services have one.
-        entry.slices.reserve_exact(1);
-        entry.slices.insert(at, slice.clone());
+        let mut slices = entry.slices.into_vec();
+        let at = slices.partition_point(|other| other.name < slice.name);
+        slices.insert(at, slice.clone());
+        entry.slices = slices.into();
         self.keep(entry);
         self.slices.insert(ByName(slice));
     }
@@ -136,7 +137,7 @@ impl Index {
     pub fn remove_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
         let ByName(slice) = self.slices.take(name)?;
         let mut entry = self.take(&slice.service);
-        entry.slices.retain(|other| other.name != *name);
+        entry.slices = entry.slices.iter().filter(|other| other.name != *name).cloned().collect();
         self.keep(entry);
         Some(slice)
     }

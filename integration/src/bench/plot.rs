@@ -28,15 +28,15 @@ const BOTTOM: f64 = 60.0;
 pub struct Sample {
     /// Services.
     pub services: u32,
-    /// Microseconds, as in [`COLUMNS`]; `None`: not measured.
-    pub costs: [Option<f64>; 6],
+    /// Microseconds, as in [`COLUMNS`].
+    pub costs: [f64; 6],
 }
 
 /// The samples as CSV, with a line of headings.
 pub fn to_csv(samples: &[Sample]) -> String {
     let mut text = format!("services,{}\n", COLUMNS.map(|column| format!("\"{column} (us)\"")).join(","));
     for sample in samples {
-        let costs = sample.costs.map(|cost| cost.map_or_else(String::new, |cost| format!("{cost:.1}")));
+        let costs = sample.costs.map(|cost| format!("{cost:.1}"));
         // Writing to a string does not fail.
         let _ = writeln!(text, "{},{}", sample.services, costs.join(","));
     }
@@ -54,10 +54,9 @@ pub fn from_csv(text: &str) -> Result<Vec<Sample>> {
 fn sample(line: &str) -> Option<Sample> {
     let mut fields = line.split(',');
     let services = fields.next()?.parse().ok()?;
-    let mut costs = [None; 6];
+    let mut costs = [0.0; 6];
     for cost in &mut costs {
-        let field = fields.next()?;
-        *cost = if field.is_empty() { None } else { Some(field.parse().ok()?) };
+        *cost = fields.next()?.parse().ok()?;
     }
     fields.next().is_none().then_some(Sample { services, costs })
 }
@@ -86,13 +85,12 @@ impl Scale {
 /// # Errors
 /// When there is nothing to draw.
 pub fn to_svg(samples: &[Sample]) -> Result<String> {
-    let costs = || samples.iter().flat_map(|s| s.costs).flatten().filter(|cost| *cost > 0.0);
-    ensure!(samples.len() > 1 && costs().next().is_some(), "two sizes at least are needed for a plot");
+    ensure!(samples.len() > 1, "two sizes at least are needed for a plot");
     let ends = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
     };
     let (few, many) = ends(&mut samples.iter().map(|s| f64::from(s.services)));
-    let (low, high) = ends(&mut costs());
+    let (low, high) = ends(&mut samples.iter().flat_map(|s| s.costs).filter(|cost| *cost > 0.0));
     let x = Scale { from: few.log10(), to: many.log10(), place: (LEFT, WIDTH - RIGHT) };
     let y = Scale { from: low.log10().floor(), to: high.log10().ceil(), place: (HEIGHT - BOTTOM, TOP) };
     let mut svg = format!(
@@ -103,10 +101,8 @@ pub fn to_svg(samples: &[Sample]) -> Result<String> {
     axes(&mut svg, &x, &y);
     let mut labels = Vec::new();
     for (column, (name, colour)) in COLUMNS.iter().zip(COLOURS).enumerate() {
-        let points: Vec<(f64, f64)> = samples
-            .iter()
-            .filter_map(|s| Some((x.at(f64::from(s.services)), y.at(s.costs[column]?))))
-            .collect();
+        let points: Vec<(f64, f64)> =
+            samples.iter().map(|s| (x.at(f64::from(s.services)), y.at(s.costs[column]))).collect();
         if let Some(end) = points.last() {
             labels.push(Label { end: *end, y: end.1, name, colour });
         }
@@ -212,14 +208,7 @@ mod tests {
     fn samples() -> Vec<Sample> {
         let sample = |services, factor: f64| Sample {
             services,
-            costs: [
-                Some(100.0 * factor),
-                Some(80.0 * factor),
-                Some(5.0),
-                None,
-                Some(1.0),
-                Some(10.0 * factor),
-            ],
+            costs: [100.0 * factor, 80.0 * factor, 5.0, 9.0, 1.0, 10.0 * factor],
         };
         vec![sample(100, 1.0), sample(1000, 10.0), sample(50_000, 900.0)]
     }
@@ -227,7 +216,8 @@ mod tests {
     #[test]
     fn csv_survives_and_what_is_none_is_refused() {
         assert_eq!(from_csv(&to_csv(&samples())).unwrap(), samples());
-        for bad in ["x\n1,2", "x\na,1,1,1,1,1,1", "x\n1,1,1,1,1,1,b", "x\n1,1,1,1,1,1,1,1"] {
+        for bad in ["x\n1,2", "x\n1,1,1,,1,1,1", "x\na,1,1,1,1,1,1", "x\n1,1,1,1,1,1,b", "x\n1,1,1,1,1,1,1,1"]
+        {
             assert!(from_csv(bad).is_err(), "{bad}");
         }
     }
@@ -235,8 +225,8 @@ mod tests {
     #[test]
     fn a_column_is_a_line_with_a_point_for_each_sample() {
         let svg = to_svg(&samples()).unwrap();
-        assert_eq!(svg.matches("<polyline").count(), 5, "one column was not measured");
-        assert_eq!(svg.matches("<circle").count(), 15);
+        assert_eq!(svg.matches("<polyline").count(), 6);
+        assert_eq!(svg.matches("<circle").count(), 18);
         assert!(to_svg(&samples()[..1]).is_err());
     }
 
@@ -253,6 +243,6 @@ mod tests {
         spread(&mut labels);
         assert_eq!(labels.each_ref().map(|l| l.y as i32), [100, 115, 300]);
         let svg = to_svg(&samples()).unwrap();
-        assert!(COLUMNS.iter().filter(|name| svg.contains(&format!(">{name}</text>"))).count() == 5);
+        assert!(COLUMNS.iter().filter(|name| svg.contains(&format!(">{name}</text>"))).count() == 6);
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The rows of `make bench`, but for the counted instructions.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -20,6 +20,8 @@ const TICKS: f64 = 100.0;
 const ROUNDS: usize = 3;
 /// Changes whose delay is measured.
 const CHANGES: u32 = 60;
+/// After so long a start has given back what it needed, and nothing of it goes on.
+const SETTLED: Duration = Duration::from_secs(5);
 /// How long an audit may be waited for.
 const AUDIT: Duration = Duration::from_secs(60);
 
@@ -151,25 +153,48 @@ fn process_rows(size: Size, limit: f64, rows: &mut Vec<Row>) -> Result<()> {
     Ok(())
 }
 
-/// Starts the agent as it is installed, waits for the dust to settle, and watches it.
+/// Starts the agent as it is installed and watches it from the end of its first audit to the end of a later
+/// one: what it does when idle is auditing, and a part of that says nothing.
 fn idle_rows(size: Size, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
     within("node-a", |ns| {
         let cluster = Cluster::new(ns, objects(size), &json!({}))?.with_bookmarks_as_usual();
         let (mut agent, _) = cluster.start()?;
-        std::thread::sleep(Duration::from_secs(5));
-        let audits = cluster.audits()?;
-        let before = cost(agent.pid())?;
-        std::thread::sleep(Duration::from_secs(seconds));
-        let after = cost(agent.pid())?;
-        let audits = cluster.audits()? - audits;
+        std::thread::sleep(SETTLED);
+        wait_for_work(agent.pid())?;
+        let (start, before, mut audits) = (Instant::now(), cost(agent.pid())?, 0);
+        while start.elapsed() < Duration::from_secs(seconds) {
+            wait_for_work(agent.pid())?;
+            audits += 1;
+        }
+        let (took, after) = (start.elapsed().as_secs_f64(), cost(agent.pid())?);
         agent.stop()?;
-        // What it does when idle is auditing: a time without one says nothing.
-        ensure!(audits > 0, "no audit in {seconds} s: watch the agent for longer (--idle)");
-        let share = (after.ticks - before.ticks) as f64 / TICKS / seconds as f64;
+        let share = (after.ticks - before.ticks) as f64 / TICKS / took;
         rows.push(row("idle, default sync period: share of a core", share * 100.0, "%", 1.0, None));
-        rows.push(shown("idle: seconds per audit", seconds as f64 / audits as f64, "s"));
+        rows.push(shown("idle: seconds per audit", took / f64::from(audits), "s"));
         Ok(())
     })
+}
+
+/// Waits until the process has worked for a while and is quiet again: an audit. Asking the agent itself for
+/// its audits would be work, too.
+fn wait_for_work(pid: u32) -> Result<()> {
+    const WORK: u64 = 20;
+    let start = Instant::now();
+    let quiet = || -> Result<u64> {
+        loop {
+            let before = cost(pid)?.ticks;
+            std::thread::sleep(Duration::from_secs(1));
+            let now = cost(pid)?.ticks;
+            if now <= before + 1 {
+                return Ok(now);
+            }
+        }
+    };
+    let before = quiet()?;
+    while quiet()? < before + WORK {
+        ensure!(start.elapsed() < AUDIT * 5, "no audit in {:?}", AUDIT * 5);
+    }
+    Ok(())
 }
 
 /// When a client is answered by a node that started with nothing.

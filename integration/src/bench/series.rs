@@ -75,19 +75,14 @@ fn all_costs(services: u32) -> Result<Sample> {
     })?;
     let limit = within("bench-limit", |ns| ns.enter(|| node::replay(&plan))?)?;
     let costs = [cold, limit, endpoint.comes, endpoint.goes, endpoint.limit, audit];
-    Ok(Sample { services, costs: costs.map(|cost| Some(microseconds(cost))) })
+    Ok(Sample { services, costs: costs.map(|cost| cost.as_secs_f64() * 1e6) })
 }
 
-fn microseconds(cost: Duration) -> f64 {
-    cost.as_secs_f64() * 1e6
-}
-
-/// Measures everything at `sizes`, and at `more` sizes what an endpoint costs. Written to `csv` after each;
-/// what is there already at other sizes stays.
+/// Measures everything at `sizes`. Written to `csv` after each; what is there already at other sizes stays.
 ///
 /// # Errors
 /// When the kernel refuses something, or the file is of something else.
-pub fn write(sizes: &[u32], more: &[u32], csv: &Path) -> Result<()> {
+pub fn write(sizes: &[u32], csv: &Path) -> Result<()> {
     let mut samples = match std::fs::read_to_string(csv) {
         Ok(text) => from_csv(&text).with_context(|| csv.display().to_string())?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -95,16 +90,8 @@ pub fn write(sizes: &[u32], more: &[u32], csv: &Path) -> Result<()> {
     };
     // The first pass of a boot loads programs and modules: that is no cost of the first size.
     all_costs(WARM_UP)?;
-    let all = sizes.iter().map(|n| (*n, true)).chain(more.iter().map(|n| (*n, false)));
-    for (services, whole) in all {
-        let sample = if whole {
-            all_costs(services)?
-        } else {
-            let cost = endpoint_cost(services)?;
-            let [comes, goes, limit] = [cost.comes, cost.goes, cost.limit].map(|c| Some(microseconds(c)));
-            Sample { services, costs: [None, None, comes, goes, limit, None] }
-        };
-        insert(&mut samples, sample);
+    for services in sizes {
+        insert(&mut samples, all_costs(*services)?);
         std::fs::write(csv, to_csv(&samples)).with_context(|| csv.display().to_string())?;
         println!("{services} Services: measured");
     }
@@ -131,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_size_is_there_once_and_in_order() {
-        let sample = |services, cost| Sample { services, costs: [Some(cost); 6] };
+        let sample = |services, cost| Sample { services, costs: [cost; 6] };
         let mut samples = vec![sample(100, 1.0), sample(1000, 2.0)];
         insert(&mut samples, sample(300, 3.0));
         insert(&mut samples, sample(100, 4.0));

@@ -29,8 +29,8 @@ enum What {
         services: u32,
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=5))]
         endpoints: u32,
-        /// Seconds to watch the agent idle, with the default sync period.
-        #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+        /// Seconds to watch the agent idle at least, with the default sync period.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         idle: u64,
     },
     /// What can be counted; fails above what may be.
@@ -42,12 +42,9 @@ enum What {
     },
     /// Costs at many sizes, as CSV; by a clock that counts instructions.
     Series {
-        /// Where everything is measured, every address bound.
+        /// Numbers of Services.
         #[arg(long, value_delimiter = ',')]
         sizes: Vec<u32>,
-        /// Where only the cost of an endpoint is measured.
-        #[arg(long, value_delimiter = ',')]
-        more: Vec<u32>,
         /// The file; what is there already at other sizes stays.
         #[arg(long)]
         csv: PathBuf,
@@ -73,7 +70,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         What::Endpoint { sizes } => judge(&series::endpoint_rows(&sizes)?),
-        What::Series { sizes, more, csv } => series::write(&sizes, &more, &csv),
+        What::Series { sizes, csv } => series::write(&sizes, &csv),
         What::Plot { csv, svg } => {
             let text = std::fs::read_to_string(&csv).with_context(|| csv.display().to_string())?;
             std::fs::write(&svg, to_svg(&from_csv(&text)?)?).with_context(|| svg.display().to_string())
@@ -98,12 +95,10 @@ mod tests {
 
     #[test]
     fn sizes_are_lists() {
-        let What::Series { sizes, more, .. } =
-            parse(&["series", "--sizes=100,300", "--more", "50000", "--csv=x"]).unwrap()
-        else {
+        let What::Series { sizes, .. } = parse(&["series", "--sizes=100,300", "--csv=x"]).unwrap() else {
             panic!("another command")
         };
-        assert_eq!((sizes, more), (vec![100, 300], vec![50_000]));
+        assert_eq!(sizes, [100, 300]);
         let What::Endpoint { sizes } = parse(&["endpoint"]).unwrap() else { panic!("another command") };
         assert_eq!(sizes, [100, 1000, 10_000, 50_000]);
     }
