@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use dummy_iface::{Change, Watch};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -15,7 +14,6 @@ use crate::cleanup;
 use crate::cli::{ConfigSource, ListArgs, RunArgs};
 use crate::config::watch::ConfigWatch;
 use crate::config::{Config, ConfigFlags, node};
-use crate::core::ownership::DEVICE;
 use crate::core::settings::Settings;
 use crate::events::{About, EventSink, Notice, Reason};
 use crate::inbox::Inbox;
@@ -23,7 +21,6 @@ use crate::init;
 use crate::inspect::list::{Format, Table};
 use crate::inspect::owners::{self, Owners};
 use crate::kernel::linux::LinuxKernel;
-use crate::kernel::nft_watch::RulesWatch;
 use crate::kernel::traffic;
 use crate::log::{self, Verbosity};
 use crate::memory;
@@ -39,9 +36,8 @@ use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
 use crate::source::{Limits, Source};
 use crate::store::Store;
+use crate::watches;
 
-/// Pause between audits for changes to rules.
-const RULES_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How long the first lists may take before a line says what is missing.
 const SYNC_NOTICE: Duration = Duration::from_secs(10);
@@ -94,6 +90,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     set_oom_score_adj(config.oom_score_adj);
     memory::limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.spawn(tell_suppressed_lines());
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
@@ -108,13 +105,15 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     let outlets =
         start_servers(&config, &settings, &name, (events.clone(), metrics.clone()), verbosity, &runtime)?;
+    outlets.health.watch(store.clone());
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
         kernel.count_flows(metrics.flows());
         kernel.check_scheduler(&settings.scheduler)?;
-        watch_addresses(&kernel, inbox.clone())?;
-        watch_rules(&kernel, inbox.clone())?;
+        let woken = inbox.clone();
+        kernel.wake(Arc::new(move || woken.wake()));
+        watches::start(&kernel, &inbox)?;
         let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, outlets);
         reconciler.run(&inbox, schedule);
     }
@@ -257,6 +256,14 @@ fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Tells now and then how many log lines were not written.
+async fn tell_suppressed_lines() {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        log::tell_suppressed();
+    }
+}
+
 fn stop_on_signal(runtime: &tokio::runtime::Runtime, inbox: Arc<Inbox>) -> anyhow::Result<()> {
     let _guard = runtime.enter();
     let mut term = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
@@ -268,52 +275,5 @@ fn stop_on_signal(runtime: &tokio::runtime::Runtime, inbox: Arc<Inbox>) -> anyho
         }
         inbox.stop();
     });
-    Ok(())
-}
-
-/// Notices at once what others do to our addresses, and new addresses of the node.
-fn watch_addresses(kernel: &LinuxKernel, inbox: Arc<Inbox>) -> anyhow::Result<()> {
-    let mut watch = Watch::open(DEVICE, kernel.address_port()).context("cannot watch addresses")?;
-    std::thread::Builder::new().name("addresses".to_owned()).spawn(move || {
-        loop {
-            match watch.next() {
-                // Our own creation of the device is seen as well; an audit then finds nothing.
-                Ok(Change::DeviceAppeared) => {}
-                // IPv6 changes do not say who made them: the loop knows what it wants.
-                Ok(Change::Added(net)) => inbox.address(net, true),
-                Ok(Change::Removed(net)) => inbox.address(net, false),
-                Ok(change) => {
-                    tracing::debug!(?change, "a device changed");
-                    inbox.doubt();
-                }
-                Err(error) => {
-                    tracing::error!("cannot watch addresses: {error}; changes are found by the next audit");
-                    std::thread::sleep(MAX_PAUSE);
-                }
-            }
-        }
-    })?;
-    Ok(())
-}
-
-/// Notices at once what others do to our rules, where the kernel tells.
-fn watch_rules(kernel: &LinuxKernel, inbox: Arc<Inbox>) -> anyhow::Result<()> {
-    let mut watch = match RulesWatch::open(kernel.rule_writers()) {
-        Ok(watch) => watch,
-        Err(error) => {
-            tracing::info!("cannot watch rules ({error}): changes by others are found by the next audit");
-            return Ok(());
-        }
-    };
-    std::thread::Builder::new().name("rules".to_owned()).spawn(move || {
-        loop {
-            match watch.wait() {
-                Ok(()) => inbox.doubt(),
-                Err(error) => tracing::debug!("watching rules: {error}"),
-            }
-            // Whoever fights over our chains gets an audit a second, not one for every stroke.
-            std::thread::sleep(RULES_PAUSE);
-        }
-    })?;
     Ok(())
 }

@@ -5,16 +5,17 @@
 use crate::core::model::Family;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
+use crate::core::subject::Subject;
 use crate::kernel::{Outcome, Report};
 
-/// So many passes may leave something undone before the other mode's rules go all the same: they get
+/// What another mode's rules wait for may fail so many times in a row before they go all the same: they get
 /// older with every change of a Service.
-const PATIENCE: usize = 3;
+const PATIENCE: u32 = 3;
 
 /// How far it is.
 #[derive(Debug, Default)]
 pub struct Handover {
-    held: usize,
+    held: u32,
     gone: bool,
     warned: bool,
 }
@@ -25,8 +26,8 @@ impl Handover {
         self.held < PATIENCE
     }
 
-    /// Looks at what an audit found. Beside another proxy all of it is that one's. What comes after everything was removed comes from a kube-proxy that
-    /// runs now: it is left alone, and the operator is told.
+    /// Looks at rules that were read. On a node shared with another proxy its rules are ignored. If rules
+    /// reappear after they were removed, a kube-proxy is running: warn, and leave them alone.
     pub fn look(&mut self, observed: &mut Observed, beside_another: bool) {
         if beside_another {
             pass_over(observed);
@@ -35,29 +36,36 @@ impl Handover {
         if !self.gone {
             let kept = observed.rules.iter().flat_map(|rules| &rules.leftovers.kept);
             kept.for_each(|chain| {
-                tracing::warn!("another mode of kube-proxy left it and it stays, for it is in use: {chain}");
+                tracing::warn!(
+                    "chain {chain} of another kube-proxy mode is still referenced, not removed; delete the rule that \
+                     jumps to it"
+                );
             });
             return;
         }
         let found = pass_over(observed);
         if found && !self.warned {
             tracing::warn!(
-                "rules of another mode of kube-proxy came back: a kube-proxy runs on this node and takes \
-                 traffic from this agent; stop it, then restart the agent to remove what it leaves"
+                "rules of another kube-proxy mode came back: a kube-proxy runs on this node and takes traffic \
+                 from this agent; stop it, then restart the agent to remove what it leaves"
             );
         }
         self.warned = found;
     }
 
-    /// Follows a pass.
-    pub fn follow(&mut self, plan: &Plan, report: &Report, audit: bool) {
+    /// Follows a pass. `tries` tells how many times a subject, or what blocks it, failed in a row.
+    pub fn follow(&mut self, plan: &Plan, report: &Report, audit: bool, tries: impl Fn(&Subject) -> u32) {
         let outcomes: Vec<&Outcome> = plan
             .ops
             .iter()
             .zip(&report.outcomes)
             .filter_map(|(op, outcome)| matches!(op, Op::RemoveLeftovers(_)).then_some(outcome))
             .collect();
-        self.held += usize::from(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Skipped(_))));
+        let held = outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Blocked(cause) => Some(tries(cause)),
+            _ => None,
+        });
+        self.held = self.held.max(held.max().unwrap_or(0));
         let done = outcomes.iter().all(|outcome| **outcome == Outcome::Done);
         self.gone |= done && (audit || !outcomes.is_empty());
     }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How other threads reach the reconcile loop: flags and questions behind one condition variable.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::core::subject::Part;
 
 /// Which Service is behind which virtual server, as text lines `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
 pub type Owners = String;
@@ -13,7 +16,8 @@ pub type Owners = String;
 #[derive(Debug, Default)]
 struct State {
     woken: bool,
-    doubt: bool,
+    changed: BTreeSet<Part>,
+    audit: bool,
     stop: bool,
     addresses: Vec<(IpNet, bool)>,
     questions: Vec<Sender<Owners>>,
@@ -22,8 +26,10 @@ struct State {
 /// What the loop found in its inbox.
 #[derive(Debug, Default)]
 pub struct Mail {
-    /// Somebody else changed the kernel, or may have.
-    pub doubt: bool,
+    /// Parts of the kernel that another program changed, or may have.
+    pub changed: BTreeSet<Part>,
+    /// Everything is to be read again soon.
+    pub audit: bool,
     /// The agent is to end.
     pub stop: bool,
     /// Addresses that came to (`true`) or went from (`false`) `kube-ipvs0`.
@@ -56,9 +62,14 @@ impl Inbox {
         self.with(|_| {});
     }
 
-    /// The kernel may differ from the mirror.
-    pub fn doubt(&self) {
-        self.with(|state| state.doubt = true);
+    /// Another program changed this part of the kernel, or may have.
+    pub fn changed(&self, part: Part) {
+        self.with(|state| _ = state.changed.insert(part));
+    }
+
+    /// Asks for an audit soon.
+    pub fn audit(&self) {
+        self.with(|state| state.audit = true);
     }
 
     /// An address came to `kube-ipvs0` (`added`) or went from it.
@@ -94,7 +105,8 @@ impl Inbox {
         };
         state.woken = false;
         Mail {
-            doubt: std::mem::take(&mut state.doubt),
+            changed: std::mem::take(&mut state.changed),
+            audit: std::mem::take(&mut state.audit),
             stop: state.stop,
             addresses: std::mem::take(&mut state.addresses),
             questions: std::mem::take(&mut state.questions),

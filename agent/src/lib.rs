@@ -19,6 +19,7 @@ pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod notices;
+pub mod pace;
 pub mod reconcile;
 #[cfg(test)]
 mod reconcile_tests;
@@ -30,3 +31,5 @@ pub mod store;
 pub mod tally;
 #[cfg(test)]
 mod testing;
+pub mod watches;
+pub mod words;

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The log: text or JSON on standard error, with a level that can be changed at run time.
+//! The log on standard error: text, or JSON with the keys of Kubernetes components. The level can be changed
+//! at run time. No cause can fill a disk: lines beyond [`PER_SECOND`] are counted instead of written.
+
+mod json;
+mod limit;
+pub(crate) mod text;
 
 use std::io::IsTerminal;
 use std::str::FromStr;
@@ -12,6 +17,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::reconcile::CHANGES;
+pub use limit::{PER_SECOND, suppressed, tell_suppressed};
 
 /// How lines look (`logging.format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +43,8 @@ impl FromStr for Format {
     }
 }
 
+/// From here on every pass that changes something is logged.
+const SYNCS: u32 = 2;
 /// From here on every pass is logged.
 const PASSES: u32 = 4;
 /// From here on every operation is logged.
@@ -68,24 +78,28 @@ pub fn start(format: Format, verbosity: u32) -> Verbosity {
     let (filter, handle) = reload::Layer::new(targets(verbosity));
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let layer = match format {
-        Format::Text => layer.with_ansi(std::io::stderr().is_terminal()).boxed(),
-        Format::Json => layer.json().flatten_event(true).boxed(),
+        Format::Text => layer.with_ansi(std::io::stderr().is_terminal()).event_format(text::Text).boxed(),
+        Format::Json => layer.event_format(json::KubeJson).boxed(),
     };
+    let layer = layer.with_filter(limit::Limit).with_filter(filter);
     // Only a second start in one process could fail.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    let _ = tracing_subscriber::registry().with(layer).try_init();
     Verbosity { level: Arc::new(AtomicU32::new(verbosity)), filter: Some(handle) }
 }
 
-fn targets(verbosity: u32) -> Targets {
+/// What is logged at a level of `-v`.
+pub(crate) fn targets(verbosity: u32) -> Targets {
     let level = match verbosity {
         0..PASSES => LevelFilter::INFO,
         PASSES..OPERATIONS => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
+    let changes = if verbosity < SYNCS { LevelFilter::INFO } else { LevelFilter::DEBUG };
     // Libraries speak up only about errors; kube-client repeats whole bodies in its own.
     Targets::new()
         .with_default(LevelFilter::ERROR)
         .with_target("kube_ipvs", level)
+        .with_target(CHANGES, changes)
         .with_target("kube_client", LevelFilter::OFF)
         .with_target("kube_runtime", LevelFilter::OFF)
 }
@@ -101,6 +115,7 @@ mod tests {
         assert!(enabled(0, "kube_ipvs::app", Level::INFO) && !enabled(3, "kube_ipvs::app", Level::DEBUG));
         assert!(enabled(4, "kube_ipvs::app", Level::DEBUG) && !enabled(5, "kube_ipvs::app", Level::TRACE));
         assert!(enabled(6, "kube_ipvs::app", Level::TRACE));
+        assert!(!enabled(1, CHANGES, Level::DEBUG) && enabled(2, CHANGES, Level::DEBUG));
         assert!(!enabled(10, "kube_client::client", Level::ERROR) && !enabled(10, "hyper", Level::WARN));
     }
 

@@ -9,7 +9,7 @@ mod index;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
 use crate::inbox::Inbox;
@@ -77,6 +77,8 @@ struct Inner {
     /// Of the kinds whose lists go on: what was there before and has not come up yet.
     unseen: HashMap<Kind, HashSet<ObjectName>>,
     synced: HashSet<Kind>,
+    /// When the last list became complete.
+    synced_at: Option<Instant>,
     /// The Services to be programmed first are here, with their slices.
     first_are_known: bool,
     /// What waiting changes of slices say about their cause; not kept with the slices.
@@ -111,6 +113,9 @@ impl Store {
         let result = change(&mut Update { inner: &mut inner });
         inner.tally.stamp();
         let useful = inner.is_synced() || inner.has_first() != had_first;
+        if inner.is_synced() {
+            inner.synced_at.get_or_insert_with(Instant::now);
+        }
         drop(inner);
         // Otherwise the loop can do nothing with it.
         if useful {
@@ -181,6 +186,13 @@ impl Store {
     /// What came in so far.
     pub fn tally(&self) -> Tally {
         self.lock().tally.clone()
+    }
+
+    /// How long the oldest change waits that the loop could have taken: not before every list is complete.
+    pub fn waiting_for_loop(&self) -> Option<Duration> {
+        let inner = self.lock();
+        let since = inner.tally.waiting_since?.max(inner.synced_at?);
+        Some(since.elapsed())
     }
 
     /// When the oldest change that nobody has taken yet came in.

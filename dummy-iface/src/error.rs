@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Errors, with what can be done about them.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
+
+use nix::errno::Errno;
 
 use crate::frame::Refusal;
 
@@ -66,7 +69,7 @@ pub enum AddressErrorKind {
 
 /// One refused address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("address {addr}: {}{}", describe(*kind), extack.as_ref().map(|m| format!(" ({m})")).unwrap_or_default())]
+#[error("address {addr}: {}{}", kind, extack.as_ref().map(|m| format!(" ({m})")).unwrap_or_default())]
 #[non_exhaustive]
 pub struct AddressError {
     /// The address.
@@ -77,12 +80,15 @@ pub struct AddressError {
     pub extack: Option<String>,
 }
 
-fn describe(kind: AddressErrorKind) -> String {
-    match kind {
-        AddressErrorKind::NoDevice => "the device does not exist".to_owned(),
-        AddressErrorKind::PermissionDenied => "not permitted: CAP_NET_ADMIN is needed".to_owned(),
-        AddressErrorKind::FamilyDisabled => "its family is disabled in this network namespace".to_owned(),
-        AddressErrorKind::Other(errno) => io::Error::from_raw_os_error(errno).to_string(),
+/// What it means, without the address.
+impl fmt::Display for AddressErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AddressErrorKind::NoDevice => "the device does not exist",
+            AddressErrorKind::PermissionDenied => "not permitted: CAP_NET_ADMIN is needed",
+            AddressErrorKind::FamilyDisabled => "its family is disabled in this network namespace",
+            AddressErrorKind::Other(errno) => Errno::from_raw(*errno).desc(),
+        })
     }
 }
 

@@ -3,14 +3,16 @@
 //! That the fake passes is what makes the tests of the loop worth something.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use kube_ipvs::core::flows::FlowFilter;
 use kube_ipvs::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
+use kube_ipvs::core::observed::Observed;
 use kube_ipvs::core::op::{FlowsOp, GrowOp, Op, RulesOp};
 use kube_ipvs::core::rules::build_chains;
 use kube_ipvs::core::sets::{Entry, SetId, SetKind};
 use kube_ipvs::core::settings::{Settings, Timeouts};
-use kube_ipvs::kernel::{Kernel, OpError};
+use kube_ipvs::kernel::{Finished, Kernel, OpError, Progress};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap_or_else(|_| panic!("{text} is no address"))
@@ -28,11 +30,33 @@ fn spec(scheduler: &str) -> VsSpec {
     VsSpec { scheduler: scheduler.into(), flags: 0, timeout: 0 }
 }
 
-/// Runs one op.
+/// How long a program may take.
+const PROGRAMS: Duration = Duration::from_secs(30);
+
+/// Runs one op to its end.
 fn one(kernel: &mut dyn Kernel, op: &Op) -> Result<(), OpError> {
     let mut results = kernel.execute(&[op]);
     assert_eq!(results.len(), 1, "one result per op: {op}");
-    results.remove(0)
+    match results.remove(0)? {
+        Progress::Done => Ok(()),
+        Progress::Started => loop {
+            let ended = kernel.finished(PROGRAMS);
+            assert!(!ended.is_empty(), "{op} does not end");
+            for finished in ended {
+                if let Finished::Op(subject, result) = finished {
+                    assert_eq!(subject, op.subject());
+                    return result;
+                }
+            }
+        },
+    }
+}
+
+/// All that the kernel has.
+fn observe(kernel: &mut dyn Kernel) -> Observed {
+    let observed = kernel.observe(&Family::ALL, &mut Vec::new()).expect("the kernel can be read");
+    assert_eq!(observed.unread_rules, [false, false]);
+    observed
 }
 
 fn done(kernel: &mut dyn Kernel, op: &Op) {
@@ -41,17 +65,17 @@ fn done(kernel: &mut dyn Kernel, op: &Op) {
     }
 }
 
-/// The op must fail and put the mirror in doubt.
-fn doubted(kernel: &mut dyn Kernel, op: &Op) {
+/// The op must fail and leave the state of its object unknown.
+fn uncertain(kernel: &mut dyn Kernel, op: &Op) {
     match one(kernel, op) {
-        Err(error) if error.doubt => {}
-        other => panic!("{op}: a failure with doubt was expected, not {other:?}"),
+        Err(error) if error.uncertain => {}
+        other => panic!("{op}: an uncertain failure was expected, not {other:?}"),
     }
 }
 
 /// Runs every case. The kernel must be empty and have the default sysctls.
 pub fn run(kernel: &mut dyn Kernel) {
-    let empty = kernel.observe().expect("an empty kernel can be read");
+    let empty = observe(kernel);
     assert!(empty.virtual_servers.is_empty() && empty.sets.is_empty() && !empty.device);
     timeouts(kernel);
     device_and_addresses(kernel);
@@ -65,20 +89,20 @@ pub fn run(kernel: &mut dyn Kernel) {
 }
 
 fn timeouts(kernel: &mut dyn Kernel) {
-    let before = kernel.observe().expect("readable").timeouts;
+    let before = observe(kernel).timeouts;
     done(kernel, &Op::SetTimeouts(Timeouts { tcp: 0, tcp_fin: 20, udp: 0 }));
-    let after = kernel.observe().expect("readable").timeouts;
+    let after = observe(kernel).timeouts;
     assert_eq!(after, Timeouts { tcp_fin: 20, ..before }, "0 leaves the kernel's value");
 }
 
 fn device_and_addresses(kernel: &mut dyn Kernel) {
-    doubted(kernel, &Op::Bind(ip("10.96.0.1")));
+    uncertain(kernel, &Op::Bind(ip("10.96.0.1")));
     done(kernel, &Op::CreateDevice);
     done(kernel, &Op::CreateDevice);
     for addr in ["10.96.0.1", "fd00:96::1", "10.96.0.1"] {
         done(kernel, &Op::Bind(ip(addr)));
     }
-    let observed = kernel.observe().expect("readable");
+    let observed = observe(kernel);
     assert!(observed.device);
     let mut addresses: Vec<String> = observed.addresses.iter().map(ToString::to_string).collect();
     addresses.sort();
@@ -86,17 +110,17 @@ fn device_and_addresses(kernel: &mut dyn Kernel) {
     for _ in 0..2 {
         done(kernel, &Op::Unbind(ip("10.96.0.1").into()));
     }
-    assert_eq!(kernel.observe().expect("readable").addresses.len(), 1);
+    assert_eq!(observe(kernel).addresses.len(), 1);
 }
 
 fn sets(kernel: &mut dyn Kernel) {
     let cluster = SetId { kind: SetKind::ClusterIp, family: Family::V4 };
     let entry = Entry::IpPort(ip("10.96.0.1"), Protocol::Udp, 53);
-    doubted(kernel, &Op::AddEntry(cluster, entry));
+    uncertain(kernel, &Op::AddEntry(cluster, entry));
     for set in Family::ALL.into_iter().flat_map(SetId::all) {
         done(kernel, &Op::CreateSet(set));
     }
-    doubted(kernel, &Op::CreateSet(cluster));
+    uncertain(kernel, &Op::CreateSet(cluster));
     let net = "172.16.0.0/12".parse().expect("a CIDR");
     let host = "198.51.100.7/32".parse().expect("a CIDR");
     let (v4, v6) = (ip("10.0.0.1"), ip("fd00::1"));
@@ -114,7 +138,7 @@ fn sets(kernel: &mut dyn Kernel) {
         for _ in 0..2 {
             done(kernel, &Op::AddEntry(set, entry));
         }
-        assert!(kernel.observe().expect("readable").has_entry(set, &entry), "{set} {entry}");
+        assert!(observe(kernel).has_entry(set, &entry), "{set} {entry}");
     }
     for (kind, family, entry) in entries {
         let set = SetId { kind, family };
@@ -122,7 +146,7 @@ fn sets(kernel: &mut dyn Kernel) {
             done(kernel, &Op::RemoveEntry(set, entry));
         }
     }
-    let observed = kernel.observe().expect("readable");
+    let observed = observe(kernel);
     assert_eq!(observed.sets.len(), 34);
     assert!(observed.sets.values().all(|set| set.members.is_empty() && !set.misfit));
 }
@@ -138,13 +162,15 @@ fn a_set_grows(kernel: &mut dyn Kernel) {
     for _ in 0..2 {
         done(kernel, &grow(&entries));
     }
-    let observed = &kernel.observe().expect("readable").sets[&set];
+    let probed = kernel.probe(&[server("10.96.0.77", 1)], &[set]).expect("probe");
+    assert_eq!((probed.servers, probed.sets), (vec![false], vec![Some(3000)]));
+    let observed = &observe(kernel).sets[&set];
     assert_eq!((observed.members.len(), observed.capacity, observed.misfit), (3000, 1 << 21, false));
     for _ in 0..2 {
         done(kernel, &Op::DestroySet(set));
     }
     done(kernel, &Op::CreateSet(set));
-    assert_eq!(kernel.observe().expect("readable").sets.len(), 34, "nothing temporary is left");
+    assert_eq!(observe(kernel).sets.len(), 34, "nothing temporary is left");
 }
 
 fn rules(kernel: &mut dyn Kernel) {
@@ -153,13 +179,13 @@ fn rules(kernel: &mut dyn Kernel) {
         let closed = [server(vip, 443), VsKey { protocol: Protocol::Udp, ..server(vip, 53) }];
         let settings = Settings { keep_established: true, ..Settings::default() };
         let chains = build_chains(family, &settings, &|_| true, &closed);
-        let jumps = kernel.observe().expect("readable").rules[family.index()].broken_jumps();
+        let jumps = observe(kernel).rules[family.index()].broken_jumps();
         assert_eq!(jumps.len(), 6, "every built-in chain lacks its jumps");
         let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false, hands_over: false };
         done(kernel, &Op::WriteRules(Box::new(op.clone())));
         // A second write replaces the chains and adds no jump.
         done(kernel, &Op::WriteRules(Box::new(RulesOp { jumps: Vec::new(), ..op })));
-        let observed = &kernel.observe().expect("readable").rules[family.index()];
+        let observed = &observe(kernel).rules[family.index()];
         assert_eq!(observed.chains, chains, "what is read is what was written");
         assert!(observed.broken_jumps().is_empty());
     }
@@ -169,14 +195,10 @@ fn rules(kernel: &mut dyn Kernel) {
 fn draining(kernel: &mut dyn Kernel) {
     let (vs, rs) = (server("10.96.0.3", 80), real("10.0.0.1"));
     done(kernel, &Op::AddVirtualServer(vs, spec("rr")));
-    doubted(kernel, &Op::DrainRealServer(vs, rs));
+    uncertain(kernel, &Op::DrainRealServer(vs, rs));
     done(kernel, &Op::AddRealServer(vs, rs));
     let weight = |kernel: &mut dyn Kernel| {
-        kernel.observe().expect("readable").virtual_servers[&vs]
-            .real_servers
-            .get(&rs)
-            .expect("it is there")
-            .weight
+        observe(kernel).virtual_servers[&vs].real_servers.get(&rs).expect("it is there").weight
     };
     for _ in 0..2 {
         done(kernel, &Op::DrainRealServer(vs, rs));
@@ -201,25 +223,25 @@ fn stale_flows(kernel: &mut dyn Kernel) {
 fn virtual_servers(kernel: &mut dyn Kernel) {
     for (vs, rs) in [(server("10.96.0.1", 80), real("10.0.0.1")), (server("fd00:96::1", 80), real("fd00::1"))]
     {
-        doubted(kernel, &Op::EditVirtualServer(vs, spec("rr")));
-        doubted(kernel, &Op::RemoveVirtualServer(vs));
-        doubted(kernel, &Op::AddRealServer(vs, rs));
+        uncertain(kernel, &Op::EditVirtualServer(vs, spec("rr")));
+        uncertain(kernel, &Op::RemoveVirtualServer(vs));
+        uncertain(kernel, &Op::AddRealServer(vs, rs));
         done(kernel, &Op::AddVirtualServer(vs, spec("rr")));
-        doubted(kernel, &Op::AddVirtualServer(vs, spec("rr")));
-        doubted(kernel, &Op::EditRealServer(vs, rs));
-        doubted(kernel, &Op::RemoveRealServer(vs, rs));
+        uncertain(kernel, &Op::AddVirtualServer(vs, spec("rr")));
+        uncertain(kernel, &Op::EditRealServer(vs, rs));
+        uncertain(kernel, &Op::RemoveRealServer(vs, rs));
         done(kernel, &Op::AddRealServer(vs, rs));
-        doubted(kernel, &Op::AddRealServer(vs, rs));
+        uncertain(kernel, &Op::AddRealServer(vs, rs));
         done(kernel, &Op::EditRealServer(vs, rs));
         done(kernel, &Op::EditVirtualServer(vs, VsSpec { flags: 1, timeout: 600, ..spec("wrr") }));
-        let observed = kernel.observe().expect("readable");
+        let observed = observe(kernel);
         let server = &observed.virtual_servers[&vs];
         assert_eq!((&*server.spec.scheduler, server.spec.flags, server.spec.timeout), ("wrr", 1, 600));
         assert_eq!(server.real_servers.len(), 1, "an edit keeps the real servers");
         done(kernel, &Op::RemoveRealServer(vs, rs));
         done(kernel, &Op::AddRealServer(vs, rs));
         done(kernel, &Op::RemoveVirtualServer(vs));
-        assert!(!kernel.observe().expect("readable").virtual_servers.contains_key(&vs));
+        assert!(!observe(kernel).virtual_servers.contains_key(&vs));
     }
 }
 
@@ -236,7 +258,7 @@ fn one_failure_in_a_batch(kernel: &mut dyn Kernel) {
     let results = kernel.execute(&refs);
     let failed: Vec<usize> = (0..results.len()).filter(|i| results[*i].is_err()).collect();
     assert_eq!(failed, [1499], "the duplicate fails, what comes after it runs");
-    let observed = kernel.observe().expect("readable");
+    let observed = observe(kernel);
     assert_eq!(observed.virtual_servers[&vs].real_servers.len(), 1999);
 }
 

@@ -254,7 +254,7 @@ fn what_others_break_is_repaired() {
         let sets = ns.exec(&["ipset", "save"]).unwrap().stdout;
         sets.contains("add KUBE-CLUSTER-IP 10.96.0.10,tcp:80") && sets.contains("create KUBE-NODE-PORT-TCP")
     });
-    assert!(agent.log().contains("somebody else changed"), "{}", agent.log());
+    assert!(agent.log().contains("that another program changed"), "{}", agent.log());
 }
 
 #[test]

@@ -15,16 +15,20 @@ use kube_ipvs::core::map::Set;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::observed::ObservedServer;
 use kube_ipvs::core::op::{Lane, Op};
+use kube_ipvs::core::sets::SetId;
 use kube_ipvs::core::settings::Settings;
+use kube_ipvs::core::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
-use kube_ipvs::kernel::{Kernel, ObserveError, OpError, Runner};
+use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
 use kube_ipvs::reconcile::{Outlets, Reconciler};
 use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
 
 const SERVICES: u16 = 1000;
 const NOW: Duration = Duration::ZERO;
+/// How long iptables may take.
+const PROGRAMS: Duration = Duration::from_secs(30);
 
 fn settings() -> Settings {
     Settings {
@@ -96,7 +100,23 @@ impl Kernel for Counting {
         self.kernel.busy(servers)
     }
 
-    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+    fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError> {
+        self.kernel.read_part(part)
+    }
+
+    fn read_rules(&mut self, families: &[Family], afresh: bool) {
+        self.kernel.read_rules(families, afresh);
+    }
+
+    fn finished(&mut self, limit: Duration) -> Vec<Finished> {
+        self.kernel.finished(limit)
+    }
+
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+        self.kernel.probe(servers, sets)
+    }
+
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
         let before = self.kernel.traffic();
         let results = self.kernel.execute(ops);
         let cost = cost(before, self.kernel.traffic());
@@ -138,7 +158,7 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
     ns.enter(|| {
         let (store, mut reconciler) = new_reconciler();
         fill(&store);
-        let pass = reconciler.sync(Due::Audit, NOW);
+        let pass = reconciler.sync_and_wait(Due::Audit, NOW, PROGRAMS);
         assert!(pass.is_clean(), "{:?}", pass.report);
         let cold = reconciler.kernel().kernel.traffic();
         assert_eq!(cold.commands, u64::from(SERVICES) * 6);
@@ -148,7 +168,7 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
 
         store.update(|update| update.put(slice(500, 6)));
         let before = reconciler.kernel().kernel.traffic();
-        let pass = reconciler.sync(Due::Changes, NOW);
+        let pass = reconciler.sync_and_wait(Due::Changes, NOW, PROGRAMS);
         assert!(pass.is_clean());
         let one = cost(before, reconciler.kernel().kernel.traffic());
         assert_eq!((one.commands, one.processes, one.dumps), (1, 0, 0));
@@ -157,7 +177,7 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
         // One endpoint less: its virtual server is asked for connections, nothing else.
         store.update(|update| update.put(slice(501, 4)));
         let before = reconciler.kernel().kernel.traffic();
-        assert!(reconciler.sync(Due::Changes, NOW).is_clean());
+        assert!(reconciler.sync_and_wait(Due::Changes, NOW, PROGRAMS).is_clean());
         let one = cost(before, reconciler.kernel().kernel.traffic());
         assert_eq!((one.commands, one.processes, one.dumps, one.tables), (1, 0, 1, 0));
 
@@ -174,7 +194,7 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
             update.put(slice(500, 6));
             update.put(slice(501, 4));
         });
-        let pass = second.sync(Due::Audit, NOW);
+        let pass = second.sync_and_wait(Due::Audit, NOW, PROGRAMS);
         assert!(pass.plan.is_empty(), "a restart writes nothing, not:\n{}", pass.plan);
         assert_eq!(second.kernel().kernel.traffic().commands, 0);
 

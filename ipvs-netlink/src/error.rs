@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Errors that carry the command and its meaning.
 
+use std::fmt;
 use std::io;
+
+use nix::errno::Errno;
 
 use crate::command::CommandKind;
 use crate::message::IpvsCommand;
@@ -97,30 +100,33 @@ impl ErrorKind {
             (_, other) => ErrorKind::Other(other),
         }
     }
+}
 
-    fn text(self) -> String {
-        match self {
-            ErrorKind::ServiceExists => "the service exists already".to_owned(),
-            ErrorKind::NoSuchService => "there is no such service".to_owned(),
+/// What it means, without the object.
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ErrorKind::ServiceExists => "the service exists already",
+            ErrorKind::NoSuchService => "there is no such service",
             ErrorKind::NoSuchScheduler => {
-                "the scheduler is unknown: load its module (ip_vs_NAME) or correct the name".to_owned()
+                "the scheduler is unknown: load its module (ip_vs_NAME) or correct the name"
             }
-            ErrorKind::DestinationExists => "the destination exists already".to_owned(),
-            ErrorKind::NoSuchDestination => "there is no such destination".to_owned(),
-            ErrorKind::DaemonExists => "such a daemon runs already".to_owned(),
-            ErrorKind::NoSuchDaemon => "no such daemon runs".to_owned(),
-            ErrorKind::PermissionDenied => "not permitted: CAP_NET_ADMIN is needed".to_owned(),
-            ErrorKind::InvalidArgument => "the kernel takes an argument for invalid".to_owned(),
-            ErrorKind::OutOfMemory => "the kernel is out of memory".to_owned(),
-            ErrorKind::NotSupported => "the kernel does not support this".to_owned(),
-            ErrorKind::Other(errno) => io::Error::from_raw_os_error(errno).to_string(),
-        }
+            ErrorKind::DestinationExists => "the destination exists already",
+            ErrorKind::NoSuchDestination => "there is no such destination",
+            ErrorKind::DaemonExists => "such a daemon runs already",
+            ErrorKind::NoSuchDaemon => "no such daemon runs",
+            ErrorKind::PermissionDenied => "not permitted: CAP_NET_ADMIN is needed",
+            ErrorKind::InvalidArgument => "the kernel rejected an argument (EINVAL)",
+            ErrorKind::OutOfMemory => "the kernel is out of memory",
+            ErrorKind::NotSupported => "the kernel does not support this",
+            ErrorKind::Other(errno) => Errno::from_raw(*errno).desc(),
+        })
     }
 }
 
 /// A refused command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot {command}: {}{}", kind.text(), extack.as_ref().map(|m| format!(" ({m})")).unwrap_or_default())]
+#[error("cannot {command}: {}{}", kind, extack.as_ref().map(|m| format!(" ({m})")).unwrap_or_default())]
 #[non_exhaustive]
 pub struct CommandError {
     /// What was refused.

@@ -14,9 +14,8 @@ use ipnet::IpNet;
 use super::desired::Changes;
 use super::map::Set;
 use super::members::Members;
-use super::model::{Family, VsKey, VsSpec};
+use super::model::{VsKey, VsSpec};
 use super::observed::{Observed, ObservedServer, ObservedSet, RealServers};
-use super::save::ObservedRules;
 use super::sets::SetId;
 use super::settings::Timeouts;
 
@@ -33,12 +32,8 @@ pub enum Piece {
     Set(SetId, Option<ObservedSet>),
     /// The device with its addresses.
     Addresses(Addresses),
-    /// The rules, and the families that can be programmed.
-    Rules(Vec<Family>, Box<[ObservedRules; 2]>),
     /// What is small.
     Rest(Rest),
-    /// Nothing: the next piece is still being made.
-    Awaited,
 }
 
 /// What to read next.
@@ -84,6 +79,8 @@ pub struct Audit {
     /// Virtual servers of the mirror that no piece has shown.
     unshown: Set<VsKey>,
     suspects: BTreeSet<VsKey>,
+    /// Not all virtual servers could be read.
+    skipped: bool,
     found: Changes,
 }
 
@@ -93,9 +90,14 @@ impl Audit {
         Self { fills: true, ..Self::default() }
     }
 
-    /// Compares with what the mirror has.
+    /// Compares with what the mirror has, all of it.
     pub fn compare(observed: &Observed) -> Self {
         Self { unshown: observed.virtual_servers.keys().copied().collect(), ..Self::default() }
+    }
+
+    /// Compares some pieces with what the mirror has.
+    pub fn partial() -> Self {
+        Self::default()
     }
 
     /// Takes a piece. The mirror follows at once, but for virtual servers, see [`Self::suspects`].
@@ -107,11 +109,6 @@ impl Audit {
             }
             Piece::Set(id, set) => self.set(id, set, observed),
             Piece::Addresses(addresses) => self.addresses(addresses, observed),
-            Piece::Rules(families, rules) => {
-                observed.families = Some(families);
-                observed.rules = *rules;
-            }
-            Piece::Awaited => {}
             Piece::Rest(rest) => {
                 observed.timeouts = rest.timeouts;
                 observed.sysctls = rest.sysctls;
@@ -173,6 +170,17 @@ impl Audit {
         observed.device = device;
         observed.addresses = bound;
         observed.node_addresses = elsewhere;
+    }
+
+    /// The rest of the virtual servers cannot be read: those that no piece has shown are as they were.
+    pub fn skip_servers(&mut self) {
+        self.unshown.clear();
+        self.skipped = true;
+    }
+
+    /// Whether not all virtual servers could be read.
+    pub fn skipped_servers(&self) -> bool {
+        self.skipped
     }
 
     /// After the last piece: the virtual servers that seem to differ from the mirror, or were missing in

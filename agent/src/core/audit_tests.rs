@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
-use crate::core::model::{PERSISTENT, Protocol, RsKey};
+use crate::core::model::{Family, PERSISTENT, Protocol, RsKey};
 use crate::core::observed::RsState;
 use crate::core::sets::{Entry, SetKind};
 

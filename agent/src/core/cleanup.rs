@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::map::{Map, Set};
-use super::model::{Family, Protocol, VsKey};
+use super::model::{Family, VsKey};
 use super::observed::ObservedSet;
-use super::ownership::DEVICE;
+use super::ownership::{DEVICE, is_provably_ours};
 use super::removal::{Extent, Removal, find_removal, iptables_mode_is_in_force};
-use super::sets::{Entry, SetId, SetKind};
+use super::sets::SetId;
 
 /// What the node has.
 #[derive(Clone, Debug, Default)]
@@ -103,24 +103,11 @@ pub fn build_steps(found: &Found, scope: &Scope) -> (Vec<Step>, Vec<String>) {
     (steps, kept)
 }
 
-/// The virtual servers that are provably ours: their address is on `kube-ipvs0`, or one of our sets has
-/// their address and port, or their port as a node port. The sets go last, so that a cleanup that was
+/// The virtual servers that are provably ours. The sets that prove it go last, so that a cleanup that was
 /// interrupted can be finished.
 fn own_servers(found: &Found, scope: &Scope) -> BTreeSet<VsKey> {
     let bound: Set<IpAddr> = found.bound.iter().flatten().map(IpNet::addr).collect();
-    let has = |kind: SetKind, family: Family, entry: Entry| {
-        found.sets.get(&SetId { kind, family }).is_some_and(|set| set.members.contains(&entry))
-    };
-    let frontend = [SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
-    let is_ours = |vs: &&VsKey| {
-        let address = Entry::IpPort(vs.addr, vs.protocol, vs.port);
-        let node_port = match vs.protocol {
-            Protocol::Tcp => has(SetKind::NodePortTcp, vs.family(), Entry::Port(vs.port)),
-            Protocol::Udp => has(SetKind::NodePortUdp, vs.family(), Entry::Port(vs.port)),
-            Protocol::Sctp => has(SetKind::NodePortSctp, vs.family(), address),
-        };
-        bound.contains(&vs.addr) || node_port || frontend.iter().any(|kind| has(*kind, vs.family(), address))
-    };
+    let is_ours = |vs: &&VsKey| is_provably_ours(vs, &bound, &found.sets);
     let excluded = |vs: &&VsKey| scope.exclude_cidrs.iter().any(|net| net.contains(&vs.addr));
     found.servers.iter().filter(|vs| is_ours(vs) && !excluded(vs)).copied().collect()
 }
@@ -128,6 +115,8 @@ fn own_servers(found: &Found, scope: &Scope) -> BTreeSet<VsKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::model::Protocol;
+    use crate::core::sets::{Entry, SetKind};
 
     fn server(protocol: Protocol, addr: &str, port: u16) -> VsKey {
         VsKey { protocol, addr: addr.parse().unwrap(), port }

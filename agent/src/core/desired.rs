@@ -37,6 +37,8 @@ pub struct Changes {
     pub remarked: BTreeSet<ObjectName>,
     /// Health-check node ports have other answers than before.
     pub health_checks: bool,
+    /// What every plan looks at has changed: device, sets, rules, sysctls.
+    pub common: bool,
     /// Everything will be looked at: entries and addresses need not be noted one by one.
     pub everything: bool,
 }
@@ -44,7 +46,7 @@ pub struct Changes {
 impl Changes {
     /// True when nothing in the kernel is concerned.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.flows.is_empty()
+        self.len() == 0 && self.flows.is_empty() && !self.common
     }
 
     fn entry(&mut self, entry: (SetId, Entry)) {
@@ -69,6 +71,7 @@ impl Changes {
         self.contested.append(&mut others.contested);
         self.remarked.append(&mut others.remarked);
         self.health_checks |= others.health_checks;
+        self.common |= others.common;
     }
 
     /// Number of keys.
@@ -238,6 +241,11 @@ impl Desired {
     /// Virtual servers that more than one Service claims.
     pub fn contested(&self) -> &BTreeSet<VsKey> {
         &self.contested
+    }
+
+    /// What the Service contributes, if it does.
+    pub fn fragment(&self, name: &ObjectName) -> Option<&Fragment> {
+        self.fragments.get(name).map(|fragment| &**fragment)
     }
 
     /// What the operator should know about a Service.

@@ -20,12 +20,15 @@ pub mod model;
 pub mod node;
 pub mod observed;
 pub mod op;
+pub mod outcome;
 pub mod ownership;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
 pub mod removal;
+pub mod retries;
 pub mod rules;
 pub mod save;
 pub mod sets;
 pub mod settings;
+pub mod subject;

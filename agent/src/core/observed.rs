@@ -204,10 +204,10 @@ pub struct Observed {
     pub addresses: Set<IpNet>,
     /// Our sets that exist.
     pub sets: Map<SetId, ObservedSet>,
-    /// The families that can be programmed, when fewer than the settings say may be.
-    pub families: Option<Vec<Family>>,
     /// Rules, by [`Family::index`].
     pub rules: [ObservedRules; 2],
+    /// Families whose rules were never read, by [`Family::index`]: what is in `rules` says nothing.
+    pub unread_rules: [bool; 2],
     /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
     pub nft_tables: [bool; 2],
     /// Current values of the sysctls asked for; one that cannot be read is absent.
@@ -227,6 +227,7 @@ impl Observed {
             && self.addresses.is_empty()
             && self.sets.values().all(|set| set.members.is_empty())
             && self.rules.iter().all(no_rules)
+            && self.unread_rules == [false, false]
             && self.nft_tables == [false, false]
     }
 

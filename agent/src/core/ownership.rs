@@ -11,7 +11,12 @@
 //! | of other modes of kube-proxy | chains by name, jumps by comment, the nftables table `kube-proxy`; see [`removal`](super::removal) |
 //! | sysctl | never: they are set and left |
 
-use super::model::VsKey;
+use std::net::IpAddr;
+
+use super::map::{Map, Set};
+use super::model::{Family, Protocol, VsKey};
+use super::observed::ObservedSet;
+use super::sets::{Entry, SetId, SetKind};
 use super::settings::Settings;
 
 /// The device that holds the VIPs.
@@ -24,10 +29,25 @@ pub fn may_remove(vs: &VsKey, settings: &Settings) -> bool {
         && !settings.exclude_cidrs.iter().any(|net| net.contains(&vs.addr))
 }
 
+/// Whether something on the node shows that an agent or kube-proxy made the virtual server: its address is on
+/// `kube-ipvs0`, or one of our sets has its address and port, or its port as a node port.
+pub fn is_provably_ours(vs: &VsKey, bound: &Set<IpAddr>, sets: &Map<SetId, ObservedSet>) -> bool {
+    let has = |kind: SetKind, family: Family, entry: Entry| {
+        sets.get(&SetId { kind, family }).is_some_and(|set| set.members.contains(&entry))
+    };
+    let frontend = [SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
+    let address = Entry::IpPort(vs.addr, vs.protocol, vs.port);
+    let node_port = match vs.protocol {
+        Protocol::Tcp => has(SetKind::NodePortTcp, vs.family(), Entry::Port(vs.port)),
+        Protocol::Udp => has(SetKind::NodePortUdp, vs.family(), Entry::Port(vs.port)),
+        Protocol::Sctp => has(SetKind::NodePortSctp, vs.family(), address),
+    };
+    bound.contains(&vs.addr) || node_port || frontend.iter().any(|kind| has(*kind, vs.family(), address))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::{Family, Protocol};
 
     #[test]
     fn excluded_networks_and_absent_families_are_others() {

@@ -32,27 +32,26 @@ pub struct Goal<'a> {
     pub expired: &'a BTreeSet<(VsKey, RsKey)>,
     /// What another mode of kube-proxy left serves until everything of ours does.
     pub hands_over: bool,
-    /// What the rules were made of that stand; `None`: they have to be looked at.
-    pub settled: Option<&'a RulesBasis>,
+    /// What the installed rules of each family were made of, by [`Family::index`]; `None`: unknown, the rules
+    /// are compared in full.
+    pub settled: &'a [Option<RulesBasis>; 2],
 }
 
-/// Everything that the rules follow from, but for settings: which sets hold anything, wanted and there, and
-/// which virtual servers are closed to the node, of each family.
+/// Everything that one family's rules follow from, but for settings: which sets hold anything, wanted and
+/// there, and which virtual servers are closed to the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RulesBasis([(u32, u32, Vec<VsKey>); 2]);
+pub struct RulesBasis(u32, u32, Vec<VsKey>);
 
 impl RulesBasis {
     /// The basis as it is now.
-    pub fn build(desired: &Desired, observed: &Observed) -> Self {
-        Self(Family::ALL.map(|family| {
-            let bits = |holds: &dyn Fn(SetKind) -> bool| {
-                let sets = SetId::all(family).zip(0..);
-                sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
-            };
-            let wanted = bits(&|kind| desired.has_members(kind, family));
-            let there = bits(&|kind| observed.has_members(kind, family));
-            (wanted, there, desired.closed_to_node(family))
-        }))
+    pub fn build(family: Family, desired: &Desired, observed: &Observed) -> Self {
+        let bits = |holds: &dyn Fn(SetKind) -> bool| {
+            let sets = SetId::all(family).zip(0..);
+            sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
+        };
+        let wanted = bits(&|kind| desired.has_members(kind, family));
+        let there = bits(&|kind| observed.has_members(kind, family));
+        Self(wanted, there, desired.closed_to_node(family))
     }
 }
 
@@ -63,9 +62,7 @@ pub fn build_plan(goal: Goal<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) 
     let mut ops = Vec::new();
     goal.diff_node(&mut ops);
     goal.diff_sets(&keys.entries, &mut ops);
-    let rules_stand =
-        goal.settled.is_some_and(|basis| *basis == RulesBasis::build(goal.desired, goal.observed));
-    for &family in goal.settings.families.iter().filter(|_| !rules_stand) {
+    for &family in goal.settings.families.iter().filter(|family| !goal.rules_stand(**family)) {
         goal.diff_rules(family, &mut ops);
         goal.diff_leftovers(family, &mut ops);
     }
@@ -108,6 +105,13 @@ fn shuts_out(kind: SetKind) -> bool {
 }
 
 impl Goal<'_> {
+    /// Whether the rules of a family need no comparison, or cannot be compared because they were not read.
+    fn rules_stand(&self, family: Family) -> bool {
+        let settled = self.settled[family.index()].as_ref();
+        self.observed.unread_rules[family.index()]
+            || settled.is_some_and(|basis| *basis == RulesBasis::build(family, self.desired, self.observed))
+    }
+
     fn diff_node(&self, ops: &mut Vec<Op>) {
         for sysctl in &self.settings.sysctls {
             if !sysctl.is_met(self.observed.sysctls.get(sysctl.path).copied()) {

@@ -13,8 +13,8 @@ use super::op::{Op, OpKind, Plan, RulesOp};
 use super::plan::{Goal, all_keys, build_plan};
 use super::save::{ObservedRules, parse_save};
 use super::settings::{LocalTraffic, Settings, Sysctl};
-use crate::kernel::apply;
 use crate::kernel::fake::FakeKernel;
+use crate::testing::run_plan;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/vs/conntrack";
 
@@ -73,7 +73,8 @@ fn plan(desired: &Desired, observed: &Observed, changes: Option<&Changes>) -> Pl
 /// The plan for these changes, or for everything.
 fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, changes: Option<&Changes>) -> Plan {
     let expired = BTreeSet::new();
-    let goal = Goal { desired, observed, settings, expired: &expired, hands_over: true, settled: None };
+    let goal =
+        Goal { desired, observed, settings, expired: &expired, hands_over: true, settled: &[None, None] };
     match changes {
         Some(changes) => build_plan(goal, changes, &changes.flows),
         None => build_plan(goal, &all_keys(desired, observed), &BTreeSet::new()),
@@ -83,7 +84,7 @@ fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, change
 /// Applies a plan that must succeed.
 fn settle(kernel: &mut FakeKernel, desired: &Desired) -> Observed {
     let plan = plan(desired, &kernel.state, None);
-    assert!(apply(kernel, &plan).is_clean());
+    assert!(run_plan(kernel, &plan).is_clean());
     kernel.state.clone()
 }
 
@@ -244,7 +245,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
             settings: &settings,
             expired: &expired,
             hands_over: true,
-            settled: None,
+            settled: &[None, None],
         };
         build_plan(goal, &changes, &changes.flows).to_string()
     };
@@ -299,7 +300,7 @@ fn golden_the_iptables_mode_serves_until_everything_of_ours_does() {
     let tidy = services(rules.iter().find(|r| r.tidy).unwrap());
     assert!(!tidy.iter().any(|rule| rule.contains("KUBE-SVC-")));
 
-    assert!(apply(&mut kernel, &plan).is_clean());
+    assert!(run_plan(&mut kernel, &plan).is_clean());
     assert!(again(&kernel.state).is_empty(), "once");
 }
 
@@ -319,10 +320,10 @@ fn the_iptables_mode_goes_on_while_anything_of_the_family_fails() {
             settings: &settings,
             expired: &expired,
             hands_over: patient,
-            settled: None,
+            settled: &[None, None],
         };
         let plan = build_plan(goal, &all_keys(&desired, &kernel.state), &BTreeSet::new());
-        let report = apply(&mut kernel, &plan);
+        let report = run_plan(&mut kernel, &plan);
         assert!(!report.is_clean());
         assert_eq!(!kernel.state.rules[0].leftovers.is_empty(), stays);
         let services = &kernel.state.rules[0].chains[&(Table::Nat, "KUBE-SERVICES".to_owned())];

@@ -56,6 +56,10 @@ pub enum Reason {
     ExternalIPRefused,
     /// An address of the node, or of its router, is an address of a Service.
     NodeAddressAsVIP,
+    /// The kernel refuses something that the Service needs.
+    NotProgrammed,
+    /// Virtual servers that another program made were removed.
+    RemovedForeignServers,
     /// A health-check node port cannot be opened.
     FailedToStartServiceHealthcheck,
     /// The health server cannot be opened.
@@ -73,6 +77,8 @@ impl fmt::Display for Reason {
             Reason::AddressConflict => "AddressConflict",
             Reason::ExternalIPRefused => "ExternalIPRefused",
             Reason::NodeAddressAsVIP => "NodeAddressAsVIP",
+            Reason::NotProgrammed => "NotProgrammed",
+            Reason::RemovedForeignServers => "RemovedForeignServers",
             Reason::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
             Reason::FailedToStartProxierHealthcheck => "FailedToStartProxierHealthcheck",
             Reason::FailedToStartMetricServer => "FailedToStartMetricServer",

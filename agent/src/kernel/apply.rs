@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs a plan: phase by phase, lane by lane, each lane in as few sends as the kernel allows. A failed op
-//! blocks its dependents only.
+//! blocks its dependents only, and one whose next try is later is held back like one that failed.
 //!
 //! Where many addresses are to be opened, each part of them is opened as soon as the virtual servers
 //! behind it are acknowledged, while those of the next part are being added: IPVS and addresses have
@@ -8,36 +8,65 @@
 
 use std::net::IpAddr;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
-use super::{Kernel, OpError, Outcome, Report};
+use super::{Finished, Kernel, OpError, Outcome, Progress, Report};
 use crate::core::failures::Failures;
 use crate::core::map::Map;
-use crate::core::model::VsKey;
+use crate::core::model::{Family, VsKey};
 use crate::core::op::{Lane, Op, Phase, Plan};
+use crate::core::retries::Retries;
 
 /// So many addresses are opened together: as many as fill a send.
 const PART: usize = 1600;
 
-/// Why each of some ops must not run, if so.
-type Blocked = Vec<Option<String>>;
+/// What each of some ops ended with before it ran, if it must not run.
+type Verdicts = Vec<Option<Outcome>>;
 
 /// Something that runs ops of one lane.
-pub type Runner<'a> = dyn FnMut(&[&Op]) -> Vec<Result<(), OpError>> + Send + 'a;
+pub type Runner<'a> = dyn FnMut(&[&Op]) -> Vec<Result<Progress, OpError>> + Send + 'a;
+
+/// How a plan went.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// How every op ended.
+    pub report: Report,
+    /// What else ended meanwhile.
+    pub finished: Vec<Finished>,
+}
+
+/// What a run depends on besides the plan.
+pub struct Terms<'a> {
+    /// What failed before, and when it is to be tried again.
+    pub retries: &'a Retries,
+    /// The time, since the start that `retries` count from.
+    pub now: Duration,
+    /// Families whose rules were never read.
+    pub unread: Vec<Family>,
+    /// How long addresses that are to be opened wait for a program that writes their filter.
+    pub patience: Duration,
+    /// Called between groups of ops: the run makes progress.
+    pub progress: &'a (dyn Fn() + Sync),
+}
 
 /// Runs a plan.
-pub fn apply(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
-    let mut run = Run { kernel, failures: Failures::default(), outcomes: Vec::with_capacity(plan.ops.len()) };
+pub fn apply(kernel: &mut dyn Kernel, plan: &Plan, terms: Terms<'_>) -> Applied {
+    let failures = Failures::new(terms.retries, terms.now, terms.unread);
+    let outcomes = Vec::with_capacity(plan.ops.len());
+    let (patience, progress) = (terms.patience, terms.progress);
+    let mut run = Run { kernel, plan, failures, outcomes, finished: Vec::new(), patience, progress };
     let (first, rest) = plan.ops.split_at(plan.first);
     for part in [first, rest] {
         let mut groups = part.chunk_by(|a, b| (a.phase(), a.lane()) == (b.phase(), b.lane())).peekable();
         while let Some(group) = groups.next() {
+            (run.progress)();
             match groups.next_if(|next| overlaps(group, next)) {
                 Some(open) => run.both(group, open),
                 None => run.group(group),
             }
         }
     }
-    Report { outcomes: run.outcomes }
+    Applied { report: Report { outcomes: run.outcomes }, finished: run.finished }
 }
 
 /// Whether the second group may run beside the first.
@@ -49,56 +78,107 @@ fn overlaps(serve: &[Op], open: &[Op]) -> bool {
 
 struct Run<'a> {
     kernel: &'a mut dyn Kernel,
-    failures: Failures,
+    plan: &'a Plan,
+    failures: Failures<'a>,
     outcomes: Vec<Outcome>,
+    finished: Vec<Finished>,
+    patience: Duration,
+    progress: &'a (dyn Fn() + Sync),
 }
 
 impl Run<'_> {
     fn group(&mut self, group: &[Op]) {
+        self.await_filter(group);
         let ops: Vec<&Op> = group.iter().collect();
-        let (free, blocked) = self.failures.sort_out(&ops);
+        let (free, verdicts) = sort_out(&mut self.failures, &ops);
         let results = if free.is_empty() { Vec::new() } else { self.kernel.execute(&free) };
-        let outcomes = judge(&ops, blocked, results, &mut self.failures);
+        let outcomes = judge(&ops, verdicts, results, &mut self.failures);
         self.outcomes.extend(outcomes);
+    }
+
+    /// Waits for programs that write the filter of addresses which are about to be opened.
+    fn await_filter(&mut self, open: &[Op]) {
+        if !open.iter().any(|op| matches!(op, Op::Bind(_))) {
+            return;
+        }
+        let family = |op: &Op| if let Op::Bind(addr) = op { Some(Family::of(*addr)) } else { None };
+        let opens = |family_of: Family| open.iter().any(|op| family(op) == Some(family_of));
+        let deadline = Instant::now() + self.patience;
+        while let Some(i) = self.outcomes.iter().position(|outcome| *outcome == Outcome::Started) {
+            let concerned = |op: &Op| matches!(op, Op::WriteRules(rules) if opens(rules.family));
+            let started = |(op, outcome): (&Op, &Outcome)| *outcome == Outcome::Started && concerned(op);
+            if !self.plan.ops[i..].iter().zip(&self.outcomes[i..]).any(started) {
+                break;
+            }
+            let ended = self.kernel.finished(deadline.saturating_duration_since(Instant::now()));
+            if ended.is_empty() {
+                break;
+            }
+            ended.into_iter().for_each(|finished| self.settle(finished));
+        }
+    }
+
+    /// An op of this run that was started may have ended.
+    fn settle(&mut self, finished: Finished) {
+        let Finished::Op(subject, result) = finished else { return self.finished.push(finished) };
+        let started =
+            |(op, outcome): (&Op, &Outcome)| *outcome == Outcome::Started && op.subject() == subject;
+        match self.plan.ops.iter().zip(&self.outcomes).position(started) {
+            Some(i) => {
+                let blocks = matches!(&result, Err(error) if !error.degraded);
+                self.outcomes[i] = result.map(|()| Progress::Done).into();
+                self.failures.done(&self.plan.ops[i]);
+                if blocks {
+                    self.failures.note(&self.plan.ops[i]);
+                }
+            }
+            None => self.finished.push(Finished::Op(subject, result)),
+        }
     }
 
     /// Virtual and real servers, and the addresses in front of them.
     fn both(&mut self, serve: &[Op], open: &[Op]) {
+        self.await_filter(open);
         let parts = split(serve, open);
         let mut served: Vec<Option<Outcome>> = vec![None; serve.len()];
         let mut opened: Vec<Option<Outcome>> = vec![None; open.len()];
-        let failures = &mut self.failures;
+        let (failures, progress) = (&mut self.failures, self.progress);
         let mut servers = |part: &Part, run: &mut Runner<'_>| {
             let ops: Vec<&Op> = part.serve.iter().map(|i| &serve[*i]).collect();
-            let (free, blocked) = failures.sort_out(&ops);
+            let (free, verdicts) = sort_out(failures, &ops);
             let results = run(&free);
-            let outcomes = judge(&ops, blocked, results, failures);
+            let outcomes = judge(&ops, verdicts, results, failures);
             part.serve.iter().zip(outcomes).for_each(|(i, outcome)| served[*i] = Some(outcome));
             let addresses: Vec<&Op> = part.open.clone().map(|i| &open[i]).collect();
-            failures.sort_out(&addresses)
+            sort_out(failures, &addresses)
         };
-        let mut results: Vec<(Blocked, Vec<Result<(), OpError>>)> = Vec::new();
+        let mut results: Vec<(Verdicts, Vec<Result<Progress, OpError>>)> = Vec::new();
         self.kernel.beside(&mut |ipvs, addresses| {
-            let (send, receive) = mpsc::channel::<(Vec<&Op>, Blocked)>();
+            let (send, receive) = mpsc::channel::<(Vec<&Op>, Verdicts)>();
             std::thread::scope(|scope| {
                 let opener = scope.spawn(|| {
-                    let open = |(free, blocked): (Vec<&Op>, _)| (blocked, addresses(&free));
+                    let open = |(free, verdicts): (Vec<&Op>, _)| {
+                        let results = addresses(&free);
+                        progress();
+                        (verdicts, results)
+                    };
                     receive.into_iter().map(open).collect::<Vec<_>>()
                 });
                 for part in &parts {
                     // The receiver lives until the sender is gone.
                     let _ = send.send(servers(part, ipvs));
+                    progress();
                 }
                 drop(send);
                 results = opener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             });
         });
-        for (part, (blocked, results)) in parts.iter().zip(results) {
+        for (part, (verdicts, results)) in parts.iter().zip(results) {
             let ops: Vec<&Op> = part.open.clone().map(|i| &open[i]).collect();
-            let outcomes = judge(&ops, blocked, results, &mut self.failures);
+            let outcomes = judge(&ops, verdicts, results, &mut self.failures);
             part.open.clone().zip(outcomes).for_each(|(i, outcome)| opened[i] = Some(outcome));
         }
-        let lost = || Outcome::Failed(OpError::doubt("no answer"));
+        let lost = || Outcome::Failed(OpError::no_answer());
         self.outcomes.extend(served.into_iter().chain(opened).map(|outcome| outcome.unwrap_or_else(lost)));
     }
 }
@@ -134,48 +214,49 @@ fn server(op: &Op) -> Option<&VsKey> {
     }
 }
 
-/// How each op ended. `blocked` says of every op why it did not run, `results` how those that ran did.
+/// How each op ended. `verdicts` say of every op why it did not run, `results` how those that ran did.
 fn judge(
     ops: &[&Op],
-    blocked: Blocked,
-    results: Vec<Result<(), OpError>>,
-    failures: &mut Failures,
+    verdicts: Verdicts,
+    results: Vec<Result<Progress, OpError>>,
+    failures: &mut Failures<'_>,
 ) -> Vec<Outcome> {
     let mut results = results.into_iter();
-    let mut outcomes: Vec<Outcome> = blocked
+    let mut outcomes: Vec<Outcome> = verdicts
         .into_iter()
-        .map(|blocked| match blocked {
-            Some(why) => Outcome::Skipped(why),
-            None => match results.next() {
-                Some(Ok(())) => Outcome::Done,
-                Some(Err(error)) => Outcome::Failed(error),
-                None => Outcome::Failed(OpError::doubt("no answer")),
-            },
+        .map(|verdict| match verdict {
+            Some(outcome) => outcome,
+            None => results.next().unwrap_or_else(|| Err(OpError::no_answer())).into(),
         })
         .collect();
-    let degraded = |outcome: &Outcome| matches!(outcome, Outcome::Failed(error) if error.degraded);
+    let stands = |outcome: &Outcome| match outcome {
+        // What waits was noted where it was held back.
+        Outcome::Done | Outcome::Waiting => true,
+        Outcome::Failed(error) => error.degraded,
+        Outcome::Started | Outcome::Blocked(_) => false,
+    };
     for (op, outcome) in ops.iter().zip(&outcomes) {
-        if *outcome != Outcome::Done && !degraded(outcome) {
+        if !stands(outcome) {
             failures.note(op);
         }
     }
     // A dependent that travelled with what it depends on (a real server with its virtual server, an entry
-    // with its set) failed after it: that is skipped, with the cause.
+    // with its set) failed after it: that is blocked, with the cause.
     for (op, outcome) in ops.iter().zip(&mut outcomes) {
-        if let (Outcome::Failed(_), Some(why)) = (&*outcome, failures.blocks(op)) {
-            *outcome = Outcome::Skipped(why);
+        if let (Outcome::Failed(_), Some(cause)) = (&*outcome, failures.blocks(op))
+            && cause != op.subject()
+        {
+            *outcome = Outcome::Blocked(cause);
         }
     }
     outcomes
 }
 
-impl Failures {
-    /// The ops that may run, and why each may not.
-    fn sort_out<'a>(&self, ops: &[&'a Op]) -> (Vec<&'a Op>, Blocked) {
-        let blocked: Blocked = ops.iter().map(|op| self.blocks(op)).collect();
-        let free = ops.iter().zip(&blocked).filter(|(_, why)| why.is_none()).map(|(op, _)| *op);
-        (free.collect(), blocked)
-    }
+/// The ops that may run, and what the others ended with.
+fn sort_out<'a>(failures: &mut Failures<'_>, ops: &[&'a Op]) -> (Vec<&'a Op>, Verdicts) {
+    let verdicts: Verdicts = ops.iter().map(|op| failures.verdict(op)).collect();
+    let free = ops.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_none()).map(|(op, _)| *op);
+    (free.collect(), verdicts)
 }
 
 #[cfg(test)]

@@ -5,17 +5,20 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Kernel, ObserveError, OpError, Runner};
+use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
 use crate::core::audit::{Addresses, Piece, Rest, Step};
 use crate::core::map::Set;
 use crate::core::model::{Family, ONE_PACKET, PERSISTENT, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Op, OpKind};
+use crate::core::save::ObservedRules;
 use crate::core::sets::{Entry, SetId, SetKind};
+use crate::core::subject::{Part, Subject};
 
 /// What a fake kernel was asked to do, for tests that assert counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,8 +27,12 @@ pub struct Counts {
     pub ops: HashMap<OpKind, usize>,
     /// Readings begun.
     pub observations: usize,
+    /// Readings of the rules of a family.
+    pub rule_readings: usize,
     /// Calls of [`Kernel::busy`].
     pub looks: usize,
+    /// Calls of [`Kernel::probe`].
+    pub probes: usize,
 }
 
 /// A kernel in memory.
@@ -36,6 +43,16 @@ pub struct FakeKernel {
     /// What it was asked to do.
     pub counts: Counts,
     fail_next: Vec<OpKind>,
+    /// Ops that fail until further notice.
+    refused: HashMap<Subject, OpError>,
+    /// Parts that cannot be read until further notice.
+    unreadable: HashMap<Part, OpError>,
+    /// Rules are written by a program that has not ended.
+    slow_rules: bool,
+    slow: Vec<Op>,
+    ended: Vec<Finished>,
+    /// The rules that were read last, of each family: what nobody has changed is not read again.
+    read_rules: [Option<ObservedRules>; 2],
     fail_observe: bool,
     fail_busy: bool,
     degrade_rules: bool,
@@ -57,9 +74,41 @@ impl FakeKernel {
         self.fail_next.push(kind);
     }
 
-    /// Makes one op fail, after so many others; `doubt`: so that the mirror is in doubt.
-    pub fn fail_at(&mut self, ops: usize, doubt: bool) {
-        self.fail_at = Some((ops, doubt));
+    /// Makes one op fail, after so many others; `uncertain`: so that its object has to be read again.
+    pub fn fail_at(&mut self, ops: usize, uncertain: bool) {
+        self.fail_at = Some((ops, uncertain));
+    }
+
+    /// Makes every op on this subject fail, until [`Self::accept`].
+    pub fn refuse(&mut self, subject: Subject, error: OpError) {
+        self.refused.insert(subject, error);
+    }
+
+    /// Ops on this subject work again.
+    pub fn accept(&mut self, subject: &Subject) {
+        self.refused.remove(subject);
+    }
+
+    /// Makes a part unreadable, or readable again.
+    pub fn set_unreadable(&mut self, part: Part, error: Option<OpError>) {
+        match error {
+            Some(error) => _ = self.unreadable.insert(part, error),
+            None => _ = self.unreadable.remove(&part),
+        }
+    }
+
+    /// Rules are only begun to be written, until [`Self::end_slow_rules`].
+    pub fn slow_rules(&mut self) {
+        self.slow_rules = true;
+    }
+
+    /// The programs that write rules end.
+    pub fn end_slow_rules(&mut self) {
+        self.slow_rules = false;
+        for op in std::mem::take(&mut self.slow) {
+            let result = self.run(&op);
+            self.ended.push(Finished::Op(op.subject(), result));
+        }
     }
 
     /// Makes the next observation fail.
@@ -89,16 +138,24 @@ impl FakeKernel {
 
     fn run(&mut self, op: &Op) -> Result<(), OpError> {
         *self.counts.ops.entry(op.kind()).or_default() += 1;
+        match op.subject() {
+            Subject::Rules(family) | Subject::Leftovers(family) => self.read_rules[family.index()] = None,
+            _ => {}
+        }
         if let Some(left) = &mut self.stop_after {
             if *left == 0 {
-                return Err(OpError::plain("stopped"));
+                return Err(OpError::plain(Cause::Other, "stopped"));
             }
             *left -= 1;
         }
         match &mut self.fail_at {
-            Some((0, doubt)) => {
+            Some((0, uncertain)) => {
                 let message = format!("injected failure: {op}");
-                let error = if *doubt { OpError::doubt(message) } else { OpError::plain(message) };
+                let error = if *uncertain {
+                    OpError::uncertain(Cause::Other, message)
+                } else {
+                    OpError::plain(Cause::Other, message)
+                };
                 self.fail_at = None;
                 return Err(error);
             }
@@ -107,7 +164,10 @@ impl FakeKernel {
         }
         if let Some(i) = self.fail_next.iter().position(|kind| *kind == op.kind()) {
             self.fail_next.remove(i);
-            return Err(OpError::plain(format!("injected failure: {op}")));
+            return Err(OpError::plain(Cause::Other, format!("injected failure: {op}")));
+        }
+        if let Some(error) = self.refused.get(&op.subject()) {
+            return Err(error.clone());
         }
         self.check(op)?;
         if let Op::WriteRules(rules) = op
@@ -116,7 +176,8 @@ impl FakeKernel {
             let mut rules = rules.clone();
             let filtered: usize = rules.chains.values_mut().map(drop_ipvs_matches).sum();
             self.state.record(&Op::WriteRules(rules));
-            return if filtered > 0 { Err(OpError::degraded("no match ipvs")) } else { Ok(()) };
+            let error = || OpError::degraded(Cause::ProgramFailed, "no match ipvs");
+            return if filtered > 0 { Err(error()) } else { Ok(()) };
         }
         self.state.record(op);
         Ok(())
@@ -127,28 +188,26 @@ impl FakeKernel {
         let s = &self.state;
         match op {
             Op::SetSysctl(sysctl) if !s.sysctls.contains_key(sysctl.path) => {
-                Err(OpError::plain(format!("{}: ENOENT", sysctl.path)))
+                Err(OpError::plain(Cause::Missing, "ENOENT"))
             }
-            Op::CreateSet(set) if s.sets.contains_key(set) => Err(OpError::doubt("EEXIST")),
+            Op::CreateSet(set) if s.sets.contains_key(set) => Err(exists()),
             Op::AddEntry(set, entry) => self.check_room(*set, entry),
             Op::RemoveEntry(set, _) => self.check_set(*set),
             Op::GrowSet(grow) => self.check_set(grow.set),
             Op::WriteRules(rules) => SetId::all(rules.family).try_for_each(|set| self.check_set(set)),
-            Op::AddVirtualServer(vs, _) if s.virtual_servers.contains_key(vs) => {
-                Err(OpError::doubt("EEXIST"))
-            }
+            Op::AddVirtualServer(vs, _) if s.virtual_servers.contains_key(vs) => Err(exists()),
             Op::EditVirtualServer(vs, _) | Op::RemoveVirtualServer(vs) => self.check_server(vs),
             Op::AddRealServer(vs, rs) => match self.real_server(vs, rs)? {
-                Some(_) => Err(OpError::doubt("EEXIST")),
+                Some(_) => Err(exists()),
                 None => Ok(()),
             },
             Op::EditRealServer(vs, rs) | Op::DrainRealServer(vs, rs) | Op::RemoveRealServer(vs, rs) => {
                 match self.real_server(vs, rs)? {
                     Some(_) => Ok(()),
-                    None => Err(OpError::doubt("ENOENT")),
+                    None => Err(missing("ENOENT")),
                 }
             }
-            Op::Bind(_) | Op::Unbind(_) if !s.device => Err(OpError::doubt("ENODEV")),
+            Op::Bind(_) | Op::Unbind(_) if !s.device => Err(missing("ENODEV")),
             _ => Ok(()),
         }
     }
@@ -156,8 +215,8 @@ impl FakeKernel {
     fn check_set(&self, set: SetId) -> Result<(), OpError> {
         match self.state.sets.get(&set) {
             Some(set) if !set.misfit => Ok(()),
-            Some(_) => Err(OpError::plain("EINVAL")),
-            None => Err(OpError::doubt("ENOENT")),
+            Some(_) => Err(OpError::plain(Cause::InvalidArgument, "EINVAL")),
+            None => Err(missing("ENOENT")),
         }
     }
 
@@ -165,11 +224,11 @@ impl FakeKernel {
         self.check_set(set)?;
         let state = &self.state.sets[&set];
         let full = state.members.len() >= state.capacity as usize && !state.members.contains(entry);
-        if full { Err(OpError::plain("full")) } else { Ok(()) }
+        if full { Err(OpError::plain(Cause::Full, "full")) } else { Ok(()) }
     }
 
     fn check_server(&self, vs: &VsKey) -> Result<(), OpError> {
-        if self.state.virtual_servers.contains_key(vs) { Ok(()) } else { Err(OpError::doubt("ESRCH")) }
+        if self.state.virtual_servers.contains_key(vs) { Ok(()) } else { Err(missing("ESRCH")) }
     }
 
     fn real_server(&self, vs: &VsKey, rs: &RsKey) -> Result<Option<RsState>, OpError> {
@@ -190,6 +249,14 @@ impl FakeKernel {
         };
         self.state.addresses.iter().filter(|net| !guarded(net)).map(IpNet::addr).collect()
     }
+}
+
+fn exists() -> OpError {
+    OpError::uncertain(Cause::Exists, "EEXIST")
+}
+
+fn missing(errno: &str) -> OpError {
+    OpError::uncertain(Cause::Missing, errno)
 }
 
 /// Leaves out the rules that need the match `ipvs`, and says how many.
@@ -243,11 +310,7 @@ impl FakeKernel {
                     bound: self.state.addresses.clone(),
                     elsewhere: self.state.node_addresses.clone(),
                 };
-                (Some(Piece::Addresses(addresses)), Place::Rules)
-            }
-            Place::Rules => {
-                let families = self.state.families.clone().unwrap_or_else(|| Family::ALL.to_vec());
-                (Some(Piece::Rules(families, Box::new(self.state.rules.clone()))), Place::Rest)
+                (Some(Piece::Addresses(addresses)), Place::Rest)
             }
             Place::Rest => {
                 let rest = Rest {
@@ -261,6 +324,22 @@ impl FakeKernel {
             Place::End => (None, Place::End),
         }
     }
+
+    /// What cannot be read, if the piece is of that part.
+    fn refuses(&self, piece: &Piece) -> Option<ObserveError> {
+        let part = match piece {
+            Piece::Listed(_) | Piece::Shown(_) => Part::Ipvs,
+            Piece::Set(id, _) => Part::Set(*id),
+            Piece::Addresses(_) => Part::Addresses,
+            Piece::Rest(_) => Part::Node,
+        };
+        let error = self.unreadable.get(&part)?.clone();
+        Some(ObserveError { part, error })
+    }
+}
+
+fn injected(part: Part) -> ObserveError {
+    ObserveError { part, error: OpError::plain(Cause::Other, "injected failure") }
 }
 
 /// What the kernel's table has of it.
@@ -277,7 +356,6 @@ enum Place {
     Shown(Option<VsKey>),
     Set(usize),
     Addresses,
-    Rules,
     Rest,
     End,
 }
@@ -288,13 +366,69 @@ impl Kernel for FakeKernel {
             self.counts.observations += 1;
             self.place = None;
         }
-        if std::mem::take(&mut self.fail_observe) {
-            return Err(ObserveError { what: "everything", message: "injected failure".to_owned() });
-        }
         let first = if step == Step::Compare { Place::Shown(None) } else { Place::Listed(None) };
         let (piece, next) = self.piece(self.place.unwrap_or(first));
         self.place = Some(next);
-        Ok(piece)
+        if std::mem::take(&mut self.fail_observe) {
+            return Err(injected(Part::Node));
+        }
+        match piece.as_ref().and_then(|piece| self.refuses(piece)) {
+            Some(error) => {
+                if error.part == Part::Ipvs {
+                    self.place = Some(Place::Set(0));
+                }
+                Err(error)
+            }
+            None => Ok(piece),
+        }
+    }
+
+    fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError> {
+        let place = match part {
+            Part::Set(id) => {
+                let n = Family::ALL.into_iter().flat_map(SetId::all).position(|set| set == id);
+                Place::Set(n.unwrap_or_default())
+            }
+            Part::Addresses => Place::Addresses,
+            Part::Node => Place::Rest,
+            Part::Ipvs | Part::Rules(_) => return Err(injected(part)),
+        };
+        let piece = self.piece(place).0.ok_or_else(|| injected(part))?;
+        self.refuses(&piece).map_or(Ok(piece), Err)
+    }
+
+    fn read_rules(&mut self, families: &[Family], afresh: bool) {
+        for family in families {
+            let index = family.index();
+            let rules = &self.state.rules[index];
+            if !afresh && self.read_rules[index].as_ref() == Some(rules) {
+                self.ended.push(Finished::Rules(*family, Ok(None)));
+                continue;
+            }
+            self.counts.rule_readings += 1;
+            let result = match self.unreadable.get(&Part::Rules(*family)) {
+                Some(error) => Err(error.clone()),
+                None => Ok(Some(Box::new(rules.clone()))),
+            };
+            self.read_rules[index] = result.is_ok().then(|| rules.clone());
+            self.ended.push(Finished::Rules(*family, result));
+        }
+    }
+
+    fn finished(&mut self, _: Duration) -> Vec<Finished> {
+        std::mem::take(&mut self.ended)
+    }
+
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+        self.counts.probes += 1;
+        let members = |set: &SetId| {
+            let set = self.state.sets.get(set)?;
+            Some(u32::try_from(set.members.len()).unwrap_or(u32::MAX))
+        };
+        Ok(Probed {
+            servers: servers.iter().map(|vs| self.state.virtual_servers.contains_key(vs)).collect(),
+            sets: sets.iter().map(members).collect(),
+        })
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
@@ -304,7 +438,7 @@ impl Kernel for FakeKernel {
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         self.counts.looks += 1;
         if std::mem::take(&mut self.fail_busy) {
-            return Err(ObserveError { what: "connections", message: "injected failure".to_owned() });
+            return Err(injected(Part::Ipvs));
         }
         Ok(self.state.busy.iter().filter(|(vs, _)| servers.contains(vs)).copied().collect())
     }
@@ -315,7 +449,15 @@ impl Kernel for FakeKernel {
         work(&mut { run }, &mut { run });
     }
 
-    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
-        ops.iter().map(|op| self.run(op)).collect()
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
+        let mut execute = |op: &Op| {
+            let is_slow = matches!(op, Op::WriteRules(_) | Op::RemoveLeftovers(_));
+            if self.slow_rules && is_slow {
+                self.slow.push(op.clone());
+                return Ok(Progress::Started);
+            }
+            self.run(op).map(|()| Progress::Done)
+        };
+        ops.iter().map(|op| execute(op)).collect()
     }
 }

@@ -50,22 +50,22 @@ impl Flavour {
         }
     }
 
-    /// The flavour that this node uses. `save` runs a program and returns what it printed; it is only
-    /// called where the two must be compared.
-    pub fn of_node(save: impl Fn(&str) -> Result<String, String>) -> Flavour {
+    /// The flavour that this node uses. `save` runs a program and returns what it printed, nothing if it
+    /// failed; it is only called where the two must be compared.
+    pub fn of_node(save: impl Fn(&str) -> String) -> Flavour {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let installed = Installed::in_path(&path);
         let (flavour, why) = match installed.undisputed(legacy_tables_exist()) {
-            Some(flavour) => (flavour, "nothing else is in use"),
+            Some(flavour) => (flavour, "no rules of another flavour found"),
             None => {
                 let rules = |flavour: Flavour| {
                     let programs = [Family::V4, Family::V6].map(|family| flavour.program(family, "save"));
-                    programs.map(|program| save(&program).unwrap_or_default()).join("\n")
+                    programs.map(|program| save(&program)).join("\n")
                 };
                 choose(&rules(Flavour::Nft), &rules(Flavour::Legacy), installed.default_flavour())
             }
         };
-        tracing::info!("rules are kept with {flavour}: {why}");
+        tracing::info!("using {flavour}: {why}");
         flavour
     }
 }
@@ -120,11 +120,15 @@ fn choose(nft: &str, legacy: &str, default: Flavour) -> (Flavour, &'static str) 
     };
     let count = |rules: &str| rules.lines().filter(|line| line.starts_with("-A ")).count();
     match (count(nft), count(legacy)) {
-        _ if kubelet(nft) => (Flavour::Nft, "kubelet's chains are there"),
-        _ if kubelet(legacy) => (Flavour::Legacy, "kubelet's chains are there"),
-        (nft, legacy) if nft > legacy => (Flavour::Nft, "kubelet left no trace, and it has more rules"),
-        (nft, legacy) if nft < legacy => (Flavour::Legacy, "kubelet left no trace, and it has more rules"),
-        _ => (default, "kubelet left no trace, and both have as many rules"),
+        _ if kubelet(nft) => (Flavour::Nft, "kubelet's hint chain is in this flavour"),
+        _ if kubelet(legacy) => (Flavour::Legacy, "kubelet's hint chain is in this flavour"),
+        (nft, legacy) if nft > legacy => {
+            (Flavour::Nft, "no kubelet hint found; this flavour holds more rules")
+        }
+        (nft, legacy) if nft < legacy => {
+            (Flavour::Legacy, "no kubelet hint found; this flavour holds more rules")
+        }
+        _ => (default, "no kubelet hint found; both flavours hold as many rules"),
     }
 }
 

@@ -2,12 +2,12 @@
 //! ipsets over nfnetlink, subsystem 6 (`<linux/netfilter/ipset/ip_set.h>`): many entries in one
 //! message, many messages in one send.
 
-use super::OpError;
 use super::ipset_codec::{
-    ATTR_FAMILY, ATTR_PROTOCOL, ATTR_REVISION, ATTR_TYPENAME, PROTOCOL, create_attrs, encode_entry,
-    entry_attrs, name_attrs, nf_family, parse_part, type_family,
+    ATTR_FAMILY, ATTR_FLAGS, ATTR_PROTOCOL, ATTR_REVISION, ATTR_TYPENAME, PROTOCOL, create_attrs,
+    encode_entry, entry_attrs, name_attrs, nf_family, parse_count, parse_part, type_family,
 };
 use super::nfnetlink::{AttrIter, Attrs, Counters, NfError, NfSocket, Request};
+use super::{Cause, OpError, Progress};
 use crate::core::map::Map;
 use crate::core::model::Family;
 use crate::core::observed::ObservedSet;
@@ -24,6 +24,8 @@ const CMD_DEL: u16 = 10;
 const CMD_TYPE: u16 = 13;
 
 const NLM_F_EXCL: u16 = 0x200;
+/// `IPSET_FLAG_LIST_HEADER`: without the members.
+const FLAG_LIST_HEADER: u32 = 1 << 2;
 /// An attribute's length is 16 bits: entries of one message stay below this.
 const ADT_BYTES: usize = 60_000;
 
@@ -87,15 +89,37 @@ impl IpsetClient {
         }
     }
 
-    /// Runs ops on sets and entries, in order, and returns one result each.
-    pub fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
-        match self.try_execute(ops) {
-            Ok(results) => results,
-            Err(error) => vec![Err(OpError::doubt(format!("ipset: {error}"))); ops.len()],
+    /// How many members a set has; `None`: it does not exist. Like `ipset list -t NAME`.
+    ///
+    /// # Errors
+    /// When the answer is not complete.
+    pub fn count(&mut self, set: SetId) -> Result<Option<u32>, NfError> {
+        let mut attrs = name_attrs(&set.name());
+        attrs.put_be(ATTR_FLAGS, &FLAG_LIST_HEADER.to_be_bytes());
+        let request = Request { kind: SUBSYSTEM | CMD_LIST, flags: 0, family: 0, attrs };
+        let mut count = None;
+        let counted = self.socket.dump(&request, |part| {
+            count = count.or(parse_count(part)?);
+            Ok(())
+        });
+        match counted {
+            Err(NfError::Refused(ENOENT)) => Ok(None),
+            result => result.map(|()| count),
         }
     }
 
-    fn try_execute(&mut self, ops: &[&Op]) -> Result<Vec<Result<(), OpError>>, NfError> {
+    /// Runs ops on sets and entries, in order, and returns one result each.
+    pub fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
+        match self.try_execute(ops) {
+            Ok(results) => results,
+            Err(error) => {
+                let cause = if matches!(error, NfError::Timeout) { Cause::TimedOut } else { Cause::Other };
+                vec![Err(OpError::uncertain(cause, format!("ipset: {error}"))); ops.len()]
+            }
+        }
+    }
+
+    fn try_execute(&mut self, ops: &[&Op]) -> Result<Vec<Result<Progress, OpError>>, NfError> {
         let mut results = Vec::with_capacity(ops.len());
         for part in ops.chunk_by(|a, b| !matches!(a, Op::GrowSet(_)) && !matches!(b, Op::GrowSet(_))) {
             match part {
@@ -127,7 +151,7 @@ impl IpsetClient {
     }
 
     /// Makes a larger set aside, fills it, and puts it in the place of the old one at once.
-    fn grow(&mut self, grow: &GrowOp) -> Result<Result<(), OpError>, NfError> {
+    fn grow(&mut self, grow: &GrowOp) -> Result<Result<Progress, OpError>, NfError> {
         let (set, family) = (grow.set, nf_family(grow.set));
         let request = |cmd, flags, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs };
         let destroy = request(CMD_DESTROY, 0, name_attrs(TEMPORARY));
@@ -144,20 +168,20 @@ impl IpsetClient {
         // A swap names the other set where a creation names the type.
         attrs.put_str(ATTR_TYPENAME, &set.name());
         if let Some(code) = self.send(&requests)?.into_iter().flatten().next() {
-            return Ok(Err(op_error(&Op::CreateSet(set), code)));
+            return Ok(Err(op_error(&Op::GrowSet(Box::new(grow.clone())), code)));
         }
         let swapped = self.send(&[request(CMD_SWAP, 0, attrs), destroy])?;
         Ok(swapped
             .into_iter()
             .flatten()
             .next()
-            .map_or(Ok(()), |code| Err(op_error(&Op::CreateSet(set), code))))
+            .map_or(Ok(Progress::Done), |code| Err(op_error(&Op::GrowSet(Box::new(grow.clone())), code))))
     }
 
-    fn execute_plain(&mut self, ops: &[&Op]) -> Result<Vec<Result<(), OpError>>, NfError> {
+    fn execute_plain(&mut self, ops: &[&Op]) -> Result<Vec<Result<Progress, OpError>>, NfError> {
         let requests = self.prepare(ops)?;
         let refused = self.send(&requests)?;
-        let mut results: Vec<Result<(), OpError>> = vec![Ok(()); ops.len()];
+        let mut results: Vec<Result<Progress, OpError>> = vec![Ok(Progress::Done); ops.len()];
         let mut again = Vec::new();
         for (range, code) in entry_runs(ops).into_iter().zip(refused) {
             match code {
@@ -172,7 +196,7 @@ impl IpsetClient {
         let singles: Vec<Request> =
             again.iter().map(|i| self.request(&ops[*i..=*i])).collect::<Result<_, _>>()?;
         for (i, code) in again.iter().zip(self.send(&singles)?) {
-            results[*i] = code.map_or(Ok(()), |code| Err(op_error(ops[*i], code)));
+            results[*i] = code.map_or(Ok(Progress::Done), |code| Err(op_error(ops[*i], code)));
         }
         Ok(results)
     }
@@ -271,18 +295,28 @@ fn entry_runs(ops: &[&Op]) -> Vec<std::ops::Range<usize>> {
 
 fn op_error(op: &Op, code: i32) -> OpError {
     match (op, code) {
-        (Op::CreateSet(set), EEXIST) => OpError::doubt(format!(
-            "ipset {set} exists with another type or family: remove the rules that use it, then `ipset destroy {set}`"
-        )),
-        (Op::DestroySet(set), BUSY) => OpError::plain(format!(
-            "ipset {set} has another type than it must have and is in use: remove what uses it (`iptables-save | \
-             grep {set}`), it is then made anew"
-        )),
-        (_, ENOENT) => OpError::doubt("the ipset does not exist (any more)"),
-        (_, EPERM) => OpError::plain("not permitted: CAP_NET_ADMIN is needed"),
-        (Op::AddEntry(set, _), HASH_FULL) => OpError::plain(format!("ipset {set} is full")),
-        (_, code) if code < 4096 => OpError::plain(std::io::Error::from_raw_os_error(code).to_string()),
-        (_, code) => OpError::plain(format!("ipset error {code}")),
+        (Op::CreateSet(set), EEXIST) => OpError::uncertain(
+            Cause::WrongKind,
+            format!(
+                "a set of this name exists with another type or family: remove the rules that use it, then \
+                 `ipset destroy {set}`"
+            ),
+        ),
+        (Op::DestroySet(set), BUSY) => OpError::plain(
+            Cause::WrongKind,
+            format!(
+                "it has another type than it must have, and something uses it: remove that (`iptables-save | \
+                 grep {set}`); the agent then creates the set again"
+            ),
+        ),
+        (_, ENOENT) => OpError::uncertain(Cause::Missing, "the ipset does not exist"),
+        (_, EPERM) => OpError::plain(Cause::NotPermitted, "not permitted: CAP_NET_ADMIN is needed"),
+        (_, HASH_FULL) => OpError::plain(Cause::Full, "the ipset is full"),
+        (_, BUSY) => OpError::plain(Cause::InUse, "the ipset is in use"),
+        (_, code) if code < 4096 => {
+            OpError::plain(Cause::of_errno(code), nix::errno::Errno::from_raw(code).desc())
+        }
+        (_, code) => OpError::plain(Cause::Other, format!("ipset error {code}")),
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) const ATTR_SETNAME: u16 = 2;
 pub(super) const ATTR_TYPENAME: u16 = 3;
 pub(super) const ATTR_REVISION: u16 = 4;
 pub(super) const ATTR_FAMILY: u16 = 5;
+pub(super) const ATTR_FLAGS: u16 = 6;
 pub(super) const ATTR_DATA: u16 = 7;
 pub(super) const ATTR_ADT: u16 = 8;
 pub(super) const ATTR_LINENO: u16 = 9;
@@ -32,6 +33,8 @@ pub(super) const DATA_HASHSIZE: u16 = 18;
 pub(super) const DATA_MAXELEM: u16 = 19;
 pub(super) const DATA_IP2: u16 = 20;
 pub(super) const DATA_CIDR2: u16 = 21;
+/// `IPSET_ATTR_ELEMENTS`, in the header of a set only.
+const DATA_ELEMENTS: u16 = 24;
 
 pub(super) const IPADDR_V4: u16 = 1;
 pub(super) const IPADDR_V6: u16 = 2;
@@ -155,6 +158,19 @@ pub(super) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedSet>) -> Res
         set.members.extend(parse_entry(id.kind.set_type(), data)?);
     }
     Ok(())
+}
+
+/// How many members the header of a set says that it has.
+pub(super) fn parse_count(part: &[u8]) -> Result<Option<u32>, NfError> {
+    for attr in AttrIter(part) {
+        let (ATTR_DATA, header) = attr? else { continue };
+        for attr in AttrIter(header) {
+            if let (DATA_ELEMENTS, &[a, b, c, d]) = attr? {
+                return Ok(Some(u32::from_be_bytes([a, b, c, d])));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// How many members a hash has room for.

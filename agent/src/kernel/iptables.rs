@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The only external programs: `iptables-save`, `iptables-restore` and their IPv6 twins.
 
-use std::io::{ErrorKind, Read, Write};
-use std::process::{Command, Stdio};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use super::OpError;
+use super::child::{self, ChildError};
 use super::flavour::Flavour;
 use super::nft_watch::Children;
+use super::{Cause, OpError};
 use crate::core::model::Family;
 use crate::core::op::RulesOp;
 use crate::core::removal::Removal;
@@ -16,79 +17,125 @@ use crate::core::save::{ObservedRules, parse_save};
 
 /// How a rule that needs the match `ipvs` (module `xt_ipvs`) looks.
 pub const IPVS_MATCH: &str = "-m ipvs ";
+/// How long a program may run. Listing 50,000 rules takes some seconds on a slow node.
+const LIMIT: Duration = Duration::from_secs(20);
+/// How long iptables waits for its lock, in seconds.
+const LOCK_WAIT: &str = "5";
+/// Exit code of iptables when the kernel lacks its tables (`VERSION_PROBLEM` of `<xtables.h>`).
+const NO_TABLES: i32 = 3;
 
-/// Runs the programs and counts how many it started.
-#[derive(Debug, Default)]
+/// Runs the programs and counts how many it started. Clones count together.
+#[derive(Clone, Debug, Default)]
 pub struct Iptables {
-    started: u64,
+    started: Arc<AtomicU64>,
     children: Children,
     /// Found out when it is first needed.
-    flavour: Option<Flavour>,
+    flavour: Arc<OnceLock<Flavour>>,
 }
 
 impl Iptables {
     /// Processes started so far.
     pub fn started(&self) -> u64 {
-        self.started
-    }
-
-    /// Reads the rules of the families, all at once, beside the caller; a result each, in their order. An
-    /// error names the program and what it said.
-    ///
-    /// # Errors
-    /// When no thread can be started.
-    pub fn begin_reading(
-        &mut self,
-        families: &[Family],
-    ) -> std::io::Result<JoinHandle<Vec<Result<Saved, String>>>> {
-        self.started += families.len() as u64;
-        let (flavour, families) = (self.flavour(), families.to_vec());
-        let read = move || at_once(&families, |family| read(&flavour.program(*family, "save")));
-        std::thread::Builder::new().name("rules-save".to_owned()).spawn(read)
-    }
-
-    /// Writes the rules of families, all at once, each table atomically, and returns a result each:
-    /// what the program said; the tables that it did not reach stay as they were.
-    pub fn write(&mut self, rules: &[&RulesOp]) -> Vec<Result<(), OpError>> {
-        self.started += rules.len() as u64;
-        let flavour = self.flavour();
-        at_once(rules, |rules| write(&flavour.program(rules.family, "restore"), rules, &self.children))
-    }
-
-    fn flavour(&mut self) -> Flavour {
-        *self.flavour.get_or_insert_with(|| Flavour::of_node(save))
-    }
-
-    /// The rules of a family as text.
-    ///
-    /// # Errors
-    /// Names the program and what it said.
-    pub fn save(&mut self, family: Family) -> Result<String, String> {
-        self.started += 1;
-        save(&self.flavour().program(family, "save"))
-    }
-
-    /// Takes chains and jumps out, each table at once.
-    ///
-    /// # Errors
-    /// Names the program and what it said; the tables that it did not reach stay as they were.
-    pub fn remove(&mut self, family: Family, removal: &Removal) -> Result<(), String> {
-        self.started += 1;
-        restore(&self.flavour().program(family, "restore"), &removal.render(), &self.children)
+        self.started.load(Ordering::Relaxed)
     }
 
     /// The processes that write rules for this agent.
     pub fn children(&self) -> Children {
         self.children.clone()
     }
+
+    fn program(&self, family: Family, verb: &str) -> String {
+        let flavour =
+            self.flavour.get_or_init(|| Flavour::of_node(|name| self.save_with(name).unwrap_or_default()));
+        flavour.program(family, verb)
+    }
+
+    fn save_with(&self, program: &str) -> Result<String, ChildError> {
+        self.started.fetch_add(1, Ordering::Relaxed);
+        child::run(program, &[], "", LIMIT, |_| {})
+    }
+
+    /// The rules of a family as text.
+    ///
+    /// # Errors
+    /// Names the program and what it said.
+    pub fn save(&self, family: Family) -> Result<String, OpError> {
+        self.save_with(&self.program(family, "save")).map_err(|error| op_error(&error, false))
+    }
+
+    /// The rules of a family.
+    ///
+    /// # Errors
+    /// Names the program and what it said.
+    pub fn read(&self, family: Family) -> Result<Saved, OpError> {
+        let text = self.save(family)?;
+        Ok(Saved { rules: parse_save(&text), in_nft: is_in_nft(&text) })
+    }
+
+    /// Writes the rules of a family, each table atomically.
+    ///
+    /// # Errors
+    /// What the program said; the tables that it did not reach stay as they were.
+    pub fn write(&self, rules: &RulesOp) -> Result<(), OpError> {
+        let input = render_restore(&rules.chains, &rules.jumps);
+        // The first table may have been written before the second failed.
+        let Err(error) = self.restore(rules.family, &input) else { return Ok(()) };
+        let (kept, left_out): (Vec<&str>, Vec<&str>) = input.lines().partition(|l| !l.contains(IPVS_MATCH));
+        if left_out.is_empty() {
+            return Err(error);
+        }
+        // The guard must stand, even where one match is missing.
+        match self.restore(rules.family, &(kept.join("\n") + "\n")) {
+            Ok(()) => Err(OpError::degraded(
+                error.cause,
+                format!(
+                    "{error}; the other rules are in place; missing are those that keep this node itself from \
+                     load balancers whose source ranges leave it out: load the module xt_ipvs"
+                ),
+            )),
+            Err(_) => Err(error),
+        }
+    }
+
+    /// Removes chains and jumps, each table atomically.
+    ///
+    /// # Errors
+    /// What the program said; the tables that it did not reach stay as they were.
+    pub fn remove(&self, family: Family, removal: &Removal) -> Result<(), OpError> {
+        self.restore(family, &removal.render())
+    }
+
+    fn restore(&self, family: Family, input: &str) -> Result<(), OpError> {
+        self.started.fetch_add(1, Ordering::Relaxed);
+        let args = ["-w", LOCK_WAIT, "--noflush"];
+        let program = self.program(family, "restore");
+        let result = child::run(&program, &args, input, LIMIT, |pid| self.children.add(pid));
+        result.map(drop).map_err(|error| op_error(&error, true))
+    }
 }
 
-/// Does the work for each item on a thread of its own; threads stay in the network namespace.
-fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    })
+/// `writes`: the program may have changed something before it failed.
+fn op_error(error: &ChildError, writes: bool) -> OpError {
+    let (cause, remedy) = match error {
+        ChildError::Missing(_) => (Cause::ProgramMissing, ": install the iptables package"),
+        ChildError::TimedOut { .. } => {
+            (Cause::TimedOut, "; check whether another program holds /run/xtables.lock, and the node's load")
+        }
+        // Its own remedy, to be root, is of no use to a container. Legacy tables are reached through a raw
+        // socket, and in both flavours the match `set` asks for the numbers of sets through one.
+        ChildError::Failed { stderr, .. }
+            if ["you must be root", "open socket to ipset"].iter().any(|text| stderr.contains(text)) =>
+        {
+            (Cause::NotPermitted, "; it needs the capabilities NET_ADMIN and NET_RAW")
+        }
+        ChildError::Failed { code: Some(NO_TABLES), .. } => (
+            Cause::NotSupported,
+            "; load the kernel's iptables modules, or use the other flavour of iptables",
+        ),
+        ChildError::Failed { .. } | ChildError::Unusable(..) => (Cause::ProgramFailed, ""),
+    };
+    let message = format!("{error}{remedy}");
+    if writes { OpError::uncertain(cause, message) } else { OpError::plain(cause, message) }
 }
 
 /// What a family has.
@@ -100,70 +147,7 @@ pub struct Saved {
     pub in_nft: bool,
 }
 
-fn read(name: &str) -> Result<Saved, String> {
-    let text = save(name)?;
-    Ok(Saved { rules: parse_save(&text), in_nft: is_in_nft(&text) })
-}
-
 /// The first line says so: `# Generated by iptables-save v1.8.9 (nf_tables) on …`.
 fn is_in_nft(text: &str) -> bool {
     text.lines().next().is_some_and(|line| line.contains("(nf_tables)"))
-}
-
-fn save(name: &str) -> Result<String, String> {
-    run(Command::new(name).stdin(Stdio::null()), name, "", &Children::default())
-}
-
-fn write(name: &str, rules: &RulesOp, children: &Children) -> Result<(), OpError> {
-    let input = render_restore(&rules.chains, &rules.jumps);
-    // The first table may have been written before the second failed.
-    let Err(error) = restore(name, &input, children) else { return Ok(()) };
-    let (kept, left_out): (Vec<&str>, Vec<&str>) = input.lines().partition(|l| !l.contains(IPVS_MATCH));
-    if left_out.is_empty() {
-        return Err(OpError::doubt(error));
-    }
-    // The guard must stand, even where one match is missing.
-    match restore(name, &(kept.join("\n") + "\n"), children) {
-        Ok(()) => Err(OpError::degraded(format!(
-            "{error}; all rules are in place but those that keep this node itself from load balancers whose \
-             source ranges leave it out: load the module xt_ipvs"
-        ))),
-        Err(_) => Err(OpError::doubt(error)),
-    }
-}
-
-fn restore(name: &str, input: &str, children: &Children) -> Result<(), String> {
-    let mut command = Command::new(name);
-    command.args(["-w", "5", "--noflush"]).stdin(Stdio::piped());
-    run(&mut command, name, input, children).map(drop)
-}
-
-fn run(command: &mut Command, name: &str, input: &str, children: &Children) -> Result<String, String> {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut child = child.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => format!("{name} is not installed: install the iptables package"),
-        _ => format!("cannot start {name}: {error}"),
-    })?;
-    children.add(child.id());
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that ends early closes the pipe; its own message says why.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let mut errors = child.stderr.take();
-    let stderr = std::thread::spawn(move || {
-        let mut text = String::new();
-        let _ = errors.as_mut().map(|e| e.read_to_string(&mut text));
-        text
-    });
-    let output = child.wait_with_output().map_err(|error| format!("{name}: {error}"))?;
-    let stderr = stderr.join().unwrap_or_default();
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let stderr = stderr.trim();
-    // Its own remedy, to be root, is of no use to a container. Legacy tables are reached through a raw
-    // socket, and in both flavours the match `set` asks for the numbers of sets through one.
-    let denied = ["you must be root", "open socket to ipset"].iter().any(|text| stderr.contains(text));
-    let remedy = if denied { "; it needs the capabilities NET_ADMIN and NET_RAW" } else { "" };
-    Err(format!("{name} failed ({}): {stderr}{remedy}", output.status))
 }

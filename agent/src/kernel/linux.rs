@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use dummy_iface::DummyDevice;
@@ -12,26 +12,31 @@ use ipvs_netlink as ipvs;
 use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, ServiceId};
 
 use super::conntrack::ConntrackClient;
+use super::errors::{address_error, client_error, device_error, ipvs_error};
 use super::ipset::IpsetClient;
 use super::iptables::Iptables;
 use super::nfnetlink::NfSocket;
 use super::nft_watch::Children;
-use super::reading::Reading;
-use super::rules_reader::RulesReader;
-use super::{Kernel, ObserveError, OpError, Runner, nft_tables, sysctl, table};
+use super::reading::{Reading, failed};
+use super::rules::{Rules, Wake};
+use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner, sysctl, table};
 use crate::core::audit::{Piece, Step};
 use crate::core::flows::FlowFilter;
 use crate::core::map::Set;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::observed::ObservedServer;
-use crate::core::op::{Lane, LeftoversOp, Op};
+use crate::core::op::{Lane, Op};
 use crate::core::ownership::DEVICE;
+use crate::core::sets::SetId;
 use crate::core::settings::Settings;
+use crate::core::subject::Part;
 use crate::metrics::proxy::FlowCounter;
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
 /// kernel's table in one go.
 const ASKED_ONE_BY_ONE: usize = 8;
+/// Up to so many virtual servers are looked up one by one; more are read with all others.
+const LOOKED_UP_ONE_BY_ONE: usize = 256;
 
 /// What went to the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,13 +61,11 @@ pub struct LinuxKernel {
     pub(super) device: DummyDevice,
     pub(super) sets: IpsetClient,
     conntrack: ConntrackClient,
-    pub(super) iptables: Iptables,
+    iptables: Iptables,
     pub(super) nft: NfSocket,
     pub(super) families: Vec<Family>,
-    /// The programs of every one of `families` have worked once.
-    pub(super) families_tried: bool,
-    pub(super) rules: RulesReader,
-    reading: Option<Reading>,
+    rules: Rules,
+    reading: Reading,
     /// The name of the scheduler that nearly all virtual servers have.
     pub(super) scheduler: Arc<str>,
     pub(super) sysctls: Vec<&'static str>,
@@ -79,23 +82,28 @@ impl LinuxKernel {
     /// # Errors
     /// A missing module or privilege, with the remedy.
     pub fn open(settings: &Settings) -> anyhow::Result<Self> {
+        let iptables = Iptables::default();
         Ok(Self {
             ipvs: ipvs::Client::open().context("IPVS is not usable")?,
             device: DummyDevice::open(DEVICE).context("rtnetlink is not usable")?,
             sets: IpsetClient::open().context("ipset is not usable")?,
             conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
-            iptables: Iptables::default(),
+            rules: Rules::new(iptables.clone()),
+            iptables,
             nft: NfSocket::open().context("netfilter is not usable")?,
             families: settings.families.clone(),
-            families_tried: false,
-            rules: RulesReader::default(),
-            reading: None,
+            reading: Reading::End,
             scheduler: settings.scheduler.clone(),
             lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
             tables: 0,
             flows: None,
         })
+    }
+
+    /// Calls `wake` whenever something that a program did has ended.
+    pub fn wake(&mut self, wake: Wake) {
+        self.rules.wake(wake);
     }
 
     /// Counts the stale flows that are forgotten.
@@ -155,7 +163,7 @@ impl LinuxKernel {
     fn forget_flows(&mut self, filter: &FlowFilter) -> Result<(), OpError> {
         let start = Instant::now();
         let count = self.conntrack.forget(filter);
-        let count = count.map_err(|error| OpError::plain(format!("connection tracking: {error}")))?;
+        let count = count.map_err(|error| OpError::plain(Cause::Other, error.to_string()))?;
         if let Some(counter) = &self.flows {
             counter.forgot(filter.family, start.elapsed(), count);
         }
@@ -165,62 +173,79 @@ impl LinuxKernel {
         Ok(())
     }
 
-    fn remove_leftovers(&mut self, leftovers: &LeftoversOp) -> Result<(), String> {
-        let family = leftovers.family;
-        self.rules.forget();
-        if !leftovers.removal.is_empty() {
-            self.iptables.remove(family, &leftovers.removal)?;
-            let (chains, rules) = leftovers.removal.count();
-            tracing::info!(%family, chains, rules, "removed what another mode of kube-proxy left in iptables");
-        }
-        if leftovers.nft_table {
-            nft_tables::remove(&mut self.nft, family)
-                .map_err(|error| format!("table kube-proxy of nftables: {error}"))?;
-            tracing::info!(%family, "removed the nftables table that kube-proxy left");
-        }
-        Ok(())
-    }
-
-    fn execute_one(&mut self, op: &Op) -> Result<(), OpError> {
-        match op {
+    fn execute_one(&mut self, op: &Op) -> Result<Progress, OpError> {
+        let done = match op {
             Op::SetSysctl(sysctl) => sysctl::write(sysctl),
             Op::SetTimeouts(timeouts) => {
                 let config = ipvs::Config { tcp: timeouts.tcp, tcp_fin: timeouts.tcp_fin, udp: timeouts.udp };
-                self.ipvs.set_config(config).map_err(|e| OpError::plain(e.to_string()))
+                self.ipvs.set_config(config).map_err(|error| client_error(&error))
             }
             Op::ForgetFlows(flows) => self.forget_flows(&flows.filter),
-            Op::RemoveLeftovers(leftovers) => self.remove_leftovers(leftovers).map_err(OpError::plain),
-            Op::CreateDevice => self.device.ensure().map(drop).map_err(|e| OpError::plain(e.to_string())),
-            other => Err(OpError::plain(format!("{other} is not executed one by one"))),
-        }
+            Op::CreateDevice => self.device.ensure().map(drop).map_err(|error| device_error(&error)),
+            Op::WriteRules(_) | Op::RemoveLeftovers(_) => {
+                return self.rules.execute(op).map(|()| Progress::Started);
+            }
+            other => Err(OpError::plain(Cause::Other, format!("{other} is not executed one by one"))),
+        };
+        done.map(|()| Progress::Done)
     }
 }
 
 impl Kernel for LinuxKernel {
     fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
-        let reading = match self.reading.take().filter(|_| step == Step::Next) {
-            Some(reading) => reading,
-            None => self.begin_reading(step)?,
+        if step != Step::Next {
+            self.reading = self.begin_reading(step);
+        }
+        let reading = std::mem::replace(&mut self.reading, Reading::End);
+        let (piece, next) = self.read_piece(reading);
+        self.reading = next;
+        piece
+    }
+
+    fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError> {
+        match part {
+            Part::Set(id) => self.read_set(id),
+            Part::Addresses => self.read_addresses(),
+            Part::Node => self.read_rest(),
+            Part::Ipvs | Part::Rules(_) => Err(failed(part)(&"it is no single piece")),
+        }
+    }
+
+    fn read_rules(&mut self, families: &[Family], afresh: bool) {
+        families.iter().for_each(|family| self.rules.read(*family, &mut self.nft, afresh));
+    }
+
+    fn finished(&mut self, limit: Duration) -> Vec<Finished> {
+        self.rules.finished(limit)
+    }
+
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+        let exists = |vs: &VsKey| match self.ipvs.service(&service_id(vs)) {
+            Ok(_) => Ok(true),
+            Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchService => Ok(false),
+            Err(error) => Err(failed(Part::Ipvs)(&error)),
         };
-        let (piece, reading) = self.read_piece(reading)?;
-        self.reading = Some(reading);
-        Ok(piece)
+        let servers = servers.iter().map(exists).collect::<Result<_, _>>()?;
+        let count = |set: &SetId| self.sets.count(*set).map_err(|error| failed(Part::Set(*set))(&error));
+        Ok(Probed { servers, sets: sets.iter().map(count).collect::<Result<_, _>>()? })
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        if servers.len() > LOOKED_UP_ONE_BY_ONE {
+            return self.look_up_all(servers);
+        }
         servers.iter().map(|vs| self.look_up_one(vs)).collect()
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
-        let unreadable =
-            |error: &dyn std::fmt::Display| ObserveError { what: "connections", message: error.to_string() };
         if servers.len() > ASKED_ONE_BY_ONE {
             self.tables += 1;
-            return table::read_busy().map_err(|error| unreadable(&error));
+            return table::read_busy().map_err(|error| failed(Part::Ipvs)(&error));
         }
         let mut busy = Set::default();
         for vs in servers {
-            let dests = self.ipvs.destinations(&service_id(vs)).map_err(|error| unreadable(&error))?;
+            let dests = self.ipvs.destinations(&service_id(vs));
+            let dests = dests.map_err(|error| failed(Part::Ipvs)(&error))?;
             let with_connections = dests.iter().filter(|dest| has_connections(dest));
             busy.extend(with_connections.map(|dest| (*vs, RsKey { addr: dest.addr, port: dest.port })));
         }
@@ -232,40 +257,34 @@ impl Kernel for LinuxKernel {
         work(&mut |ops| execute_ipvs(ipvs, ops), &mut |ops| execute_addresses(device, ops));
     }
 
-    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
         match ops.first().map(|op| op.lane()) {
             None => Vec::new(),
             Some(Lane::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
             Some(Lane::Sets) => self.sets.execute(ops),
             Some(Lane::Addresses) => execute_addresses(&mut self.device, ops),
-            Some(Lane::Rules) => {
-                self.rules.forget();
-                let rules =
-                    ops.iter().filter_map(|op| if let Op::WriteRules(r) = op { Some(&**r) } else { None });
-                self.iptables.write(&rules.collect::<Vec<_>>())
-            }
-            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack | Lane::Leftovers) => {
+            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack | Lane::Rules | Lane::Leftovers) => {
                 ops.iter().map(|op| self.execute_one(op)).collect()
             }
         }
     }
 }
 
-fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
     let commands: Vec<Command> = ops.iter().filter_map(|op| command(op)).collect();
-    let mut results = vec![Ok(()); ops.len()];
+    let mut results = vec![Ok(Progress::Done); ops.len()];
     match client.batch(&commands) {
         Ok(report) => {
             for (index, error) in report.failures {
-                results[index] = Err(ipvs_error(&error));
+                results[index] = Err(ipvs_error(ops[index], &error));
             }
         }
-        Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
+        Err(error) => results.fill(Err(client_error(&error))),
     }
     results
 }
 
-fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
     let bind: Vec<IpAddr> =
         ops.iter().filter_map(|op| if let Op::Bind(a) = op { Some(*a) } else { None }).collect();
     let failures = if bind.is_empty() {
@@ -275,14 +294,14 @@ fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<(), Op
     } else {
         device.add(&bind)
     };
-    let mut results = vec![Ok(()); ops.len()];
+    let mut results = vec![Ok(Progress::Done); ops.len()];
     match failures {
         Ok(failures) => {
             for (index, error) in failures {
-                results[index] = Err(OpError::doubt(error.to_string()));
+                results[index] = Err(address_error(&error));
             }
         }
-        Err(error) => results.fill(Err(OpError::doubt(error.to_string()))),
+        Err(error) => results.fill(Err(device_error(&error))),
     }
     results
 }
@@ -341,16 +360,4 @@ fn command(op: &Op) -> Option<Command> {
         Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), target(rs)),
         _ => return None,
     })
-}
-
-/// Which answers mean that the mirror is wrong.
-fn ipvs_error(error: &ipvs::CommandError) -> OpError {
-    let doubt = matches!(
-        error.kind,
-        ErrorKind::ServiceExists
-            | ErrorKind::NoSuchService
-            | ErrorKind::DestinationExists
-            | ErrorKind::NoSuchDestination
-    );
-    OpError { message: error.to_string(), doubt, degraded: false }
 }

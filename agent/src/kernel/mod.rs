@@ -5,7 +5,9 @@
 //! that makes the next op fail. [`apply`] runs a plan on either.
 
 mod apply;
+mod child;
 pub mod conntrack;
+mod errors;
 pub mod fake;
 pub mod flavour;
 pub mod ipset;
@@ -17,94 +19,55 @@ pub mod nfnetlink;
 pub mod nft_tables;
 pub mod nft_watch;
 mod reading;
-mod rules_reader;
+mod rules;
 pub mod sysctl;
 pub mod table;
 pub mod teardown;
 pub mod traffic;
 
-pub use apply::{Runner, apply};
+pub use crate::core::outcome::{Cause, OpError, Outcome, Progress, Report};
+pub use apply::{Applied, Runner, Terms, apply};
+
+use std::time::{Duration, Instant};
 
 use crate::core::audit::{Audit, Piece, Step};
 use crate::core::map::Set;
-use crate::core::model::{RsKey, VsKey};
+use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::observed::{Observed, ObservedServer};
 use crate::core::op::Op;
+use crate::core::save::ObservedRules;
+use crate::core::sets::SetId;
+use crate::core::subject::{Part, Subject};
 
-/// Why an op failed.
+/// How long the first reading waits for the programs that print rules, after everything else is read.
+const RULES_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A part of the kernel could not be read. Nothing is known about it then, so the mirror keeps what it has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct OpError {
-    /// What the kernel or the program said, and the remedy where there is one.
-    pub message: String,
-    /// The kernel's state is not what the mirror says (it exists, it is missing, the answer was
-    /// lost): read it again before the next try.
-    pub doubt: bool,
-    /// The most important part was done: what depends on it goes on, and it is tried again.
-    pub degraded: bool,
-}
-
-impl OpError {
-    /// A failure that says nothing about the mirror.
-    pub fn plain(message: impl Into<String>) -> Self {
-        Self { message: message.into(), doubt: false, degraded: false }
-    }
-
-    /// A failure that puts the mirror in doubt.
-    pub fn doubt(message: impl Into<String>) -> Self {
-        Self { message: message.into(), doubt: true, degraded: false }
-    }
-
-    /// A failure that leaves out the least important part only.
-    pub fn degraded(message: impl Into<String>) -> Self {
-        Self { message: message.into(), doubt: true, degraded: true }
-    }
-}
-
-/// A failure to read the kernel. Nothing is known then, so nothing is written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read {what}: {message}")]
+#[error("cannot read {part}: {error}")]
 pub struct ObserveError {
-    /// What was being read, e.g. `ipsets`.
-    pub what: &'static str,
+    /// What was being read.
+    pub part: Part,
     /// What went wrong, and the remedy where there is one.
-    pub message: String,
+    pub error: OpError,
 }
 
-/// How an op ended.
+/// The end of something that a program did beside the loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The kernel acknowledged it.
-    Done,
-    /// It failed.
-    Failed(OpError),
-    /// It did not run, because something that it depends on failed.
-    Skipped(String),
+pub enum Finished {
+    /// The rules of a family were read; `None`: nobody changed them since the last reading.
+    Rules(Family, Result<Option<Box<ObservedRules>>, OpError>),
+    /// An op that was [`Progress::Started`] has ended.
+    Op(Subject, Result<(), OpError>),
 }
 
-/// How every op of a plan ended, in the plan's order.
-#[must_use]
+/// What a look at a few objects showed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// One outcome per op.
-    pub outcomes: Vec<Outcome>,
-}
-
-impl Report {
-    /// Number of ops that the kernel acknowledged.
-    pub fn done(&self) -> usize {
-        self.outcomes.iter().filter(|o| **o == Outcome::Done).count()
-    }
-
-    /// True when every op was acknowledged.
-    pub fn is_clean(&self) -> bool {
-        self.done() == self.outcomes.len()
-    }
-
-    /// True when a failure puts the mirror in doubt.
-    pub fn in_doubt(&self) -> bool {
-        self.outcomes.iter().any(|o| matches!(o, Outcome::Failed(e) if e.doubt))
-    }
+pub struct Probed {
+    /// Whether each virtual server exists.
+    pub servers: Vec<bool>,
+    /// How many members each set has; `None`: it does not exist.
+    pub sets: Vec<Option<u32>>,
 }
 
 /// A kernel: something that can be read whole and changed by ops.
@@ -113,8 +76,28 @@ pub trait Kernel {
     /// changes to wait for it.
     ///
     /// # Errors
-    /// When a piece cannot be read; the reading is over then.
+    /// When a part cannot be read; the next call goes on after it.
     fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError>;
+
+    /// Reads one piece by itself: a set, the addresses, or the rest.
+    ///
+    /// # Errors
+    /// When it cannot be read, and for parts that are no single piece.
+    fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError>;
+
+    /// Begins to read the rules of these families beside the caller. Each ends in a [`Finished::Rules`].
+    /// Unless `afresh`, one whose rules nobody has changed is not read again.
+    fn read_rules(&mut self, families: &[Family], afresh: bool);
+
+    /// What has ended beside the caller. Waits up to `limit` for the first of it, if anything is under way.
+    fn finished(&mut self, limit: Duration) -> Vec<Finished>;
+
+    /// Looks whether virtual servers exist and how many members sets have: cheap, and enough to notice that
+    /// somebody flushed them.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError>;
 
     /// What each of these virtual servers is like now; `None`: it does not exist.
     ///
@@ -129,19 +112,21 @@ pub trait Kernel {
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError>;
 
     /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
-    /// does not stop the others.
-    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>>;
+    /// does not stop the others. Ops that need a program are only started.
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>>;
 
     /// Calls `work` with two runners, of IPVS ops and of addresses, that may be used at the same time by
     /// two threads.
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>));
 
-    /// Reads everything in one go.
+    /// Reads everything in one go, into an empty mirror. What ended meanwhile and is no part of it is added
+    /// to `other`. Rules that take longer than everything else are left unread; they are told later.
     ///
     /// # Errors
-    /// When any part cannot be read completely; there is no partial observation.
-    fn observe(&mut self) -> Result<Observed, ObserveError> {
+    /// When any other part cannot be read completely; there is no partial observation.
+    fn observe(&mut self, families: &[Family], other: &mut Vec<Finished>) -> Result<Observed, ObserveError> {
         let (mut audit, mut observed) = (Audit::fill(), Observed::default());
+        self.read_rules(families, true);
         let mut piece = self.read(Step::Fill)?;
         while let Some(read) = piece {
             audit.take(read, &mut observed);
@@ -150,6 +135,30 @@ pub trait Kernel {
         let suspects = audit.suspects(&observed);
         for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {
             audit.settle(*key, server, &mut observed);
+        }
+        families.iter().for_each(|family| observed.unread_rules[family.index()] = true);
+        let mut missing = families.to_vec();
+        let deadline = Instant::now() + RULES_PATIENCE;
+        while !missing.is_empty() {
+            let ended = self.finished(deadline.saturating_duration_since(Instant::now()));
+            if ended.is_empty() {
+                break;
+            }
+            for finished in ended {
+                match finished {
+                    Finished::Rules(family, Ok(Some(rules))) => {
+                        observed.rules[family.index()] = *rules;
+                        observed.unread_rules[family.index()] = false;
+                        missing.retain(|missing| *missing != family);
+                    }
+                    finished => {
+                        if let Finished::Rules(family, _) = &finished {
+                            missing.retain(|missing| missing != family);
+                        }
+                        other.push(finished);
+                    }
+                }
+            }
         }
         Ok(observed)
     }

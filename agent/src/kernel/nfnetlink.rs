@@ -37,7 +37,16 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 pub enum NfError {
     /// The socket failed.
     #[error("netfilter netlink socket: {0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
+    /// No answer came in time: nobody knows what ran.
+    #[error("the kernel did not answer in time")]
+    Timeout,
+    /// Answers were lost (`ENOBUFS`): nobody knows what ran.
+    #[error("the kernel's answers were lost")]
+    Overrun,
+    /// A list changed while it was read.
+    #[error("the list changed while it was read")]
+    Interrupted,
     /// The kernel refused a request; the number is an errno or a private code of the subsystem.
     #[error("the kernel refused the request (error {0})")]
     Refused(i32),
@@ -59,7 +68,7 @@ pub enum NfError {
     /// Entries of the connection-tracking table stayed, though the kernel was told to delete them.
     #[error(
         "the kernel refused to delete {count} stale UDP flows; the first was {first}: {}",
-        std::io::Error::from_raw_os_error(*.code)
+        nix::errno::Errno::from_raw(*.code).desc()
     )]
     FlowsStay {
         /// How many.
@@ -72,6 +81,17 @@ pub enum NfError {
     /// An answer that cannot be read, or one that was cut short.
     #[error("the kernel's answer cannot be read: {0}")]
     Malformed(&'static str),
+}
+
+impl From<std::io::Error> for NfError {
+    fn from(error: std::io::Error) -> Self {
+        const ENOBUFS: i32 = 105;
+        match error {
+            error if error.kind() == std::io::ErrorKind::WouldBlock => NfError::Timeout,
+            error if error.raw_os_error() == Some(ENOBUFS) => NfError::Overrun,
+            error => NfError::Io(error),
+        }
+    }
 }
 
 /// Builds the attributes of one message.
@@ -278,6 +298,8 @@ impl NfSocket {
         request.encode(seq, NLM_F_DUMP, &mut bytes);
         self.counters.dumps += 1;
         self.send(&bytes)?;
+        // Whatever is wrong, the dump is read to its end: the kernel refuses the next one until then.
+        let mut result = Ok(());
         loop {
             self.receive()?;
             for message in messages(&self.buffer) {
@@ -286,13 +308,15 @@ impl NfSocket {
                     continue;
                 }
                 if message.flags & NLM_F_DUMP_INTR != 0 {
-                    return Err(NfError::Malformed("the dump was interrupted by a change"));
+                    result = result.and(Err(NfError::Interrupted));
                 }
                 match message.kind {
                     NLMSG_DONE | NLMSG_ERROR => {
-                        return refusal(message.payload).map_or(Ok(()), |e| Err(NfError::Refused(e)));
+                        let end = refusal(message.payload).map_or(Ok(()), |e| Err(NfError::Refused(e)));
+                        return result.and(end);
                     }
-                    _ => part(message.payload.get(NFGEN..).unwrap_or_default())?,
+                    _ if result.is_ok() => result = part(message.payload.get(NFGEN..).unwrap_or_default()),
+                    _ => {}
                 }
             }
         }

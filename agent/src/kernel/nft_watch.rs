@@ -3,12 +3,14 @@
 //! notifications of `<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10. The legacy flavour tells
 //! nobody; there the next audit finds out.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 
 use super::nfnetlink::{AttrIter, NfError, Received, messages};
 use crate::core::chains::{CHAINS, JUMPS, Table};
+use crate::core::model::Family;
 
 const SUBSYSTEM: u16 = 10 << 8;
 const DEL_TABLE: u16 = SUBSYSTEM | 2;
@@ -65,29 +67,45 @@ impl RulesWatch {
         Ok(Self { socket, own, buffer: Vec::with_capacity(64 * 1024) })
     }
 
-    /// Waits until somebody else changed a chain of ours, or took a rule from a chain that jumps to
-    /// ours.
+    /// Waits until another program changed a chain of ours, or took a rule from a chain that jumps to
+    /// ours. The families that are concerned.
     ///
     /// # Errors
     /// When the socket fails. Lost notifications are no error: something changed.
-    pub fn wait(&mut self) -> Result<(), NfError> {
-        const ENOBUFS: i32 = 105;
+    pub fn wait(&mut self) -> Result<BTreeSet<Family>, NfError> {
         loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {
                 Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(ENOBUFS) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) => match NfError::from(error) {
+                    NfError::Overrun => return Ok(Family::ALL.into()),
+                    error => return Err(error),
+                },
             }
+            let mut families = BTreeSet::new();
             for message in messages(&self.buffer) {
                 let message = message?;
-                if concerns_us(&message) && !self.own.contains(message.port) {
-                    return Ok(());
+                if !self.own.contains(message.port) {
+                    families.extend(concerned_family(&message));
                 }
+            }
+            if !families.is_empty() {
+                return Ok(families);
             }
         }
     }
+}
+
+/// The family whose rules of ours a message is about. Tables of other families, such as `inet`, may have the
+/// same names.
+fn concerned_family(message: &Received<'_>) -> Option<Family> {
+    let family = match message.payload.first()? {
+        2 => Family::V4,
+        10 => Family::V6,
+        _ => return None,
+    };
+    concerns_us(message).then_some(family)
 }
 
 fn concerns_us(message: &Received<'_>) -> bool {
@@ -117,11 +135,21 @@ mod tests {
     use super::super::nfnetlink::Attrs;
     use super::*;
 
-    fn concerns(kind: u16, table: &str, attr: u16, chain: &str) -> bool {
+    fn concerned(family: u8, kind: u16, table: &str, attr: u16, chain: &str) -> Option<Family> {
         let mut attrs = Attrs::default();
         attrs.put_str(ATTR_TABLE, table).put_str(attr, chain);
-        let payload = [&[2, 0, 0, 0], attrs.as_bytes()].concat();
-        concerns_us(&Received { kind, flags: 0, seq: 0, port: 7, payload: &payload })
+        let payload = [&[family, 0, 0, 0], attrs.as_bytes()].concat();
+        concerned_family(&Received { kind, flags: 0, seq: 0, port: 7, payload: &payload })
+    }
+
+    fn concerns(kind: u16, table: &str, attr: u16, chain: &str) -> bool {
+        concerned(2, kind, table, attr, chain).is_some()
+    }
+
+    #[test]
+    fn families_are_told_apart_and_those_that_are_not_ours_are_ignored() {
+        let family = |family| concerned(family, DEL_TABLE, "filter", 9, "");
+        assert_eq!([2, 10, 1, 7].map(family), [Some(Family::V4), Some(Family::V6), None, None]);
     }
 
     #[test]

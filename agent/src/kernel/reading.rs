@@ -2,125 +2,116 @@
 //! Reading the real kernel, a piece at a time.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Client, Destination, ErrorKind, Service, ServiceList};
 
 use super::linux::{LinuxKernel, service_id, vs_key};
 use super::table::{Shown, TableReader};
-use super::{ObserveError, nft_tables, sysctl};
-use crate::core::audit::{Addresses, Piece, Rest, Step};
+use super::{Cause, ObserveError, OpError, nft_tables, sysctl};
+use crate::core::audit::{Addresses, Audit, Piece, Rest, Step};
 use crate::core::model::{RsKey, VsKey, VsSpec};
-use crate::core::observed::{ObservedServer, RsState};
+use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::sets::SetId;
 use crate::core::settings::Timeouts;
+use crate::core::subject::Part;
 
 /// Datagrams of the list of virtual servers in one piece, some 130 virtual servers each.
 const LISTED: usize = 4;
 /// Pages of the kernel's table in one piece, some 10 virtual servers each.
 const SHOWN: usize = 12;
-/// Pause between looks whether the programs that print rules have ended.
-const RULES_PAUSE: Duration = Duration::from_millis(2);
 /// Schedulers whose virtual servers may have flags (`IP_VS_SVC_F_SCHED*`).
 const FLAGGED: [&str; 2] = ["mh", "sh"];
 
 /// How far a reading is.
 #[derive(Debug)]
 pub(super) enum Reading {
+    List,
     /// Over a socket of its own: a socket has one dump at a time, and commands go on meanwhile.
     Listed(Box<(Client, ServiceList)>),
+    Table,
     Shown(Box<TableReader>),
     /// So many sets have been read.
     Sets(usize),
     Addresses,
     Rest,
-    Rules,
     End,
 }
 
-fn unreadable(what: &'static str) -> impl Fn(&dyn std::fmt::Display) -> ObserveError {
-    move |error| ObserveError { what, message: error.to_string() }
+/// Why a part could not be read.
+pub(super) fn failed(part: Part) -> impl Fn(&dyn std::fmt::Display) -> ObserveError {
+    move |error| ObserveError { part, error: OpError::plain(Cause::Other, error.to_string()) }
 }
 
 impl LinuxKernel {
-    pub(super) fn begin_reading(&mut self, step: Step) -> Result<Reading, ObserveError> {
-        // The programs run while everything else is read.
-        self.rules.begin(&mut self.nft, &mut self.iptables, &self.families);
+    /// Where a reading begins.
+    pub(super) fn begin_reading(&self, step: Step) -> Reading {
         // The table shows everything but the flags that two schedulers have.
         if step == Step::Compare && !FLAGGED.contains(&&*self.scheduler) {
-            return self.begin_table();
+            Reading::Table
+        } else {
+            Reading::List
         }
-        self.lists += 1;
-        let list = Client::open().and_then(|mut lister| {
-            let list = lister.begin_services()?;
-            Ok((lister, list))
-        });
-        list.map(Box::new).map(Reading::Listed).map_err(|error| unreadable("IPVS")(&error))
     }
 
-    fn begin_table(&mut self) -> Result<Reading, ObserveError> {
-        self.tables += 1;
-        let table = TableReader::open(self.scheduler.clone()).map_err(|error| unreadable("IPVS")(&error))?;
-        Ok(Reading::Shown(Box::new(table)))
-    }
-
-    /// The next piece, and where the reading is then.
-    pub(super) fn read_piece(&mut self, reading: Reading) -> Result<(Option<Piece>, Reading), ObserveError> {
+    /// The next piece, and where the reading goes on after it.
+    pub(super) fn read_piece(&mut self, reading: Reading) -> (Result<Option<Piece>, ObserveError>, Reading) {
         match reading {
-            Reading::Listed(mut list) => match self.read_listed(&mut list)? {
-                Some(piece) => Ok((Some(piece), Reading::Listed(list))),
-                None => {
-                    let table = self.begin_table()?;
-                    self.read_piece(table)
-                }
+            Reading::List => match self.open_list() {
+                Ok(list) => self.read_piece(Reading::Listed(list)),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), Reading::Sets(0)),
             },
-            Reading::Shown(mut table) => {
-                match table.next(SHOWN).map_err(|error| unreadable("IPVS")(&error))? {
-                    Some(shown) => Ok((Some(shown_piece(shown)), Reading::Shown(table))),
-                    None => self.read_piece(Reading::Sets(0)),
+            Reading::Listed(mut list) => match self.read_listed(&mut list) {
+                Ok(Some(listed)) => (Ok(Some(Piece::Listed(listed))), Reading::Listed(list)),
+                Ok(None) => self.read_piece(Reading::Table),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), Reading::Sets(0)),
+            },
+            Reading::Table => {
+                self.tables += 1;
+                match TableReader::open(self.scheduler.clone()) {
+                    Ok(table) => self.read_piece(Reading::Shown(Box::new(table))),
+                    Err(error) => (Err(failed(Part::Ipvs)(&error)), Reading::Sets(0)),
                 }
             }
+            Reading::Shown(mut table) => match table.next(SHOWN) {
+                Ok(Some(shown)) => (Ok(Some(shown_piece(shown))), Reading::Shown(table)),
+                Ok(None) => self.read_piece(Reading::Sets(0)),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), Reading::Sets(0)),
+            },
             Reading::Sets(n) => match self.families.iter().flat_map(|family| SetId::all(*family)).nth(n) {
-                Some(id) => {
-                    let set = self.sets.get(id).map_err(|error| unreadable("ipsets")(&error))?;
-                    Ok((Some(Piece::Set(id, set)), Reading::Sets(n + 1)))
-                }
+                Some(id) => (self.read_set(id).map(Some), Reading::Sets(n + 1)),
                 None => self.read_piece(Reading::Addresses),
             },
-            Reading::Addresses => Ok((Some(self.read_addresses()?), Reading::Rest)),
-            Reading::Rest => Ok((Some(self.read_rest()?), Reading::Rules)),
-            Reading::Rules if !self.rules.is_ready() => {
-                std::thread::sleep(RULES_PAUSE);
-                Ok((Some(Piece::Awaited), Reading::Rules))
-            }
-            Reading::Rules => {
-                let rules = self.rules.end(&self.families, &mut self.families_tried);
-                match rules.map_err(|error| unreadable("iptables rules")(&error))? {
-                    Some((families, rules)) => {
-                        self.families.clone_from(&families);
-                        Ok((Some(Piece::Rules(families, Box::new(rules))), Reading::End))
-                    }
-                    None => Ok((None, Reading::End)),
-                }
-            }
-            Reading::End => Ok((None, Reading::End)),
+            Reading::Addresses => (self.read_addresses().map(Some), Reading::Rest),
+            Reading::Rest => (self.read_rest().map(Some), Reading::End),
+            Reading::End => (Ok(None), Reading::End),
         }
+    }
+
+    fn open_list(&mut self) -> Result<Box<(Client, ServiceList)>, ipvs::Error> {
+        self.lists += 1;
+        let mut lister = Client::open()?;
+        let list = lister.begin_services()?;
+        Ok(Box::new((lister, list)))
+    }
+
+    pub(super) fn read_set(&mut self, id: SetId) -> Result<Piece, ObserveError> {
+        let set = self.sets.get(id).map_err(|error| failed(Part::Set(id))(&error))?;
+        Ok(Piece::Set(id, set))
     }
 
     fn read_listed(
         &mut self,
         (lister, list): &mut (Client, ServiceList),
-    ) -> Result<Option<Piece>, ObserveError> {
+    ) -> Result<Option<Vec<(VsKey, VsSpec)>>, ipvs::Error> {
         let mut listed = None;
         for _ in 0..LISTED {
-            let more = lister.more_services(list).map_err(|error| unreadable("IPVS")(&error))?;
-            let Some(services) = more else { break };
+            let Some(services) = lister.more_services(list)? else { break };
             // A service by fwmark, or of a protocol that Services cannot have, is somebody else's.
             let ours = services.iter().filter_map(|service| Some((vs_key(&service.id)?, self.spec(service))));
             listed.get_or_insert_with(Vec::new).extend(ours);
         }
-        Ok(listed.map(Piece::Listed))
+        Ok(listed)
     }
 
     fn spec(&self, service: &Service) -> VsSpec {
@@ -137,18 +128,42 @@ impl LinuxKernel {
         let service = match self.ipvs.service(&id) {
             Ok(service) => service,
             Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchService => return Ok(None),
-            Err(error) => return Err(unreadable("IPVS")(&error)),
+            Err(error) => return Err(failed(Part::Ipvs)(&error)),
         };
-        let destinations = self.ipvs.destinations(&id).map_err(|error| unreadable("IPVS")(&error))?;
+        let destinations = self.ipvs.destinations(&id).map_err(|error| failed(Part::Ipvs)(&error))?;
         Ok(Some(ObservedServer {
             spec: self.spec(&service),
             real_servers: destinations.iter().map(real_server).collect(),
         }))
     }
 
-    fn read_addresses(&mut self) -> Result<Piece, ObserveError> {
-        let unreadable = |error| unreadable("addresses")(&error);
-        let all = self.device.addresses().map_err(unreadable)?;
+    /// As [`Self::look_up_one`], for many: everything is read, once.
+    pub(super) fn look_up_all(
+        &mut self,
+        servers: &[VsKey],
+    ) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        let ipvs = failed(Part::Ipvs);
+        let mut list = self.open_list().map_err(|error| ipvs(&error))?;
+        let mut audit = Audit::fill();
+        let mut observed = Observed::default();
+        while let Some(listed) = self.read_listed(&mut list).map_err(|error| ipvs(&error))? {
+            audit.take(Piece::Listed(listed), &mut observed);
+        }
+        self.tables += 1;
+        let mut table = TableReader::open(self.scheduler.clone()).map_err(|error| ipvs(&error))?;
+        while let Some(shown) = table.next(SHOWN).map_err(|error| ipvs(&error))? {
+            audit.take(shown_piece(shown), &mut observed);
+        }
+        // What the two disagree about.
+        for key in audit.suspects(&observed) {
+            let server = self.look_up_one(&key)?;
+            audit.settle(key, server, &mut observed);
+        }
+        Ok(servers.iter().map(|key| observed.virtual_servers.remove(key)).collect())
+    }
+
+    pub(super) fn read_addresses(&mut self) -> Result<Piece, ObserveError> {
+        let all = self.device.addresses().map_err(|error| failed(Part::Addresses)(&error))?;
         Ok(Piece::Addresses(Addresses {
             device: all.own.is_some(),
             bound: all.own.unwrap_or_default().into_iter().collect(),
@@ -156,12 +171,12 @@ impl LinuxKernel {
         }))
     }
 
-    fn read_rest(&mut self) -> Result<Piece, ObserveError> {
-        let config = self.ipvs.config().map_err(|error| unreadable("IPVS")(&error))?;
+    pub(super) fn read_rest(&mut self) -> Result<Piece, ObserveError> {
+        let config = self.ipvs.config().map_err(|error| failed(Part::Node)(&error))?;
         Ok(Piece::Rest(Rest {
             timeouts: Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp },
             sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
-            next_hops: self.device.next_hops().map_err(|error| unreadable("routes")(&error))?,
+            next_hops: self.device.next_hops().map_err(|error| failed(Part::Node)(&error))?,
             // Only a table that is there matters, and an unclear answer shows none.
             nft_tables: nft_tables::find(&mut self.nft).unwrap_or_default(),
         }))

@@ -3,8 +3,9 @@
 
 use std::fs;
 
-use super::OpError;
+use super::{Cause, OpError};
 use crate::core::settings::Sysctl;
+use crate::words;
 
 /// The current number; `None` when it cannot be read.
 pub fn read(path: &str) -> Option<i64> {
@@ -14,7 +15,7 @@ pub fn read(path: &str) -> Option<i64> {
 /// Writes a number.
 ///
 /// # Errors
-/// Names the file, the value, and the remedy.
+/// What is in the way, and the remedy.
 pub fn write(sysctl: &Sysctl) -> Result<(), OpError> {
     fs::write(sysctl.path, sysctl.value.to_string()).map_err(|error| {
         let Sysctl { path, value, .. } = sysctl;
@@ -23,9 +24,13 @@ pub fn write(sysctl: &Sysctl) -> Result<(), OpError> {
             Some(name) => format!("sysctl -w {}={value}", name.replace('/', ".")),
             None => format!("echo {value} > {path}"),
         };
-        OpError::plain(format!(
-            "cannot set {path} to {value} (it is {now}): {error}; set it on the node (`{on_node}`) or let this \
-             container write it (privileged)"
-        ))
+        OpError::plain(
+            Cause::of_errno(error.raw_os_error().unwrap_or(0)),
+            format!(
+                "it is {now} and must be {value}: {}; run `{on_node}` on the node, or let this container write it \
+                 (privileged)",
+                words::io_error(&error)
+            ),
+        )
     })
 }

@@ -104,7 +104,9 @@ impl Teardown {
                 Some(Err(ipvs::Error::Command(error))) if error.kind == ErrorKind::NoSuchService => Ok(()),
                 Some(Err(error)) => Err(error.to_string()),
             },
-            Step::Rules(family, removal) => self.iptables.remove(*family, removal),
+            Step::Rules(family, removal) => {
+                self.iptables.remove(*family, removal).map_err(|error| error.to_string())
+            }
             Step::Set(set) => self.destroy(*set),
             Step::NftTable(family) => {
                 nft_tables::remove(&mut self.nft, *family).map_err(|error| error.to_string())

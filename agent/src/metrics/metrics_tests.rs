@@ -10,8 +10,9 @@ use crate::core::model::{EndpointSlice, Protocol, RsKey, Service, ServicePort, S
 use crate::core::node::NodeFacts;
 use crate::core::op::RulesOp;
 use crate::core::settings::Settings;
+use crate::core::subject::{Part, Subject};
 use crate::inbox::Inbox;
-use crate::kernel::{OpError, Outcome};
+use crate::kernel::{ObserveError, OpError, Outcome};
 use crate::reconcile::Reconciler;
 use crate::store::Object;
 use crate::testing::{self, exposition, exposition::Family as Read};
@@ -85,7 +86,7 @@ fn rules(family: Family) -> Op {
 }
 
 fn failed() -> Outcome {
-    Outcome::Failed(OpError::plain("no"))
+    Outcome::Failed(OpError::plain(Cause::Other, "no"))
 }
 
 /// Metrics in which every family has a sample.
@@ -106,7 +107,8 @@ fn busy() -> Metrics {
     metrics.audited(&observed);
     metrics.changed(&desired, &changes, 0);
     metrics.applied(&Plan::default(), &Report::default(), &desired, &observed);
-    metrics.pass(&Pass::default(), Due::Audit, Duration::ZERO);
+    metrics.pass(&Pass { synced: Family::ALL.into(), ..Pass::default() }, Due::Audit, Duration::ZERO);
+    metrics.set_unprogrammed(&[((SubjectKind::RealServer, Cause::InvalidArgument), 1)].into());
     metrics.api_watch(Kind::Service).set(WatchState::Listing);
     let reader: Reader = Box::new(|| Ok(vec![(VS, Counts::default())]));
     metrics.serve_traffic(10, reader).unwrap();
@@ -160,6 +162,7 @@ fn a_pass_counts_for_every_family_and_only_a_good_one_is_the_last() {
     let metrics = Metrics::new().unwrap();
     metrics.set_families(&Family::ALL);
     let bad = pass(vec![rules(Family::V6)], vec![failed()]);
+    let bad = Pass { synced: vec![Family::V4], incomplete: true, ..bad };
     metrics.pass(&bad, Due::Changes, Duration::from_millis(3));
     let (name, rest) = ("kubeproxy_sync_proxy_rules_", "_total{ip_family=");
     for family in ["IPv4", "IPv6"] {
@@ -186,21 +189,24 @@ fn operations_are_counted_by_kind_and_result() {
     let target = RsKey { addr: [10, 244, 1, 1].into(), port: 80 };
     let ops = vec![rules(Family::V4), Op::RemoveVirtualServer(VS), Op::AddRealServer(VS, target)];
     metrics.pass(
-        &pass(ops, vec![Outcome::Done, failed(), Outcome::Skipped("why".into())]),
+        &pass(ops, vec![Outcome::Done, failed(), Outcome::Blocked(Subject::Device)]),
         Due::Changes,
         Duration::ZERO,
     );
     for (labels, count) in [
         ("kind=\"write_rules\",result=\"done\"", 1.0),
         ("kind=\"remove_virtual_server\",result=\"failed\"", 1.0),
-        ("kind=\"add_real_server\",result=\"skipped\"", 1.0),
+        ("kind=\"add_real_server\",result=\"blocked\"", 1.0),
         ("kind=\"add_real_server\",result=\"done\"", 0.0),
     ] {
         assert_eq!(value(&metrics, &format!("kube_ipvs_operations_total{{{labels}}}")), count, "{labels}");
     }
     let passes = |labels: &str| value(&metrics, &format!("kube_ipvs_passes_total{{{labels}}}"));
     assert_eq!(passes("reason=\"changes\",result=\"incomplete\""), 1.0);
-    let unreadable = Pass { unreadable: Some("no".into()), ..Pass::default() };
+    let unreadable = Pass {
+        unreadable: Some(ObserveError { part: Part::Ipvs, error: OpError::plain(Cause::Other, "no") }),
+        ..Pass::default()
+    };
     metrics.pass(&unreadable, Due::Audit, Duration::ZERO);
     assert_eq!(passes("reason=\"audit\",result=\"unreadable\""), 1.0);
     assert_eq!(value(&metrics, "kube_ipvs_last_audit_timestamp_seconds"), 0.0, "nothing was read");
@@ -211,7 +217,7 @@ fn operations_are_counted_by_kind_and_result() {
 }
 
 #[test]
-fn the_oldest_change_ages_until_a_pass_did_everything() {
+fn the_oldest_change_ages_until_every_family_is_in_sync() {
     let metrics = Metrics::new().unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     metrics.watch(&store, &EventSink::log_only());
@@ -222,10 +228,12 @@ fn the_oldest_change_ages_until_a_pass_did_everything() {
     metrics.working_on(store.waiting_since());
     store.take_dirty();
     assert!(age() > 0.0, "it is not in the kernel yet");
-    metrics.pass(&pass(vec![rules(Family::V4)], vec![failed()]), Due::Changes, Duration::ZERO);
+    let failing = pass(vec![rules(Family::V4)], vec![failed()]);
+    metrics.pass(&Pass { incomplete: true, ..failing }, Due::Changes, Duration::ZERO);
     assert!(age() > 0.0);
-    metrics.pass(&Pass::default(), Due::Changes, Duration::ZERO);
-    assert_eq!(age(), 0.0);
+    let target = RsKey { addr: [10, 244, 1, 1].into(), port: 80 };
+    metrics.pass(&pass(vec![Op::AddRealServer(VS, target)], vec![failed()]), Due::Changes, Duration::ZERO);
+    assert_eq!(age(), 0.0, "an object that is refused is told by its own metric");
 }
 
 #[test]
@@ -385,7 +393,7 @@ fn the_loop_counts_what_it_does() {
     agent.kernel().fail_next(OpKind::AddRealServer);
     assert!(!agent.sync(Due::Audit, Duration::ZERO).is_clean());
     assert_eq!((programmed(), servers()), (0.0, 0.0), "it is not programmed yet");
-    assert!(agent.sync(Due::Changes, Duration::ZERO).is_clean());
+    assert!(agent.sync(Due::Retry, Duration::from_secs(1)).is_clean());
     assert_eq!((programmed(), servers()), (1.0, 1.0));
     assert_eq!(value(&metrics, "kube_ipvs_services"), 1.0);
     assert_eq!(value(&metrics, "kube_ipvs_bound_addresses"), 1.0);
@@ -393,9 +401,9 @@ fn the_loop_counts_what_it_does() {
 
     agent.kernel().state.addresses.clear();
     agent.kernel().state.virtual_servers.clear();
-    let pass = agent.sync(Due::Audit, Duration::ZERO);
+    let pass = agent.sync(Due::Audit, Duration::from_secs(2));
     let repaired = read(&metrics)["kube_ipvs_drift_repaired_total"].samples.values().sum::<f64>();
-    assert_eq!((pass.drift, repaired), (3, 3.0), "{}", pass.plan);
+    assert_eq!((pass.drift.len(), repaired), (3, 3.0), "{}", pass.plan);
     assert_eq!(of("kube_ipvs_drift_repaired_total", "kind=\"bind\""), 1.0);
     assert_eq!((servers(), programmed()), (1.0, 1.0));
 }

@@ -16,6 +16,7 @@ pub mod rest;
 pub mod services;
 mod work;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,8 +28,10 @@ use crate::core::desired::{Changes, Desired};
 use crate::core::model::{Family, ObjectName};
 use crate::core::observed::Observed;
 use crate::core::op::{Op, OpKind, Plan};
+use crate::core::outcome::Cause;
+use crate::core::subject::SubjectKind;
 use crate::events::EventSink;
-use crate::kernel::Report;
+use crate::kernel::{OpError, Report};
 use crate::reconcile::Pass;
 use crate::schedule::Due;
 use crate::serve::health::Probe;
@@ -191,6 +194,19 @@ impl Metrics {
     /// An op was acknowledged; `observed` is the mirror before it.
     pub fn done(&self, op: &Op, observed: &Observed) {
         self.0.holdings.done(op, observed);
+    }
+
+    /// An op that a program worked on has ended.
+    pub fn ended(&self, op: &Op, result: &Result<(), OpError>) {
+        self.0.work.ended(op, result.is_ok());
+        if let (Op::WriteRules(rules), Err(_)) = (op, result) {
+            self.0.proxy.restore_failed(rules.family);
+        }
+    }
+
+    /// How many objects cannot be programmed, by kind and cause.
+    pub fn set_unprogrammed(&self, counts: &BTreeMap<(SubjectKind, Cause), usize>) {
+        self.0.work.set_unprogrammed(counts);
     }
 
     /// The kernel was read completely.

@@ -7,12 +7,14 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, IntCounter, Registry};
 
 use super::{catch_up, register_counter, register_float};
+use crate::log;
 
 #[derive(Debug)]
 pub(super) struct Process {
     virtual_memory_max: Gauge,
     received: IntCounter,
     sent: IntCounter,
+    suppressed: IntCounter,
 }
 
 impl Process {
@@ -34,11 +36,17 @@ impl Process {
                 "process_network_transmit_bytes_total",
                 "Bytes that went over IPv4 out of the network namespace of the process.",
             )?,
+            suppressed: register_counter(
+                registry,
+                "kube_ipvs_log_lines_suppressed_total",
+                "Log lines that were not written because there were more than ten in a second.",
+            )?,
         })
     }
 
     /// Reads anew. What cannot be read stays as it is.
     pub fn refresh(&self) {
+        catch_up(&self.suppressed, log::suppressed());
         if let Some(limit) = fs::read_to_string("/proc/self/limits").ok().as_deref().and_then(address_space) {
             self.virtual_memory_max.set(limit);
         }

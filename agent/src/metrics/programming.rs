@@ -140,7 +140,7 @@ mod tests {
     use crate::core::model::{Protocol, RsKey, Service, ServicePort, VsKey};
     use crate::core::node::NodeFacts;
     use crate::core::settings::Settings;
-    use crate::kernel::OpError;
+    use crate::kernel::{Cause, OpError};
     use std::time::Duration;
 
     const WEB: VsKey = VsKey { protocol: Protocol::Tcp, addr: ip(1), port: 80 };
@@ -180,7 +180,7 @@ mod tests {
         let measured = || (duration.get_sample_count(), duration.get_sample_sum());
         let op = Op::AddRealServer(WEB, RsKey { addr: ip(9), port: 80 });
         let plan = Plan { ops: vec![op], first: 0 };
-        let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain("no"))] };
+        let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain(Cause::Other, "no"))] };
         programming.applied(&plan, &failed, &desired, at(103));
         assert_eq!(measured(), (1, 3.0), "the other Service works");
         programming.applied(&plan, &Report { outcomes: vec![Outcome::Done] }, &desired, at(110));
@@ -195,7 +195,7 @@ mod tests {
         let family = Family::V4;
         programming.add(&ObjectName::new("d", "dns"), vec![Trigger { family, at: at(100) }; 40]);
         let plan = Plan { ops: vec![Op::CreateDevice], first: 0 };
-        let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain("no"))] };
+        let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain(Cause::Other, "no"))] };
         programming.applied(&plan, &failed, &desired, at(101));
         let duration = programming.duration.with_label_values(&["IPv4"]);
         assert_eq!(duration.get_sample_count(), 0);

@@ -156,15 +156,19 @@ impl Proxy {
         for family in lock(&self.families).iter() {
             let of = &[label(*family)];
             self.sync.with_label_values(of).observe(took.as_secs_f64());
-            if pass.serves(*family) {
+            if pass.synced.contains(family) {
                 self.synced.with_label_values(of).set(seconds(now));
             }
         }
         for (op, outcome) in pass.plan.ops.iter().zip(&pass.report.outcomes) {
             if let (Op::WriteRules(rules), Outcome::Failed(_)) = (op, outcome) {
-                self.restore_failures.with_label_values(&[label(rules.family)]).inc();
+                self.restore_failed(rules.family);
             }
         }
+    }
+
+    pub fn restore_failed(&self, family: Family) {
+        self.restore_failures.with_label_values(&[label(family)]).inc();
     }
 
     pub fn set_no_local(&self, desired: &Desired) {

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube_ipvs_*`: what the agent does to the kernel, and how far it is behind.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::{Instant, SystemTime};
 
-use prometheus::{Gauge, IntCounter, IntCounterVec, Registry};
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGaugeVec, Registry};
 
-use super::{lock, register_counters, register_float, seconds};
-use crate::core::op::OpKind;
+use super::{lock, register_counters, register_float, register_gauges, seconds};
+use crate::core::op::{Op, OpKind};
+use crate::core::outcome::Cause;
+use crate::core::subject::SubjectKind;
 use crate::kernel::Outcome;
 use crate::reconcile::Pass;
 use crate::schedule::Due;
 use crate::tally::Tally;
 
-const RESULTS: [&str; 3] = ["done", "failed", "skipped"];
+const RESULTS: [&str; 3] = ["done", "failed", "blocked"];
 const KINDS: usize = OpKind::ALL.len();
 
 #[derive(Debug)]
@@ -26,6 +29,9 @@ pub(super) struct Work {
     mirror_age: Gauge,
     change_age: Gauge,
     times: Mutex<Times>,
+    unprogrammed: IntGaugeVec,
+    /// The label values that are shown: once shown they stay, with 0.
+    shown: Mutex<BTreeSet<(SubjectKind, Cause)>>,
 }
 
 /// What ages are reckoned from.
@@ -54,7 +60,7 @@ impl Work {
         let operations = register_counters(
             registry,
             "kube_ipvs_operations_total",
-            "Changes to the kernel by kind and result; skipped: something that it depends on failed.",
+            "Changes to the kernel by kind and result; blocked: something that it depends on failed.",
             &["kind", "result"],
         )?;
         let drift = register_counters(
@@ -88,6 +94,14 @@ impl Work {
                 "kube_ipvs_oldest_change_age_seconds",
                 "Age of the oldest change that is not in the kernel yet; 0 when all are.",
             )?,
+            unprogrammed: register_gauges(
+                registry,
+                "kube_ipvs_unprogrammed_objects",
+                "Kernel objects that cannot be programmed now, by kind and reason; each is retried by itself. \
+                 blocked: something that it depends on fails.",
+                &["kind", "reason"],
+            )?,
+            shown: Mutex::default(),
             times: Mutex::new(Times { audit: Instant::now(), unapplied: None }),
         })
     }
@@ -107,12 +121,16 @@ impl Work {
             let result = match outcome {
                 Outcome::Done => 0,
                 Outcome::Failed(_) => 1,
-                Outcome::Skipped(_) => 2,
+                Outcome::Blocked(_) => 2,
+                // It is counted when it runs, or ends.
+                Outcome::Waiting | Outcome::Started => continue,
             };
             self.operations[op.kind() as usize][result].inc();
         }
         let reason = match due {
             Due::Changes => "changes",
+            Due::Retry => "retry",
+            Due::Recheck => "recheck",
             Due::Drains => "drains",
             Due::Audit => "audit",
         };
@@ -127,8 +145,25 @@ impl Work {
             self.audited.set(seconds(now));
             times.audit = Instant::now();
         }
-        if pass.is_clean() {
+        // Single objects that the kernel refuses are told by their number.
+        if pass.unreadable.is_none() && !pass.incomplete {
             times.unapplied = None;
+        }
+    }
+
+    /// An op that a program worked on has ended.
+    pub fn ended(&self, op: &Op, done: bool) {
+        self.operations[op.kind() as usize][usize::from(!done)].inc();
+    }
+
+    pub fn set_unprogrammed(&self, counts: &BTreeMap<(SubjectKind, Cause), usize>) {
+        let mut shown = lock(&self.shown);
+        for (kind, cause) in shown.iter().filter(|key| !counts.contains_key(key)) {
+            self.unprogrammed.with_label_values(&[kind.label(), cause.label()]).set(0);
+        }
+        for ((kind, cause), count) in counts {
+            self.unprogrammed.with_label_values(&[kind.label(), cause.label()]).set(*count as i64);
+            shown.insert((*kind, *cause));
         }
     }
 

@@ -50,9 +50,8 @@ impl<K: Kernel> Reconciler<K> {
         if !is_blank || self.store.first().is_empty() {
             return None;
         }
-        self.narrow_families();
         let pass = self.pass(Due::Changes, Look::Ahead, now);
-        if pass.report.in_doubt() {
+        if pass.report.is_uncertain() {
             self.observed = None;
         }
         Some(pass)
@@ -60,17 +59,14 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Reads the kernel. What fails is tried again, and told, when it is needed.
     fn look(&mut self, now: Duration) {
-        match self.kernel.observe() {
-            Ok(observed) => {
-                self.observed = Some(observed);
-                self.looked_at = now;
-            }
-            Err(error) => tracing::debug!("{error}; trying again when all objects are known"),
+        match self.read_everything(now) {
+            Ok(()) => self.looked_at = now,
+            Err(error) => tracing::debug!("{error}; retried when all objects are known"),
         }
     }
 
-    /// Somebody else changed the kernel: before the first whole pass it is simply read again.
-    pub(super) fn doubted(&mut self) {
+    /// Another program changed the kernel: before the first whole pass it is simply read again.
+    pub(super) fn kernel_changed(&mut self) {
         if !self.is_whole() {
             self.observed = None;
         }

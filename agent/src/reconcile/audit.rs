@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Comparing the mirror with the kernel, a piece at a time, so that changes need not wait for the end.
+//! Comparing the mirror with the kernel, a piece at a time, so that changes need not wait for the end. A part
+//! that cannot be read leaves the mirror of that part as it is; the others are compared.
 
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler, unreadable};
-use crate::core::audit::{Audit, Step};
+use super::{Look, Pass, Reconciler};
+use crate::core::audit::{Audit, Piece, Step};
 use crate::core::desired::Changes;
+use crate::core::model::Family;
 use crate::core::observed::Observed;
+use crate::core::sets::SetId;
+use crate::core::subject::Part;
 use crate::kernel::{Kernel, ObserveError};
 use crate::schedule::Due;
-
-/// Up to so many virtual servers that seem to differ are asked one by one; more are read with everything.
-const ASKED_ONE_BY_ONE: usize = 256;
 
 impl<K: Kernel> Reconciler<K> {
     /// Whether an audit goes on.
@@ -22,31 +23,27 @@ impl<K: Kernel> Reconciler<K> {
     /// One step of an audit at the time `now`, the first one if none goes on: reads and compares a piece, or
     /// is the pass after the last piece.
     pub fn audit_step(&mut self, now: Duration) -> Option<Pass> {
-        match self.audit_piece() {
-            Ok(None) => None,
-            Ok(Some(found)) => Some(self.audited(Look::Found(found), now)),
-            Err(error) => Some(unreadable(&error)),
-        }
+        let found = self.audit_piece(now)?;
+        Some(self.audited(Look::Found(found), now))
     }
 
     /// Reads and compares one more piece. What differed, once that was the last one.
-    fn audit_piece(&mut self) -> Result<Option<Changes>, ObserveError> {
-        let Some(mut observed) = self.observed.take() else { return Ok(Some(Changes::default())) };
+    fn audit_piece(&mut self, now: Duration) -> Option<Changes> {
+        let Some(mut observed) = self.observed.take() else { return Some(Changes::default()) };
         let (mut comparison, step) = match self.comparison.take() {
             Some(comparison) => (comparison, Step::Next),
-            None => (Audit::compare(&observed), Step::Compare),
-        };
-        let more = self.compare_piece(&mut comparison, step, &mut observed);
-        self.observed = Some(observed);
-        match more {
-            Ok(true) => self.comparison = Some(comparison),
-            Ok(false) => return Ok(Some(comparison.finish())),
-            Err(error) => {
-                self.abandon(comparison);
-                return Err(error);
+            None => {
+                self.kernel.read_rules(&self.settings.families, false);
+                (Audit::compare(&observed), Step::Compare)
             }
+        };
+        let more = self.compare_piece(&mut comparison, step, &mut observed, now);
+        self.observed = Some(observed);
+        if more {
+            self.comparison = Some(comparison);
+            return None;
         }
-        Ok(None)
+        Some(comparison.finish())
     }
 
     /// True when there are more pieces.
@@ -55,45 +52,75 @@ impl<K: Kernel> Reconciler<K> {
         comparison: &mut Audit,
         step: Step,
         observed: &mut Observed,
-    ) -> Result<bool, ObserveError> {
-        if let Some(piece) = self.kernel.read(step)? {
-            comparison.take(piece, observed);
-            return Ok(true);
-        }
-        let suspects = comparison.suspects(observed);
-        if suspects.len() > ASKED_ONE_BY_ONE {
-            let mut now = self.kernel.observe()?.virtual_servers;
-            suspects.iter().for_each(|key| comparison.settle(*key, now.remove(key), observed));
-        } else {
-            for (key, server) in suspects.iter().zip(self.kernel.look_up(&suspects)?) {
-                comparison.settle(*key, server, observed);
+        now: Duration,
+    ) -> bool {
+        match self.kernel.read(step) {
+            Ok(Some(piece)) => {
+                if let Some(part) = part_of(&piece) {
+                    self.retries.read(part, &mut self.pending);
+                }
+                comparison.take(piece, observed);
+                return true;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                if error.part == Part::Ipvs {
+                    comparison.skip_servers();
+                }
+                self.retries.fail_reading(error.part, &error.error, now);
+                return true;
             }
         }
-        Ok(false)
-    }
-
-    /// An audit ends in the middle: what it found is in the mirror already and must not be forgotten.
-    fn abandon(&mut self, comparison: Audit) {
-        self.pending.append(comparison.finish());
+        let suspects = comparison.suspects(observed);
+        match self.kernel.look_up(&suspects) {
+            Ok(servers) => {
+                for (key, server) in suspects.iter().zip(servers) {
+                    comparison.settle(*key, server, observed);
+                }
+                if !comparison.skipped_servers() {
+                    self.retries.read(Part::Ipvs, &mut self.pending);
+                }
+            }
+            Err(error) => self.retries.fail_reading(error.part, &error.error, now),
+        }
+        false
     }
 
     /// A whole audit in one go; the first one fills the mirror, if that was not done just before.
     pub(super) fn audit(&mut self, now: Duration) -> Result<Look, ObserveError> {
         if !self.is_whole() {
             if !self.has_fresh_mirror(now) {
-                self.observed = Some(self.kernel.observe()?);
+                self.read_everything(now)?;
             }
             return Ok(Look::Everything);
         }
-        // From the beginning: somebody wants to know how things are now.
+        // From the beginning: somebody wants to know how things are now. What was found is in the mirror
+        // already and must not be forgotten.
         if let Some(comparison) = self.comparison.take() {
-            self.abandon(comparison);
+            self.pending.append(comparison.finish());
         }
         loop {
-            if let Some(found) = self.audit_piece()? {
+            if let Some(found) = self.audit_piece(now) {
+                self.poll_finished(now);
                 return Ok(Look::Found(found));
             }
         }
+    }
+
+    /// Fills the mirror.
+    pub(super) fn read_everything(&mut self, now: Duration) -> Result<(), ObserveError> {
+        let mut other = Vec::new();
+        let observed = self.kernel.observe(&self.settings.families, &mut other);
+        let result = observed.map(|observed| self.observed = Some(observed));
+        if result.is_ok() {
+            for part in [Part::Ipvs, Part::Addresses, Part::Node] {
+                self.retries.read(part, &mut self.pending);
+            }
+            let sets = Family::ALL.into_iter().flat_map(SetId::all);
+            sets.for_each(|set| self.retries.read(Part::Set(set), &mut self.pending));
+        }
+        self.take_finished(other, now);
+        result
     }
 
     /// The pass after an audit.
@@ -101,18 +128,20 @@ impl<K: Kernel> Reconciler<K> {
         if let Some(observed) = &mut self.observed {
             self.handover.look(observed, self.settings.beside_another);
         }
-        self.narrow_families();
         if let Some(observed) = &self.observed {
             self.outlets.metrics.set_families(&self.settings.families);
             self.outlets.metrics.audited(observed);
         }
         self.pass(Due::Audit, look, now)
     }
+}
 
-    /// Leaves out the families that this node cannot have.
-    pub(super) fn narrow_families(&mut self) {
-        if let Some(families) = self.observed.as_ref().and_then(|observed| observed.families.as_ref()) {
-            self.settings.families.retain(|family| families.contains(family));
-        }
+/// The part that a piece is all of.
+fn part_of(piece: &Piece) -> Option<Part> {
+    match piece {
+        Piece::Listed(_) | Piece::Shown(_) => None,
+        Piece::Set(id, _) => Some(Part::Set(*id)),
+        Piece::Addresses(_) => Some(Part::Addresses),
+        Piece::Rest(_) => Some(Part::Node),
     }
 }

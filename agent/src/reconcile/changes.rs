@@ -29,6 +29,7 @@ impl<K: Kernel> Reconciler<K> {
             dirty = self.store.all();
             dirty.extend(gone);
         }
+        dirty.iter().for_each(|dirty| self.touched.add(&dirty.name));
         self.update_desired(&dirty, &mut changes);
         self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
@@ -77,7 +78,7 @@ impl<K: Kernel> Reconciler<K> {
         {
             let before = std::mem::replace(&mut self.settings.local, LocalTraffic::Cidrs(cidrs));
             if before != self.settings.local {
-                self.rules = None;
+                self.rules = [None, None];
             }
         }
         // A Node that is gone is none for load balancers, although its last facts stay in force.

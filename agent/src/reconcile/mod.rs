@@ -4,38 +4,66 @@
 mod ahead;
 mod audit;
 mod changes;
-mod keys;
+mod drift;
+mod health;
+mod owners;
+mod pass;
+mod recheck;
+mod report;
 mod run;
 
-use std::fmt::Write as _;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::core::audit::Audit;
 use crate::core::desired::{Changes, Desired};
-use crate::core::drain::{self, Drains};
-use crate::core::map::Set;
-use crate::core::model::{Family, Node, VsKey};
+use crate::core::drain::Drains;
+use crate::core::model::{Family, Node, ObjectName};
 use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
-use crate::core::plan::{Goal, RulesBasis, all_keys, build_plan};
+use crate::core::plan::RulesBasis;
+use crate::core::retries::Retries;
 use crate::core::settings::Settings;
+use crate::core::subject::Subject;
 use crate::events::EventSink;
 use crate::handover::Handover;
-use crate::inbox::Owners;
-use crate::kernel::{Kernel, ObserveError, Outcome, Report, apply};
+use crate::kernel::{Finished, Kernel, ObserveError, Report};
 use crate::metrics::Metrics;
-use crate::notices;
 use crate::schedule::Due;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
 use ahead::Stage;
-use keys::{remember, touches};
+use recheck::{ProbeCursor, Recheck};
+pub use report::CHANGES;
+use report::Reporter;
+
+/// The Services that a pass is about: the first few names, and how many there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Names, at most [`Touched::NAMED`].
+    pub names: Vec<ObjectName>,
+    /// How many.
+    pub count: usize,
+}
+
+impl Touched {
+    /// So many are named.
+    pub const NAMED: usize = 5;
+
+    /// Notes one more.
+    pub fn add(&mut self, name: &ObjectName) {
+        self.count += 1;
+        if self.names.len() < Self::NAMED {
+            self.names.push(name.clone());
+        }
+    }
+}
 
 /// How one pass ended.
 #[must_use]
@@ -45,10 +73,16 @@ pub struct Pass {
     pub plan: Plan,
     /// How it went.
     pub report: Report,
-    /// Ops that repaired what somebody else changed.
-    pub drift: usize,
+    /// Ops that repaired what another program changed, by their places in the plan.
+    pub drift: Vec<usize>,
+    /// Services that changed.
+    pub services: Touched,
+    /// Families of which everything that every Service needs is in place.
+    pub synced: Vec<Family>,
+    /// Some family that this node can have is not among them.
+    pub incomplete: bool,
     /// Why the kernel could not be read, if so. Nothing was written then.
-    pub unreadable: Option<String>,
+    pub unreadable: Option<ObserveError>,
 }
 
 impl Pass {
@@ -57,11 +91,9 @@ impl Pass {
         self.unreadable.is_none() && self.report.is_clean()
     }
 
-    /// True when all traffic of the family is now as wanted.
-    pub fn serves(&self, family: Family) -> bool {
-        let mut failed =
-            self.plan.ops.iter().zip(&self.report.outcomes).filter(|(_, o)| **o != Outcome::Done);
-        self.unreadable.is_none() && !failed.any(|(op, _)| op.serves(family))
+    /// The ops that repaired what another program changed.
+    pub fn repairs(&self) -> impl Iterator<Item = &Op> {
+        self.drift.iter().filter_map(|i| self.plan.ops.get(*i))
     }
 }
 
@@ -106,21 +138,34 @@ pub struct Reconciler<K> {
     observed: Option<Observed>,
     drains: Drains,
     handover: Handover,
+    /// What the next pass looks at besides the changes of objects.
     pending: Changes,
+    /// What failed, and when it is tried again.
+    retries: Retries,
     outlets: Outlets,
+    reporter: Reporter,
     /// The health-check node ports do not answer yet as they must.
     health_checks_changed: bool,
-    /// The last pass left ops undone: doing them now repairs nobody else's change.
-    failed: bool,
     stage: Stage,
     /// When the kernel was read before the first whole pass.
     looked_at: Duration,
     /// An audit that goes on.
     comparison: Option<Audit>,
-    /// What the rules were made of, if all is well with them.
-    rules: Option<RulesBasis>,
     /// How long it has worked.
     audit_worked: Duration,
+    /// What the installed rules of each family were made of, by [`Family::index`]; `None`: unknown.
+    rules: [Option<RulesBasis>; 2],
+    /// Parts of the kernel to be read again.
+    recheck: Recheck,
+    probe: ProbeCursor,
+    /// What a reading beside the loop found to differ from the mirror.
+    found: Option<Changes>,
+    /// The Services that the next pass is about.
+    touched: Touched,
+    /// Some health-check node port answers that its Service is not served here.
+    served_in_part: bool,
+    /// Ops that a program works on and that repair what another program changed.
+    repairing: BTreeSet<Subject>,
 }
 
 /// What a pass looks at, besides the changes of objects.
@@ -129,14 +174,14 @@ enum Look {
     Changes,
     /// Of the changes only the first Services.
     Ahead,
-    /// What an audit found to differ from the mirror.
+    /// What a reading found to differ from the mirror.
     Found(Changes),
     /// All that is wanted or there: the mirror is new.
     Everything,
 }
 
-fn unreadable(error: &ObserveError) -> Pass {
-    Pass { unreadable: Some(error.to_string()), ..Pass::default() }
+fn unreadable(error: ObserveError) -> Pass {
+    Pass { unreadable: Some(error), ..Pass::default() }
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -150,6 +195,10 @@ impl<K: Kernel> Reconciler<K> {
         local_from_node: bool,
         outlets: Outlets,
     ) -> Self {
+        // The same for every agent of this node, and another on every node.
+        let seed = node.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
         Self {
             kernel,
             store,
@@ -162,14 +211,21 @@ impl<K: Kernel> Reconciler<K> {
             drains: Drains::default(),
             handover: Handover::default(),
             pending: Changes::default(),
+            retries: Retries::new(seed),
             outlets,
+            reporter: Reporter::default(),
             health_checks_changed: false,
-            failed: false,
             stage: Stage::default(),
             looked_at: Duration::ZERO,
             comparison: None,
-            rules: None,
             audit_worked: Duration::ZERO,
+            rules: [None, None],
+            recheck: Recheck::default(),
+            probe: ProbeCursor::default(),
+            found: None,
+            touched: Touched::default(),
+            served_in_part: false,
+            repairing: BTreeSet::new(),
         }
     }
 
@@ -183,6 +239,11 @@ impl<K: Kernel> Reconciler<K> {
         &self.desired
     }
 
+    /// What failed, for tests and questions.
+    pub fn retries(&self) -> &Retries {
+        &self.retries
+    }
+
     /// Whether the objects are known well enough to write to the kernel: every list is complete,
     /// and the Node has its pod CIDRs where local traffic is told by them.
     pub fn is_ready(&self) -> bool {
@@ -194,153 +255,43 @@ impl<K: Kernel> Reconciler<K> {
         !self.local_from_node || has_cidrs()
     }
 
-    /// One pass at the time `now` (since some fixed start): take the changes, plan, apply, follow
-    /// what was acknowledged. An audit is made in one go.
-    pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
-        if due != Due::Audit && self.is_whole() {
-            return self.pass(due, Look::Changes, now);
-        }
-        match self.audit(now) {
-            Ok(look) => self.audited(look, now),
-            Err(error) => unreadable(&error),
-        }
-    }
-
-    fn pass(&mut self, due: Due, look: Look, now: Duration) -> Pass {
-        let first = matches!(look, Look::Everything);
-        if first {
-            self.stage = Stage::Whole;
-        }
-        let mut changes = self.take_changes(&look);
-        if due != Due::Changes {
-            changes.virtual_servers.append(&mut self.drains.virtual_servers());
-        }
-        let Some(mut observed) = self.observed.take() else {
-            return Pass::default();
-        };
-        let audit = !matches!(look, Look::Changes | Look::Ahead);
-        let keys = match look {
-            Look::Everything => all_keys(&self.desired, &observed),
-            Look::Found(found) => {
-                let mut keys = changes.clone();
-                keys.append(found);
-                keys
+    /// One pass at the time `now` (since some fixed start), with everything that it leads to at once: programs
+    /// that it started are waited for, up to `limit`. The loop itself goes on meanwhile; this is for tests and
+    /// benchmarks.
+    pub fn sync_and_wait(&mut self, due: Due, now: Duration, limit: Duration) -> Pass {
+        let mut pass = self.sync(due, now);
+        while self.retries.is_running() {
+            let finished = self.kernel.finished(limit);
+            if finished.is_empty() || pass.unreadable.is_some() {
+                break;
             }
-            Look::Changes | Look::Ahead => changes.clone(),
-        };
-        if audit {
-            self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
-        }
-        self.look_for_connections(&mut observed, &keys);
-        let expired = self.drains.expired(now, self.settings.drain_deadline);
-        let (desired, settings) = (&self.desired, &self.settings);
-        let hands_over = self.handover.waits();
-        let settled = if audit { None } else { self.rules.as_ref() };
-        let goal = Goal { desired, observed: &observed, settings, expired: &expired, hands_over, settled };
-        let plan = build_plan(goal, &keys, &changes.flows);
-        // The rest of the keys is not needed any more, and there may be many.
-        let servers = keys.virtual_servers;
-        let report = apply(&mut self.kernel, &plan);
-        let drift = if audit && !first && !self.failed { self.drift(&plan, &report, &changes) } else { 0 };
-        self.failed = !report.is_clean();
-        self.follow(&plan, &report, &mut observed, now);
-        self.handover.follow(&plan, &report, audit);
-        for key in servers {
-            if let (Some(server), Some(wanted)) =
-                (observed.virtual_servers.get_mut(&key), self.desired.virtual_server(&key))
-            {
-                server.real_servers.share(&wanted.real_servers);
+            self.take_finished(finished, now);
+            let more = self.sync(Due::Changes, now);
+            for (op, outcome) in pass.plan.ops.iter().zip(&mut pass.report.outcomes) {
+                let waits =
+                    matches!(outcome, crate::kernel::Outcome::Started | crate::kernel::Outcome::Blocked(_));
+                if waits && !self.retries.fails(&op.subject()) {
+                    *outcome = crate::kernel::Outcome::Done;
+                }
             }
-        }
-        // Rules that an audit found as they must be are looked at again when what they follow from changes.
-        self.rules = report.is_clean().then(|| RulesBasis::build(&self.desired, &observed));
-        // Who has connections is asked anew whenever it matters.
-        observed.busy = Set::default();
-        self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
-        self.observed = Some(observed);
-        self.tell(&changes);
-        let pass = Pass { plan, report, drift, unreadable: None };
-        // Before that the node does not serve what it must.
-        if self.is_whole() {
-            self.tell_health(&pass);
+            pass.plan.ops.extend(more.plan.ops);
+            pass.report.outcomes.extend(more.report.outcomes);
+            (pass.synced, pass.incomplete) = (more.synced, more.incomplete);
         }
         pass
     }
 
-    /// How many ops repaired what somebody else changed.
-    fn drift(&self, plan: &Plan, report: &Report, changes: &Changes) -> usize {
-        let repaired = |(op, outcome): &(&Op, &Outcome)| {
-            // The end of a drain that an audit happens to find is nobody's doing.
-            let ends_drain = matches!(op, Op::RemoveRealServer(vs, rs) if self.drains.contains(*vs, *rs));
-            **outcome == Outcome::Done && !touches(op, changes) && !ends_drain
-        };
-        let repairs = plan.ops.iter().zip(&report.outcomes).filter(repaired);
-        repairs.inspect(|(op, _)| self.outlets.metrics.repaired(op.kind())).count()
-    }
-
-    /// The mirror follows what the kernel acknowledged; the rest is looked at again.
-    fn follow(&mut self, plan: &Plan, report: &Report, observed: &mut Observed, now: Duration) {
-        for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
-            match outcome {
-                Outcome::Done => {
-                    self.outlets.metrics.done(op, observed);
-                    observed.record(op);
-                    self.drains.record(op, now);
-                    // Somebody's wider prefix of a wanted address went: now there is room for ours.
-                    if let Op::Unbind(net) = op
-                        && self.desired.wants_address(net.addr())
-                    {
-                        self.pending.addresses.insert(net.addr());
-                    }
-                }
-                _ => remember(op, &mut self.pending),
-            }
+    /// One pass at the time `now` (since some fixed start): take the changes, plan, apply, follow
+    /// what was acknowledged. An audit is made in one go.
+    pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
+        if due != Due::Audit && self.is_whole() {
+            let look = self.found.take().map_or(Look::Changes, Look::Found);
+            return self.pass(due, look, now);
         }
-    }
-
-    /// Finds out which real servers that are about to go have connections. When that cannot be read
-    /// they are taken to have some: they drain until it can.
-    fn look_for_connections(&mut self, observed: &mut Observed, changes: &Changes) {
-        let servers = drain::closing(&self.desired, observed, &changes.virtual_servers);
-        if servers.is_empty() {
-            return;
+        match self.audit(now) {
+            Ok(look) => self.audited(look, now),
+            Err(error) => unreadable(error),
         }
-        let busy = self.kernel.busy(&servers).unwrap_or_else(|error| {
-            tracing::warn!("{error}; the real servers that go are drained");
-            let all = |vs: &VsKey| {
-                let real_servers = observed.virtual_servers.get(vs).map(|s| s.real_servers.keys());
-                real_servers.into_iter().flatten().map(|rs| (*vs, *rs)).collect::<Vec<_>>()
-            };
-            servers.iter().flat_map(all).collect()
-        });
-        let asked: Set<VsKey> = servers.into_iter().collect();
-        observed.busy.retain(|(vs, _)| !asked.contains(vs));
-        observed.busy.extend(busy);
-    }
-
-    /// Tells the operator what changed in conflicts and remarks.
-    fn tell(&self, changes: &Changes) {
-        notices::log_own_addresses(&self.desired, changes);
-        self.outlets.events.send(notices::build(&self.desired, changes));
-        self.outlets.metrics.changed(&self.desired, changes, self.drains.len());
-    }
-
-    /// Tells the health endpoints what is programmed now.
-    fn tell_health(&mut self, pass: &Pass) {
-        let served: Vec<Family> =
-            self.settings.families.iter().copied().filter(|f| pass.serves(*f)).collect();
-        let now = SystemTime::now();
-        self.outlets.health.with(|health| {
-            health.set_families(&self.settings.families);
-            served.iter().for_each(|family| health.synced(*family, now));
-        });
-        if served != self.settings.families || !std::mem::take(&mut self.health_checks_changed) {
-            return;
-        }
-        self.outlets.health_checks.send_replace(HealthChecks {
-            services: self.desired.health_checks().clone(),
-            addresses: self.node.health_check_addresses(&self.settings),
-        });
     }
 
     /// Whether an address that came or went is not as wanted.
@@ -349,13 +300,10 @@ impl<K: Kernel> Reconciler<K> {
         added != wanted
     }
 
-    /// The owners of all virtual servers.
-    pub fn owners(&self) -> Owners {
-        let mut text = String::new();
-        for vs in self.desired.virtual_servers() {
-            let colon = if vs.port_name.is_empty() { "" } else { ":" };
-            let _ = writeln!(text, "{} {}{colon}{}", vs.key, vs.service, vs.port_name);
-        }
-        text
+    /// What ended beside the loop, taken for the mirror. For tests, which have no inbox.
+    pub fn poll_finished(&mut self, now: Duration) -> Vec<Finished> {
+        let finished = self.kernel.finished(Duration::ZERO);
+        self.take_finished(finished.clone(), now);
+        finished
     }
 }

@@ -1,145 +1,154 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs passes when they are due, and answers mail between them.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::{Pass, Reconciler};
+use crate::core::subject::Part;
 use crate::inbox::{Inbox, Mail};
-use crate::kernel::{Kernel, Outcome};
+use crate::kernel::Kernel;
 use crate::memory;
-use crate::schedule::{Due, Schedule};
+use crate::schedule::{Due, Schedule, Waiting};
 
-/// Failures logged per pass; the rest is counted.
-const FAILURES_LOGGED: usize = 10;
+/// The loop turns at least so often, so that others can see that it does.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The time since the loop began.
+pub(super) type Clock<'a> = &'a dyn Fn() -> Duration;
 
 impl<K: Kernel> Reconciler<K> {
     /// Runs until asked to stop. Nothing is written before the store is in sync.
     pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
         let start = Instant::now();
         loop {
-            let timeout = if self.is_ready() {
-                Some(self.turn(start, &mut schedule))
-            } else {
-                self.turn_ahead(start);
-                None
-            };
-            if continue_after(inbox, timeout, self, &mut schedule).stop {
+            let pause = self.turn(&|| start.elapsed(), &mut schedule);
+            let mail = inbox.wait(Some(pause));
+            if mail.stop {
                 return;
             }
+            if mail.audit {
+                schedule.audit_soon();
+            }
+            self.answer(&mail);
         }
     }
 
+    /// Does what is due by the clock; how long to wait then, if nothing happens.
+    pub(super) fn turn(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
+        self.outlets.health.beat();
+        let finished = self.kernel.finished(Duration::ZERO);
+        self.take_finished(finished, clock());
+        let pause = if self.is_ready() {
+            self.work(clock, schedule)
+        } else {
+            self.work_ahead(clock);
+            HEARTBEAT
+        };
+        self.tell_unprogrammed(clock());
+        self.reporter.tick(&self.retries, clock());
+        pause.min(HEARTBEAT)
+    }
+
     /// Does what can be done before every list is complete.
-    fn turn_ahead(&mut self, start: Instant) {
-        let before = start.elapsed();
+    fn work_ahead(&mut self, clock: Clock<'_>) {
+        let before = clock();
         if let Some(pass) = self.prepare(before) {
-            tracing::info!("the API server's Service and DNS come first; the other objects are awaited");
-            log_pass(&pass, Due::Changes, start.elapsed() - before, 0);
+            self.report(&pass, Due::Changes, clock() - before, clock());
+            self.reporter.programmed_early(&pass);
         }
     }
 
     /// Does what is due, if anything; how long to wait then.
-    fn turn(&mut self, start: Instant, schedule: &mut Schedule) -> Duration {
-        let changed = self.store.is_dirty();
-        if changed {
-            self.outlets.health.with(|health| health.changed(SystemTime::now()));
+    fn work(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
+        let now = clock();
+        self.retry_readings(schedule, now);
+        if !self.recheck.is_empty() {
+            schedule.recheck();
         }
-        let dirty = changed || !self.pending.addresses.is_empty();
-        let (at, due) = schedule.next(dirty, !self.drains.is_empty());
-        let now = start.elapsed();
+        let waiting = Waiting {
+            dirty: self.store.is_dirty() || !self.pending.is_empty() || self.found.is_some(),
+            draining: !self.drains.is_empty(),
+            retry_at: self.retries.next_at(),
+        };
+        let (at, due) = schedule.next(&waiting);
         let is_due = now >= at;
-        if self.is_auditing() && !is_due || is_due && due == Due::Audit && self.is_whole() {
-            self.audit_a_little(start, schedule);
-        } else if is_due {
-            if due == Due::Audit {
-                schedule.began_audit();
+        let begins_audit = is_due && due == Due::Audit && self.is_whole();
+        if is_due && !begins_audit {
+            match due {
+                Due::Audit => schedule.began_audit(now),
+                Due::Recheck => schedule.began_recheck(now),
+                Due::Changes | Due::Retry | Due::Drains => {}
             }
-            let pass = self.sync(due, now);
-            self.ended(pass, due, now, start, schedule);
-        } else {
-            return at - now;
+            let pass = if due == Due::Recheck { self.recheck(now) } else { self.sync(due, now) };
+            self.ended(pass, due, now, clock, schedule);
+        }
+        // A piece after every pass: changes without end do not keep an audit from its end.
+        if self.is_auditing() || begins_audit {
+            self.audit_a_little(clock, schedule);
+        } else if !is_due {
+            return self.idle(at, now, schedule);
         }
         Duration::ZERO
     }
 
+    /// Nothing is due before `at`: there is time to look at a few objects.
+    fn idle(&mut self, at: Duration, now: Duration, schedule: &mut Schedule) -> Duration {
+        if !self.is_whole() {
+            return at.saturating_sub(now);
+        }
+        if now >= schedule.probe_at() {
+            schedule.probed(now);
+            if self.probe() {
+                self.reporter.flushed(now);
+                schedule.audit_soon();
+                return Duration::ZERO;
+            }
+        }
+        at.min(schedule.probe_at()).saturating_sub(now)
+    }
+
     /// Reads and compares one more piece, and carries out what follows after the last one.
-    fn audit_a_little(&mut self, start: Instant, schedule: &mut Schedule) {
-        let before = start.elapsed();
+    fn audit_a_little(&mut self, clock: Clock<'_>, schedule: &mut Schedule) {
+        let before = clock();
         if !self.is_auditing() {
-            schedule.began_audit();
+            schedule.began_audit(before);
             self.audit_worked = Duration::ZERO;
         }
         let pass = self.audit_step(before);
-        self.audit_worked += start.elapsed() - before;
+        self.audit_worked += clock() - before;
         if let Some(pass) = pass {
             schedule.audit_cost(self.audit_worked);
-            self.ended(pass, Due::Audit, before, start, schedule);
+            self.ended(pass, Due::Audit, before, clock, schedule);
         }
     }
 
     /// Tells about a pass that began at `before`.
-    fn ended(&mut self, pass: Pass, due: Due, before: Duration, start: Instant, schedule: &mut Schedule) {
-        let now = start.elapsed();
-        self.outlets.metrics.pass(&pass, due, now - before);
-        schedule.ended(now, due, pass.is_clean(), pass.unreadable.is_none());
-        if pass.report.in_doubt() {
-            schedule.doubt();
-        }
-        log_pass(&pass, due, now - before, schedule.failures());
+    fn ended(&mut self, pass: Pass, due: Due, before: Duration, clock: Clock<'_>, schedule: &mut Schedule) {
+        let now = clock();
+        schedule.ended(now, due, pass.unreadable.is_none());
+        self.report(&pass, due, now - before, now);
         if due == Due::Audit {
             drop(pass);
             memory::trim();
         }
     }
-}
 
-/// Takes the mail and answers it.
-fn continue_after<K: Kernel>(
-    inbox: &Inbox,
-    timeout: Option<Duration>,
-    reconciler: &mut Reconciler<K>,
-    schedule: &mut Schedule,
-) -> Mail {
-    let mail = inbox.wait(timeout);
-    if mail.doubt || mail.addresses.iter().any(|(net, added)| reconciler.contradicts(net, *added)) {
-        schedule.doubt();
-        reconciler.doubted();
-    }
-    for question in &mail.questions {
-        // The asker may have gone away.
-        let _ = question.send(reconciler.owners());
-    }
-    mail
-}
-
-fn log_pass(pass: &Pass, due: Due, took: Duration, failures: u32) {
-    if let Some(error) = &pass.unreadable {
-        tracing::error!(tries = failures, "{error}; nothing was changed, trying again");
-        return;
-    }
-    if pass.plan.is_empty() {
-        tracing::debug!(?due, ?took, "in sync, nothing to do");
-        return;
-    }
-    let (ops, done) = (pass.plan.ops.len(), pass.report.done());
-    if pass.drift > 0 {
-        tracing::warn!(repaired = pass.drift, "somebody else changed what this agent keeps");
-    }
-    tracing::info!(?due, ops, done, ?took, "sync");
-    tracing::trace!("plan:\n{}", pass.plan);
-    let failed = pass.plan.ops.iter().zip(&pass.report.outcomes).filter_map(|(op, outcome)| match outcome {
-        Outcome::Failed(error) => Some((op, error)),
-        _ => None,
-    });
-    let mut count = 0;
-    for (op, error) in failed {
-        count += 1;
-        if count <= FAILURES_LOGGED {
-            tracing::error!(%op, "failed: {error}");
+    /// Takes the mail.
+    pub(super) fn answer(&mut self, mail: &Mail) {
+        if !mail.changed.is_empty() && !self.is_whole() {
+            self.kernel_changed();
+        }
+        mail.changed.iter().for_each(|part| self.recheck.add_part(*part));
+        if mail.addresses.iter().any(|(net, added)| self.contradicts(net, *added)) {
+            self.recheck.add_part(Part::Addresses);
+        }
+        for question in &mail.questions {
+            // The asker may have gone away.
+            let _ = question.send(self.owners());
         }
     }
-    if count > 0 {
-        let skipped = ops - done - count;
-        tracing::error!(failed = count, skipped, tries = failures, "sync incomplete, trying again");
-    }
 }
+
+#[cfg(test)]
+#[path = "bad_day_tests.rs"]
+mod tests;

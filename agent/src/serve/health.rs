@@ -1,14 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the health endpoints answer, with kube-proxy's bodies and codes. Pure: times are arguments.
+//! What the health endpoints answer, with kube-proxy's bodies. Pure: times are arguments.
+//!
+//! | endpoint | 200 means |
+//! |---|---|
+//! | `/livez` | the loop turns and takes changes; a restart would not help with anything else |
+//! | `/healthz` | no family has a change that waits longer than twice the sync period, and the node may get new traffic |
+//! | `/readyz` | everything was tried once, and the guard of every family stands |
+//!
+//! An object that the kernel refuses is no failed sync: it is listed by `/readyz?verbose`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::core::model::Family;
+use crate::store::Store;
 
 /// What is known about one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,29 +29,86 @@ struct FamilyHealth {
     pending: Option<SystemTime>,
 }
 
+/// The loop is taken to hang when it is silent for so long, however short the sync period is.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
+
 /// The health of the agent and its node.
 #[derive(Clone, Debug)]
 pub struct Health {
     families: Vec<(Family, FamilyHealth)>,
-    /// A change that is not programmed for so long makes the agent unhealthy.
+    /// A change that is not programmed for so long makes its family unhealthy.
     limit: Duration,
     /// The Node object exists and the node is not about to go.
     eligible: bool,
+    /// Everything was tried once.
+    tried: bool,
+    /// Families whose guard stands.
+    guarded: Vec<Family>,
+    /// What is not programmed, in lines, and how many objects that are.
+    unprogrammed: (Vec<String>, usize),
+}
+
+/// What can be seen of the loop from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoopLag {
+    /// How long the oldest change waits that the loop has not taken.
+    pub waiting: Duration,
+    /// How long ago the loop turned last.
+    pub silent: Duration,
 }
 
 /// The health that the loop writes and the servers read.
 #[derive(Clone, Debug)]
-pub struct SharedHealth(Arc<Mutex<Health>>);
+pub struct SharedHealth(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    health: Mutex<Health>,
+    start: Instant,
+    /// When the loop turned last, in milliseconds after the start.
+    beat: AtomicU64,
+    store: OnceLock<Arc<Store>>,
+}
 
 impl SharedHealth {
     /// Shares it.
     pub fn new(health: Health) -> Self {
-        Self(Arc::new(Mutex::new(health)))
+        Self(Arc::new(Shared {
+            health: Mutex::new(health),
+            start: Instant::now(),
+            beat: AtomicU64::new(0),
+            store: OnceLock::new(),
+        }))
+    }
+
+    /// From now on changes that wait in the store count.
+    pub fn watch(&self, store: Arc<Store>) {
+        // There is one in a process.
+        let _ = self.0.store.set(store);
     }
 
     /// Reads or changes it. Every change is complete before it could panic.
     pub fn with<R>(&self, use_it: impl FnOnce(&mut Health) -> R) -> R {
-        use_it(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        use_it(&mut self.0.health.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The loop turns, or makes progress with something large.
+    pub fn beat(&self) {
+        let elapsed = u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.beat.store(elapsed, Ordering::Relaxed);
+    }
+
+    /// What can be seen of the loop now.
+    pub fn lag(&self) -> LoopLag {
+        let beat = Duration::from_millis(self.0.beat.load(Ordering::Relaxed));
+        let waiting = self.0.store.get().and_then(|store| store.waiting_for_loop());
+        LoopLag { waiting: waiting.unwrap_or_default(), silent: self.0.start.elapsed().saturating_sub(beat) }
+    }
+
+    /// The code and the body of an answer now.
+    pub fn answer(&self, probe: Probe) -> (u16, String) {
+        let lag = self.lag();
+        self.with(|health| health.answer(probe, SystemTime::now(), lag))
     }
 }
 
@@ -58,12 +125,21 @@ impl Health {
     /// Nothing was synced yet. `limit` is twice the sync period.
     pub fn new(families: &[Family], limit: Duration) -> Self {
         let families = families.iter().map(|family| (*family, FamilyHealth::default())).collect();
-        Self { families, limit, eligible: false }
+        let unprogrammed = (Vec::new(), 0);
+        Self { families, limit, eligible: false, tried: false, guarded: Vec::new(), unprogrammed }
     }
 
-    /// Which families are programmed here.
-    pub fn set_families(&mut self, families: &[Family]) {
+    /// Everything was tried once. `families`: those that this node can have; `guarded`: those of them whose
+    /// guard stands.
+    pub fn tried(&mut self, families: &[Family], guarded: &[Family]) {
+        self.tried = true;
         self.families.retain(|(family, _)| families.contains(family));
+        for family in families {
+            if !self.families.iter().any(|(known, _)| known == family) {
+                self.families.push((*family, FamilyHealth::default()));
+            }
+        }
+        self.guarded = guarded.to_vec();
     }
 
     /// A change came in.
@@ -85,31 +161,71 @@ impl Health {
         self.eligible = eligible;
     }
 
-    /// True once every family was synced: `/readyz`.
+    /// What is not programmed: the first few objects in words, and how many there are.
+    pub fn set_unprogrammed(&mut self, lines: Vec<String>, count: usize) {
+        self.unprogrammed = (lines, count);
+    }
+
+    /// True once everything was tried and every family's guard stands: `/readyz`.
     pub fn is_ready(&self) -> bool {
-        self.families.iter().all(|(_, health)| health.updated.is_some())
+        self.tried && self.families.iter().all(|(family, _)| self.guarded.contains(family))
     }
 
-    fn family_healthy(&self, health: &FamilyHealth, now: SystemTime) -> bool {
+    /// The checks of `/readyz`, one in a line, and what is not programmed.
+    pub fn readiness(&self) -> String {
+        let check = |ok: bool, name: &str, why: &str| {
+            if ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: {why}\n") }
+        };
+        let mut text = check(self.tried, "first-sync", "not everything was tried yet");
+        for (family, _) in &self.families {
+            let why = "its device, ipsets or iptables rules are not in place";
+            let stands = self.guarded.contains(family);
+            text.push_str(&check(
+                stands,
+                &format!("guard-{family}"),
+                if self.tried { why } else { "not yet" },
+            ));
+        }
+        let (lines, count) = &self.unprogrammed;
+        if *count > 0 {
+            text.push_str(&format!("{count} objects are not programmed; each is retried by itself:\n"));
+            lines.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
+            if *count > lines.len() {
+                text.push_str(&format!("  and {} more\n", count - lines.len()));
+            }
+        }
+        text
+    }
+
+    fn is_stuck(&self, lag: LoopLag) -> bool {
+        // Before everything was tried the loop may have to wait, for example for the Node's pod CIDRs.
+        let waiting = self.tried && lag.waiting >= self.limit;
+        waiting || lag.silent >= self.limit.max(SHORTEST_SILENCE)
+    }
+
+    fn family_healthy(&self, health: &FamilyHealth, now: SystemTime, lag: LoopLag) -> bool {
         let waited = |since| now.duration_since(since).unwrap_or_default();
-        health.pending.is_none_or(|since| waited(since) < self.limit)
+        !self.is_stuck(lag) && health.pending.is_none_or(|since| waited(since) < self.limit)
     }
 
-    /// Whether every change was programmed in time.
-    pub fn is_healthy(&self, now: SystemTime) -> bool {
-        self.families.iter().all(|(_, health)| self.family_healthy(health, now))
+    /// Whether every change of the family was programmed in time.
+    pub fn is_family_healthy(&self, family: Family, now: SystemTime, lag: LoopLag) -> bool {
+        let mut of_family = self.families.iter().filter(|(f, _)| *f == family);
+        of_family.all(|(_, health)| self.family_healthy(health, now, lag))
     }
 
     /// The code and the body of an answer.
-    pub fn answer(&self, probe: Probe, now: SystemTime) -> (u16, String) {
-        let healthy = self.is_healthy(now);
+    pub fn answer(&self, probe: Probe, now: SystemTime, lag: LoopLag) -> (u16, String) {
+        let healthy = match probe {
+            Probe::Livez => !self.is_stuck(lag),
+            Probe::Healthz => self.families.iter().all(|(_, h)| self.family_healthy(h, now, lag)),
+        };
         let eligible = self.eligible;
         let ok = healthy && (probe == Probe::Livez || eligible);
         let newest = self.families.iter().filter_map(|(_, health)| health.updated).max();
         let status = self.families.iter().map(|(family, health)| {
-            let entry =
-                FamilyBody { last_updated: time(health.updated), healthy: self.family_healthy(health, now) };
-            (family.to_string(), entry)
+            let healthy = self.family_healthy(health, now, lag);
+            (family.to_string(), FamilyBody { last_updated: time(health.updated), healthy })
         });
         let body = Body {
             last_updated: if ok { time(Some(now)) } else { time(newest) },
@@ -153,6 +269,7 @@ mod tests {
     use serde_json::{Value, json};
 
     const LIMIT: Duration = Duration::from_secs(60);
+    const BUSY: LoopLag = LoopLag { waiting: Duration::ZERO, silent: Duration::ZERO };
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -160,55 +277,89 @@ mod tests {
 
     fn synced() -> Health {
         let mut health = Health::new(&Family::ALL, LIMIT);
+        health.tried(&Family::ALL, &Family::ALL);
         Family::ALL.iter().for_each(|family| health.synced(*family, at(10)));
         health.set_eligible(true);
         health
     }
 
+    fn code(health: &Health, probe: Probe, now: u64, lag: LoopLag) -> u16 {
+        health.answer(probe, at(now), lag).0
+    }
+
     #[test]
     fn a_synced_agent_on_a_good_node() {
-        let (code, body) = synced().answer(Probe::Healthz, at(100));
+        let (code, body) = synced().answer(Probe::Healthz, at(100), BUSY);
         assert_eq!(code, 200);
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(body["nodeEligible"], true);
         assert_eq!(body["lastUpdated"], "1970-01-01T00:01:40Z");
         assert_eq!(body["status"]["IPv6"], json!({"lastUpdated": "1970-01-01T00:00:10Z", "healthy": true}));
-        let (code, body) = synced().answer(Probe::Livez, at(100));
+        let (code, body) = synced().answer(Probe::Livez, at(100), BUSY);
         assert!(code == 200 && !body.contains("nodeEligible"));
     }
 
     #[test]
-    fn a_node_that_goes_gets_no_new_traffic_but_lives() {
+    fn a_node_that_is_about_to_go_gets_no_new_traffic_but_lives() {
         let mut health = synced();
         health.set_eligible(false);
-        let (code, body) = health.answer(Probe::Healthz, at(100));
-        assert!(code == 503 && body.contains("\"healthy\":true"), "{body}");
-        assert_eq!(health.answer(Probe::Livez, at(100)).0, 200);
+        let (unhealthy, body) = health.answer(Probe::Healthz, at(100), BUSY);
+        assert!(unhealthy == 503 && body.contains("\"healthy\":true"), "{body}");
+        assert_eq!(code(&health, Probe::Livez, 100, BUSY), 200);
     }
 
     #[test]
-    fn a_change_that_is_not_programmed_in_time_is_unhealthy_for_its_family() {
+    fn a_family_that_does_not_sync_is_unhealthy_and_the_agent_lives() {
         let mut health = synced();
         health.changed(at(100));
         health.changed(at(150));
-        assert!(health.is_healthy(at(159)));
-        assert!(!health.is_healthy(at(160)), "the oldest change counts");
+        assert_eq!(code(&health, Probe::Healthz, 159, BUSY), 200);
+        assert_eq!(code(&health, Probe::Healthz, 160, BUSY), 503, "the oldest change counts");
+        assert_eq!(code(&health, Probe::Livez, 160, BUSY), 200, "a restart would not help");
         health.synced(Family::V6, at(161));
-        let (code, body) = health.answer(Probe::Livez, at(162));
+        let (_, body) = health.answer(Probe::Healthz, at(162), BUSY);
         let body: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!((code, &body["status"]["IPv4"]["healthy"]), (503, &json!(false)));
+        assert_eq!(body["status"]["IPv4"]["healthy"], false);
         assert_eq!(body["status"]["IPv6"]["healthy"], true);
         assert_eq!(body["lastUpdated"], "1970-01-01T00:02:41Z", "the newest success");
+        assert!(health.is_family_healthy(Family::V6, at(162), BUSY), "each family by itself");
+        assert!(!health.is_family_healthy(Family::V4, at(162), BUSY));
         health.synced(Family::V4, at(170));
-        assert!(health.is_healthy(at(171)));
+        assert_eq!(code(&health, Probe::Healthz, 171, BUSY), 200);
     }
 
     #[test]
-    fn ready_means_that_every_family_was_synced() {
+    fn a_loop_that_takes_no_changes_or_does_not_turn_is_not_alive() {
+        let s = Duration::from_secs;
+        for (waiting, silent, expected) in
+            [(s(59), s(0), 200), (s(60), s(0), 503), (s(0), s(59), 200), (s(0), s(60), 503)]
+        {
+            let lag = LoopLag { waiting, silent };
+            assert_eq!(code(&synced(), Probe::Livez, 100, lag), expected, "{lag:?}");
+            assert_eq!(code(&synced(), Probe::Healthz, 100, lag), expected, "{lag:?}");
+        }
+        let hasty = Health::new(&Family::ALL, s(2));
+        assert_eq!(code(&hasty, Probe::Livez, 100, LoopLag { waiting: s(0), silent: s(29) }), 200);
+    }
+
+    #[test]
+    fn ready_means_that_everything_was_tried_and_every_guard_stands() {
         let mut health = Health::new(&Family::ALL, LIMIT);
-        health.synced(Family::V4, at(1));
+        assert!(!health.is_ready() && health.readiness().contains("[-]first-sync failed"));
+        health.tried(&Family::ALL, &[Family::V4]);
         assert!(!health.is_ready());
-        health.synced(Family::V6, at(2));
+        let text = health.readiness();
+        assert!(
+            text.contains("[+]guard-IPv4 ok") && text.contains("[-]guard-IPv6 failed: its device"),
+            "{text}"
+        );
+        // A node without ip6tables cannot have the family.
+        health.tried(&[Family::V4], &[Family::V4]);
         assert!(health.is_ready());
+        health.tried(&Family::ALL, &Family::ALL);
+        health.set_unprogrammed(vec!["real server X: refused".to_owned()], 3);
+        assert!(health.is_ready(), "a refused object is no failed guard");
+        let text = health.readiness();
+        assert!(text.contains("3 objects are not programmed") && text.contains("and 2 more"), "{text}");
     }
 }

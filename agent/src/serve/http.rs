@@ -31,6 +31,8 @@ pub struct Ask {
     pub method: Method,
     /// Path without query.
     pub path: String,
+    /// Query; empty where there is none.
+    pub query: String,
     /// Body; empty when it is longer than any that is of use.
     pub body: String,
     /// Who asks.
@@ -149,6 +151,7 @@ async fn answer(request: Request<Incoming>, peer: IpAddr, handler: &Handler) -> 
     let (head, body) = request.into_parts();
     let body = Limited::new(body, MAX_BODY).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let body = String::from_utf8_lossy(&body).into_owned();
-    let ask = Ask { method: head.method, path: head.uri.path().to_owned(), body, peer };
+    let (path, query) = (head.uri.path().to_owned(), head.uri.query().unwrap_or_default().to_owned());
+    let ask = Ask { method: head.method, path, query, body, peer };
     handler(&ask).into_response()
 }

@@ -7,7 +7,7 @@ pub mod node_ports;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::Method;
 
@@ -65,21 +65,30 @@ fn not_found() -> Answer {
     Answer::text(404, "404 page not found\n")
 }
 
-/// `/healthz` and `/livez` as kube-proxy answers them, and `/readyz`: whether everything was programmed
-/// once since the start.
+/// `/healthz` and `/livez` as kube-proxy answers them, and `/readyz`, with a list of what is not programmed
+/// for `?verbose`. See [`health`].
 pub fn health_handler(health: SharedHealth, metrics: Metrics) -> Handler {
     Arc::new(move |ask: &Ask| {
         let probe = match ask.path.as_str() {
             "/healthz" => Probe::Healthz,
             "/livez" => Probe::Livez,
-            "/readyz" if health.with(|h| h.is_ready()) => return Answer::text(200, "ok"),
-            "/readyz" => return Answer::text(503, "the first sync is not done yet\n"),
+            "/readyz" => return readyz(ask, &health),
             _ => return not_found(),
         };
-        let (code, body) = health.with(|h| h.answer(probe, SystemTime::now()));
+        let (code, body) = health.answer(probe);
         metrics.answered(probe, code);
         Answer::json(code, body)
     })
+}
+
+fn readyz(ask: &Ask, health: &SharedHealth) -> Answer {
+    let verbose = ask.query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
+    let (ready, text) = health.with(|health| (health.is_ready(), health.readiness()));
+    match (ready, verbose) {
+        (true, false) => Answer::text(200, "ok"),
+        (true, true) => Answer::text(200, text),
+        (false, _) => Answer::text(503, text),
+    }
 }
 
 /// `/metrics`, `/proxyMode`, `/configz`, `/healthz`, and from this node `/debug/flags/v`.
@@ -125,7 +134,9 @@ mod tests {
     use health::Health;
 
     fn ask(method: Method, path: &str, body: &str, peer: [u8; 4]) -> Ask {
-        Ask { method, path: path.to_owned(), body: body.to_owned(), peer: peer.into() }
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let (path, query) = (path.to_owned(), query.to_owned());
+        Ask { method, path, query, body: body.to_owned(), peer: peer.into() }
     }
 
     const HERE: [u8; 4] = [127, 0, 0, 1];
@@ -161,9 +172,12 @@ mod tests {
         let handler = health_handler(health.clone(), metrics.clone());
         let code = |path| handler(&ask(Method::GET, path, "", HERE)).code;
         assert_eq!((code("/readyz"), code("/livez"), code("/healthz"), code("/")), (503, 200, 503, 404));
-        health.with(|h| h.synced(Family::V4, SystemTime::now()));
+        health.with(|h| h.tried(&[Family::V4], &[Family::V4]));
         health.with(|h| h.set_eligible(true));
         assert_eq!((code("/readyz"), code("/livez"), code("/healthz")), (200, 200, 200));
+        let body = |path| handler(&ask(Method::GET, path, "", HERE)).body;
+        assert_eq!(body("/readyz"), "ok");
+        assert!(body("/readyz?verbose").contains("[+]guard-IPv4 ok"));
         let text = metrics.render().unwrap();
         for line in
             ["healthz_total{code=\"200\"} 1", "healthz_total{code=\"503\"} 1", "livez_total{code=\"200\"} 2"]

@@ -125,7 +125,9 @@ impl NodePorts {
             let answer = move |_: &_| {
                 let check = checks.borrow().services.get(&name).copied();
                 let local = check.and_then(|c| c.local[family.index()]).unwrap_or(0);
-                build_answer(&name, local, health.with(|health| health.is_healthy(SystemTime::now())))
+                let lag = health.lag();
+                let healthy = health.with(|h| h.is_family_healthy(family, SystemTime::now(), lag));
+                build_answer(&name, local, healthy)
             };
             listener.tasks.push(tokio::spawn(http::serve(socket, Arc::new(answer))));
         }

@@ -11,10 +11,16 @@ mod sweep;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+
 use crate::core::model::Node;
+use crate::core::op::Plan;
+use crate::core::retries::Retries;
 use crate::core::settings::{LocalTraffic, Settings, Sysctl, Timeouts};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
+use crate::kernel::{Kernel, Report, Terms, apply};
 use crate::reconcile::{Outlets, Pass, Reconciler};
 use crate::schedule::Due;
 use crate::store::Store;
@@ -61,10 +67,24 @@ pub fn kernel() -> FakeKernel {
     kernel
 }
 
+/// Runs a plan as an agent does that has seen no failure yet.
+pub fn run_plan(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
+    let terms = Terms {
+        retries: &Retries::default(),
+        now: Duration::ZERO,
+        unread: Vec::new(),
+        patience: Duration::ZERO,
+        progress: &|| {},
+    };
+    apply(kernel, plan, terms).report
+}
+
 /// A loop and what it follows.
 pub struct Agent {
     pub store: Arc<Store>,
     pub reconciler: Reconciler<FakeKernel>,
+    /// Goes on by half a minute with every pass: whatever failed is due again.
+    pub now: Duration,
 }
 
 impl Agent {
@@ -73,7 +93,7 @@ impl Agent {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         cluster.put(&store);
         let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets());
-        Self { store, reconciler }
+        Self { store, reconciler, now: Duration::ZERO }
     }
 
     /// The kernel.
@@ -88,7 +108,8 @@ impl Agent {
 
     /// One pass.
     pub fn sync(&mut self, due: Due) -> Pass {
-        self.reconciler.sync(due, Duration::ZERO)
+        self.now += Duration::from_secs(31);
+        self.reconciler.sync(due, self.now)
     }
 
     /// Passes until nothing is left to do, at most `limit`.
@@ -101,9 +122,28 @@ impl Agent {
                 return;
             }
             last = format!("{}\n{:?}", pass.plan, pass.report);
-            let audit = pass.report.in_doubt() || pass.unreadable.is_some();
+            let audit = pass.report.is_uncertain() || pass.unreadable.is_some();
             due = if audit { Due::Audit } else { Due::Changes };
         }
         panic!("not clean after {limit} passes: {last}");
+    }
+}
+
+/// What the log gets from `work` at the default level, one text for each line.
+pub fn lines(work: impl FnOnce()) -> Vec<String> {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::registry().with(log.clone().with_filter(crate::log::targets(0)));
+    tracing::subscriber::with_default(subscriber, work);
+    std::mem::take(&mut log.0.lock().unwrap())
+}
+
+/// Keeps the messages of events.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Log {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let line = format!("{} {}", event.metadata().level(), crate::log::text::render(event));
+        self.0.lock().unwrap().push(line);
     }
 }

@@ -94,7 +94,7 @@ impl World {
             Event::Sync(audit, seconds) => self.sync(audit, seconds),
             Event::Audit(pieces) => {
                 let step = |_| self.agent.reconciler.audit_step(self.now);
-                self.doubt |= (0..pieces).filter_map(step).any(|pass| pass.report.in_doubt());
+                self.doubt |= (0..pieces).filter_map(step).any(|pass| pass.report.is_uncertain());
             }
         }
         self
@@ -107,7 +107,7 @@ impl World {
         let pass = self.agent.reconciler.sync(due, self.now);
         let newly: Vec<IpAddr> = self.agent.kernel().exposed().difference(&before).copied().collect();
         assert!(newly.iter().all(|ip| self.named.contains(ip)), "{newly:?} is exposed after\n{}", pass.plan);
-        self.doubt = pass.report.in_doubt() || pass.unreadable.is_some();
+        self.doubt = pass.report.is_uncertain() || pass.unreadable.is_some();
     }
 }
 
@@ -149,6 +149,7 @@ proptest! {
         }
         // Failures that are still to come use themselves up; then the deadline ends the drains.
         for _ in 0..OpKind::ALL.len() {
+            world.now += Duration::from_secs(31);
             let _ = world.agent.reconciler.sync(Due::Audit, world.now);
         }
         let pass = world.agent.reconciler.sync(Due::Audit, world.now + DEADLINE);

@@ -95,7 +95,7 @@ pub fn delays(node: &mut Node, size: Size, audits: bool, changes: u32) -> Result
 fn doubt(inbox: Arc<Inbox>, ended: Arc<AtomicBool>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         while !ended.load(Ordering::Relaxed) {
-            inbox.doubt();
+            inbox.audit();
             thread::sleep(Duration::from_millis(5));
         }
     })

@@ -16,11 +16,13 @@ use kube_ipvs::core::model::*;
 use kube_ipvs::core::observed::ObservedServer;
 use kube_ipvs::core::op::{Lane, Op, Phase, Plan};
 use kube_ipvs::core::ownership::DEVICE;
+use kube_ipvs::core::sets::SetId;
 use kube_ipvs::core::settings::Settings;
+use kube_ipvs::core::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::ipset::IpsetClient;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
-use kube_ipvs::kernel::{Kernel, ObserveError, OpError, Runner};
+use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
 use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Outlets, Reconciler};
 use kube_ipvs::schedule::Due;
@@ -32,6 +34,8 @@ use crate::replay::{
     RawSocket, encode_addresses, encode_commands, encode_entries, flush_ipvs, remove_device,
 };
 
+/// How long iptables may take.
+const PROGRAMS: Duration = Duration::from_secs(30);
 /// Endpoints of a Service have addresses of their own, so many at most.
 const MAX_ENDPOINTS: u32 = 1024;
 
@@ -81,13 +85,29 @@ impl Kernel for Watched {
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
         let binds = self.binds;
         self.kernel.beside(&mut |ipvs, addresses| {
-            work(ipvs, &mut |ops| if binds { addresses(ops) } else { vec![Ok(()); ops.len()] });
+            work(ipvs, &mut |ops| if binds { addresses(ops) } else { vec![Ok(Progress::Done); ops.len()] });
         });
     }
 
-    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<(), OpError>> {
+    fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError> {
+        self.kernel.read_part(part)
+    }
+
+    fn read_rules(&mut self, families: &[Family], afresh: bool) {
+        self.kernel.read_rules(families, afresh);
+    }
+
+    fn finished(&mut self, limit: Duration) -> Vec<Finished> {
+        self.kernel.finished(limit)
+    }
+
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+        self.kernel.probe(servers, sets)
+    }
+
+    fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
         if !self.binds && ops.iter().all(|op| matches!(op, Op::Bind(_))) {
-            return vec![Ok(()); ops.len()];
+            return vec![Ok(Progress::Done); ops.len()];
         }
         let results = self.kernel.execute(ops);
         if ops.first().is_some_and(|op| op.lane() == Lane::Ipvs) {
@@ -152,7 +172,7 @@ impl Node {
     /// When something could not be programmed.
     pub fn cold(&mut self) -> Result<(Plan, Duration)> {
         let start = Instant::now();
-        let pass = self.reconciler.sync(Due::Audit, Duration::ZERO);
+        let pass = self.reconciler.sync_and_wait(Due::Audit, Duration::ZERO, PROGRAMS);
         let took = start.elapsed();
         ensure!(pass.is_clean(), "not everything was programmed: {:?}", pass.unreadable);
         Ok((pass.plan, took))
@@ -176,7 +196,7 @@ impl Node {
     /// # Errors
     /// When something could not be programmed.
     pub fn follow(&mut self) -> Result<Plan> {
-        let pass = self.reconciler.sync(Due::Changes, Duration::ZERO);
+        let pass = self.reconciler.sync_and_wait(Due::Changes, Duration::ZERO, PROGRAMS);
         ensure!(pass.is_clean(), "not everything was programmed:\n{}", pass.plan);
         Ok(pass.plan)
     }

@@ -86,7 +86,7 @@ fn start_agent(node: &Node, folder: &Path) -> Result<(Agent, Duration)> {
         ..AgentSpec::default()
     };
     let agent = Agent::start(node.ns(), &spec)?;
-    wait(&agent, || Ok(agent.log().contains("sync")))?;
+    wait(&agent, || Ok(agent.log().contains("ready: ")))?;
     Ok((agent, start.elapsed()))
 }
 

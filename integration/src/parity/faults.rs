@@ -71,6 +71,8 @@ fn wanted(scenario: &Scenario, list: &Value) -> Result<Wanted> {
 struct Agent {
     store: Arc<Store>,
     reconciler: Reconciler<FakeKernel>,
+    /// Goes on by half a minute with every pass: whatever failed is due again.
+    now: Duration,
 }
 
 impl Agent {
@@ -79,7 +81,7 @@ impl Agent {
         let outlets = Outlets::log_only()?;
         let (settings, from_node) = (wanted.settings.clone(), wanted.config.local_from_node);
         let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", from_node, outlets);
-        let agent = Self { store, reconciler };
+        let agent = Self { store, reconciler, now: Duration::ZERO };
         agent.follow(wanted);
         Ok(agent)
     }
@@ -93,7 +95,8 @@ impl Agent {
     }
 
     fn sync(&mut self, due: Due) -> Pass {
-        self.reconciler.sync(due, Duration::ZERO)
+        self.now += Duration::from_secs(31);
+        self.reconciler.sync(due, self.now)
     }
 
     fn clean(&mut self, due: Due) -> Result<()> {
@@ -130,15 +133,15 @@ fn sweep_step(before: &Wanted, after: &Wanted) -> Result<Survived> {
     undisturbed.clean(Due::Changes)?;
     let expected = undisturbed.kill().state;
     let mut survived = Survived::default();
-    for doubt in [false, true] {
+    for uncertain in [false, true] {
         for n in 0.. {
             let mut agent = moved(before, after)?;
-            agent.reconciler.kernel().fail_at(n, doubt);
+            agent.reconciler.kernel().fail_at(n, uncertain);
             if agent.sync(Due::Changes).is_clean() {
                 break;
             }
             agent
-                .clean(if doubt { Due::Audit } else { Due::Changes })
+                .clean(if uncertain { Due::Audit } else { Due::Changes })
                 .with_context(|| format!("op {n} failed"))?;
             compare(&agent.kill().state, &expected).with_context(|| format!("op {n} failed"))?;
             survived.failures += 1;

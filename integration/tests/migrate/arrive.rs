@@ -43,7 +43,7 @@ fn from_kube_proxys_ipvs_mode() {
     let setup = take_over(&cluster, &cluster.askers(), || true);
     let same = || state(cluster.node.ns()) == expected;
     setup.wait_within(LIMIT, "the state of a fresh node", same).unwrap();
-    assert!(!setup.agent.log().contains("another mode"), "there was none: {}", setup.agent.log());
+    assert!(!setup.agent.log().contains("another kube-proxy mode"), "there was none: {}", setup.agent.log());
 }
 
 #[test]
@@ -56,8 +56,7 @@ fn from_the_iptables_mode() {
     let gone = || !saved(ns).contains("KUBE-SEP-");
     let mut setup = take_over(&cluster, &cluster.askers(), gone);
     setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == expected).unwrap();
-    let said =
-        |setup: &Setup<'_>| setup.agent.log().matches("removed what another mode of kube-proxy left").count();
+    let said = |setup: &Setup<'_>| setup.agent.log().matches("of another kube-proxy mode").count();
     assert_eq!(said(&setup), 2, "once for each family: {}", setup.agent.log());
     // New connections are IPVS's now.
     let servers = ns.exec(&["ipvsadm", "-Ln", "--stats"]).unwrap().stdout;

@@ -12,13 +12,14 @@ fn a_failed_sync_is_tried_again_soon_and_nothing_opens_meanwhile() {
     files.script(
         "iptables-restore",
         &format!(
-            "[[ -e {} ]] && {{ echo no luck >&2; exit 1; }}\nexec /usr/sbin/iptables-restore \"$@\"",
+            "[[ -e {0} ]] && {{ echo try >>{0}; echo no luck >&2; exit 1; }}\nexec /usr/sbin/iptables-restore \"$@\"",
             broken.display()
         ),
     );
     files.wrap("exec \"$AGENT\" \"$@\"");
     let agent = files.start(&ns);
-    wait_for("three tries", &agent, || agent.log().contains("tries=3"));
+    let tries = || std::fs::read_to_string(&broken).unwrap_or_default().lines().count();
+    wait_for("three tries", &agent, || tries() >= 3);
     assert!(agent.log().contains("iptables-restore failed") && agent.log().contains("no luck"));
     assert!(run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080"), "what needs no rules goes on");
     assert!(!is_bound(&ns, "10.96.0.10/32"), "no address before its filter");
@@ -88,7 +89,7 @@ fn a_read_only_sysctl_is_fine_when_it_is_right_and_named_when_it_is_not() {
     let agent = files.start(&ns);
     wait_for("the new address", &agent, || is_bound(&ns, "10.96.0.11/32"));
     // It tells when the pass has ended, which is after the address came.
-    let named = "/proc/sys/net/ipv4/vs/expire_nodest_conn to 1 (it is 0)";
+    let named = "/proc/sys/net/ipv4/vs/expire_nodest_conn: it is 0 and must be 1: Read-only file system";
     wait_for("the sysctl in the log", &agent, || agent.log().contains(named));
     let log = agent.log();
     assert!(log.contains("sysctl -w net.ipv4.vs.expire_nodest_conn=1"), "the remedy: {log}");
@@ -135,7 +136,7 @@ fn without_ip6tables_ipv4_is_served() {
     files.wrap("exec \"$AGENT\" \"$@\"");
     let agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
-    assert!(agent.log().contains("Services get no IPv6 addresses on this node"), "{}", agent.log());
+    assert!(agent.log().contains("failed: reading IPv6 iptables rules"), "{}", agent.log());
     assert!(!is_bound(&ns, "fd00:96::10/128"), "no address without its filter");
 }
 

@@ -40,9 +40,7 @@ fn state(ns: &Netns) -> Vec<String> {
 
 fn settle(files: &Files, ns: &Netns) -> Vec<String> {
     let agent = files.start(ns);
-    wait_for("the first sync", &agent, || {
-        agent.log().contains("due=Audit") || agent.log().contains("nothing to do")
-    });
+    wait_for("the first sync", &agent, || agent.log().contains("ready: "));
     let last = format!("10.96.{}.{}/32", (SERVICES - 1) / 250, (SERVICES - 1) % 250);
     wait_for("the last address", &agent, || is_bound(ns, &last));
     state(ns)

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the errors of the netlink libraries to causes, and to words with the remedy. None names its object:
+//! the same failure of many objects is one line in the log.
+
+use dummy_iface::AddressErrorKind;
+use ipvs_netlink as ipvs;
+use ipvs_netlink::ErrorKind;
+
+use super::{Cause, OpError};
+use crate::core::op::Op;
+use crate::core::ownership::DEVICE;
+
+/// An IPVS command was refused.
+pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {
+    let (cause, uncertain) = match error.kind {
+        ErrorKind::ServiceExists | ErrorKind::DestinationExists => (Cause::Exists, true),
+        ErrorKind::NoSuchService | ErrorKind::NoSuchDestination => (Cause::Missing, true),
+        ErrorKind::PermissionDenied => (Cause::NotPermitted, false),
+        ErrorKind::InvalidArgument => (Cause::InvalidArgument, false),
+        ErrorKind::NotSupported | ErrorKind::NoSuchScheduler => (Cause::NotSupported, false),
+        _ => (Cause::of_errno(error.errno), false),
+    };
+    let extack = error.extack.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
+    let remedy = match (op, error.kind) {
+        (Op::AddRealServer(..), ErrorKind::InvalidArgument) => {
+            ": this node's routes call the endpoint's address a broadcast, multicast or local one; correct the \
+             EndpointSlice"
+        }
+        _ => "",
+    };
+    let message = format!("{}{extack}{remedy}", error.kind);
+    OpError { uncertain, ..OpError::plain(cause, message) }
+}
+
+/// A conversation about IPVS failed: nobody knows what ran.
+pub(super) fn client_error(error: &ipvs::Error) -> OpError {
+    match error {
+        ipvs::Error::PermissionDenied => OpError::plain(Cause::NotPermitted, error.to_string()),
+        ipvs::Error::FamilyMissing => OpError::plain(Cause::NotSupported, error.to_string()),
+        ipvs::Error::Timeout | ipvs::Error::Overrun => OpError::uncertain(Cause::TimedOut, error.to_string()),
+        _ => OpError::uncertain(Cause::Other, error.to_string()),
+    }
+}
+
+/// An address was refused.
+pub(super) fn address_error(error: &dummy_iface::AddressError) -> OpError {
+    let (cause, uncertain) = match error.kind {
+        AddressErrorKind::NoDevice => (Cause::Missing, true),
+        AddressErrorKind::PermissionDenied => (Cause::NotPermitted, false),
+        AddressErrorKind::FamilyDisabled => (Cause::FamilyDisabled, false),
+        AddressErrorKind::Other(errno) => {
+            let cause = Cause::of_errno(errno);
+            (cause, matches!(cause, Cause::Exists | Cause::Missing))
+        }
+        _ => (Cause::Other, true),
+    };
+    let extack = error.extack.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
+    let message = match (error.kind, error.addr.is_ipv6()) {
+        (AddressErrorKind::FamilyDisabled, true) => format!(
+            "IPv6 is disabled{extack}: set net.ipv6.conf.all.disable_ipv6 and net.ipv6.conf.{DEVICE}.disable_ipv6 \
+             to 0, or use a cluster without IPv6 Services"
+        ),
+        (kind, _) => format!("{kind}{extack}"),
+    };
+    OpError { uncertain, ..OpError::plain(cause, message) }
+}
+
+/// The device, or the conversation about it, failed.
+pub(super) fn device_error(error: &dummy_iface::Error) -> OpError {
+    use dummy_iface::Error as E;
+    let plain = |cause| OpError::plain(cause, error.to_string());
+    match error {
+        E::WrongKind { .. } | E::InvalidName(_) => plain(Cause::WrongKind),
+        E::NoDummySupport => plain(Cause::NotSupported),
+        E::PermissionDenied => plain(Cause::NotPermitted),
+        E::NoDevice(_) => OpError::uncertain(Cause::Missing, error.to_string()),
+        E::Lost | E::Timeout => OpError::uncertain(Cause::TimedOut, error.to_string()),
+        _ => OpError::uncertain(Cause::Other, error.to_string()),
+    }
+}

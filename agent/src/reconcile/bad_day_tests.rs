@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The loop by a clock of the test: something keeps failing, or another program keeps interfering, and
+//! everybody else is served as on a good day.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::*;
+use crate::core::model::{Family, VsKey};
+use crate::core::op::OpKind;
+use crate::core::outcome::{Cause, OpError};
+use crate::core::sets::{SetId, SetKind};
+use crate::core::subject::Subject;
+use crate::kernel::fake::FakeKernel;
+use crate::testing::cluster::Cluster;
+use crate::testing::{Agent, SYSCTL, kernel, lines};
+
+fn s(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A loop, its objects and its clock.
+struct Day {
+    agent: Agent,
+    schedule: Schedule,
+    now: Cell<Duration>,
+    turns: usize,
+    /// How many objects of others were added, and the longest time that one waited.
+    others: u8,
+    latest: Duration,
+}
+
+fn spec(ip: &str, ip6: &str) -> serde_json::Value {
+    json!({
+        "clusterIP": ip, "clusterIPs": [ip, ip6], "ipFamilies": ["IPv4", "IPv6"],
+        "ports": [{"name": "p", "port": 80}],
+    })
+}
+
+/// Two Services, one with a load balancer that is filtered.
+fn cluster() -> Cluster {
+    let mut lb = spec("10.96.0.2", "fd00:96::2");
+    lb["type"] = json!("LoadBalancer");
+    lb["loadBalancerSourceRanges"] = json!(["198.18.0.0/15"]);
+    Cluster::default()
+        .service("web", spec("10.96.0.1", "fd00:96::1"), &[])
+        .slice("web", &["10.244.1.5@n1"], &["p/TCP/8080"])
+        .service("lb", lb, &["203.0.113.9"])
+        .slice("lb", &["10.244.1.6"], &["p/TCP/8080"])
+}
+
+impl Day {
+    fn begin(kernel: FakeKernel) -> Self {
+        Self {
+            agent: Agent::start(kernel, &cluster()),
+            schedule: Schedule::new(Duration::ZERO, s(30)),
+            now: Cell::new(Duration::ZERO),
+            turns: 0,
+            others: 0,
+            latest: Duration::ZERO,
+        }
+    }
+
+    /// A day that began well.
+    fn good() -> Self {
+        let mut day = Self::begin(kernel());
+        day.pass_time(s(1));
+        assert!(day.agent.reconciler.retries().is_empty());
+        day
+    }
+
+    fn kernel(&mut self) -> &mut FakeKernel {
+        self.agent.kernel()
+    }
+
+    fn turn(&mut self) -> Duration {
+        self.turns += 1;
+        let now = &self.now;
+        self.agent.reconciler.turn(&|| now.get(), &mut self.schedule)
+    }
+
+    /// The loop runs for so long.
+    fn pass_time(&mut self, time: Duration) {
+        let end = self.now.get() + time;
+        let mut idle = 0;
+        while self.now.get() < end {
+            let pause = self.turn();
+            idle = if pause.is_zero() { idle + 1 } else { 0 };
+            assert!(idle < 200, "the loop does not come to rest at {:?}", self.now);
+            self.now.set((self.now.get() + pause).min(end));
+        }
+    }
+
+    /// Another Service comes and is served; how long that takes is noted.
+    fn add_other(&mut self) {
+        self.others += 1;
+        let n = self.others;
+        let ip = format!("10.96.9.{n}");
+        let name = format!("other{n}");
+        let cluster = Cluster::default()
+            .service(&name, json!({"clusterIP": ip, "ports": [{"name": "p", "port": 80}]}), &[])
+            .slice(&name, &[&format!("10.244.9.{n}")], &["p/TCP/8080"]);
+        self.agent.store.update(|update| cluster.objects.into_values().for_each(|object| update.put(object)));
+        let key = VsKey { protocol: crate::core::model::Protocol::Tcp, addr: ip.parse().unwrap(), port: 80 };
+        let start = self.now.get();
+        let served = |day: &mut Self| {
+            let server = day.kernel().state.virtual_servers.get(&key);
+            server.is_some_and(|server| server.real_servers.len() == 1)
+        };
+        while !served(self) {
+            let pause = self.turn();
+            self.now.set(self.now.get() + pause);
+            assert!(self.now.get() < start + s(60), "{name} is not served");
+        }
+        self.latest = self.latest.max(self.now.get() - start);
+    }
+
+    /// Five minutes in which other Services come and go.
+    fn five_minutes(&mut self) {
+        for n in 0..30u64 {
+            self.pass_time(Duration::from_millis(9_000 + n * 63));
+            self.add_other();
+        }
+    }
+}
+
+/// How a subject or a reading fails, and how that ends.
+struct Trouble {
+    name: &'static str,
+    begin: fn(&mut FakeKernel),
+    end: fn(&mut FakeKernel),
+    /// The family that cannot get new addresses meanwhile.
+    closed: Option<Family>,
+}
+
+fn refused(cause: Cause) -> OpError {
+    OpError::plain(cause, "refused by the test")
+}
+
+const LOOP_BACK: SetId = SetId { kind: SetKind::LoopBack, family: Family::V4 };
+const SIX: Family = Family::V6;
+
+fn bad_endpoint() -> Subject {
+    let vs = VsKey { protocol: crate::core::model::Protocol::Tcp, addr: [10, 96, 0, 1].into(), port: 80 };
+    Subject::RealServer(vs, crate::core::model::RsKey { addr: [10, 244, 1, 5].into(), port: 8080 })
+}
+
+fn troubles() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            name: "an unwritable sysctl",
+            begin: |kernel| {
+                kernel.state.sysctls.insert(SYSCTL, 0);
+                kernel.refuse(Subject::Sysctl(SYSCTL), refused(Cause::ReadOnly));
+            },
+            end: |kernel| kernel.accept(&Subject::Sysctl(SYSCTL)),
+            closed: None,
+        },
+        Trouble {
+            name: "an endpoint that the kernel refuses",
+            begin: |kernel| kernel.refuse(bad_endpoint(), refused(Cause::InvalidArgument)),
+            end: |kernel| kernel.accept(&bad_endpoint()),
+            closed: None,
+        },
+        Trouble {
+            name: "addresses of a disabled family",
+            begin: |kernel| {
+                for n in 1..=2u16 {
+                    let ip = std::net::Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, n);
+                    kernel.refuse(Subject::Address(ip.into()), refused(Cause::FamilyDisabled));
+                    kernel.state.addresses.retain(|net| net.addr() != ip);
+                }
+            },
+            end: |kernel| {
+                for n in 1..=2u16 {
+                    let ip = std::net::Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, n);
+                    kernel.accept(&Subject::Address(ip.into()));
+                }
+            },
+            closed: None,
+        },
+        Trouble {
+            name: "a device of another kind",
+            begin: |kernel| {
+                kernel.state.device = false;
+                kernel.state.addresses.clear();
+                kernel.refuse(Subject::Device, refused(Cause::WrongKind));
+            },
+            end: |kernel| kernel.accept(&Subject::Device),
+            closed: Some(Family::V4),
+        },
+        Trouble {
+            name: "an ipset of another type in use",
+            begin: |kernel| {
+                kernel.state.sets.get_mut(&LOOP_BACK).unwrap().misfit = true;
+                kernel.refuse(Subject::Set(LOOP_BACK), refused(Cause::WrongKind));
+            },
+            end: |kernel| kernel.accept(&Subject::Set(LOOP_BACK)),
+            // The rules over it stand.
+            closed: None,
+        },
+        Trouble {
+            name: "iptables-restore that fails",
+            begin: |kernel| {
+                kernel.state.rules[0].chains.clear();
+                let error = OpError::uncertain(Cause::ProgramFailed, "iptables-restore failed");
+                kernel.refuse(Subject::Rules(Family::V4), error);
+            },
+            end: |kernel| kernel.accept(&Subject::Rules(Family::V4)),
+            closed: Some(Family::V4),
+        },
+        Trouble {
+            name: "ip6tables-save that fails",
+            begin: |kernel| {
+                kernel.set_unreadable(Part::Rules(SIX), Some(refused(Cause::ProgramFailed)));
+                kernel.state.rules[1].chains.clear();
+            },
+            end: |kernel| kernel.set_unreadable(Part::Rules(SIX), None),
+            closed: None,
+        },
+        Trouble {
+            name: "a set that cannot be read",
+            begin: |kernel| kernel.set_unreadable(Part::Set(LOOP_BACK), Some(refused(Cause::Other))),
+            end: |kernel| kernel.set_unreadable(Part::Set(LOOP_BACK), None),
+            closed: None,
+        },
+        Trouble {
+            name: "IPVS that cannot be read",
+            begin: |kernel| kernel.set_unreadable(Part::Ipvs, Some(refused(Cause::TimedOut))),
+            end: |kernel| kernel.set_unreadable(Part::Ipvs, None),
+            closed: None,
+        },
+        Trouble {
+            name: "iptables-restore that hangs",
+            begin: |kernel| {
+                kernel.state.rules[0].chains.clear();
+                kernel.slow_rules();
+            },
+            end: FakeKernel::end_slow_rules,
+            closed: Some(Family::V4),
+        },
+    ]
+}
+
+/// Whatever fails, from the start or later: others are served without delay, audits go on, tries and log lines
+/// are few, and it heals by itself.
+#[test]
+fn one_failing_thing_stays_one_thing() {
+    for from_start in [false, true] {
+        // What an agent without memory cannot read it does not write either.
+        let known = |trouble: &Trouble| !from_start || !trouble.name.ends_with("cannot be read");
+        for trouble in troubles().into_iter().filter(known) {
+            let name = format!("{} ({})", trouble.name, if from_start { "from the start" } else { "later" });
+            // From the start: on a node that another agent has left.
+            let mut day = Day::good();
+            if from_start {
+                day = Day::begin(day.agent.kill());
+            }
+            (trouble.begin)(day.kernel());
+            if trouble.name.starts_with("an endpoint") {
+                let key = *bad_endpoint().virtual_server().unwrap();
+                day.kernel().state.virtual_servers.remove(&key);
+            }
+            day.schedule.audit_soon();
+            let (audits, turns) = (day.kernel().counts.observations, day.turns);
+            let ops = |day: &mut Day| day.kernel().counts.ops.values().sum::<usize>();
+            let (before, bound) = (ops(&mut day), day.kernel().state.addresses.len());
+            let log = lines(|| day.five_minutes());
+            assert_eq!(day.latest, Duration::ZERO, "{name}: a change of another Service waited");
+            assert!(day.kernel().counts.observations - audits >= 9, "{name}: audits do not go on");
+            let turns = day.turns - turns;
+            assert!(turns < 60 * 30 + 1000, "{name}: {turns} turns in five minutes");
+            // Each other Service needs five at most; the rest is what is tried again.
+            let tries = (ops(&mut day) - before).saturating_sub(30 * 5);
+            assert!(tries < 300, "{name}: {tries} ops were tried in five minutes");
+            assert!(log.len() < 60, "{name}: {} log lines:\n{}", log.len(), log.join("\n"));
+            if trouble.closed.is_some() {
+                let new = day.kernel().state.addresses.len().saturating_sub(bound);
+                assert_eq!(new, 0, "{name}: an address was opened without its guard");
+            }
+            (trouble.end)(day.kernel());
+            day.pass_time(s(95));
+            let left: Vec<String> =
+                day.agent.reconciler.retries().failing().map(|(subject, _)| subject.to_string()).collect();
+            assert!(left.is_empty(), "{name}: {left:?} still fails");
+            assert_eq!(day.kernel().state.addresses.len(), 5 + 30, "{name}: everything is open in the end");
+            assert!(day.kernel().exposed().is_empty(), "{name}");
+        }
+    }
+}
+
+/// While it fails the number of processes stays small, and the other family's drift is repaired.
+#[test]
+fn rules_that_cannot_be_read_are_read_seldom_and_the_other_family_is_repaired() {
+    let mut day = Day::good();
+    let error = OpError::plain(Cause::ProgramFailed, "ip6tables-save failed");
+    day.kernel().set_unreadable(Part::Rules(SIX), Some(error));
+    day.schedule.audit_soon();
+    day.pass_time(s(30));
+    let readings = day.kernel().counts.rule_readings;
+    day.kernel().state.rules[0].chains.clear();
+    day.pass_time(s(35));
+    assert!(!day.kernel().state.rules[0].chains.is_empty(), "IPv4 drift is repaired");
+    let readings = day.kernel().counts.rule_readings - readings;
+    assert!(readings < 12, "{readings} readings in 35 s");
+}
+
+#[test]
+fn a_family_whose_rules_were_never_read_opens_nothing_until_they_are() {
+    let mut node = kernel();
+    node.set_unreadable(Part::Rules(SIX), Some(OpError::plain(Cause::ProgramFailed, "EAGAIN")));
+    let mut day = Day::begin(node);
+    let log = lines(|| day.pass_time(s(20)));
+    assert!(day.kernel().state.addresses.iter().all(|net| net.addr().is_ipv4()));
+    assert_eq!(day.kernel().state.addresses.len(), 3);
+    assert!(
+        log.iter().any(|line| line.contains("IPv6 iptables rules") && line.contains("EAGAIN")),
+        "{log:?}"
+    );
+    assert!(log.iter().any(|line| line.contains("2 other objects wait for it")), "{log:?}");
+    day.kernel().set_unreadable(Part::Rules(SIX), None);
+    day.pass_time(s(30));
+    assert_eq!(day.kernel().state.addresses.len(), 5, "it was not switched off for good");
+    assert!(day.kernel().exposed().is_empty());
+}
+
+/// Another program takes an address away as soon as it is there.
+#[test]
+fn a_fight_over_an_address_costs_one_reading_a_second() {
+    let mut day = Day::good();
+    let inbox = Inbox::default();
+    let victim: ipnet::IpNet = "10.96.0.1/32".parse().unwrap();
+    let (binds, audits) = (day.kernel().count(OpKind::Bind), day.kernel().counts.observations);
+    let log = lines(|| {
+        let end = day.now.get() + s(60);
+        while day.now.get() < end {
+            if day.kernel().state.addresses.remove(&victim) {
+                inbox.address(victim, false);
+            }
+            day.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
+            let pause = day.turn();
+            day.now.set(day.now.get() + pause.min(Duration::from_millis(50)));
+        }
+    });
+    let binds = day.kernel().count(OpKind::Bind) - binds;
+    assert!((55..=62).contains(&binds), "{binds} repairs in a minute");
+    assert!(day.kernel().counts.observations - audits <= 2, "only addresses are read");
+    assert!(log.len() <= 6, "{log:?}");
+    assert!(log[0].contains("10.96.0.1") && log[0].contains("another program"), "{log:?}");
+}
+
+#[test]
+fn a_flush_that_nobody_reports_is_noticed_within_two_seconds() {
+    let flushes: [fn(&mut FakeKernel); 3] = [
+        |kernel| kernel.state.virtual_servers.clear(),
+        |kernel| kernel.state.sets.values_mut().for_each(|set| set.members.clear()),
+        |kernel| kernel.state.sets.clear(),
+    ];
+    for (n, flush) in flushes.into_iter().enumerate() {
+        let mut day = Day::good();
+        let good = day.kernel().state.clone();
+        day.pass_time(Duration::from_millis(5_370));
+        let probes = day.kernel().counts.probes;
+        flush(day.kernel());
+        day.pass_time(s(2));
+        assert!(day.kernel().counts.probes - probes <= 3, "a probe a second");
+        assert_eq!(day.kernel().state.virtual_servers, good.virtual_servers, "flush {n}");
+        assert_eq!(day.kernel().state.sets, good.sets, "flush {n}");
+    }
+}
+
+/// Rules, sets, servers or addresses are flushed between any two steps of an audit.
+#[test]
+fn a_flush_at_any_step_of_an_audit_is_repaired() {
+    let flushes: [fn(&mut FakeKernel); 4] = [
+        |kernel| kernel.state.rules = Default::default(),
+        |kernel| kernel.state.virtual_servers.clear(),
+        |kernel| kernel.state.sets.values_mut().for_each(|set| set.members.clear()),
+        |kernel| kernel.state.addresses.clear(),
+    ];
+    for (n, flush) in flushes.into_iter().enumerate() {
+        for step in 0..60 {
+            let mut day = Day::good();
+            let good = day.kernel().state.clone();
+            day.schedule.audit_soon();
+            day.now.set(day.now.get() + s(2));
+            for _ in 0..step {
+                let _ = day.turn();
+            }
+            flush(day.kernel());
+            let inbox = Inbox::default();
+            match n {
+                0 => Family::ALL.into_iter().for_each(|family| inbox.changed(Part::Rules(family))),
+                3 => inbox.changed(Part::Addresses),
+                _ => {}
+            }
+            day.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
+            day.pass_time(s(4));
+            assert_eq!(day.kernel().state, good, "flush {n} at step {step}");
+        }
+    }
+}
+
+#[test]
+fn health_check_ports_are_right_for_each_service_whatever_fails_elsewhere() {
+    let store = Arc::new(crate::store::Store::new(Arc::new(Inbox::default())));
+    let lb = |ip: &str, port: u16| {
+        json!({
+            "type": "LoadBalancer", "clusterIP": ip, "externalTrafficPolicy": "Local",
+            "healthCheckNodePort": port, "ports": [{"name": "p", "port": 80}],
+        })
+    };
+    let objects = |endpoints: &[&str]| {
+        Cluster::default()
+            .service("good", lb("10.96.0.1", 32001), &["203.0.113.1"])
+            .slice("good", endpoints, &["p/TCP/8080"])
+            .service("bad", lb("10.96.0.2", 32002), &["203.0.113.2"])
+            .slice("bad", &["10.244.1.9@n1"], &["p/TCP/8080"])
+    };
+    objects(&["10.244.1.5@n1"]).put(&store);
+    let outlets = crate::testing::outlets();
+    let told = outlets.health_checks.subscribe();
+    let mut node = kernel();
+    let vip: ipnet::IpNet = "203.0.113.2/32".parse().unwrap();
+    node.refuse(Subject::Address(vip.addr()), refused(Cause::Other));
+    let mut agent = Reconciler::new(node, store.clone(), crate::testing::settings(), "n1", false, outlets);
+    let local = |name: &str| {
+        let name = crate::core::model::ObjectName::new("d", name);
+        told.borrow().services.get(&name).and_then(|check| check.local[0])
+    };
+    let _ = agent.sync(Due::Audit, s(1));
+    assert_eq!((local("good"), local("bad")), (Some(1), Some(0)), "what is not open answers no");
+    objects(&["10.244.1.5@n1", "10.244.1.6@n1"]).put(&store);
+    let _ = agent.sync(Due::Changes, s(2));
+    assert_eq!((local("good"), local("bad")), (Some(2), Some(0)));
+    agent.kernel().accept(&Subject::Address(vip.addr()));
+    let _ = agent.sync(Due::Retry, s(40));
+    assert_eq!((local("good"), local("bad")), (Some(2), Some(1)));
+}
+
+#[test]
+fn a_kernel_that_cannot_be_read_at_the_start_is_retried_and_not_written() {
+    let mut node = kernel();
+    node.set_unreadable(Part::Addresses, Some(refused(Cause::TimedOut)));
+    let mut day = Day::begin(node);
+    let log = lines(|| day.pass_time(s(120)));
+    assert!(day.kernel().counts.ops.is_empty());
+    assert!((8..20).contains(&day.kernel().counts.observations), "{:?}", day.kernel().counts);
+    assert!(log.len() < 8 && log[0].contains("failed: reading addresses"), "{log:?}");
+    day.kernel().set_unreadable(Part::Addresses, None);
+    day.pass_time(s(31));
+    assert_eq!(day.kernel().state.addresses.len(), 5);
+    assert!(day.agent.reconciler.retries().is_empty());
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What another program changed, and what of other programs is removed.
+
+use std::collections::BTreeSet;
+
+use super::Reconciler;
+use crate::core::desired::Changes;
+use crate::core::model::VsKey;
+use crate::core::observed::Observed;
+use crate::core::op::{Op, Plan};
+use crate::core::ownership;
+use crate::kernel::{Kernel, Outcome, Report};
+
+impl<K: Kernel> Reconciler<K> {
+    /// The ops that repaired what another program changed, by their places in the plan.
+    pub(super) fn drift(
+        &mut self,
+        plan: &Plan,
+        report: &Report,
+        changes: &Changes,
+        retried: &Changes,
+    ) -> Vec<usize> {
+        let mut drift = Vec::new();
+        for (i, (op, outcome)) in plan.ops.iter().zip(&report.outcomes).enumerate() {
+            let subject = op.subject();
+            // The end of a drain that an audit happens to find is nobody's doing.
+            let ends_drain = matches!(op, Op::RemoveRealServer(vs, rs) if self.drains.contains(*vs, *rs));
+            let expected = follows_from(op, changes) || retried.contains(&subject) || ends_drain;
+            if expected || self.retries.fails(&subject) {
+                continue;
+            }
+            match outcome {
+                Outcome::Done => {
+                    self.outlets.metrics.repaired(op.kind());
+                    drift.push(i);
+                }
+                Outcome::Started => _ = self.repairing.insert(subject),
+                _ => {}
+            }
+        }
+        drift
+    }
+
+    /// Names the virtual servers that are removed although nothing shows that an agent or kube-proxy made
+    /// them.
+    pub(super) fn name_foreign_servers(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
+        let removed = plan.ops.iter().zip(&report.outcomes).filter_map(|(op, outcome)| match op {
+            Op::RemoveVirtualServer(vs) if *outcome == Outcome::Done => Some(*vs),
+            _ => None,
+        });
+        let bound = observed.addresses.iter().map(ipnet::IpNet::addr).collect();
+        let foreign: BTreeSet<VsKey> =
+            removed.filter(|vs| !ownership::is_provably_ours(vs, &bound, &observed.sets)).collect();
+        self.reporter.removed_foreign_servers(&foreign, &self.outlets.events);
+    }
+}
+
+/// Whether the op follows from these changes of objects.
+fn follows_from(op: &Op, changes: &Changes) -> bool {
+    match op {
+        // A rule follows from sets that changed.
+        Op::WriteRules(rules) => rules.jumps.is_empty() && !changes.is_empty(),
+        Op::GrowSet(_) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => true,
+        Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => false,
+        Op::DestroySet(_) | Op::CreateSet(_) => false,
+        _ => changes.contains(&op.subject()),
+    }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One pass: plan, apply, follow what was acknowledged.
+
+use std::time::Duration;
+
+use super::{Look, Pass, Reconciler};
+use crate::core::desired::Changes;
+use crate::core::drain;
+use crate::core::map::Set;
+use crate::core::model::{Family, VsKey};
+use crate::core::observed::Observed;
+use crate::core::op::{Op, Plan};
+use crate::core::plan::{Goal, RulesBasis, all_keys, build_plan};
+use crate::kernel::{Applied, Kernel, Outcome, Report, Terms, apply};
+use crate::notices;
+use crate::schedule::Due;
+
+/// How long new addresses wait for the program that writes their filter: as long as such a program takes
+/// when nothing is wrong. What takes longer goes on beside the loop.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// The same in the first pass, when nothing else waits.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+
+impl<K: Kernel> Reconciler<K> {
+    pub(super) fn pass(&mut self, due: Due, look: Look, now: Duration) -> Pass {
+        let first = matches!(look, Look::Everything);
+        let mut changes = self.take_changes(&look);
+        if first {
+            self.stage = super::Stage::Whole;
+        }
+        let Some(mut observed) = self.observed.take() else {
+            self.pending.append(changes);
+            return Pass::default();
+        };
+        let mut retried = Changes::default();
+        self.retries.begin(now, &mut retried);
+        if matches!(due, Due::Drains | Due::Audit) {
+            changes.virtual_servers.append(&mut self.drains.virtual_servers());
+        }
+        let audit = !matches!(look, Look::Changes | Look::Ahead);
+        let mut keys = match look {
+            Look::Everything => all_keys(&self.desired, &observed),
+            Look::Found(found) => {
+                let mut keys = changes.clone();
+                keys.append(found);
+                keys
+            }
+            Look::Changes | Look::Ahead => changes.clone(),
+        };
+        keys.append(retried.clone());
+        if audit {
+            self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
+        }
+        self.look_for_connections(&mut observed, &keys, now);
+        let plan = self.plan(&observed, &keys, audit, now);
+        self.retries.consider(&plan);
+        let patience = if first || !self.is_whole() { FIRST_PATIENCE } else { PATIENCE };
+        let Applied { report, finished } = self.apply(&plan, &observed, now, patience);
+        let drift = if audit && !first { self.drift(&plan, &report, &changes, &retried) } else { Vec::new() };
+        if first {
+            self.name_foreign_servers(&plan, &report, &observed);
+        }
+        self.follow(&plan, &report, &mut observed, now);
+        self.retries.follow(&keys, &plan, &report, now, &mut self.pending);
+        self.handover.follow(&plan, &report, audit, |subject| self.retries.tries(subject));
+        self.share_lists(&keys, &mut observed);
+        self.settle_rules(&plan, &report, &observed);
+        // Who has connections is asked anew whenever it matters.
+        observed.busy = Set::default();
+        self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
+        self.observed = Some(observed);
+        self.take_finished(finished, now);
+        self.tell(&changes);
+        let services = std::mem::take(&mut self.touched);
+        let (synced, incomplete) = self.tell_health();
+        Pass { plan, report, drift, services, synced, incomplete, unreadable: None }
+    }
+
+    fn plan(&mut self, observed: &Observed, keys: &Changes, audit: bool, now: Duration) -> Plan {
+        const UNKNOWN: [Option<RulesBasis>; 2] = [None, None];
+        let expired = self.drains.expired(now, self.settings.drain_deadline);
+        let (desired, settings) = (&self.desired, &self.settings);
+        let hands_over = self.handover.waits();
+        let settled = if audit { &UNKNOWN } else { &self.rules };
+        let goal = Goal { desired, observed, settings, expired: &expired, hands_over, settled };
+        build_plan(goal, keys, &keys.flows)
+    }
+
+    fn apply(&mut self, plan: &Plan, observed: &Observed, now: Duration, patience: Duration) -> Applied {
+        let unread = Family::ALL.into_iter().filter(|family| observed.unread_rules[family.index()]).collect();
+        let health = self.outlets.health.clone();
+        let progress = || health.beat();
+        let terms = Terms { retries: &self.retries, now, unread, patience, progress: &progress };
+        apply(&mut self.kernel, plan, terms)
+    }
+
+    /// The mirror follows what the kernel acknowledged; what is uncertain is read again.
+    fn follow(&mut self, plan: &Plan, report: &Report, observed: &mut Observed, now: Duration) {
+        for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
+            match outcome {
+                Outcome::Done => {
+                    self.outlets.metrics.done(op, observed);
+                    observed.record(op);
+                    self.drains.record(op, now);
+                    // A wider prefix of a wanted address is gone: now there is room for ours.
+                    if let Op::Unbind(net) = op
+                        && self.desired.wants_address(net.addr())
+                    {
+                        self.pending.addresses.insert(net.addr());
+                    }
+                }
+                Outcome::Failed(error) if error.uncertain => self.recheck.add(&op.subject()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Lists that are as wanted are kept once.
+    fn share_lists(&self, keys: &Changes, observed: &mut Observed) {
+        for key in &keys.virtual_servers {
+            if let (Some(server), Some(wanted)) =
+                (observed.virtual_servers.get_mut(key), self.desired.virtual_server(key))
+            {
+                server.real_servers.share(&wanted.real_servers);
+            }
+        }
+    }
+
+    /// Rules that are as they must be are compared again when what they follow from changes.
+    fn settle_rules(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
+        for family in Family::ALL {
+            let of_family = |op: &Op| match op {
+                Op::WriteRules(rules) => rules.family == family,
+                Op::RemoveLeftovers(leftovers) => leftovers.family == family,
+                _ => false,
+            };
+            let open = |(op, outcome): (&Op, &Outcome)| of_family(op) && *outcome != Outcome::Done;
+            let settled =
+                !observed.unread_rules[family.index()] && !plan.ops.iter().zip(&report.outcomes).any(open);
+            self.rules[family.index()] = settled.then(|| RulesBasis::build(family, &self.desired, observed));
+        }
+    }
+
+    /// Finds out which real servers that are about to go have connections. When that cannot be read
+    /// they are taken to have some: they drain until it can.
+    fn look_for_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
+        let servers = drain::closing(&self.desired, observed, &changes.virtual_servers);
+        if servers.is_empty() {
+            return;
+        }
+        let busy = self.kernel.busy(&servers).unwrap_or_else(|error| {
+            self.reporter.connections_unknown(&error, now);
+            let all = |vs: &VsKey| {
+                let real_servers = observed.virtual_servers.get(vs).map(|s| s.real_servers.keys());
+                real_servers.into_iter().flatten().map(|rs| (*vs, *rs)).collect::<Vec<_>>()
+            };
+            servers.iter().flat_map(all).collect()
+        });
+        let asked: Set<VsKey> = servers.into_iter().collect();
+        observed.busy.retain(|(vs, _)| !asked.contains(vs));
+        observed.busy.extend(busy);
+    }
+
+    /// Tells the operator what changed in conflicts and remarks.
+    fn tell(&self, changes: &Changes) {
+        notices::log_own_addresses(&self.desired, changes);
+        self.outlets.events.send(notices::build(&self.desired, changes));
+        self.outlets.metrics.changed(&self.desired, changes, self.drains.len());
+    }
+}

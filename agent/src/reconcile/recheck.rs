@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Reading parts of the kernel again, because a notification, a refusal or a probe says that they may have
+//! changed; and following what ended beside the loop.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Look, Pass, Reconciler};
+use crate::core::audit::Audit;
+use crate::core::desired::Changes;
+use crate::core::model::{Family, VsKey};
+use crate::core::op::Op;
+use crate::core::save::ObservedRules;
+use crate::core::sets::SetId;
+use crate::core::subject::{Part, Subject};
+use crate::kernel::{Finished, Kernel, OpError};
+use crate::schedule::{Due, Schedule};
+
+/// Virtual servers that are looked at in one probe.
+const PROBED: usize = 4;
+/// Virtual servers that probes choose from before they choose anew.
+const SAMPLE: usize = 64;
+
+/// What is to be read again.
+#[derive(Debug, Default)]
+pub(super) struct Recheck {
+    parts: BTreeSet<Part>,
+    servers: BTreeSet<VsKey>,
+}
+
+impl Recheck {
+    pub fn add_part(&mut self, part: Part) {
+        self.parts.insert(part);
+    }
+
+    /// The subject's state is unknown.
+    pub fn add(&mut self, subject: &Subject) {
+        match subject {
+            Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => _ = self.servers.insert(*vs),
+            Subject::Entry(set, _) | Subject::Set(set) => self.add_part(Part::Set(*set)),
+            Subject::Address(_) | Subject::Network(_) | Subject::Device => self.add_part(Part::Addresses),
+            Subject::Rules(family) | Subject::Leftovers(family) => self.add_part(Part::Rules(*family)),
+            Subject::Sysctl(_) | Subject::Timeouts => self.add_part(Part::Node),
+            Subject::Reading(part) => self.add_part(*part),
+            Subject::Flows(_) => {}
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.servers.is_empty()
+    }
+}
+
+/// Where the probes are.
+#[derive(Debug, Default)]
+pub(super) struct ProbeCursor {
+    sample: Vec<VsKey>,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Reads what is to be read again, and repairs what differs.
+    pub fn recheck(&mut self, now: Duration) -> Pass {
+        let Recheck { parts, servers } = std::mem::take(&mut self.recheck);
+        let Some(mut observed) = self.observed.take() else { return Pass::default() };
+        let mut audit = Audit::partial();
+        for part in parts {
+            match part {
+                Part::Rules(family) => self.kernel.read_rules(&[family], false),
+                Part::Ipvs => {}
+                part => match self.kernel.read_part(part) {
+                    Ok(piece) => {
+                        audit.take(piece, &mut observed);
+                        self.retries.read(part, &mut self.pending);
+                    }
+                    Err(error) => self.retries.fail_reading(error.part, &error.error, now),
+                },
+            }
+        }
+        let servers: Vec<VsKey> = servers.into_iter().collect();
+        match self.kernel.look_up(&servers) {
+            Ok(found) => {
+                servers.iter().zip(found).for_each(|(key, server)| audit.settle(*key, server, &mut observed))
+            }
+            Err(error) => self.retries.fail_reading(error.part, &error.error, now),
+        }
+        self.observed = Some(observed);
+        self.poll_finished(now);
+        self.pass(Due::Recheck, Look::Found(audit.finish()), now)
+    }
+
+    /// Looks at a few objects; true when some are gone, so that everything is to be read.
+    pub fn probe(&mut self) -> bool {
+        let Some(observed) = &self.observed else { return false };
+        if self.probe.sample.len() < PROBED {
+            self.probe.sample = observed.virtual_servers.keys().take(SAMPLE).copied().collect();
+        }
+        let rest = self.probe.sample.len().saturating_sub(PROBED);
+        let servers: Vec<VsKey> = self
+            .probe
+            .sample
+            .split_off(rest)
+            .into_iter()
+            .filter(|key| observed.virtual_servers.contains_key(key))
+            .collect();
+        let sets: Vec<(SetId, usize)> = observed
+            .sets
+            .iter()
+            .filter(|(_, set)| !set.misfit && !set.members.is_empty())
+            .map(|(id, set)| (*id, set.members.len()))
+            .collect();
+        let ids: Vec<SetId> = sets.iter().map(|(id, _)| *id).collect();
+        let Ok(probed) = self.kernel.probe(&servers, &ids) else { return false };
+        let fewer = |((_, members), count): (&(SetId, usize), &Option<u32>)| {
+            count.is_none_or(|count| (count as usize) < *members)
+        };
+        probed.servers.contains(&false) || sets.iter().zip(&probed.sets).any(fewer)
+    }
+
+    /// Begins the readings that are to be tried again at the time `now`.
+    pub(super) fn retry_readings(&mut self, schedule: &mut Schedule, now: Duration) {
+        for part in self.retries.due_readings(now) {
+            match part {
+                Part::Rules(family) => self.kernel.read_rules(&[family], true),
+                Part::Ipvs => schedule.audit_soon(),
+                part => self.recheck.add_part(part),
+            }
+        }
+    }
+
+    /// Follows what has ended beside the loop.
+    pub fn take_finished(&mut self, finished: Vec<Finished>, now: Duration) {
+        for finished in finished {
+            match finished {
+                Finished::Op(subject, result) => self.op_ended(&subject, &result, now),
+                Finished::Rules(family, Ok(rules)) => {
+                    if let Some(rules) = rules {
+                        self.rules_read(family, *rules);
+                    }
+                    self.retries.read(Part::Rules(family), &mut self.pending);
+                }
+                Finished::Rules(family, Err(error)) => {
+                    self.retries.fail_reading(Part::Rules(family), &error, now);
+                }
+            }
+        }
+    }
+
+    fn rules_read(&mut self, family: Family, rules: ObservedRules) {
+        let Some(observed) = &mut self.observed else { return };
+        let index = family.index();
+        let was_unread = std::mem::take(&mut observed.unread_rules[index]);
+        if !was_unread && observed.rules[index] == rules {
+            return;
+        }
+        if !was_unread {
+            self.reporter.rules_differ(family, &observed.rules[index], &rules);
+        }
+        observed.rules[index] = rules;
+        self.rules[index] = None;
+        self.handover.look(observed, self.settings.beside_another);
+        // Nothing that another program did is there to repair when the rules are read for the first time.
+        if was_unread {
+            self.pending.common = true;
+        } else {
+            self.found.get_or_insert_with(Changes::default);
+        }
+    }
+
+    fn op_ended(&mut self, subject: &Subject, result: &Result<(), OpError>, now: Duration) {
+        let Some(op) = self.retries.finish(subject, result, now, &mut self.pending) else { return };
+        let repairs = self.repairing.remove(subject);
+        self.outlets.metrics.ended(&op, result);
+        let family = match &op {
+            Op::WriteRules(rules) => rules.family,
+            Op::RemoveLeftovers(leftovers) => leftovers.family,
+            _ => return,
+        };
+        self.rules[family.index()] = None;
+        self.pending.common = true;
+        match result {
+            Ok(()) => {
+                if let Some(observed) = &mut self.observed {
+                    observed.record(&op);
+                }
+                if repairs {
+                    self.outlets.metrics.repaired(op.kind());
+                    self.reporter.repaired(&[&op], now);
+                }
+            }
+            Err(error) if error.uncertain => self.recheck.add(subject),
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,485 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the loop tells operators: log lines, Events, and what `/readyz?verbose` lists.
+//!
+//! At the default level the log has one line when the node is ready, one when something begins to fail and
+//! one when that is over, one a minute about changes, and drift. What happens again and again is counted and
+//! said at growing intervals.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Pass, Reconciler, Touched};
+use crate::core::model::{Family, ObjectName, VsKey};
+use crate::core::op::{Op, OpKind};
+use crate::core::outcome::{Cause, Outcome};
+use crate::core::retries::{Failing, News, Retries};
+use crate::core::save::ObservedRules;
+use crate::core::subject::{Subject, SubjectKind};
+use crate::events::{About, EventSink, Notice, Reason};
+use crate::kernel::{Kernel, ObserveError};
+use crate::pace::Pace;
+use crate::schedule::Due;
+use crate::words;
+
+/// Objects named in one line.
+const NAMED: usize = 3;
+/// Kinds of failures that get a line of their own after one pass.
+const KINDS: usize = 4;
+/// Services that get an Event after one pass.
+const EVENTS: usize = 20;
+/// Virtual servers named in one line.
+const SERVERS: usize = 100;
+/// Objects that `/readyz?verbose` lists.
+const LISTED: usize = 100;
+/// How often the list of what fails is made anew.
+const LISTING: Duration = Duration::from_secs(1);
+/// How often a line tells about changes.
+const MINUTE: Duration = Duration::from_secs(60);
+/// The target of lines that `-v 2` adds.
+pub const CHANGES: &str = "kube_ipvs::changes";
+
+/// What changed in the last minute.
+#[derive(Debug, Default)]
+struct Minute {
+    began: Duration,
+    passes: usize,
+    services: Touched,
+    ops: BTreeMap<OpKind, usize>,
+    slowest: Duration,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Reporter {
+    ready: bool,
+    minute: Minute,
+    /// What still fails.
+    failing: Pace,
+    drift: Pace,
+    flushes: Pace,
+    connections: Pace,
+    /// When the list of what fails was made last, and whether there was anything in it.
+    listed: Duration,
+    lists: bool,
+    /// In which way rules that another program changed differed.
+    rules: Vec<String>,
+}
+
+impl Reporter {
+    /// The Services that every pod needs were programmed before the lists of all objects came.
+    pub fn programmed_early(&self, pass: &Pass) {
+        tracing::info!(
+            ops = pass.report.done(),
+            "programmed the API server's and the DNS Service early; waiting for the full lists"
+        );
+    }
+
+    /// A pass that changed something.
+    fn pass(&mut self, pass: &Pass, due: Due, took: Duration, now: Duration) {
+        let (ops, done) = (pass.plan.ops.len(), pass.report.done());
+        if ops == 0 {
+            return tracing::debug!(due = ?due, took_ms = milliseconds(took), "in sync, nothing to do");
+        }
+        let services = words::some(&pass.services.names, Touched::NAMED, pass.services.count);
+        let of = if services.is_empty() { String::new() } else { format!(" of {services}") };
+        tracing::debug!(
+            target: CHANGES,
+            due = ?due,
+            ops,
+            done,
+            took_ms = milliseconds(took),
+            "sync: {}{of} in {}",
+            words::count(ops, "operation"),
+            words::time(took)
+        );
+        tracing::trace!("plan:\n{}", pass.plan);
+        if !pass.drift.is_empty() {
+            self.repaired(&pass.repairs().collect::<Vec<_>>(), now);
+        }
+        self.minute.add(pass, took, now);
+    }
+
+    /// Another program changed what these ops repaired.
+    pub fn repaired(&mut self, ops: &[&Op], now: Duration) {
+        let count = ops.len();
+        let rules = std::mem::take(&mut self.rules);
+        if !self.drift.happened(count, now) {
+            return;
+        }
+        let mut kinds: BTreeMap<SubjectKind, Vec<Subject>> = BTreeMap::new();
+        for op in ops {
+            let subject = op.subject();
+            kinds.entry(subject.kind()).or_default().push(subject);
+        }
+        let mut parts: Vec<String> = kinds
+            .into_iter()
+            .map(|(kind, subjects)| {
+                format!("{} ({})", kind.count(subjects.len()), words::some(&subjects, NAMED, subjects.len()))
+            })
+            .collect();
+        if !rules.is_empty() {
+            parts.push(rules.join("; "));
+        }
+        tracing::warn!(
+            repaired = count,
+            "restored {} that another program changed: {}",
+            words::count(count, "object"),
+            parts.join(", ")
+        );
+    }
+
+    /// The rules of a family are not those of the mirror.
+    pub fn rules_differ(&mut self, family: Family, mirror: &ObservedRules, read: &ObservedRules) {
+        self.rules.push(format!("{family}: {}", describe_difference(mirror, read)));
+    }
+
+    /// A probe found objects gone.
+    pub fn flushed(&mut self, now: Duration) {
+        if self.flushes.happened(1, now) {
+            tracing::warn!(
+                "virtual servers or ipset entries are gone that nobody told of: reading everything"
+            );
+        }
+    }
+
+    /// Which real servers have connections is not known.
+    pub fn connections_unknown(&mut self, error: &ObserveError, now: Duration) {
+        // Each is a pass that removes endpoints; the reading itself is retried with the next one.
+        if self.connections.happened(1, now) {
+            tracing::warn!("cannot read which endpoints have connections: {}; they are drained", error.error);
+        }
+    }
+
+    /// Virtual servers of other programs were removed.
+    pub fn removed_foreign_servers(&mut self, servers: &BTreeSet<VsKey>, events: &EventSink) {
+        let servers: Vec<&VsKey> = servers.iter().collect();
+        for some in servers.chunks(SERVERS) {
+            tracing::warn!(
+                removed = some.len(),
+                "removed virtual servers of another program: {}; to keep such servers, list their networks in \
+                 ipvs.excludeCIDRs",
+                words::some(some, SERVERS, some.len())
+            );
+        }
+        if !servers.is_empty() {
+            let message = format!(
+                "removed {} of another program: {}; to keep such servers, list their networks in \
+                 ipvs.excludeCIDRs",
+                words::count(servers.len(), "virtual server"),
+                words::some(&servers, NAMED, servers.len())
+            );
+            events.send([Notice { about: About::Node, reason: Reason::RemovedForeignServers, message }]);
+        }
+    }
+
+    /// What began to fail, and what fails no longer.
+    fn news(
+        &mut self,
+        news: &News,
+        retries: &Retries,
+        services: &BTreeMap<Subject, ObjectName>,
+        now: Duration,
+    ) {
+        let mut began: BTreeMap<(SubjectKind, Cause, &str), Vec<&Subject>> = BTreeMap::new();
+        for (subject, failing) in retries.failing().filter(|(subject, _)| news.began.contains(subject)) {
+            let error = &failing.error;
+            began.entry((subject.kind(), error.cause, &error.message)).or_default().push(subject);
+        }
+        let kinds = began.len();
+        for ((kind, cause, message), subjects) in began.into_iter().take(KINDS) {
+            let what = match subjects[..] {
+                [one] => match services.get(one) {
+                    Some(service) => format!("{one} of Service {service}"),
+                    None => one.to_string(),
+                },
+                _ => format!(
+                    "{} ({})",
+                    kind.count(subjects.len()),
+                    words::some(&subjects, NAMED, subjects.len())
+                ),
+            };
+            let waiting = retries.blocked().filter(|(_, cause)| subjects.contains(cause)).count();
+            let waiting = match waiting {
+                0 => String::new(),
+                1 => "; 1 other object waits for it".to_owned(),
+                count => format!("; {} wait for it", words::count(count, "other object")),
+            };
+            let verb = if kind == SubjectKind::Reading { "failed:" } else { "cannot program" };
+            tracing::error!(
+                kind = kind.label(),
+                reason = cause.label(),
+                count = subjects.len(),
+                "{verb} {what}: {message}{waiting}"
+            );
+        }
+        if kinds > KINDS {
+            tracing::error!(
+                kinds,
+                "{} more kinds of objects cannot be programmed; see /readyz?verbose",
+                kinds - KINDS
+            );
+        }
+        if !news.ended.is_empty() {
+            self.ended(&news.ended, now);
+        }
+        if !news.began.is_empty() {
+            self.failing.happened(0, now);
+        }
+    }
+
+    /// Whether the list of what fails is to be made anew.
+    fn listing_is_due(&mut self, retries: &Retries, now: Duration) -> bool {
+        let due = now >= self.listed.saturating_add(LISTING) && (self.lists || !retries.is_empty());
+        if due {
+            (self.listed, self.lists) = (now, !retries.is_empty());
+        }
+        due
+    }
+
+    fn ended(&mut self, ended: &[(Subject, Failing)], now: Duration) {
+        let longest = ended.iter().map(|(_, failing)| now.saturating_sub(failing.since)).max();
+        let tries: u32 = ended.iter().map(|(_, failing)| failing.tries).max().unwrap_or(0);
+        tracing::info!(
+            count = ended.len(),
+            "no longer failing: {} (after {}, {})",
+            words::some(ended.iter().map(|(subject, _)| subject), NAMED, ended.len()),
+            words::time(longest.unwrap_or_default()),
+            words::count(tries as usize, "failure")
+        );
+    }
+
+    /// Says what is due by its time.
+    pub fn tick(&mut self, retries: &Retries, now: Duration) {
+        if retries.failing().next().is_some() {
+            self.failing.happened(1, now);
+        }
+        if self.failing.due(now).is_some() {
+            still_failing(retries, now);
+        }
+        if let Some((count, time)) = self.drift.due(now) {
+            tracing::warn!(
+                repaired = count,
+                "restored {} in {} that another program keeps changing: does kube-proxy or a script run on this \
+                 node that flushes rules or IPVS?",
+                words::count(count, "object"),
+                words::time(time)
+            );
+        }
+        self.flushes.due(now);
+        self.connections.due(now);
+        if now >= self.minute.began.saturating_add(MINUTE) {
+            std::mem::take(&mut self.minute).say();
+            self.minute.began = now;
+        }
+    }
+}
+
+impl Minute {
+    fn add(&mut self, pass: &Pass, took: Duration, now: Duration) {
+        if self.passes == 0 {
+            self.began = now;
+        }
+        self.passes += 1;
+        self.slowest = self.slowest.max(took);
+        pass.services.names.iter().for_each(|name| self.services.add(name));
+        self.services.count += pass.services.count - pass.services.names.len();
+        for (op, outcome) in pass.plan.ops.iter().zip(&pass.report.outcomes) {
+            if *outcome == Outcome::Done {
+                *self.ops.entry(op.kind()).or_default() += 1;
+            }
+        }
+    }
+
+    fn say(&self) {
+        if self.ops.is_empty() {
+            return;
+        }
+        let ops: Vec<String> = self.ops.iter().map(|(kind, count)| kind.past(*count)).collect();
+        let services = match self.services.count {
+            0 => String::new(),
+            count => format!(
+                " ({} of {})",
+                words::count(count, "change"),
+                words::some(&self.services.names, Touched::NAMED, count)
+            ),
+        };
+        tracing::info!(
+            passes = self.passes,
+            slowest_ms = milliseconds(self.slowest),
+            "in the last minute: {}{services}; slowest sync {}",
+            ops.join(", "),
+            words::time(self.slowest)
+        );
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn still_failing(retries: &Retries, now: Duration) {
+    let mut kinds: BTreeMap<SubjectKind, usize> = BTreeMap::new();
+    retries.failing().for_each(|(subject, _)| *kinds.entry(subject.kind()).or_default() += 1);
+    let counts: Vec<String> = kinds.iter().map(|(kind, count)| kind.count(*count)).collect();
+    let blocked = retries.blocked().count();
+    let blocked = match blocked {
+        0 => String::new(),
+        count => format!(", and {} wait for them", words::count(count, "object")),
+    };
+    let Some((subject, failing)) = retries.failing().min_by_key(|(_, failing)| failing.since) else { return };
+    tracing::error!(
+        failing = retries.failing().count(),
+        "still failing: {}{blocked}; for {}: {subject}: {} (next try in {})",
+        counts.join(", "),
+        words::time(now.saturating_sub(failing.since)),
+        failing.error,
+        words::time(failing.pause(now))
+    );
+}
+
+/// What is not programmed: the first of it in lines, and how many objects it is in all.
+fn describe_unprogrammed(retries: &Retries, now: Duration) -> (Vec<String>, usize) {
+    let failing = retries.failing().map(|(subject, failing)| {
+        let (since, next) = (now.saturating_sub(failing.since), failing.pause(now));
+        format!(
+            "{subject}: {} ({} in {}; next try in {})",
+            failing.error,
+            words::count(failing.tries as usize, "failure"),
+            words::time(since),
+            words::time(next)
+        )
+    });
+    let blocked = retries.blocked().map(|(subject, cause)| format!("{subject}: waits for {cause}"));
+    let count = retries.failing().count() + retries.blocked().count();
+    (failing.chain(blocked).take(LISTED).collect(), count)
+}
+
+/// Which chains differ, and how.
+fn describe_difference(mirror: &ObservedRules, read: &ObservedRules) -> String {
+    let chains: BTreeSet<_> = mirror.chains.keys().chain(read.chains.keys()).collect();
+    let mut parts = Vec::new();
+    for chain in chains {
+        let (has, had) = (read.chains.get(chain), mirror.chains.get(chain));
+        if has == had {
+            continue;
+        }
+        let (has, had) = (has.map_or(&[][..], Vec::as_slice), had.map_or(&[][..], Vec::as_slice));
+        let missing = had.iter().filter(|rule| !has.contains(rule)).count();
+        let foreign = has.iter().filter(|rule| !had.contains(rule)).count();
+        let how = match (missing, foreign) {
+            (0, 0) => "other order".to_owned(),
+            (missing, 0) => format!("{missing} rules missing"),
+            (0, foreign) => format!("{foreign} foreign rules"),
+            (missing, foreign) => format!("{missing} rules missing, {foreign} foreign"),
+        };
+        parts.push(format!("{} {}", chain.1, how));
+    }
+    let jumps = read.broken_jumps().into_iter().map(|fix| format!("jumps of {} changed", fix.from));
+    parts.extend(jumps);
+    parts.join(", ")
+}
+
+impl OpKind {
+    /// So many done, in words: `3 real servers added`.
+    fn past(self, count: usize) -> String {
+        let (one, many, verb) = match self {
+            OpKind::SetSysctl => ("sysctl", "sysctls", "set"),
+            OpKind::SetTimeouts => ("set of IPVS timeouts", "sets of IPVS timeouts", "changed"),
+            OpKind::CreateDevice => ("device", "devices", "created"),
+            OpKind::DestroySet => ("ipset", "ipsets", "destroyed"),
+            OpKind::CreateSet => ("ipset", "ipsets", "created"),
+            OpKind::GrowSet => ("ipset", "ipsets", "enlarged"),
+            OpKind::AddEntry => ("ipset entry", "ipset entries", "added"),
+            OpKind::WriteRules => ("rule set", "rule sets", "written"),
+            OpKind::AddVirtualServer => ("virtual server", "virtual servers", "added"),
+            OpKind::EditVirtualServer => ("virtual server", "virtual servers", "changed"),
+            OpKind::AddRealServer => ("real server", "real servers", "added"),
+            OpKind::EditRealServer => ("real server", "real servers", "changed"),
+            OpKind::Bind => ("address", "addresses", "bound"),
+            OpKind::Unbind => ("address", "addresses", "unbound"),
+            OpKind::DrainRealServer => ("real server", "real servers", "set to drain"),
+            OpKind::RemoveRealServer => ("real server", "real servers", "removed"),
+            OpKind::RemoveVirtualServer => ("virtual server", "virtual servers", "removed"),
+            OpKind::RemoveEntry => ("ipset entry", "ipset entries", "removed"),
+            OpKind::ForgetFlows => ("look for stale UDP flows", "looks for stale UDP flows", "made"),
+            OpKind::RemoveLeftovers => ("rule set of another mode", "rule sets of other modes", "removed"),
+        };
+        format!("{} {} {verb}", words::thousands(count), if count == 1 { one } else { many })
+    }
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Tells about a pass, in the log, as metrics and as Events.
+    pub(super) fn report(&mut self, pass: &Pass, due: Due, took: Duration, now: Duration) {
+        self.outlets.metrics.pass(pass, due, took);
+        match &pass.unreadable {
+            Some(error) => self.retries.fail_reading(error.part, &error.error, now),
+            None => self.reporter.pass(pass, due, took, now),
+        }
+        self.tell_unprogrammed(now);
+        if !self.reporter.ready && self.is_whole() {
+            self.report_ready(pass, now);
+        }
+    }
+
+    /// Tells what is not programmed: what is new at once, the rest once a second.
+    pub(super) fn tell_unprogrammed(&mut self, now: Duration) {
+        let news = self.retries.take_news();
+        if news.is_empty() && !self.reporter.listing_is_due(&self.retries, now) {
+            return;
+        }
+        let services: BTreeMap<Subject, ObjectName> = self.services_of(&news.began).into_iter().collect();
+        self.reporter.news(&news, &self.retries, &services, now);
+        let notice = |(subject, service): (&Subject, &ObjectName)| {
+            let failing = self.retries.failing().find(|(failing, _)| *failing == subject)?.1;
+            Some(Notice {
+                about: About::Service(service.clone()),
+                reason: Reason::NotProgrammed,
+                message: format!("cannot program {subject}: {}", failing.error),
+            })
+        };
+        let notices: Vec<Notice> = services.iter().take(EVENTS).filter_map(notice).collect();
+        self.outlets.events.send(notices);
+        self.outlets.metrics.set_unprogrammed(&self.retries.counts());
+        let (lines, count) = describe_unprogrammed(&self.retries, now);
+        self.outlets.health.with(|health| health.set_unprogrammed(lines, count));
+    }
+
+    /// The first whole pass is done.
+    fn report_ready(&mut self, pass: &Pass, now: Duration) {
+        let Some(observed) = &self.observed else { return };
+        let all = self.settings.families.iter().all(|family| pass.synced.contains(family));
+        let families: Vec<String> = pass.synced.iter().map(ToString::to_string).collect();
+        let real_servers: usize =
+            observed.virtual_servers.values().map(|server| server.real_servers.len()).sum();
+        if !all && self.retries.is_running() {
+            return;
+        }
+        self.reporter.ready = true;
+        let what = format!(
+            "{}, {}, {}",
+            words::count(self.desired.service_count(), "Service"),
+            words::count(observed.virtual_servers.len(), "virtual server"),
+            words::count(real_servers, "real server")
+        );
+        let counts = (self.desired.service_count(), observed.virtual_servers.len(), real_servers);
+        let (services, virtual_servers, real_servers) = counts;
+        if all {
+            tracing::info!(
+                services,
+                virtual_servers,
+                real_servers,
+                "ready: {what}, {}, in {}",
+                families.join(" and "),
+                words::time(now)
+            );
+        } else {
+            tracing::warn!(
+                services,
+                virtual_servers,
+                real_servers,
+                "started, but not everything works: {what}; see the errors above and /readyz?verbose"
+            );
+        }
+    }
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Threads that notice at once what other programs do to addresses, devices and rules, where the kernel tells.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use dummy_iface::{Change, Watch};
+
+use crate::core::ownership::DEVICE;
+use crate::core::subject::Part;
+use crate::inbox::Inbox;
+use crate::kernel::linux::LinuxKernel;
+use crate::kernel::nft_watch::RulesWatch;
+use crate::pace::Pace;
+
+/// Pause after a notification that could not be read, and between notifications about rules: reading rules
+/// is dear, and the loop does so once a second at most.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Starts the threads.
+///
+/// # Errors
+/// When the kernel tells nothing about addresses, or no thread can be started.
+pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
+    let watch = Watch::open(DEVICE, kernel.address_port()).context("cannot watch addresses")?;
+    let to = inbox.clone();
+    std::thread::Builder::new().name("addresses".to_owned()).spawn(move || watch_addresses(watch, &to))?;
+    match RulesWatch::open(kernel.rule_writers()) {
+        Ok(watch) => {
+            let to = inbox.clone();
+            std::thread::Builder::new().name("rules".to_owned()).spawn(move || watch_rules(watch, &to))?;
+        }
+        Err(error) => {
+            tracing::info!(
+                "the kernel does not report changes of rules ({error}): the next audit finds them"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Logs failures of a watch, paced.
+struct Trouble {
+    what: &'static str,
+    start: Instant,
+    pace: Pace,
+}
+
+impl Trouble {
+    fn new(what: &'static str) -> Self {
+        Self { what, start: Instant::now(), pace: Pace::default() }
+    }
+
+    fn report(&mut self, error: &dyn std::fmt::Display) {
+        let now = self.start.elapsed();
+        let first = self.pace.happened(1, now);
+        let due = self.pace.due(now);
+        if first || due.is_some() {
+            let times = due.map_or(1, |(count, _)| count);
+            let what = self.what;
+            tracing::warn!(
+                times,
+                "cannot read a notification about {what}: {error}; they are read in full instead"
+            );
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn watch_addresses(mut watch: Watch, inbox: &Inbox) {
+    let mut trouble = Trouble::new("addresses");
+    loop {
+        match watch.next() {
+            // The agent's own creation of the device is reported as well; an audit then finds nothing.
+            Ok(Change::DeviceAppeared) => {}
+            // IPv6 changes do not say who made them: the loop knows what it wants.
+            Ok(Change::Added(net)) => inbox.address(net, true),
+            Ok(Change::Removed(net)) => inbox.address(net, false),
+            Ok(change) => {
+                tracing::debug!(?change, "a device changed");
+                inbox.changed(Part::Addresses);
+            }
+            Err(error) => {
+                inbox.changed(Part::Addresses);
+                trouble.report(&error);
+            }
+        }
+    }
+}
+
+fn watch_rules(mut watch: RulesWatch, inbox: &Inbox) {
+    let mut trouble = Trouble::new("rules");
+    loop {
+        match watch.wait() {
+            Ok(families) => {
+                families.into_iter().for_each(|family| inbox.changed(Part::Rules(family)));
+                std::thread::sleep(PAUSE);
+            }
+            Err(error) => trouble.report(&error),
+        }
+    }
+}
