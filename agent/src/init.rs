@@ -5,6 +5,7 @@ use crate::core::op::Op;
 use crate::core::settings::Settings;
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::{Kernel, modules, sysctl};
+use crate::words;
 
 /// Loads modules, sets sysctls and IPVS timeouts, and tries the scheduler. Creates nothing. A sysctl that
 /// cannot be set is logged: without it Services are served worse, without the agent not at all.
@@ -20,10 +21,13 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     ops.extend(unmet.cloned().map(Op::SetSysctl));
     ops.push(Op::SetTimeouts(settings.timeouts));
     let results = kernel.execute(&ops.iter().collect::<Vec<_>>());
-    let failed: Vec<String> = results.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
-    for error in &failed {
-        tracing::error!("{error}; Services are served all the same");
+    let failed = ops.iter().zip(results).filter_map(|(op, result)| Some((op, result.err()?)));
+    let mut failures = 0;
+    for (op, error) in failed {
+        failures += 1;
+        tracing::error!("cannot set {}: {error}; Services are served all the same", op.subject());
     }
-    tracing::info!(set = ops.len() - failed.len(), failed = failed.len(), "the node is prepared");
+    let set = words::count(ops.len() - failures, "setting");
+    tracing::info!(set = ops.len() - failures, failed = failures, "prepared the node: {set} changed, {failures} failed");
     Ok(())
 }

@@ -453,3 +453,21 @@ fn a_change_that_a_pass_takes_by_itself_counts_for_health() {
     r.kernel().accept(&Subject::Device);
     assert!(r.sync(Due::Changes, now()).is_clean() && later());
 }
+
+#[test]
+fn the_first_pass_forgets_stale_flows_too() {
+    let store = new_store();
+    let mut dns = service("dns", 1, None);
+    let mut endpoints = slice("dns", &[5]);
+    if let (Object::Service(dns), Object::EndpointSlice(slice)) = (&mut dns, &mut endpoints) {
+        dns.ports[0].protocol = Protocol::Udp;
+        slice.ports[0].protocol = Protocol::Udp;
+    }
+    store.update(|u| {
+        u.put(dns);
+        u.put(endpoints);
+    });
+    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
+    assert!(r.sync(Due::Audit, now()).is_clean());
+    assert_eq!(r.kernel().count(OpKind::ForgetFlows), 1);
+}

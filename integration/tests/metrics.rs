@@ -308,9 +308,10 @@ fn the_metrics_port_answers_what_kube_proxys_does() {
     let configz: Value = serde_json::from_str(body(&get("configz"))).unwrap();
     assert_eq!(configz["kubeproxy.config.k8s.io"]["mode"], "ipvs");
     assert!(get("livez").starts_with("HTTP/1.1 404"));
-    // Binding is not the last step of a pass, and the node is healthy when all are done.
-    let healthz = || node.ns().enter(|| http_get(10256, "healthz")).unwrap().unwrap_or_default();
-    setup.wait("health", || healthz().starts_with("HTTP/1.1 200")).unwrap();
+    // Binding is not the last step of a pass.
+    let health = |path| node.ns().enter(|| http_get(10256, path)).unwrap().unwrap_or_default();
+    setup.wait("readiness", || health("readyz").starts_with("HTTP/1.1 200")).unwrap();
+    setup.wait("health", || health("healthz").starts_with("HTTP/1.1 200")).unwrap();
     let text = scrape(node.ns());
     assert!(sum(&text, "kubeproxy_proxy_healthz_total", &["200"]) >= 1.0, "{text}");
     assert!(

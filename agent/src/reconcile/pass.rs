@@ -39,7 +39,10 @@ impl<K: Kernel> Reconciler<K> {
         }
         let audit = !matches!(look, Look::Changes | Look::Ahead);
         let mut keys = match look {
-            Look::Everything => all_keys(&self.desired, &observed),
+            Look::Everything => {
+                let flows = changes.flows.clone();
+                Changes { flows, ..all_keys(&self.desired, &observed) }
+            }
             Look::Found(found) => {
                 let mut keys = changes.clone();
                 keys.append(found);

@@ -72,9 +72,12 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
         "audits that fail without a change are not told, as in kube-proxy"
     );
     files.write([one_service(), vec![node_with(&json!({}))]].concat());
-    wait_for("the end of health", &agent, || get(&ns, 10256, "livez").0 == 503);
+    wait_for("the end of health", &agent, || get(&ns, 10256, "healthz").0 == 503);
     let (code, body) = get(&ns, 10256, "healthz");
     assert!(code == 503 && body.contains("\"nodeEligible\":true,\"healthy\":false"), "{body}");
+    assert_eq!(get(&ns, 10256, "livez").0, 200, "the loop works, and a restart would not help");
+    let (code, body) = get(&ns, 10256, "readyz?verbose");
+    assert!(code == 503 && body.contains("[-]guard-IPv4 failed") && body.contains("device kube-ipvs0"), "{body}");
     ns.ip("link del kube-ipvs0").unwrap();
     wait_for("health again", &agent, || get(&ns, 10256, "healthz").0 == 200);
 }

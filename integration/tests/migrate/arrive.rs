@@ -89,5 +89,5 @@ fn from_the_nftables_mode() {
     assert!(tables().contains("table ip mine"), "{}", tables());
     setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == expected).unwrap();
     let log = setup.agent.log();
-    assert_eq!(log.matches("removed the nftables table that kube-proxy left").count(), 2, "{log}");
+    assert_eq!(log.matches("removed the nftables table kube-proxy").count(), 2, "{log}");
 }
