@@ -28,6 +28,10 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         tracing::error!("cannot set {}: {error}; Services are served all the same", op.subject());
     }
     let set = words::count(ops.len() - failures, "setting");
-    tracing::info!(set = ops.len() - failures, failed = failures, "prepared the node: {set} changed, {failures} failed");
+    tracing::info!(
+        set = ops.len() - failures,
+        failed = failures,
+        "prepared the node: {set} changed, {failures} failed"
+    );
     Ok(())
 }

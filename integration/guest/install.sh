@@ -9,7 +9,8 @@
 set -euo pipefail
 
 tools=(ipvsadm ipset iptables nftables iproute2 conntrack kmod util-linux procps crun busybox-static)
-machine=(qemu-system-x86 cpio xz-utils)
+machine=(cpio xz-utils zstd)
+qemu=(qemu-system-x86 qemu-system-common qemu-system-data seabios ipxe-qemu)
 
 workspace=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 guest_dir=${CARGO_TARGET_DIR:-$workspace/target}/guest
@@ -24,18 +25,56 @@ missing() {
     done
 }
 
+# Prints the packages that an installation of "$@" would remove.
+removed_by() {
+    apt-get install -s -q --no-install-recommends "$@" 2>/dev/null | sed -n 's/^Remv \([^ ]*\).*/\1/p'
+}
+
+# Installs what is missing of "$@". Nothing that the machine has is removed for it.
 install_packages() {
     local -a absent
+    local removed
     command -v apt-get >/dev/null || die "this is not a Debian system; install these yourself: $*"
     mapfile -t absent < <(missing "$@")
     [[ ${#absent[@]} -gt 0 ]] || return 0
     if [[ $(id -u) -ne 0 ]]; then
         die "packages are missing and only root can install them; run:
-    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${absent[*]}"
+    sudo apt-get update && sudo apt-get install -y --no-remove --no-install-recommends ${absent[*]}"
     fi
     echo "install.sh: installing ${absent[*]}" >&2
     apt-get update -q >&2
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${absent[@]}" >&2
+    removed=$(removed_by "${absent[@]}" | tr '\n' ' ')
+    [[ -z $removed ]] || die "apt would remove ${removed% } to install ${absent[*]}; install them by hand, or \
+remove ${removed% } yourself"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-remove --no-install-recommends "${absent[@]}" >&2
+}
+
+# QEMU as the machine has it, else installed. Where that would remove packages of the machine, such as a
+# newer qemu-utils, QEMU is only unpacked, into $guest_dir/qemu, and its libraries are installed.
+provide_qemu() {
+    local package work
+    local -a libraries
+    PATH=$PATH:/usr/sbin command -v qemu-system-x86_64 >/dev/null && return 0
+    [[ ! -e $guest_dir/qemu/complete ]] || return 0
+    [[ $(id -u) -ne 0 ]] || apt-get update -q >&2
+    if [[ -z $(removed_by qemu-system-x86) ]]; then
+        install_packages qemu-system-x86
+        return
+    fi
+    echo "install.sh: unpacking ${qemu[*]}: installing them would remove $(removed_by qemu-system-x86 | tr '\n' ' ')" >&2
+    mapfile -t libraries < <(apt-cache depends --important "${qemu[@]}" 2>/dev/null |
+        sed -n 's/^ *Depends: \(lib[^ ]*\)$/\1/p' | sort -u)
+    install_packages "${libraries[@]}"
+    mkdir -p "$guest_dir"
+    work=$(mktemp -d "$guest_dir/fetch.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    (cd "$work" && apt-get download -q "${qemu[@]}" >&2) || die "cannot download ${qemu[*]}"
+    for package in "$work"/*.deb; do dpkg -x "$package" "$work/files"; done
+    rm -rf "$guest_dir/qemu"
+    mv "$work/files" "$guest_dir/qemu"
+    : > "$guest_dir/qemu/complete"
+    rm -rf "$work"
+    trap - EXIT
 }
 
 # update_lists PACKAGE: after a failed download. Old lists name versions which the mirror no longer has.
@@ -138,6 +177,7 @@ case ${1:-} in
     ;;
 *)
     install_packages "${tools[@]}" "${machine[@]}"
+    provide_qemu
     fetch_seccomp
     fetch_kernel
     ;;

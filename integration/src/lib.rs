@@ -13,3 +13,5 @@ pub mod objects;
 pub mod parity;
 pub mod replay;
 pub mod suite;
+#[cfg(test)]
+mod installer;

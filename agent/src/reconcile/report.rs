@@ -43,7 +43,9 @@ pub const CHANGES: &str = "kube_ipvs::changes";
 struct Minute {
     began: Duration,
     passes: usize,
-    services: Touched,
+    changes: usize,
+    /// Some of the Services that changed.
+    services: BTreeSet<ObjectName>,
     ops: BTreeMap<OpKind, usize>,
     slowest: Duration,
 }
@@ -96,7 +98,10 @@ impl Reporter {
         if !pass.drift.is_empty() {
             self.repaired(&pass.repairs().collect::<Vec<_>>(), now);
         }
-        self.minute.add(pass, took, now);
+        // The first pass has a line of its own.
+        if self.ready {
+            self.minute.add(pass, took, now);
+        }
     }
 
     /// Another program changed what these ops repaired.
@@ -281,8 +286,10 @@ impl Minute {
         }
         self.passes += 1;
         self.slowest = self.slowest.max(took);
-        pass.services.names.iter().for_each(|name| self.services.add(name));
-        self.services.count += pass.services.count - pass.services.names.len();
+        self.changes += pass.services.count;
+        if self.services.len() < Touched::NAMED {
+            self.services.extend(pass.services.names.iter().cloned());
+        }
         for (op, outcome) in pass.plan.ops.iter().zip(&pass.report.outcomes) {
             if *outcome == Outcome::Done {
                 *self.ops.entry(op.kind()).or_default() += 1;
@@ -295,13 +302,13 @@ impl Minute {
             return;
         }
         let ops: Vec<String> = self.ops.iter().map(|(kind, count)| kind.past(*count)).collect();
-        let services = match self.services.count {
+        let services = match self.changes {
             0 => String::new(),
-            count => format!(
-                " ({} of {})",
-                words::count(count, "change"),
-                words::some(&self.services.names, Touched::NAMED, count)
-            ),
+            count => {
+                let names: Vec<String> = self.services.iter().map(ToString::to_string).collect();
+                let more = if count > names.len() { ", …" } else { "" };
+                format!(" ({}: {}{more})", words::count(count, "changed Service"), names.join(", "))
+            }
         };
         tracing::info!(
             passes = self.passes,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::lab::traffic::{Answer, Backend, NoAnswer, ask_tcp, ask_udp};
+use integration::lab::traffic::{Answer, Backend, Connection, NoAnswer, ask_tcp, ask_udp};
 use integration::lab::{Agent, AgentSpec, Host, Lab, Netns, Node, agent_binary};
 
 const CONFIG: &str = include_str!("../../../manifests/examples/config.yaml");
@@ -24,6 +24,9 @@ const PODS: [(u8, &str, &[u16], &[u16]); 6] = [
     (221, "dashboard-2", &[8443], &[]),
     (222, "dashboard-3", &[8443], &[]),
 ];
+
+/// The dashboard's external IP and port.
+const DASHBOARD_VIP: &str = "10.0.0.168:443";
 
 const LIMIT: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_secs(5);
@@ -51,13 +54,16 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (mut agent, took) = start_agent(&node, folder.path())?;
     say(&format!("kube-ipvs runs on the node; everything was programmed {took:.1?} after its start."));
+    agent.log().lines().filter(|line| line.contains("ready: ")).for_each(show);
     list(node.ns())?;
     talk(&asker, &outside)?;
     scale(&node, &outside, folder.path(), &agent)?;
-    say("The agent stops (SIGTERM). The data plane stays, connections go on:");
+    say("The agent stops (SIGTERM). The kernel keeps everything; Services are served as before:");
     ensure!(agent.stop()?.success(), "the agent did not end well:\n{}", agent.log());
-    ask("outside", "tcp 10.0.0.168:443", 4, |to| ask_tcp(&outside.ns, to, ASK))?;
-    say("That was it. Namespaces, pods and virtual servers go with this program.");
+    ask("outside", &format!("tcp {DASHBOARD_VIP}"), 4, |to| ask_tcp(&outside.ns, to, ASK))?;
+    let troubles = agent.log().lines().filter(|l| l.contains("ERROR") || l.contains(" WARN ")).count();
+    ensure!(troubles == 0, "the agent complained:\n{}", agent.log());
+    say("Done. Namespaces, pods and virtual servers disappear with this program.");
     Ok(())
 }
 
@@ -133,22 +139,41 @@ fn talk(asker: &Host, outside: &Host) -> Result<()> {
     let udp = ask("pod", "udp 10.96.0.10:53", 6, |to| ask_udp(&asker.ns, to, ASK))?;
     let tcp = ask("pod", "tcp 10.96.0.10:53", 6, |to| ask_tcp(&asker.ns, to, ASK))?;
     ask("pod", "tcp 10.96.0.10:9153", 6, |to| ask_tcp(&asker.ns, to, ASK))?;
-    let dashboard = ask("outside", "tcp 10.0.0.168:443", 9, |to| ask_tcp(&outside.ns, to, ASK))?;
+    let dashboard = ask("outside", &format!("tcp {DASHBOARD_VIP}"), 9, |to| ask_tcp(&outside.ns, to, ASK))?;
     ensure!((udp.len(), tcp.len(), dashboard.len()) == (2, 2, 3), "not balanced over all backends");
     Ok(())
 }
 
-/// One backend leaves the EndpointSlice.
+/// One backend leaves the EndpointSlice while a client is connected to it.
 fn scale(node: &Node, outside: &Host, folder: &Path, agent: &Agent) -> Result<()> {
-    say("dashboard-3 (10.244.1.222) is scaled away: its EndpointSlice is replaced by one without it.");
+    say(
+        "A client stays connected to dashboard-3 (10.244.1.222), which is scaled away: its EndpointSlice is replaced.",
+    );
+    let address = DASHBOARD_VIP.parse()?;
+    let mut open = loop {
+        let mut connection = Connection::open(&outside.ns, address, ASK)?;
+        if connection.ask()?.name == "dashboard-3" {
+            break connection;
+        }
+        connection.abort()?;
+    };
     let without: Vec<&str> = DASHBOARD.lines().filter(|line| !line.contains("10.244.1.222")).collect();
     let new = folder.join("objects/.dashboard.yaml");
     std::fs::write(&new, without.join("\n"))?;
     std::fs::rename(&new, folder.join("objects/dashboard.yaml"))?;
     let start = Instant::now();
-    wait(agent, || Ok(!node.ns().exec(&["ipvsadm", "-Sn"])?.stdout.contains("10.244.1.222")))?;
-    show(&format!("gone from the kernel within {:.1?}; one `ipvsadm` to see it included", start.elapsed()));
-    let answers = ask("outside", "tcp 10.0.0.168:443", 6, |to| ask_tcp(&outside.ns, to, ASK))?;
+    let drains = |line: &&str| line.contains("10.244.1.222:8443") && line.contains(" Masq    0 ");
+    let table = || Ok::<_, anyhow::Error>(node.ns().exec(&["ipvsadm", "-Ln"])?.stdout);
+    wait(agent, || Ok(table()?.lines().filter(|line| drains(line)).count() == 1))?;
+    show(&format!("it drains (weight 0) after {:.1?}, one `ipvsadm` to see it included:", start.elapsed()));
+    show("$ ipvsadm -Ln");
+    table()?.lines().filter(drains).for_each(show);
+    let answers = ask("outside", &format!("tcp {DASHBOARD_VIP}"), 6, |to| ask_tcp(&outside.ns, to, ASK))?;
     ensure!(!answers.contains_key("dashboard-3") && answers.len() == 2, "traffic did not move: {answers:?}");
+    let answer = open.ask().context("the open connection broke")?;
+    ensure!(answer.name == "dashboard-3", "the open connection moved to {}", answer.name);
+    show(
+        "The open connection still talks to dashboard-3. It leaves IPVS when its last connection is forgotten.",
+    );
     Ok(())
 }

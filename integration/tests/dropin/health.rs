@@ -77,7 +77,10 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
     assert!(code == 503 && body.contains("\"nodeEligible\":true,\"healthy\":false"), "{body}");
     assert_eq!(get(&ns, 10256, "livez").0, 200, "the loop works, and a restart would not help");
     let (code, body) = get(&ns, 10256, "readyz?verbose");
-    assert!(code == 503 && body.contains("[-]guard-IPv4 failed") && body.contains("device kube-ipvs0"), "{body}");
+    assert!(
+        code == 503 && body.contains("[-]guard-IPv4 failed") && body.contains("device kube-ipvs0"),
+        "{body}"
+    );
     ns.ip("link del kube-ipvs0").unwrap();
     wait_for("health again", &agent, || get(&ns, 10256, "healthz").0 == 200);
 }
