@@ -8,10 +8,8 @@ use std::process::{Command, Output};
 /// Runs the script as root on a machine where these packages are missing; `removes`: what apt would remove.
 fn install(dir: &Path, removes: &str) -> (Output, String) {
     let calls = dir.join("calls");
-    let apt = format!(
-        "echo \"$@\" >> {}\n[[ \" $* \" == *' -s '* ]] && echo '{removes}'\nexit 0",
-        calls.display()
-    );
+    let apt =
+        format!("echo \"$@\" >> {}\n[[ \" $* \" == *' -s '* ]] && echo '{removes}'\nexit 0", calls.display());
     for (name, text) in [("apt-get", apt.as_str()), ("dpkg-query", "exit 1"), ("id", "echo 0")] {
         let path = dir.join(name);
         std::fs::write(&path, format!("#!/bin/bash\n{text}\n")).unwrap();

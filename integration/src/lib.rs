@@ -8,10 +8,10 @@
 pub mod apiserver;
 pub mod bench;
 pub mod image;
+#[cfg(test)]
+mod installer;
 pub mod lab;
 pub mod objects;
 pub mod parity;
 pub mod replay;
 pub mod suite;
-#[cfg(test)]
-mod installer;
