@@ -8,14 +8,16 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use kube::runtime::watcher;
+use kube::api::{ListParams, WatchParams};
 use serde::{Deserialize, Deserializer};
 
 use super::Source;
 use super::ahead::Ahead;
 use super::client::ApiClient;
 use super::decode::{PROXY_NAME_LABEL, RawObject};
-use super::follow::{Follower, Limits};
+use super::follow::Follower;
+use super::outage::Outage;
+use super::pauses::Limits;
 use crate::core::model::ObjectName;
 use crate::metrics::Metrics;
 use crate::store::{Kind, Object, Store};
@@ -76,6 +78,13 @@ impl<'de, K: Followed> Deserialize<'de> for Guarded<K> {
     }
 }
 
+impl<K> Guarded<K> {
+    /// The version that the API server gave it.
+    pub fn version(&self) -> Option<&str> {
+        self.metadata.resource_version.as_deref()
+    }
+}
+
 impl<K: Followed> Resource for Guarded<K> {
     type DynamicType = ();
     type Scope = K::Scope;
@@ -102,6 +111,31 @@ impl<K: Followed> Resource for Guarded<K> {
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
+    }
+}
+
+/// After so long a watch is to end, to go on at its last version.
+pub(super) const WATCH_SECONDS: u32 = 290;
+
+/// Which objects of a kind are followed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Selectors {
+    pub labels: Option<String>,
+    pub fields: Option<String>,
+}
+
+impl Selectors {
+    /// For lists.
+    pub fn list(&self) -> ListParams {
+        let (label_selector, field_selector) = (self.labels.clone(), self.fields.clone());
+        ListParams { label_selector, field_selector, ..ListParams::default() }
+    }
+
+    /// For watches.
+    pub fn watch(&self) -> WatchParams {
+        let (label_selector, field_selector) = (self.labels.clone(), self.fields.clone());
+        let timeout = Some(WATCH_SECONDS);
+        WatchParams { label_selector, field_selector, timeout, ..WatchParams::default() }
     }
 }
 
@@ -138,23 +172,25 @@ impl ApiSource {
         Self { limits, ..self }
     }
 
-    fn follower<K: Followed>(&self, config: watcher::Config, store: &Arc<Store>) -> Follower<K>
+    fn follower<K: Followed>(&self, selectors: Selectors, store: &Arc<Store>, outage: &Outage) -> Follower<K>
     where
         Guarded<K>: Resource<DynamicType = ()>,
     {
-        let (watch, store) = (self.metrics.api_watch(K::KIND), store.clone());
-        Follower::<K>::new(self.api.clone(), config, store, watch, self.limits)
+        let told = (self.metrics.api_watch(K::KIND), outage.clone());
+        Follower::<K>::new(self.api.clone(), selectors, store.clone(), told, self.limits)
     }
 }
 
 impl Source for ApiSource {
     fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
-        let node = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
-        let services = watcher::Config::default().labels(&self.services).fields(WITH_ADDRESS);
-        let slices = watcher::Config::default().labels(NOT_HEADLESS);
-        let node = self.follower::<Node>(node, &store);
-        let services = self.follower::<Service>(services, &store);
-        let slices = self.follower::<EndpointSlice>(slices, &store);
+        let own = |text: &str| Some(text.to_owned());
+        let node = Selectors { fields: Some(format!("metadata.name={}", self.node)), labels: None };
+        let services = Selectors { labels: own(&self.services), fields: own(WITH_ADDRESS) };
+        let slices = Selectors { labels: own(NOT_HEADLESS), fields: None };
+        let outage = Outage::default();
+        let node = self.follower::<Node>(node, &store, &outage);
+        let services = self.follower::<Service>(services, &store, &outage);
+        let slices = self.follower::<EndpointSlice>(slices, &store, &outage);
         let ahead = Ahead {
             services: self.services.clone(),
             slices: NOT_HEADLESS.to_owned(),

@@ -13,11 +13,13 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::Client;
 use kube::client::{Body, ClientBuilder, ConfigExt};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
 use tower::timeout::TimeoutLayer;
 use tower::util::MapResponseLayer;
 use tower::{BoxError, ServiceBuilder};
 
+use super::route::Proxy;
+pub use super::route::Route;
 use crate::metrics::Metrics;
 
 /// How long a connection may take to come up.
@@ -43,15 +45,16 @@ pub struct ApiAccess {
 pub struct AskedPause(Arc<Mutex<Option<Instant>>>);
 
 impl AskedPause {
-    fn note<B>(&self, response: &Response<B>) {
+    fn note<B>(&self, response: Response<B>) -> Response<B> {
         if response.status() != StatusCode::TOO_MANY_REQUESTS && !response.status().is_server_error() {
-            return;
+            return response;
         }
         let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(seconds) = seconds {
             let until = Instant::now().checked_add(Duration::from_secs(seconds));
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
         }
+        response
     }
 
     /// How much of it is left.
@@ -66,6 +69,8 @@ impl AskedPause {
 pub struct ApiClient {
     /// The client.
     pub client: Client,
+    /// Where its requests go.
+    pub route: Route,
     /// What it asked for.
     pub asked: AskedPause,
 }
@@ -77,7 +82,7 @@ impl ApiAccess {
     /// # Errors
     /// Names the file or variable that is missing or wrong.
     pub async fn client(&self, metrics: &Metrics, answer: Duration) -> anyhow::Result<ApiClient> {
-        let mut config = self.config().await?;
+        let (mut config, of_kubeconfig) = self.config().await?;
         if let Some(master) = &self.master {
             config.cluster_url = master.parse().with_context(|| format!("--master {master:?} is no URL"))?;
             ensure!(
@@ -85,6 +90,11 @@ impl ApiAccess {
                 "--master {master:?} is no URL: write it as https://HOST:PORT"
             );
         }
+        let proxy = match self.kubeconfig {
+            Some(_) => Proxy::find(of_kubeconfig, &config.cluster_url, |name| std::env::var(name).ok())?,
+            None => None,
+        };
+        config.proxy_url = proxy.as_ref().map(|proxy| proxy.url.clone());
         // Its pauses would add to ours, and nobody would see them.
         config.default_retry = false;
         config.connect_timeout = Some(CONNECT);
@@ -92,26 +102,30 @@ impl ApiAccess {
         let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
         let count = metrics.count_requests(&host);
         let asked = AskedPause::default();
-        if config.proxy_url.is_some() {
-            let stack = ClientBuilder::try_from(config).context("cannot use the proxy of the API server")?;
-            return Ok(ApiClient { client: stack.with_layer(&count).build(), asked });
-        }
-        let stack = ClientBuilder::new(connection(&config)?, config.default_namespace.clone());
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let route = Route { server, proxy: proxy.as_ref().map(Proxy::described) };
+        let timeout = TimeoutLayer::new(answer);
         let noted = asked.clone();
-        let note = MapResponseLayer::new(move |response: Answer| {
-            noted.note(&response);
-            response
-        });
-        let stack = stack.with_layer(&note).with_layer(&TimeoutLayer::new(answer)).with_layer(&count);
-        Ok(ApiClient { client: stack.build(), asked })
+        let client = if proxy.is_some() {
+            let stack = ClientBuilder::try_from(config)
+                .with_context(|| format!("cannot use the way to {}", route.described()))?;
+            let note = MapResponseLayer::new(move |response| noted.note(response));
+            stack.with_layer(&note).with_layer(&timeout).with_layer(&count).build()
+        } else {
+            let stack = ClientBuilder::new(connection(&config)?, config.default_namespace.clone());
+            let note = MapResponseLayer::new(move |response: Answer| noted.note(response));
+            stack.with_layer(&note).with_layer(&timeout).with_layer(&count).build()
+        };
+        Ok(ApiClient { client, route, asked })
     }
 
-    async fn config(&self) -> anyhow::Result<kube::Config> {
+    /// The configuration, and the kubeconfig's own proxy.
+    async fn config(&self) -> anyhow::Result<(kube::Config, Option<String>)> {
         let Some(path) = &self.kubeconfig else {
             // The service account's token and CA, with another address.
             return match (kube::Config::incluster(), &self.master) {
-                (Ok(config), _) => Ok(config),
-                (Err(_), Some(master)) => Ok(kube::Config::new(master.parse().context("--master")?)),
+                (Ok(config), _) => Ok((config, None)),
+                (Err(_), Some(master)) => Ok((kube::Config::new(master.parse().context("--master")?), None)),
                 (Err(error), None) => Err(error).context(
                     "no API server is configured and this is no pod: set clientConnection.kubeconfig in the \
                      configuration file, or --master, or use --objects",
@@ -120,22 +134,23 @@ impl ApiAccess {
         };
         let kubeconfig = Kubeconfig::read_from(Path::new(path))
             .with_context(|| format!("cannot use the kubeconfig {path}"))?;
-        let authority = certificate_authority(&kubeconfig);
+        let cluster = current_cluster(&kubeconfig);
+        let authority = cluster.and_then(|cluster| cluster.certificate_authority.as_ref()).map(PathBuf::from);
+        let proxy = cluster.and_then(|cluster| cluster.proxy_url.clone()).filter(|url| !url.is_empty());
         let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .with_context(|| format!("the kubeconfig {path} is incomplete"))?;
         // With its name the file is read again when it changes.
         config.root_cert_file = authority;
-        Ok(config)
+        Ok((config, proxy))
     }
 }
 
-/// The file with the server's CA, if the current context has one.
-fn certificate_authority(kubeconfig: &Kubeconfig) -> Option<PathBuf> {
+/// The cluster of the current context.
+fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
     let current = kubeconfig.current_context.as_ref()?;
     let context = kubeconfig.contexts.iter().find(|c| c.name == *current)?.context.as_ref()?;
-    let cluster = kubeconfig.clusters.iter().find(|c| c.name == context.cluster)?.cluster.as_ref()?;
-    cluster.certificate_authority.as_ref().map(PathBuf::from)
+    kubeconfig.clusters.iter().find(|c| c.name == context.cluster)?.cluster.as_ref()
 }
 
 type Answer = Response<hyper::body::Incoming>;
@@ -229,11 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_the_ca_is_known_by_its_name() {
+    fn the_cluster_of_the_current_context_is_the_one() {
         let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: k, \
                     user: u}}]\nclusters: [{name: k, cluster: {server: 'https://x', certificate-authority: \
                     /etc/ca.crt}}]\n";
         let kubeconfig = Kubeconfig::from_yaml(text).unwrap();
-        assert_eq!(certificate_authority(&kubeconfig), Some(PathBuf::from("/etc/ca.crt")));
+        let authority = current_cluster(&kubeconfig).unwrap().certificate_authority.as_deref();
+        assert_eq!(authority, Some("/etc/ca.crt"));
     }
 }

@@ -1,89 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One kind of object, followed for ever: streamed lists where the server has them, pages where not,
-//! and pauses that spare a server in trouble.
+//! One kind of object, followed for ever: a list, then a watch from its version, a new list when that
+//! version is gone or the server went back to an older state, and pauses that spare a server in trouble.
 
-use std::hash::{BuildHasher, RandomState};
 use std::ops::ControlFlow;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Resource};
+use kube::Resource;
+use kube::core::WatchEvent;
 
-use super::api::{Followed, Guarded};
+use super::api::{Followed, Guarded, Selectors, WATCH_SECONDS};
 use super::client::{ApiClient, AskedPause};
+use super::list::{Events, Listed, Lists};
+use super::outage::Outage;
+use super::pauses::{Limits, Pauses};
+use super::trouble::Trouble;
+use super::version;
 use crate::metrics::input::{Watch, WatchState};
-use crate::store::{Kind, Store, Update};
+use crate::store::{Store, Update};
 
-/// How patient a follower is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// How long the small lists may take that come before all others.
-    pub ahead: Duration,
-    /// A list in which nothing comes for so long is given up.
-    pub stall: Duration,
-    /// How long a server may take to begin an answer. A watch is answered at once, and so is a page.
-    pub answer: Duration,
-    /// First pause after a failure; doubles up to `max_pause`, and is made up to half shorter or
-    /// longer by chance, so that the nodes of a cluster do not come back all at once.
-    pub min_pause: Duration,
-    /// Longest pause.
-    pub max_pause: Duration,
-    /// After so long without a failure the pauses start anew.
-    pub calm: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            ahead: Duration::from_secs(2),
-            stall: Duration::from_secs(45),
-            answer: Duration::from_secs(40),
-            min_pause: Duration::from_millis(800),
-            max_pause: Duration::from_secs(30),
-            calm: Duration::from_secs(120),
-        }
-    }
-}
-
-/// The pauses between failures. Neither a list that begins nor one that ends makes them short again:
-/// a server whose watches fail right after their lists would be listed all the time.
-#[derive(Debug)]
-struct Pauses {
-    limits: Limits,
-    failures: u32,
-    last: Option<Instant>,
-    chance: RandomState,
-}
-
-impl Pauses {
-    fn new(limits: Limits) -> Self {
-        Self { limits, failures: 0, last: None, chance: RandomState::new() }
-    }
-
-    /// The pause after a failure now; at least as long as the server asked for.
-    fn next(&mut self, now: Instant, asked: Duration) -> Duration {
-        if self.last.is_some_and(|last| now.duration_since(last) > self.limits.calm) {
-            self.failures = 0;
-        }
-        self.last = Some(now);
-        let pause =
-            self.limits.min_pause.saturating_mul(1 << self.failures.min(16)).min(self.limits.max_pause);
-        self.failures = self.failures.saturating_add(1);
-        let chance = (self.chance.hash_one(self.failures) % 1000) as u32;
-        let pause = pause * (500 + chance) / 1000;
-        pause.max(asked)
-    }
-}
+/// A watch that the server ends after so long ended as it was asked to.
+const REGULAR: Duration = Duration::from_secs(WATCH_SECONDS as u64 - 10);
 
 /// How many events are put into the store at once.
 const GROUP: usize = 256;
 
 /// The next event with those that are there already, and how it goes on: with more, with an error, or
 /// not at all. Nothing is waited for, so no event comes later for it.
-fn gather<T, E>(
+pub(super) fn gather<T, E>(
     first: Option<Result<T, E>>,
     events: &mut (impl Stream<Item = Result<T, E>> + Unpin),
 ) -> (Vec<T>, ControlFlow<Option<E>>) {
@@ -92,7 +37,7 @@ fn gather<T, E>(
     loop {
         match next {
             Some(Ok(event)) => group.push(event),
-            // The stream is not asked on: it would turn to the server again before the pause.
+            // The stream is not asked on: what follows an error is not to be trusted.
             Some(Err(error)) => return (group, ControlFlow::Break(Some(error))),
             None => return (group, ControlFlow::Break(None)),
         }
@@ -106,16 +51,18 @@ fn gather<T, E>(
     }
 }
 
-/// Why a watch ended.
+/// Why a watch is not read any further.
 enum End {
-    /// Its version is gone: a new list.
-    Gone,
-    /// The server cannot stream lists.
-    NoStreaming,
-    /// Nothing came in the middle of a list.
-    Stalled,
-    /// The library ended it, which it never does.
+    /// The server ended it.
     Over,
+    /// Its version is gone.
+    Gone,
+    /// The server is at an older version than the one that the watch began with.
+    WentBack,
+    /// Nothing came for as long as was waited.
+    Silent,
+    /// It failed.
+    Failed(Trouble),
 }
 
 /// Follows the objects of one kind.
@@ -123,15 +70,15 @@ pub(super) struct Follower<K: Followed>
 where
     Guarded<K>: Resource<DynamicType = ()>,
 {
-    api: Api<Guarded<K>>,
+    lists: Lists<K>,
     asked: AskedPause,
-    config: watcher::Config,
     store: Arc<Store>,
     watch: Watch,
     limits: Limits,
     pauses: Pauses,
-    streaming: bool,
-    trouble: Option<String>,
+    outage: Outage,
+    /// The last try failed.
+    failing: bool,
 }
 
 impl<K: Followed> Follower<K>
@@ -140,233 +87,201 @@ where
 {
     pub fn new(
         api: ApiClient,
-        config: watcher::Config,
+        selectors: Selectors,
         store: Arc<Store>,
-        watch: Watch,
+        (watch, outage): (Watch, Outage),
         limits: Limits,
     ) -> Self {
-        let pauses = Pauses::new(limits);
         Self {
-            api: Api::all(api.client),
-            asked: api.asked,
-            config,
+            asked: api.asked.clone(),
+            lists: Lists::new(api, selectors, limits),
             store,
             watch,
             limits,
-            pauses,
-            streaming: true,
-            trouble: None,
+            pauses: Pauses::new(limits),
+            outage,
+            failing: false,
         }
     }
 
     /// Follows until the task is dropped.
     pub async fn run(mut self) {
         loop {
-            match self.follow().await {
-                End::NoStreaming => {
-                    tracing::debug!(kind = %K::KIND, "the server does not stream lists: listing in pages");
-                    self.streaming = false;
+            self.watch.set(WatchState::Listing);
+            match self.lists.next(&self.store).await {
+                Ok(listed) => {
+                    self.answers();
+                    self.follow(listed).await;
+                    // Many nodes may need a new list at the same moment.
+                    self.pause().await;
+                }
+                Err(trouble) => self.fail(&trouble).await,
+            }
+        }
+    }
+
+    /// Watches from the version of a list until a new one is needed.
+    async fn follow(&mut self, listed: Listed<K>) {
+        let Listed { mut version, mut events } = listed;
+        // Whether the server may be at an older state than `version`.
+        let mut doubt = false;
+        loop {
+            let mut watch = match events.take() {
+                Some(events) => events,
+                None => match self.lists.watch(&version).await {
+                    Ok(watch) => watch,
+                    Err(trouble) if trouble.is_gone() => return self.lists_again("its version is gone"),
+                    Err(trouble) => {
+                        doubt = true;
+                        self.fail(&trouble).await;
+                        continue;
+                    }
+                },
+            };
+            let began = Instant::now();
+            match self.read(&mut watch, &mut version, &mut doubt).await {
+                End::Gone => return self.lists_again("its version is gone"),
+                End::WentBack => {
+                    tracing::warn!(
+                        kind = %K::KIND,
+                        "the API server went back to an older state, as after a restore from a backup: listing again"
+                    );
+                    return;
+                }
+                End::Silent => {}
+                // Ended early: by a server that stopped, maybe to be restored from a backup.
+                End::Over if began.elapsed() >= self.limits.min_pause => doubt = began.elapsed() < REGULAR,
+                End::Over => {
+                    doubt = true;
+                    let what = "a watch ended as soon as it began";
+                    self.fail(&Trouble::new(what, "see the API server's log")).await;
+                }
+                End::Failed(trouble) => {
+                    doubt = true;
+                    self.fail(&trouble).await;
+                }
+            }
+        }
+    }
+
+    fn lists_again(&self, why: &str) {
+        tracing::debug!(kind = %K::KIND, "listing again: {why}");
+    }
+
+    /// Puts the events of a watch into the store until it ends. `version` follows it.
+    async fn read(&mut self, watch: &mut Events<K>, version: &mut String, doubt: &mut bool) -> End {
+        loop {
+            let patience = if *doubt { self.pauses.about(self.limits.doubt) } else { self.limits.silence };
+            let Ok(next) = tokio::time::timeout(patience, watch.next()).await else {
+                match self.lists.is_behind(version).await {
+                    Ok(true) => return End::WentBack,
+                    Ok(false) => self.answers(),
+                    Err(trouble) => return End::Failed(trouble),
+                }
+                if std::mem::take(doubt) {
                     continue;
                 }
-                // A server that knows nothing of streamed lists takes it for a plain watch.
-                End::Stalled if self.streaming => self.streaming = false,
-                End::Stalled => self.report(&format!("nothing came for {:?} in a list", self.limits.stall)),
-                End::Gone => tracing::debug!(kind = %K::KIND, "the version is too old, listing again"),
-                End::Over => {}
+                return End::Silent;
+            };
+            let (group, then) = gather(next, watch);
+            let (events, end) = sort(group, version);
+            if !events.is_empty() || end.is_none() && matches!(then, ControlFlow::Continue(())) {
+                *doubt = false;
+                self.answers();
             }
-            self.watch.set(WatchState::Failing);
-            self.pause().await;
+            if !events.is_empty() {
+                self.store.update(|update| events.into_iter().for_each(|event| put(update, event)));
+            }
+            match (end, then) {
+                (Some(end), _) => return end,
+                (None, ControlFlow::Continue(())) => {}
+                (None, ControlFlow::Break(None)) => return End::Over,
+                // One event that is none is passed over, as by client-go.
+                (None, ControlFlow::Break(Some(kube::Error::SerdeError(error)))) => {
+                    tracing::warn!(kind = %K::KIND, "an event of a watch is ignored, for it is no object: {error}");
+                }
+                (None, ControlFlow::Break(Some(error))) => return End::Failed(self.lists.trouble(&error)),
+            }
         }
+    }
+
+    fn answers(&mut self) {
+        self.watch.set(WatchState::Following);
+        if std::mem::take(&mut self.failing) {
+            self.outage.answers(K::KIND);
+        }
+    }
+
+    async fn fail(&mut self, trouble: &Trouble) {
+        self.failing = true;
+        self.watch.set(WatchState::Failing);
+        self.outage.fails(K::KIND, &trouble.text());
+        self.pause().await;
     }
 
     async fn pause(&mut self) {
         let now = Instant::now();
         tokio::time::sleep(self.pauses.next(now, self.asked.left(now))).await;
     }
+}
 
-    async fn follow(&mut self) -> End {
-        let config = self.config.clone();
-        let config = if self.streaming { config.streaming_lists() } else { config };
-        let mut events = pin!(watcher(self.api.clone(), config));
-        let mut listing = true;
-        loop {
-            let next = if listing {
-                match tokio::time::timeout(self.limits.stall, events.next()).await {
-                    Ok(next) => next,
-                    Err(_) => return End::Stalled,
-                }
-            } else {
-                events.next().await
-            };
-            let (group, then) = gather(next, &mut events);
-            listing = self.take(group, listing);
-            match then {
-                ControlFlow::Continue(()) => {}
-                ControlFlow::Break(None) => return End::Over,
-                ControlFlow::Break(Some(error)) => {
-                    if self.streaming && listing && is_refused(&error) {
-                        return End::NoStreaming;
-                    }
-                    // The library keeps asking for a version that is gone when the refusal is the
-                    // status of the answer and not an event.
-                    if is_gone(&error) {
-                        return End::Gone;
-                    }
-                    self.watch.set(WatchState::Failing);
-                    self.report(&error_chain(&error));
-                    self.pause().await;
-                }
+/// The events that change an object, and why the watch ends, if it does. `version` becomes that of the last
+/// event.
+fn sort<K: Followed>(
+    group: Vec<WatchEvent<Guarded<K>>>,
+    version: &mut String,
+) -> (Vec<WatchEvent<Guarded<K>>>, Option<End>) {
+    let mut events = Vec::with_capacity(group.len());
+    for event in group {
+        let of_event = match &event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) => {
+                object.version().unwrap_or_default()
             }
-        }
-    }
-
-    /// Puts events into the store; true while a list goes on.
-    fn take(&mut self, events: Vec<Event<Guarded<K>>>, listing: bool) -> bool {
-        if events.is_empty() {
-            return listing;
-        }
-        let listing = events.iter().fold(listing, |listing, event| self.note(event, listing));
-        self.store.update(|update| {
-            for event in events {
-                put(update, event);
+            WatchEvent::Bookmark(bookmark) => &bookmark.metadata.resource_version,
+            WatchEvent::Error(status) => {
+                let trouble = Trouble::of_status(status);
+                let end = if trouble.is_gone() { End::Gone } else { End::Failed(trouble) };
+                return (events, Some(end));
             }
-        });
-        listing
-    }
-
-    /// Tells the metrics and the log of an event; true while a list goes on.
-    fn note(&mut self, event: &Event<Guarded<K>>, listing: bool) -> bool {
-        let listing = match event {
-            Event::Init => {
-                self.watch.set(WatchState::Listing);
-                true
-            }
-            Event::InitDone => {
-                self.watch.set(WatchState::Following);
-                false
-            }
-            _ => listing,
         };
-        // The library announces a list before it asks for it.
-        if !matches!(event, Event::Init) && self.trouble.take().is_some() {
-            tracing::info!(kind = %K::KIND, "the API answers again");
-            if !listing {
-                self.watch.set(WatchState::Following);
+        // What is deleted may carry the version that it had before.
+        let deleted = matches!(event, WatchEvent::Deleted(_));
+        if version::is_older(of_event, version) {
+            if !deleted {
+                return (events, Some(End::WentBack));
             }
+        } else if !of_event.is_empty() {
+            version.clear();
+            version.push_str(of_event);
         }
-        listing
+        if !matches!(event, WatchEvent::Bookmark(_)) {
+            events.push(event);
+        }
     }
-
-    /// One line per new trouble, not one per try.
-    fn report(&mut self, text: &str) {
-        let kind: Kind = K::KIND;
-        if self.trouble.as_deref() == Some(text) {
-            tracing::debug!(%kind, "still: {text}");
-            return;
-        }
-        // A watch that only timed out or expired heals by itself.
-        if text.contains("too old resource version") || text.contains("Expired") {
-            tracing::debug!(%kind, "listing again: {text}");
-            return;
-        }
-        tracing::warn!(%kind, "cannot follow the API: {text}; {}; trying again", remedy(text));
-        self.trouble = Some(text.to_owned());
-    }
+    (events, None)
 }
 
-fn put<K: Followed>(update: &mut Update<'_>, event: Event<Guarded<K>>) {
+/// Puts the object of an event into the store.
+pub(super) fn put<K: Followed>(update: &mut Update<'_>, event: WatchEvent<Guarded<K>>) {
     match event {
-        Event::Init => update.begin_list(K::KIND),
-        Event::InitDone => update.finish_list(K::KIND),
-        Event::InitApply(guarded) | Event::Apply(guarded) => match guarded.object {
-            Ok(object) => update.put(object),
-            Err(error) => update.malformed(K::KIND, &guarded.name, &error),
-        },
-        Event::Delete(guarded) => update.remove(K::KIND, &guarded.name),
+        WatchEvent::Added(guarded) | WatchEvent::Modified(guarded) => put_object(update, guarded),
+        WatchEvent::Deleted(guarded) => update.remove(K::KIND, &guarded.name),
+        WatchEvent::Bookmark(_) | WatchEvent::Error(_) => {}
     }
 }
 
-/// The status of an answer that the watch or list was refused with.
-fn refusal(error: &watcher::Error) -> Option<&kube::core::Status> {
-    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
-    match error {
-        WatchStartFailed(kube::Error::Api(status))
-        | InitialListFailed(kube::Error::Api(status))
-        | WatchFailed(kube::Error::Api(status)) => Some(status),
-        watcher::Error::WatchError(status) => Some(status),
-        _ => None,
-    }
-}
-
-fn is_gone(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
-}
-
-fn is_refused(error: &watcher::Error) -> bool {
-    refusal(error).is_some_and(|status| matches!(status.code, 400 | 422))
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = error.source();
-    }
-    // A page of HTML is no message.
-    match text.char_indices().nth(500) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
-}
-
-fn remedy(error: &str) -> &'static str {
-    let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
-    if has(&["403", "Forbidden", "forbidden"]) {
-        "the service account needs get, list and watch on services, endpointslices and nodes"
-    } else if has(&["401", "Unauthorized"]) {
-        "check the token or client certificate"
-    } else if has(&["certificate", "UnknownIssuer", "tls", "TLS"]) {
-        "check that the CA of the kubeconfig is the server's"
-    } else if has(&["404", "NotFound"]) {
-        "check that the server is a Kubernetes API server of version 1.21 or later"
-    } else if has(&["429", "TooManyRequests"]) {
-        "the API server is overloaded"
-    } else {
-        "check that the server's address is right and reachable from this node without a ClusterIP"
+/// Puts a listed object into the store, or notes that it is malformed.
+pub(super) fn put_object<K: Followed>(update: &mut Update<'_>, guarded: Guarded<K>) {
+    match guarded.object {
+        Ok(object) => update.put(object),
+        Err(error) => update.malformed(K::KIND, &guarded.name, &error),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::api::Service;
     use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_limit_and_start_anew_after_a_calm_time() {
-        let limits = Limits::default();
-        let mut pauses = Pauses::new(limits);
-        let mut now = Instant::now();
-        for n in 0..10u32 {
-            let wanted = limits.min_pause.saturating_mul(1 << n).min(limits.max_pause);
-            let pause = pauses.next(now, Duration::ZERO);
-            assert!(pause >= wanted / 2 && pause <= wanted * 3 / 2, "{n}: {pause:?}");
-            now += pause;
-        }
-        assert_eq!(pauses.next(now, Duration::from_secs(100)), Duration::from_secs(100));
-        let pause = pauses.next(now + limits.calm * 2, Duration::ZERO);
-        assert!(pause <= limits.min_pause * 3 / 2, "{pause:?}");
-    }
-
-    #[test]
-    fn pauses_differ_between_nodes() {
-        let first = |_| Pauses::new(Limits::default()).next(Instant::now(), Duration::ZERO);
-        let pauses: std::collections::HashSet<Duration> = (0..100).map(first).collect();
-        assert!(pauses.len() > 20, "{pauses:?}");
-    }
 
     #[test]
     fn what_is_there_comes_as_one_group_and_no_further_than_an_error() {
@@ -383,16 +298,34 @@ mod tests {
         assert_eq!(gather(None, &mut quiet), (vec![], ControlFlow::Break(None)));
     }
 
+    fn event(kind: &str, version: &str) -> WatchEvent<Guarded<Service>> {
+        let object = match kind {
+            "ERROR" => r#"{"code":410,"reason":"Expired","message":"x","status":"Failure"}"#.to_owned(),
+            _ => {
+                format!(
+                    r#"{{"kind":"K","apiVersion":"v1","metadata":{{"name":"a","resourceVersion":"{version}"}}}}"#
+                )
+            }
+        };
+        serde_json::from_str(&format!(r#"{{"type":"{kind}","object":{object}}}"#)).unwrap()
+    }
+
     #[test]
-    fn remedies_fit_the_trouble() {
-        for (error, part) in [
-            ("ApiError: services is forbidden: 403", "get, list and watch"),
-            ("Unauthorized (401)", "token"),
-            ("invalid peer certificate: UnknownIssuer", "CA"),
-            ("the server could not find the requested resource: NotFound", "version 1.21"),
-            ("connection refused", "without a ClusterIP"),
-        ] {
-            assert!(remedy(error).contains(part), "{error}: {}", remedy(error));
-        }
+    fn the_version_follows_the_events_and_never_goes_back() {
+        let sorted = |events: &[(&str, &str)]| {
+            let mut version = "5".to_owned();
+            let events = events.iter().map(|(kind, version)| event(kind, version)).collect();
+            let (events, end) = sort(events, &mut version);
+            (events.len(), version, end)
+        };
+        let (events, version, end) =
+            sorted(&[("ADDED", "6"), ("BOOKMARK", "8"), ("DELETED", "7"), ("MODIFIED", "9")]);
+        assert_eq!((events, version.as_str()), (3, "9"));
+        assert!(end.is_none());
+        let (events, version, end) = sorted(&[("ADDED", "6"), ("BOOKMARK", "4"), ("ADDED", "7")]);
+        assert_eq!((events, version.as_str()), (1, "6"));
+        assert!(matches!(end, Some(End::WentBack)));
+        assert!(matches!(sorted(&[("ADDED", "3")]).2, Some(End::WentBack)));
+        assert!(matches!(sorted(&[("ADDED", "6"), ("ERROR", "")]).2, Some(End::Gone)));
     }
 }

@@ -8,8 +8,14 @@ pub mod client;
 pub mod decode;
 pub mod files;
 mod follow;
+mod list;
+mod outage;
+mod pauses;
+mod route;
+mod trouble;
+mod version;
 
-pub use follow::Limits;
+pub use pauses::Limits;
 
 use std::sync::Arc;
 

@@ -22,6 +22,25 @@ use objects::Objects;
 /// Time between the bookmarks of a watch unless somebody says otherwise.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What becomes of streaming lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Streaming {
+    /// They work.
+    #[default]
+    Works,
+    /// They are refused with 422, as by a server without the feature.
+    Refused,
+    /// `sendInitialEvents` is passed over, as by a server that has never heard of it.
+    Unknown,
+    /// They are answered with 200 and then an ERROR event, as by a server whose store has no progress
+    /// requests (etcd 3.4).
+    NoProgress,
+    /// After half of the objects comes an ERROR event.
+    BreaksOff,
+    /// Objects are sent over and over, and the end of the list never comes.
+    Endless,
+}
+
 /// What goes wrong on purpose, from one [`ApiServer::set_faults`] to the next. What happens once is a
 /// method of [`ApiServer`]: `compact`, `cut_watches`, `inject_watch_line`.
 #[derive(Clone, Debug, Default)]
@@ -37,10 +56,8 @@ pub struct Faults {
     pub held: Option<String>,
     /// Requests are read and never answered, and open watches fall silent, without a close.
     pub half_open: bool,
-    /// Streaming lists (`sendInitialEvents`) are refused with 422, as by a server without the feature.
-    pub no_streaming_lists: bool,
-    /// `sendInitialEvents` is passed over, as by a server that has never heard of it.
-    pub unknown_streaming_lists: bool,
+    /// What becomes of streaming lists (`sendInitialEvents`).
+    pub streaming: Streaming,
     /// A watch from a version that is too old gets 410 as its HTTP status instead of an ERROR event.
     pub gone_as_status: bool,
     /// Lists break off in the middle, and their connections with them.
@@ -201,6 +218,16 @@ impl ApiServer {
     /// watches get an ERROR event with 410, as one that is too slow does.
     pub fn compact(&self) {
         self.shared.change(|state| state.objects.compact());
+    }
+
+    /// Goes back to an older state, as a store that was restored from a backup: these objects, at this
+    /// version, without history. Open watches are cut, for the server behind them was stopped for it.
+    pub fn restore(&self, objects: Vec<Value>, version: u64) {
+        self.shared.change(|state| {
+            state.objects.restore(objects, version);
+            state.generation += 1;
+            state.torn = false;
+        });
     }
 
     /// Closes every open watch without its proper end; `torn`: in the middle of a line.

@@ -174,6 +174,17 @@ impl Objects {
         self.history.clear();
     }
 
+    /// Goes back to these objects at this version; what was before is unknown.
+    pub fn restore(&mut self, objects: Vec<Value>, version: u64) {
+        let stored = |mut object: Value| {
+            set_version(&mut object, version);
+            (key(&object), Arc::new(Stored::new(object)))
+        };
+        self.stored = objects.into_iter().map(stored).collect();
+        self.history.clear();
+        (self.version, self.oldest) = (version, version);
+    }
+
     /// One object.
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<&Value> {
         self.stored.get(&(kind.to_owned(), namespace.to_owned(), name.to_owned())).map(|stored| &stored.value)

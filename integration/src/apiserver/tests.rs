@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{ApiServer, Faults, RequestRecord};
+use super::{ApiServer, Faults, RequestRecord, Streaming};
 
 const LIMIT: Duration = Duration::from_secs(5);
 

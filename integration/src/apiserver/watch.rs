@@ -14,10 +14,17 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::http::status;
 use super::request::{Options, Refusal, Target};
 use super::selector::render_event;
-use super::{Shared, State};
+use super::{Shared, State, Streaming};
 
 /// What was sent has this long to leave before the connection is torn down.
 pub(super) const FLUSH: Duration = Duration::from_millis(30);
+
+/// What a kube-apiserver over etcd 3.4 says.
+const NO_PROGRESS: &str = "a watch stream was requested by the client but the required storage feature \
+                           RequestWatchProgress is disabled";
+
+/// Time between the rounds of a list without end.
+const AGAIN: Duration = Duration::from_millis(20);
 
 const HALF_A_LINE: &str = "{\"type\":\"MODIFIED\",\"object\":{\"kind\":\"";
 
@@ -64,7 +71,7 @@ impl Drop for Watching {
 
 /// Whether a watch from its version can start, were it not for an open one to say so.
 pub(super) fn check(state: &State, target: &Target, options: &Options) -> Result<(), Refusal> {
-    if options.initial && state.faults.no_streaming_lists {
+    if options.initial && state.faults.streaming == Streaming::Refused {
         let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
         return Err(Refusal::forbidden("sendInitialEvents", why));
     }
@@ -156,6 +163,25 @@ impl Watching {
             return Step::Wait(None);
         }
         let mut text = String::new();
+        if self.initial && self.options.initial {
+            match state.faults.streaming {
+                Streaming::NoProgress => return self.fail(text, NO_PROGRESS),
+                Streaming::BreaksOff => {
+                    self.add_objects(&state, &mut text, 2);
+                    return self.fail(text, "etcdserver: leader changed");
+                }
+                Streaming::Endless => {
+                    let now = Instant::now();
+                    if self.bookmark.is_some_and(|due| due > now) {
+                        return Step::Wait(self.bookmark);
+                    }
+                    self.bookmark = Some(now + AGAIN);
+                    self.add_objects(&state, &mut text, 1);
+                    return Step::Send(text);
+                }
+                Streaming::Works | Streaming::Refused | Streaming::Unknown => {}
+            }
+        }
         if std::mem::take(&mut self.initial) {
             self.add_initial(&state, &mut text);
         }
@@ -164,7 +190,9 @@ impl Watching {
             return Step::Send(text);
         }
         let now = Instant::now();
-        if self.bookmark.is_some_and(|due| due <= now) {
+        // Who asked for a version of the future hears nothing, not even that.
+        let known = self.version <= state.objects.version();
+        if known && self.bookmark.is_some_and(|due| due <= now) {
             add_line(&mut text, &self.bookmark(false));
             self.bookmark = Some(now + state.bookmark_interval);
         }
@@ -174,16 +202,30 @@ impl Watching {
         if self.timeout.is_some_and(|end| end <= now) {
             return Step::End;
         }
-        Step::Wait([self.bookmark, self.timeout].into_iter().flatten().min())
+        Step::Wait([self.bookmark.filter(|_| known), self.timeout].into_iter().flatten().min())
+    }
+
+    /// Ends the watch with an ERROR event.
+    fn fail(&mut self, mut text: String, message: &str) -> Step {
+        let refusal = Refusal::new(500, "InternalError", message);
+        add_line(&mut text, &render_event("ERROR", status(&refusal)));
+        self.ending = Some(End::Proper);
+        Step::Send(text)
+    }
+
+    /// Adds the objects that there are, or one of so many.
+    fn add_objects(&self, state: &State, text: &mut String, one_of: usize) {
+        let (kind, now) = (self.target.resource.kind, state.objects.version());
+        let objects = state.objects.list(kind, &self.options.selector, now).unwrap_or_default();
+        for object in objects.iter().step_by(one_of) {
+            add_line(text, &render_event("ADDED", object.text()));
+        }
     }
 
     fn add_initial(&mut self, state: &State, text: &mut String) {
         self.version = state.objects.version();
-        let kind = self.target.resource.kind;
-        for object in state.objects.list(kind, &self.options.selector, self.version).unwrap_or_default() {
-            add_line(text, &render_event("ADDED", object.text()));
-        }
-        if self.options.initial && self.options.bookmarks && !state.faults.unknown_streaming_lists {
+        self.add_objects(state, text, 1);
+        if self.options.initial && self.options.bookmarks && state.faults.streaming != Streaming::Unknown {
             add_line(text, &self.bookmark(true));
         }
     }

@@ -92,7 +92,7 @@ async fn too_many_requests_say_when_to_come_again() {
 #[tokio::test]
 async fn a_server_without_streaming_lists_refuses_them() {
     let server = start();
-    server.set_faults(Faults { no_streaming_lists: true, ..Faults::default() });
+    server.set_faults(Faults { streaming: Streaming::Refused, ..Faults::default() });
     let mut events = pin!(watcher(api(&server), Config::default().streaming_lists()));
     match events.next().await {
         Some(Err(Error::WatchStartFailed(kube::Error::Api(status)))) => {

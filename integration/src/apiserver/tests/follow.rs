@@ -15,13 +15,35 @@ use super::*;
 /// Long pauses: what is asked for twice is counted, not timed.
 fn patient() -> Limits {
     let long = Duration::from_secs(600);
-    Limits { ahead: long, stall: long, answer: long, min_pause: long, max_pause: long, calm: long }
+    Limits {
+        ahead: long,
+        stall: long,
+        list: long,
+        no_streaming: long,
+        answer: long,
+        silence: long,
+        doubt: long,
+        min_pause: long,
+        max_pause: long,
+        calm: long,
+    }
 }
 
 fn eager() -> Limits {
     let short = Duration::from_millis(20);
     let wait = Duration::from_millis(300);
-    Limits { ahead: wait, stall: wait, answer: wait, min_pause: short, max_pause: short, calm: short }
+    Limits {
+        ahead: wait,
+        stall: wait,
+        list: wait * 2,
+        answer: wait,
+        silence: wait * 10,
+        doubt: short * 5,
+        min_pause: short,
+        max_pause: short,
+        calm: short,
+        ..patient()
+    }
 }
 
 async fn follow(server: &ApiServer, limits: Limits) -> Arc<Store> {
@@ -65,7 +87,7 @@ async fn lists_are_streamed_where_the_server_can() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_cannot_stream_is_asked_once_and_then_in_pages() {
     let server = start();
-    server.set_faults(Faults { no_streaming_lists: true, ..Faults::default() });
+    server.set_faults(Faults { streaming: Streaming::Refused, ..Faults::default() });
     let store = follow(&server, patient()).await;
     until("in sync", || store.is_synced()).await;
     until("the watch", || asked(&server, "services") == (2, 1)).await;
@@ -197,7 +219,7 @@ async fn everything_heals() {
         failing("", 410),
         Faults { half_open: true, ..Faults::default() },
         Faults { gone_as_status: true, ..Faults::default() },
-        Faults { truncate_list_body: true, no_streaming_lists: true, ..Faults::default() },
+        Faults { truncate_list_body: true, streaming: Streaming::Refused, ..Faults::default() },
     ] {
         let asked_before = server.requests().len();
         server.set_faults(faults.clone());
@@ -230,11 +252,96 @@ async fn a_silent_server_is_given_up_and_asked_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_never_heard_of_streaming_is_listed_in_pages() {
     let server = start();
-    server.set_faults(Faults { unknown_streaming_lists: true, ..Faults::default() });
+    server.set_faults(Faults { streaming: Streaming::Unknown, ..Faults::default() });
     let store = follow(&server, eager()).await;
     until("in sync", || store.is_synced()).await;
     assert_eq!(store.all().len(), 5);
     assert_eq!(asked(&server, "services").1, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_any_streamed_list_that_fails_lists_come_in_pages() {
+    for streaming in [Streaming::NoProgress, Streaming::BreaksOff, Streaming::Endless, Streaming::Unknown] {
+        let server = start();
+        server.set_faults(Faults { streaming, ..Faults::default() });
+        let store = follow(&server, eager()).await;
+        until(&format!("in sync in spite of {streaming:?}"), || store.is_synced()).await;
+        assert_eq!(store.all().len(), 5, "{streaming:?}");
+        until("the watch", || asked(&server, "services").0 == 2).await;
+        assert_eq!(asked(&server, "services"), (2, 1), "{streaming:?}: a streamed list, a page, the watch");
+        server.apply(object("s9", 80));
+        until("the new one", || store.all().len() == 6).await;
+        // The next list does not try again so soon.
+        server.compact();
+        server.cut_watches(false);
+        server.apply(object("s10", 80));
+        until("another", || store.all().len() == 7).await;
+        let streamed =
+            |r: &&RequestRecord| r.path.ends_with("services") && r.query.contains("sendInitialEvents");
+        assert_eq!(server.requests().iter().filter(streamed).count(), 1, "{streaming:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_streamed_again_after_a_long_time() {
+    let server = start();
+    server.set_faults(Faults { streaming: Streaming::NoProgress, ..Faults::default() });
+    let limits = Limits { no_streaming: Duration::from_millis(50), ..eager() };
+    let store = follow(&server, limits).await;
+    until("in sync", || store.is_synced()).await;
+    server.set_faults(Faults::default());
+    tokio::time::sleep(limits.no_streaming).await;
+    server.compact();
+    server.cut_watches(false);
+    server.apply(object("s9", 80));
+    until("the new one", || store.all().len() == 6).await;
+    let last = server.requests().into_iter().rfind(|r| r.path.ends_with("services")).unwrap();
+    assert!(last.query.contains("sendInitialEvents"), "{last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_server_is_listed_again_although_its_versions_are_older() {
+    for streaming in [Streaming::Works, Streaming::Refused] {
+        let server = start();
+        server.set_faults(Faults { streaming, ..Faults::default() });
+        for port in 100..200 {
+            server.apply(object("s0", port));
+        }
+        let store = follow(&server, eager()).await;
+        until("in sync", || store.is_synced()).await;
+        server.restore(vec![object("old", 80)], 7);
+        until("the restored state", || names(&store.all()) == ["d/old 0"]).await;
+        server.apply(object("new", 80));
+        until("what comes after", || store.all().len() == 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_an_older_version_means_a_new_list() {
+    let server = start();
+    let store = follow(&server, eager()).await;
+    until("in sync", || store.is_synced()).await;
+    let (watches, lists) = asked(&server, "services");
+    let metadata = json!({"resourceVersion": "1"});
+    let bookmark =
+        json!({"type": "BOOKMARK", "object": {"kind": "Service", "apiVersion": "v1", "metadata": metadata}});
+    server.inject_watch_line("Service", &bookmark.to_string());
+    until("a new list", || asked(&server, "services") == (watches + 1, lists)).await;
+    assert_eq!(store.all().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_falls_silent_is_looked_into() {
+    let server = start();
+    server.set_bookmark_interval(Duration::from_secs(600));
+    let store = follow(&server, Limits { silence: Duration::from_millis(50), ..eager() }).await;
+    until("in sync", || store.is_synced()).await;
+    let small = |r: &&RequestRecord| r.path.ends_with("services") && r.query.contains("limit=1");
+    until("two small lists", || {
+        server.requests().iter().filter(|r| r.query.contains("limit=1&") || small(r)).count() >= 2
+    })
+    .await;
+    assert_eq!(store.all().len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why the API cannot be followed: what failed, in one line, and the remedy. Both come from the status of
+//! the answer and the kind of the error, never from the words of a text.
+
+use std::error::Error;
+use std::io;
+use std::iter;
+use std::time::Duration;
+
+use kube::core::Status;
+
+use super::client::Route;
+use crate::words;
+
+/// The longest text of a server that is repeated, in characters.
+const LONGEST: usize = 300;
+
+/// A failed list or watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// The status of the answer, if there was one.
+    pub code: Option<u16>,
+    /// Whether nothing was asked, for the server refused the connection.
+    pub refused_connection: bool,
+    /// What failed.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Trouble {
+    /// A failure that no error of the client stands for.
+    pub fn new(what: &str, remedy: &str) -> Self {
+        Self { code: None, refused_connection: false, what: what.to_owned(), remedy: remedy.to_owned() }
+    }
+
+    /// Both, as a part of a log line.
+    pub fn text(&self) -> String {
+        format!("{}; {}", self.what, self.remedy)
+    }
+
+    /// Nothing came in the middle of a list for so long.
+    pub fn stalled(limit: Duration) -> Self {
+        let what = format!("a list went on for {} and did not end", words::time(limit));
+        Self::new(&what, "check the load of the API server and the network to it")
+    }
+
+    /// The status that a server answered with, or sent as an event of a watch.
+    pub fn of_status(status: &Status) -> Self {
+        let (reason, message) = (status.reason.trim(), cut(status.message.trim()));
+        let mut what = format!("the API server answered {}", status.code);
+        if !reason.is_empty() && !message.eq_ignore_ascii_case(reason) {
+            what.push_str(&format!(" {reason}"));
+        }
+        if !message.is_empty() {
+            what.push_str(&format!(": {message}"));
+        }
+        let remedy = remedy_of_status(status.code).to_owned();
+        Self { code: Some(status.code), refused_connection: false, what, remedy }
+    }
+
+    /// What is wrong when the client says so, on this way to the server.
+    pub fn of(error: &kube::Error, route: &Route) -> Self {
+        if let kube::Error::Api(status) = error {
+            return Self::of_status(status);
+        }
+        let (what, remedy) = explain(error, route);
+        let refused_connection = kinds(error).any(|kind| kind == io::ErrorKind::ConnectionRefused);
+        Self { code: None, refused_connection, what, remedy }
+    }
+
+    /// The version that was asked for is not there any more.
+    pub fn is_gone(&self) -> bool {
+        self.code == Some(410)
+    }
+
+    /// Whether a streamed list that failed so says nothing about the next one. As client-go sees it: nothing
+    /// was asked, or the server wants a pause first.
+    pub fn spares_streaming(&self) -> bool {
+        self.refused_connection || self.code == Some(429)
+    }
+}
+
+fn remedy_of_status(code: u16) -> &'static str {
+    match code {
+        401 => "check the token or client certificate",
+        403 => "the service account needs get, list and watch on services, endpointslices and nodes",
+        404..=406 => "check that the server is a Kubernetes API server of version 1.21 or later",
+        407 => "the proxy on the way wants a user and password",
+        410 => "the list begins anew",
+        429 => "the API server is overloaded",
+        502..=504 => "the API server is starting or overloaded, or what stands before it cannot reach it",
+        500..=599 => "see the API server's log",
+        _ => "check that the server's address is that of a Kubernetes API server",
+    }
+}
+
+/// Each error in the chain, what an I/O error wraps included.
+fn chain(error: &kube::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    iter::successors(Some(error as &(dyn Error + 'static)), |&error| {
+        // The source of an I/O error is that of what it wraps: the wrapped one would be passed over.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| error.source())
+    })
+}
+
+fn find<T: Error + 'static>(error: &kube::Error) -> Option<&T> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+fn kinds(error: &kube::Error) -> impl Iterator<Item = io::ErrorKind> {
+    chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind)
+}
+
+/// What failed, and the remedy.
+fn explain(error: &kube::Error, route: &Route) -> (String, String) {
+    if find::<tower::timeout::error::Elapsed>(error).is_some() {
+        let what = format!("{} does not answer", route.server);
+        return (what, route.remedy("check that it is no overloaded or hanging API server"));
+    }
+    if let Some(tls) = find::<rustls::Error>(error) {
+        let (why, remedy) = explain_tls(tls);
+        return (format!("no secure connection to {}: {why}", route.described()), remedy.to_owned());
+    }
+    let last_io = chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last();
+    let client = find::<hyper_util::client::legacy::Error>(error);
+    if client.is_some_and(hyper_util::client::legacy::Error::is_connect) {
+        let why = last_io.map_or_else(|| last(error), words::io_error);
+        return (
+            format!("cannot connect to {}: {}", route.described(), cut(&why)),
+            remedy_of_io(last_io, route),
+        );
+    }
+    if matches!(error, kube::Error::SerdeError(_) | kube::Error::FromUtf8(_)) {
+        let what = format!("the answer of {} is no Kubernetes object", route.described());
+        return (what, route.remedy("check that this is the address of a Kubernetes API server"));
+    }
+    if matches!(error, kube::Error::Auth(_)) {
+        let what = format!("no credentials for the API server: {}", cut(&last(error)));
+        return (what, "check the users of the kubeconfig".to_owned());
+    }
+    if let Some(hyper) = find::<hyper::Error>(error).filter(|hyper| hyper.is_parse()) {
+        let what =
+            format!("{} does not speak HTTP as expected: {}", route.described(), cut(&hyper.to_string()));
+        return (what, "check its address and whether it wants http:// or https://".to_owned());
+    }
+    let why = last_io.map_or_else(|| last(error), words::io_error);
+    let what = format!("the connection to {} broke: {}", route.described(), cut(&why));
+    (what, route.remedy("what is programmed stays; check the API server if it stays away"))
+}
+
+fn remedy_of_io(error: Option<&io::Error>, route: &Route) -> String {
+    route.remedy(match error.map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused) => {
+            "check that the API server runs and that its address is right"
+        }
+        Some(
+            io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable,
+        ) => "check the route and the firewalls to it; the address must be reachable without a ClusterIP",
+        _ => "check that the server's address is right and reachable from this node without a ClusterIP",
+    })
+}
+
+/// Why there is no secure connection, and the remedy. The texts of the library are names of its types.
+fn explain_tls(error: &rustls::Error) -> (String, &'static str) {
+    use rustls::CertificateError as Bad;
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+    let (why, remedy) = match error {
+        InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => (
+            "its certificate is not signed by this CA",
+            "check that the CA of the kubeconfig is the server's",
+        ),
+        InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
+            ("its certificate has expired", "renew the certificate, or set this node's clock")
+        }
+        InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. }) => {
+            ("its certificate is not valid yet", "set this node's clock")
+        }
+        InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => (
+            "its certificate is for other names",
+            "use an address that is in the certificate, or set tls-server-name in the kubeconfig",
+        ),
+        AlertReceived(_) => ("it refuses this client", "check the client certificate of the kubeconfig"),
+        InvalidMessage(_) => ("it does not speak TLS", "check that the port is that of the API server"),
+        other => return (other.to_string(), "check the certificates of the kubeconfig and of the server"),
+    };
+    (why.to_owned(), remedy)
+}
+
+/// The text of the innermost error: those around it say where it came through.
+fn last(error: &kube::Error) -> String {
+    chain(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+/// A text of a server, not too long and in one line. A page of HTML is no message.
+fn cut(text: &str) -> String {
+    if text.trim_start().starts_with('<') {
+        return "a web page".to_owned();
+    }
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(proxy: Option<&str>) -> Route {
+        Route { server: "https://192.0.2.1:6443".to_owned(), proxy: proxy.map(str::to_owned) }
+    }
+
+    fn status(code: u16, reason: &str, message: &str) -> Status {
+        Status { code, ..Status::failure(message, reason) }
+    }
+
+    #[test]
+    fn a_status_says_code_reason_and_message_once_and_has_a_remedy() {
+        for (code, reason, message, text) in [
+            (
+                403,
+                "Forbidden",
+                "services is forbidden: User \"x\" cannot list",
+                "answered 403 Forbidden: services is",
+            ),
+            (401, "Unauthorized", "Unauthorized", "answered 401: Unauthorized; check the token"),
+            (404, "NotFound", "the server could not find it", "version 1.21"),
+            (429, "TooManyRequests", "later", "overloaded"),
+            (500, "InternalError", "the required storage feature is disabled", "see the API server's log"),
+            (502, "", "<html>bad gateway</html>", "502: a web page; the API server is starting"),
+        ] {
+            let trouble = Trouble::of_status(&status(code, reason, message));
+            assert!(trouble.text().contains(text), "{}", trouble.text());
+            assert_eq!(trouble.code, Some(code));
+        }
+        assert!(Trouble::of_status(&status(410, "Expired", "x")).is_gone());
+        let long = Trouble::of_status(&status(500, "", &"x\n".repeat(5000))).text();
+        assert!(long.len() < 500 && !long.contains('\n'), "{long}");
+        // A text that speaks of another status changes nothing.
+        let text = Trouble::of_status(&status(500, "InternalError", "403 Forbidden certificate 401")).text();
+        assert!(text.ends_with("see the API server's log"), "{text}");
+    }
+
+    fn read(error: io::Error) -> kube::Error {
+        kube::Error::ReadEvents(io::Error::other(error))
+    }
+
+    #[test]
+    fn the_kind_of_an_error_decides_and_no_internals_are_told() {
+        let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let boxed = |error: rustls::Error| kube::Error::Service(Box::new(io::Error::other(error)));
+        let serde = serde_json::from_str::<u8>("x").unwrap_err();
+        for (error, parts) in [
+            (boxed(expired), ["no secure connection to https://192.0.2.1:6443", "clock"]),
+            (boxed(unknown), ["no secure connection", "CA of the kubeconfig"]),
+            (read(io::Error::from_raw_os_error(104)), ["broke: Connection reset by peer", "stays"]),
+            (kube::Error::SerdeError(serde), ["is no Kubernetes object", "address"]),
+            (
+                kube::Error::Service(Box::new(tower::timeout::error::Elapsed::new())),
+                ["https://192.0.2.1:6443 does not answer", "hanging"],
+            ),
+        ] {
+            let text = Trouble::of(&error, &route(None)).text();
+            for part in parts {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+            for internal in ["os error", "Error:", "{", "hyper", "Expired", "Unknown"] {
+                assert!(!text.contains(internal), "{text}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_connected_is_named_and_a_proxy_with_it() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let access =
+            super::super::client::ApiAccess { kubeconfig: None, master: Some(format!("http://{free}")) };
+        let metrics = crate::metrics::Metrics::new().unwrap();
+        let api = access.client(&metrics, Duration::from_secs(10)).await.unwrap();
+        let error = api.client.apiserver_version().await.unwrap_err();
+        let plain = Trouble::of(&error, &api.route);
+        let expected = format!(
+            "cannot connect to http://{free}: Connection refused; check that the API server runs and that its \
+             address is right"
+        );
+        assert_eq!(plain.text(), expected);
+        assert!(plain.spares_streaming());
+        let text = Trouble::of(&error, &route(Some("http://192.0.2.9:3128 of HTTPS_PROXY"))).text();
+        assert!(
+            text.contains("through the proxy http://192.0.2.9:3128 of HTTPS_PROXY: Connection refused"),
+            "{text}"
+        );
+        assert!(text.contains("NO_PROXY"), "{text}");
+    }
+}
