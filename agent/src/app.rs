@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wiring: configuration, store, source, kernel, loop, signals. No decisions about the data plane.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,8 +11,7 @@ use tokio::sync::watch;
 
 use crate::cleanup;
 use crate::cli::{ConfigSource, ListArgs, RunArgs};
-use crate::config::watch::ConfigWatch;
-use crate::config::{Config, ConfigFlags, node};
+use crate::config::{Config, node};
 use crate::core::settings::Settings;
 use crate::events::{About, EventSink, Notice, Reason};
 use crate::inbox::Inbox;
@@ -26,6 +24,7 @@ use crate::log::{self, Verbosity};
 use crate::memory;
 use crate::metrics::{Metrics, rest};
 use crate::reconcile::{Outlets, Reconciler};
+use crate::reload::ConfigReload;
 use crate::schedule::Schedule;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::{HealthChecks, NodePorts};
@@ -36,6 +35,7 @@ use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
 use crate::source::{Limits, Source};
 use crate::store::Store;
+use crate::trial::{self, Tester};
 use crate::watches;
 
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -95,7 +95,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
     stop_on_signal(&runtime, inbox.clone())?;
-    let changed = watch_config(path.as_deref(), flags, inbox.clone())?;
+    let changed = watch_config(args, &config, &runtime, inbox.clone())?;
     let metrics = Metrics::new().context("cannot set up metrics")?;
     let (source, events) = source(args, &config, &name, &metrics, &runtime)?;
     source.start(store.clone())?;
@@ -160,29 +160,29 @@ fn start_servers(
 /// Ends the agent when its configuration file changes to another that can be used; whoever started it
 /// starts it anew. True when that happened.
 fn watch_config(
-    path: Option<&Path>,
-    flags: &ConfigFlags,
+    args: &RunArgs,
+    config: &Config,
+    runtime: &tokio::runtime::Runtime,
     inbox: Arc<Inbox>,
 ) -> anyhow::Result<Arc<AtomicBool>> {
     let changed = Arc::new(AtomicBool::new(false));
-    let Some(path) = path else { return Ok(changed) };
-    let mut watch = match ConfigWatch::start(path, flags) {
-        Ok(watch) => watch,
-        Err(error) => {
-            tracing::warn!("changes of {} need a restart: {error:#}", path.display());
-            return Ok(changed);
-        }
+    let (Some(path), Some(text)) = (args.source.config.clone(), config.values.file_text()) else {
+        return Ok(changed);
     };
-    let told = changed.clone();
-    std::thread::Builder::new().name("config".to_owned()).spawn(move || match watch.wait() {
-        Ok(()) => {
-            tracing::info!("the configuration file changed: stopping, to be started with the new one");
-            told.store(true, Ordering::Relaxed);
-            inbox.stop();
-        }
-        Err(error) => {
-            tracing::warn!("changes of the configuration file need a restart from now on: {error:#}")
-        }
+    let (text, flags, in_force) = (text.to_owned(), args.source.flags.clone(), config.clone());
+    let api = args.objects.is_none().then(|| args.master.clone());
+    let (told, runtime) = (changed.clone(), runtime.handle().clone());
+    std::thread::Builder::new().name("config".to_owned()).spawn(move || {
+        let check = |text: &str| {
+            let new = Config::parse(text, &flags).map_err(|error| format!("{error:#}"))?;
+            let findings = trial::check(&new, Tester::Agent(&in_force), api.as_ref(), &runtime);
+            findings.notes.iter().for_each(|note| tracing::warn!("the new configuration: {note}"));
+            if findings.wrong.is_empty() { Ok(()) } else { Err(findings.wrong.join("; ")) }
+        };
+        ConfigReload::new(&path, &text, in_force.reload).wait(check);
+        tracing::info!("stopping, to be started with the new configuration");
+        told.store(true, Ordering::Relaxed);
+        inbox.stop();
     })?;
     Ok(changed)
 }
@@ -208,8 +208,7 @@ fn source(
             EventSink::log_only(),
         ));
     }
-    let kubeconfig = Some(config.kubeconfig.clone()).filter(|path| !path.is_empty());
-    let access = ApiAccess { kubeconfig, master: args.master.clone() };
+    let access = ApiAccess::new(&config.kubeconfig, args.master.clone());
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let api = runtime.block_on(access.client(metrics, Limits::default().answer))?;

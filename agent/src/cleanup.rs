@@ -31,7 +31,8 @@ pub fn run_every_mode(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Res
 }
 
 fn exclude_cidrs(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<Vec<IpNet>> {
-    Ok(Config::read(config, flags)?.settings()?.exclude_cidrs)
+    // Whoever moves away from ipvs changes the mode first.
+    Config::read_exclude_cidrs(config, flags)
 }
 
 fn clean(scope: &Scope, dry_run: bool) -> anyhow::Result<()> {

@@ -34,9 +34,10 @@ pub enum Command {
     ///
     /// `kube-ipvs -Ln` is the same.
     List(ListArgs),
-    /// Print the configuration in force, and where each value comes from.
+    /// Print the configuration in force, and where each value comes from, and try what a start would try.
     ///
-    /// Takes the flags that the agent is started with.
+    /// Takes the flags that the agent is started with. Exits with 1 when a start would fail: the scheduler is
+    /// tried on this machine's kernel, the addresses are listened at, the API server is asked.
     Config(ConfigArgs),
     /// Remove what the agent put on this node, and nothing else; stop the agent first.
     ///
@@ -90,6 +91,12 @@ pub struct ConfigArgs {
     /// Where the configuration is.
     #[command(flatten)]
     pub source: ConfigSource,
+    /// Objects come from here instead of the Kubernetes API, which is then not tried.
+    #[arg(long, value_name = "PATH")]
+    pub objects: Option<PathBuf>,
+    /// URL of the API server, instead of the kubeconfig's or the pod's.
+    #[arg(long, value_name = "URL", conflicts_with = "objects")]
+    pub master: Option<String>,
     /// How to print: `table` names the origin of each value; `yaml` and `json` are a
     /// KubeProxyConfiguration.
     #[arg(short, long, value_enum, default_value_t = ConfigFormat::Table)]

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod events;
+pub mod file_watch;
 pub mod handover;
 pub mod inbox;
 pub mod init;
@@ -23,6 +24,7 @@ pub mod pace;
 pub mod reconcile;
 #[cfg(test)]
 mod reconcile_tests;
+pub mod reload;
 pub mod schedule;
 pub mod serve;
 pub mod show;
@@ -31,5 +33,6 @@ pub mod store;
 pub mod tally;
 #[cfg(test)]
 mod testing;
+pub mod trial;
 pub mod watches;
 pub mod words;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::core::desired::{Changes, Desired};
 use crate::core::fragment::{Remark, VirtualServer};
-use crate::core::model::ObjectName;
+use crate::core::model::{ObjectName, VsKey};
 use crate::core::node::Binding;
 use crate::events::{About, Notice, Reason};
 
@@ -50,7 +50,10 @@ fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> Notice {
 fn remark(name: &ObjectName, remark: &Remark) -> Option<Notice> {
     let (reason, message) = match remark {
         Remark::SpecialVip(_, Binding::OnLink) => return None,
-        Remark::SpecialVip(ip, binding) => (Reason::NodeAddressAsVIP, vip_message(name, *ip, *binding)),
+        Remark::SpecialVip(ip, binding @ Binding::Translated) => {
+            (Reason::NodeAddressAsVIP, vip_message(name, *ip, *binding))
+        }
+        Remark::SpecialVip(ip, binding) => (Reason::AddressNotBound, vip_message(name, *ip, *binding)),
         Remark::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
             format!(
@@ -63,25 +66,45 @@ fn remark(name: &ObjectName, remark: &Remark) -> Option<Notice> {
 }
 
 fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {
-    format!("{ip} of Service {name} {}; the node's other ports stay reachable", fate(binding))
+    let why = match binding {
+        Binding::Guarded | Binding::Unknown => "is an ordinary VIP".to_owned(),
+        Binding::Translated => {
+            "is an address of this node outside of its links: it is bound to kube-ipvs0, and \
+                                the node's other ports stay reachable at it"
+                .to_owned()
+        }
+        Binding::OnLink => {
+            "is an address on a link of this node: it is served there and not bound to kube-ipvs0; \
+                            the node's other ports stay reachable at it"
+                .to_owned()
+        }
+        Binding::Special => {
+            "is not bound to kube-ipvs0: loopback, multicast, broadcast and link-local addresses \
+                             cannot be VIPs; give the Service another address"
+                .to_owned()
+        }
+        Binding::Protected(protection) => format!(
+            "is not bound to kube-ipvs0: it is {protection}. This node reaches the Service at it, its pods and \
+             others reach whoever has it; give the Service an address of its own"
+        ),
+    };
+    format!("{ip} of Service {name} {why}")
 }
 
-fn fate(binding: Binding) -> &'static str {
-    match binding {
-        Binding::Guarded => "is an ordinary VIP",
-        Binding::Translated => {
-            "is an address of this node outside of its links: bound to kube-ipvs0 without its filter"
-        }
-        Binding::OnLink => "is an address on a link of this node: served there, not bound to kube-ipvs0",
-        Binding::NextHop => "is a gateway of this node: served for the node itself, not bound to kube-ipvs0",
-        Binding::Special => "cannot be a VIP (loopback, multicast or link-local): not bound to kube-ipvs0",
-    }
+/// A program of this node that a Service takes the traffic of.
+pub fn shadowed(name: &ObjectName, key: &VsKey) -> Notice {
+    let message = format!(
+        "{key} is an address of this node at which one of its programs listens: Service {name} takes the traffic \
+         of that program; give the Service another port or another address"
+    );
+    Notice { about: About::Service(name.clone()), reason: Reason::ListenerShadowed, message }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::fragment::Fragment;
+    use crate::core::protected::Protection;
 
     #[test]
     fn only_what_needs_attention_is_a_notice() {
@@ -89,7 +112,7 @@ mod tests {
         let remarks = vec![
             Remark::ExternalIpRefused(ip(1)),
             Remark::SpecialVip(ip(2), Binding::OnLink),
-            Remark::SpecialVip(ip(3), Binding::NextHop),
+            Remark::SpecialVip(ip(3), Binding::Protected(Protection::Gateway)),
             Remark::SpecialVip(ip(4), Binding::Translated),
         ];
         let name = ObjectName::new("d", "a");
@@ -101,12 +124,11 @@ mod tests {
         );
         let notices = build(&desired, &changes);
         let reasons: Vec<Reason> = notices.iter().map(|n| n.reason).collect();
-        assert_eq!(reasons, [Reason::ExternalIPRefused, Reason::NodeAddressAsVIP, Reason::NodeAddressAsVIP]);
-        assert!(
-            notices[1].message.contains("198.51.100.3 of Service d/a is a gateway"),
-            "{}",
-            notices[1].message
-        );
+        assert_eq!(reasons, [Reason::ExternalIPRefused, Reason::AddressNotBound, Reason::NodeAddressAsVIP]);
+        let message = &notices[1].message;
+        let expected =
+            "198.51.100.3 of Service d/a is not bound to kube-ipvs0: it is a gateway of this node.";
+        assert!(message.starts_with(expected), "{message}");
         let mut again = Changes::default();
         desired.update(&name, None, &mut again);
         assert!(build(&desired, &again).is_empty(), "what is over is not told");

@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::cli::{ConfigArgs, ConfigFormat};
 use crate::config::Config;
+use crate::trial::{self, Tester};
 
 /// Prints it.
 ///
@@ -16,14 +17,19 @@ use crate::config::Config;
 /// When it cannot be read or is not valid.
 pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = Config::read(args.source.config.as_deref(), &args.source.flags)?;
-    for warning in &config.warnings {
-        eprintln!("kube-ipvs: {warning}");
-    }
     let text = render(&config, args.output)?;
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
+        _ => {}
     }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let api = args.objects.is_none().then_some(&args.master);
+    let findings = trial::check(&config, Tester::Person, api, runtime.handle());
+    for note in config.warnings.iter().chain(&findings.notes) {
+        eprintln!("kube-ipvs: {note}");
+    }
+    ensure!(findings.wrong.is_empty(), "a start would fail: {}", findings.wrong.join("; "));
+    Ok(())
 }
 
 /// Writes it as YAML (`--write-config-to`).

@@ -5,16 +5,22 @@
 //! A source writes inside [`Store::update`]; what happens in one call is seen at once or not at all.
 
 mod index;
+mod vips;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
+use crate::core::protected::Peers;
 use crate::inbox::Inbox;
 use crate::metrics::programming::{MAX_TRIGGERS, Trigger};
 use crate::tally::Tally;
+use crate::words;
 use index::Index;
 
 /// The kinds of object that the agent follows.
@@ -55,6 +61,26 @@ pub enum Object {
     NotOurs(Kind, ObjectName, &'static str),
 }
 
+/// Which external and load-balancer IPs there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vips {
+    /// Some Service has one.
+    pub any: bool,
+    /// Some Service has one of IPv6.
+    pub any_v6: bool,
+    /// How many came so far.
+    pub came: u64,
+}
+
+/// An object as far as it could be decoded.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// The object, or a sentence that names the field and what is wrong with it.
+    pub object: Result<Object, String>,
+    /// What is left out of the object, a sentence each. The rest serves.
+    pub ignored: Vec<String>,
+}
+
 /// A change of one Service: its new version and its slices.
 #[derive(Clone, Debug)]
 pub struct Dirty {
@@ -64,6 +90,8 @@ pub struct Dirty {
     pub service: Option<Arc<Service>>,
     /// Its slices, in the order of their names.
     pub slices: Vec<Arc<EndpointSlice>>,
+    /// Its external and load-balancer IPs that endpoints of any Service have.
+    pub of_endpoints: Box<[IpAddr]>,
     /// What its slices changed for, as far as they say.
     pub triggers: Vec<Trigger>,
 }
@@ -73,6 +101,9 @@ struct Inner {
     index: Index,
     node: Option<Node>,
     node_changed: bool,
+    peers: Peers,
+    /// The source does not know the peers yet.
+    awaits_peers: bool,
     dirty: BTreeSet<ObjectName>,
     /// Of the kinds whose lists go on: what was there before and has not come up yet.
     unseen: HashMap<Kind, HashSet<ObjectName>>,
@@ -83,6 +114,8 @@ struct Inner {
     first_are_known: bool,
     /// What waiting changes of slices say about their cause; not kept with the slices.
     triggers: HashMap<ObjectName, Vec<Trigger>>,
+    /// What was told to be wrong with objects.
+    told: HashMap<(Kind, ObjectName), String>,
     tally: Tally,
 }
 
@@ -91,13 +124,15 @@ struct Inner {
 pub struct Store {
     inner: Mutex<Inner>,
     inbox: Arc<Inbox>,
+    /// How many VIPs came, for whoever waits for a new one.
+    vips_came: watch::Sender<u64>,
 }
 
 impl Store {
     /// An empty store that wakes `inbox` when the first Services are known, and on every change once every
     /// kind has been listed.
     pub fn new(inbox: Arc<Inbox>) -> Self {
-        Self { inner: Mutex::default(), inbox }
+        Self { inner: Mutex::default(), inbox, vips_came: watch::channel(0).0 }
     }
 
     /// A panic while the lock was held cannot leave the maps torn: every method finishes its
@@ -116,7 +151,9 @@ impl Store {
         if inner.is_synced() {
             inner.synced_at.get_or_insert_with(Instant::now);
         }
+        let came = inner.index.vips().came();
         drop(inner);
+        self.vips_came.send_if_modified(|told| std::mem::replace(told, came) != came);
         // Otherwise the loop can do nothing with it.
         if useful {
             self.inbox.wake();
@@ -136,7 +173,8 @@ impl Store {
 
     /// The Services to be programmed first. They stay changes that wait.
     pub fn first(&self) -> Vec<Dirty> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.index.count_vips();
         let is_first = |name: &&ObjectName| inner.index.service(name).is_some_and(|service| service.first);
         inner.index.services().filter(is_first).map(|name| inner.read(name.clone())).collect()
     }
@@ -156,6 +194,7 @@ impl Store {
     /// Takes the changed Services, in the order of their names. A change of the Node counts as seen.
     pub fn take_dirty(&self) -> Vec<Dirty> {
         let mut inner = self.lock();
+        inner.index.count_vips();
         inner.node_changed = false;
         inner.tally.taken();
         let names = std::mem::take(&mut inner.dirty);
@@ -169,13 +208,32 @@ impl Store {
 
     /// Every Service that exists.
     pub fn all(&self) -> Vec<Dirty> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.index.count_vips();
         inner.index.services().map(|name| inner.read(name.clone())).collect()
     }
 
     /// This node's object, if it exists.
     pub fn node(&self) -> Option<Node> {
         self.lock().node.clone()
+    }
+
+    /// Whose addresses the cluster knows; `None`: they are asked for.
+    pub fn peers(&self) -> Option<Peers> {
+        let inner = self.lock();
+        (!inner.awaits_peers).then(|| inner.peers.clone())
+    }
+
+    /// Tells when an external or load-balancer IP comes.
+    pub fn watch_vips(&self) -> watch::Receiver<u64> {
+        self.vips_came.subscribe()
+    }
+
+    /// Whether any Service has an external or load-balancer IP, and whether any of those is of IPv6.
+    pub fn vips(&self) -> Vips {
+        let inner = self.lock();
+        let vips = inner.index.vips();
+        Vips { any: !vips.is_empty(), any_v6: vips.has_v6(), came: vips.came() }
     }
 
     /// How many times an object could not be decoded.
@@ -212,15 +270,25 @@ impl Inner {
 
     fn read(&self, name: ObjectName) -> Dirty {
         let slices = self.index.slices_of(&name).to_vec();
-        Dirty { service: self.index.service(&name).cloned(), slices, name, triggers: Vec::new() }
+        let service = self.index.service(&name).cloned();
+        let of_endpoints = service.as_ref().map(|service| self.index.vips().of_endpoints(service));
+        let of_endpoints = of_endpoints.unwrap_or_default();
+        Dirty { service, slices, of_endpoints, name, triggers: Vec::new() }
     }
 
     /// Forgets a slice; its Service changed.
     fn drop_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
-        let slice = self.index.remove_slice(name)?;
+        let (slice, changed) = self.index.remove_slice(name)?;
         self.dirty.insert(slice.service.clone());
+        self.dirty.extend(changed);
         Some(slice)
     }
+}
+
+/// The first few parts of an object that are ignored, and how many there are.
+fn some_ignored(ignored: &[String]) -> Option<String> {
+    const SHOWN: usize = 3;
+    (!ignored.is_empty()).then(|| format!("ignored: {}", words::some(ignored, SHOWN, ignored.len())))
 }
 
 /// Write access to the store.
@@ -293,12 +361,16 @@ impl Update<'_> {
             }
         }
         inner.dirty.insert(slice.service.clone());
-        inner.index.add_slice(slice);
+        let changed = inner.index.add_slice(slice);
+        inner.dirty.extend(changed);
     }
 
     /// Forgets an object; one that is not there is fine.
     pub fn remove(&mut self, kind: Kind, name: &ObjectName) {
         let inner = &mut *self.inner;
+        if !inner.told.is_empty() {
+            inner.told.remove(&(kind, name.clone()));
+        }
         match kind {
             Kind::Service => {
                 if inner.index.remove_service(name) {
@@ -317,6 +389,21 @@ impl Update<'_> {
         }
     }
 
+    /// The peers will be told: until then nothing is bound that they might have.
+    pub fn await_peers(&mut self) {
+        self.inner.awaits_peers = true;
+    }
+
+    /// What is known about the peers now.
+    pub fn set_peers(&mut self, peers: Peers) {
+        let inner = &mut *self.inner;
+        if std::mem::take(&mut inner.awaits_peers) || inner.peers != peers {
+            inner.peers = peers;
+            inner.node_changed = true;
+            inner.tally.changed();
+        }
+    }
+
     fn set_node(&mut self, node: Option<Node>) {
         if self.inner.node != node {
             self.inner.node_changed = true;
@@ -325,9 +412,37 @@ impl Update<'_> {
         }
     }
 
+    /// Adds what could be decoded of an object. What is wrong with it is told when it is new.
+    pub fn put_decoded(&mut self, kind: Kind, name: &ObjectName, decoded: Decoded) {
+        let wrong = match &decoded.object {
+            Err(error) => Some(format!("malformed: {error}")),
+            Ok(_) => some_ignored(&decoded.ignored),
+        };
+        let told = &mut self.inner.told;
+        let key = (kind, name.clone());
+        let is_new = match &wrong {
+            Some(wrong) => told.insert(key, wrong.clone()).is_none_or(|before| before != *wrong),
+            // Nearly always there is nothing.
+            None => !told.is_empty() && told.remove(&key).is_some(),
+        };
+        match decoded.object {
+            Err(error) => self.malformed(kind, name, &error, is_new),
+            Ok(object) => {
+                match &wrong {
+                    Some(wrong) if is_new => {
+                        tracing::warn!(%kind, object = %name, "{wrong}; the rest of the object serves");
+                    }
+                    None if is_new => tracing::info!(%kind, object = %name, "the object is valid now"),
+                    _ => {}
+                }
+                self.put(object);
+            }
+        }
+    }
+
     /// An object could not be decoded: it is counted, and its last good version stays in force,
     /// through a complete list too.
-    pub fn malformed(&mut self, kind: Kind, name: &ObjectName, error: &str) {
+    fn malformed(&mut self, kind: Kind, name: &ObjectName, error: &str, is_new: bool) {
         self.seen(kind, name);
         self.inner.tally.malformed(kind);
         let known = match kind {
@@ -337,8 +452,9 @@ impl Update<'_> {
         };
         let kept =
             if known { "its last good version stays in force" } else { "it is left out until it is fixed" };
-        let count: u64 = self.inner.tally.malformed.iter().sum();
-        tracing::warn!(%kind, object = %name, count, "malformed object: {error}; {kept}");
+        if is_new {
+            tracing::warn!(%kind, object = %name, "malformed: {error}; {kept}");
+        }
     }
 
     fn seen(&mut self, kind: Kind, name: &ObjectName) {

@@ -7,12 +7,12 @@ use anyhow::{Context, bail, ensure};
 use ipnet::IpNet;
 
 use super::values::Values;
+use crate::core::address;
 use crate::core::model::Family;
 use crate::core::settings::{LocalTraffic, NodePortAddresses};
 
 fn cidr(field: &str, text: &str) -> anyhow::Result<IpNet> {
-    let net: IpNet = text.trim().parse().with_context(|| format!("{field}: {text:?} is not a CIDR"))?;
-    Ok(net.trunc())
+    address::parse_net(text.trim()).with_context(|| format!("{field}: {text:?} is not a CIDR"))
 }
 
 pub(super) fn cidrs(field: &str, texts: Option<&[String]>) -> anyhow::Result<Vec<IpNet>> {
@@ -24,13 +24,14 @@ pub(super) fn bind_address(text: &str) -> anyhow::Result<Option<IpAddr>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let ip: IpAddr = text.parse().with_context(|| format!("bindAddress: {text:?} is not an IP address"))?;
+    let ip =
+        address::parse_ip(text).with_context(|| format!("bindAddress: {text:?} is not an IP address"))?;
     Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
 }
 
 /// `IP:PORT`, or an IP that gets the usual port.
 pub(super) fn address_with_port(field: &str, text: &str, port: u16) -> anyhow::Result<SocketAddr> {
-    if let Ok(ip) = text.parse::<IpAddr>() {
+    if let Some(ip) = address::parse_ip(text) {
         return Ok(SocketAddr::new(ip, port));
     }
     let address: SocketAddr =

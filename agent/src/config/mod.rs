@@ -8,7 +8,6 @@ mod flags;
 pub mod node;
 pub mod table;
 mod values;
-pub mod watch;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -96,12 +95,25 @@ pub struct Config {
     /// `kubeIPVS.metrics.perService`: how many Services have traffic metrics of their own
     /// (`maxServices`); `None`: no traffic is told.
     pub service_metrics: Option<usize>,
+    /// `kubeIPVS.configReload`: what becomes of a change of the file.
+    pub reload: Reload,
+    /// `kubeIPVS.protectedCIDRs`: addresses that are never bound.
+    pub protected_cidrs: Vec<IpNet>,
     /// `kubeIPVS.serviceProxyName`; `None` when empty: Services without such a label are served.
     pub service_proxy_name: Option<String>,
     /// What the operator should know: unknown fields, fields without effect.
     pub warnings: Vec<String>,
     /// Every field's value and origin.
     pub values: Values,
+}
+
+/// What becomes of a change of the configuration file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// The agent stops within this time, to be started anew: the nodes of a fleet do so one after another.
+    Restart(Duration),
+    /// It counts from the next start.
+    Ignore,
 }
 
 /// Connection tracking. 0 and `None`: leave the kernel's value.
@@ -130,9 +142,7 @@ impl Config {
     /// Names the file, the field or the flag, and what is wrong.
     pub fn read(file: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<Self> {
         let Some(path) = file else { return Self::build(None, flags) };
-        let text = std::fs::read_to_string(path);
-        let text = text.with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-        Self::parse(&text, flags).with_context(|| format!("in the configuration file {}", path.display()))
+        Self::parse(&read_file(path)?, flags).with_context(|| in_file(path))
     }
 
     /// Parses YAML or JSON. Of the flags those count that count beside a file.
@@ -144,7 +154,29 @@ impl Config {
     }
 
     fn build(text: Option<&str>, flags: &ConfigFlags) -> anyhow::Result<Self> {
+        let mut config = Self::from_values(Self::values(text, flags)?)?;
+        if text.is_none() && flags.healthz_port == Some(0) {
+            config.healthz_address = None;
+        }
+        Ok(config)
+    }
+
+    /// Only `ipvs.excludeCIDRs`, of a file for any mode of kube-proxy: for whoever removes what a mode left.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_exclude_cidrs(file: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<Vec<IpNet>> {
+        let text = file.map(read_file).transpose()?;
+        let read = || {
+            let values = Self::values(text.as_deref(), flags)?;
+            fields::cidrs("ipvs.excludeCIDRs", values.list("ipvs.excludeCIDRs"))
+        };
+        read().with_context(|| file.map(in_file).unwrap_or_default())
+    }
+
+    fn values(text: Option<&str>, flags: &ConfigFlags) -> anyhow::Result<Values> {
         let mut values = Values::default();
+        values.file_text = text.map(str::to_owned);
         if let Some(text) = text {
             let file = parse_yaml(text, &mut values.warnings)?;
             check_kind(&file)?;
@@ -161,11 +193,7 @@ impl Config {
                 values.warnings.push(warning);
             }
         }
-        let mut config = Self::from_values(values)?;
-        if text.is_none() && flags.healthz_port == Some(0) {
-            config.healthz_address = None;
-        }
-        Ok(config)
+        Ok(values)
     }
 
     fn from_values(mut v: Values) -> anyhow::Result<Self> {
@@ -206,6 +234,8 @@ impl Config {
             drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
             keep_established: v.bool("kubeIPVS.keepEstablished"),
             service_metrics: service_metrics(&v)?,
+            reload: reload(&v)?,
+            protected_cidrs: fields::cidrs("kubeIPVS.protectedCIDRs", v.list("kubeIPVS.protectedCIDRs"))?,
             service_proxy_name: fields::label_value(
                 "kubeIPVS.serviceProxyName",
                 v.text("kubeIPVS.serviceProxyName"),
@@ -236,9 +266,19 @@ impl Config {
             external_ips: self.external_ips.clone(),
             drain_deadline: self.drain_deadline,
             keep_established: self.keep_established,
+            protected: self.protected_cidrs.clone(),
             beside_another: self.service_proxy_name.is_some(),
         })
     }
+}
+
+fn read_file(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path);
+    text.with_context(|| format!("cannot read the configuration file {}", path.display()))
+}
+
+fn in_file(path: &Path) -> String {
+    format!("in the configuration file {}", path.display())
 }
 
 /// Strictly first; a key that is there twice then counts as its last, with a warning, as in kube-proxy.
@@ -255,6 +295,15 @@ fn parse_yaml(text: &str, warnings: &mut Vec<String>) -> anyhow::Result<Value> {
             Ok(value)
         }
         Err(_) => Err(error).context("not valid YAML"),
+    }
+}
+
+fn reload(v: &Values) -> anyhow::Result<Reload> {
+    const MODE: &str = "kubeIPVS.configReload.mode";
+    match v.text(MODE) {
+        "restart" => Ok(Reload::Restart(v.duration("kubeIPVS.configReload.spread"))),
+        "ignore" => Ok(Reload::Ignore),
+        other => bail!("{MODE}: {other:?} is neither restart nor ignore"),
     }
 }
 

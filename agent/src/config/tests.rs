@@ -181,6 +181,7 @@ fn sample(field: &table::Field) -> Value {
         ("detectLocalMode", _) => json!("NodeCIDR"),
         ("bindAddress", _) => json!("192.0.2.1"),
         ("logging.format", _) => json!("json"),
+        ("kubeIPVS.configReload.mode", _) => json!("ignore"),
         ("clusterCIDR", _) => json!("192.0.2.0/24"),
         (path, table::Kind::Text) if path.ends_with("BindAddress") => json!("192.0.2.1:1234"),
         (path, table::Kind::Bool) => json!(!path.ends_with("localhostNodePorts")),

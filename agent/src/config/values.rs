@@ -52,16 +52,23 @@ pub struct Values {
     values: BTreeMap<&'static str, (Setting, Origin)>,
     /// What is worth a warning.
     pub(super) warnings: Vec<String>,
+    /// The file that it was read from.
+    pub(super) file_text: Option<String>,
 }
 
 impl Default for Values {
     fn default() -> Self {
         let default = |f: &'static Field| (f.path, (default(f), Origin::Default));
-        Self { values: FIELDS.iter().map(default).collect(), warnings: Vec::new() }
+        Self { values: FIELDS.iter().map(default).collect(), warnings: Vec::new(), file_text: None }
     }
 }
 
 impl Values {
+    /// The content of the file, if there is one.
+    pub fn file_text(&self) -> Option<&str> {
+        self.file_text.as_deref()
+    }
+
     /// Takes the fields of a file. Unknown ones become warnings.
     ///
     /// # Errors

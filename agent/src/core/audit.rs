@@ -15,7 +15,7 @@ use super::desired::Changes;
 use super::map::Set;
 use super::members::Members;
 use super::model::{VsKey, VsSpec};
-use super::observed::{Observed, ObservedServer, ObservedSet, RealServers};
+use super::observed::{Observed, ObservedServer, ObservedSet, OpenPort, RealServers};
 use super::sets::SetId;
 use super::settings::Timeouts;
 
@@ -67,6 +67,12 @@ pub struct Rest {
     pub sysctls: BTreeMap<&'static str, i64>,
     /// Next hops of all routes, sorted.
     pub next_hops: Vec<IpAddr>,
+    /// Routers that DHCP leases name.
+    pub lease_routers: Vec<IpAddr>,
+    /// DNS and DHCP servers that the node's files name.
+    pub name_servers: Vec<IpAddr>,
+    /// Where programs of the node listen, sorted.
+    pub listeners: Vec<OpenPort>,
     /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
     pub nft_tables: [bool; 2],
 }
@@ -113,6 +119,9 @@ impl Audit {
                 observed.timeouts = rest.timeouts;
                 observed.sysctls = rest.sysctls;
                 observed.next_hops = rest.next_hops;
+                observed.lease_routers = rest.lease_routers;
+                observed.name_servers = rest.name_servers;
+                observed.listeners = rest.listeners;
                 observed.nft_tables = rest.nft_tables;
             }
         }

@@ -16,6 +16,7 @@ use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
 use super::map::Map;
 use super::members::Members;
 use super::model::{Family, ObjectName, Protocol, VsKey};
+use super::node::Binding;
 use super::sets::{Entry, SetId, SetKind};
 
 /// Kernel objects whose wanted state may have changed, in a stable order.
@@ -100,6 +101,7 @@ pub struct Desired {
     /// Services whose policy Local finds no endpoint here, see [`Fragment::no_local`].
     no_local: [[u32; 2]; 2],
     health_checks: BTreeMap<ObjectName, HealthCheck>,
+    unbound: BTreeMap<Binding, u32>,
 }
 
 impl Desired {
@@ -132,6 +134,7 @@ impl Desired {
         }
         if old.remarks != next.remarks {
             changes.remarked.insert(name.clone());
+            self.count_unbound(&old.remarks, &next.remarks);
         }
         self.count_no_local(&old, &next);
         if old.health != next.health {
@@ -154,6 +157,21 @@ impl Desired {
         for (counts, (old, next)) in self.no_local.iter_mut().zip(old.no_local.iter().zip(&next.no_local)) {
             for (count, (old, next)) in counts.iter_mut().zip(old.iter().zip(next)) {
                 *count = *count + u32::from(*next) - u32::from(*old);
+            }
+        }
+    }
+
+    fn count_unbound(&mut self, old: &[Remark], next: &[Remark]) {
+        let binding = |remark: &Remark| match remark {
+            Remark::SpecialVip(_, binding) if !binding.is_bound() => Some(*binding),
+            _ => None,
+        };
+        for binding in next.iter().filter_map(binding) {
+            *self.unbound.entry(binding).or_default() += 1;
+        }
+        for binding in old.iter().filter_map(binding) {
+            if count_down(self.unbound.get_mut(&binding)) {
+                self.unbound.remove(&binding);
             }
         }
     }
@@ -342,6 +360,11 @@ impl Desired {
     /// policy, and by the external one.
     pub fn no_local(&self, family: Family) -> [u32; 2] {
         self.no_local[family.index()]
+    }
+
+    /// How many VIPs of Services are not bound, and why.
+    pub fn unbound(&self) -> &BTreeMap<Binding, u32> {
+        &self.unbound
     }
 
     /// How many Services contribute something.

@@ -102,14 +102,15 @@ enum VipKind {
     LoadBalancer,
 }
 
-/// Builds the contribution of `service`.
+/// Builds the contribution of `service`. `of_endpoints`: its VIPs that endpoints of any Service have.
 pub fn build_fragment<'a>(
     service: &Service,
     slices: impl IntoIterator<Item = &'a EndpointSlice> + Clone,
+    of_endpoints: &[IpAddr],
     node: &NodeFacts,
     settings: &Settings,
 ) -> Fragment {
-    let mut builder = Builder { service, node, settings, draft: Draft::default() };
+    let mut builder = Builder { service, of_endpoints, node, settings, draft: Draft::default() };
     for &family in &settings.families {
         // A Service without ClusterIP in a family has nothing there, not even its external IPs.
         let Some(cluster_ip) = service.cluster_ips[family.index()] else { continue };
@@ -127,6 +128,7 @@ pub fn build_fragment<'a>(
 
 struct Builder<'a> {
     service: &'a Service,
+    of_endpoints: &'a [IpAddr],
     node: &'a NodeFacts,
     settings: &'a Settings,
     draft: Draft,
@@ -266,20 +268,24 @@ impl Builder<'_> {
         !inside
     }
 
-    /// A ClusterIP is always bound. Any other VIP is not where that would cut the node off.
+    /// A ClusterIP is always bound. Any other VIP is not where that would cut the node off; its virtual servers
+    /// and set entries stay, for the node's own traffic and for what is forwarded to whoever has it.
     fn add_address(&mut self, kind: VipKind, vip: IpAddr) {
         let binding = match kind {
             VipKind::ClusterIp => Binding::Guarded,
-            _ => self.node.binding(vip),
+            _ => self.node.binding(vip, self.of_endpoints.contains(&vip)),
         };
         if binding.is_bound() {
             self.draft.addresses.push(vip);
         }
-        if binding == Binding::Guarded {
-            let set = SetId { kind: SetKind::IpvsIps, family: Family::of(vip) };
-            self.draft.entries.push((set, Entry::Ip(vip)));
-        } else {
-            self.draft.remarks.push(Remark::SpecialVip(vip, binding));
+        match binding {
+            Binding::Guarded => {
+                let set = SetId { kind: SetKind::IpvsIps, family: Family::of(vip) };
+                self.draft.entries.push((set, Entry::Ip(vip)));
+            }
+            // Soon it is known, and then there is something to say, if at all.
+            Binding::Unknown => {}
+            binding => self.draft.remarks.push(Remark::SpecialVip(vip, binding)),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::core::model::{Endpoint, Place, SlicePort};
+use crate::core::protected::{Protected, Protection};
 use crate::core::settings::ExternalIps;
 
 fn ip(text: &str) -> IpAddr {
@@ -59,14 +60,17 @@ fn node() -> NodeFacts {
         ips: [Some(ip("192.168.50.2")), Some(ip("fd00:50::2"))],
         addresses: ips(&["10.77.0.5", "192.168.50.2"]),
         translated: ips(&["203.0.113.7"]),
-        next_hops: ips(&["192.168.50.1"]),
+        protected: Arc::new(Protected {
+            gateways: ips(&["192.168.50.1"]).into_iter().collect(),
+            ..Protected::default()
+        }),
         node_port_addresses: [ips(&["10.77.0.5", "192.168.50.2"]), Vec::new()],
         ..NodeFacts::default()
     }
 }
 
 fn build(service: &Service, slices: &[EndpointSlice]) -> Fragment {
-    build_fragment(service, slices, &node(), &Settings::default())
+    build_fragment(service, slices, &[], &node(), &Settings::default())
 }
 
 /// All entries, those of virtual servers included, as `SET ENTRY`, without the prefix `KUBE-`.
@@ -115,7 +119,7 @@ fn vips_that_would_cut_the_node_off_are_served_but_not_guarded() {
         *f.remarks,
         [
             Remark::SpecialVip(ip("127.0.0.1"), Binding::Special),
-            Remark::SpecialVip(ip("192.168.50.1"), Binding::NextHop),
+            Remark::SpecialVip(ip("192.168.50.1"), Binding::Protected(Protection::Gateway)),
             Remark::SpecialVip(ip("192.168.50.2"), Binding::OnLink),
             Remark::SpecialVip(ip("203.0.113.7"), Binding::Translated),
         ]
@@ -131,8 +135,9 @@ fn a_cluster_ip_is_bound_even_if_the_node_has_it_elsewhere() {
 #[test]
 fn external_ips_can_be_refused() {
     let svc = Service { external_ips: ips(&["198.51.100.20", "203.0.113.9"]), ..service() };
-    let with =
-        |external_ips| build_fragment(&svc, [], &node(), &Settings { external_ips, ..Settings::default() });
+    let with = |external_ips| {
+        build_fragment(&svc, [], &[], &node(), &Settings { external_ips, ..Settings::default() })
+    };
     let within = with(ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
     assert_eq!(within.virtual_servers.len(), 2);
     assert_eq!(*within.remarks, [Remark::ExternalIpRefused(ip("203.0.113.9"))]);
@@ -211,7 +216,7 @@ fn internal_local_refuses_unless_the_service_is_reachable_from_outside() {
     // Oddity of the gate: what is not served still counts as reachable.
     let refused = Service { external_ips: ips(&["198.51.100.20"]), ..internal };
     let settings = Settings { external_ips: ExternalIps::None, ..Settings::default() };
-    let f = build_fragment(&refused, &remote, &node(), &settings);
+    let f = build_fragment(&refused, &remote, &[], &node(), &settings);
     assert_eq!(servers(&f), ["TCP 10.96.0.5:80 -> 10.244.2.6"]);
 }
 
@@ -262,7 +267,7 @@ fn affinity_and_scheduler_are_the_same_everywhere() {
     };
     for (scheduler, flags) in [("rr", 0x1), ("mh", 0x11), ("sh", 0x1)] {
         let settings = Settings { scheduler: scheduler.into(), ..Settings::default() };
-        let f = build_fragment(&svc, [], &node(), &settings);
+        let f = build_fragment(&svc, [], &[], &node(), &settings);
         assert_eq!(f.virtual_servers.len(), 4);
         for vs in &f.virtual_servers {
             assert_eq!((&*vs.spec.scheduler, vs.spec.flags, vs.spec.timeout), (scheduler, flags, 600));
@@ -279,7 +284,7 @@ fn without_a_node_port_address_the_rest_of_the_port_is_left_out() {
         ..service()
     };
     let nowhere = NodeFacts { node_port_addresses: [Vec::new(), Vec::new()], ..node() };
-    let f = build_fragment(&svc, [], &nowhere, &Settings::default());
+    let f = build_fragment(&svc, [], &[], &nowhere, &Settings::default());
     assert_eq!(entries(&f), ["CLUSTER-IP 10.96.0.5,tcp:80", "IPVS-IPS 10.96.0.5"]);
 }
 
@@ -317,7 +322,8 @@ fn duplicate_ports_are_one_virtual_server() {
         ],
         ..service()
     };
-    let fragment = build_fragment(&doubled, [&slice(Protocol::Tcp, &BOTH)], &node(), &Settings::default());
+    let fragment =
+        build_fragment(&doubled, [&slice(Protocol::Tcp, &BOTH)], &[], &node(), &Settings::default());
     let keys: Vec<String> = fragment.virtual_servers.iter().map(|vs| vs.key.to_string()).collect();
     assert_eq!(keys, ["TCP 10.96.0.5:80", "UDP 10.96.0.5:80"]);
 }
@@ -329,7 +335,8 @@ fn giant_objects_are_served_whole() {
     giant.endpoints = (0..10_000u16)
         .map(|n| Endpoint { addr: [10, 200, (n >> 8) as u8, n as u8].into(), ..giant.endpoints[0].clone() })
         .collect();
-    let fragment = build_fragment(&Service { ports, ..service() }, [&giant], &node(), &Settings::default());
+    let fragment =
+        build_fragment(&Service { ports, ..service() }, [&giant], &[], &node(), &Settings::default());
     assert_eq!(fragment.virtual_servers.len(), 100);
     assert!(fragment.virtual_servers.iter().all(|vs| vs.real_servers.len() == 10_000));
 }

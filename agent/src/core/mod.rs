@@ -4,6 +4,7 @@
 //! `model` (vocabulary) → `endpoints` (who serves) → `fragment` (what one Service contributes)
 //! → `desired` (all fragments, indexed) → `plan` (difference to `observed`) → `Plan`.
 
+pub mod address;
 pub mod audit;
 pub mod chains;
 pub mod cleanup;
@@ -25,6 +26,7 @@ pub mod ownership;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod protected;
 pub mod removal;
 pub mod retries;
 pub mod rules;

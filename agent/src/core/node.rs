@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::model::{Family, Node};
 use super::observed::Observed;
+use super::protected::{Protected, Protection};
 use super::settings::{NodePortAddresses, Settings};
 
 /// The facts that fragments depend on. When they change, every fragment is built again.
@@ -23,8 +24,10 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// Addresses that the Node object names but no link has: something outside translates them.
     pub translated: Vec<IpAddr>,
-    /// Next hops of the node's routes, sorted.
-    pub next_hops: Vec<IpAddr>,
+    /// Addresses that the node must reach somewhere else.
+    pub protected: Arc<Protected>,
+    /// What others have is not known yet: until then no VIP but ClusterIPs is bound.
+    pub awaits_peers: bool,
     /// Addresses that serve node ports, of each family, sorted.
     pub node_port_addresses: [Vec<IpAddr>; 2],
 }
@@ -38,10 +41,12 @@ pub enum Binding {
     Translated,
     /// A link of the node has it: served there and bound nowhere else.
     OnLink,
-    /// Traffic leaves the node through it: never bound, or the node would lose its way out.
-    NextHop,
+    /// Somebody else has it whom the node needs: never bound.
+    Protected(Protection),
     /// Loopback, multicast, unspecified, or IPv6 link-local: never bound.
     Special,
+    /// Who else has it is not known yet: not bound now.
+    Unknown,
 }
 
 impl Binding {
@@ -53,7 +58,13 @@ impl Binding {
 
 impl NodeFacts {
     /// The facts, from the Node object (if it exists) and a reading of the kernel.
-    pub fn build(name: &Arc<str>, node: Option<&Node>, observed: &Observed, settings: &Settings) -> Self {
+    pub fn build(
+        name: &Arc<str>,
+        node: Option<&Node>,
+        (observed, protected): (&Observed, &Arc<Protected>),
+        settings: &Settings,
+        awaits_peers: bool,
+    ) -> Self {
         let named = node.map(|n| n.addresses.as_slice()).unwrap_or_default();
         let addresses: Vec<IpAddr> =
             observed.node_addresses.iter().copied().filter(|ip| !is_v6_link_local(*ip)).collect();
@@ -70,7 +81,8 @@ impl NodeFacts {
             ips,
             addresses,
             translated,
-            next_hops: observed.next_hops.clone(),
+            protected: protected.clone(),
+            awaits_peers,
             node_port_addresses,
         }
     }
@@ -90,8 +102,8 @@ impl NodeFacts {
         })
     }
 
-    /// What becomes of an external or load-balancer IP.
-    pub fn binding(&self, vip: IpAddr) -> Binding {
+    /// What becomes of an external or load-balancer IP. `of_endpoint`: an endpoint has it.
+    pub fn binding(&self, vip: IpAddr, of_endpoint: bool) -> Binding {
         let special = match vip {
             IpAddr::V4(ip) => {
                 ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()
@@ -101,15 +113,20 @@ impl NodeFacts {
             }
         };
         if self.addresses.binary_search(&vip).is_ok() {
-            Binding::OnLink
-        } else if special {
-            Binding::Special
-        } else if self.next_hops.binary_search(&vip).is_ok() {
-            Binding::NextHop
-        } else if self.translated.binary_search(&vip).is_ok() {
-            Binding::Translated
-        } else {
-            Binding::Guarded
+            return Binding::OnLink;
+        }
+        if special {
+            return Binding::Special;
+        }
+        let own = self.translated.binary_search(&vip).is_ok();
+        let protection = of_endpoint.then_some(Protection::Endpoint).or_else(|| self.protected.find(vip));
+        match protection {
+            // The Nodes that peers are learned from are this one, too.
+            Some(Protection::OtherNode) if own => Binding::Translated,
+            Some(protection) => Binding::Protected(protection),
+            None if self.awaits_peers => Binding::Unknown,
+            None if own => Binding::Translated,
+            None => Binding::Guarded,
         }
     }
 }
@@ -171,6 +188,7 @@ fn node_port_addresses(
 
 #[cfg(test)]
 mod tests {
+    use super::super::protected::Peers;
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -193,7 +211,10 @@ mod tests {
     }
 
     fn facts(node: Option<&Node>, settings: &Settings) -> NodeFacts {
-        NodeFacts::build(&"n1".into(), node, &observed(), settings)
+        let mut protected = Protected::default();
+        protected.learn(&observed());
+        let protected = Arc::new(protected);
+        NodeFacts::build(&"n1".into(), node, (&observed(), &protected), settings, false)
     }
 
     fn cidrs(nets: &[&str]) -> Settings {
@@ -240,7 +261,7 @@ mod tests {
             ("198.51.100.1", Binding::Guarded),
             ("192.168.50.2", Binding::OnLink),
             ("203.0.113.7", Binding::Translated),
-            ("192.168.50.1", Binding::NextHop),
+            ("192.168.50.1", Binding::Protected(Protection::Gateway)),
             ("127.0.0.1", Binding::Special),
             ("169.254.1.1", Binding::Guarded),
             ("fe80::1", Binding::Special),
@@ -248,7 +269,37 @@ mod tests {
             ("::1", Binding::Special),
         ];
         for (vip, expected) in cases {
-            assert_eq!(facts.binding(ip(vip)), expected, "{vip}");
+            assert_eq!(facts.binding(ip(vip), false), expected, "{vip}");
         }
+        for (vip, expected) in [
+            ("198.51.100.1", Binding::Protected(Protection::Endpoint)),
+            ("192.168.50.2", Binding::OnLink),
+            ("203.0.113.7", Binding::Protected(Protection::Endpoint)),
+        ] {
+            assert_eq!(facts.binding(ip(vip), true), expected, "{vip} of an endpoint");
+        }
+    }
+
+    #[test]
+    fn addresses_of_other_nodes_are_theirs_and_nothing_is_bound_before_they_are_known() {
+        let node = Node { addresses: ips(&["192.168.50.2", "203.0.113.7"]), ..Node::default() };
+        let nodes = ips(&["192.168.50.2", "192.168.50.3", "203.0.113.7"]);
+        let peers = Peers { nodes: nodes.into(), ..Peers::default() };
+        let protected = Arc::new(Protected { peers, ..Protected::default() });
+        let facts = |protected: &Arc<Protected>, awaits| {
+            NodeFacts::build(
+                &"n1".into(),
+                Some(&node),
+                (&observed(), protected),
+                &Settings::default(),
+                awaits,
+            )
+        };
+        let known = facts(&protected, false);
+        assert_eq!(known.binding(ip("192.168.50.3"), false), Binding::Protected(Protection::OtherNode));
+        assert_eq!(known.binding(ip("203.0.113.7"), false), Binding::Translated);
+        assert_eq!(known.binding(ip("198.51.100.1"), false), Binding::Guarded);
+        let unknown = facts(&Arc::default(), true);
+        assert_eq!(unknown.binding(ip("192.168.50.3"), false), Binding::Unknown);
     }
 }

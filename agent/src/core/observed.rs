@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::map::{Map, Set};
 use super::members::Members;
-use super::model::{Family, RsKey, VsKey, VsSpec};
+use super::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use super::op::Op;
 use super::removal::Removal;
 use super::save::ObservedRules;
@@ -216,6 +216,32 @@ pub struct Observed {
     pub node_addresses: Vec<IpAddr>,
     /// Next hops of all routes, sorted.
     pub next_hops: Vec<IpAddr>,
+    /// Routers that DHCP leases name.
+    pub lease_routers: Vec<IpAddr>,
+    /// DNS and DHCP servers that the node's files name.
+    pub name_servers: Vec<IpAddr>,
+    /// Where programs of the node listen, sorted.
+    pub listeners: Vec<OpenPort>,
+}
+
+/// A port that a program of the node listens at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpenPort {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// The address; unspecified for all of its family.
+    pub addr: IpAddr,
+}
+
+impl OpenPort {
+    /// Whether it would get what is sent to this address and port.
+    pub fn hears(&self, key: &VsKey) -> bool {
+        let here =
+            self.addr == key.addr || (self.addr.is_unspecified() && Family::of(self.addr) == key.family());
+        here && (self.protocol, self.port) == (key.protocol, key.port)
+    }
 }
 
 impl Observed {

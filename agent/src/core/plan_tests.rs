@@ -61,7 +61,7 @@ fn slice(addrs: &[&str]) -> EndpointSlice {
 
 fn update(desired: &mut Desired, service: Option<&Service>, slices: &[EndpointSlice]) -> Changes {
     let mut changes = Changes::default();
-    let fragment = service.map(|s| build_fragment(s, slices, &node(), &settings()));
+    let fragment = service.map(|s| build_fragment(s, slices, &[], &node(), &settings()));
     desired.update(&ObjectName::new("kube-system", "kube-dns"), fragment, &mut changes);
     changes
 }
@@ -181,7 +181,7 @@ fn golden_dns_is_served_before_anybody_else_and_the_guard_before_both() {
     update(&mut desired, Some(&dns), &[slice(&["10.244.2.6"])]);
     let node = NodeFacts { node_port_addresses: [vec![[192, 168, 50, 2].into()], vec![]], ..node() };
     let lb = restricted("web", 1);
-    let fragment = build_fragment(&lb, [], &node, &settings());
+    let fragment = build_fragment(&lb, [], &[], &node, &settings());
     desired.update(&lb.name, Some(fragment), &mut Changes::default());
     let plan = plan(&desired, &Observed::default(), None).to_string();
     let text: String = plan.lines().filter(|l| !l.contains("+ set ")).map(|l| format!("{l}\n")).collect();
@@ -228,7 +228,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
             .collect();
         let service =
             Service { ports: restricted("web", 1).ports, load_balancer_ips: vec![], ..restricted("web", 1) };
-        build_fragment(&service, [&slice], &node(), &settings())
+        build_fragment(&service, [&slice], &[], &node(), &settings())
     };
     let (mut desired, mut kernel) = (Desired::default(), FakeKernel::new(&[SYSCTL]));
     let name = ObjectName::new("shop", "web");

@@ -115,6 +115,8 @@ pub struct Settings {
     pub drain_deadline: Option<Duration>,
     /// Connections that stand are not cut when `loadBalancerSourceRanges` change.
     pub keep_established: bool,
+    /// VIPs in these networks are never bound, but ClusterIPs.
+    pub protected: Vec<IpNet>,
     /// Another service proxy serves the other Services of this node (`serviceProxyName`): what looks
     /// like leftovers of kube-proxy is in use.
     pub beside_another: bool,
@@ -136,6 +138,7 @@ impl Default for Settings {
             external_ips: ExternalIps::All,
             drain_deadline: None,
             keep_established: false,
+            protected: Vec::new(),
             beside_another: false,
         }
     }

@@ -54,8 +54,12 @@ pub enum Reason {
     AddressConflict,
     /// An external IP is not served.
     ExternalIPRefused,
-    /// An address of the node, or of its router, is an address of a Service.
+    /// An address of the node is an address of a Service.
     NodeAddressAsVIP,
+    /// An address of a Service is not bound, for somebody else has it whom the node needs.
+    AddressNotBound,
+    /// A program of the node listens where a Service takes the traffic.
+    ListenerShadowed,
     /// The kernel refuses something that the Service needs.
     NotProgrammed,
     /// Virtual servers that another program made were removed.
@@ -77,6 +81,8 @@ impl fmt::Display for Reason {
             Reason::AddressConflict => "AddressConflict",
             Reason::ExternalIPRefused => "ExternalIPRefused",
             Reason::NodeAddressAsVIP => "NodeAddressAsVIP",
+            Reason::AddressNotBound => "AddressNotBound",
+            Reason::ListenerShadowed => "ListenerShadowed",
             Reason::NotProgrammed => "NotProgrammed",
             Reason::RemovedForeignServers => "RemovedForeignServers",
             Reason::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",

@@ -317,6 +317,9 @@ impl FakeKernel {
                     timeouts: self.state.timeouts,
                     sysctls: self.state.sysctls.clone(),
                     next_hops: self.state.next_hops.clone(),
+                    lease_routers: self.state.lease_routers.clone(),
+                    name_servers: self.state.name_servers.clone(),
+                    listeners: self.state.listeners.clone(),
                     nft_tables: self.state.nft_tables,
                 };
                 (Some(Piece::Rest(rest)), Place::End)

@@ -2,13 +2,15 @@
 //! Reading the real kernel, a piece at a time.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Client, Destination, ErrorKind, Service, ServiceList};
 
 use super::linux::{LinuxKernel, service_id, vs_key};
+use super::name_servers::Named;
 use super::table::{Shown, TableReader};
-use super::{Cause, ObserveError, OpError, nft_tables, sysctl};
+use super::{Cause, ObserveError, OpError, nft_tables, sockets, sysctl};
 use crate::core::audit::{Addresses, Audit, Piece, Rest, Step};
 use crate::core::model::{RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
@@ -172,11 +174,16 @@ impl LinuxKernel {
     }
 
     pub(super) fn read_rest(&mut self) -> Result<Piece, ObserveError> {
+        let Named { servers, routers } = Named::read(Path::new("/"));
         let config = self.ipvs.config().map_err(|error| failed(Part::Node)(&error))?;
         Ok(Piece::Rest(Rest {
             timeouts: Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp },
             sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
             next_hops: self.device.next_hops().map_err(|error| failed(Part::Node)(&error))?,
+            lease_routers: routers,
+            name_servers: servers,
+            // Only told to the operator.
+            listeners: sockets::listeners().unwrap_or_default(),
             // Only a table that is there matters, and an unclear answer shows none.
             nft_tables: nft_tables::find(&mut self.nft).unwrap_or_default(),
         }))

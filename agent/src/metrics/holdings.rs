@@ -9,8 +9,10 @@ use prometheus::{IntGauge, IntGaugeVec, Registry};
 use super::{label, lock, register_gauge, register_gauges};
 use crate::core::desired::Desired;
 use crate::core::model::Family;
+use crate::core::node::Binding;
 use crate::core::observed::Observed;
 use crate::core::op::Op;
+use crate::core::protected::Protection;
 use crate::core::sets::SetId;
 
 /// Conflicts shown one by one; the gauge without labels counts all.
@@ -20,6 +22,7 @@ const CONFLICTS_SHOWN: usize = 100;
 pub(super) struct Holdings {
     contested: IntGauge,
     conflicts: IntGaugeVec,
+    unbound: IntGaugeVec,
     drains: IntGauge,
     services: IntGauge,
     /// By [`Family::index`], as the next.
@@ -49,6 +52,12 @@ impl Holdings {
                 "kube_ipvs_address_conflict",
                 "1 for a Service that is not served at an address and port because an older one is.",
                 &["namespace", "service", "virtual_server", "winner"],
+            )?,
+            unbound: register_gauges(
+                registry,
+                "kube_ipvs_unbound_vips",
+                "External and load-balancer IPs of Services that are not bound to kube-ipvs0, by the reason.",
+                &["reason"],
             )?,
             drains: register_gauge(
                 registry,
@@ -93,6 +102,19 @@ impl Holdings {
             let name = &loser.service;
             let labels = [&*name.namespace, &*name.name, &*key.to_string(), &*winner];
             self.conflicts.with_label_values(&labels).set(1);
+        }
+    }
+
+    /// Shows how many VIPs are not bound.
+    pub fn set_unbound(&self, desired: &Desired) {
+        let protections = Protection::ALL.map(Binding::Protected);
+        for binding in protections.into_iter().chain([Binding::Special]) {
+            let reason = match binding {
+                Binding::Protected(protection) => protection.name(),
+                _ => "NotUsable",
+            };
+            let count = desired.unbound().get(&binding).copied().unwrap_or_default();
+            self.unbound.with_label_values(&[reason]).set(i64::from(count));
         }
     }
 

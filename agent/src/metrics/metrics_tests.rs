@@ -14,7 +14,7 @@ use crate::core::subject::{Part, Subject};
 use crate::inbox::Inbox;
 use crate::kernel::{ObserveError, OpError, Outcome};
 use crate::reconcile::Reconciler;
-use crate::store::Object;
+use crate::store::{Decoded, Object};
 use crate::testing::{self, exposition, exposition::Family as Read};
 
 const VS: VsKey = VsKey {
@@ -46,7 +46,7 @@ fn service(name: &str, vip: u8) -> Service {
 fn put(desired: &mut Desired, service: &Service, slices: &[EndpointSlice]) -> Changes {
     let (node, settings) = (NodeFacts { name: "n1".into(), ..NodeFacts::default() }, Settings::default());
     let mut changes = Changes::default();
-    let fragment = build_fragment(service, slices, &node, &settings);
+    let fragment = build_fragment(service, slices, &[], &node, &settings);
     desired.update(&service.name, Some(fragment), &mut changes);
     changes
 }
@@ -245,7 +245,11 @@ fn changes_are_counted_as_kube_proxy_counts_them() {
     store.update(|u| {
         (1..=16).for_each(|n| u.put(Object::Service(service(&format!("s{n}"), n))));
         u.put(Object::EndpointSlice(slice("s1", vec![])));
-        u.malformed(Kind::EndpointSlice, &ObjectName::new("d", "x"), "no");
+        u.put_decoded(
+            Kind::EndpointSlice,
+            &ObjectName::new("d", "x"),
+            Decoded { object: Err("no".to_owned()), ignored: Vec::new() },
+        );
         u.begin_list(Kind::Node);
         u.finish_list(Kind::Node);
     });

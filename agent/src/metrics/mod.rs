@@ -226,6 +226,9 @@ impl Metrics {
         if !changes.contested.is_empty() {
             self.0.holdings.set_conflicts(desired);
         }
+        if !changes.remarked.is_empty() || changes.everything {
+            self.0.holdings.set_unbound(desired);
+        }
         self.0.holdings.set_drains(drains);
         if let Some(services) = self.0.services.get() {
             let owner = |vs| desired.virtual_server(vs).map(|wanted| wanted.service.clone());

@@ -160,7 +160,7 @@ mod tests {
                 ports: vec![port],
                 ..Service::default()
             };
-            let fragment = build_fragment(&service, [], &NodeFacts::default(), &Settings::default());
+            let fragment = build_fragment(&service, [], &[], &NodeFacts::default(), &Settings::default());
             desired.update(&name, Some(fragment), &mut Changes::default());
         }
         desired

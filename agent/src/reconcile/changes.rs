@@ -2,6 +2,7 @@
 //! Moves changes from the store to the wanted state.
 
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::thread;
 use std::time::SystemTime;
 
@@ -40,7 +41,10 @@ impl<K: Kernel> Reconciler<K> {
         let Self { desired, node, settings, .. } = self;
         let build = |dirty: &Dirty| {
             let slices = dirty.slices.iter().map(|slice| &**slice);
-            dirty.service.as_ref().map(|service| build_fragment(service, slices, node, settings))
+            dirty
+                .service
+                .as_ref()
+                .map(|service| build_fragment(service, slices, &dirty.of_endpoints, node, settings))
         };
         let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
         let mut update = |dirty: &Dirty, fragment| desired.update(&dirty.name, fragment, changes);
@@ -85,7 +89,16 @@ impl<K: Kernel> Reconciler<K> {
         let eligible = self.store.node().is_some_and(|n| !n.leaving);
         self.outlets.health.with(|health| health.set_eligible(eligible));
         let Some(observed) = &self.observed else { return false };
-        let facts = NodeFacts::build(&self.node.name, node.as_ref(), observed, &self.settings);
+        let peers = self.store.peers();
+        let awaits_peers = peers.is_none();
+        let peers = peers.unwrap_or_default();
+        if !self.protected.knows(observed, &peers) {
+            let protected = Arc::make_mut(&mut self.protected);
+            protected.learn(observed);
+            protected.peers = peers;
+        }
+        let around = (observed, &self.protected);
+        let facts = NodeFacts::build(&self.node.name, node.as_ref(), around, &self.settings, awaits_peers);
         if facts == self.node {
             return false;
         }

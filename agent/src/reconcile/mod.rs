@@ -4,6 +4,8 @@
 mod ahead;
 mod audit;
 mod changes;
+#[cfg(test)]
+mod cut_off_tests;
 mod drift;
 mod health;
 mod owners;
@@ -11,6 +13,7 @@ mod pass;
 mod recheck;
 mod report;
 mod run;
+mod shadow;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,6 +30,7 @@ use crate::core::node::NodeFacts;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
 use crate::core::plan::RulesBasis;
+use crate::core::protected::Protected;
 use crate::core::retries::Retries;
 use crate::core::settings::Settings;
 use crate::core::subject::Subject;
@@ -42,6 +46,7 @@ use ahead::Stage;
 use recheck::{ProbeCursor, Recheck};
 pub use report::CHANGES;
 use report::Reporter;
+use shadow::Shadows;
 
 /// The Services that a pass is about: the first few names, and how many there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,6 +139,8 @@ pub struct Reconciler<K> {
     /// The Node object as last seen: one that is deleted changes nothing, as in kube-proxy.
     node_object: Option<Node>,
     node: NodeFacts,
+    /// Addresses that the node must reach somewhere else.
+    protected: Arc<Protected>,
     desired: Desired,
     observed: Option<Observed>,
     drains: Drains,
@@ -144,6 +151,7 @@ pub struct Reconciler<K> {
     retries: Retries,
     outlets: Outlets,
     reporter: Reporter,
+    shadows: Shadows,
     /// The health-check node ports do not answer yet as they must.
     health_checks_changed: bool,
     stage: Stage,
@@ -195,6 +203,7 @@ impl<K: Kernel> Reconciler<K> {
         local_from_node: bool,
         outlets: Outlets,
     ) -> Self {
+        let protected = Protected { listed: settings.protected.clone(), ..Protected::default() };
         // The same for every agent of this node, and another on every node.
         let seed = node.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -206,6 +215,7 @@ impl<K: Kernel> Reconciler<K> {
             local_from_node,
             node_object: None,
             node: NodeFacts { name: node.into(), ..NodeFacts::default() },
+            protected: Arc::new(protected),
             desired: Desired::default(),
             observed: None,
             drains: Drains::default(),
@@ -214,6 +224,7 @@ impl<K: Kernel> Reconciler<K> {
             retries: Retries::new(seed),
             outlets,
             reporter: Reporter::default(),
+            shadows: Shadows::default(),
             health_checks_changed: false,
             stage: Stage::default(),
             looked_at: Duration::ZERO,
@@ -245,9 +256,15 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Whether the objects are known well enough to write to the kernel: every list is complete,
-    /// and the Node has its pod CIDRs where local traffic is told by them.
+    /// the Node has its pod CIDRs where local traffic is told by them, and the addresses of other Nodes are
+    /// known where any VIP might be one.
     pub fn is_ready(&self) -> bool {
-        self.store.is_synced() && (self.is_whole() || self.knows_local_traffic())
+        self.store.is_synced() && (self.is_whole() || (self.knows_local_traffic() && self.knows_peers()))
+    }
+
+    /// Whether it is known what must not be bound; what no VIP needs is not waited for.
+    fn knows_peers(&self) -> bool {
+        self.store.peers().is_some() || !self.store.vips().any
     }
 
     fn knows_local_traffic(&self) -> bool {

@@ -74,6 +74,9 @@ impl<K: Kernel> Reconciler<K> {
         self.observed = Some(observed);
         self.take_finished(finished, now);
         self.tell(&changes);
+        if audit || !changes.remarked.is_empty() {
+            self.tell_shadowed(&changes);
+        }
         let services = std::mem::take(&mut self.touched);
         let (synced, incomplete) = self.tell_health();
         Pass { plan, report, drift, services, synced, incomplete, unreadable: None }

@@ -60,5 +60,5 @@ where
 {
     let api: Api<Guarded<K>> = Api::namespaced(client.clone(), namespace);
     let list = api.list(&ListParams::default().labels(labels).fields(fields).match_any()).await?;
-    Ok(list.items.into_iter().filter_map(|guarded| guarded.object.ok()).collect())
+    Ok(list.items.into_iter().filter_map(|guarded| guarded.decoded.object.ok()).collect())
 }

@@ -18,9 +18,10 @@ use super::decode::{PROXY_NAME_LABEL, RawObject};
 use super::follow::Follower;
 use super::outage::Outage;
 use super::pauses::Limits;
+use super::peers::PeerWatch;
 use crate::core::model::ObjectName;
 use crate::metrics::Metrics;
-use crate::store::{Kind, Object, Store};
+use crate::store::{Decoded, Kind, Store};
 
 /// Services that have an address.
 const WITH_ADDRESS: &str = "spec.clusterIP!=None";
@@ -57,7 +58,7 @@ followed!(Node, ClusterResourceScope, "", "nodes");
 pub(super) struct Guarded<K> {
     metadata: ObjectMeta,
     pub name: ObjectName,
-    pub object: Result<Object, String>,
+    pub decoded: Decoded,
     kind: PhantomData<K>,
 }
 
@@ -71,7 +72,7 @@ impl<'de, K: Followed> Deserialize<'de> for Guarded<K> {
                 resource_version: object.version().map(str::to_owned),
                 ..ObjectMeta::default()
             },
-            object: object.decode(&name),
+            decoded: object.decode(&name),
             name,
             kind: PhantomData,
         })
@@ -196,6 +197,8 @@ impl Source for ApiSource {
             slices: NOT_HEADLESS.to_owned(),
             with_address: WITH_ADDRESS,
         };
+        store.update(|update| update.await_peers());
+        self.runtime.spawn(PeerWatch::new(self.api.clone(), store.clone(), self.limits).run());
         let (client, limit, runtime) = (self.api.client.clone(), self.limits.ahead, self.runtime.clone());
         self.runtime.spawn(node.run());
         self.runtime.spawn(async move {
@@ -220,7 +223,7 @@ mod tests {
         let guarded: Guarded<Service> = serde_json::from_str(text).unwrap();
         assert_eq!(guarded.name.to_string(), "d/a");
         assert_eq!(guarded.metadata.resource_version.as_deref(), Some("7"));
-        assert!(guarded.object.is_err());
+        assert!(guarded.decoded.object.is_err());
     }
 
     #[test]
@@ -243,13 +246,13 @@ mod tests {
                 let WatchEvent::Added(guarded) = event else { panic!("{text}") };
                 assert_eq!(guarded.name.to_string(), "d/a-1");
                 assert_eq!(guarded.metadata.resource_version.as_deref(), Some("7"));
-                assert_eq!(guarded.object.err().as_deref(), error, "{text}");
+                assert_eq!(guarded.decoded.object.err().as_deref(), error, "{text}");
             }
         }
         for no_object in ["5", "[]", "null", r#"{"metadata":[],"spec":null}"#] {
             let text = format!(r#"{{"type":"ADDED","object":{no_object}}}"#);
             let event: WatchEvent<Guarded<Node>> = serde_json::from_str(&text).unwrap();
-            assert!(matches!(event, WatchEvent::Added(guarded) if guarded.object.is_err()), "{text}");
+            assert!(matches!(event, WatchEvent::Added(guarded) if guarded.decoded.object.is_err()), "{text}");
         }
     }
 

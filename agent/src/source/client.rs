@@ -76,6 +76,11 @@ pub struct ApiClient {
 }
 
 impl ApiAccess {
+    /// With the field `clientConnection.kubeconfig` and the flag `--master`.
+    pub fn new(kubeconfig: &str, master: Option<String>) -> Self {
+        Self { kubeconfig: Some(kubeconfig.to_owned()).filter(|path| !path.is_empty()), master }
+    }
+
     /// Reads the credentials. The server itself is not contacted. Requests are counted in `metrics`;
     /// one whose answer does not begin within `answer` is given up.
     ///

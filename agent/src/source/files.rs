@@ -2,38 +2,30 @@
 //! Objects from a file or a folder of YAML or JSON, followed by inotify.
 //!
 //! The content of all files together is one complete list. A file that no longer parses keeps its
-//! last good content in force; a file that is gone takes its objects with it.
+//! last good content in force; a file that is gone takes its objects with it; one that is being written is left
+//! alone until it is closed.
+
+mod parse;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::AsFd;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use serde_json::Value;
 
 use super::Source;
-use super::decode::RawObject;
-use crate::core::model::ObjectName;
-use crate::store::{Kind, Object, Store};
+use crate::core::protected::Peers;
+use crate::file_watch::FileWatch;
+use crate::store::{Decoded, Kind, Store};
+use crate::words;
+use parse::{Item, Ours, parse};
 
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// Quiet time after which a change is taken for complete, and how many times it may be put off.
-const SETTLE_MS: u8 = 20;
-const MAX_SETTLES: usize = 25;
-
-/// What a file held: objects, and those that could not be decoded.
-#[derive(Clone, Debug)]
-enum Item {
-    Object(Object),
-    Malformed(Kind, ObjectName, String),
-}
 
 /// Tells one version of a file from the next, a replacement by rename included.
 type Stamp = (u64, i64, i64, u64);
@@ -42,14 +34,6 @@ type Stamp = (u64, i64, i64, u64);
 struct Cached {
     stamp: Stamp,
     items: Vec<Item>,
-}
-
-/// Which objects count.
-#[derive(Debug)]
-struct Ours {
-    node: String,
-    /// The name of this proxy, as Services ask for one; `None`: those that ask for none.
-    proxy: Option<String>,
 }
 
 /// Objects from files.
@@ -82,6 +66,11 @@ impl FileSource {
     /// # Errors
     /// When the path itself cannot be read; the store is then left as it is.
     pub fn read(&mut self, store: &Store) -> anyhow::Result<bool> {
+        self.read_complete(store, |_| false)
+    }
+
+    /// As [`Self::read`]; a file that somebody writes to stays as it was.
+    fn read_complete(&mut self, store: &Store, is_written: impl Fn(&Path) -> bool) -> anyhow::Result<bool> {
         let files = self.files().with_context(|| {
             let path = self.path.display();
             format!("cannot read the objects in {path}: check that it exists and that this user may read it")
@@ -92,7 +81,7 @@ impl FileSource {
             self.cache.remove(&path);
             changed = true;
         }
-        for path in files {
+        for path in files.into_iter().filter(|path| !is_written(path)) {
             match self.read_file(&path) {
                 Ok(new) => changed |= new,
                 // What the node holds may come from that file: without it there is no first list.
@@ -144,76 +133,53 @@ impl FileSource {
 
     fn publish(&mut self, store: &Store) {
         self.published = true;
+        let mut peers: Vec<IpAddr> = Vec::new();
         store.update(|update| {
             for kind in Kind::ALL {
                 update.begin_list(kind);
             }
             for item in self.cache.values().flat_map(|cached| &cached.items) {
                 match item {
-                    Item::Object(object) => update.put(object.clone()),
-                    Item::Malformed(kind, name, error) => update.malformed(*kind, name, error),
+                    Item::Object(kind, name, decoded) => {
+                        update.put_decoded(*kind, name, Decoded::clone(decoded))
+                    }
+                    Item::Peer(addresses) => peers.extend(addresses),
                 }
             }
+            peers.sort_unstable();
+            update.set_peers(Peers { nodes: peers.into(), ..Peers::default() });
             for kind in Kind::ALL {
                 update.finish_list(kind);
             }
         });
     }
 
-    /// The folder whose entries are watched: a rename shows up there, not on the file.
-    fn folder(&self) -> PathBuf {
-        if self.path.is_dir() {
-            return self.path.clone();
-        }
-        match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        }
-    }
-
     /// Watches and reads until something about the watch itself fails.
-    fn follow(&mut self, inotify: &Inotify, store: &Store) -> anyhow::Result<()> {
-        let folder = self.folder();
-        let flags = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_MOVED_FROM
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_CREATE
-            // Permissions, which may make it readable.
-            | AddWatchFlags::IN_ATTRIB
-            | AddWatchFlags::IN_DELETE_SELF
-            | AddWatchFlags::IN_MOVE_SELF
-            | AddWatchFlags::IN_ONLYDIR;
-        inotify
-            .add_watch(&folder, flags)
-            .with_context(|| format!("cannot watch {}: check that the folder exists", folder.display()))?;
-        // The watch stands before the first read, so no change falls between the two.
-        self.read(store)?;
+    fn follow(&mut self, store: &Store) -> anyhow::Result<()> {
+        let mut watch = FileWatch::new()?;
         loop {
-            let events = inotify.read_events().context("inotify")?;
-            settle(inotify);
-            let lost =
-                AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
-            if events.iter().any(|event| event.mask.intersects(lost)) {
-                anyhow::bail!("{} was removed or moved away", folder.display());
+            // The watches stand before the files are read, so no change falls between the two.
+            let files = self.files().unwrap_or_default();
+            watch.cover(files.iter().map(PathBuf::as_path).chain([self.path.as_path()]))?;
+            if !self.published && watch.is_anything_written() {
+                watch.wait(None)?;
+                continue;
             }
-            self.read(store)?;
+            self.read_complete(store, |path| watch.is_being_written(path))?;
+            watch.wait(None)?;
         }
     }
 }
 
 impl Source for FileSource {
     fn start(mut self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC).context(
-            "cannot use inotify: raise fs.inotify.max_user_instances if other programs use them all",
-        )?;
         let run = move || {
             let mut pause = MIN_PAUSE;
             loop {
                 let before = self.reads;
-                if let Err(error) = self.follow(&inotify, &store) {
+                if let Err(error) = self.follow(&store) {
                     let kept = if self.published { "; the objects read before stay in force" } else { "" };
-                    tracing::error!("{error:#}{kept}; trying again in {pause:?}");
+                    tracing::error!("{error:#}{kept}; retried in {}", words::time(pause));
                 }
                 std::thread::sleep(pause);
                 pause = if self.reads > before { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
@@ -230,86 +196,9 @@ fn report_file(path: &Path, error: &anyhow::Error, known: bool) {
     tracing::error!(%file, "cannot use this file: {error:#}; {kept}; fix it and it is read again");
 }
 
-/// Waits until no event came for a moment: an editor that moves the old file away and writes a new
-/// one is one change.
-fn settle(inotify: &Inotify) {
-    for _ in 0..MAX_SETTLES {
-        let mut fds = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, SETTLE_MS) {
-            Ok(n) if n > 0 => drop(inotify.read_events()),
-            _ => return,
-        }
-    }
-}
-
 fn stamp(path: &Path) -> std::io::Result<Stamp> {
     let meta = fs::metadata(path)?;
     Ok((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
-}
-
-/// Parses a file: JSON values or YAML documents; a list contributes its items.
-fn parse(text: &str, ours: &Ours) -> anyhow::Result<Vec<Item>> {
-    // A file that is just being rewritten in place; a list without items says so.
-    anyhow::ensure!(!text.trim().is_empty(), "the file is empty");
-    let documents: Vec<Value> = if text.trim_start().starts_with('{') {
-        serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>()?
-    } else {
-        // The file is the operator's own: a large one is no attack.
-        let options = serde_saphyr::options! { budget: None };
-        serde_saphyr::from_multiple_with_options(text, options)?
-    };
-    let mut items = Vec::new();
-    for document in &documents {
-        collect(document, ours, &mut items)?;
-    }
-    Ok(items)
-}
-
-fn collect(value: &Value, ours: &Ours, items: &mut Vec<Item>) -> anyhow::Result<()> {
-    if value.is_null() {
-        return Ok(());
-    }
-    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
-    if kind == "List" || kind.ends_with("List") {
-        let list = value.get("items").and_then(Value::as_array);
-        let list = list.with_context(|| format!("a {kind} without items"))?;
-        // Items of a typed list (ServiceList) carry no kind of their own.
-        let of_items = kind.strip_suffix("List").filter(|k| !k.is_empty());
-        for item in list {
-            match of_items {
-                Some(of_items) => collect_object(item, of_items, ours, items)?,
-                None => collect(item, ours, items)?,
-            }
-        }
-        return Ok(());
-    }
-    anyhow::ensure!(
-        !kind.is_empty(),
-        "an object without a kind: is this the output of `kubectl get -o yaml`?"
-    );
-    collect_object(value, kind, ours, items)
-}
-
-fn collect_object(value: &Value, kind: &str, ours: &Ours, items: &mut Vec<Item>) -> anyhow::Result<()> {
-    let Some(kind) = Kind::ALL.into_iter().find(|k| k.to_string() == kind) else {
-        tracing::debug!(kind, "passed over: not a Service, EndpointSlice or Node");
-        return Ok(());
-    };
-    let object = RawObject::read(kind, value)?;
-    let name = object.name();
-    let passed_over = match kind {
-        Kind::Node => *name.name != *ours.node,
-        Kind::Service => object.proxy() != ours.proxy.as_deref(),
-        Kind::EndpointSlice => false,
-    };
-    if passed_over {
-        return Ok(());
-    }
-    items.push(match object.decode(&name) {
-        Ok(object) => Item::Object(object),
-        Err(error) => Item::Malformed(kind, name, error),
-    });
-    Ok(())
 }
 
 #[cfg(test)]
@@ -410,6 +299,86 @@ mod tests {
         source.read(&store).unwrap();
         assert_eq!(dirty(&store), ["x/b true"]);
         assert_eq!(store.malformed(), 1);
+    }
+
+    #[test]
+    fn a_kind_of_another_group_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let (store, mut source) = (store(), FileSource::new(&path, "n1"));
+        let knative = "\n---\napiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\nspec: {template: {}}\n\
+                       ---\napiVersion: serving.knative.dev/v1\nkind: ServiceList\nitems:\n- metadata: {name: b, namespace: x}\n  spec: {}\n";
+        fs::write(&path, format!("{YAML}{knative}")).unwrap();
+        source.read(&store).unwrap();
+        assert_eq!(dirty(&store), ["default/a true", "x/b true"]);
+        assert_eq!(store.malformed(), 0);
+    }
+
+    #[test]
+    fn other_nodes_are_peers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let node = |name: &str, ip: &str| {
+            let addresses = format!("[{{type: InternalIP, address: {ip}}}]");
+            format!("---\nkind: Node\nmetadata: {{name: {name}}}\nstatus: {{addresses: {addresses}}}\n")
+        };
+        fs::write(&path, node("n1", "10.0.0.1") + &node("n2", "10.0.0.2")).unwrap();
+        let store = store();
+        FileSource::new(&path, "n1").read(&store).unwrap();
+        assert_eq!(*store.peers().unwrap().nodes, [IpAddr::from([10, 0, 0, 2])]);
+        assert!(store.node().is_some());
+    }
+
+    /// Waits until a Service is in the store.
+    fn wait_for(store: &Store, vip: &str) {
+        let has = |store: &Store| {
+            let all = store.all();
+            all.iter().any(|d| d.service.as_ref().is_some_and(|s| s.cluster_ips[0] == vip.parse().ok()))
+        };
+        for _ in 0..500 {
+            if has(store) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{vip} did not come");
+    }
+
+    #[test]
+    fn what_a_link_points_at_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (objects, elsewhere) = (dir.path().join("objects"), dir.path().join("elsewhere"));
+        fs::create_dir(&objects).unwrap();
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("real"), YAML).unwrap();
+        std::os::unix::fs::symlink("../elsewhere/real", objects.join("a.yaml")).unwrap();
+        let store = store();
+        Box::new(FileSource::new(&objects, "n1")).start(store.clone()).unwrap();
+        wait_for(&store, "10.96.0.2");
+        fs::write(elsewhere.join("real"), YAML.replace("10.96.0.2", "10.96.0.7")).unwrap();
+        wait_for(&store, "10.96.0.7");
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_left_alone() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        fs::write(&path, YAML).unwrap();
+        let store = store();
+        Box::new(FileSource::new(dir.path(), "n1")).start(store.clone()).unwrap();
+        wait_for(&store, "10.96.0.2");
+        // The first document is valid by itself, and another file changes meanwhile.
+        let (first, rest) = YAML.split_once("---").unwrap();
+        let mut file = fs::File::create(&path).unwrap();
+        file.write_all(first.as_bytes()).unwrap();
+        let other = "kind: Service\nmetadata: {name: o}\nspec: {clusterIP: 10.96.0.9}\n";
+        fs::write(dir.path().join("b.yaml"), other).unwrap();
+        wait_for(&store, "10.96.0.9");
+        wait_for(&store, "10.96.0.2");
+        file.write_all(format!("---{}", rest.replace("10.96.0.2", "10.96.0.7")).as_bytes()).unwrap();
+        drop(file);
+        wait_for(&store, "10.96.0.7");
     }
 
     #[test]

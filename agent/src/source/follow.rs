@@ -272,10 +272,7 @@ pub(super) fn put<K: Followed>(update: &mut Update<'_>, event: WatchEvent<Guarde
 
 /// Puts a listed object into the store, or notes that it is malformed.
 pub(super) fn put_object<K: Followed>(update: &mut Update<'_>, guarded: Guarded<K>) {
-    match guarded.object {
-        Ok(object) => update.put(object),
-        Err(error) => update.malformed(K::KIND, &guarded.name, &error),
-    }
+    update.put_decoded(K::KIND, &guarded.name, guarded.decoded);
 }
 
 #[cfg(test)]

@@ -11,11 +11,17 @@ mod follow;
 mod list;
 mod outage;
 mod pauses;
+mod peers;
 mod route;
 mod trouble;
 mod version;
 
 pub use pauses::Limits;
+
+/// What is wrong when the API client says so, and the remedy.
+pub fn describe(error: &kube::Error, route: &client::Route) -> String {
+    trouble::Trouble::of(error, route).text()
+}
 
 use std::sync::Arc;
 

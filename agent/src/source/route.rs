@@ -23,6 +23,15 @@ impl Route {
         }
     }
 
+    /// The hosts that the node must reach for it, without ports.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let host = |text: &str| {
+            text.parse::<Uri>().ok()?.host().map(|host| host.trim_matches(['[', ']']).to_owned())
+        };
+        let proxy = self.proxy.as_deref().and_then(|proxy| proxy.split(' ').next());
+        [Some(self.server.as_str()), proxy].into_iter().flatten().filter_map(host).collect()
+    }
+
     /// What to do: this, or something about the proxy where there is one.
     pub fn remedy(&self, direct: &str) -> String {
         match &self.proxy {

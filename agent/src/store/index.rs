@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 
+use super::vips::Vips;
 use crate::core::few::Few;
 use crate::core::model::{EndpointSlice, ObjectName, Service};
 
@@ -72,9 +73,20 @@ impl Named for Arc<EndpointSlice> {
 pub struct Index {
     entries: HashSet<ByName<Entry>>,
     slices: HashSet<ByName<Arc<EndpointSlice>>>,
+    vips: Vips,
 }
 
 impl Index {
+    /// The external and load-balancer IPs.
+    pub fn vips(&self) -> &Vips {
+        &self.vips
+    }
+
+    /// Brings [`Self::vips`] up to date after Services came.
+    pub fn count_vips(&mut self) {
+        self.vips.count(self.slices.iter().map(|slice| &*slice.0));
+    }
+
     /// A Service.
     pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
         self.entries.get(name)?.0.service.as_ref()
@@ -106,6 +118,10 @@ impl Index {
         if let Some(name) = entry.known_name() {
             service.name = name.clone();
         }
+        if let Some(before) = &entry.service {
+            self.vips.remove(before);
+        }
+        self.vips.add(&service);
         entry.service = Some(Arc::new(service));
         self.keep(entry);
     }
@@ -113,13 +129,16 @@ impl Index {
     /// Takes a Service out; true when it was there.
     pub fn remove_service(&mut self, name: &ObjectName) -> bool {
         let mut entry = self.take(name);
-        let was_there = entry.service.take().is_some();
+        let before = entry.service.take();
+        if let Some(service) = &before {
+            self.vips.remove(service);
+        }
         self.keep(entry);
-        was_there
+        before.is_some()
     }
 
-    /// Adds a slice that is not there.
-    pub fn add_slice(&mut self, mut slice: EndpointSlice) {
+    /// Adds a slice that is not there. The Services whose VIP it newly has as an endpoint.
+    pub fn add_slice(&mut self, mut slice: EndpointSlice) -> Vec<ObjectName> {
         let mut entry = self.take(&slice.service);
         if let Some(name) = entry.known_name() {
             slice.service = name.clone();
@@ -130,16 +149,19 @@ impl Index {
         slices.insert(at, slice.clone());
         entry.slices = slices.into();
         self.keep(entry);
+        let changed = self.vips.slice(&slice, true);
         self.slices.insert(ByName(slice));
+        changed
     }
 
-    /// Takes a slice out.
-    pub fn remove_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
+    /// Takes a slice out, with the Services whose VIP was an endpoint in it and is none any more.
+    pub fn remove_slice(&mut self, name: &ObjectName) -> Option<(Arc<EndpointSlice>, Vec<ObjectName>)> {
         let ByName(slice) = self.slices.take(name)?;
         let mut entry = self.take(&slice.service);
         entry.slices = entry.slices.iter().filter(|other| other.name != *name).cloned().collect();
         self.keep(entry);
-        Some(slice)
+        let changed = self.vips.slice(&slice, false);
+        Some((slice, changed))
     }
 
     fn take(&mut self, name: &ObjectName) -> Entry {
@@ -167,7 +189,7 @@ mod tests {
                 index.put_service(service());
             }
             for slice in ["a-2", "a-1"] {
-                index.add_slice(EndpointSlice {
+                let _ = index.add_slice(EndpointSlice {
                     name: ObjectName::new("d", slice),
                     service: name(),
                     family: Family::V4,

@@ -60,7 +60,11 @@ fn a_new_list_drops_what_it_does_not_name_but_keeps_the_malformed() {
     store.update(|u| {
         u.begin_list(Kind::Service);
         u.put(service("a", "10.0.0.1"));
-        u.malformed(Kind::Service, &ObjectName::new("d", "b"), "port is not a number");
+        u.put_decoded(
+            Kind::Service,
+            &ObjectName::new("d", "b"),
+            Decoded { object: Err("port is not a number".to_owned()), ignored: Vec::new() },
+        );
         u.finish_list(Kind::Service);
     });
     assert_eq!(dirty(&store), ["d/c false 0"]);
@@ -112,7 +116,11 @@ fn changes_are_counted_and_wait_until_they_are_taken() {
         u.put(service("a", "10.0.0.1"));
         u.put(service("a", "10.0.0.2"));
         u.put(slice("a-1", "a"));
-        u.malformed(Kind::Service, &ObjectName::new("d", "b"), "no");
+        u.put_decoded(
+            Kind::Service,
+            &ObjectName::new("d", "b"),
+            Decoded { object: Err("no".to_owned()), ignored: Vec::new() },
+        );
     });
     let tally = store.tally();
     assert_eq!((tally.services, tally.slices, tally.malformed), (2, [1, 0], [1, 0, 0]));
@@ -202,4 +210,34 @@ fn an_object_that_stops_being_ours_is_forgotten() {
     store.take_dirty();
     store.update(|u| u.put(Object::NotOurs(Kind::Service, ObjectName::new("d", "a"), "headless")));
     assert_eq!(dirty(&store), ["d/a false 0"]);
+}
+
+#[test]
+fn what_is_wrong_with_an_object_is_told_once() {
+    let lines = crate::testing::lines(|| {
+        let store = store();
+        let name = ObjectName::new("d", "a");
+        let put = |object: Result<Object, &str>, ignored: &[&str]| {
+            let object = object.map_err(str::to_owned);
+            let ignored = ignored.iter().map(|text| (*text).to_owned()).collect();
+            store.update(|u| u.put_decoded(Kind::Service, &name, Decoded { object, ignored }));
+        };
+        let good = || Ok(service("a", "10.0.0.1"));
+        put(good(), &[]);
+        for _ in 0..3 {
+            put(Err("no port"), &[]);
+        }
+        for _ in 0..3 {
+            put(good(), &["x is no address", "y is no address"]);
+        }
+        put(good(), &[]);
+        put(good(), &[]);
+        store.update(|u| u.remove(Kind::Service, &name));
+        assert_eq!(store.malformed(), 3);
+        assert!(store.lock().told.is_empty());
+    });
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(lines[0].contains("malformed: no port; its last good version stays in force"), "{}", lines[0]);
+    assert!(lines[1].contains("ignored: x is no address, y is no address; the rest"), "{}", lines[1]);
+    assert!(lines[2].contains("valid now"), "{}", lines[2]);
 }

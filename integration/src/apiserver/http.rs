@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::stream;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Bytes, Frame, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode};
@@ -114,6 +114,10 @@ async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Res
     }
     let options = Options::parse(uri.query().unwrap_or_default(), &target)?;
     if !options.watch {
+        let accepts = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if target.resource.plural == "nodes" && accepts.starts_with("application/json;as=Table") {
+            return Ok(table(&shared.state(), &options));
+        }
         return list(&shared.state(), &target, &options);
     }
     watch::check(&shared.state(), &target, &options)?;
@@ -222,6 +226,34 @@ fn list(state: &State, target: &Target, options: &Options) -> Result<Response<Bo
     }
     list.push_str("]}");
     Ok(if state.faults.truncate_list_body { truncated(list) } else { sent(StatusCode::OK, list) })
+}
+
+/// Nodes as `kubectl get nodes -o wide` asks for them.
+fn table(state: &State, options: &Options) -> Response<Body> {
+    let version = state.objects.version();
+    let nodes = state.objects.list("Node", &options.selector, version).unwrap_or_default();
+    let names = ["Name", "Status", "Roles", "Age", "Version", "Internal-IP", "External-IP", "OS-Image"];
+    let columns: Vec<Value> = names
+        .iter()
+        .map(|name| json!({"name": name, "type": "string", "format": "", "description": "", "priority": 0}))
+        .collect();
+    let row = |node: &Value| {
+        let address = |kind: &str| {
+            let all = node["status"]["addresses"].as_array().into_iter().flatten();
+            all.filter(|a| a["type"] == kind)
+                .find_map(|a| a["address"].as_str())
+                .unwrap_or("<none>")
+                .to_owned()
+        };
+        let name = node["metadata"]["name"].as_str().unwrap_or_default();
+        let (internal, external) = (address("InternalIP"), address("ExternalIP"));
+        json!({"cells": [name, "Ready", "<none>", "1d", "v1.36.2", internal, external, "Debian"], "object": null})
+    };
+    let rows: Vec<Value> = nodes.iter().map(|node| row(&node.value)).collect();
+    let metadata = json!({"resourceVersion": version.to_string()});
+    let table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                       "columnDefinitions": columns, "rows": rows});
+    whole(StatusCode::OK, &table)
 }
 
 pub(super) fn status(refusal: &Refusal) -> Value {

@@ -4,6 +4,7 @@
 mod events;
 mod faults;
 mod follow;
+mod peers;
 
 use std::pin::pin;
 use std::time::{Duration, Instant};

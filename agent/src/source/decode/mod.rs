@@ -11,7 +11,7 @@ mod tape;
 use serde::{Deserialize, Deserializer};
 
 use crate::core::model::{ObjectName, Protocol};
-use crate::store::{Kind, Object};
+use crate::store::{Decoded, Kind, Object};
 use tape::{Field, Tape, plain};
 
 /// Names the proxy that is to serve a Service; without it every node's usual proxy does.
@@ -98,18 +98,15 @@ impl<'de> RawObject<'de> {
     }
 
     /// Decodes the object of this [`Self::name`]. Which proxy it is for is not looked at: API servers select by that.
-    ///
-    /// # Errors
-    /// A sentence that names the field and what is wrong with it.
-    pub fn decode(&self, name: &ObjectName) -> Result<Object, String> {
-        if name.name.is_empty() {
-            return Err("metadata.name is missing".to_owned());
-        }
-        match self.kind {
-            Kind::Service => service::decode(name.clone(), &self.tape),
-            Kind::EndpointSlice => slice::decode(name.clone(), &self.tape),
+    pub fn decode(&self, name: &ObjectName) -> Decoded {
+        let mut ignored = Vec::new();
+        let object = match self.kind {
+            _ if name.name.is_empty() => Err("metadata.name is missing".to_owned()),
+            Kind::Service => service::decode(name.clone(), &self.tape, &mut ignored),
+            Kind::EndpointSlice => slice::decode(name.clone(), &self.tape, &mut ignored),
             Kind::Node => node::decode(name, &self.tape),
-        }
+        };
+        Decoded { object, ignored }
     }
 }
 
@@ -119,7 +116,7 @@ impl<'de> RawObject<'de> {
 /// A sentence that names the field and what is wrong with it.
 pub fn decode(kind: Kind, value: &serde_json::Value) -> Result<Object, String> {
     let object = RawObject::read(kind, value).map_err(|error| error.to_string())?;
-    object.decode(&object.name())
+    object.decode(&object.name()).object
 }
 
 fn label<'a>(tape: &'a Tape<'_>, key: &str) -> Option<&'a str> {

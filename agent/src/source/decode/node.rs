@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Nodes.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::tape::{Field, Tape, plain};
 use super::{METADATA, label};
+use crate::core::address;
 use crate::core::model::{Family, Node, ObjectName};
 use crate::store::Object;
 
@@ -68,13 +67,14 @@ pub(super) fn decode(name: &ObjectName, tape: &Tape<'_>) -> Result<Object, Strin
     let texts = spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|cidr| vec![cidr])).unwrap_or_default();
     let mut pod_cidrs = [None, None];
     for text in &texts {
-        let net: IpNet = text.parse().map_err(|_| format!("spec.podCIDRs: {text:?} is not a CIDR"))?;
-        pod_cidrs[Family::of_net(&net).index()].get_or_insert(net.trunc());
+        let net: IpNet =
+            address::parse_net(text).ok_or_else(|| format!("spec.podCIDRs: {text:?} is not a CIDR"))?;
+        pod_cidrs[Family::of_net(&net).index()].get_or_insert(net);
     }
     let given = status.addresses.unwrap_or_default();
     // Host names stand among the addresses, too; they are passed over.
     let of_kind = |kind: &'static str| {
-        given.iter().filter(move |a| a.kind == kind).filter_map(|a| a.address.parse::<IpAddr>().ok())
+        given.iter().filter(move |a| a.kind == kind).filter_map(|a| address::parse_ip(a.address))
     };
     Ok(Object::Node(Node {
         name: name.name.clone(),

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::tape::{Field, Tape, plain};
 use super::{METADATA, RawPort, label, port_or_zero, protocol, shared};
+use crate::core::address;
 use crate::core::model::{Family, ObjectName, Service, ServicePort};
 use crate::store::{Kind, Object};
 
@@ -105,7 +106,7 @@ struct RawIngress<'a> {
     ip_mode: Option<&'a str>,
 }
 
-pub(super) fn decode(name: ObjectName, tape: &Tape<'_>) -> Result<Object, String> {
+pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String>) -> Result<Object, String> {
     let not_ours = |name, why| Ok(Object::NotOurs(Kind::Service, name, why));
     let RawService { spec, status } = tape.decode()?;
     let cluster_ip = spec.cluster_ip.unwrap_or_default();
@@ -126,9 +127,12 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>) -> Result<Object, String
             family_cluster_ip(Family::V4, cluster_ip, &spec)?,
             family_cluster_ip(Family::V6, cluster_ip, &spec)?,
         ],
-        external_ips: addresses(&name, "spec.externalIPs", spec.external_ips.iter().flatten().copied()),
-        load_balancer_ips: load_balancer_ips(&name, &status),
-        source_ranges: source_ranges(&name, spec.load_balancer_source_ranges.as_deref().unwrap_or_default())?,
+        external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten().copied(), ignored),
+        load_balancer_ips: load_balancer_ips(&status, ignored),
+        source_ranges: source_ranges(
+            spec.load_balancer_source_ranges.as_deref().unwrap_or_default(),
+            ignored,
+        )?,
         external_local,
         internal_local: spec.internal_traffic_policy == Some("Local"),
         affinity: affinity(&spec),
@@ -168,64 +172,59 @@ fn family_cluster_ip(family: Family, cluster_ip: &str, spec: &RawSpec<'_>) -> Re
             None => return Ok(None),
         }
     };
-    let ip: IpAddr = text.parse().map_err(|_| format!("spec.clusterIPs: {text:?} is not an IP address"))?;
+    let ip =
+        address::parse_ip(text).ok_or_else(|| format!("spec.clusterIPs: {text:?} is not an IP address"))?;
+    if let Some(what) = address::useless(ip) {
+        return Err(format!("spec.clusterIPs: {ip} is {what}: no Service can have it"));
+    }
     Ok((Family::of(ip) == family).then_some(ip))
 }
 
-/// Valid addresses; an invalid one is logged and left out, the others serve.
-fn addresses<'a>(name: &ObjectName, field: &str, texts: impl Iterator<Item = &'a str>) -> Vec<IpAddr> {
-    let parse = |text: &str| match text.trim().parse::<IpAddr>() {
-        // An IPv4 address in IPv6 clothes is an IPv4 address.
-        Ok(ip) => Some(ip.to_canonical()),
-        Err(_) => {
-            if !text.trim().is_empty() {
-                tracing::warn!(service = %name, "{field}: {text:?} is not an IP address, left out");
-            }
-            None
+/// Valid addresses; what is none, or can be none of a Service, is left out, and the others serve.
+fn addresses<'a>(
+    field: &str,
+    texts: impl Iterator<Item = &'a str>,
+    ignored: &mut Vec<String>,
+) -> Vec<IpAddr> {
+    let mut valid = Vec::new();
+    for text in texts.map(str::trim).filter(|text| !text.is_empty()) {
+        let Some(ip) = address::parse_ip(text) else {
+            ignored.push(format!("{field}: {text:?} is not an IP address"));
+            continue;
+        };
+        match address::useless(ip) {
+            Some(what) => ignored.push(format!("{field}: {ip} is {what}: no Service can have it")),
+            None => valid.push(ip),
         }
-    };
-    let mut valid: Vec<IpAddr> = texts.filter_map(parse).collect();
+    }
     valid.shrink_to_fit();
     valid
 }
 
 /// Addresses that nodes are to serve: with ipMode `Proxy` something else does.
-fn load_balancer_ips(name: &ObjectName, status: &RawStatus<'_>) -> Vec<IpAddr> {
+fn load_balancer_ips(status: &RawStatus<'_>, ignored: &mut Vec<String>) -> Vec<IpAddr> {
     let ingress = status.load_balancer.iter().filter_map(|lb| lb.ingress.as_deref()).flatten();
     let vips = ingress.filter(|i| i.ip_mode.unwrap_or("VIP") == "VIP");
-    addresses(name, "status.loadBalancer.ingress", vips.filter_map(|i| i.ip))
+    addresses("status.loadBalancer.ingress", vips.filter_map(|i| i.ip), ignored)
 }
 
 /// Networks, as kube-proxy reads them: blanks around are fine, and so are host bits and leading
-/// zeros. A bad one is logged and left out, unless nothing would be left of the restriction.
-fn source_ranges(name: &ObjectName, texts: &[&str]) -> Result<Vec<IpNet>, String> {
-    let parse = |text: &&str| {
-        let net = parse_cidr(text.trim());
-        if net.is_none() && !text.trim().is_empty() {
-            tracing::warn!(
-                service = %name,
-                "spec.loadBalancerSourceRanges: {text:?} is not a CIDR, left out"
-            );
+/// zeros. A bad one is left out, unless nothing would be left of the restriction.
+fn source_ranges(texts: &[&str], ignored: &mut Vec<String>) -> Result<Vec<IpNet>, String> {
+    let mut ranges = Vec::new();
+    let mut bad = Vec::new();
+    for text in texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
+        match address::parse_net(text) {
+            Some(net) => ranges.push(net),
+            None => bad.push(format!("spec.loadBalancerSourceRanges: {text:?} is not a CIDR")),
         }
-        net
-    };
-    let mut ranges: Vec<IpNet> = texts.iter().filter_map(parse).collect();
+    }
     ranges.shrink_to_fit();
-    if ranges.is_empty() && texts.iter().any(|text| !text.trim().is_empty()) {
+    if ranges.is_empty() && !bad.is_empty() {
         return Err(format!("spec.loadBalancerSourceRanges: none of {texts:?} is a CIDR"));
     }
+    ignored.append(&mut bad);
     Ok(ranges)
-}
-
-fn parse_cidr(text: &str) -> Option<IpNet> {
-    if let Ok(net) = text.parse::<IpNet>() {
-        return Some(net.trunc());
-    }
-    // `010.1.2.3/8`: what Kubernetes accepted long ago stays valid, decimal.
-    let (addr, prefix) = text.split_once('/')?;
-    let octets: Vec<u8> = addr.split('.').map(|o| o.parse().ok()).collect::<Option<_>>()?;
-    let addr = IpAddr::from(<[u8; 4]>::try_from(octets).ok()?);
-    Some(IpNet::new(addr, prefix.parse().ok()?).ok()?.trunc())
 }
 
 /// `externalTrafficPolicy` counts only where the Service can be reached from outside.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::tape::{Field, Tape, plain};
 use super::{METADATA, RawPort, label, protocol, shared};
+use crate::core::address;
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
 use crate::metrics::programming::Trigger;
 use crate::store::{Kind, Object};
@@ -78,7 +79,7 @@ struct RawHint<'a> {
     name: &'a str,
 }
 
-pub(super) fn decode(name: ObjectName, tape: &Tape<'_>) -> Result<Object, String> {
+pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String>) -> Result<Object, String> {
     let not_ours = |name, why| Ok(Object::NotOurs(Kind::EndpointSlice, name, why));
     if label(tape, HEADLESS_LABEL).is_some() {
         return not_ours(name, "headless");
@@ -94,10 +95,13 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>) -> Result<Object, String
         other => return Err(format!("addressType: {:?} is not IPv4 or IPv6", other.unwrap_or_default())),
     };
     let ports = slice.ports.unwrap_or_default();
-    let ports = usable(&name, ports.iter().enumerate().map(|(i, port)| decode_port(i, port)))?;
+    let ports = usable(ports.iter().enumerate().map(|(i, port)| decode_port(i, port)), ignored)?;
     let endpoints = slice.endpoints.unwrap_or_default();
-    let decoded = endpoints.iter().enumerate().map(|(i, endpoint)| decode_endpoint(i, endpoint, family));
-    let endpoints = usable(&name, decoded)?;
+    let mut useless = Vec::new();
+    let decoded = endpoints.iter().enumerate();
+    let decoded = decoded.map(|(i, endpoint)| decode_endpoint(i, endpoint, family, &mut useless));
+    let endpoints = usable(decoded, ignored)?;
+    ignored.append(&mut useless);
     let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
     let slice = EndpointSlice { name, service, family, ports, endpoints };
     Ok(match trigger(tape) {
@@ -109,8 +113,8 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>) -> Result<Object, String
 /// The parts of a slice that can be used; one bad endpoint takes no other out of service. Where none
 /// can be used and some are bad, the slice is malformed.
 fn usable<T>(
-    name: &ObjectName,
     parts: impl Iterator<Item = Result<Option<T>, String>>,
+    ignored: &mut Vec<String>,
 ) -> Result<Box<[T]>, String> {
     let mut good = Vec::with_capacity(parts.size_hint().0);
     let mut bad = Vec::new();
@@ -120,14 +124,12 @@ fn usable<T>(
             Err(error) => bad.push(error),
         }
     }
-    match bad.first() {
-        Some(error) if good.is_empty() => return Err(error.clone()),
-        Some(error) => {
-            let count = bad.len();
-            tracing::warn!(slice = %name, count, "passed over in an EndpointSlice: {error}; the rest of it serves");
-        }
-        None => {}
+    if good.is_empty()
+        && let Some(error) = bad.first()
+    {
+        return Err(error.clone());
     }
+    ignored.append(&mut bad);
     Ok(good.into())
 }
 
@@ -151,19 +153,24 @@ fn decode_port(index: usize, port: &RawPort<'_>) -> Result<Option<SlicePort>, St
     }))
 }
 
-/// Only the first address counts. An endpoint without one is passed over.
+/// Only the first address counts. An endpoint without one is passed over, and so is one at which nothing can
+/// be reached.
 fn decode_endpoint(
     index: usize,
     endpoint: &RawEndpoint<'_>,
     family: Family,
+    useless: &mut Vec<String>,
 ) -> Result<Option<Endpoint>, String> {
     let Some(text) = endpoint.addresses.as_deref().unwrap_or_default().first() else {
         return Ok(None);
     };
-    let addr: Option<IpAddr> =
-        text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()).filter(|ip| Family::of(*ip) == family);
+    let addr: Option<IpAddr> = address::parse_ip(text).filter(|ip| Family::of(*ip) == family);
     let addr =
         addr.ok_or_else(|| format!("endpoints[{index}].addresses[0]: {text:?} is not an {family} address"))?;
+    if let Some(what) = address::useless(addr) {
+        useless.push(format!("endpoints[{index}].addresses[0]: {addr} is {what}: no endpoint can have it"));
+        return Ok(None);
+    }
     let conditions = endpoint.conditions.as_ref();
     Ok(Some(Endpoint {
         addr,

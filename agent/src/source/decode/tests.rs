@@ -102,6 +102,57 @@ fn one_bad_part_of_a_slice_leaves_the_others_in_force() {
     );
 }
 
+fn ignored(kind: Kind, value: &Value) -> Vec<String> {
+    let object = RawObject::read(kind, value).unwrap();
+    object.decode(&object.name()).ignored
+}
+
+#[test]
+fn addresses_that_reach_nobody_are_left_out_and_named() {
+    let useless = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"];
+    let addresses: Vec<Value> =
+        useless.iter().chain(&["10.0.0.1"]).map(|a| json!({"addresses": [a]})).collect();
+    let slice = json!({"metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: "web"}},
+        "addressType": "IPv4", "endpoints": addresses});
+    let Ok(Object::EndpointSlice(decoded)) = decode(Kind::EndpointSlice, &slice) else { panic!() };
+    assert_eq!(decoded.endpoints.len(), 1);
+    let told = ignored(Kind::EndpointSlice, &slice);
+    assert_eq!(told.len(), 4, "{told:?}");
+    assert_eq!(
+        told[3],
+        "endpoints[3].addresses[0]: 255.255.255.255 is the broadcast address: no endpoint can have it"
+    );
+    // Nobody else can be reached instead of them.
+    let all = json!({"metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: "web"}},
+        "addressType": "IPv4", "endpoints": [{"addresses": ["255.255.255.255"]}]});
+    let Ok(Object::EndpointSlice(decoded)) = decode(Kind::EndpointSlice, &all) else { panic!() };
+    assert!(decoded.endpoints.is_empty());
+    let service = json!({"metadata": {"name": "s"}, "spec": {"clusterIP": "10.96.0.1", "type": "LoadBalancer",
+        "externalIPs": ["224.0.0.1", "198.51.100.1"]}, "status": {"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}}});
+    let Ok(Object::Service(decoded)) = decode(Kind::Service, &service) else { panic!() };
+    assert_eq!((decoded.external_ips.len(), decoded.load_balancer_ips.len()), (1, 0));
+    assert_eq!(ignored(Kind::Service, &service).len(), 2);
+}
+
+#[test]
+fn addresses_are_read_as_kube_proxy_reads_them() {
+    let spec = json!({"clusterIP": "010.096.0.1", "externalIPs": ["::ffff:198.51.100.1"], "type": "LoadBalancer",
+        "loadBalancerSourceRanges": ["010.0.0.0/8", "::ffff:172.16.0.0/108"]});
+    let Ok(Object::Service(s)) = service(spec) else { panic!() };
+    assert_eq!(s.cluster_ips[0], Some("10.96.0.1".parse().unwrap()));
+    assert_eq!(s.external_ips, ["198.51.100.1".parse::<std::net::IpAddr>().unwrap()]);
+    let ranges: Vec<String> = s.source_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.0.0.0/8", "172.16.0.0/12"]);
+    let body = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["010.0.0.09"]}, {"addresses": ["::ffff:10.0.0.2"]}]});
+    let Ok(Object::EndpointSlice(s)) = slice(body) else { panic!() };
+    let found: Vec<String> = s.endpoints.iter().map(|e| e.addr.to_string()).collect();
+    assert_eq!(found, ["10.0.0.9", "10.0.0.2"]);
+    let node = json!({"metadata": {"name": "n"}, "spec": {"podCIDRs": ["010.1.0.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.050.2"}]}});
+    let Ok(Object::Node(n)) = decode(Kind::Node, &node) else { panic!() };
+    assert_eq!((n.pod_cidrs[0].unwrap().to_string(), n.addresses.len()), ("10.1.0.0/24".to_owned(), 1));
+}
+
 #[test]
 fn slices_that_are_not_for_us() {
     let headless =

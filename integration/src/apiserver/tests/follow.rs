@@ -29,7 +29,7 @@ fn patient() -> Limits {
     }
 }
 
-fn eager() -> Limits {
+pub(super) fn eager() -> Limits {
     let short = Duration::from_millis(20);
     let wait = Duration::from_millis(300);
     Limits {
@@ -46,7 +46,7 @@ fn eager() -> Limits {
     }
 }
 
-async fn follow(server: &ApiServer, limits: Limits) -> Arc<Store> {
+pub(super) async fn follow(server: &ApiServer, limits: Limits) -> Arc<Store> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let metrics = Metrics::new().unwrap();
     let access = ApiAccess { kubeconfig: None, master: Some(server.url()) };

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A VIP that somebody else has whom the node needs is never bound, and unbound as soon as that is known.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::net::IpAddr;
+
+use serde_json::json;
+
+use crate::core::model::Protocol;
+use crate::core::observed::OpenPort;
+use crate::core::protected::Peers;
+use crate::schedule::Due;
+use crate::testing::cluster::Cluster;
+use crate::testing::{Agent, kernel, lines};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A Service with this external IP, and one with this load-balancer IP.
+fn cluster(external: &str, ingress: &[&str]) -> Cluster {
+    let spec =
+        json!({"clusterIP": "10.96.0.1", "externalIPs": [external], "ports": [{"name": "p", "port": 80}]});
+    let lb = json!({"clusterIP": "10.96.0.2", "type": "LoadBalancer", "ports": [{"name": "p", "port": 443}]});
+    Cluster::default()
+        .service("web", spec, &[])
+        .slice("web", &["10.244.1.5@n1"], &["p/TCP/8080"])
+        .service("lb", lb, ingress)
+        .slice("lb", &["10.244.1.6"], &["p/TCP/8443"])
+}
+
+fn bound(agent: &mut Agent) -> Vec<String> {
+    let mut bound: Vec<String> =
+        agent.kernel().state.addresses.iter().map(|net| net.addr().to_string()).collect();
+    bound.sort();
+    bound
+}
+
+fn peers(agent: &Agent, nodes: &[&str], api_servers: &[&str]) {
+    let list = |texts: &[&str]| texts.iter().map(|text| ip(text)).collect();
+    let peers = Peers { nodes: list(nodes), api_servers: list(api_servers) };
+    agent.store.update(|update| update.set_peers(peers));
+}
+
+const CLUSTER_IPS: [&str; 2] = ["10.96.0.1", "10.96.0.2"];
+
+#[test]
+fn an_address_of_another_node_or_of_the_api_server_is_served_and_not_bound() {
+    let mut agent = Agent::start(kernel(), &cluster("192.168.50.3", &["203.0.113.9", "192.168.50.100"]));
+    peers(&agent, &["192.168.50.2", "192.168.50.3"], &["192.168.50.100"]);
+    agent.converge(Due::Changes, 3);
+    assert_eq!(bound(&mut agent), [&CLUSTER_IPS[..], &["203.0.113.9"]].concat());
+    let state = &agent.kernel().state;
+    let vips: Vec<String> = state.virtual_servers.keys().map(|key| key.addr.to_string()).collect();
+    assert!(vips.contains(&"192.168.50.3".to_owned()) && vips.contains(&"192.168.50.100".to_owned()));
+    let counts = agent.reconciler.desired().unbound().values().sum::<u32>();
+    assert_eq!(counts, 2);
+}
+
+#[test]
+fn nothing_but_cluster_ips_is_bound_before_the_peers_are_known() {
+    let agent = Agent::start(kernel(), &cluster("192.168.50.3", &["203.0.113.9"]));
+    agent.store.update(|update| update.await_peers());
+    assert!(!agent.reconciler.is_ready(), "the first pass waits for them");
+    peers(&agent, &[], &[]);
+    assert!(agent.reconciler.is_ready());
+    let mut agent = Agent::start(kernel(), &Cluster::default());
+    agent.store.update(|update| update.await_peers());
+    assert!(agent.reconciler.is_ready(), "no VIP can be one of theirs");
+    agent.converge(Due::Changes, 2);
+    cluster("192.168.50.3", &["203.0.113.9"]).put(&agent.store);
+    agent.converge(Due::Changes, 2);
+    assert_eq!(bound(&mut agent), CLUSTER_IPS);
+    peers(&agent, &["192.168.50.3"], &[]);
+    agent.converge(Due::Changes, 2);
+    assert_eq!(bound(&mut agent), [&CLUSTER_IPS[..], &["203.0.113.9"]].concat());
+}
+
+#[test]
+fn what_is_bound_wrongly_is_unbound_at_start_and_as_soon_as_it_is_known() {
+    let vip = "192.168.50.3";
+    let mut agent = Agent::start(kernel(), &cluster(vip, &[]));
+    agent.converge(Due::Changes, 2);
+    assert!(bound(&mut agent).contains(&vip.to_owned()), "nobody else is known to have it");
+    // A Node joins.
+    peers(&agent, &[vip], &[]);
+    agent.converge(Due::Changes, 1);
+    assert_eq!(bound(&mut agent), CLUSTER_IPS);
+    // An agent that knew less left it.
+    let mut left = agent.kill();
+    left.state.addresses.insert(ip(vip).into());
+    let mut agent = Agent::start(left, &cluster(vip, &[]));
+    peers(&agent, &[vip], &[]);
+    agent.converge(Due::Changes, 1);
+    assert_eq!(bound(&mut agent), CLUSTER_IPS);
+}
+
+#[test]
+fn an_address_of_any_endpoint_is_not_bound_for_as_long_as_one_has_it() {
+    let vip = "192.168.50.3";
+    let mut agent = Agent::start(kernel(), &cluster(vip, &[]));
+    agent.converge(Due::Changes, 2);
+    assert!(bound(&mut agent).contains(&vip.to_owned()));
+    let slice = cluster(vip, &[]).slice("host", &[vip, "10.244.9.9"], &["p/TCP/9100"]);
+    slice.put(&agent.store);
+    assert_eq!(agent.sync(Due::Changes).services.count, 2, "the Service of the slice and that of the VIP");
+    assert_eq!(bound(&mut agent), CLUSTER_IPS);
+    // Slices of several Services may have it.
+    slice.clone().slice("other", &[vip], &["p/TCP/1"]).put(&agent.store);
+    slice.put(&agent.store);
+    agent.converge(Due::Changes, 1);
+    assert_eq!(bound(&mut agent), CLUSTER_IPS);
+    cluster(vip, &[]).put(&agent.store);
+    agent.converge(Due::Changes, 1);
+    assert!(bound(&mut agent).contains(&vip.to_owned()), "the last one is gone");
+    // Slices that were there before the Service count, too.
+    let mut agent = Agent::start(kernel(), &Cluster::default().slice("host", &[vip], &["p/TCP/9100"]));
+    agent.converge(Due::Changes, 2);
+    slice.put(&agent.store);
+    agent.converge(Due::Changes, 1);
+    assert_eq!(bound(&mut agent), CLUSTER_IPS);
+}
+
+#[test]
+fn a_gateway_whose_route_is_away_and_the_servers_of_dns_and_dhcp_stay_reachable() {
+    for own in ["gateway", "lease", "server"] {
+        let vip = "192.168.50.77";
+        let mut start = kernel();
+        match own {
+            "gateway" => start.state.next_hops.push(ip(vip)),
+            "lease" => start.state.lease_routers.push(ip(vip)),
+            _ => start.state.name_servers.push(ip(vip)),
+        }
+        let mut agent = Agent::start(start, &Cluster::default());
+        agent.converge(Due::Changes, 2);
+        // The route is away for a moment, and the file with it.
+        let state = &mut agent.kernel().state;
+        state.next_hops.clear();
+        state.lease_routers.clear();
+        state.name_servers.clear();
+        agent.converge(Due::Audit, 2);
+        cluster(vip, &[]).put(&agent.store);
+        agent.converge(Due::Audit, 2);
+        assert_eq!(bound(&mut agent), CLUSTER_IPS, "{own}");
+    }
+}
+
+#[test]
+fn a_cluster_ip_is_bound_whoever_has_it() {
+    let mut agent =
+        Agent::start(kernel(), &cluster("203.0.113.1", &[]).slice("x", &["10.96.0.1"], &["p/TCP/1"]));
+    peers(&agent, &["10.96.0.1"], &["10.96.0.1"]);
+    agent.converge(Due::Changes, 2);
+    assert!(bound(&mut agent).contains(&"10.96.0.1".to_owned()));
+}
+
+#[test]
+fn a_program_that_gets_nothing_any_more_is_told_once() {
+    let own = "192.168.50.2";
+    let mut start = kernel();
+    let listener = |addr: &str, port| OpenPort { protocol: Protocol::Tcp, port, addr: ip(addr) };
+    start.state.listeners = vec![listener("0.0.0.0", 22), listener("127.0.0.1", 80)];
+    let mut agent = Agent::start(start, &cluster(own, &[]));
+    let quiet = lines(|| agent.converge(Due::Changes, 2));
+    assert!(!quiet.iter().any(|line| line.contains("ListenerShadowed")), "{quiet:?}");
+    let lines = lines(move || {
+        agent.kernel().state.listeners.push(listener("0.0.0.0", 80));
+        agent.converge(Due::Audit, 2);
+        agent.converge(Due::Audit, 2);
+    });
+    let told: Vec<&String> = lines.iter().filter(|line| line.contains("ListenerShadowed")).collect();
+    assert_eq!(told.len(), 1, "{lines:?}");
+    assert!(told[0].contains("TCP 192.168.50.2:80") && told[0].contains("Service d/web"), "{told:?}");
+}

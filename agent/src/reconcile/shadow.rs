@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services at an address of this node that take the traffic of a program which listens there.
+
+use std::collections::BTreeSet;
+
+use super::Reconciler;
+use crate::core::desired::{Changes, Desired};
+use crate::core::fragment::Remark;
+use crate::core::model::{ObjectName, VsKey};
+use crate::core::node::Binding;
+use crate::core::observed::OpenPort;
+use crate::kernel::Kernel;
+use crate::notices;
+
+/// Which Services can shadow a program, and which do.
+#[derive(Debug, Default)]
+pub(super) struct Shadows {
+    /// Services with a VIP that is an address on a link.
+    at_own_address: BTreeSet<ObjectName>,
+    /// What was told.
+    told: BTreeSet<(VsKey, ObjectName)>,
+}
+
+impl Shadows {
+    fn follow(&mut self, desired: &Desired, changes: &Changes) {
+        let is_own = |remark: &Remark| matches!(remark, Remark::SpecialVip(_, Binding::OnLink));
+        for name in &changes.remarked {
+            if desired.remarks(name).iter().any(is_own) {
+                self.at_own_address.insert(name.clone());
+            } else {
+                self.at_own_address.remove(name);
+            }
+        }
+    }
+
+    /// The virtual servers at which a program listens that gets nothing any more, with their Services.
+    fn find(
+        &self,
+        desired: &Desired,
+        is_own: impl Fn(&VsKey) -> bool,
+        listeners: &[OpenPort],
+    ) -> BTreeSet<(VsKey, ObjectName)> {
+        let mut found = BTreeSet::new();
+        for name in &self.at_own_address {
+            for server in desired.fragment(name).iter().flat_map(|fragment| &fragment.virtual_servers) {
+                let key = &server.key;
+                let wins = desired.virtual_server(key).is_some_and(|winner| winner.service == *name);
+                if wins && is_own(key) && listeners.iter().any(|port| port.hears(key)) {
+                    found.insert((*key, name.clone()));
+                }
+            }
+        }
+        found
+    }
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Tells which programs newly get nothing any more.
+    pub(super) fn tell_shadowed(&mut self, changes: &Changes) {
+        self.shadows.follow(&self.desired, changes);
+        let Some(observed) = &self.observed else { return };
+        if self.shadows.at_own_address.is_empty() {
+            return self.shadows.told.clear();
+        }
+        let is_own = |key: &VsKey| self.node.addresses.binary_search(&key.addr).is_ok();
+        let found = self.shadows.find(&self.desired, is_own, &observed.listeners);
+        let new = found.difference(&self.shadows.told);
+        self.outlets.events.send(new.map(|(key, name)| notices::shadowed(name, key)));
+        self.shadows.told = found;
+    }
+}
