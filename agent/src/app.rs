@@ -26,6 +26,7 @@ use crate::metrics::{Metrics, rest};
 use crate::reconcile::{Outlets, Reconciler};
 use crate::reload::ConfigReload;
 use crate::schedule::Schedule;
+use crate::serve::connections::Connections;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::{HealthChecks, NodePorts};
 use crate::serve::{self, Server};
@@ -38,6 +39,8 @@ use crate::store::Store;
 use crate::trial::{self, Tester};
 use crate::watches;
 
+/// Connections of all health-check node ports together.
+const NODE_PORT_CONNECTIONS: usize = 1024;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How long the first lists may take before a line says what is missing.
 const SYNC_NOTICE: Duration = Duration::from_secs(10);
@@ -153,7 +156,9 @@ fn start_servers(
     runtime.spawn(server.run(events.clone(), serve::metrics_handler(metrics.clone(), configz, verbosity)));
     let (health_checks, wanted) = watch::channel(HealthChecks::default());
     let node = node.to_owned();
-    runtime.spawn(NodePorts { wanted, health: health.clone(), events: events.clone(), node }.run());
+    let connections = Connections::new(NODE_PORT_CONNECTIONS, NODE_PORT_CONNECTIONS / 8);
+    let node_ports = NodePorts { wanted, health: health.clone(), events: events.clone(), node, connections };
+    runtime.spawn(node_ports.run());
     Ok(Outlets { events, metrics, health, health_checks })
 }
 

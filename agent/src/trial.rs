@@ -149,10 +149,10 @@ mod tests {
     #[test]
     fn what_is_the_same_is_not_tried_again() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let body = format!("metricsBindAddress: {}\nhostnameOverride: n\n", taken.local_addr().unwrap());
+        let body = format!("metricsBindAddress: {}\nhostnameOverride: node\n", taken.local_addr().unwrap());
         let running = config(&body);
         assert_eq!(found(&running, Tester::Agent(&running), false), Findings::default());
-        let other = config("hostnameOverride: n\n");
+        let other = config("hostnameOverride: node\n");
         let findings = found(&running, Tester::Agent(&other), false);
         assert_eq!(findings.wrong.len(), 1, "{findings:?}");
         assert!(findings.wrong[0].contains("metricsBindAddress: cannot listen at 127.0.0.1"), "{findings:?}");
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn addresses_and_credentials_are_tried() {
-        let running = config("hostnameOverride: n\n");
+        let running = config("hostnameOverride: node\n");
         let elsewhere = config("healthzBindAddress: 192.0.2.1:10256\n");
         let findings = found(&elsewhere, Tester::Agent(&running), false);
         assert!(findings.wrong[0].contains("Cannot assign requested address"), "{findings:?}");

@@ -121,7 +121,10 @@ pub fn build_fragment<'a>(
             builder.add_port(port, family, &vips, &all);
             ready.extend(all.iter().filter(|e| e.local && e.ready).map(|e| e.target.addr));
         }
-        builder.add_health_check(family, ready.len());
+        // As in kube-proxy a Service without ports has no health check.
+        if !service.ports.is_empty() {
+            builder.add_health_check(family, ready.len());
+        }
     }
     builder.finish()
 }

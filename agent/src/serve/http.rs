@@ -16,8 +16,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
 
+use super::connections::Connections;
+
 /// A client that sends no request for so long is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A body that takes longer is none.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection ends after so long, whatever it is used for: a new one costs next to nothing.
+const LIFETIME: Duration = Duration::from_secs(120);
 /// Pause after a failed accept: out of descriptors, usually.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: u32 = 128;
@@ -36,7 +42,9 @@ pub struct Ask {
     /// Body; empty when it is longer than any that is of use.
     pub body: String,
     /// Who asks.
-    pub peer: IpAddr,
+    pub peer: SocketAddr,
+    /// At which address.
+    pub local: SocketAddr,
 }
 
 impl Ask {
@@ -119,39 +127,47 @@ fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Answers on a listener until dropped.
-pub async fn serve(listener: TcpListener, handler: Handler) {
+/// Answers on a listener until dropped. A connection too many is closed at once.
+pub async fn serve(listener: TcpListener, handler: Handler, connections: Connections) {
     loop {
         let (stream, peer) = match listener.accept().await {
-            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
+            Ok((stream, peer)) => (stream, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             Err(error) => {
                 tracing::debug!("accept: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
+        let (Some(place), Ok(local)) = (connections.take(peer.ip()), stream.local_addr()) else { continue };
+        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
         let handler = handler.clone();
         tokio::spawn(async move {
+            let _place = place;
             let answer = service_fn(move |request| {
                 let handler = handler.clone();
-                async move { Ok::<_, Infallible>(answer(request, peer, &handler).await) }
+                async move { Ok::<_, Infallible>(answer(request, (peer, local), &handler).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), answer);
-            if let Err(error) = connection.await {
+            if let Ok(Err(error)) = tokio::time::timeout(LIFETIME, connection).await {
                 tracing::debug!("HTTP: {error}");
             }
         });
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: IpAddr, handler: &Handler) -> Response<String> {
+async fn answer(
+    request: Request<Incoming>,
+    (peer, local): (SocketAddr, SocketAddr),
+    handler: &Handler,
+) -> Response<String> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, MAX_BODY).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
+    let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
     let body = String::from_utf8_lossy(&body).into_owned();
     let (path, query) = (head.uri.path().to_owned(), head.uri.query().unwrap_or_default().to_owned());
-    let ask = Ask { method: head.method, path, query, body, peer };
+    let ask = Ask { method: head.method, path, query, body, peer, local };
     handler(&ask).into_response()
 }

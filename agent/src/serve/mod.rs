@@ -1,24 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the agent answers over HTTP.
 
+pub mod connections;
 pub mod health;
 pub mod http;
 pub mod node_ports;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 
 use crate::events::{About, EventSink, Notice, Reason};
+use crate::kernel::sockets;
 use crate::log::Verbosity;
 use crate::metrics::{self, Metrics};
+use crate::words;
+use connections::Connections;
 use health::{Probe, SharedHealth};
 use http::{Answer, Ask, Handler};
 
 /// Pause before a listener is tried again, as in kube-proxy.
 const RETRY: Duration = Duration::from_secs(5);
+/// Connections of one server at once, and of one asker.
+const CONNECTIONS: usize = 256;
+const OF_ONE: usize = 32;
+/// A text of metrics is good for so long: whoever may read them may not keep the agent busy with it.
+const METRICS_AGE: Duration = Duration::from_millis(100);
+
 /// How long the last Event gets before the process ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -42,7 +52,9 @@ impl Server {
         let mut told = false;
         loop {
             let error = match http::listen(address, false) {
-                Ok(listener) => return http::serve(listener, handler).await,
+                Ok(listener) => {
+                    return http::serve(listener, handler, Connections::new(CONNECTIONS, OF_ONE)).await;
+                }
                 Err(error) => error,
             };
             if !told {
@@ -93,29 +105,67 @@ fn readyz(ask: &Ask, health: &SharedHealth) -> Answer {
 
 /// `/metrics`, `/proxyMode`, `/configz`, `/healthz`, and from this node `/debug/flags/v`.
 pub fn metrics_handler(metrics: Metrics, configz: String, verbosity: Verbosity) -> Handler {
+    let rendered = Rendered { metrics, last: Mutex::new(None) };
     Arc::new(move |ask: &Ask| match ask.path.as_str() {
         "/metrics" | "/proxyMode" | "/configz" | "/healthz" if !ask.reads() => {
             let mut answer = Answer::text(405, "only GET and HEAD\n");
             answer.headers.push(("allow", "GET, HEAD".to_owned()));
             answer
         }
-        "/metrics" => match metrics.render() {
-            Ok(text) => Answer { kind: metrics::CONTENT_TYPE, ..Answer::text(200, text) },
-            Err(error) => Answer::text(500, error.to_string()),
-        },
+        "/metrics" => rendered.answer(),
         "/proxyMode" => Answer::text(200, "ipvs"),
         "/configz" => Answer::json(200, configz.clone()),
         "/healthz" => Answer::text(200, "ok"),
-        "/debug/flags/v" if ask.peer.is_loopback() => set_verbosity(ask, &verbosity),
+        "/debug/flags/v" if ask.peer.ip().is_loopback() => set_verbosity(ask, &verbosity),
         "/debug/flags/v" => Answer::text(403, "only from this node: ask through 127.0.0.1\n"),
         _ => not_found(),
     })
 }
 
-/// `PUT` changes the level of the log, `GET` tells it.
+/// The metrics, rendered at most ten times a second.
+struct Rendered {
+    metrics: Metrics,
+    last: Mutex<Option<(Instant, Answer)>>,
+}
+
+impl Rendered {
+    fn answer(&self) -> Answer {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, answer)) = &*last
+            && at.elapsed() < METRICS_AGE
+        {
+            return answer.clone();
+        }
+        let answer = match self.metrics.render() {
+            Ok(text) => Answer { kind: metrics::CONTENT_TYPE, ..Answer::text(200, text) },
+            Err(error) => Answer::text(500, error.to_string()),
+        };
+        *last = Some((Instant::now(), answer.clone()));
+        answer
+    }
+}
+
+/// Whether root asks, or the user that the agent runs as.
+fn may_change(ask: &Ask) -> Result<(), String> {
+    let me = nix::unistd::geteuid().as_raw();
+    match sockets::owner(ask.peer, ask.local) {
+        Ok(Some(user)) if user == 0 || user == me => Ok(()),
+        Ok(Some(user)) => Err(format!("user {user} may not change the level of the log: ask as root\n")),
+        Ok(None) => Err("nobody of this node asks: ask as root from this node\n".to_owned()),
+        Err(error) => Err(format!(
+            "the kernel does not tell who asks ({}): load its module with `modprobe tcp_diag`\n",
+            words::io_error(&error)
+        )),
+    }
+}
+
+/// `PUT` of root changes the level of the log, `GET` tells it.
 fn set_verbosity(ask: &Ask, verbosity: &Verbosity) -> Answer {
     if ask.method == Method::GET {
         return Answer::text(200, format!("{}\n", verbosity.get()));
+    }
+    if let Err(why) = may_change(ask) {
+        return Answer::text(403, why);
     }
     match ask.body.trim().parse::<u32>() {
         Ok(level) if ask.method == Method::PUT => {
@@ -136,7 +186,8 @@ mod tests {
     fn ask(method: Method, path: &str, body: &str, peer: [u8; 4]) -> Ask {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let (path, query) = (path.to_owned(), query.to_owned());
-        Ask { method, path, query, body: body.to_owned(), peer: peer.into() }
+        let (peer, local) = ((peer, 1).into(), (HERE, 1).into());
+        Ask { method, path, query, body: body.to_owned(), peer, local }
     }
 
     const HERE: [u8; 4] = [127, 0, 0, 1];
@@ -161,8 +212,17 @@ mod tests {
         let code = |method| handler(&ask(method, "/metrics", "", HERE)).code;
         assert_eq!((code(Method::HEAD), code(Method::POST), code(Method::DELETE)), (200, 405, 405));
         let put = |body, peer| handler(&ask(Method::PUT, "/debug/flags/v", body, peer)).code;
-        assert_eq!((put("5", [192, 0, 2, 1]), put("much", HERE), put("5\n", HERE)), (403, 400, 200));
-        assert!(handler(&ask(Method::POST, "/debug/flags/v", "5", HERE)).code == 400);
+        assert_eq!((put("5", [192, 0, 2, 1]), put("5", HERE)), (403, 403), "nobody has these sockets");
+        // A connection of this process, which is the agent's user.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ends = (client.local_addr().unwrap(), listener.local_addr().unwrap());
+        let by_me = |method: Method, body: &str| {
+            let (peer, local) = ends;
+            handler(&Ask { peer, local, ..ask(method, "/debug/flags/v", body, HERE) }).code
+        };
+        assert_eq!((by_me(Method::PUT, "much"), by_me(Method::PUT, "5\n")), (400, 200));
+        assert_eq!(by_me(Method::POST, "5"), 400);
     }
 
     #[test]

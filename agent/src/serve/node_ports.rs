@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::connections::Connections;
 use super::health::SharedHealth;
 use super::http::{self, Answer};
 use crate::core::fragment::HealthCheck;
@@ -49,6 +50,8 @@ pub struct NodePorts {
     pub events: EventSink,
     /// Name of the node.
     pub node: String,
+    /// Their connections, all together.
+    pub connections: Connections,
 }
 
 impl NodePorts {
@@ -129,7 +132,11 @@ impl NodePorts {
                 let healthy = health.with(|h| h.is_family_healthy(family, SystemTime::now(), lag));
                 build_answer(&name, local, healthy)
             };
-            listener.tasks.push(tokio::spawn(http::serve(socket, Arc::new(answer))));
+            listener.tasks.push(tokio::spawn(http::serve(
+                socket,
+                Arc::new(answer),
+                self.connections.clone(),
+            )));
         }
         Ok(listener)
     }
@@ -209,7 +216,13 @@ mod tests {
         let health = SharedHealth::new(Health::new(&[Family::V4], Duration::from_secs(60)));
         let (sender, wanted) = watch::channel(HealthChecks::default());
         let events = EventSink::log_only();
-        let servers = NodePorts { wanted, health: health.clone(), events, node: "n".to_owned() };
+        let servers = NodePorts {
+            wanted,
+            health: health.clone(),
+            events,
+            node: "n".to_owned(),
+            connections: Connections::new(8, 8),
+        };
         let running = tokio::spawn(servers.run());
         let (one, two) = (free_port(), free_port());
         sender.send_replace(checks(one, 1));
