@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +23,7 @@ use crate::kernel::traffic;
 use crate::log::{self, Verbosity};
 use crate::memory;
 use crate::metrics::{Metrics, rest};
+use crate::pace::Pace;
 use crate::reconcile::{Outlets, Reconciler};
 use crate::reload::ConfigReload;
 use crate::schedule::Schedule;
@@ -38,6 +39,7 @@ use crate::source::{Limits, Source};
 use crate::store::Store;
 use crate::trial::{self, Tester};
 use crate::watches;
+use crate::words;
 
 /// Connections of all health-check node ports together.
 const NODE_PORT_CONNECTIONS: usize = 1024;
@@ -55,7 +57,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
         Owners::default()
     } else {
         Owners::ask().unwrap_or_else(|error| {
-            eprintln!("kube-ipvs: Services are not shown: {error:#}");
+            eprintln!("kube-ipvs: Services are not shown: {}", words::chain(&error));
             Owners::default()
         })
     };
@@ -86,7 +88,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     let name = node::node_name(&config.hostname_override)?;
     let settings = config.settings()?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %name, families = ?settings.families, "kube-ipvs");
+    let families: Vec<String> = settings.families.iter().map(ToString::to_string).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!("kube-ipvs {version} starts on node {name}, {}", families.join(" and "));
     if args.init_only {
         return init::run(&settings);
     }
@@ -179,7 +183,7 @@ fn watch_config(
     let (told, runtime) = (changed.clone(), runtime.handle().clone());
     std::thread::Builder::new().name("config".to_owned()).spawn(move || {
         let check = |text: &str| {
-            let new = Config::parse(text, &flags).map_err(|error| format!("{error:#}"))?;
+            let new = Config::parse(text, &flags).map_err(|error| words::chain(&error))?;
             let findings = trial::check(&new, Tester::Agent(&in_force), api.as_ref(), &runtime);
             findings.notes.iter().for_each(|note| tracing::warn!("the new configuration: {note}"));
             if findings.wrong.is_empty() { Ok(()) } else { Err(findings.wrong.join("; ")) }
@@ -195,7 +199,7 @@ fn watch_config(
 /// Whom the kernel kills first when memory runs out. Not being allowed to is no reason to stop.
 fn set_oom_score_adj(value: i64) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
-        tracing::info!("oomScoreAdj stays as it is: {error}");
+        tracing::info!("oomScoreAdj stays as it is: {}", words::io_error(&error));
     }
 }
 
@@ -225,18 +229,30 @@ fn source(
 
 /// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.
 fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option<LinuxKernel> {
+    let start = Instant::now();
     let mut pause = Duration::from_secs(1);
+    let (mut pace, mut told) = (Pace::default(), String::new());
     loop {
         match LinuxKernel::open(settings) {
             Ok(kernel) => return Some(kernel),
             Err(error) => {
-                tracing::error!("{error:#}; trying again in {pause:?}");
-                let message = format!("Services are not served on this node: {error:#}");
+                let why = words::chain(&error);
+                let now = start.elapsed();
+                if why != told {
+                    pace = Pace::default();
+                }
+                if pace.happened(1, now) {
+                    tracing::error!("{why}; Services are not served on this node until it works; retried");
+                } else if let Some((count, _)) = pace.due(now) {
+                    tracing::error!("{why}; still so after {}, tried {count} times more", words::time(now));
+                }
+                let message = format!("Services are not served on this node: {why}");
                 events.send([Notice { about: About::Node, reason: Reason::KernelNotUsable, message }]);
+                told = why;
             }
         }
-        let until = std::time::Instant::now() + pause;
-        while let Some(left) = until.checked_duration_since(std::time::Instant::now()) {
+        let until = Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
             if inbox.wait(Some(left)).stop {
                 return None;
             }

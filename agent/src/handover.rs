@@ -16,7 +16,8 @@ const PATIENCE: u32 = 3;
 #[derive(Debug, Default)]
 pub struct Handover {
     held: u32,
-    gone: bool,
+    /// What the other mode left of each family is gone, by [`Family::index`].
+    gone: [bool; 2],
     warned: bool,
 }
 
@@ -29,21 +30,22 @@ impl Handover {
     /// Looks at rules that were read. On a node shared with another proxy its rules are ignored. If rules
     /// reappear after they were removed, a kube-proxy is running: warn, and leave them alone.
     pub fn look(&mut self, observed: &mut Observed, beside_another: bool) {
-        if beside_another {
-            pass_over(observed);
-            return;
-        }
-        if !self.gone {
-            let kept = observed.rules.iter().flat_map(|rules| &rules.leftovers.kept);
-            kept.for_each(|chain| {
+        let mut found = false;
+        for family in Family::ALL {
+            if beside_another || self.gone[family.index()] {
+                found |= pass_over(observed, family);
+                continue;
+            }
+            observed.rules[family.index()].leftovers.kept.iter().for_each(|chain| {
                 tracing::warn!(
                     "chain {chain} of another kube-proxy mode is still referenced, not removed; delete the rule that \
                      jumps to it"
                 );
             });
+        }
+        if beside_another {
             return;
         }
-        let found = pass_over(observed);
         if found && !self.warned {
             tracing::warn!(
                 "rules of another kube-proxy mode came back: a kube-proxy runs on this node and takes traffic \
@@ -53,33 +55,37 @@ impl Handover {
         self.warned = found;
     }
 
-    /// Follows a pass. `tries` tells how many times a subject, or what blocks it, failed in a row.
-    pub fn follow(&mut self, plan: &Plan, report: &Report, audit: bool, tries: impl Fn(&Subject) -> u32) {
-        let outcomes: Vec<&Outcome> = plan
-            .ops
-            .iter()
-            .zip(&report.outcomes)
-            .filter_map(|(op, outcome)| matches!(op, Op::RemoveLeftovers(_)).then_some(outcome))
-            .collect();
-        let held = outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::Blocked(cause) => Some(tries(cause)),
-            _ => None,
-        });
-        self.held = self.held.max(held.max().unwrap_or(0));
-        let done = outcomes.iter().all(|outcome| **outcome == Outcome::Done);
-        self.gone |= done && (audit || !outcomes.is_empty());
+    /// Follows a pass. Of `unread` families nobody knows yet what another mode left. `tries` tells how many
+    /// times a subject, or what blocks it, failed in a row.
+    pub fn follow(
+        &mut self,
+        plan: &Plan,
+        report: &Report,
+        (audit, unread): (bool, [bool; 2]),
+        tries: impl Fn(&Subject) -> u32,
+    ) {
+        for family in Family::ALL {
+            let of_family =
+                |op: &Op| matches!(op, Op::RemoveLeftovers(leftovers) if leftovers.family == family);
+            let both = plan.ops.iter().zip(&report.outcomes);
+            let outcomes: Vec<&Outcome> =
+                both.filter_map(|(op, outcome)| of_family(op).then_some(outcome)).collect();
+            let held = outcomes.iter().filter_map(|outcome| match outcome {
+                Outcome::Blocked(cause) => Some(tries(cause)),
+                _ => None,
+            });
+            self.held = self.held.max(held.max().unwrap_or(0));
+            let done = outcomes.iter().all(|outcome| **outcome == Outcome::Done);
+            let looked = audit || !outcomes.is_empty();
+            self.gone[family.index()] |= done && looked && !unread[family.index()];
+        }
     }
 }
 
-/// Takes the leftovers for not seen; true when there were some.
-fn pass_over(observed: &mut Observed) -> bool {
-    let mut found = false;
-    for family in Family::ALL {
-        let index = family.index();
-        found |= !std::mem::take(&mut observed.rules[index].leftovers).is_empty();
-        found |= std::mem::take(&mut observed.nft_tables[index]);
-    }
-    found
+/// Takes the leftovers of a family for not seen; true when there were some.
+fn pass_over(observed: &mut Observed, family: Family) -> bool {
+    let rules = !std::mem::take(&mut observed.rules[family.index()].leftovers).is_empty();
+    rules | std::mem::take(&mut observed.nft_tables[family.index()])
 }
 
 #[cfg(test)]

@@ -36,3 +36,4 @@ mod testing;
 pub mod trial;
 pub mod watches;
 pub mod words;
+pub mod yaml;

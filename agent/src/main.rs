@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
-use kube_ipvs::{app, cleanup, show};
+use kube_ipvs::{app, cleanup, show, words};
 
 fn main() -> ExitCode {
     let cli = match Cli::from_args(std::env::args_os()) {
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kube-ipvs: {error:#}");
+            eprintln!("kube-ipvs: {}", words::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -48,7 +48,7 @@ impl<'a> ConfigReload<'a> {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            tracing::debug!("cannot watch the configuration file: {error:#}; retried");
+            tracing::debug!("cannot watch the configuration file: {}; retried", words::chain(&error));
             std::thread::sleep(PAUSE);
         }
     }

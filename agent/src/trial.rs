@@ -50,7 +50,7 @@ pub fn check(
 ) -> Findings {
     let mut findings = Findings::default();
     if let Err(error) = node::node_name(&config.hostname_override) {
-        findings.wrong.push(format!("{error:#}"));
+        findings.wrong.push(words::chain(&error));
     }
     check_scheduler(config, tester, &mut findings);
     check_address("healthzBindAddress", |c| c.healthz_address, config, tester, &mut findings);
@@ -67,17 +67,17 @@ fn check_scheduler(config: &Config, tester: Tester<'_>, findings: &mut Findings)
     }
     let settings = match config.settings() {
         Ok(settings) => settings,
-        Err(error) => return findings.wrong.push(format!("{error:#}")),
+        Err(error) => return findings.wrong.push(words::chain(&error)),
     };
     match (LinuxKernel::open(&settings), tester) {
         (Ok(mut kernel), _) => {
             if let Err(error) = kernel.check_scheduler(&settings.scheduler) {
-                findings.wrong.push(format!("{error:#}"));
+                findings.wrong.push(words::chain(&error));
             }
         }
-        (Err(error), Tester::Agent(_)) => findings.wrong.push(format!("{error:#}")),
+        (Err(error), Tester::Agent(_)) => findings.wrong.push(words::chain(&error)),
         (Err(error), Tester::Person) => {
-            findings.notes.push(format!("ipvs.scheduler was not tried here: {error:#}"));
+            findings.notes.push(format!("ipvs.scheduler was not tried here: {}", words::chain(&error)));
         }
     }
 }
@@ -117,7 +117,7 @@ fn check_api(
         .and_then(|metrics| runtime.block_on(access.client(&metrics, ANSWER)));
     let api = match client {
         Ok(api) => api,
-        Err(error) => return findings.wrong.push(format!("{error:#}")),
+        Err(error) => return findings.wrong.push(words::chain(&error)),
     };
     if tester.has(|c| c.kubeconfig.clone(), config) {
         return;

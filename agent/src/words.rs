@@ -60,6 +60,28 @@ pub fn io_error(error: &io::Error) -> String {
     }
 }
 
+/// An error with its causes, each said once, without numbers of the system and names of types.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let said = match cause.downcast_ref::<io::Error>() {
+            Some(error) => io_error(error),
+            None => cause.to_string(),
+        };
+        // Some libraries draw pictures below the first line.
+        let said = said.lines().next().unwrap_or_default().to_owned();
+        // Some causes have those below them in their own text.
+        if said.is_empty() || text.contains(&said) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&said);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +99,14 @@ mod tests {
         assert_eq!(some(["a", "b", "c"], 2, 3), "a, b and 1 more");
         assert_eq!(some(["a"], 2, 1), "a");
         assert_eq!(io_error(&io::Error::from_raw_os_error(30)), "Read-only file system");
+    }
+
+    #[test]
+    fn an_error_says_each_cause_once() {
+        let lowest = anyhow::Error::from(io::Error::from_raw_os_error(30));
+        let error = lowest.context("cannot write: Read-only file system").context("the file /x");
+        assert_eq!(chain(&error), "the file /x: cannot write: Read-only file system");
+        let error = anyhow::Error::from(io::Error::from_raw_os_error(2)).context("cannot read /x");
+        assert_eq!(chain(&error), "cannot read /x: No such file or directory");
     }
 }

@@ -34,10 +34,10 @@ pub enum Error {
     #[error("not permitted: CAP_NET_ADMIN is needed")]
     PermissionDenied,
     /// The socket failed.
-    #[error("rtnetlink socket: {0}")]
+    #[error("rtnetlink socket: {}", describe(.0))]
     Io(#[from] io::Error),
     /// The kernel refused a request.
-    #[error("the kernel refused: {0}")]
+    #[error("the kernel refused: {}", describe(.0))]
     Refused(io::Error),
     /// A dump was interrupted by changes again and again.
     #[error("the list of {0} changed while it was read")]
@@ -51,6 +51,11 @@ pub enum Error {
     /// No answer came in time: nobody knows what ran.
     #[error("the kernel did not answer in time: read the state again")]
     Timeout,
+}
+
+/// What the system says, without its number.
+fn describe(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_owned())
 }
 
 /// Why one address of many was refused.

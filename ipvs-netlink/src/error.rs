@@ -35,8 +35,13 @@ pub enum Error {
     #[error("the kernel did not answer in time")]
     Timeout,
     /// The socket failed.
-    #[error("generic netlink socket: {0}")]
+    #[error("generic netlink socket: {}", describe(.0))]
     Io(#[from] io::Error),
+}
+
+/// What the system says, without its number.
+fn describe(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_owned())
 }
 
 /// What a refusal means for the command that was refused.

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::core::settings::{ExternalIps, LocalTraffic, NodePortAddresses, Settings, Timeouts};
 use crate::log;
+use crate::yaml::{self, Twice};
 pub use flags::ConfigFlags;
 pub use values::{Origin, Values};
 
@@ -217,7 +218,9 @@ impl Config {
             kubeconfig: v.text("clientConnection.kubeconfig").to_owned(),
             oom_score_adj: values::in_range("oomScoreAdj", v.int("oomScoreAdj"), -1000..=1000)?,
             log_format: v.text("logging.format").parse().context("logging.format")?,
-            verbosity: u32::try_from(v.int("logging.verbosity")).context("logging.verbosity is negative")?,
+            verbosity: u32::try_from(v.int("logging.verbosity"))
+                .ok()
+                .context("logging.verbosity is negative")?,
             timeouts: timeouts(&v)?,
             conntrack: conntrack(&v)?,
             strict_arp: v.bool("ipvs.strictARP"),
@@ -283,18 +286,16 @@ fn in_file(path: &Path) -> String {
 
 /// Strictly first; a key that is there twice then counts as its last, with a warning, as in kube-proxy.
 fn parse_yaml(text: &str, warnings: &mut Vec<String>) -> anyhow::Result<Value> {
-    let strict: Result<Value, _> = serde_saphyr::from_str(text);
-    let error = match strict {
+    let error = match yaml::read(text, Twice::Refused) {
         Ok(value) => return Ok(value),
         Err(error) => error,
     };
-    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
-    match serde_saphyr::from_str_with_options(text, options) {
+    match yaml::read(text, Twice::LastWins) {
         Ok(value) => {
             warnings.push(format!("a field is there twice, the last one counts: {error}"));
             Ok(value)
         }
-        Err(_) => Err(error).context("not valid YAML"),
+        Err(error) => bail!("not valid YAML: {error}"),
     }
 }
 
@@ -309,7 +310,7 @@ fn reload(v: &Values) -> anyhow::Result<Reload> {
 
 fn service_metrics(v: &Values) -> anyhow::Result<Option<usize>> {
     const MAX: &str = "kubeIPVS.metrics.maxServices";
-    let limit = usize::try_from(v.int(MAX)).with_context(|| format!("{MAX} is negative"))?;
+    let limit = usize::try_from(v.int(MAX)).ok().with_context(|| format!("{MAX} is negative"))?;
     Ok(v.bool("kubeIPVS.metrics.perService").then_some(limit))
 }
 
@@ -350,8 +351,9 @@ fn periods(v: &Values) -> anyhow::Result<(Duration, Duration)> {
 }
 
 fn timeouts(v: &Values) -> anyhow::Result<Timeouts> {
-    let seconds =
-        |path: &str| u32::try_from(v.duration(path).as_secs()).with_context(|| format!("{path} is too long"));
+    let seconds = |path: &str| {
+        u32::try_from(v.duration(path).as_secs()).ok().with_context(|| format!("{path} is too long"))
+    };
     Ok(Timeouts {
         tcp: seconds("ipvs.tcpTimeout")?,
         tcp_fin: seconds("ipvs.tcpFinTimeout")?,
@@ -361,8 +363,9 @@ fn timeouts(v: &Values) -> anyhow::Result<Timeouts> {
 
 fn conntrack(v: &Values) -> anyhow::Result<Conntrack> {
     let number = |path: &str| values::in_range(path, v.int(path), 0..=i64::from(i32::MAX));
-    let seconds =
-        |path: &str| i64::try_from(v.duration(path).as_secs()).with_context(|| format!("{path} is too long"));
+    let seconds = |path: &str| {
+        i64::try_from(v.duration(path).as_secs()).ok().with_context(|| format!("{path} is too long"))
+    };
     Ok(Conntrack {
         max_per_core: number("conntrack.maxPerCore")?,
         min: number("conntrack.min")?,

@@ -302,11 +302,19 @@ impl Retries {
 
     /// How many times the subject, or what it waits for, failed in a row.
     pub fn tries(&self, subject: &Subject) -> u32 {
-        if let Some(failing) = self.failing.get(subject) {
-            return failing.tries;
+        // Subjects may wait for each other: rules that are tidied for an address that they guard.
+        let (mut seen, mut open) = (BTreeSet::from([*subject]), vec![*subject]);
+        let mut most = 0;
+        while let Some(subject) = open.pop() {
+            match self.failing.get(&subject) {
+                Some(failing) => most = most.max(failing.tries),
+                None => {
+                    let causes = self.blocked.iter().filter(|(_, blocked)| blocked.contains(&subject));
+                    open.extend(causes.map(|(cause, _)| *cause).filter(|cause| seen.insert(*cause)));
+                }
+            }
         }
-        let causes = self.blocked.iter().filter(|(_, blocked)| blocked.contains(subject));
-        causes.map(|(cause, _)| self.tries(cause)).max().unwrap_or(0)
+        most
     }
 
     /// What fails, in a stable order.

@@ -243,3 +243,14 @@ fn news_are_told_once() {
     assert_eq!((news.ended.len(), news.ended[0].1.tries, news.ended[0].1.since), (1, 3, s(1)));
     assert!(retries.is_empty());
 }
+
+#[test]
+fn subjects_that_wait_for_each_other_are_counted_once() {
+    let mut retries = Retries::default();
+    let blocked = |cause: Subject| Outcome::Blocked(cause);
+    let address = Op::Bind(ip(1));
+    let server = Op::AddRealServer(vs(1), RsKey { addr: ip(9), port: 80 });
+    let ops = [(address.clone(), blocked(server.subject())), (server.clone(), blocked(address.subject()))];
+    let _ = pass(&mut retries, &ops, s(1));
+    assert_eq!((retries.tries(&address.subject()), retries.tries(&server.subject())), (0, 0));
+}

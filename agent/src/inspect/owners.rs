@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt};
 
 use crate::inbox::Inbox;
+use crate::words;
 
 const NAME: &[u8] = b"kube-ipvs/owners";
 /// How long an asker and the loop may take.
@@ -133,7 +134,7 @@ pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
                 }
                 Ok(taken) => taken,
                 Err(error) => {
-                    tracing::error!("{error:#}");
+                    tracing::error!("{}", words::chain(&error));
                     return inbox.stop();
                 }
             };

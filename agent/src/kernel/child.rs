@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+
+use crate::words;
 
 /// Pause between looks whether a program that has closed its output has ended.
 const EXIT_PAUSE: Duration = Duration::from_millis(2);
@@ -62,7 +64,7 @@ pub fn run(
     limit: Duration,
     started: impl FnOnce(u32),
 ) -> Result<String, ChildError> {
-    let unusable = |error: &dyn std::fmt::Display| ChildError::Unusable(program.into(), error.to_string());
+    let unusable = |error: &std::io::Error| ChildError::Unusable(program.into(), words::io_error(error));
     let mut command = Command::new(program);
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
     // A group of its own, so that what it starts can be killed with it.
@@ -79,7 +81,10 @@ pub fn run(
         }
         Ok(Some(End { status, stderr, .. })) => Err(ChildError::Failed {
             program: program.to_owned(),
-            status: status.to_string(),
+            status: match (status.code(), status.signal()) {
+                (None, Some(signal)) => format!("signal {signal}"),
+                (code, _) => format!("exit code {}", code.unwrap_or_default()),
+            },
             code: status.code(),
             stderr: String::from_utf8_lossy(&stderr).trim().to_owned(),
         }),

@@ -36,7 +36,7 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 #[derive(Debug, thiserror::Error)]
 pub enum NfError {
     /// The socket failed.
-    #[error("netfilter netlink socket: {0}")]
+    #[error("netfilter netlink socket: {}", crate::words::io_error(.0))]
     Io(std::io::Error),
     /// No answer came in time: nobody knows what ran.
     #[error("the kernel did not answer in time")]

@@ -455,3 +455,19 @@ fn a_kernel_that_cannot_be_read_at_the_start_is_retried_and_not_written() {
     assert_eq!(day.kernel().state.addresses.len(), 5);
     assert!(day.agent.reconciler.retries().is_empty());
 }
+
+#[test]
+fn what_another_mode_left_is_removed_although_the_rules_are_read_late() {
+    let mut node = kernel();
+    node.state.rules[0] = crate::core::save::parse_save(
+        "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\nCOMMIT\n",
+    );
+    node.set_unreadable(Part::Rules(Family::V4), Some(refused(Cause::TimedOut)));
+    let mut day = Day::begin(node);
+    day.pass_time(s(5));
+    assert!(!day.kernel().state.rules[0].leftovers.is_empty(), "what is not known is not removed");
+    day.kernel().set_unreadable(Part::Rules(Family::V4), None);
+    let log = lines(|| day.pass_time(s(40)));
+    assert!(day.kernel().state.rules[0].leftovers.is_empty(), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("came back")), "{log:?}");
+}

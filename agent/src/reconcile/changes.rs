@@ -86,7 +86,11 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         // A Node that is gone is none for load balancers, although its last facts stay in force.
-        let eligible = self.store.node().is_some_and(|n| !n.leaving);
+        let current = self.store.node();
+        if self.store.is_synced() {
+            self.reporter.node(&self.node.name, current.is_some());
+        }
+        let eligible = current.is_some_and(|n| !n.leaving);
         self.outlets.health.with(|health| health.set_eligible(eligible));
         let Some(observed) = &self.observed else { return false };
         let peers = self.store.peers();

@@ -65,7 +65,8 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.follow(&plan, &report, &mut observed, now);
         self.retries.follow(&keys, &plan, &report, now, &mut self.pending);
-        self.handover.follow(&plan, &report, audit, |subject| self.retries.tries(subject));
+        let looked = (audit, observed.unread_rules);
+        self.handover.follow(&plan, &report, looked, |subject| self.retries.tries(subject));
         self.share_lists(&keys, &mut observed);
         self.settle_rules(&plan, &report, &observed);
         // Who has connections is asked anew whenever it matters.

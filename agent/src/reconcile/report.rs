@@ -65,9 +65,28 @@ pub(super) struct Reporter {
     lists: bool,
     /// In which way rules that another program changed differed.
     rules: Vec<String>,
+    /// Whether the Node object existed when it was looked for last.
+    node: Option<bool>,
 }
 
 impl Reporter {
+    /// Whether the Node object exists; told when that changes.
+    pub fn node(&mut self, name: &str, exists: bool) {
+        match (self.node.replace(exists), exists) {
+            (None, false) => tracing::warn!(
+                "there is no Node {name}: zone, node addresses and pod CIDRs are not known, and load balancers are \
+                 told that this node takes no traffic; set hostnameOverride (--hostname-override) to the name that \
+                 `kubectl get nodes` shows"
+            ),
+            (Some(true), false) => tracing::warn!(
+                "the Node {name} was deleted: its last zone, addresses and pod CIDRs stay in force, and load \
+                 balancers are told that this node takes no traffic"
+            ),
+            (Some(false), true) => tracing::info!("the Node {name} exists now"),
+            _ => {}
+        }
+    }
+
     /// The Services that every pod needs were programmed before the lists of all objects came.
     pub fn programmed_early(&self, pass: &Pass) {
         tracing::info!(

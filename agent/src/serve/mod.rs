@@ -59,7 +59,11 @@ impl Server {
             };
             if !told {
                 told = true;
-                let message = format!("cannot listen at {address}: {error}; free the port or set {setting}");
+                let why = words::io_error(&error);
+                let message = format!(
+                    "cannot listen at {address}: {why}; free the port (does kube-proxy still run on this node?) or \
+                     set {setting}"
+                );
                 tracing::error!("{message}");
                 if self.hard_fail {
                     events.send([Notice { about: About::Node, reason: self.reason, message }]);

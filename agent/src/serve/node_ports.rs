@@ -16,6 +16,7 @@ use super::http::{self, Answer};
 use crate::core::fragment::HealthCheck;
 use crate::core::model::{Family, ObjectName};
 use crate::events::{About, EventSink, Notice, Reason};
+use crate::words;
 
 /// Pause before a port that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(30);
@@ -146,7 +147,10 @@ fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> 
     Notice {
         about: About::Service(name.clone()),
         reason: Reason::FailedToStartServiceHealthcheck,
-        message: format!("node {node} failed to start healthcheck \"{name}\" on port {port}: {error}"),
+        message: format!(
+            "node {node} failed to start healthcheck \"{name}\" on port {port}: {}",
+            words::io_error(error)
+        ),
     }
 }
 

@@ -13,13 +13,14 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::Source;
 use crate::core::protected::Peers;
 use crate::file_watch::FileWatch;
+use crate::pace::Pace;
 use crate::store::{Decoded, Kind, Store};
 use crate::words;
 use parse::{Item, Ours, parse};
@@ -174,12 +175,22 @@ impl FileSource {
 impl Source for FileSource {
     fn start(mut self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
         let run = move || {
-            let mut pause = MIN_PAUSE;
+            let start = Instant::now();
+            let (mut pause, mut pace, mut told) = (MIN_PAUSE, Pace::default(), String::new());
             loop {
                 let before = self.reads;
                 if let Err(error) = self.follow(&store) {
                     let kept = if self.published { "; the objects read before stay in force" } else { "" };
-                    tracing::error!("{error:#}{kept}; retried in {}", words::time(pause));
+                    let why = words::chain(&error);
+                    let now = start.elapsed();
+                    if why != told {
+                        pace = Pace::default();
+                    }
+                    let again = pace.due(now).is_some();
+                    if pace.happened(1, now) || again {
+                        tracing::error!("{why}{kept}; retried until it works");
+                    }
+                    told = why;
                 }
                 std::thread::sleep(pause);
                 pause = if self.reads > before { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
@@ -193,7 +204,8 @@ impl Source for FileSource {
 fn report_file(path: &Path, error: &anyhow::Error, known: bool) {
     let kept = if known { "its last good content stays in force" } else { "it is left out" };
     let file = path.display();
-    tracing::error!(%file, "cannot use this file: {error:#}; {kept}; fix it and it is read again");
+    let why = words::chain(error);
+    tracing::error!(%file, "cannot use this file: {why}; {kept}; fix it and it is read again");
 }
 
 fn stamp(path: &Path) -> std::io::Result<Stamp> {

@@ -198,7 +198,8 @@ where
                 (None, ControlFlow::Break(None)) => return End::Over,
                 // One event that is none is passed over, as by client-go.
                 (None, ControlFlow::Break(Some(kube::Error::SerdeError(error)))) => {
-                    tracing::warn!(kind = %K::KIND, "an event of a watch is ignored, for it is no object: {error}");
+                    tracing::warn!(kind = %K::KIND, "an event of the API server is ignored: it is not a Kubernetes object");
+                    tracing::debug!(kind = %K::KIND, "{error}");
                 }
                 (None, ControlFlow::Break(Some(error))) => return End::Failed(self.lists.trouble(&error)),
             }

@@ -212,6 +212,9 @@ fn source(volume: &Volume, mount: &VolumeMount, host: &Host) -> Result<PathBuf> 
             if path.type_.as_deref() == Some("FileOrCreate") && !here.exists() {
                 std::fs::write(&here, "").with_context(|| format!("cannot make {}", here.display()))?;
             }
+            if path.type_.as_deref() == Some("DirectoryOrCreate") && !here.exists() {
+                std::fs::create_dir_all(&here).with_context(|| format!("cannot make {}", here.display()))?;
+            }
             // A runtime wants the real path.
             here.canonicalize().with_context(|| format!("the node has no {}", path.path))
         }

@@ -3,6 +3,7 @@
 
 use super::*;
 use integration::objects::{ServiceBuilder, node};
+use nix::sys::signal::Signal;
 
 const HC: u16 = 31234;
 
@@ -63,7 +64,10 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
     let agent = files.start(&ns);
     wait_for("health", &agent, || get(&ns, 10256, "healthz").0 == 200);
     // A device of another kind in the place of ours: addresses of both families fail.
+    // Stopped meanwhile, for it would make its own at once.
+    agent.signal(Signal::SIGSTOP).unwrap();
     ns.ip("link del kube-ipvs0\nlink add kube-ipvs0 type bridge").unwrap();
+    agent.signal(Signal::SIGCONT).unwrap();
     wait_for("the complaint", &agent, || agent.log().contains("bridge"));
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(

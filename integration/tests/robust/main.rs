@@ -5,10 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod adopt;
+mod bad_day;
+mod cut_off;
 mod fail;
 mod kill;
+mod strangers;
 mod tell;
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

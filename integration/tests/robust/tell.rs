@@ -2,8 +2,6 @@
 //! What an operator must know is said: in the log, as an Event, as a metric. And the node is never
 //! cut off by a Service that claims its address.
 
-use std::net::SocketAddr;
-
 use integration::apiserver::ApiServer;
 use integration::lab::traffic::{Backend, NoAnswer, ask_tcp};
 use integration::lab::{Lab, oracle};

@@ -7,6 +7,7 @@ mod service;
 mod shared;
 mod slice;
 mod tape;
+mod wrong;
 
 use serde::{Deserialize, Deserializer};
 

@@ -10,6 +10,8 @@ use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 
+use super::wrong::Wrong;
+
 /// Tokens of a usual object.
 const ROOM: usize = 128;
 
@@ -214,7 +216,7 @@ impl<'a> Item<'a> {
 
 /// Errors are worded as those of `serde_json`.
 impl<'a> Deserializer<'a> for Item<'a> {
-    type Error = serde_json::Error;
+    type Error = Wrong;
 
     fn deserialize_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Self::Error> {
         let inside = |end| Inside { next: Item { at: self.at + 1, ..self }, end };
@@ -261,7 +263,7 @@ impl<'a> Inside<'a> {
 }
 
 impl<'a> SeqAccess<'a> for Inside<'a> {
-    type Error = serde_json::Error;
+    type Error = Wrong;
 
     fn next_element_seed<T: DeserializeSeed<'a>>(
         &mut self,
@@ -285,7 +287,7 @@ impl<'a> SeqAccess<'a> for Inside<'a> {
 }
 
 impl<'a> MapAccess<'a> for Inside<'a> {
-    type Error = serde_json::Error;
+    type Error = Wrong;
 
     fn next_key_seed<T: DeserializeSeed<'a>>(&mut self, seed: T) -> Result<Option<T::Value>, Self::Error> {
         if self.next.at == self.end {

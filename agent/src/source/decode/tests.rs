@@ -52,7 +52,7 @@ fn each_error_names_its_field() {
         ),
         (
             service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": "http"}]})),
-            "spec.ports[0].port: invalid type",
+            "spec.ports[0].port: \"http\" is not a number without sign",
         ),
         (slice(json!({"addressType": "IPX"})), "addressType"),
         (

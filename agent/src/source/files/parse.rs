@@ -3,12 +3,13 @@
 
 use std::net::IpAddr;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use serde_json::Value;
 
 use super::super::decode::RawObject;
 use crate::core::model::ObjectName;
 use crate::store::{Decoded, Kind, Object};
+use crate::yaml;
 
 /// What a file held: objects, as far as they could be decoded, and addresses of other Nodes.
 #[derive(Clone, Debug)]
@@ -41,10 +42,7 @@ pub(super) fn parse(text: &str, ours: &Ours) -> anyhow::Result<Vec<Item>> {
         let values = serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>();
         values.context("it is not valid JSON")?
     } else {
-        // The file is the operator's own: a large one is no attack.
-        let options = serde_saphyr::options! { budget: None };
-        let values = serde_saphyr::from_multiple_with_options(text, options);
-        values.context("it is not valid YAML")?
+        yaml::read_all(text).map_err(|error| anyhow!("it is not valid YAML: {error}"))?
     };
     let mut items = Vec::new();
     for document in &documents {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube_ipvs::config::{Config, ConfigFlags};
+use serde_json::json;
 
 use super::*;
 
@@ -105,7 +106,9 @@ fn pods_are_whole_and_probed_on_the_health_port() {
     for (name, port) in [("kube-ipvs", 10256), ("kubeadm", 10256), ("coexist", 10356)] {
         let set = daemon_set(&rendered(name));
         let (spec, pod) = (set.spec.clone().unwrap(), pod(&set));
-        assert_eq!(spec.selector.match_labels, spec.template.metadata.unwrap().labels, "{name}");
+        let labels = spec.template.metadata.unwrap().labels.unwrap();
+        let selected = spec.selector.match_labels.unwrap();
+        assert!(selected.iter().all(|(key, value)| labels.get(key) == Some(value)), "{name}");
         check_pod(&pod);
         let [main] = &pod.containers[..] else { panic!("{name}: one container") };
         assert_eq!(probed(main, main.startup_probe.as_ref()), ("/livez".to_owned(), port), "{name}");
@@ -113,6 +116,41 @@ fn pods_are_whole_and_probed_on_the_health_port() {
         assert_eq!(probed(main, main.readiness_probe.as_ref()), ("/readyz".to_owned(), port), "{name}");
         let update = spec.update_strategy.unwrap();
         assert_eq!(update.type_.as_deref(), Some("RollingUpdate"), "{name}");
+    }
+}
+
+#[test]
+fn prometheus_finds_every_variant_at_its_port() {
+    let monitor = rendered("monitoring");
+    let monitor = monitor.iter().find_map(|o| if let Manifest::PodMonitor(m) = o { Some(m) } else { None });
+    let spec = &monitor.unwrap()["spec"];
+    let expression = &spec["selector"]["matchExpressions"][0];
+    assert_eq!(
+        (&expression["key"], &expression["operator"]),
+        (&json!("kube-ipvs-variant"), &json!("Exists"))
+    );
+    let endpoints = spec["podMetricsEndpoints"].as_array().unwrap();
+    assert_eq!(endpoints.len(), 1);
+    // Without a number: each pod's own, and brackets for IPv6 are Prometheus' own work.
+    assert_eq!(endpoints[0]["port"], "metrics");
+    assert!(!endpoints[0].to_string().contains("__address__"));
+    for (name, variant, port) in
+        [("kube-ipvs", "base", 10249), ("kubeadm", "kubeadm", 10249), ("coexist", "coexist", 10349)]
+    {
+        let objects = rendered(name);
+        let set = daemon_set(&objects);
+        let labels = set.spec.clone().unwrap().template.metadata.unwrap().labels.unwrap();
+        assert_eq!(labels["kube-ipvs-variant"], variant);
+        let pod = pod(&set);
+        let ports = pod.containers[0].ports.clone().unwrap();
+        let metrics = ports.iter().find(|p| p.name.as_deref() == Some("metrics")).unwrap();
+        assert_eq!(metrics.container_port, port, "{name}");
+        // kubeadm's ConfigMap is its own.
+        for file in config_maps(&objects).values().filter_map(|map| map.get("config.conf")) {
+            let config = Config::parse(file, &ConfigFlags::default()).unwrap();
+            assert_eq!(i32::from(config.metrics_address.port()), port, "{name}");
+            assert!(config.metrics_address.ip().is_unspecified(), "{name}: Prometheus must reach it");
+        }
     }
 }
 

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is wrong with a field, in the words of Kubernetes' documents and not of this program's types.
+
+use std::fmt;
+
+use serde::de::{self, Expected, Unexpected};
+
+/// A value that is not what it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong(String);
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+fn found(value: Unexpected<'_>) -> String {
+    match value {
+        Unexpected::Bool(value) => value.to_string(),
+        Unexpected::Unsigned(value) => value.to_string(),
+        Unexpected::Signed(value) => value.to_string(),
+        Unexpected::Float(value) => value.to_string(),
+        Unexpected::Str(text) => format!("{text:?}"),
+        Unexpected::Unit | Unexpected::Option => "null".to_owned(),
+        Unexpected::Seq => "a list".to_owned(),
+        Unexpected::Map => "an object".to_owned(),
+        _ => "this".to_owned(),
+    }
+}
+
+/// serde describes what it expects by the types of the program.
+fn wanted(expected: &dyn Expected) -> &'static str {
+    match expected.to_string().as_str() {
+        "u16" | "u32" | "u64" => "a number without sign",
+        "i64" | "i32" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a borrowed string" | "a string" => "a text",
+        _ => "an object",
+    }
+}
+
+impl de::Error for Wrong {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self(message.to_string())
+    }
+
+    fn invalid_type(value: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self(format!("{} is not {}", found(value), wanted(expected)))
+    }
+
+    fn invalid_value(value: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let found = found(value);
+        match value {
+            Unexpected::Unsigned(_) => Self(format!("{found} is too large")),
+            _ => Self(format!("{found} is not {}", wanted(expected))),
+        }
+    }
+}

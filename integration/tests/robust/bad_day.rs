@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One thing keeps failing on a real kernel: everybody else is served as fast as on a good day, the agent burns
+//! no CPU and starts no programs for it, the log stays short, and health says what health means.
+
+use integration::lab::oracle;
+
+use super::*;
+
+/// How much later than on a good day a change of another Service may be programmed.
+const LATER: Duration = Duration::from_millis(100);
+/// Changes that are measured, of which the one in the middle counts.
+const CHANGES: u8 = 9;
+/// How long the agent is watched.
+const WATCHED: Duration = Duration::from_secs(10);
+
+/// A node on which something goes wrong.
+struct Day {
+    ns: Netns,
+    files: Files,
+    objects: Vec<Value>,
+}
+
+/// A good day's Services: one of both families, one with a filtered load balancer.
+fn everyday() -> Vec<Value> {
+    let mut lb = service("lb", &["10.96.0.30"], &[], &PORT);
+    lb["spec"]["type"] = json!("LoadBalancer");
+    lb["spec"]["loadBalancerSourceRanges"] = json!(["198.18.0.0/15"]);
+    lb["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}});
+    let mut all = one_service();
+    all.extend([lb, service("both", &["10.96.0.20", "fd00:96::20"], &[], &PORT)]);
+    all.push(integration::objects::node("node-a", &["192.168.50.2"]));
+    all
+}
+
+fn answer(ns: &Netns, path: &str) -> u16 {
+    let at = ([127, 0, 0, 1], 10256).into();
+    let answer = ns.enter(|| oracle::http(at, "GET", path, "")).unwrap().unwrap_or_default();
+    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
+}
+
+impl Day {
+    fn new() -> Self {
+        let ns = Netns::new("node-a").unwrap();
+        ns.ip("link add eth0 type dummy\naddr add 192.168.50.2/24 dev eth0\nlink set eth0 up").unwrap();
+        let more = json!({"ipvs": {"syncPeriod": "5s"}, "conntrack": {"maxPerCore": 0}});
+        let mut files = Files::new(&more, everyday());
+        files.wrap("exec \"$AGENT\" \"$@\"");
+        Self { ns, files, objects: everyday() }
+    }
+
+    /// A program in the place of the real one, which counts its starts in `NAME.starts` and does `text` where
+    /// the file `broken` exists.
+    fn break_program(&mut self, name: &str, text: &str) {
+        let (broken, starts) = (self.files.path("broken"), self.files.path(&format!("{name}.starts")));
+        self.files.script(
+            name,
+            &format!(
+                "echo . >>{}\n[[ ! -e {} ]] || {{ {text}\n}}\nexec /usr/sbin/{name} \"$@\"",
+                starts.display(),
+                broken.display()
+            ),
+        );
+    }
+
+    fn set_broken(&self, broken: bool) {
+        let path = self.files.path("broken");
+        if broken { std::fs::write(path, "").unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+
+    fn starts(&self, name: &str) -> usize {
+        let text = std::fs::read_to_string(self.files.path(&format!("{name}.starts"))).unwrap_or_default();
+        text.lines().count()
+    }
+
+    /// An agent at the default level of the log.
+    fn start(&self) -> Agent {
+        let spec = AgentSpec {
+            config: self.files.path("config.yaml"),
+            objects: Some(self.files.path("objects.json")),
+            binary: self.files.wrapper.clone(),
+            ..AgentSpec::default()
+        };
+        Agent::start(&self.ns, &spec).unwrap()
+    }
+
+    /// How long changes of another Service take from the file to the kernel; the middle one.
+    fn latency(&self, agent: &Agent, round: u8) -> Duration {
+        let mut times: Vec<Duration> = (1..=CHANGES).map(|n| self.change(agent, round, n)).collect();
+        times.sort_unstable();
+        times[times.len() / 2]
+    }
+
+    fn change(&self, agent: &Agent, round: u8, n: u8) -> Duration {
+        let port = [("http", "TCP", 8080)];
+        let mut all = self.objects.clone();
+        all.extend([
+            service("other", &["10.96.0.99"], &[], &PORT),
+            slice("other", &[&format!("10.244.{round}.{n}")], &port),
+        ]);
+        let shown = format!("0AF4{round:02X}{n:02X}:1F90");
+        self.files.write(all);
+        let start = Instant::now();
+        let has = || {
+            let read = || std::fs::read_to_string("/proc/thread-self/net/ip_vs");
+            self.ns.enter(read).unwrap().unwrap().contains(&shown)
+        };
+        while !has() {
+            assert!(start.elapsed() < LIMIT, "{shown} does not come; log:\n{}", agent.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        start.elapsed()
+    }
+
+    /// The CPU time of the agent, in hundredths of a second.
+    fn cpu(agent: &Agent) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// Measures a good day, then a day on which `begin` made `complaint` fail from the start, and the end of
+    /// that. `healthz`: its code meanwhile.
+    fn compare(mut self, begin: impl Fn(&mut Self), complaint: &str, healthz: u16, end: impl Fn(&Self)) {
+        let mut agent = self.start();
+        wait_for("a good start", &agent, || answer(&self.ns, "readyz") == 200);
+        let good = self.latency(&agent, 10);
+        agent.stop().unwrap();
+        begin(&mut self);
+        self.files.write(self.objects.clone());
+        let agent = self.start();
+        wait_for(complaint, &agent, || agent.log().contains(complaint));
+        wait_for("the first try of everything", &agent, || answer(&self.ns, "healthz") == healthz);
+        let bad = self.latency(&agent, 20);
+        assert!(bad <= good + LATER, "{complaint}: {bad:?} instead of {good:?}; log:\n{}", agent.log());
+        let (cpu, lines) = (Self::cpu(&agent), agent.log().lines().count());
+        let programs = self.starts("iptables-restore") + self.starts("ip6tables-save");
+        std::thread::sleep(WATCHED);
+        assert_eq!((answer(&self.ns, "livez"), answer(&self.ns, "healthz")), (200, healthz), "{complaint}");
+        let spent = Self::cpu(&agent) - cpu;
+        assert!(spent < 150, "{complaint}: {spent} hundredths of a second of CPU in {WATCHED:?}");
+        let more = agent.log().lines().count() - lines;
+        assert!(more <= 10, "{complaint}: {more} lines in {WATCHED:?}:\n{}", agent.log());
+        let programs = self.starts("iptables-restore") + self.starts("ip6tables-save") - programs;
+        assert!(programs <= 12, "{complaint}: {programs} programs in {WATCHED:?}");
+        end(&self);
+        wait_for("the end of it", &agent, || {
+            agent.log().contains("no longer failing") && answer(&self.ns, "readyz?verbose") == 200
+        });
+    }
+}
+
+#[test]
+fn ipv6_that_is_disabled_keeps_ipv4_as_fast_as_ever() {
+    let disable = |day: &Day, value| {
+        day.ns.set_sysctls(&[("net.ipv6.conf.kube-ipvs0.disable_ipv6", value)]).unwrap();
+    };
+    let begin = |day: &mut Day| disable(day, "1");
+    Day::new().compare(begin, "IPv6 is disabled", 200, |day| disable(day, "0"));
+}
+
+#[test]
+fn a_device_of_another_kind_keeps_nobody_else_waiting() {
+    let begin = |day: &mut Day| day.ns.ip("link del kube-ipvs0\nlink add kube-ipvs0 type bridge").unwrap();
+    // Nothing can be opened on this node: load balancers are to go elsewhere.
+    Day::new().compare(begin, "bridge", 503, |day| day.ns.ip("link del kube-ipvs0").unwrap());
+}
+
+#[test]
+fn an_ipset_of_another_type_in_use_keeps_nobody_else_waiting() {
+    let rule = |day: &Day, verb: &str| {
+        let set = ["-m", "set", "--match-set", "KUBE-NODE-PORT-LOCAL-UDP", "src"];
+        day.ns.exec(&[&["iptables", "-w", verb, "INPUT"], &set[..], &["-j", "ACCEPT"]].concat()).unwrap();
+    };
+    let begin = |day: &mut Day| {
+        day.ns.exec(&["ipset", "destroy", "KUBE-NODE-PORT-LOCAL-UDP"]).unwrap();
+        day.ns.exec(&["ipset", "create", "KUBE-NODE-PORT-LOCAL-UDP", "hash:ip"]).unwrap();
+        rule(day, "-I");
+    };
+    Day::new().compare(begin, "KUBE-NODE-PORT-LOCAL-UDP", 503, |day| rule(day, "-D"));
+}
+
+#[test]
+fn a_failing_iptables_restore_keeps_nobody_else_waiting() {
+    let begin = |day: &mut Day| {
+        day.break_program("iptables-restore", "echo no luck >&2; exit 1;");
+        day.set_broken(true);
+        day.ns.exec(&["iptables", "-w", "-F", "KUBE-SERVICES", "-t", "nat"]).unwrap();
+    };
+    Day::new().compare(begin, "no luck", 503, |day| day.set_broken(false));
+}
+
+#[test]
+fn a_hanging_iptables_restore_is_killed_and_keeps_nobody_else_waiting() {
+    let begin = |day: &mut Day| {
+        day.break_program("iptables-restore", "sleep 3600;");
+        day.set_broken(true);
+        day.ns.exec(&["iptables", "-w", "-F", "KUBE-SERVICES", "-t", "nat"]).unwrap();
+    };
+    Day::new().compare(begin, "did not end within", 503, |day| day.set_broken(false));
+}
+
+#[test]
+fn a_failing_ip6tables_save_keeps_ipv4_as_fast_as_ever() {
+    let begin = |day: &mut Day| {
+        day.break_program("ip6tables-save", "echo no such table >&2; exit 1;");
+        day.set_broken(true);
+    };
+    Day::new().compare(begin, "failed: reading IPv6 iptables rules", 503, |day| day.set_broken(false));
+}
+
+#[test]
+fn an_unwritable_sysctl_keeps_nobody_else_waiting() {
+    let begin = |day: &mut Day| {
+        day.files.wrap(
+            "exec unshare -m bash -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && \
+             exec \"$0\" \"$@\"' \"$AGENT\" \"$@\"",
+        );
+        day.ns.set_sysctls(&[("net.ipv4.vs.expire_nodest_conn", "0")]).unwrap();
+    };
+    let end = |day: &Day| day.ns.set_sysctls(&[("net.ipv4.vs.expire_nodest_conn", "1")]).unwrap();
+    Day::new().compare(begin, "expire_nodest_conn: it is 0 and must be 1", 200, end);
+}
+
+/// IPVS refuses what the routes call a broadcast address, and the API server lets it pass.
+#[test]
+fn an_endpoint_at_a_broadcast_address_is_one_line_and_no_bad_health() {
+    let begin = |day: &mut Day| {
+        day.objects.push(service("wild", &["10.96.0.50"], &[], &PORT));
+        let endpoints = ["255.255.255.255", "192.168.50.255", "10.244.1.8"];
+        day.objects.push(slice("wild", &endpoints, &[("http", "TCP", 8080)]));
+    };
+    // The subnet goes, and with it the broadcast address.
+    let end = |day: &Day| {
+        day.ns.ip("addr del 192.168.50.2/24 dev eth0\naddr add 192.168.50.2/32 dev eth0").unwrap()
+    };
+    Day::new().compare(begin, "192.168.50.255", 200, end);
+}

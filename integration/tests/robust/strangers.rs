@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What others do: flush what the kernel does not tell of, own virtual servers, or take the agent's place.
+
+use integration::lab::oracle;
+
+use super::*;
+
+/// How soon a flush is to be repaired: the probe finds it within 2 s, and then everything is read.
+const SOON: Duration = Duration::from_secs(6);
+
+#[test]
+fn a_flush_that_nobody_tells_of_is_repaired_within_seconds() {
+    let ns = Netns::new("node-a").unwrap();
+    let files = Files::new(&no_audits(), one_service());
+    let agent = files.start(&ns);
+    let serves = || {
+        run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080")
+            && run(&ns, &["ipset", "list", "KUBE-CLUSTER-IP"]).contains("10.96.0.10,tcp:80")
+    };
+    wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32") && serves());
+    let commands: [&[&str]; 3] =
+        [&["ipvsadm", "-C"], &["ipset", "flush"], &["ipset", "flush", "KUBE-CLUSTER-IP"]];
+    for command in commands {
+        // A calm moment: the probes take turns.
+        std::thread::sleep(Duration::from_secs(2));
+        ns.exec(command).unwrap();
+        let start = Instant::now();
+        wait_for(&command.join(" "), &agent, serves);
+        assert!(start.elapsed() < SOON, "{command:?}: {:?}; log:\n{}", start.elapsed(), agent.log());
+    }
+    let log = agent.log();
+    assert!(log.contains("that another program changed"), "{log}");
+    assert!(log.matches("reading everything").count() <= 3, "{log}");
+}
+
+#[test]
+fn virtual_servers_of_others_are_named_when_the_first_start_removes_them() {
+    let ns = Netns::new("node-a").unwrap();
+    ns.exec(&["ipvsadm", "-A", "-t", "192.0.2.7:80", "-s", "wlc"]).unwrap();
+    ns.exec(&["ipvsadm", "-A", "-u", "198.51.100.7:53", "-s", "rr"]).unwrap();
+    let kept = json!({"ipvs": {"excludeCIDRs": ["198.51.100.0/24"]}});
+    let files = Files::new(&kept, one_service());
+    let agent = files.start(&ns);
+    wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32"));
+    let named = "removed virtual servers of another program: TCP 192.0.2.7:80; to keep such servers, list their \
+                 networks in ipvs.excludeCIDRs";
+    wait_for("what is told", &agent, || agent.log().contains(named));
+    let saved = run(&ns, &["ipvsadm", "-Sn"]);
+    assert!(!saved.contains("192.0.2.7") && saved.contains("-A -u 198.51.100.7:53"), "{saved}");
+}
+
+/// A command of a user without rights.
+fn as_nobody(command: &[&str]) -> std::process::Command {
+    let mut nobody = std::process::Command::new("setpriv");
+    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(command);
+    nobody
+}
+
+#[test]
+fn a_user_without_rights_who_takes_the_agents_socket_stops_nobody() {
+    let ns = Netns::new("node-a").unwrap();
+    let files = Files::new(&no_audits(), one_service());
+    let take = "import socket,time; s = socket.socket(socket.AF_UNIX); s.bind(b'\\0kube-ipvs/owners'); s.listen(1); \
+                time.sleep(600)";
+    let mut squatter = ns.spawn(as_nobody(&["python3", "-c", take])).unwrap();
+    let taken = || run(&ns, &["ss", "-xl"]).contains("@kube-ipvs/owners");
+    let start = Instant::now();
+    while !taken() {
+        assert!(start.elapsed() < LIMIT, "the socket is not taken");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let agent = files.start(&ns);
+    wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32"));
+    let log = agent.log();
+    assert!(log.contains("of user 65534 has the socket @kube-ipvs/owners and is no kube-ipvs"), "{log}");
+    // Whoever asks is not told lies.
+    let asked = run_agent(&ns, &["list", "-o", "wide"]);
+    assert!(asked.contains("is no kube-ipvs") && asked.contains("10.96.0.10:80"), "{asked}");
+    squatter.kill();
+    wait_for("the socket", &agent, || agent.log().contains("the socket @kube-ipvs/owners is free again"));
+    assert!(run_agent(&ns, &["list", "-o", "wide"]).contains("test/web"));
+    // Nor does the agent tell everybody.
+    let binary = agent_binary().unwrap();
+    let mut nobody = as_nobody(&[binary.to_str().unwrap(), "list", "-o", "wide"]);
+    let asked = ns.enter(|| nobody.output()).unwrap().unwrap();
+    assert!(!String::from_utf8_lossy(&asked.stdout).contains("test/web"));
+}
+
+/// What the agent's program prints with these arguments.
+fn run_agent(ns: &Netns, args: &[&str]) -> String {
+    let mut command = std::process::Command::new(agent_binary().unwrap());
+    let output = ns.enter(|| command.args(args).output()).unwrap().unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+#[test]
+fn the_level_of_the_log_is_roots_to_change() {
+    let ns = Netns::new("node-a").unwrap();
+    let files = Files::new(&no_audits(), one_service());
+    let agent = files.start(&ns);
+    wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32"));
+    let put = "import urllib.request as u; r = u.Request('http://127.0.0.1:10249/debug/flags/v', b'1', method='PUT')\n\
+               try: print(u.urlopen(r).status)\n\
+               except Exception as e: print(e)";
+    let mut nobody = as_nobody(&["python3", "-c", put]);
+    let answer = ns.enter(|| nobody.output()).unwrap().unwrap();
+    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert!(answer.contains("403"), "{answer}");
+    let at = ([127, 0, 0, 1], 10249).into();
+    let answer = ns.enter(|| oracle::http(at, "PUT", "debug/flags/v", "1")).unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
