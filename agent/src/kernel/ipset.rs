@@ -184,19 +184,17 @@ impl IpsetClient {
         let mut results: Vec<Result<Progress, OpError>> = vec![Ok(Progress::Done); ops.len()];
         let mut again = Vec::new();
         for (range, code) in entry_runs(ops).into_iter().zip(refused) {
-            match code {
-                None => {}
-                Some(code) if range.len() == 1 => {
-                    results[range.start] = Err(op_error(ops[range.start], code));
-                }
+            if range.len() == 1 {
+                results[range.start] = answered(ops[range.start], code);
+            } else if code.is_some() {
                 // The kernel stops at the first bad entry of a message: find out which ones are bad.
-                Some(_) => again.extend(range),
+                again.extend(range);
             }
         }
         let singles: Vec<Request> =
             again.iter().map(|i| self.request(&ops[*i..=*i])).collect::<Result<_, _>>()?;
         for (i, code) in again.iter().zip(self.send(&singles)?) {
-            results[*i] = code.map_or(Ok(Progress::Done), |code| Err(op_error(ops[*i], code)));
+            results[*i] = answered(ops[*i], code);
         }
         Ok(results)
     }
@@ -291,6 +289,14 @@ fn entry_runs(ops: &[&Op]) -> Vec<std::ops::Range<usize>> {
         }
     }
     runs
+}
+
+/// What the kernel's answer to an op means. Before Linux 5.11 it complains of a set to destroy that is gone.
+fn answered(op: &Op, code: Option<i32>) -> Result<Progress, OpError> {
+    match (op, code) {
+        (_, None) | (Op::DestroySet(_), Some(ENOENT)) => Ok(Progress::Done),
+        (_, Some(code)) => Err(op_error(op, code)),
+    }
 }
 
 fn op_error(op: &Op, code: i32) -> OpError {
