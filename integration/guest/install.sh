@@ -3,9 +3,11 @@
 #
 # Makes sure that the Debian packages of the kernel tests are installed, and fetches what is only
 # unpacked: Prometheus for the metrics and alert rules, the seccomp filter of container runtimes, and a
-# kernel for the guest. Does nothing, quickly, when all is there. Usage: install.sh [--tools|--promtool]
+# kernel for the guest (kernel.sh). Does nothing, quickly, when all is there. Usage:
+# install.sh [--tools|--promtool]
 #   --tools      only what the tests need in plain network namespaces: no QEMU and no kernel
 #   --promtool   only Prometheus with promtool, as target/guest/prometheus
+# KUBE_IPVS_KERNEL names a suite of Debian to take the kernel from.
 set -euo pipefail
 
 tools=(ipvsadm ipset iptables nftables iproute2 conntrack kmod util-linux procps crun busybox-static)
@@ -108,67 +110,6 @@ fetch_prometheus() { fetch_path prometheus usr/bin prometheus; }
 # The filter that container runtimes put on every container unless told otherwise.
 fetch_seccomp() { fetch_path golang-github-containers-common usr/share/containers/seccomp.json seccomp.json; }
 
-# The real package behind linux-image-amd64, for example linux-image-6.1.0-56-amd64. The cloud image is
-# not an option: it has no 9p.
-kernel_package() {
-    apt-cache show --no-all-versions linux-image-amd64 2>/dev/null |
-        sed -n 's/^Depends: \(linux-image-[^ ]*\).*/\1/p' || true
-}
-
-# number FILE OFFSET BYTES
-number() { od -An -t "u$3" -j "$2" -N "$3" "$1" | tr -d ' '; }
-
-# The kernel inside of a vmlinuz, see the kernel's Documentation/x86/boot: QEMU starts that directly, while
-# unpacking it in an emulated machine takes four seconds. Optional: vmlinuz does, too.
-unpack_vmlinux() {
-    local packed=$1 plain=$2 start length size
-    start=$((($(number "$packed" $((0x1f1)) 1) + 1) * 512 + $(number "$packed" $((0x248)) 4)))
-    length=$(number "$packed" $((0x24c)) 4)
-    # The size of the result stands behind the packed data; xz complains about that and goes on.
-    size=$(number "$packed" $((start + length - 4)) 4)
-    (tail -c "+$((start + 1))" "$packed" || true) | head -c "$length" | xz -dc --single-stream \
-        > "$plain" 2>/dev/null || true
-    [[ $(stat -c %s "$plain") -eq $size ]] || rm -f "$plain"
-}
-
-# Unpacks the kernel into $guest_dir/kernel (boot/ and lib/modules/). It is not installed.
-fetch_kernel() {
-    local kernel=$guest_dir/kernel package work
-    [[ -e $kernel/version ]] && return 0
-    package=$(kernel_package)
-    if [[ -z $package && $(id -u) -eq 0 ]]; then
-        apt-get update -q >&2
-        package=$(kernel_package)
-    fi
-    [[ -n $package ]] || die "apt-cache does not know linux-image-amd64; run 'apt-get update' as root"
-    echo "install.sh: fetching $package" >&2
-    mkdir -p "$guest_dir"
-    work=$(mktemp -d "$guest_dir/fetch.XXXXXX")
-    # Beyond the end of this function, too: set -e leaves without running what follows.
-    trap 'rm -rf "$work"' EXIT
-    if ! (cd "$work" && apt-get download -q "$package" >&2); then
-        update_lists "$package"
-        package=$(kernel_package)
-        (cd "$work" && apt-get download -q "$package" >&2) || die "cannot download $package"
-    fi
-    mkdir "$work/kernel"
-    dpkg -x "$work"/*.deb "$work/kernel"
-    local version=${package#linux-image-}
-    [[ -e $work/kernel/boot/vmlinuz-$version ]] || die "$package holds no boot/vmlinuz-$version"
-    # Distributions with a merged /usr may keep the modules there.
-    if [[ ! -e $work/kernel/lib && -d $work/kernel/usr/lib/modules ]]; then
-        ln -s usr/lib "$work/kernel/lib"
-    fi
-    PATH=$PATH:/usr/sbin:/sbin depmod -b "$work/kernel" "$version"
-    unpack_vmlinux "$work/kernel/boot/vmlinuz-$version" "$work/kernel/boot/vmlinux"
-    # The version file comes last: without it the folder counts as incomplete.
-    echo "$version" > "$work/kernel/version"
-    rm -rf "$kernel"
-    mv "$work/kernel" "$kernel"
-    rm -rf "$work"
-    trap - EXIT
-}
-
 case ${1:-} in
 --promtool) ;;
 --tools)
@@ -179,7 +120,7 @@ case ${1:-} in
     install_packages "${tools[@]}" "${machine[@]}"
     provide_qemu
     fetch_seccomp
-    fetch_kernel
+    "$workspace/integration/guest/kernel.sh" "${KUBE_IPVS_KERNEL:-}"
     ;;
 esac
 fetch_prometheus

@@ -73,7 +73,7 @@ pub struct Rest {
     pub name_servers: Vec<IpAddr>,
     /// Where programs of the node listen, sorted.
     pub listeners: Vec<OpenPort>,
-    /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
+    /// Whether the table of kube-proxy's nftables mode exists, by [`super::model::Family::index`].
     pub nft_tables: [bool; 2],
 }
 
