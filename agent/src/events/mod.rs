@@ -174,7 +174,13 @@ impl EventSink {
 }
 
 fn log(notice: &Notice) {
-    tracing::warn!("{}: {}: {}", notice.about, notice.reason, notice.message);
+    let Notice { about, reason, message } = notice;
+    // Most messages name the Service themselves.
+    if message.contains(&about.to_string()) {
+        tracing::warn!("{reason}: {message}");
+    } else {
+        tracing::warn!("{about}: {reason}: {message}");
+    }
 }
 
 #[cfg(test)]

@@ -13,13 +13,17 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::core::Status;
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::throttle::{Limits, Pace};
 use super::{About, Notice, log};
+use crate::words;
 
+/// The reason of a cause when a namespace is being removed (`NamespaceTerminatingCause` of Kubernetes).
+const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
 const CONTROLLER: &str = "kube-ipvs";
 /// Where Events about objects without a namespace are.
 const NO_NAMESPACE: &str = "default";
@@ -46,7 +50,7 @@ pub async fn run(client: Client, node: String, limits: Limits, mut waiting: mpsc
     while let Some(notice) = waiting.recv().await {
         log(&notice);
         if let Err(trouble) = poster.publish(&notice).await {
-            poster.report(&notice, trouble);
+            poster.report(&notice, &trouble);
         }
     }
 }
@@ -81,7 +85,33 @@ impl Request<'_> {
 struct Trouble {
     /// The HTTP status; 0 when there was no answer.
     code: u16,
+    /// The namespace is being removed.
+    terminating: bool,
     message: String,
+}
+
+impl Trouble {
+    fn of_status(status: &Status) -> Self {
+        let causes = status.details.as_ref().map_or(&[][..], |details| &details.causes);
+        let terminating = causes.iter().any(|cause| cause.reason == NAMESPACE_TERMINATING);
+        Self { code: status.code, terminating, message: status.message.clone() }
+    }
+
+    fn no_answer(message: String) -> Self {
+        Self { code: 0, terminating: false, message }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self.code {
+            403 if self.terminating => "its namespace is being removed, nothing is to be done",
+            403 => {
+                "the agent's ClusterRole needs create and patch on events in the API group events.k8s.io; \
+                 until then notices are only in this log"
+            }
+            404 => "its namespace is gone",
+            _ => "notices are in this log all the same",
+        }
+    }
 }
 
 struct Poster {
@@ -139,14 +169,11 @@ impl Poster {
 
     async fn send(&mut self, api: &Api<Event>, request: &Request<'_>) -> Result<(), Trouble> {
         tokio::time::sleep(self.pace.turn(self.start.elapsed())).await;
-        let no_answer = |message| Trouble { code: 0, message };
         match tokio::time::timeout(REQUEST_LIMIT, request.send(api)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(kube::Error::Api(status))) => {
-                Err(Trouble { code: status.code, message: status.message.clone() })
-            }
-            Ok(Err(error)) => Err(no_answer(error.to_string())),
-            Err(_) => Err(no_answer(format!("no answer within {REQUEST_LIMIT:?}"))),
+            Ok(Err(kube::Error::Api(status))) => Err(Trouble::of_status(&status)),
+            Ok(Err(error)) => Err(Trouble::no_answer(words::chain(&error.into()))),
+            Err(_) => Err(Trouble::no_answer(format!("no answer within {}", words::time(REQUEST_LIMIT)))),
         }
     }
 
@@ -179,12 +206,12 @@ impl Poster {
     }
 
     /// One line per kind of trouble for the life of the agent: Events are not worth a storm.
-    fn report(&mut self, notice: &Notice, trouble: Trouble) {
-        let Trouble { code, message } = trouble;
-        if self.troubles.insert(code) {
-            tracing::warn!("no Event about {}: {message}; {}", notice.about, remedy(code, &message));
+    fn report(&mut self, notice: &Notice, trouble: &Trouble) {
+        let (about, message) = (&notice.about, &trouble.message);
+        if self.troubles.insert(trouble.code) {
+            tracing::warn!("no Event about {about}: {message}; {}", trouble.remedy());
         } else {
-            tracing::debug!("no Event about {}: {message}", notice.about);
+            tracing::debug!("no Event about {about}: {message}");
         }
     }
 }
@@ -228,20 +255,6 @@ fn shorten(text: &str, bytes: usize) -> String {
     format!("{}{dots}", &text[..end.unwrap_or(0)])
 }
 
-fn remedy(code: u16, message: &str) -> &'static str {
-    match code {
-        403 if message.contains("being terminated") => {
-            "its namespace is being removed, nothing is to be done"
-        }
-        403 => {
-            "the agent's ClusterRole needs create and patch on events in the API group events.k8s.io; \
-             until then notices are only in this log"
-        }
-        404 => "its namespace is gone",
-        _ => "notices are in this log all the same",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Reason;
@@ -271,7 +284,13 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said() {
-        assert!(remedy(403, "forbidden: User").contains("create and patch on events"));
-        assert!(remedy(403, "unable to create: namespace d is being terminated").contains("removed"));
+        let forbidden = |details| {
+            let status = json!({"code": 403, "message": "forbidden", "details": details});
+            Trouble::of_status(&serde_json::from_value(status).unwrap())
+        };
+        assert!(forbidden(json!({})).remedy().contains("create and patch on events"));
+        let causes = json!({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace",
+                                        "message": "namespace d is being terminated"}]});
+        assert!(forbidden(causes).remedy().contains("being removed"));
     }
 }

@@ -81,7 +81,8 @@ impl Iptables {
         // The first table may have been written before the second failed.
         let Err(error) = self.restore(rules.family, &input) else { return Ok(()) };
         let (kept, left_out): (Vec<&str>, Vec<&str>) = input.lines().partition(|l| !l.contains(IPVS_MATCH));
-        if left_out.is_empty() {
+        // A program that hangs or is missing says nothing about the match.
+        if left_out.is_empty() || matches!(error.cause, Cause::TimedOut | Cause::ProgramMissing) {
             return Err(error);
         }
         // The guard must stand, even where one match is missing.

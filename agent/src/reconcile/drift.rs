@@ -9,6 +9,7 @@ use crate::core::model::VsKey;
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
 use crate::core::ownership;
+use crate::core::save::ObservedRules;
 use crate::kernel::{Kernel, Outcome, Report};
 
 impl<K: Kernel> Reconciler<K> {
@@ -65,4 +66,29 @@ fn follows_from(op: &Op, changes: &Changes) -> bool {
         Op::DestroySet(_) | Op::CreateSet(_) => false,
         _ => changes.contains(&op.subject()),
     }
+}
+
+/// Which chains differ, and how.
+pub(super) fn describe_difference(mirror: &ObservedRules, read: &ObservedRules) -> String {
+    let chains: BTreeSet<_> = mirror.chains.keys().chain(read.chains.keys()).collect();
+    let mut parts = Vec::new();
+    for chain in chains {
+        let (has, had) = (read.chains.get(chain), mirror.chains.get(chain));
+        if has == had {
+            continue;
+        }
+        let (has, had) = (has.map_or(&[][..], Vec::as_slice), had.map_or(&[][..], Vec::as_slice));
+        let missing = had.iter().filter(|rule| !has.contains(rule)).count();
+        let foreign = has.iter().filter(|rule| !had.contains(rule)).count();
+        let how = match (missing, foreign) {
+            (0, 0) => "other order".to_owned(),
+            (missing, 0) => format!("{missing} rules missing"),
+            (0, foreign) => format!("{foreign} foreign rules"),
+            (missing, foreign) => format!("{missing} rules missing, {foreign} foreign"),
+        };
+        parts.push(format!("{} {}", chain.1, how));
+    }
+    let jumps = read.broken_jumps().into_iter().map(|fix| format!("jumps of {} changed", fix.from));
+    parts.extend(jumps);
+    parts.join(", ")
 }

@@ -8,6 +8,7 @@ mod changes;
 mod cut_off_tests;
 mod drift;
 mod health;
+mod minute;
 mod owners;
 mod pass;
 mod recheck;

@@ -8,10 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::drift::describe_difference;
+use super::minute::{Minute, milliseconds};
 use super::{Pass, Reconciler, Touched};
 use crate::core::model::{Family, ObjectName, VsKey};
-use crate::core::op::{Op, OpKind};
-use crate::core::outcome::{Cause, Outcome};
+use crate::core::op::Op;
+use crate::core::outcome::Cause;
 use crate::core::retries::{Failing, News, Retries};
 use crate::core::save::ObservedRules;
 use crate::core::subject::{Subject, SubjectKind};
@@ -33,22 +35,8 @@ const SERVERS: usize = 100;
 const LISTED: usize = 100;
 /// How often the list of what fails is made anew.
 const LISTING: Duration = Duration::from_secs(1);
-/// How often a line tells about changes.
-const MINUTE: Duration = Duration::from_secs(60);
 /// The target of lines that `-v 2` adds.
 pub const CHANGES: &str = "kube_ipvs::changes";
-
-/// What changed in the last minute.
-#[derive(Debug, Default)]
-struct Minute {
-    began: Duration,
-    passes: usize,
-    changes: usize,
-    /// Some of the Services that changed.
-    services: BTreeSet<ObjectName>,
-    ops: BTreeMap<OpKind, usize>,
-    slowest: Duration,
-}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -291,56 +279,8 @@ impl Reporter {
         }
         self.flushes.due(now);
         self.connections.due(now);
-        if now >= self.minute.began.saturating_add(MINUTE) {
-            std::mem::take(&mut self.minute).say();
-            self.minute.began = now;
-        }
+        self.minute.tick(now);
     }
-}
-
-impl Minute {
-    fn add(&mut self, pass: &Pass, took: Duration, now: Duration) {
-        if self.passes == 0 {
-            self.began = now;
-        }
-        self.passes += 1;
-        self.slowest = self.slowest.max(took);
-        self.changes += pass.services.count;
-        if self.services.len() < Touched::NAMED {
-            self.services.extend(pass.services.names.iter().cloned());
-        }
-        for (op, outcome) in pass.plan.ops.iter().zip(&pass.report.outcomes) {
-            if *outcome == Outcome::Done {
-                *self.ops.entry(op.kind()).or_default() += 1;
-            }
-        }
-    }
-
-    fn say(&self) {
-        if self.ops.is_empty() {
-            return;
-        }
-        let ops: Vec<String> = self.ops.iter().map(|(kind, count)| kind.past(*count)).collect();
-        let services = match self.changes {
-            0 => String::new(),
-            count => {
-                let names: Vec<String> = self.services.iter().map(ToString::to_string).collect();
-                let more = if count > names.len() { ", …" } else { "" };
-                format!(" ({}: {}{more})", words::count(count, "changed Service"), names.join(", "))
-            }
-        };
-        tracing::info!(
-            passes = self.passes,
-            slowest_ms = milliseconds(self.slowest),
-            "in the last minute: {}{services}; slowest sync {}",
-            ops.join(", "),
-            words::time(self.slowest)
-        );
-    }
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn still_failing(retries: &Retries, now: Duration) {
@@ -378,60 +318,6 @@ fn describe_unprogrammed(retries: &Retries, now: Duration) -> (Vec<String>, usiz
     let blocked = retries.blocked().map(|(subject, cause)| format!("{subject}: waits for {cause}"));
     let count = retries.failing().count() + retries.blocked().count();
     (failing.chain(blocked).take(LISTED).collect(), count)
-}
-
-/// Which chains differ, and how.
-fn describe_difference(mirror: &ObservedRules, read: &ObservedRules) -> String {
-    let chains: BTreeSet<_> = mirror.chains.keys().chain(read.chains.keys()).collect();
-    let mut parts = Vec::new();
-    for chain in chains {
-        let (has, had) = (read.chains.get(chain), mirror.chains.get(chain));
-        if has == had {
-            continue;
-        }
-        let (has, had) = (has.map_or(&[][..], Vec::as_slice), had.map_or(&[][..], Vec::as_slice));
-        let missing = had.iter().filter(|rule| !has.contains(rule)).count();
-        let foreign = has.iter().filter(|rule| !had.contains(rule)).count();
-        let how = match (missing, foreign) {
-            (0, 0) => "other order".to_owned(),
-            (missing, 0) => format!("{missing} rules missing"),
-            (0, foreign) => format!("{foreign} foreign rules"),
-            (missing, foreign) => format!("{missing} rules missing, {foreign} foreign"),
-        };
-        parts.push(format!("{} {}", chain.1, how));
-    }
-    let jumps = read.broken_jumps().into_iter().map(|fix| format!("jumps of {} changed", fix.from));
-    parts.extend(jumps);
-    parts.join(", ")
-}
-
-impl OpKind {
-    /// So many done, in words: `3 real servers added`.
-    fn past(self, count: usize) -> String {
-        let (one, many, verb) = match self {
-            OpKind::SetSysctl => ("sysctl", "sysctls", "set"),
-            OpKind::SetTimeouts => ("set of IPVS timeouts", "sets of IPVS timeouts", "changed"),
-            OpKind::CreateDevice => ("device", "devices", "created"),
-            OpKind::DestroySet => ("ipset", "ipsets", "destroyed"),
-            OpKind::CreateSet => ("ipset", "ipsets", "created"),
-            OpKind::GrowSet => ("ipset", "ipsets", "enlarged"),
-            OpKind::AddEntry => ("ipset entry", "ipset entries", "added"),
-            OpKind::WriteRules => ("rule set", "rule sets", "written"),
-            OpKind::AddVirtualServer => ("virtual server", "virtual servers", "added"),
-            OpKind::EditVirtualServer => ("virtual server", "virtual servers", "changed"),
-            OpKind::AddRealServer => ("real server", "real servers", "added"),
-            OpKind::EditRealServer => ("real server", "real servers", "changed"),
-            OpKind::Bind => ("address", "addresses", "bound"),
-            OpKind::Unbind => ("address", "addresses", "unbound"),
-            OpKind::DrainRealServer => ("real server", "real servers", "set to drain"),
-            OpKind::RemoveRealServer => ("real server", "real servers", "removed"),
-            OpKind::RemoveVirtualServer => ("virtual server", "virtual servers", "removed"),
-            OpKind::RemoveEntry => ("ipset entry", "ipset entries", "removed"),
-            OpKind::ForgetFlows => ("look for stale UDP flows", "looks for stale UDP flows", "made"),
-            OpKind::RemoveLeftovers => ("rule set of another mode", "rule sets of other modes", "removed"),
-        };
-        format!("{} {} {verb}", words::thousands(count), if count == 1 { one } else { many })
-    }
 }
 
 impl<K: Kernel> Reconciler<K> {

@@ -60,9 +60,9 @@ fn as_nobody(command: &[&str]) -> std::process::Command {
 fn a_user_without_rights_who_takes_the_agents_socket_stops_nobody() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
-    let take = "import socket,time; s = socket.socket(socket.AF_UNIX); s.bind(b'\\0kube-ipvs/owners'); s.listen(1); \
-                time.sleep(600)";
-    let mut squatter = ns.spawn(as_nobody(&["python3", "-c", take])).unwrap();
+    let take = r#"use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or die $!;
+                  bind(S, pack("S a*", AF_UNIX, "\0kube-ipvs/owners")) or die $!; listen(S, 1); sleep 600"#;
+    let mut squatter = ns.spawn(as_nobody(&["perl", "-e", take])).unwrap();
     let taken = || run(&ns, &["ss", "-xl"]).contains("@kube-ipvs/owners");
     let start = Instant::now();
     while !taken() {
@@ -99,10 +99,10 @@ fn the_level_of_the_log_is_roots_to_change() {
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);
     wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32"));
-    let put = "import urllib.request as u; r = u.Request('http://127.0.0.1:10249/debug/flags/v', b'1', method='PUT')\n\
-               try: print(u.urlopen(r).status)\n\
-               except Exception as e: print(e)";
-    let mut nobody = as_nobody(&["python3", "-c", put]);
+    let put = r#"exec 3<>/dev/tcp/127.0.0.1/10249
+        printf 'PUT /debug/flags/v HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\n1' >&3
+        cat <&3"#;
+    let mut nobody = as_nobody(&["bash", "-c", put]);
     let answer = ns.enter(|| nobody.output()).unwrap().unwrap();
     let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
     assert!(answer.contains("403"), "{answer}");

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What changed in the last minute, in one line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Pass, Touched};
+use crate::core::model::ObjectName;
+use crate::core::op::OpKind;
+use crate::core::outcome::Outcome;
+use crate::words;
+
+/// How often a line tells about changes.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What changed in the last minute.
+#[derive(Debug, Default)]
+pub(super) struct Minute {
+    began: Duration,
+    passes: usize,
+    changes: usize,
+    /// Some of the Services that changed.
+    services: BTreeSet<ObjectName>,
+    ops: BTreeMap<OpKind, usize>,
+    slowest: Duration,
+}
+
+impl Minute {
+    /// A pass that changed something.
+    pub fn add(&mut self, pass: &Pass, took: Duration, now: Duration) {
+        if self.passes == 0 {
+            self.began = now;
+        }
+        self.passes += 1;
+        self.slowest = self.slowest.max(took);
+        self.changes += pass.services.count;
+        if self.services.len() < Touched::NAMED {
+            self.services.extend(pass.services.names.iter().cloned());
+        }
+        for (op, outcome) in pass.plan.ops.iter().zip(&pass.report.outcomes) {
+            if *outcome == Outcome::Done {
+                *self.ops.entry(op.kind()).or_default() += 1;
+            }
+        }
+    }
+
+    /// Says what is due by its time.
+    pub fn tick(&mut self, now: Duration) {
+        if now >= self.began.saturating_add(MINUTE) {
+            std::mem::take(self).say();
+            self.began = now;
+        }
+    }
+
+    fn say(&self) {
+        if self.ops.is_empty() {
+            return;
+        }
+        let ops: Vec<String> = self.ops.iter().map(|(kind, count)| kind.past(*count)).collect();
+        let services = match self.changes {
+            0 => String::new(),
+            count => {
+                let names: Vec<String> = self.services.iter().map(ToString::to_string).collect();
+                let more = if count > names.len() { ", …" } else { "" };
+                format!(" ({}: {}{more})", words::count(count, "changed Service"), names.join(", "))
+            }
+        };
+        tracing::info!(
+            passes = self.passes,
+            slowest_ms = milliseconds(self.slowest),
+            "in the last minute: {}{services}; slowest sync {}",
+            ops.join(", "),
+            words::time(self.slowest)
+        );
+    }
+}
+
+/// Milliseconds, to the microsecond.
+pub(super) fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+impl OpKind {
+    /// So many done, in words: `3 real servers added`.
+    fn past(self, count: usize) -> String {
+        let (one, many, verb) = match self {
+            OpKind::SetSysctl => ("sysctl", "sysctls", "set"),
+            OpKind::SetTimeouts => ("set of IPVS timeouts", "sets of IPVS timeouts", "changed"),
+            OpKind::CreateDevice => ("device", "devices", "created"),
+            OpKind::DestroySet => ("ipset", "ipsets", "destroyed"),
+            OpKind::CreateSet => ("ipset", "ipsets", "created"),
+            OpKind::GrowSet => ("ipset", "ipsets", "enlarged"),
+            OpKind::AddEntry => ("ipset entry", "ipset entries", "added"),
+            OpKind::WriteRules => ("rule set", "rule sets", "written"),
+            OpKind::AddVirtualServer => ("virtual server", "virtual servers", "added"),
+            OpKind::EditVirtualServer => ("virtual server", "virtual servers", "changed"),
+            OpKind::AddRealServer => ("real server", "real servers", "added"),
+            OpKind::EditRealServer => ("real server", "real servers", "changed"),
+            OpKind::Bind => ("address", "addresses", "bound"),
+            OpKind::Unbind => ("address", "addresses", "unbound"),
+            OpKind::DrainRealServer => ("real server", "real servers", "set to drain"),
+            OpKind::RemoveRealServer => ("real server", "real servers", "removed"),
+            OpKind::RemoveVirtualServer => ("virtual server", "virtual servers", "removed"),
+            OpKind::RemoveEntry => ("ipset entry", "ipset entries", "removed"),
+            OpKind::ForgetFlows => ("look for stale UDP flows", "looks for stale UDP flows", "made"),
+            OpKind::RemoveLeftovers => ("rule set of another mode", "rule sets of other modes", "removed"),
+        };
+        format!("{} {} {verb}", words::thousands(count), if count == 1 { one } else { many })
+    }
+}
