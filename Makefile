@@ -15,8 +15,11 @@ ONLY ?=
 # `make benchmarks`: numbers of Services, comma separated.
 BENCH_SIZES ?= 100,300,1000,3000,10000,30000,50000
 BENCH_TIMEOUT ?= 3600
+# `make chaos`: agents to kill, and where random numbers begin.
+KILLS ?= 25
+SEED ?= 1
 
-.PHONY: help build image manifests tools check test demo parity bench-programs bench bench-quick benchmarks clean
+.PHONY: help build image manifests tools check test demo parity chaos bench-programs bench bench-quick benchmarks clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -65,6 +68,11 @@ parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS
 	@test -d "$(CORPUS)" || { echo "parity: no folder $(CORPUS): make parity CORPUS=DIR" >&2; exit 2; }
 	@rm -rf $(TARGET)/guest/corpus && cp -rL --no-preserve=mode "$(CORPUS)" $(TARGET)/guest/corpus
 	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY))
+
+# Random numbers begin with SEED: the same seed makes the same changes and faults.
+chaos: tools build ## Kill agents and break what they depend on while traffic flows: make chaos [KILLS=1000] [SEED=2]
+	cargo build --release --locked -p integration --bin chaos
+	$(GUEST) --timeout 7200 -- $(TARGET)/release/chaos --kills $(KILLS) --seed $(SEED)
 
 bench-programs: tools build
 	cargo build --release --locked -p integration --bin bench

@@ -4,7 +4,7 @@
 
 mod json;
 mod limit;
-pub(crate) mod text;
+pub mod text;
 
 use std::io::IsTerminal;
 use std::str::FromStr;

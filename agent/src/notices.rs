@@ -54,6 +54,13 @@ fn remark(name: &ObjectName, remark: &Remark) -> Option<Notice> {
             (Reason::NodeAddressAsVIP, vip_message(name, *ip, *binding))
         }
         Remark::SpecialVip(ip, binding) => (Reason::AddressNotBound, vip_message(name, *ip, *binding)),
+        Remark::ApiServerPort(key) => (
+            Reason::AddressNotBound,
+            format!(
+                "{key} of Service {name} is not served: this node reaches the API server at it; give the Service \
+                 an address or a port of its own"
+            ),
+        ),
         Remark::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
             format!(

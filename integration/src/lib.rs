@@ -7,10 +7,12 @@
 
 pub mod apiserver;
 pub mod bench;
+pub mod chaos;
 pub mod image;
 #[cfg(test)]
 mod installer;
 pub mod lab;
+pub mod messages;
 pub mod objects;
 pub mod parity;
 pub mod replay;

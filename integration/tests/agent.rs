@@ -314,7 +314,7 @@ fn wrong_starts_are_one_clear_line() {
         .collect();
     let output = ns.try_exec(&command, None).unwrap();
     assert!(output.stderr.contains("CAP_NET_ADMIN is needed"), "{}", output.stderr);
-    assert!(output.stderr.contains("trying again"), "{}", output.stderr);
+    assert!(output.stderr.contains("retried"), "{}", output.stderr);
     assert!(ns.try_exec(&["ip", "link", "show", "dev", "kube-ipvs0"], None).unwrap().stdout.is_empty());
 }
 

@@ -60,6 +60,8 @@ pub enum Remark {
     ExternalIpRefused(IpAddr),
     /// The VIP is an address of the node, of its next hop, or of no use as one.
     SpecialVip(IpAddr, Binding),
+    /// The agent reaches the API server at this address and port: no virtual server takes its connections.
+    ApiServerPort(VsKey),
 }
 
 /// What a load balancer is told that asks at the Service's health-check node port.
@@ -226,6 +228,12 @@ impl Builder<'_> {
 
     fn add_vip(&mut self, port: &ServicePort, (kind, vip): (VipKind, IpAddr), selection: &Selection) {
         let family = Family::of(vip);
+        let key = VsKey { protocol: port.protocol, addr: vip, port: port.port };
+        // Pods reach the API server at a ClusterIP, and that works.
+        if kind != VipKind::ClusterIp && self.node.protected.is_way_to_api_server(&key) {
+            self.add_address(kind, vip);
+            return self.draft.remarks.push(Remark::ApiServerPort(key));
+        }
         let member = Entry::IpPort(vip, port.protocol, port.port);
         let external_local = self.service.external_local;
         let set = |kind| SetId { kind, family };
@@ -244,7 +252,6 @@ impl Builder<'_> {
             }
         }
         let local = if kind == VipKind::ClusterIp { self.service.internal_local } else { external_local };
-        let key = VsKey { protocol: port.protocol, addr: vip, port: port.port };
         self.add_server(port, key, selection.of(local), entries, closed_to_node);
         self.add_address(kind, vip);
     }

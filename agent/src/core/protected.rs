@@ -4,11 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::model::{Protocol, VsKey};
 use super::observed::Observed;
 
 /// Why an address must not be bound.
@@ -69,8 +70,8 @@ impl fmt::Display for Protection {
 /// Whose addresses the cluster knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// All addresses of the API server that the agent talks to, and of the proxy on the way; sorted.
-    pub api_servers: Arc<[IpAddr]>,
+    /// All addresses and ports of the API server that the agent talks to, and of the proxy on the way; sorted.
+    pub api_servers: Arc<[SocketAddr]>,
     /// Every address of every Node, this one's included; sorted.
     pub nodes: Arc<[IpAddr]>,
 }
@@ -103,12 +104,19 @@ impl Protected {
         self.name_servers.extend(&observed.name_servers);
     }
 
+    /// Whether a virtual server would take the agent's own connections to the API server, even where its address
+    /// is not bound.
+    pub fn is_way_to_api_server(&self, key: &VsKey) -> bool {
+        let at = SocketAddr::new(key.addr, key.port);
+        key.protocol == Protocol::Tcp && self.peers.api_servers.contains(&at)
+    }
+
     /// Why the address is protected, if it is.
     pub fn find(&self, addr: IpAddr) -> Option<Protection> {
         let is_in = |list: &[IpAddr]| list.binary_search(&addr).is_ok();
         if self.listed.iter().any(|net| net.contains(&addr)) {
             Some(Protection::Listed)
-        } else if is_in(&self.peers.api_servers) {
+        } else if self.peers.api_servers.iter().any(|server| server.ip() == addr) {
             Some(Protection::ApiServer)
         } else if self.gateways.contains(&addr) {
             Some(Protection::Gateway)
@@ -151,8 +159,8 @@ mod tests {
     #[test]
     fn every_kind_has_its_reason() {
         let listed = vec!["203.0.113.0/24".parse().unwrap()];
-        let peers =
-            Peers { api_servers: ips(&["10.0.0.1"]).into(), nodes: ips(&["10.0.0.1", "10.0.0.2"]).into() };
+        let api_servers = Arc::from([SocketAddr::from(([10, 0, 0, 1], 6443))]);
+        let peers = Peers { api_servers, nodes: ips(&["10.0.0.1", "10.0.0.2"]).into() };
         let protected = Protected { peers, listed, ..Protected::default() };
         let found =
             ["203.0.113.9", "10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|ip| protected.find(ip.parse().unwrap()));

@@ -42,7 +42,7 @@ fn color(level: Level) -> &'static str {
 }
 
 /// The message and the fields behind it.
-pub(crate) fn render(event: &Event<'_>) -> String {
+pub fn render(event: &Event<'_>) -> String {
     let mut line = Line::default();
     event.record(&mut line);
     line.message + &line.fields

@@ -85,12 +85,11 @@ impl<K: Kernel> Reconciler<K> {
                 self.rules = [None, None];
             }
         }
-        // A Node that is gone is none for load balancers, although its last facts stay in force.
-        let current = self.store.node();
         if self.store.is_synced() {
-            self.reporter.node(&self.node.name, current.is_some());
+            self.reporter.node(&self.node.name, self.store.node().is_some());
         }
-        let eligible = current.is_some_and(|n| !n.leaving);
+        // As with kube-proxy, what a Node that is gone last said stays in force.
+        let eligible = node.as_ref().is_some_and(|n| !n.leaving);
         self.outlets.health.with(|health| health.set_eligible(eligible));
         let Some(observed) = &self.observed else { return false };
         let peers = self.store.peers();

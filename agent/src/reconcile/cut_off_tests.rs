@@ -2,7 +2,7 @@
 //! A VIP that somebody else has whom the node needs is never bound, and unbound as soon as that is known.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::json;
 
@@ -38,11 +38,31 @@ fn bound(agent: &mut Agent) -> Vec<String> {
 
 fn peers(agent: &Agent, nodes: &[&str], api_servers: &[&str]) {
     let list = |texts: &[&str]| texts.iter().map(|text| ip(text)).collect();
-    let peers = Peers { nodes: list(nodes), api_servers: list(api_servers) };
+    let api_servers = api_servers.iter().map(|text| SocketAddr::new(ip(text), 6443)).collect();
+    let peers = Peers { nodes: list(nodes), api_servers };
     agent.store.update(|update| update.set_peers(peers));
 }
 
 const CLUSTER_IPS: [&str; 2] = ["10.96.0.1", "10.96.0.2"];
+
+#[test]
+fn no_virtual_server_takes_the_agents_way_to_the_api_server() {
+    let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": ["192.168.50.100"],
+                      "ports": [{"name": "p", "port": 6443}, {"name": "q", "port": 80}]});
+    let cluster = Cluster::default().service("web", spec, &[]).slice(
+        "web",
+        &["10.244.1.5@n1"],
+        &["p/TCP/1", "q/TCP/2"],
+    );
+    let mut agent = Agent::start(kernel(), &cluster);
+    peers(&agent, &["192.168.50.2"], &["192.168.50.100"]);
+    agent.converge(Due::Changes, 3);
+    let keys: Vec<String> = agent.kernel().state.virtual_servers.keys().map(ToString::to_string).collect();
+    assert!(!keys.contains(&"TCP 192.168.50.100:6443".to_owned()), "{keys:?}");
+    for kept in ["TCP 10.96.0.1:6443", "TCP 192.168.50.100:80"] {
+        assert!(keys.contains(&kept.to_owned()), "{keys:?}");
+    }
+}
 
 #[test]
 fn an_address_of_another_node_or_of_the_api_server_is_served_and_not_bound() {

@@ -67,8 +67,8 @@ impl Reporter {
                  `kubectl get nodes` shows"
             ),
             (Some(true), false) => tracing::warn!(
-                "the Node {name} was deleted: its last zone, addresses and pod CIDRs stay in force, and load \
-                 balancers are told that this node takes no traffic"
+                "the Node {name} was deleted: its last zone, addresses and pod CIDRs stay in force until it is \
+                 back"
             ),
             (Some(false), true) => tracing::info!("the Node {name} exists now"),
             _ => {}

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,12 +41,12 @@ const PAGE: usize = 500;
 pub(super) struct PeerWatch {
     api: ApiClient,
     /// Who besides the API server's host is asked on the way to it.
-    hosts: Vec<String>,
+    hosts: Vec<(String, u16)>,
     store: Arc<Store>,
     limits: Limits,
     chance: RandomState,
     nodes: Arc<[IpAddr]>,
-    api_servers: Arc<[IpAddr]>,
+    api_servers: Arc<[SocketAddr]>,
     /// The last list, if there was one.
     last: Option<Listed>,
     failing: bool,
@@ -166,15 +166,16 @@ impl PeerWatch {
 }
 
 /// All addresses of these hosts, sorted; those known before where a name cannot be resolved now.
-async fn resolve(hosts: &[String], before: Arc<[IpAddr]>) -> Arc<[IpAddr]> {
+async fn resolve(hosts: &[(String, u16)], before: Arc<[SocketAddr]>) -> Arc<[SocketAddr]> {
     let mut found = BTreeSet::new();
-    for host in hosts {
-        if let Ok(address) = host.parse::<IpAddr>() {
-            found.insert(address.to_canonical());
+    for (host, port) in hosts {
+        let at = |address: IpAddr| SocketAddr::new(address.to_canonical(), *port);
+        if let Ok(address) = host.parse() {
+            found.insert(at(address));
             continue;
         }
-        match tokio::net::lookup_host((host.as_str(), 0)).await {
-            Ok(addresses) => found.extend(addresses.map(|address| address.ip().to_canonical())),
+        match tokio::net::lookup_host((host.as_str(), *port)).await {
+            Ok(addresses) => found.extend(addresses.map(|address| at(address.ip()))),
             Err(error) => {
                 tracing::debug!("cannot resolve {host}: {}", words::io_error(&error));
                 found.extend(before.iter());
@@ -303,9 +304,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_cannot_be_resolved_keeps_its_addresses() {
-        let before: Arc<[IpAddr]> = vec![IpAddr::from([10, 0, 0, 9])].into();
-        let hosts = ["10.0.0.1".to_owned(), "nobody.invalid".to_owned()];
-        let found = resolve(&hosts, before).await;
-        assert_eq!(*found, [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 9])]);
+        let at = |host: u8| SocketAddr::from(([10, 0, 0, host], 6443));
+        let hosts = [("10.0.0.1".to_owned(), 6443), ("nobody.invalid".to_owned(), 6443)];
+        let found = resolve(&hosts, Arc::from([at(9)])).await;
+        assert_eq!(*found, [at(1), at(9)]);
     }
 }

@@ -23,10 +23,13 @@ impl Route {
         }
     }
 
-    /// The hosts that the node must reach for it, without ports.
-    pub(super) fn hosts(&self) -> Vec<String> {
+    /// The hosts and ports that the node must reach for it.
+    pub(super) fn hosts(&self) -> Vec<(String, u16)> {
         let host = |text: &str| {
-            text.parse::<Uri>().ok()?.host().map(|host| host.trim_matches(['[', ']']).to_owned())
+            let url = text.parse::<Uri>().ok()?;
+            let usual = if url.scheme_str() == Some("http") { 80 } else { 443 };
+            let host = url.host()?.trim_matches(['[', ']']).to_owned();
+            Some((host, url.port_u16().unwrap_or(usual)))
         };
         let proxy = self.proxy.as_deref().and_then(|proxy| proxy.split(' ').next());
         [Some(self.server.as_str()), proxy].into_iter().flatten().filter_map(host).collect()

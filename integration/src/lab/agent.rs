@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 
 use super::command::Process;
 use super::netns::Netns;
+use crate::messages::complaints;
 
 /// How the agent is to be started.
 #[derive(Clone, Debug, Default)]
@@ -138,9 +139,14 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        let log = self.log();
         if std::thread::panicking() {
-            eprintln!("--- log of the agent:\n{}--- end of the log", self.log());
+            eprintln!("--- log of the agent:\n{log}--- end of the log");
+            return;
         }
+        // Every test reads the log as the person on call would.
+        let wrong = complaints(&log);
+        assert!(wrong.is_empty(), "messages that are wrong:\n{}", wrong.join("\n"));
     }
 }
 

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the kernel holds beside what it is to hold, in the words of its own tools.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+
+use super::tally::Footprint;
+use super::traffic::CLOSED;
+use super::world::{NODE_PORTS, Wanted};
+use crate::lab::{Netns, bound};
+
+/// Counts what the filters of the agent let through.
+const COUNTERS: &str = "table inet chaos";
+
+/// The node and how its rules look when all is well.
+#[derive(Debug)]
+pub struct Judge<'a> {
+    ns: &'a Netns,
+    rules: BTreeSet<String>,
+    /// Packets that passed and were looked at.
+    seen: u64,
+}
+
+impl<'a> Judge<'a> {
+    /// Counts packets from the network to addresses of the node that have passed the agent's filter, and what
+    /// is sent to pods for a client that may not ask.
+    ///
+    /// # Errors
+    /// When nft refuses.
+    pub fn new(ns: &'a Netns, stranger: [IpAddr; 2]) -> Result<Self> {
+        let [v4, v6] = stranger;
+        let rules = format!(
+            "{COUNTERS} {{
+               counter passed {{ }}
+               chain in {{ type filter hook input priority 10;
+                 iifname eth0 udp dport {CLOSED} counter name passed; }}
+               chain out {{ type filter hook postrouting priority 90;
+                 ip saddr {v4} tcp dport 8080 counter name passed;
+                 ip6 saddr {v6} tcp dport 8080 counter name passed; }}
+             }}"
+        );
+        ns.exec_with(&["nft", "-f", "-"], Some(&rules))?;
+        Ok(Self { ns, rules: BTreeSet::new(), seen: 0 })
+    }
+
+    /// Packets that passed since this was asked last.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn newly_passed(&mut self) -> Result<u64> {
+        let passed = self.passed()?;
+        Ok(passed - std::mem::replace(&mut self.seen, passed))
+    }
+
+    /// Packets that passed since then are nobody's fault.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn excuse(&mut self) -> Result<()> {
+        self.newly_passed().map(drop)
+    }
+
+    fn passed(&self) -> Result<u64> {
+        let shown = self.ns.exec(&["nft", "list", "counter", "inet", "chaos", "passed"])?.stdout;
+        let mut words = shown.split_whitespace().skip_while(|word| *word != "packets");
+        words.nth(1).and_then(|word| word.parse().ok()).context("packets of the counter")
+    }
+
+    /// The agent's rules as they are now are as they are to be.
+    ///
+    /// # Errors
+    /// When a program fails.
+    pub fn learn_rules(&mut self) -> Result<()> {
+        self.rules = self.read_rules()?;
+        Ok(())
+    }
+
+    fn read_rules(&self) -> Result<BTreeSet<String>> {
+        let mut rules = BTreeSet::new();
+        for program in ["iptables-save", "ip6tables-save"] {
+            let text = self.ns.exec(&[program])?.stdout;
+            let own = text.lines().filter(|line| line.starts_with("-A") && line.contains("KUBE-"));
+            rules.extend(own.map(|line| format!("{program}: {line}")));
+        }
+        Ok(rules)
+    }
+
+    /// In what the kernel differs; nothing when all is as wanted.
+    ///
+    /// # Errors
+    /// When a program fails.
+    pub fn difference(&self, wanted: &Wanted) -> Result<Option<String>> {
+        let saved = self.ns.exec(&["ipvsadm", "-Sn"])?.stdout;
+        if let Some(difference) = differing_servers(&wanted.servers, &servers(&saved)) {
+            return Ok(Some(difference));
+        }
+        let addresses = bound(self.ns);
+        if let Some(address) = addresses.symmetric_difference(&wanted.addresses).next() {
+            let how = if addresses.contains(address) { "is bound" } else { "is not bound" };
+            return Ok(Some(format!("{address} {how}")));
+        }
+        let sets = self.ns.exec(&["ipset", "save"])?.stdout;
+        let entries = guarded(&sets);
+        if let Some(address) = entries.symmetric_difference(&wanted.addresses).next() {
+            let how = if entries.contains(address) { "is" } else { "is not" };
+            return Ok(Some(format!("{address} {how} in the set of guarded addresses")));
+        }
+        let rules = self.read_rules()?;
+        if !self.rules.is_empty() && rules != self.rules {
+            let rule = rules.symmetric_difference(&self.rules).next().cloned().unwrap_or_default();
+            return Ok(Some(format!("rules differ, as in {rule}")));
+        }
+        Ok(None)
+    }
+}
+
+/// Virtual servers and their real servers that take connections, from `ipvsadm -Sn`.
+fn servers(saved: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in saved.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["-A", flag, at, ..] => _ = all.entry(format!("{flag} {at}")).or_default(),
+            ["-a", flag, at, "-r", real_server, "-m", "-w", weight, ..] if weight != "0" => {
+                all.entry(format!("{flag} {at}")).or_default().insert(real_server.to_owned());
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+fn differing_servers(
+    wanted: &BTreeMap<String, BTreeSet<String>>,
+    found: &BTreeMap<String, BTreeSet<String>>,
+) -> Option<String> {
+    // Node ports are at addresses of pods' links, too.
+    let is_node_port = |name: &str| NODE_PORTS.iter().any(|port| name.ends_with(&format!(":{port}")));
+    for (name, real_servers) in wanted {
+        match found.get(name) {
+            None => return Some(format!("{name} is missing")),
+            Some(has) if has != real_servers => {
+                return Some(format!("{name} has {has:?}, not {real_servers:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let more = found.keys().find(|name| !wanted.contains_key(*name) && !is_node_port(name));
+    more.map(|name| format!("{name} is there"))
+}
+
+/// The entries of the sets of all addresses on `kube-ipvs0`, from `ipset save`.
+fn guarded(sets: &str) -> BTreeSet<IpAddr> {
+    let entries = sets.lines().filter_map(|line| {
+        let rest = line.strip_prefix("add ")?;
+        rest.strip_prefix("KUBE-IPVS-IPS ").or_else(|| rest.strip_prefix("KUBE-6-IPVS-IPS "))
+    });
+    entries.filter_map(|entry| entry.split_whitespace().next()?.parse().ok()).collect()
+}
+
+/// Memory, threads and open files of a process.
+///
+/// # Errors
+/// When it is gone.
+pub fn footprint(pid: u32) -> Result<Footprint> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("process status")?;
+    let field = |name: &str| -> Option<u64> {
+        status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+    };
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).context("open files")?.count();
+    Ok(Footprint {
+        memory: field("VmRSS:").context("VmRSS")?,
+        threads: field("Threads:").context("Threads")?,
+        files: files as u64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drained_real_servers_do_not_count() {
+        let saved = "-A -t 10.96.0.10:80 -s rr\n-a -t 10.96.0.10:80 -r 10.244.1.5:8080 -m -w 1\n\
+                     -a -t 10.96.0.10:80 -r 10.244.1.6:8080 -m -w 0\n-A -t 192.168.50.2:30080 -s rr\n";
+        let found = servers(saved);
+        let wanted =
+            BTreeMap::from([("-t 10.96.0.10:80".to_owned(), BTreeSet::from(["10.244.1.5:8080".to_owned()]))]);
+        assert_eq!(differing_servers(&wanted, &found), None);
+        let other = BTreeMap::from([("-t 10.96.0.10:80".to_owned(), BTreeSet::new())]);
+        assert!(differing_servers(&other, &found).is_some_and(|text| text.contains("10.244.1.5:8080")));
+        assert_eq!(
+            differing_servers(&wanted, &BTreeMap::new()),
+            Some("-t 10.96.0.10:80 is missing".to_owned())
+        );
+    }
+
+    #[test]
+    fn guarded_addresses_are_those_of_two_sets() {
+        let sets = "create KUBE-IPVS-IPS hash:ip\nadd KUBE-IPVS-IPS 10.96.0.10\nadd KUBE-6-IPVS-IPS fd00:96::10\n\
+                    add KUBE-CLUSTER-IP 10.96.0.20,tcp:80\n";
+        let expected: BTreeSet<IpAddr> =
+            ["10.96.0.10", "fd00:96::10"].iter().map(|ip| ip.parse().unwrap()).collect();
+        assert_eq!(guarded(sets), expected);
+    }
+}

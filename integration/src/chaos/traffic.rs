@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Clients that keep connections, open new ones, and try what filters forbid.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+
+use super::tally::Tally;
+use super::world::all_vips;
+use crate::lab::Netns;
+use crate::lab::traffic::{Connection, UdpFlow, ask_tcp};
+
+/// How long a connection may take to open or to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// As [`PATIENCE`], for one datagram.
+const DATAGRAM: Duration = Duration::from_secs(2);
+/// A datagram may be lost; so many in a row may not.
+const DATAGRAMS: usize = 3;
+/// Connections that a client keeps.
+const KEPT: usize = 3;
+/// One question in so many is the last one of its connection.
+const CHURN: u16 = 300;
+/// Pause between rounds of a client.
+const PAUSE: Duration = Duration::from_millis(40);
+/// A port that no Service has.
+pub const CLOSED: u16 = 2222;
+
+/// What every client knows.
+#[derive(Debug)]
+pub struct Stage {
+    /// Counters.
+    pub tally: Tally,
+    /// Held for writing while somebody else's damage lasts, and while endpoints die: what happens then is
+    /// not the agent's doing.
+    pub gate: RwLock<()>,
+    /// Flushes of virtual servers by others so far. With `expire_nodest_conn`, which kube-proxy sets, the
+    /// kernel ends all connections with them.
+    pub flushes: AtomicU64,
+    /// The end.
+    pub stop: AtomicBool,
+}
+
+impl Stage {
+    fn runs(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Relaxed)
+    }
+
+    fn violated(&self, counter: &AtomicU64, what: String) {
+        Tally::count(counter);
+        self.tally.note(what);
+    }
+}
+
+/// One client: asks these addresses from its namespace.
+#[derive(Debug)]
+pub struct Client<'a> {
+    /// Its name, for what goes wrong.
+    pub name: String,
+    /// Where it is.
+    pub ns: &'a Netns,
+    /// What it connects to.
+    pub tcp: Vec<SocketAddr>,
+    /// Where it sends datagrams to.
+    pub udp: Vec<SocketAddr>,
+}
+
+/// A connection or flow that is kept.
+struct Kept<T> {
+    link: T,
+    to: SocketAddr,
+    /// The endpoint that answers.
+    endpoint: String,
+    /// [`Stage::flushes`] when it was opened.
+    flushes: u64,
+}
+
+impl Client<'_> {
+    /// Asks until the end.
+    pub fn run(&self, stage: &Stage, mut rng: Rng) {
+        let (mut connections, mut flows) = (Vec::new(), Vec::new());
+        while stage.runs() {
+            if let Ok(_open) = stage.gate.read() {
+                connections =
+                    connections.into_iter().filter_map(|kept| self.ask(stage, kept, &mut rng)).collect();
+                flows.retain_mut(|flow| self.ask_flow(stage, flow, &mut rng));
+                if connections.len() < KEPT && !self.tcp.is_empty() {
+                    connections.extend(self.open(stage, self.tcp[rng.usize(..self.tcp.len())]));
+                }
+                if flows.is_empty() && !self.udp.is_empty() {
+                    flows.extend(self.open_flow(stage, self.udp[rng.usize(..self.udp.len())]));
+                }
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn open(&self, stage: &Stage, to: SocketAddr) -> Option<Kept<Connection>> {
+        let opened = Connection::open(self.ns, to, PATIENCE).and_then(|mut link| {
+            let endpoint = link.ask()?.name;
+            Ok(Kept { link, to, endpoint, flushes: stage.flushes() })
+        });
+        match opened {
+            Ok(kept) => {
+                Tally::count(&stage.tally.opened);
+                Some(kept)
+            }
+            Err(error) => {
+                stage.violated(&stage.tally.refused, format!("{}: TCP to {to}: {error}", self.name));
+                None
+            }
+        }
+    }
+
+    /// Asks over a connection; none is left when it broke, or when it was old enough.
+    fn ask(&self, stage: &Stage, mut kept: Kept<Connection>, rng: &mut Rng) -> Option<Kept<Connection>> {
+        if rng.u16(..CHURN) == 0 {
+            // Reset, so that the kernel forgets it soon.
+            let _ = kept.link.abort();
+            return None;
+        }
+        match kept.link.ask() {
+            Ok(answer) if answer.name == kept.endpoint => {
+                Tally::count(&stage.tally.asked);
+                return Some(kept);
+            }
+            _ if !stage.tally.is_alive(&kept.endpoint) => Tally::count(&stage.tally.ended),
+            _ if kept.flushes != stage.flushes() => Tally::count(&stage.tally.flushed),
+            other => {
+                let how =
+                    other.map_or_else(|error| error.to_string(), |answer| format!("{} answers", answer.name));
+                let what = format!("{}: connection to {} at {}: {how}", self.name, kept.to, kept.endpoint);
+                stage.violated(&stage.tally.broken, what);
+            }
+        }
+        None
+    }
+
+    fn open_flow(&self, stage: &Stage, to: SocketAddr) -> Option<Kept<UdpFlow>> {
+        let flow = UdpFlow::open(self.ns, to, DATAGRAM).ok()?;
+        match answer(&flow) {
+            Ok(endpoint) => {
+                Tally::count(&stage.tally.opened);
+                Some(Kept { link: flow, to, endpoint, flushes: stage.flushes() })
+            }
+            Err(error) => {
+                stage.violated(&stage.tally.refused, format!("{}: UDP to {to}: {error}", self.name));
+                None
+            }
+        }
+    }
+
+    /// Asks over a flow, which may change its endpoint. False: it is over.
+    fn ask_flow(&self, stage: &Stage, kept: &mut Kept<UdpFlow>, rng: &mut Rng) -> bool {
+        if rng.u16(..CHURN) == 0 {
+            return false;
+        }
+        match answer(&kept.link) {
+            Ok(endpoint) => {
+                Tally::count(&stage.tally.asked);
+                kept.endpoint = endpoint;
+                true
+            }
+            Err(error) => {
+                let what = format!("{}: flow to {} at {}: {error}", self.name, kept.to, kept.endpoint);
+                stage.violated(&stage.tally.broken, what);
+                false
+            }
+        }
+    }
+}
+
+/// Who answers one of a few datagrams.
+fn answer(flow: &UdpFlow) -> Result<String, String> {
+    let mut last = String::new();
+    for _ in 0..DATAGRAMS {
+        match flow.ask() {
+            Ok(answer) => return Ok(answer.name),
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(last)
+}
+
+/// Sends datagrams to every address that Services ever have, at a port that none has. The node's firewall,
+/// not this, counts what gets through.
+///
+/// # Errors
+/// When there is no socket.
+pub fn knock(ns: &Netns, v6: bool, stage: &Stage) -> Result<()> {
+    let any = if v6 { "[::]:0" } else { "0.0.0.0:0" };
+    let socket = ns.enter(|| UdpSocket::bind(any))?.context("socket")?;
+    socket.set_nonblocking(true).context("socket")?;
+    let vips = all_vips(v6);
+    while stage.runs() {
+        for some in vips.chunks(8) {
+            for vip in some {
+                // What is refused comes back as an error here; the packet after it goes out all the same.
+                if socket.send_to(b"!", (*vip, CLOSED)).is_ok() {
+                    Tally::count(&stage.tally.probes);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(8));
+        }
+    }
+    Ok(())
+}
+
+/// Asks a load balancer whose source ranges leave this client out.
+pub fn trespass(ns: &Netns, vips: &[IpAddr], stage: &Stage) {
+    while stage.runs() {
+        for vip in vips {
+            let Ok(_open) = stage.gate.read() else { return };
+            let to = SocketAddr::new(*vip, 80);
+            Tally::count(&stage.tally.probes);
+            if let Ok(answer) = ask_tcp(ns, to, Duration::from_millis(100)) {
+                let what = format!("{} answers {to}, whose source ranges leave the client out", answer.name);
+                stage.violated(&stage.tally.unfiltered, what);
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
