@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Lines for people: time, level, message, and the fields that are words. Numbers are in the message; beside
-//! it they are for programs, see [`super::json`].
+//! it they are for programs, as JSON.
 
 use std::fmt;
 

@@ -44,9 +44,14 @@ impl<K: Kernel> Reconciler<K> {
             self.work_ahead(clock);
             HEARTBEAT
         };
-        self.tell_unprogrammed(clock());
-        self.reporter.tick(&self.retries, clock());
+        self.tell(clock());
         pause.min(HEARTBEAT)
+    }
+
+    /// Tells what fails, what is well again, and what is due by its time.
+    pub fn tell(&mut self, now: Duration) {
+        self.tell_unprogrammed(now);
+        self.reporter.tick(&self.retries, now);
     }
 
     /// Does what can be done before every list is complete.

@@ -96,7 +96,9 @@ impl Agent {
 
     fn sync(&mut self, due: Due) -> Pass {
         self.now += Duration::from_secs(31);
-        self.reconciler.sync(due, self.now)
+        let pass = self.reconciler.sync(due, self.now);
+        self.reconciler.tell(self.now);
+        pass
     }
 
     fn clean(&mut self, due: Due) -> Result<()> {
