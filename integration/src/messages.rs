@@ -62,8 +62,10 @@ pub fn complaint(message: &str) -> Option<String> {
         return Some("has more than one line".to_owned());
     }
     let mut seen = BTreeMap::new();
-    let parts = message.split([':', ';', '(', ')']).map(str::trim).filter(|part| part.len() >= REPEATED);
-    let twice = parts.into_iter().find(|part| seen.insert(*part, ()).is_some());
+    let sentences =
+        message.split("; ").flat_map(|part| part.split(": ")).flat_map(|part| part.split(['(', ')']));
+    let mut parts = sentences.map(str::trim).filter(|part| part.len() >= REPEATED);
+    let twice = parts.find(|part| seen.insert(*part, ()).is_some());
     twice.map(|part| format!("says {part:?} twice"))
 }
 

@@ -44,12 +44,12 @@ impl<K: Kernel> Reconciler<K> {
             self.work_ahead(clock);
             HEARTBEAT
         };
-        self.tell(clock());
+        self.tell_due(clock());
         pause.min(HEARTBEAT)
     }
 
     /// Tells what fails, what is well again, and what is due by its time.
-    pub fn tell(&mut self, now: Duration) {
+    pub fn tell_due(&mut self, now: Duration) {
         self.tell_unprogrammed(now);
         self.reporter.tick(&self.retries, now);
     }
