@@ -12,6 +12,9 @@ GUEST := integration/guest/run
 CORPUS ?= ../shared/conformance
 # Scenarios of CORPUS to run, comma separated; empty: all.
 ONLY ?=
+# `make fuzz`: seconds for all targets together, and which; empty: all.
+SECONDS ?= 300
+FUZZ ?=
 # `make benchmarks`: numbers of Services, comma separated.
 BENCH_SIZES ?= 100,300,1000,3000,10000,30000,50000
 BENCH_TIMEOUT ?= 3600
@@ -19,7 +22,7 @@ BENCH_TIMEOUT ?= 3600
 KILLS ?= 25
 SEED ?= 1
 
-.PHONY: help build image manifests tools check test demo parity chaos bench-programs bench bench-quick benchmarks clean
+.PHONY: help build image manifests tools check test demo parity chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -94,6 +97,15 @@ benchmarks: bench-programs ## Costs at BENCH_SIZES into docs/benchmarks, by a cl
 	mkdir -p docs/benchmarks
 	cp $(TARGET)/guest/out/costs.csv docs/benchmarks/costs.csv
 	$(TARGET)/release/bench plot docs/benchmarks/costs.csv docs/benchmarks/costs.svg
+
+fuzz-program:
+	@integration/guest/install.sh --compiler
+
+fuzz: fuzz-program ## Feed the decoders what nobody would send: make fuzz [SECONDS=n] [FUZZ=TARGET,TARGET]
+	fuzz/run $(SECONDS) $(FUZZ)
+
+fuzz-corpus: fuzz-program ## Add what `make fuzz` found to reach more code to fuzz/corpus
+	fuzz/run --merge $(FUZZ)
 
 clean: ## Remove everything built, the guest kernel included
 	cargo clean

@@ -11,6 +11,8 @@ pub mod config;
 pub mod core;
 pub mod events;
 pub mod file_watch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod handover;
 pub mod inbox;
 pub mod init;

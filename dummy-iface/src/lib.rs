@@ -5,6 +5,9 @@
 mod device;
 mod error;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 mod route;
 mod socket;

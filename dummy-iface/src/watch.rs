@@ -100,7 +100,12 @@ fn look(device: &mut DummyDevice) -> Result<Option<u32>, Error> {
 }
 
 /// What a notification means for the device `name`, whose index is kept current.
-fn change(name: &str, index: &mut Option<u32>, kind: u16, payload: &[u8]) -> Result<Option<Change>, Error> {
+pub(crate) fn change(
+    name: &str,
+    index: &mut Option<u32>,
+    kind: u16,
+    payload: &[u8],
+) -> Result<Option<Change>, Error> {
     Ok(match kind {
         RTM_NEWLINK => {
             let link = message::parse_link(payload)?;

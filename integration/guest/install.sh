@@ -4,9 +4,10 @@
 # Makes sure that the Debian packages of the kernel tests are installed, and fetches what is only
 # unpacked: Prometheus for the metrics and alert rules, the seccomp filter of container runtimes, and a
 # kernel for the guest (kernel.sh). Does nothing, quickly, when all is there. Usage:
-# install.sh [--tools|--promtool]
+# install.sh [--tools|--promtool|--compiler]
 #   --tools      only what the tests need in plain network namespaces: no QEMU and no kernel
 #   --promtool   only Prometheus with promtool, as target/guest/prometheus
+#   --compiler   only the C++ compiler that builds libFuzzer
 # KUBE_IPVS_KERNEL names a suite of Debian to take the kernel from.
 set -euo pipefail
 
@@ -111,6 +112,10 @@ fetch_prometheus() { fetch_path prometheus usr/bin prometheus; }
 fetch_seccomp() { fetch_path golang-github-containers-common usr/share/containers/seccomp.json seccomp.json; }
 
 case ${1:-} in
+--compiler)
+    command -v c++ >/dev/null || install_packages g++
+    exit 0
+    ;;
 --promtool) ;;
 --tools)
     install_packages "${tools[@]}"

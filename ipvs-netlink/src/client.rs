@@ -410,7 +410,12 @@ fn resolve(socket: &mut GenlSocket) -> Result<u16, Error> {
         Err(refusal) if refusal.errno == ENOENT => return Err(Error::FamilyMissing),
         Err(refusal) => return Err(refused(CommandKind::of(IpvsCommand::Other(0)), refusal)),
     };
-    for nla in wire::attributes(&answer) {
+    parse_family(&answer)
+}
+
+/// The number of a family in a report of the controller.
+pub(crate) fn parse_family(attributes: &[u8]) -> Result<u16, Error> {
+    for nla in wire::attributes(attributes) {
         let nla = nla.map_err(|error| Error::Malformed(error.to_string()))?;
         if nla.kind() == CTRL_ATTR_FAMILY_ID {
             return wire::get_u16(nla.value(), "family").map_err(|error| Error::Malformed(error.to_string()));

@@ -8,6 +8,9 @@ mod control;
 mod destination;
 mod error;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 mod service;
 mod socket;

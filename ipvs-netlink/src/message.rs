@@ -245,8 +245,11 @@ impl Emitable for IpvsMessage {
         self.attributes.as_slice().buffer_len()
     }
 
+    /// Not as netlink-packet-core does it for lists: of an attribute with two flags that keeps one.
     fn emit(&self, buffer: &mut [u8]) {
-        self.attributes.as_slice().emit(buffer);
+        let mut out = Writer::default();
+        self.attributes.iter().for_each(|attribute| out.put(attribute.kind(), &attribute.value()));
+        buffer.copy_from_slice(&out.bytes);
     }
 }
 

@@ -123,6 +123,14 @@ fn a_message_goes_through_generic_netlink() {
     assert_eq!(read.payload, message.payload);
 }
 
+/// Nested and in network order: no kernel sends that, and it is kept all the same.
+#[test]
+fn an_unknown_attribute_keeps_all_its_flags() {
+    let attributes = vec![IpvsAttribute::Other(DefaultNla::new(0xc000 | 100, vec![1, 2, 3]))];
+    let message = IpvsMessage { command: IpvsCommand::NewService, attributes };
+    assert_eq!(IpvsMessage::parse(IpvsCommand::NewService, &emit(&message)).unwrap(), message);
+}
+
 /// What does not fit 16 bits is cut off rather than taken for further attributes.
 #[test]
 fn oversized_values_stay_inside_their_attributes() {

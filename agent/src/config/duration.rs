@@ -5,26 +5,81 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 const UNITS: [(&str, u128); 3] = [("ms", 1_000_000), ("µs", 1_000), ("ns", 1)];
 const SECOND: u128 = 1_000_000_000;
+/// What may be read; the second `µs` has the Greek letter.
+const UNITS_READ: [(&str, u128); 8] = [
+    ("ns", 1),
+    ("us", 1_000),
+    ("\u{b5}s", 1_000),
+    ("\u{3bc}s", 1_000),
+    ("ms", 1_000_000),
+    ("s", SECOND),
+    ("m", 60 * SECOND),
+    ("h", 3600 * SECOND),
+];
+/// The longest duration of Go, in nanoseconds: some 292 years.
+const LONGEST: u64 = i64::MAX as u64;
+/// Digits of a fraction that are read.
+const FRACTION: usize = 18;
 
 /// A duration that is not negative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GoDuration(pub Duration);
 
+/// As Go's `time.ParseDuration`, in whole numbers: `kube::core::Duration` panics where one is too long or a part
+/// of it is negative.
 impl FromStr for GoDuration {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let parsed = text.parse::<kube::core::Duration>().ok().filter(|_| !text.is_empty());
-        let Some(parsed) = parsed else {
+        let Some(nanos) = parse_parts(text.trim_start_matches(['+', '-'])).filter(|_| signs(text) < 2) else {
             anyhow::bail!("{text:?} is not a duration such as 30s, 1h5m or 500ms")
         };
-        ensure!(!parsed.is_negative(), "{text} is negative");
-        Ok(Self(parsed.into()))
+        ensure!(nanos == 0 || !text.starts_with('-'), "{text} is negative");
+        let nanos = u64::try_from(nanos).ok().filter(|nanos| *nanos <= LONGEST);
+        nanos.map(|nanos| Self(Duration::from_nanos(nanos))).with_context(|| format!("{text} is too long"))
     }
+}
+
+fn signs(text: &str) -> usize {
+    text.bytes().take_while(|byte| matches!(byte, b'+' | b'-')).count()
+}
+
+/// The sum of numbers with units, e.g. `1h0.5s`, in nanoseconds; one that is too long stays too long.
+fn parse_parts(text: &str) -> Option<u128> {
+    let mut rest = text;
+    let mut sum = 0u128;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() && text != "0" {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, more) = rest.split_at(unit_at);
+        let end = more.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(more.len());
+        let (unit, more) = more.split_at(end);
+        let (_, size) = UNITS_READ.iter().find(|(name, _)| *name == unit)?;
+        sum = sum.saturating_add(parse_number(number, *size)?);
+        rest = more;
+    }
+    Some(sum)
+}
+
+/// A number such as `1`, `1.5`, `.5` or `5.` of units of so many nanoseconds.
+fn parse_number(text: &str, unit: u128) -> Option<u128> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
+        return None;
+    }
+    let digits = |text: &str| {
+        text.bytes().fold(0u128, |sum, digit| sum.saturating_mul(10).saturating_add((digit - b'0').into()))
+    };
+    // What follows is less than a nanosecond, even of hours.
+    let fraction = fraction.get(..FRACTION).unwrap_or(fraction);
+    let part = digits(fraction) * unit / 10u128.pow(fraction.len() as u32);
+    Some(digits(whole).saturating_mul(unit).saturating_add(part))
 }
 
 /// As Go's `Duration.String`.
@@ -80,8 +135,27 @@ mod tests {
         ] {
             assert_eq!(given.parse::<GoDuration>().unwrap().to_string(), printed, "{given}");
         }
-        for wrong in ["", "fast", "5", "-1s", "1 s"] {
+        for wrong in ["", "fast", "5", "-1s", "1 s", "+-1s", ".s", "1.2.3s", "s", "1s-", "0x1s", "1e3s", "00"]
+        {
             assert!(wrong.parse::<GoDuration>().is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn what_is_too_long_or_negative_inside_is_an_error() {
+        for (given, expected) in [
+            ("2562047h47m16.854775807s", "2562047h47m16.854775807s"),
+            (".5h", "30m0s"),
+            ("5.s", "5s"),
+            ("+1s", "1s"),
+            ("-0s", "0s"),
+            ("0.9999999999999999999999ns", "0s"),
+        ] {
+            assert_eq!(given.parse::<GoDuration>().unwrap().to_string(), expected, "{given}");
+        }
+        let error = |text: &str| text.parse::<GoDuration>().unwrap_err().to_string();
+        assert!(error("2562047h47m16.854775808s").contains("too long"));
+        assert!(error(&format!("{}h", "9".repeat(60))).contains("too long"));
+        assert!(error("1s-5s").contains("not a duration"));
     }
 }

@@ -2,9 +2,9 @@
 //! The configuration: a `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1), from a file or from
 //! kube-proxy's flags. Our own settings are under `kubeIPVS`, which kube-proxy passes over.
 
-mod duration;
+pub(crate) mod duration;
 mod fields;
-mod flags;
+pub(crate) mod flags;
 pub mod node;
 pub mod table;
 mod values;

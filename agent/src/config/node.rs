@@ -44,7 +44,7 @@ pub fn kernel_version() -> anyhow::Result<(u32, u32)> {
     parse_version(&text).with_context(|| format!("cannot understand the kernel version {:?}", text.trim()))
 }
 
-fn parse_version(text: &str) -> Option<(u32, u32)> {
+pub(crate) fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut parts = text.trim().split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
@@ -57,10 +57,11 @@ pub fn cpus() -> i64 {
 }
 
 /// Counts a list of ranges, e.g. `0-3,8`.
-fn parse_cpus(text: &str) -> Option<i64> {
+pub(crate) fn parse_cpus(text: &str) -> Option<i64> {
     text.trim().split(',').try_fold(0, |sum, range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        Some(sum + last.parse::<i64>().ok()? - first.parse::<i64>().ok()? + 1)
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        i64::from(last.checked_sub(first)?).checked_add(1)?.checked_add(sum)
     })
 }
 
@@ -140,7 +141,9 @@ mod tests {
         for (text, count) in [("0\n", 1), ("0-3\n", 4), ("0-3,8,10-11", 7)] {
             assert_eq!(parse_cpus(text), Some(count));
         }
-        assert_eq!(parse_cpus(""), None);
+        for none in ["", "3-0", "0-9223372036854775807", "-1"] {
+            assert_eq!(parse_cpus(none), None, "{none:?}");
+        }
     }
 
     #[test]

@@ -184,7 +184,7 @@ impl Owners {
     }
 
     /// Lines of `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let line = |line: &str| {
             let (server, service) = line.rsplit_once(' ')?;
             Some((server.to_owned(), service.to_owned()))

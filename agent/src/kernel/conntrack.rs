@@ -16,7 +16,7 @@ const MSG_GET: u16 = 1;
 const MSG_DELETE: u16 = 2;
 
 const CTA_TUPLE_ORIG: u16 = 1;
-const CTA_TUPLE_REPLY: u16 = 2;
+pub(super) const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
@@ -126,9 +126,9 @@ impl ConntrackClient {
 
 /// A UDP flow, and the attributes that name it to the kernel.
 #[derive(Debug)]
-struct Entry {
-    flow: Flow,
-    identity: Attrs,
+pub(super) struct Entry {
+    pub(super) flow: Flow,
+    pub(super) identity: Attrs,
 }
 
 /// What the answers to deletions mean: how many flows went because of them.
@@ -170,7 +170,7 @@ struct Tuple {
 }
 
 /// Reads one entry of a dump; `None` when it is not UDP.
-fn parse_entry(part: &[u8]) -> Result<Option<Entry>, NfError> {
+pub(super) fn parse_entry(part: &[u8]) -> Result<Option<Entry>, NfError> {
     let (mut orig, mut reply, mut id, mut zone) = (None, None, None, None);
     for attr in AttrIter(part) {
         match attr? {

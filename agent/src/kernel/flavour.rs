@@ -112,7 +112,7 @@ impl Installed {
 }
 
 /// The flavour, and why, from what the two save programs printed.
-fn choose(nft: &str, legacy: &str, default: Flavour) -> (Flavour, &'static str) {
+pub(super) fn choose(nft: &str, legacy: &str, default: Flavour) -> (Flavour, &'static str) {
     let kubelet = |rules: &str| {
         let declared =
             |chain: &&str| rules.lines().any(|l| l.split(' ').next() == Some(&format!(":{chain}")));

@@ -221,7 +221,8 @@ pub(super) fn parse_entry(set_type: SetType, data: &[u8]) -> Result<Option<Entry
         SetType::HashIpPortNet => {
             let net = ip2?;
             let prefix = cidr2.unwrap_or(Family::of(net).host_prefix());
-            Some(Entry::IpPortNet(ip?, proto?, port?, IpNet::new(net, prefix).ok()?))
+            // As entries of ours are: without host bits.
+            Some(Entry::IpPortNet(ip?, proto?, port?, IpNet::new(net, prefix).ok()?.trunc()))
         }
         SetType::BitmapPort => Some(Entry::Port(port?)),
     };
@@ -262,6 +263,17 @@ mod tests {
         fn no_dump_part_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_part(&bytes, &mut Map::default());
         }
+    }
+
+    #[test]
+    fn a_network_with_host_bits_is_the_network() {
+        let [ip, net] = [[10, 96, 0, 1], [172, 16, 0, 64]].map(IpAddr::from);
+        let mut attrs = Attrs::default();
+        put_ip(&mut attrs, DATA_IP, ip);
+        put_ip(&mut attrs, DATA_IP2, net);
+        attrs.put(DATA_CIDR2, &[12]).put_be(DATA_PORT, &[0, 80]).put(DATA_PROTO, &[6]);
+        let expected = Entry::IpPortNet(ip, Protocol::Tcp, 80, "172.16.0.0/12".parse().unwrap());
+        assert_eq!(parse_entry(SetType::HashIpPortNet, attrs.as_bytes()).unwrap(), Some(expected));
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub mod conntrack;
 mod errors;
 pub mod fake;
 pub mod flavour;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod ipset;
 mod ipset_codec;
 pub mod iptables;

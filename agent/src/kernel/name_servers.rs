@@ -41,7 +41,7 @@ impl Named {
     }
 
     /// Adds what a file names, in any of the formats: they do not look alike.
-    fn take(&mut self, text: &str) {
+    pub(super) fn take(&mut self, text: &str) {
         for line in text.lines() {
             let line = line.trim().trim_end_matches(';');
             if let Some(rest) = line.strip_prefix("nameserver") {

@@ -434,7 +434,7 @@ impl NfSocket {
 }
 
 /// The positive errno at the start of an error or done message; `None` for zero or nothing.
-fn refusal(payload: &[u8]) -> Option<i32> {
+pub(super) fn refusal(payload: &[u8]) -> Option<i32> {
     let code = i32::from_ne_bytes(payload.get(..4)?.try_into().ok()?);
     (code != 0).then_some(code.saturating_neg())
 }

@@ -51,7 +51,11 @@ pub fn generation(socket: &mut NfSocket) -> Result<Option<u32>, NfError> {
     let request = Request { kind: GET_GENERATION, flags: 0, family: 0, attrs: Attrs::default() };
     let answer = socket.ask(&[request])?.pop();
     let Some(Ok(answer)) = answer else { return Ok(None) };
-    for attr in AttrIter(&answer) {
+    parse_generation(&answer)
+}
+
+pub(super) fn parse_generation(answer: &[u8]) -> Result<Option<u32>, NfError> {
+    for attr in AttrIter(answer) {
         if let (ATTR_GENERATION, &[a, b, c, d]) = attr? {
             return Ok(Some(u32::from_be_bytes([a, b, c, d])));
         }

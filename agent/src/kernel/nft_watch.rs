@@ -99,7 +99,7 @@ impl RulesWatch {
 
 /// The family whose rules of ours a message is about. Tables of other families, such as `inet`, may have the
 /// same names.
-fn concerned_family(message: &Received<'_>) -> Option<Family> {
+pub(super) fn concerned_family(message: &Received<'_>) -> Option<Family> {
     let family = match message.payload.first()? {
         2 => Family::V4,
         10 => Family::V6,

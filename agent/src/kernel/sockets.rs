@@ -46,21 +46,32 @@ fn ask(request: InetRequest, list: bool) -> io::Result<Vec<InetResponse>> {
     loop {
         buffer.clear();
         socket.recv(&mut buffer, 0)?;
-        let mut rest = &buffer[..];
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(unreadable)?;
-            let length = (message.header.length as usize).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
-            match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(answer)) => answers.push(*answer),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                _ => return Ok(answers),
-            }
-            if !list {
-                return Ok(answers);
-            }
+        if read_answers(&buffer, list, &mut answers)? {
+            return Ok(answers);
         }
     }
+}
+
+/// Adds the answers in a datagram; true when no more will come.
+pub(super) fn read_answers(datagram: &[u8], list: bool, answers: &mut Vec<InetResponse>) -> io::Result<bool> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(unreadable)?;
+        let length = (message.header.length as usize).next_multiple_of(4);
+        rest = rest.get(length..).unwrap_or_default();
+        match message.payload {
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(answer)) => answers.push(*answer),
+            NetlinkPayload::Error(error) => match error.code {
+                Some(code) => return Err(io::Error::from_raw_os_error(code.get().saturating_neg())),
+                None => return Ok(true),
+            },
+            _ => return Ok(true),
+        }
+        if !list {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Where programs listen, over TCP and UDP; sorted, each once. An IPv6 socket that takes IPv4, too, counts for
@@ -89,7 +100,7 @@ pub fn listeners() -> io::Result<Vec<OpenPort>> {
     Ok(ports)
 }
 
-fn add(ports: &mut Vec<OpenPort>, protocol: Protocol, answer: &InetResponse) {
+pub(super) fn add(ports: &mut Vec<OpenPort>, protocol: Protocol, answer: &InetResponse) {
     let id = &answer.header.socket_id;
     let addr = id.source_address.to_canonical();
     ports.push(OpenPort { protocol, port: id.source_port, addr });
@@ -160,6 +171,17 @@ mod tests {
         assert!(has(Protocol::Udp, "127.0.0.1", port(udp.local_addr())));
         assert!(!has(Protocol::Tcp, "127.0.0.1", port(connected.local_addr())));
         assert!(found.is_sorted());
+    }
+
+    #[test]
+    fn a_refusal_is_its_errno_whatever_the_number() {
+        for (code, errno) in [(-2, 2), (i32::MIN, i32::MAX)] {
+            let mut datagram = [36u32, 2, 0, 0].map(u32::to_ne_bytes).concat();
+            datagram.extend_from_slice(&i32::to_ne_bytes(code));
+            datagram.resize(36, 0);
+            let error = read_answers(&datagram, true, &mut Vec::new()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(errno));
+        }
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub fn read_busy() -> Result<Set<(VsKey, RsKey)>> {
 
 /// Reads lines, and puts together what belongs to one virtual server.
 #[derive(Debug, Default)]
-struct Parser {
+pub(super) struct Parser {
     headings: u8,
     /// The beginning of a line whose end has not come.
     rest: Vec<u8>,
@@ -100,7 +100,7 @@ struct Parser {
 }
 
 impl Parser {
-    fn take(&mut self, mut bytes: &[u8], shown: &mut Vec<Shown>) -> Option<()> {
+    pub(super) fn take(&mut self, mut bytes: &[u8], shown: &mut Vec<Shown>) -> Option<()> {
         while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
             let (line, more) = (&bytes[..end], &bytes[end + 1..]);
             bytes = more;
@@ -116,7 +116,7 @@ impl Parser {
         Some(())
     }
 
-    fn finish(&mut self, shown: &mut Vec<Shown>) -> Option<()> {
+    pub(super) fn finish(&mut self, shown: &mut Vec<Shown>) -> Option<()> {
         self.end_server(shown);
         self.rest.is_empty().then_some(())
     }

@@ -101,10 +101,12 @@ fn busy() -> Metrics {
     let mut old = service("old", 1);
     old.external_ips = vec!["198.51.100.1".parse().unwrap()];
     put(&mut desired, &old, &[]);
-    let changes = put(&mut desired, &Service { name: ObjectName::new("d", "young"), created: 9, ..old }, &[]);
+    let mut changes =
+        put(&mut desired, &Service { name: ObjectName::new("d", "young"), created: 9, ..old }, &[]);
     let mut observed = Observed::default();
     observed.sets.entry(crate::core::sets::SetId::all(Family::V4).next().unwrap()).or_default();
     metrics.audited(&observed);
+    changes.everything = true;
     metrics.changed(&desired, &changes, 0);
     metrics.applied(&Plan::default(), &Report::default(), &desired, &observed);
     metrics.pass(&Pass { synced: Family::ALL.into(), ..Pass::default() }, Due::Audit, Duration::ZERO);
@@ -359,7 +361,7 @@ fn the_loser_of_a_conflict_is_named_until_it_is_none() {
     let (metrics, mut desired) = (Metrics::new().unwrap(), Desired::default());
     for (name, n) in [("old", 1), ("young", 2)] {
         let external_ips = vec!["198.51.100.1".parse().unwrap()];
-        let changes = put(&mut desired, &Service { external_ips, ..service(name, n) }, &[]);
+        let mut changes = put(&mut desired, &Service { external_ips, ..service(name, n) }, &[]);
         metrics.changed(&desired, &changes, 3);
     }
     let line = "kube_ipvs_address_conflict{namespace=\"d\",service=\"young\",\

@@ -8,7 +8,7 @@
 
 mod holdings;
 pub mod input;
-mod process;
+pub(crate) mod process;
 pub mod programming;
 pub mod proxy;
 mod register;

@@ -60,7 +60,7 @@ impl Process {
 }
 
 /// The soft limit of `Max address space`.
-fn address_space(limits: &str) -> Option<f64> {
+pub(crate) fn address_space(limits: &str) -> Option<f64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     match line.split_whitespace().next()? {
         // Go prints its largest unsigned number.
@@ -70,7 +70,7 @@ fn address_space(limits: &str) -> Option<f64> {
 }
 
 /// `InOctets` and `OutOctets` of the lines `IpExt:`, one of names and one of values.
-fn octets(netstat: &str) -> Option<[u64; 2]> {
+pub(crate) fn octets(netstat: &str) -> Option<[u64; 2]> {
     let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("IpExt:"));
     let (names, values) = (lines.next()?, lines.next()?);
     let value = |wanted| {

@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::connections::Connections;
@@ -143,18 +144,27 @@ pub async fn serve(listener: TcpListener, handler: Handler, connections: Connect
         let handler = handler.clone();
         tokio::spawn(async move {
             let _place = place;
-            let answer = service_fn(move |request| {
-                let handler = handler.clone();
-                async move { Ok::<_, Infallible>(answer(request, (peer, local), &handler).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), answer);
-            if let Ok(Err(error)) = tokio::time::timeout(LIFETIME, connection).await {
-                tracing::debug!("HTTP: {error}");
-            }
+            talk(stream, (peer, local), handler).await;
         });
+    }
+}
+
+/// Answers the requests of one connection.
+pub(crate) async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    ends: (SocketAddr, SocketAddr),
+    handler: Handler,
+) {
+    let answer = service_fn(move |request| {
+        let handler = handler.clone();
+        async move { Ok::<_, Infallible>(answer(request, ends, &handler).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), answer);
+    if let Ok(Err(error)) = tokio::time::timeout(LIFETIME, connection).await {
+        tracing::debug!("HTTP: {error}");
     }
 }
 

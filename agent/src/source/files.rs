@@ -5,7 +5,7 @@
 //! last good content in force; a file that is gone takes its objects with it; one that is being written is left
 //! alone until it is closed.
 
-mod parse;
+pub(super) mod parse;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -52,7 +52,7 @@ pub(super) fn gather<T, E>(
 }
 
 /// Why a watch is not read any further.
-enum End {
+pub(super) enum End {
     /// The server ended it.
     Over,
     /// Its version is gone.
@@ -228,7 +228,7 @@ where
 
 /// The events that change an object, and why the watch ends, if it does. `version` becomes that of the last
 /// event.
-fn sort<K: Followed>(
+pub(super) fn sort<K: Followed>(
     group: Vec<WatchEvent<Guarded<K>>>,
     version: &mut String,
 ) -> (Vec<WatchEvent<Guarded<K>>>, Option<End>) {

@@ -8,6 +8,8 @@ pub mod client;
 pub mod decode;
 pub mod files;
 mod follow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod list;
 mod outage;
 mod pauses;

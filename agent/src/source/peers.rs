@@ -188,7 +188,7 @@ async fn resolve(hosts: &[(String, u16)], before: Arc<[SocketAddr]>) -> Arc<[Soc
 /// The answer to a list of Nodes: a table, or objects.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer {
+pub(super) struct Answer {
     #[serde(default)]
     metadata: Metadata,
     #[serde(default)]
@@ -234,7 +234,7 @@ struct Address {
 
 impl Answer {
     /// Every address; host names are passed over.
-    fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let columns: Vec<usize> = self
             .column_definitions
             .iter()

@@ -13,14 +13,14 @@ use crate::yaml;
 
 /// What a file held: objects, as far as they could be decoded, and addresses of other Nodes.
 #[derive(Clone, Debug)]
-pub(super) enum Item {
+pub(in crate::source) enum Item {
     Object(Kind, ObjectName, Box<Decoded>),
     Peer(Vec<IpAddr>),
 }
 
 /// Which objects count.
 #[derive(Debug)]
-pub(super) struct Ours {
+pub(in crate::source) struct Ours {
     pub node: String,
     /// The name of this proxy, as Services ask for one; `None`: those that ask for none.
     pub proxy: Option<String>,
@@ -35,7 +35,7 @@ fn api_version(kind: Kind) -> &'static str {
 }
 
 /// Parses a file; a list contributes its items.
-pub(super) fn parse(text: &str, ours: &Ours) -> anyhow::Result<Vec<Item>> {
+pub(in crate::source) fn parse(text: &str, ours: &Ours) -> anyhow::Result<Vec<Item>> {
     // A file that was just cut to be written anew; a list without items says so.
     anyhow::ensure!(!text.trim().is_empty(), "the file is empty");
     let documents: Vec<Value> = if text.trim_start().starts_with('{') {

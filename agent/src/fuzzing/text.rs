@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Configuration, addresses, `iptables-save`, small files of the system, and the answer of a running agent.
+
+use super::{Target, text_of};
+use crate::config::duration::GoDuration;
+use crate::config::flags::ConfigFlags;
+use crate::config::{Config, node};
+use crate::core::address::{parse_ip, parse_net, useless};
+use crate::core::chains::{CHAINS, JUMPS};
+use crate::core::removal::{Extent, find_removal, iptables_mode_is_in_force};
+use crate::core::save::{ObservedRules, parse_save};
+use crate::inspect::owners::Owners;
+use crate::metrics::process;
+use crate::yaml::{self, Twice};
+
+pub(super) const TARGETS: &[Target] = &[
+    ("address", address),
+    ("config", config),
+    ("duration", duration),
+    ("iptables-save", iptables_save),
+    ("owners", owners),
+    ("proc", proc_files),
+    ("yaml", yaml),
+];
+
+/// An address and a network are the same when they are written and read again.
+fn address(bytes: &[u8]) {
+    let text = text_of(bytes);
+    if let Some(ip) = parse_ip(&text) {
+        assert_eq!(parse_ip(&ip.to_string()), Some(ip));
+        assert_eq!(ip, ip.to_canonical(), "no IPv4 address in IPv6 clothes");
+        let _ = useless(ip);
+    }
+    if let Some(net) = parse_net(&text) {
+        assert_eq!(parse_net(&net.to_string()), Some(net));
+        assert_eq!(net, net.trunc(), "no host bits");
+    }
+}
+
+/// The document of a configuration is a configuration, and the same one.
+fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let flags = ConfigFlags::default();
+    let Ok(config) = Config::parse(text, &flags) else { return };
+    let document = config.values.document();
+    let again = Config::parse(&document.to_string(), &flags).unwrap();
+    assert_eq!(again.values.document(), document);
+    let read =
+        |c: &Config| format!("{:?}", (c.conntrack, c.timeouts, c.sync_period, &c.local, &c.exclude_cidrs));
+    assert_eq!(read(&again), read(&config));
+    let _ = config.conntrack.sysctls(8);
+    assert!(config.values.lines().count() > 0);
+}
+
+/// A duration is the same when it is written and read again.
+fn duration(bytes: &[u8]) {
+    let Ok(duration) = text_of(bytes).parse::<GoDuration>() else { return };
+    assert_eq!(duration.to_string().parse::<GoDuration>().unwrap(), duration);
+}
+
+/// Only chains of ours are observed, what was observed is observed again when it is printed, and nothing is
+/// removed that is not there.
+fn iptables_save(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let observed = parse_save(&text);
+    for (table, chain) in observed.chains.keys() {
+        assert!(CHAINS.contains(&(*table, chain.as_str())), "{chain} is not ours");
+    }
+    let again = parse_save(&print(&observed));
+    assert_eq!((&again.chains, &again.jumps), (&observed.chains, &observed.jumps));
+    let mut fixed = observed.clone();
+    fixed.fix_jumps(&observed.broken_jumps());
+    assert!(fixed.broken_jumps().is_empty());
+    for extent in [Extent::OtherModes, Extent::Ours, Extent::OursAlone, Extent::EveryMode] {
+        let removal = find_removal(&text, extent);
+        for (table, of_table) in &removal.tables {
+            assert!(text.contains(&format!("*{table}")));
+            assert!(of_table.chains.iter().all(|chain| text.contains(&format!(":{chain}"))));
+            assert!(of_table.rules.iter().all(|(chain, rule)| text.contains(&format!("-A {chain} {rule}"))));
+        }
+        assert!(removal.render().len() <= 4 * text.len() + 64 * removal.tables.len());
+    }
+    let _ = iptables_mode_is_in_force(&text);
+    let _ = crate::kernel::fuzzing::flavour(&text);
+}
+
+/// As `iptables-save` prints what is ours.
+fn print(rules: &ObservedRules) -> String {
+    let chains = rules.chains.iter().map(|((table, chain), of_chain)| {
+        let lines: String = of_chain.iter().map(|rule| format!("-A {chain} {rule}\n")).collect();
+        format!("*{}\n:{chain} - [0:0]\n{lines}COMMIT\n", table.name())
+    });
+    let jumps = rules.jumps.iter().map(|((table, from), present)| {
+        let lines: String = present.iter().map(|i| format!("-A {from} {}\n", JUMPS[*i].spec())).collect();
+        format!("*{}\n{lines}COMMIT\n", table.name())
+    });
+    chains.chain(jumps).collect()
+}
+
+/// The last line about a virtual server counts.
+fn owners(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let owners = Owners::parse(&text);
+    for line in text.lines() {
+        if let Some((server, _)) = line.rsplit_once(' ') {
+            assert!(owners.get(server).is_some_and(|service| text.contains(service)), "{server}");
+        }
+    }
+}
+
+/// The files of `/proc` and `/sys` about the machine and this process.
+fn proc_files(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let _ = (node::parse_version(&text), node::parse_cpus(&text));
+    let _ = (process::address_space(&text), process::octets(&text));
+}
+
+/// What is read strictly is read the same leniently; an error is one line.
+fn yaml(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let lenient = yaml::read(&text, Twice::LastWins);
+    match yaml::read(&text, Twice::Refused) {
+        Ok(value) => assert_eq!(lenient.as_ref(), Ok(&value)),
+        Err(error) => assert!(!error.contains('\n'), "{error}"),
+    }
+    if let Err(error) = yaml::read_all(&text) {
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
