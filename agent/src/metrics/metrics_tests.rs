@@ -361,7 +361,7 @@ fn the_loser_of_a_conflict_is_named_until_it_is_none() {
     let (metrics, mut desired) = (Metrics::new().unwrap(), Desired::default());
     for (name, n) in [("old", 1), ("young", 2)] {
         let external_ips = vec!["198.51.100.1".parse().unwrap()];
-        let mut changes = put(&mut desired, &Service { external_ips, ..service(name, n) }, &[]);
+        let changes = put(&mut desired, &Service { external_ips, ..service(name, n) }, &[]);
         metrics.changed(&desired, &changes, 3);
     }
     let line = "kube_ipvs_address_conflict{namespace=\"d\",service=\"young\",\
