@@ -18,11 +18,13 @@ FUZZ ?=
 # `make benchmarks`: numbers of Services, comma separated.
 BENCH_SIZES ?= 100,300,1000,3000,10000,30000,50000
 BENCH_TIMEOUT ?= 3600
+# `make test-kernels`: suites of Debian, oldest kernel first.
+KERNELS ?= bullseye bookworm trixie sid
 # `make chaos`: agents to kill, and where random numbers begin.
 KILLS ?= 25
 SEED ?= 1
 
-.PHONY: help build image manifests tools check test demo parity chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
+.PHONY: help build image manifests tools check test demo parity test-kernels smoke-kernels chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -71,6 +73,15 @@ parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS
 	@test -d "$(CORPUS)" || { echo "parity: no folder $(CORPUS): make parity CORPUS=DIR" >&2; exit 2; }
 	@rm -rf $(TARGET)/guest/corpus && cp -rL --no-preserve=mode "$(CORPUS)" $(TARGET)/guest/corpus
 	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY))
+
+# The oldest and the newest kernel that is supported, and those between.
+test-kernels: tools build ## Every kernel test and recording on Linux 5.10, 6.1, 6.12 and 7.x: about an hour
+	cargo build --release --locked -p integration --bin parity
+	integration/guest/kernels --corpus "$(CORPUS)" $(KERNELS)
+
+smoke-kernels: tools build ## A few of them on the oldest and the newest
+	cargo build --release --locked -p integration --bin parity
+	integration/guest/kernels --smoke --corpus "$(CORPUS)" $(firstword $(KERNELS)) $(lastword $(KERNELS))
 
 # Random numbers begin with SEED: the same seed makes the same changes and faults.
 chaos: tools build ## Kill agents and break what they depend on while traffic flows: make chaos [KILLS=1000] [SEED=2]

@@ -43,12 +43,14 @@ impl<'a> ConfigReload<'a> {
 
     /// Returns when it is time to restart. `check` tells why a content cannot be used.
     pub fn wait(&mut self, check: impl Fn(&str) -> Result<(), String>) {
-        loop {
-            let error = match self.follow(&check) {
-                Ok(()) => return,
-                Err(error) => error,
-            };
-            tracing::debug!("cannot watch the configuration file: {}; retried", words::chain(&error));
+        let mut told = false;
+        while let Err(error) = self.follow(&check) {
+            let error = words::chain(&error);
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(
+                    "cannot watch the configuration file: {error}; its changes are not noticed; retried"
+                );
+            }
             std::thread::sleep(PAUSE);
         }
     }

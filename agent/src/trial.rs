@@ -3,7 +3,7 @@
 //! at, the credentials work. For a file that changed, and for `kube-ipvs config`.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use crate::config::{Config, node};
@@ -82,6 +82,17 @@ fn check_scheduler(config: &Config, tester: Tester<'_>, findings: &mut Findings)
     }
 }
 
+/// As the servers listen: `0.0.0.0` stands for both families.
+fn try_listen(address: SocketAddr) -> std::io::Result<()> {
+    if address.is_ipv4() && address.ip().is_unspecified() {
+        match TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port())) {
+            Err(error) if error.kind() != ErrorKind::AddrInUse => {}
+            done => return done.map(drop),
+        }
+    }
+    TcpListener::bind(address).map(drop)
+}
+
 fn check_address(
     field: &str,
     of: impl Fn(&Config) -> Option<SocketAddr>,
@@ -90,7 +101,7 @@ fn check_address(
     findings: &mut Findings,
 ) {
     let Some(address) = of(config).filter(|_| !tester.has(&of, config)) else { return };
-    let Err(error) = TcpListener::bind(address) else { return };
+    let Err(error) = try_listen(address) else { return };
     let message = format!("{field}: cannot listen at {address}: {}", words::io_error(&error));
     match tester {
         // The agent that runs has it.

@@ -340,3 +340,11 @@ fn giant_objects_are_served_whole() {
     assert_eq!(fragment.virtual_servers.len(), 100);
     assert!(fragment.virtual_servers.iter().all(|vs| vs.real_servers.len() == 10_000));
 }
+
+#[test]
+fn a_service_without_ports_has_no_health_check() {
+    let with_port = Service { health_check_node_port: 32000, external_local: true, ..service() };
+    let check = |service: &Service| build(service, &[slice(Protocol::Tcp, &BOTH)]).health;
+    assert!(check(&with_port).is_some());
+    assert_eq!(check(&Service { ports: Vec::new(), ..with_port }), None);
+}

@@ -209,4 +209,37 @@ mod tests {
         assert_eq!(owners.get("UDP [fd00::1]:53"), Some("a/b"));
         assert_eq!(owners.get("TCP 1.1.1.1:1"), None);
     }
+
+    #[test]
+    fn whoever_asks_again_and_again_is_answered_from_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("owners");
+        let listener = UnixListener::bind(&path).unwrap();
+        let inbox = Arc::new(Inbox::default());
+        let asked = inbox.clone();
+        std::thread::spawn(move || answer(&listener, &asked));
+        let start = Instant::now();
+        let answers = 20;
+        let asking = std::thread::spawn(move || {
+            for _ in 0..answers {
+                let mut text = String::new();
+                UnixStream::connect(&path).unwrap().read_to_string(&mut text).unwrap();
+                assert_eq!(text, "TCP 10.96.0.1:443 a/b\n");
+            }
+        });
+        let mut questions = 0;
+        while !asking.is_finished() {
+            for question in inbox.wait(Some(Duration::from_millis(10))).questions {
+                questions += 1;
+                question.send("TCP 10.96.0.1:443 a/b\n".to_owned()).unwrap();
+            }
+        }
+        asking.join().unwrap();
+        let most = 1 + start.elapsed().as_secs();
+        assert!(
+            (1..=most).contains(&questions),
+            "{questions} questions of {answers} in {:?}",
+            start.elapsed()
+        );
+    }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! At most so many lines a second, whatever the cause; the rest is counted.
 //!
-//! Lines that only `-v 4` and more show are not limited: whoever asks for them wants all of them.
+//! Lines that only `-v 2` and more show are not limited: whoever asks for them wants all of them.
 
 use std::collections::VecDeque;
 use std::sync::{LazyLock, Mutex, PoisonError};

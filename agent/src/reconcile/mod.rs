@@ -15,6 +15,8 @@ mod recheck;
 mod report;
 mod run;
 mod shadow;
+#[cfg(test)]
+mod told_tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -181,3 +181,55 @@ async fn answer(
     let ask = Ask { method: head.method, path, query, body, peer, local };
     handler(&ask).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// What a client reads that sends this and then waits, and how long the connection stays open.
+    async fn talk_to(sent: &str) -> (String, Duration) {
+        let (mut client, server) = tokio::io::duplex(65536);
+        let here = SocketAddr::from(([127, 0, 0, 1], 10256));
+        let handler: Handler = Arc::new(|ask: &Ask| Answer::text(200, &format!("{} bytes", ask.body.len())));
+        let (start, end) = (Instant::now(), tokio::spawn(talk(server, (here, here), handler)));
+        client.write_all(sent.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        end.await.unwrap();
+        (answer, start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_and_large_requests_end() {
+        let request = "PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: ";
+        let (answer, time) = talk_to("GET / HTTP/1.1\r\nHost:").await;
+        assert!(!answer.contains("200") && time >= HEADER_TIMEOUT && time < LIFETIME, "{answer} {time:?}");
+        let (answer, time) = talk_to(&format!("{request}100\r\n\r\nabc")).await;
+        assert!(answer.ends_with("0 bytes") && time >= BODY_TIMEOUT && time < LIFETIME, "{answer} {time:?}");
+        let (answer, time) = talk_to(&format!("{request}5000\r\n\r\n{}", "x".repeat(5000))).await;
+        assert!(answer.ends_with("0 bytes") && time < BODY_TIMEOUT, "{answer} {time:?}");
+        let (answer, _) = talk_to(&format!("{request}3\r\n\r\nabc")).await;
+        assert!(answer.ends_with("3 bytes"), "{answer}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_connection_lives_for_ever() {
+        let (mut client, server) = tokio::io::duplex(65536);
+        let here = SocketAddr::from(([127, 0, 0, 1], 10256));
+        let handler: Handler = Arc::new(|_: &Ask| Answer::text(200, "ok"));
+        let start = Instant::now();
+        let end = tokio::spawn(talk(server, (here, here), handler));
+        let mut buffer = [0; 1024];
+        while client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.is_ok() {
+            if client.read(&mut buffer).await.unwrap_or(0) == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        end.await.unwrap();
+        assert!(start.elapsed() >= LIFETIME && start.elapsed() < LIFETIME * 2, "{:?}", start.elapsed());
+    }
+}

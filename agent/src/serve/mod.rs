@@ -230,6 +230,18 @@ mod tests {
     }
 
     #[test]
+    fn metrics_are_rendered_a_few_times_a_second_however_often_they_are_asked_for() {
+        let metrics = Metrics::new().unwrap();
+        let rendered = Rendered { metrics: metrics.clone(), last: Mutex::default() };
+        let (start, first) = (Instant::now(), rendered.answer().body);
+        metrics.repaired(crate::core::op::OpKind::Bind);
+        let second = rendered.answer().body;
+        assert!(second == first || start.elapsed() >= METRICS_AGE);
+        std::thread::sleep(METRICS_AGE);
+        assert_ne!(rendered.answer().body, first);
+    }
+
+    #[test]
     fn ready_is_after_the_first_sync() {
         let health = SharedHealth::new(Health::new(&[Family::V4], Duration::from_secs(60)));
         let metrics = Metrics::new().unwrap();

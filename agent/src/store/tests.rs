@@ -241,3 +241,18 @@ fn what_is_wrong_with_an_object_is_told_once() {
     assert!(lines[1].contains("ignored: x is no address, y is no address; the rest"), "{}", lines[1]);
     assert!(lines[2].contains("valid now"), "{}", lines[2]);
 }
+
+#[test]
+fn what_the_loop_does_not_take_grows_old() {
+    let store = store();
+    store.update(|update| Kind::ALL.into_iter().for_each(|kind| update.begin_list(kind)));
+    store.update(|update| update.put(service("a", "10.0.0.1")));
+    assert_eq!(store.waiting_for_loop(), None, "before every list is complete nothing is to be taken");
+    store.update(|update| Kind::ALL.into_iter().for_each(|kind| update.finish_list(kind)));
+    let first = store.waiting_for_loop().unwrap();
+    std::thread::sleep(Duration::from_millis(2));
+    store.update(|update| update.put(service("b", "10.0.0.2")));
+    assert!(store.waiting_for_loop().unwrap() > first, "the oldest change counts");
+    store.take_dirty();
+    assert_eq!(store.waiting_for_loop(), None);
+}

@@ -131,8 +131,13 @@ impl Agent {
 
 /// What the log gets from `work` at the default level, one text for each line.
 pub fn lines(work: impl FnOnce()) -> Vec<String> {
+    lines_at(0, work)
+}
+
+/// As [`lines`], at another level (`-v`).
+pub fn lines_at(level: u32, work: impl FnOnce()) -> Vec<String> {
     let log = Log::default();
-    let subscriber = tracing_subscriber::registry().with(log.clone().with_filter(crate::log::targets(0)));
+    let subscriber = tracing_subscriber::registry().with(log.clone().with_filter(crate::log::targets(level)));
     tracing::subscriber::with_default(subscriber, work);
     std::mem::take(&mut log.0.lock().unwrap())
 }

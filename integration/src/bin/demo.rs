@@ -31,7 +31,11 @@ const DASHBOARD_VIP: &str = "10.0.0.168:443";
 const LIMIT: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_secs(5);
 
+/// How long the demo may take: whoever tries the project waits for it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn main() -> Result<()> {
+    let start = Instant::now();
     say("A node of network namespaces: node-a with six backend pods, a pod that asks, a client outside.");
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;
@@ -63,6 +67,7 @@ fn main() -> Result<()> {
     ask("outside", &format!("tcp {DASHBOARD_VIP}"), 4, |to| ask_tcp(&outside.ns, to, ASK))?;
     let troubles = agent.log().lines().filter(|l| l.contains("ERROR") || l.contains(" WARN ")).count();
     ensure!(troubles == 0, "the agent complained:\n{}", agent.log());
+    ensure!(start.elapsed() < PATIENCE, "the demo took {:.0?}, more than {PATIENCE:?}", start.elapsed());
     say("Done. Namespaces, pods and virtual servers disappear with this program.");
     Ok(())
 }

@@ -136,6 +136,17 @@ fn a_changed_configuration_restarts_it_and_a_broken_one_does_not() {
     write("..2", &json!({"mode": "iptables"}));
     wait_for("the complaint", &agent, || agent.log().contains("cannot be used"));
     assert!(agent.ended().unwrap().is_none(), "what works goes on");
+    // Nothing but a try of the kernel tells that there is no such scheduler.
+    write("..2b", &json!({"ipvs": {"scheduler": "nonesuch"}}));
+    wait_for("the second complaint", &agent, || agent.log().contains("nonesuch"));
+    assert!(agent.ended().unwrap().is_none(), "what works goes on");
+    let told = ["config", "--config", files.path("config.yaml").to_str().unwrap()].map(str::to_owned);
+    let objects = format!("--objects={}", files.path("objects.json").display());
+    let binary = agent_binary().unwrap();
+    let command = [binary.to_str().unwrap(), &told[0], &told[1], &told[2], &objects];
+    let output = ns.try_exec(&command, None).unwrap();
+    assert!(output.stderr.contains("nonesuch"), "the command says what a start would: {}", output.stderr);
+    assert!(output.success("config").is_err());
     write("..3", &json!({"ipvs": {"scheduler": "lc"}}));
     let start = Instant::now();
     let status = loop {

@@ -50,6 +50,23 @@ fn the_flag_removes_every_mode_at_the_first_run() {
 }
 
 #[test]
+fn cleanup_works_whatever_mode_the_file_says() {
+    let cluster = Cluster::new();
+    let ns = cluster.node.ns();
+    let before = state(ns);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yaml");
+    for (mode, command) in [("iptables", "cleanup"), ("nftables", "--cleanup")] {
+        fixture::ipvs_mode(ns);
+        let file = integration::objects::config("node-a", &serde_json::json!({"mode": mode}));
+        std::fs::write(&path, file.to_string()).unwrap();
+        let (code, text) = kube_ipvs(ns, &[command, &format!("--config={}", path.display())]);
+        assert_eq!(code, 0, "{mode}: {text}");
+        assert_eq!(state(ns), before, "{mode}: {text}");
+    }
+}
+
+#[test]
 fn what_others_use_is_left_and_named() {
     let cluster = Cluster::new();
     let ns = cluster.node.ns();

@@ -72,6 +72,50 @@ fn conflicts_and_refusals_are_events_log_lines_and_metrics() {
 }
 
 #[test]
+fn what_is_refused_not_bound_or_removed_is_an_event_and_a_number() {
+    let ns = Netns::new("node-a").unwrap();
+    ns.ip("link add eth0 type dummy\naddr add 192.168.50.2/24 dev eth0\nlink set eth0 up").unwrap();
+    ns.exec(&["ipvsadm", "-A", "-t", "192.0.2.7:80", "-s", "rr"]).unwrap();
+    let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
+    let files = Files::new(&json!({"kubeIPVS": {"protectedCIDRs": ["203.0.113.0/24"]}}), vec![]);
+    let port = [("http", "TCP", 8080)];
+    server.replace_all(vec![
+        service("wild", &["10.96.0.2"], &[], &PORT),
+        slice("wild", &["192.168.50.255"], &port),
+        service("vip", &["10.96.0.3"], &["203.0.113.7"], &PORT),
+        slice("vip", &["10.244.1.5"], &port),
+        objects::node("node-a", &["192.168.50.2"]),
+    ]);
+    let spec = AgentSpec {
+        config: files.path("config.yaml"),
+        args: vec![format!("--master={}", server.url())],
+        ..AgentSpec::default()
+    };
+    let agent = Agent::start(&ns, &spec).unwrap();
+    wait_for("every Event", &agent, || {
+        let told = |reason: &str, name: &str, what: &str| {
+            server.events().iter().any(|event| {
+                let note = event["note"].as_str().unwrap_or_default();
+                event["reason"] == reason && event["regarding"]["name"] == name && note.contains(what)
+            })
+        };
+        told("NotProgrammed", "wild", "192.168.50.255")
+            && told("AddressNotBound", "vip", "it is in kubeIPVS.protectedCIDRs of the configuration")
+            && told("RemovedForeignServers", "node-a", "TCP 192.0.2.7:80")
+    });
+    wait_for("the VIP", &agent, || run(&ns, &["ipvsadm", "-Sn"]).contains("-A -t 203.0.113.7:80"));
+    assert!(is_bound(&ns, "10.96.0.3/32") && !is_bound(&ns, "203.0.113.7/32"));
+    let shown = metrics(&ns);
+    let has = |name: &str, labels: &[&str]| {
+        shown.lines().any(|line| {
+            line.starts_with(name) && labels.iter().all(|label| line.contains(label)) && line.ends_with(" 1")
+        })
+    };
+    assert!(has("kube_ipvs_unbound_vips{", &["reason=\"ProtectedCIDR\""]), "{shown}");
+    assert!(has("kube_ipvs_unprogrammed_objects{", &["kind=\"real_server\""]), "{shown}");
+}
+
+#[test]
 fn the_nodes_own_addresses_are_served_but_never_cut_off() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
