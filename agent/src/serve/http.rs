@@ -193,7 +193,7 @@ mod tests {
     async fn talk_to(sent: &str) -> (String, Duration) {
         let (mut client, server) = tokio::io::duplex(65536);
         let here = SocketAddr::from(([127, 0, 0, 1], 10256));
-        let handler: Handler = Arc::new(|ask: &Ask| Answer::text(200, &format!("{} bytes", ask.body.len())));
+        let handler: Handler = Arc::new(|ask: &Ask| Answer::text(200, format!("{} bytes", ask.body.len())));
         let (start, end) = (Instant::now(), tokio::spawn(talk(server, (here, here), handler)));
         client.write_all(sent.as_bytes()).await.unwrap();
         let mut answer = String::new();
