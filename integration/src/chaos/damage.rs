@@ -122,7 +122,7 @@ impl Programs {
 }
 
 /// What another program on the node removes: its name, and the command.
-const FLUSHES: [(&str, &[&str]); 9] = [
+const FLUSHES: [(&str, &[&str]); 8] = [
     ("ipvsadm -C", &["ipvsadm", "-C"]),
     ("ipset flush", &["ipset", "flush"]),
     ("ipset flush KUBE-IPVS-IPS", &["ipset", "flush", "KUBE-IPVS-IPS"]),
@@ -131,7 +131,6 @@ const FLUSHES: [(&str, &[&str]); 9] = [
     ("ip6tables -F", &["ip6tables", "-w", "-F"]),
     ("ip addr flush", &["ip", "addr", "flush", "dev", "kube-ipvs0"]),
     ("ip link del kube-ipvs0", &["ip", "link", "del", "kube-ipvs0"]),
-    ("removed virtual server", &["ipvsadm", "-D", "-t", "10.96.0.10:80"]),
 ];
 
 /// Removes something of the agent's, as another program would. Returns what, and whether it was a virtual

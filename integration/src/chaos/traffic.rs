@@ -24,6 +24,8 @@ const DATAGRAMS: usize = 3;
 const KEPT: usize = 3;
 /// One question in so many is the last one of its connection.
 const CHURN: u16 = 300;
+/// A client opens one more connection in so many rounds, which ends at once.
+const FRESH: u16 = 4;
 /// Pause between rounds of a client.
 const PAUSE: Duration = Duration::from_millis(40);
 /// A port that no Service has.
@@ -94,6 +96,11 @@ impl Client<'_> {
                 if connections.len() < KEPT && !self.tcp.is_empty() {
                     connections.extend(self.open(stage, self.tcp[rng.usize(..self.tcp.len())]));
                 }
+                if rng.u16(..FRESH) == 0 && !self.tcp.is_empty() {
+                    // Reset, so that the kernel forgets it soon.
+                    let fresh = self.open(stage, self.tcp[rng.usize(..self.tcp.len())]);
+                    fresh.map(|kept| kept.link.abort());
+                }
                 if flows.is_empty() && !self.udp.is_empty() {
                     flows.extend(self.open_flow(stage, self.udp[rng.usize(..self.udp.len())]));
                 }
@@ -122,7 +129,6 @@ impl Client<'_> {
     /// Asks over a connection; none is left when it broke, or when it was old enough.
     fn ask(&self, stage: &Stage, mut kept: Kept<Connection>, rng: &mut Rng) -> Option<Kept<Connection>> {
         if rng.u16(..CHURN) == 0 {
-            // Reset, so that the kernel forgets it soon.
             let _ = kept.link.abort();
             return None;
         }

@@ -23,7 +23,7 @@ pub const NODE_PORTS: [u16; 2] = [30080, 30053];
 pub const EXTRAS: u8 = 24;
 
 /// Services that nobody asks and that stay as they are.
-const IDLE: u16 = 400;
+const IDLE: u16 = 100;
 
 /// What becomes of one pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
