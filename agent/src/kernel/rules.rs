@@ -37,8 +37,18 @@ struct State {
     jobs: Option<Sender<Job>>,
     /// The generation that was read last, if nothing is known to have changed since.
     known: Option<u32>,
-    /// A reading that runs: the generation before it began, and whether rules were written since.
-    reading: Option<(Option<u32>, bool)>,
+    /// A reading that runs.
+    reading: Option<Reading>,
+}
+
+#[derive(Default)]
+struct Reading {
+    /// The generation before it began.
+    generation: Option<u32>,
+    /// This agent wrote rules since: what is read says nothing.
+    stale: bool,
+    /// Somebody else did: one more reading follows, from this generation on.
+    again: Option<Option<u32>>,
 }
 
 /// See the module.
@@ -77,22 +87,32 @@ impl Rules {
     /// Begins to read the rules of a family, if they may have changed or `afresh`.
     pub fn read(&mut self, family: Family, nft: &mut NfSocket, afresh: bool) {
         let state = &mut self.states[family.index()];
-        if let Some((_, stale)) = &mut state.reading {
+        let generation = nft_tables::generation(nft).unwrap_or_default();
+        if let Some(reading) = &mut state.reading {
             // One that runs already is as good, unless it may be too old.
-            *stale |= afresh;
+            reading.stale |= afresh;
+            if generation.is_none() || generation != reading.generation {
+                reading.again = Some(generation);
+            }
             return;
         }
-        let generation = nft_tables::generation(nft).unwrap_or_default();
         if !afresh && generation.is_some() && generation == state.known {
             self.ready.push(Finished::Rules(family, Ok(None)));
             return (self.wake)();
         }
-        state.reading = Some((generation, false));
-        if let Err(error) = self.start(family, Job::Read) {
-            self.states[family.index()].reading = None;
+        if let Err(error) = self.begin_reading(family, generation) {
             self.ready.push(Finished::Rules(family, Err(error)));
             (self.wake)();
         }
+    }
+
+    fn begin_reading(&mut self, family: Family, generation: Option<u32>) -> Result<(), OpError> {
+        self.states[family.index()].reading = Some(Reading { generation, ..Reading::default() });
+        let started = self.start(family, Job::Read);
+        if started.is_err() {
+            self.states[family.index()].reading = None;
+        }
+        started
     }
 
     /// Begins to write rules, or to remove leftovers.
@@ -104,8 +124,8 @@ impl Rules {
         };
         let state = &mut self.states[family.index()];
         state.known = None;
-        if let Some((_, stale)) = &mut state.reading {
-            *stale = true;
+        if let Some(reading) = &mut state.reading {
+            reading.stale = true;
         }
         self.start(family, job)
     }
@@ -152,18 +172,18 @@ impl Rules {
 
     fn ended_reading(&mut self, family: Family, result: Result<Saved, OpError>) -> Option<Finished> {
         let state = &mut self.states[family.index()];
-        let (generation, stale) = state.reading.take().unwrap_or_default();
+        let Reading { generation, stale, again } = state.reading.take().unwrap_or_default();
         // Rules were written meanwhile: what was read may be older.
         if stale {
-            state.reading = Some((None, false));
-            return match self.start(family, Job::Read) {
-                Ok(()) => None,
-                Err(error) => {
-                    self.states[family.index()].reading = None;
-                    Some(Finished::Rules(family, Err(error)))
-                }
-            };
+            return self.begin_reading(family, None).err().map(|error| Finished::Rules(family, Err(error)));
         }
+        // What was read is told all the same: somebody who writes all the time does not hide everybody else.
+        if let Some(later) = again
+            && let Err(error) = self.begin_reading(family, later)
+        {
+            return Some(Finished::Rules(family, Err(error)));
+        }
+        let state = &mut self.states[family.index()];
         Some(Finished::Rules(
             family,
             result.map(|saved| {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use integration::lab::traffic::{Answer, Backend, Connection, NoAnswer, ask_tcp, ask_udp};
 use integration::lab::{Agent, AgentSpec, Host, Lab, Netns, Node, agent_binary};
+use integration::objects;
 
 const CONFIG: &str = include_str!("../../../manifests/examples/config.yaml");
 const CLUSTER_DNS: &str = include_str!("../../../manifests/examples/cluster-dns.yaml");
@@ -81,18 +82,22 @@ fn show(text: &str) {
 }
 
 fn start_agent(node: &Node, folder: &Path) -> Result<(Agent, Duration)> {
-    say("The objects: default/kubernetes, cluster DNS, and the dashboard with the external IP 10.0.0.168.");
-    let objects = folder.join("objects");
-    std::fs::create_dir(&objects)?;
+    say(
+        "The objects: the Node, default/kubernetes, cluster DNS, and the dashboard with the external IP 10.0.0.168.",
+    );
+    let folder_of_objects = folder.join("objects");
+    std::fs::create_dir(&folder_of_objects)?;
     std::fs::write(folder.join("config.yaml"), CONFIG)?;
-    std::fs::write(objects.join("cluster-dns.yaml"), CLUSTER_DNS)?;
-    std::fs::write(objects.join("dashboard.yaml"), DASHBOARD)?;
+    std::fs::write(folder_of_objects.join("cluster-dns.yaml"), CLUSTER_DNS)?;
+    std::fs::write(folder_of_objects.join("dashboard.yaml"), DASHBOARD)?;
+    let node_object = objects::node(&node.name, &[&node.host.v4.to_string(), &node.host.v6.to_string()]);
+    std::fs::write(folder_of_objects.join("node.json"), node_object.to_string())?;
     show("kube-ipvs run --config=config.yaml --objects=objects --hostname-override=node-a");
     show("(in an emulated guest this takes some seconds: programs start slowly there)");
     let start = Instant::now();
     let spec = AgentSpec {
         config: folder.join("config.yaml"),
-        objects: Some(objects),
+        objects: Some(folder_of_objects),
         hostname_override: Some("node-a".to_owned()),
         ..AgentSpec::default()
     };

@@ -59,6 +59,8 @@ impl Tally {
     pub fn note(&self, what: String) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() < DESCRIBED {
+            // At once: a long run may be cut off before its report.
+            eprintln!("chaos: violated: {what}");
             notes.push(what);
         }
     }

@@ -235,3 +235,24 @@ fn an_endpoint_at_a_broadcast_address_is_one_line_and_no_bad_health() {
     };
     Day::new().compare(begin, "192.168.50.255", 200, end);
 }
+
+/// The save was taken before the flush and comes after it.
+#[test]
+fn rules_that_are_flushed_while_they_are_read_are_restored() {
+    let mut day = Day::new();
+    let config = config("node-a", &json!({"ipvs": {"syncPeriod": "1h"}}));
+    std::fs::write(day.files.path("config.yaml"), config.to_string()).unwrap();
+    day.break_program("iptables-save", "text=$(/usr/sbin/iptables-save); sleep 4; echo \"$text\"; exit 0;");
+    let agent = day.start();
+    wait_for("a good start", &agent, || answer(&day.ns, "readyz") == 200);
+    let nat = |args: &[&str]| day.ns.exec(&[&["iptables", "-w", "-t", "nat"], args].concat()).unwrap();
+    // A save of a good day may still run.
+    std::thread::sleep(Duration::from_secs(3));
+    day.set_broken(true);
+    let before = day.starts("iptables-save");
+    nat(&["-N", "SOMEBODYS"]);
+    wait_for("the slow reading", &agent, || day.starts("iptables-save") > before);
+    std::thread::sleep(Duration::from_secs(2));
+    nat(&["-F", "KUBE-SERVICES"]);
+    wait_for("the rules", &agent, || run(&day.ns, &["iptables-save"]).contains("-A KUBE-SERVICES "));
+}
