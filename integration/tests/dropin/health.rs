@@ -62,7 +62,7 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
     // Twice the sync period is the limit.
     let files = Files::new(&json!({"ipvs": {"syncPeriod": "2s"}}), vec![node_with(&json!({}))]);
     let agent = files.start(&ns);
-    wait_for("health", &agent, || get(&ns, 10256, "healthz").0 == 200);
+    wait_for("the start", &agent, || get(&ns, 10256, "readyz").0 == 200);
     // A device of another kind in the place of ours: addresses of both families fail.
     // Stopped meanwhile, for it would make its own at once.
     agent.signal(Signal::SIGSTOP).unwrap();
