@@ -250,7 +250,8 @@ fn rules_that_are_flushed_while_they_are_read_are_restored() {
     std::thread::sleep(Duration::from_secs(3));
     day.set_broken(true);
     let before = day.starts("iptables-save");
-    nat(&["-N", "SOMEBODYS"]);
+    // Beside our jumps, so the rules are read, and nothing is to be repaired.
+    nat(&["-A", "PREROUTING", "-s", "192.0.2.9", "-j", "ACCEPT"]);
     wait_for("the slow reading", &agent, || day.starts("iptables-save") > before);
     std::thread::sleep(Duration::from_secs(2));
     nat(&["-F", "KUBE-SERVICES"]);
