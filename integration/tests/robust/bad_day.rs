@@ -246,12 +246,14 @@ fn rules_that_are_flushed_while_they_are_read_are_restored() {
     let agent = day.start();
     wait_for("a good start", &agent, || answer(&day.ns, "readyz") == 200);
     let nat = |args: &[&str]| day.ns.exec(&[&["iptables", "-w", "-t", "nat"], args].concat()).unwrap();
+    let somebodys = ["PREROUTING", "-s", "192.0.2.9", "-j", "ACCEPT"];
+    nat(&[&["-A"], &somebodys[..]].concat());
     // A save of a good day may still run.
     std::thread::sleep(Duration::from_secs(3));
     day.set_broken(true);
     let before = day.starts("iptables-save");
-    // Beside our jumps, so the rules are read, and nothing is to be repaired.
-    nat(&["-A", "PREROUTING", "-s", "192.0.2.9", "-j", "ACCEPT"]);
+    // A rule beside our jumps goes, so the rules are read, and nothing is to be repaired.
+    nat(&[&["-D"], &somebodys[..]].concat());
     wait_for("the slow reading", &agent, || day.starts("iptables-save") > before);
     std::thread::sleep(Duration::from_secs(2));
     nat(&["-F", "KUBE-SERVICES"]);
