@@ -171,7 +171,8 @@ pub fn footprint(pid: u32) -> Result<Footprint> {
     };
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).context("open files")?.count();
     Ok(Footprint {
-        memory: field("VmRSS:").context("VmRSS")?,
+        memory: field("RssAnon:").context("RssAnon")?,
+        code: field("RssFile:").context("RssFile")?,
         threads: field("Threads:").context("Threads")?,
         files: files as u64,
     })
