@@ -191,6 +191,8 @@ fn answer(flow: &UdpFlow) -> Result<String, String> {
             Ok(answer) => return Ok(answer.name),
             Err(error) => last = error.to_string(),
         }
+        // The kernel drops what follows at once, too: an entry without its endpoint ends with the next tick.
+        std::thread::sleep(PAUSE);
     }
     Err(last)
 }
