@@ -23,7 +23,7 @@ use crate::kernel::traffic;
 use crate::log::{self, Verbosity};
 use crate::memory;
 use crate::metrics::{Metrics, rest};
-use crate::pace::Pace;
+use crate::pace::FailurePace;
 use crate::reconcile::{Outlets, Reconciler};
 use crate::reload::ConfigReload;
 use crate::schedule::Schedule;
@@ -231,24 +231,29 @@ fn source(
 fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option<LinuxKernel> {
     let start = Instant::now();
     let mut pause = Duration::from_secs(1);
-    let (mut pace, mut told) = (Pace::default(), String::new());
+    let mut pace = FailurePace::default();
     loop {
         match LinuxKernel::open(settings) {
             Ok(kernel) => return Some(kernel),
             Err(error) => {
                 let why = words::chain(&error);
                 let now = start.elapsed();
-                if why != told {
-                    pace = Pace::default();
-                }
-                if pace.happened(1, now) {
-                    tracing::error!("{why}; Services are not served on this node until it works; retried");
-                } else if let Some((count, _)) = pace.due(now) {
-                    tracing::error!("{why}; still so after {}, tried {count} times more", words::time(now));
+                match pace.failed(&why, now) {
+                    Some(0) => {
+                        tracing::error!(
+                            "{why}; Services are not served on this node until it works; retried"
+                        );
+                    }
+                    Some(count) => {
+                        tracing::error!(
+                            "{why}; still so after {}, tried {count} times more",
+                            words::time(now)
+                        );
+                    }
+                    None => {}
                 }
                 let message = format!("Services are not served on this node: {why}");
                 events.send([Notice { about: About::Node, reason: Reason::KernelNotUsable, message }]);
-                told = why;
             }
         }
         let until = Instant::now() + pause;

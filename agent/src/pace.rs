@@ -55,12 +55,41 @@ impl Pace {
     }
 }
 
+/// Paces the lines about a failure: another cause is news at once.
+#[derive(Debug, Default)]
+pub struct FailurePace {
+    pace: Pace,
+    cause: String,
+}
+
+impl FailurePace {
+    /// It failed for this cause at the time `now`. Whether that is to be said: `Some(0)` for news, else how many
+    /// times it failed since the last line.
+    pub fn failed(&mut self, cause: &str, now: Duration) -> Option<usize> {
+        if self.cause != cause {
+            *self = Self { pace: Pace::default(), cause: cause.to_owned() };
+        }
+        if self.pace.happened(1, now) {
+            return Some(0);
+        }
+        self.pace.due(now).map(|(count, _)| count)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn s(n: u64) -> Duration {
         Duration::from_secs(n)
+    }
+
+    #[test]
+    fn another_cause_is_news() {
+        let mut pace = FailurePace::default();
+        let said: Vec<Option<usize>> = (0..12).map(|now| pace.failed("full", s(now))).collect();
+        assert_eq!((said[0], &said[1..10], said[10], said[11]), (Some(0), &[None; 9][..], Some(10), None));
+        assert_eq!(pace.failed("gone", s(12)), Some(0));
     }
 
     #[test]

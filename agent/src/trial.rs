@@ -3,12 +3,13 @@
 //! at, the credentials work. For a file that changed, and for `kube-ipvs config`.
 
 use std::io::ErrorKind;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::{Config, node};
 use crate::kernel::linux::LinuxKernel;
 use crate::metrics::Metrics;
+use crate::serve::http;
 use crate::source::client::ApiAccess;
 use crate::source::describe;
 use crate::words;
@@ -53,8 +54,11 @@ pub fn check(
         findings.wrong.push(words::chain(&error));
     }
     check_scheduler(config, tester, &mut findings);
+    // Listeners belong to a runtime.
+    let entered = runtime.enter();
     check_address("healthzBindAddress", |c| c.healthz_address, config, tester, &mut findings);
     check_address("metricsBindAddress", |c| Some(c.metrics_address), config, tester, &mut findings);
+    drop(entered);
     if let Some(master) = api {
         check_api(config, tester, master, runtime, &mut findings);
     }
@@ -82,17 +86,6 @@ fn check_scheduler(config: &Config, tester: Tester<'_>, findings: &mut Findings)
     }
 }
 
-/// As the servers listen: `0.0.0.0` stands for both families.
-fn try_listen(address: SocketAddr) -> std::io::Result<()> {
-    if address.is_ipv4() && address.ip().is_unspecified() {
-        match TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port())) {
-            Err(error) if error.kind() != ErrorKind::AddrInUse => {}
-            done => return done.map(drop),
-        }
-    }
-    TcpListener::bind(address).map(drop)
-}
-
 fn check_address(
     field: &str,
     of: impl Fn(&Config) -> Option<SocketAddr>,
@@ -101,7 +94,7 @@ fn check_address(
     findings: &mut Findings,
 ) {
     let Some(address) = of(config).filter(|_| !tester.has(&of, config)) else { return };
-    let Err(error) = try_listen(address) else { return };
+    let Err(error) = http::listen(address, false) else { return };
     let message = format!("{field}: cannot listen at {address}: {}", words::io_error(&error));
     match tester {
         // The agent that runs has it.
@@ -144,6 +137,8 @@ fn check_api(
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
     use crate::config::ConfigFlags;
 

@@ -98,12 +98,12 @@ fn starts(line: &str, level: &str) -> bool {
 
 /// Keeps the messages of all events that are wrong.
 #[derive(Clone, Debug, Default)]
-pub struct Judge {
+pub struct Reader {
     wrong: Arc<Mutex<Vec<String>>>,
     read: Arc<Mutex<usize>>,
 }
 
-impl Judge {
+impl Reader {
     /// What was wrong so far.
     pub fn wrong(&self) -> Vec<String> {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -115,7 +115,7 @@ impl Judge {
     }
 }
 
-impl<S: tracing::Subscriber> Layer<S> for Judge {
+impl<S: tracing::Subscriber> Layer<S> for Reader {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         if *event.metadata().level() > tracing::Level::INFO {
             return;

@@ -21,19 +21,19 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
 }
 
 fn parse_dotted(text: &str) -> Option<Ipv4Addr> {
-    let number = |part: &str| {
-        let is_decimal = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        is_decimal.then(|| part.parse::<u8>().ok()).flatten()
-    };
-    let octets: Vec<u8> = text.split('.').map(number).collect::<Option<_>>()?;
+    let octets: Vec<u8> = text.split('.').map(parse_number).collect::<Option<_>>()?;
     Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?))
+}
+
+/// Digits only, without a sign.
+fn parse_number(text: &str) -> Option<u8> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// Reads a network; host bits are cut off.
 pub fn parse_net(text: &str) -> Option<IpNet> {
     let (addr, prefix) = text.split_once('/')?;
-    let is_decimal = !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit());
-    let prefix: u8 = is_decimal.then(|| prefix.parse().ok()).flatten()?;
+    let prefix = parse_number(prefix)?;
     let ip = parse_ip(addr)?;
     match ip {
         // `::ffff:10.0.0.0/104` is `10.0.0.0/8`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::address;
 use super::model::{Family, Node};
 use super::observed::Observed;
 use super::protected::{Protected, Protection};
@@ -104,18 +105,10 @@ impl NodeFacts {
 
     /// What becomes of an external or load-balancer IP. `of_endpoint`: an endpoint has it.
     pub fn binding(&self, vip: IpAddr, of_endpoint: bool) -> Binding {
-        let special = match vip {
-            IpAddr::V4(ip) => {
-                ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()
-            }
-            IpAddr::V6(ip) => {
-                ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local()
-            }
-        };
         if self.addresses.binary_search(&vip).is_ok() {
             return Binding::OnLink;
         }
-        if special {
+        if address::useless(vip).is_some() || is_v6_link_local(vip) {
             return Binding::Special;
         }
         let own = self.translated.binary_search(&vip).is_ok();

@@ -3,7 +3,6 @@
 //! everybody else is served as on a good day.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -16,7 +15,7 @@ use crate::core::sets::{SetId, SetKind};
 use crate::core::subject::Subject;
 use crate::kernel::fake::FakeKernel;
 use crate::testing::cluster::Cluster;
-use crate::testing::{Agent, SYSCTL, kernel, lines};
+use crate::testing::{Agent, Clocked, SYSCTL, kernel, lines};
 
 fn s(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -24,10 +23,7 @@ fn s(n: u64) -> Duration {
 
 /// A loop, its objects and its clock.
 struct Day {
-    agent: Agent,
-    schedule: Schedule,
-    now: Cell<Duration>,
-    turns: usize,
+    run: Clocked,
     /// How many objects of others were added, and the longest time that one waited.
     others: u8,
     latest: Duration,
@@ -54,44 +50,19 @@ fn cluster() -> Cluster {
 
 impl Day {
     fn begin(kernel: FakeKernel) -> Self {
-        Self {
-            agent: Agent::start(kernel, &cluster()),
-            schedule: Schedule::new(Duration::ZERO, s(30)),
-            now: Cell::new(Duration::ZERO),
-            turns: 0,
-            others: 0,
-            latest: Duration::ZERO,
-        }
+        Self { run: Clocked::new(Agent::start(kernel, &cluster())), others: 0, latest: Duration::ZERO }
     }
 
     /// A day that began well.
     fn good() -> Self {
         let mut day = Self::begin(kernel());
-        day.pass_time(s(1));
-        assert!(day.agent.reconciler.retries().is_empty());
+        day.run.pass_time(s(1));
+        assert!(day.run.agent.reconciler.retries().is_empty());
         day
     }
 
     fn kernel(&mut self) -> &mut FakeKernel {
-        self.agent.kernel()
-    }
-
-    fn turn(&mut self) -> Duration {
-        self.turns += 1;
-        let now = &self.now;
-        self.agent.reconciler.turn(&|| now.get(), &mut self.schedule)
-    }
-
-    /// The loop runs for so long.
-    fn pass_time(&mut self, time: Duration) {
-        let end = self.now.get() + time;
-        let mut idle = 0;
-        while self.now.get() < end {
-            let pause = self.turn();
-            idle = if pause.is_zero() { idle + 1 } else { 0 };
-            assert!(idle < 200, "the loop does not come to rest at {:?}", self.now);
-            self.now.set((self.now.get() + pause).min(end));
-        }
+        self.run.agent.kernel()
     }
 
     /// Another Service comes and is served; how long that takes is noted.
@@ -103,25 +74,28 @@ impl Day {
         let cluster = Cluster::default()
             .service(&name, json!({"clusterIP": ip, "ports": [{"name": "p", "port": 80}]}), &[])
             .slice(&name, &[&format!("10.244.9.{n}")], &["p/TCP/8080"]);
-        self.agent.store.update(|update| cluster.objects.into_values().for_each(|object| update.put(object)));
+        self.run
+            .agent
+            .store
+            .update(|update| cluster.objects.into_values().for_each(|object| update.put(object)));
         let key = VsKey { protocol: crate::core::model::Protocol::Tcp, addr: ip.parse().unwrap(), port: 80 };
-        let start = self.now.get();
+        let start = self.run.now.get();
         let served = |day: &mut Self| {
             let server = day.kernel().state.virtual_servers.get(&key);
             server.is_some_and(|server| server.real_servers.len() == 1)
         };
         while !served(self) {
-            let pause = self.turn();
-            self.now.set(self.now.get() + pause);
-            assert!(self.now.get() < start + s(60), "{name} is not served");
+            let pause = self.run.turn();
+            self.run.now.set(self.run.now.get() + pause);
+            assert!(self.run.now.get() < start + s(60), "{name} is not served");
         }
-        self.latest = self.latest.max(self.now.get() - start);
+        self.latest = self.latest.max(self.run.now.get() - start);
     }
 
     /// Five minutes in which other Services come and go.
     fn five_minutes(&mut self) {
         for n in 0..30u64 {
-            self.pass_time(Duration::from_millis(9_000 + n * 63));
+            self.run.pass_time(Duration::from_millis(9_000 + n * 63));
             self.add_other();
         }
     }
@@ -257,21 +231,21 @@ fn one_failing_thing_stays_one_thing() {
             // From the start: on a node that another agent has left.
             let mut day = Day::good();
             if from_start {
-                day = Day::begin(day.agent.kill());
+                day = Day::begin(day.run.agent.kill());
             }
             (trouble.begin)(day.kernel());
             if trouble.name.starts_with("an endpoint") {
                 let key = *bad_endpoint().virtual_server().unwrap();
                 day.kernel().state.virtual_servers.remove(&key);
             }
-            day.schedule.audit_soon();
-            let (audits, turns) = (day.kernel().counts.observations, day.turns);
+            day.run.schedule.audit_soon();
+            let (audits, turns) = (day.kernel().counts.observations, day.run.turns);
             let ops = |day: &mut Day| day.kernel().counts.ops.values().sum::<usize>();
             let (before, bound) = (ops(&mut day), day.kernel().state.addresses.len());
             let log = lines(|| day.five_minutes());
             assert_eq!(day.latest, Duration::ZERO, "{name}: a change of another Service waited");
             assert!(day.kernel().counts.observations - audits >= 9, "{name}: audits do not go on");
-            let turns = day.turns - turns;
+            let turns = day.run.turns - turns;
             assert!(turns < 60 * 30 + 1000, "{name}: {turns} turns in five minutes");
             // Each other Service needs five at most; the rest is what is tried again.
             let tries = (ops(&mut day) - before).saturating_sub(30 * 5);
@@ -282,9 +256,15 @@ fn one_failing_thing_stays_one_thing() {
                 assert_eq!(new, 0, "{name}: an address was opened without its guard");
             }
             (trouble.end)(day.kernel());
-            day.pass_time(s(95));
-            let left: Vec<String> =
-                day.agent.reconciler.retries().failing().map(|(subject, _)| subject.to_string()).collect();
+            day.run.pass_time(s(95));
+            let left: Vec<String> = day
+                .run
+                .agent
+                .reconciler
+                .retries()
+                .failing()
+                .map(|(subject, _)| subject.to_string())
+                .collect();
             assert!(left.is_empty(), "{name}: {left:?} still fails");
             assert_eq!(day.kernel().state.addresses.len(), 5 + 30, "{name}: everything is open in the end");
             assert!(day.kernel().exposed().is_empty(), "{name}");
@@ -298,11 +278,11 @@ fn rules_that_cannot_be_read_are_read_seldom_and_the_other_family_is_repaired() 
     let mut day = Day::good();
     let error = OpError::plain(Cause::ProgramFailed, "ip6tables-save failed");
     day.kernel().set_unreadable(Part::Rules(SIX), Some(error));
-    day.schedule.audit_soon();
-    day.pass_time(s(30));
+    day.run.schedule.audit_soon();
+    day.run.pass_time(s(30));
     let readings = day.kernel().counts.rule_readings;
     day.kernel().state.rules[0].chains.clear();
-    day.pass_time(s(35));
+    day.run.pass_time(s(35));
     assert!(!day.kernel().state.rules[0].chains.is_empty(), "IPv4 drift is repaired");
     let readings = day.kernel().counts.rule_readings - readings;
     assert!(readings < 12, "{readings} readings in 35 s");
@@ -313,7 +293,7 @@ fn a_family_whose_rules_were_never_read_opens_nothing_until_they_are() {
     let mut node = kernel();
     node.set_unreadable(Part::Rules(SIX), Some(OpError::plain(Cause::ProgramFailed, "EAGAIN")));
     let mut day = Day::begin(node);
-    let log = lines(|| day.pass_time(s(20)));
+    let log = lines(|| day.run.pass_time(s(20)));
     assert!(day.kernel().state.addresses.iter().all(|net| net.addr().is_ipv4()));
     assert_eq!(day.kernel().state.addresses.len(), 3);
     assert!(
@@ -322,7 +302,7 @@ fn a_family_whose_rules_were_never_read_opens_nothing_until_they_are() {
     );
     assert!(log.iter().any(|line| line.contains("2 other objects wait for it")), "{log:?}");
     day.kernel().set_unreadable(Part::Rules(SIX), None);
-    day.pass_time(s(30));
+    day.run.pass_time(s(30));
     assert_eq!(day.kernel().state.addresses.len(), 5, "it was not switched off for good");
     assert!(day.kernel().exposed().is_empty());
 }
@@ -335,14 +315,14 @@ fn a_fight_over_an_address_costs_one_reading_a_second() {
     let victim: ipnet::IpNet = "10.96.0.1/32".parse().unwrap();
     let (binds, audits) = (day.kernel().count(OpKind::Bind), day.kernel().counts.observations);
     let log = lines(|| {
-        let end = day.now.get() + s(60);
-        while day.now.get() < end {
+        let end = day.run.now.get() + s(60);
+        while day.run.now.get() < end {
             if day.kernel().state.addresses.remove(&victim) {
                 inbox.address(victim, false);
             }
-            day.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
-            let pause = day.turn();
-            day.now.set(day.now.get() + pause.min(Duration::from_millis(50)));
+            day.run.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
+            let pause = day.run.turn();
+            day.run.now.set(day.run.now.get() + pause.min(Duration::from_millis(50)));
         }
     });
     let binds = day.kernel().count(OpKind::Bind) - binds;
@@ -362,10 +342,10 @@ fn a_flush_that_nobody_reports_is_noticed_within_two_seconds() {
     for (n, flush) in flushes.into_iter().enumerate() {
         let mut day = Day::good();
         let good = day.kernel().state.clone();
-        day.pass_time(Duration::from_millis(5_370));
+        day.run.pass_time(Duration::from_millis(5_370));
         let probes = day.kernel().counts.probes;
         flush(day.kernel());
-        day.pass_time(s(2));
+        day.run.pass_time(s(2));
         assert!(day.kernel().counts.probes - probes <= 3, "a probe a second");
         assert_eq!(day.kernel().state.virtual_servers, good.virtual_servers, "flush {n}");
         assert_eq!(day.kernel().state.sets, good.sets, "flush {n}");
@@ -385,10 +365,10 @@ fn a_flush_at_any_step_of_an_audit_is_repaired() {
         for step in 0..60 {
             let mut day = Day::good();
             let good = day.kernel().state.clone();
-            day.schedule.audit_soon();
-            day.now.set(day.now.get() + s(2));
+            day.run.schedule.audit_soon();
+            day.run.now.set(day.run.now.get() + s(2));
             for _ in 0..step {
-                let _ = day.turn();
+                let _ = day.run.turn();
             }
             flush(day.kernel());
             let inbox = Inbox::default();
@@ -397,8 +377,8 @@ fn a_flush_at_any_step_of_an_audit_is_repaired() {
                 3 => inbox.changed(Part::Addresses),
                 _ => {}
             }
-            day.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
-            day.pass_time(s(4));
+            day.run.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
+            day.run.pass_time(s(4));
             assert_eq!(day.kernel().state, good, "flush {n} at step {step}");
         }
     }
@@ -446,14 +426,14 @@ fn a_kernel_that_cannot_be_read_at_the_start_is_retried_and_not_written() {
     let mut node = kernel();
     node.set_unreadable(Part::Addresses, Some(refused(Cause::TimedOut)));
     let mut day = Day::begin(node);
-    let log = lines(|| day.pass_time(s(120)));
+    let log = lines(|| day.run.pass_time(s(120)));
     assert!(day.kernel().counts.ops.is_empty());
     assert!((8..20).contains(&day.kernel().counts.observations), "{:?}", day.kernel().counts);
     assert!(log.len() < 8 && log[0].contains("failed: reading addresses"), "{log:?}");
     day.kernel().set_unreadable(Part::Addresses, None);
-    day.pass_time(s(31));
+    day.run.pass_time(s(31));
     assert_eq!(day.kernel().state.addresses.len(), 5);
-    assert!(day.agent.reconciler.retries().is_empty());
+    assert!(day.run.agent.reconciler.retries().is_empty());
 }
 
 #[test]
@@ -464,10 +444,10 @@ fn what_another_mode_left_is_removed_although_the_rules_are_read_late() {
     );
     node.set_unreadable(Part::Rules(Family::V4), Some(refused(Cause::TimedOut)));
     let mut day = Day::begin(node);
-    day.pass_time(s(5));
+    day.run.pass_time(s(5));
     assert!(!day.kernel().state.rules[0].leftovers.is_empty(), "what is not known is not removed");
     day.kernel().set_unreadable(Part::Rules(Family::V4), None);
-    let log = lines(|| day.pass_time(s(40)));
+    let log = lines(|| day.run.pass_time(s(40)));
     assert!(day.kernel().state.rules[0].leftovers.is_empty(), "{log:?}");
     assert!(!log.iter().any(|line| line.contains("came back")), "{log:?}");
 }

@@ -34,7 +34,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Does what is due by the clock; how long to wait then, if nothing happens.
-    pub(super) fn turn(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
+    pub(crate) fn turn(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
         self.outlets.health.beat();
         let finished = self.kernel.finished(Duration::ZERO);
         self.take_finished(finished, clock());

@@ -2,7 +2,6 @@
 //! What the log says of a start, of changes and of the node's own object, word for word.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::cell::Cell;
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,10 +9,10 @@ use serde_json::json;
 use crate::core::model::ObjectName;
 use crate::core::outcome::{Cause, OpError};
 use crate::core::subject::Subject;
-use crate::schedule::Schedule;
+use crate::kernel::fake::FakeKernel;
 use crate::store::Kind;
 use crate::testing::cluster::Cluster;
-use crate::testing::{Agent, SYSCTL, kernel, lines, lines_at};
+use crate::testing::{Agent, Clocked, SYSCTL, kernel, lines, lines_at};
 
 fn cluster() -> Cluster {
     Cluster::default()
@@ -21,35 +20,20 @@ fn cluster() -> Cluster {
         .slice("web", &["10.244.1.5@n1", "10.244.1.6"], &["p/TCP/8080"])
 }
 
-/// A loop and its clock.
-struct Loop {
-    agent: Agent,
-    schedule: Schedule,
-    now: Cell<Duration>,
+/// A loop that has just started.
+fn start(kernel: FakeKernel) -> Clocked {
+    Clocked::new(Agent::start(kernel, &cluster()))
 }
 
-impl Loop {
-    fn new(agent: Agent) -> Self {
-        let schedule = Schedule::new(Duration::ZERO, Duration::from_secs(30));
-        Self { agent, schedule, now: Cell::default() }
-    }
+fn run(node: &mut Clocked, seconds: u64) {
+    node.pass_time(Duration::from_secs(seconds));
+}
 
-    /// The loop runs for so many seconds.
-    fn run(&mut self, seconds: u64) {
-        let end = self.now.get() + Duration::from_secs(seconds);
-        while self.now.get() < end {
-            let now = &self.now;
-            let pause = self.agent.reconciler.turn(&|| now.get(), &mut self.schedule);
-            now.set((now.get() + pause.max(Duration::from_millis(1))).min(end));
-        }
-    }
-
-    /// Another Service comes.
-    fn add(&self, name: &str, n: u8) {
-        let spec = json!({"clusterIP": format!("10.96.9.{n}"), "ports": [{"name": "p", "port": 80}]});
-        let more = Cluster::default().service(name, spec, &[]);
-        self.agent.store.update(|update| more.objects.into_values().for_each(|object| update.put(object)));
-    }
+/// Another Service comes.
+fn add(node: &Clocked, name: &str, n: u8) {
+    let spec = json!({"clusterIP": format!("10.96.9.{n}"), "ports": [{"name": "p", "port": 80}]});
+    let more = Cluster::default().service(name, spec, &[]);
+    node.agent.store.update(|update| more.objects.into_values().for_each(|object| update.put(object)));
 }
 
 fn has(lines: &[String], start: &str) -> bool {
@@ -58,7 +42,7 @@ fn has(lines: &[String], start: &str) -> bool {
 
 #[test]
 fn a_start_ends_with_one_line_that_says_what_is_served() {
-    let told = lines(|| Loop::new(Agent::start(kernel(), &cluster())).run(2));
+    let told = lines(|| run(&mut start(kernel()), 2));
     let ready: Vec<&String> = told.iter().filter(|line| line.contains("ready: ")).collect();
     assert_eq!(ready.len(), 1, "{told:#?}");
     assert!(
@@ -72,7 +56,7 @@ fn a_start_with_a_family_that_cannot_be_guarded_says_so() {
     let told = lines(|| {
         let mut kernel = kernel();
         kernel.refuse(Subject::Device, OpError::plain(Cause::WrongKind, "kube-ipvs0 is a bridge"));
-        Loop::new(Agent::start(kernel, &cluster())).run(2);
+        run(&mut start(kernel), 2);
     });
     assert!(has(&told, "WARN started, but not everything works: 1 Service, "), "{told:#?}");
     assert!(has(&told, "ERROR cannot program device kube-ipvs0: kube-ipvs0 is a bridge"), "{told:#?}");
@@ -85,10 +69,10 @@ fn what_fails_is_told_when_it_begins_and_when_it_ends() {
         let mut kernel = kernel();
         kernel.state.sysctls.insert(SYSCTL, 0);
         kernel.refuse(Subject::Sysctl(SYSCTL), OpError::plain(Cause::ReadOnly, "it is 0 and must be 1"));
-        let mut node = Loop::new(Agent::start(kernel, &cluster()));
-        node.run(300);
+        let mut node = start(kernel);
+        run(&mut node, 300);
         node.agent.kernel().accept(&Subject::Sysctl(SYSCTL));
-        node.run(60);
+        run(&mut node, 60);
     });
     let about: Vec<&String> = told.iter().filter(|line| line.contains(SYSCTL)).collect();
     assert!(about[0].starts_with("ERROR cannot program sysctl"), "{told:#?}");
@@ -102,12 +86,12 @@ fn what_fails_is_told_when_it_begins_and_when_it_ends() {
 fn changes_name_their_services_at_the_second_level_and_once_a_minute() {
     let changes = |level| {
         lines_at(level, || {
-            let mut node = Loop::new(Agent::start(kernel(), &cluster()));
-            node.run(2);
+            let mut node = start(kernel());
+            run(&mut node, 2);
             for n in 1..=7 {
-                node.add(&format!("more-{n}"), n);
+                add(&node, &format!("more-{n}"), n);
             }
-            node.run(150);
+            run(&mut node, 150);
         })
     };
     let told = changes(2);
@@ -126,22 +110,22 @@ fn changes_name_their_services_at_the_second_level_and_once_a_minute() {
 
 #[test]
 fn a_node_object_that_is_missing_or_deleted_has_a_line_each() {
-    let remove = |node: &Loop| {
+    let remove = |node: &Clocked| {
         node.agent.store.update(|update| update.remove(Kind::Node, &ObjectName::new("", "n1")));
     };
     let told = lines(|| {
-        let mut node = Loop::new(Agent::start(kernel(), &cluster()));
+        let mut node = start(kernel());
         remove(&node);
-        node.run(100);
+        run(&mut node, 100);
     });
     let missing = told.iter().filter(|line| line.starts_with("WARN there is no Node n1: ")).count();
     assert_eq!(missing, 1, "{told:#?}");
     assert!(told.iter().any(|line| line.contains("set hostnameOverride")), "{told:#?}");
     let told = lines(|| {
-        let mut node = Loop::new(Agent::start(kernel(), &cluster()));
-        node.run(2);
+        let mut node = start(kernel());
+        run(&mut node, 2);
         remove(&node);
-        node.run(100);
+        run(&mut node, 100);
     });
     assert_eq!(told.iter().filter(|line| line.contains("Node n1")).count(), 1, "{told:#?}");
     assert!(has(&told, "WARN the Node n1 was deleted: "), "{told:#?}");

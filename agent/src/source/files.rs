@@ -20,7 +20,7 @@ use anyhow::Context;
 use super::Source;
 use crate::core::protected::Peers;
 use crate::file_watch::FileWatch;
-use crate::pace::Pace;
+use crate::pace::FailurePace;
 use crate::store::{Decoded, Kind, Store};
 use crate::words;
 use parse::{Item, Ours, parse};
@@ -176,21 +176,15 @@ impl Source for FileSource {
     fn start(mut self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
         let run = move || {
             let start = Instant::now();
-            let (mut pause, mut pace, mut told) = (MIN_PAUSE, Pace::default(), String::new());
+            let (mut pause, mut pace) = (MIN_PAUSE, FailurePace::default());
             loop {
                 let before = self.reads;
                 if let Err(error) = self.follow(&store) {
                     let kept = if self.published { "; the objects read before stay in force" } else { "" };
                     let why = words::chain(&error);
-                    let now = start.elapsed();
-                    if why != told {
-                        pace = Pace::default();
-                    }
-                    let again = pace.due(now).is_some();
-                    if pace.happened(1, now) || again {
+                    if pace.failed(&why, start.elapsed()).is_some() {
                         tracing::error!("{why}{kept}; retried until it works");
                     }
-                    told = why;
                 }
                 std::thread::sleep(pause);
                 pause = if self.reads > before { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };

@@ -144,7 +144,7 @@ fn status(bytes: &[u8]) {
 
 /// The addresses of Nodes, from a table or from objects.
 fn nodes(bytes: &[u8]) {
-    let Ok(answer) = serde_json::from_slice::<peers::Answer>(bytes) else { return };
+    let Ok(answer) = serde_json::from_slice::<peers::NodeList>(bytes) else { return };
     let addresses: Vec<_> = answer.addresses().collect();
     assert!(addresses.iter().all(|ip| *ip == ip.to_canonical()));
 }

@@ -188,7 +188,7 @@ async fn resolve(hosts: &[(String, u16)], before: Arc<[SocketAddr]>) -> Arc<[Soc
 /// The answer to a list of Nodes: a table, or objects.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Answer {
+pub(super) struct NodeList {
     #[serde(default)]
     metadata: Metadata,
     #[serde(default)]
@@ -232,7 +232,7 @@ struct Address {
     address: String,
 }
 
-impl Answer {
+impl NodeList {
     /// Every address; host names are passed over.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let columns: Vec<usize> = self
@@ -266,7 +266,7 @@ async fn list(client: &Client, accept: &str) -> kube::Result<(BTreeSet<IpAddr>, 
             .body(Vec::new())
             .map_err(kube::Error::HttpError)?;
         let text = client.request_text(request).await?;
-        let answer: Answer = serde_json::from_str(&text).map_err(kube::Error::SerdeError)?;
+        let answer: NodeList = serde_json::from_str(&text).map_err(kube::Error::SerdeError)?;
         bytes += text.len();
         nodes += answer.rows.len() + answer.items.len();
         addresses.extend(answer.addresses());
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     fn addresses(text: &str) -> Vec<String> {
-        let answer: Answer = serde_json::from_str(text).unwrap();
+        let answer: NodeList = serde_json::from_str(text).unwrap();
         answer.addresses().map(|address| address.to_string()).collect()
     }
 

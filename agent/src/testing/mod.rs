@@ -8,6 +8,7 @@ pub mod random;
 mod scenarios;
 mod sweep;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, Report, Terms, apply};
 use crate::reconcile::{Outlets, Pass, Reconciler};
-use crate::schedule::Due;
+use crate::schedule::{Due, Schedule};
 use crate::store::Store;
 use cluster::Cluster;
 
@@ -126,6 +127,41 @@ impl Agent {
             due = if audit { Due::Audit } else { Due::Changes };
         }
         panic!("not clean after {limit} passes: {last}");
+    }
+}
+
+/// A loop and the clock that it goes by.
+pub struct Clocked {
+    pub agent: Agent,
+    pub schedule: Schedule,
+    pub now: Cell<Duration>,
+    pub turns: usize,
+}
+
+impl Clocked {
+    /// It begins at 0.
+    pub fn new(agent: Agent) -> Self {
+        let schedule = Schedule::new(Duration::ZERO, Duration::from_secs(30));
+        Self { agent, schedule, now: Cell::default(), turns: 0 }
+    }
+
+    /// One turn; how long the loop would wait then.
+    pub fn turn(&mut self) -> Duration {
+        self.turns += 1;
+        let now = &self.now;
+        self.agent.reconciler.turn(&|| now.get(), &mut self.schedule)
+    }
+
+    /// The loop runs for so long.
+    pub fn pass_time(&mut self, time: Duration) {
+        let end = self.now.get() + time;
+        let mut idle = 0;
+        while self.now.get() < end {
+            let pause = self.turn();
+            idle = if pause.is_zero() { idle + 1 } else { 0 };
+            assert!(idle < 200, "the loop does not come to rest at {:?}", self.now);
+            self.now.set((self.now.get() + pause).min(end));
+        }
     }
 }
 

@@ -166,24 +166,33 @@ impl<'a> Cluster<'a> {
     }
 }
 
+/// Numbers of `/proc/PID/status`, by their names with the colon; memory is in KiB.
+///
+/// # Errors
+/// When the process is gone, or there is no such number.
+pub fn status<const N: usize>(pid: u32, names: [&str; N]) -> Result<[u64; N]> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("process status")?;
+    let mut numbers = [0; N];
+    for (number, name) in numbers.iter_mut().zip(names) {
+        let found =
+            status.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+        *number = found.with_context(|| format!("no {name} in /proc/{pid}/status"))?;
+    }
+    Ok(numbers)
+}
+
 /// Memory and CPU time of a process.
 ///
 /// # Errors
 /// When it is gone.
 pub fn cost(pid: u32) -> Result<Cost> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("process status")?;
-    let field = |name: &str| -> Option<u64> {
-        status.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
-    };
+    let [resident, peak] = status(pid, ["VmRSS:", "VmHWM:"])?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("process stat")?;
     // The name, in parentheses, may hold anything.
     let after = stat.rsplit(')').next().unwrap_or_default();
     let words: Vec<&str> = after.split_whitespace().collect();
     let tick = |at: usize| words.get(at).and_then(|w| w.parse::<u64>().ok());
     let (Some(user), Some(system)) = (tick(11), tick(12)) else { bail!("cannot read /proc/{pid}/stat") };
-    let (Some(resident), Some(peak)) = (field("VmRSS:"), field("VmHWM:")) else {
-        bail!("cannot read /proc/{pid}/status")
-    };
     Ok(Cost { resident, peak, ticks: user + system })
 }
 

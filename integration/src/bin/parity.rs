@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use integration::messages::Judge;
+use integration::messages::Reader;
 use integration::parity::run::{Failure, Options, Source, play};
 use integration::parity::scenario::{find, load};
 use integration::parity::{Subsystem, faults};
@@ -151,19 +151,19 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let judge = Judge::default();
+    let reader = Reader::default();
     if args.faults {
         // The same days tell how the messages read: it is the only subscriber of this process.
-        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(judge.clone()));
+        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(reader.clone()));
     }
     let passed = play_all(&folders, &args);
     let failed = folders.len() - passed;
-    let wrong = judge.wrong();
+    let wrong = reader.wrong();
     wrong.iter().take(20).for_each(|message| println!("a message {message}"));
     if args.faults {
-        println!("{} messages read, {} of them wrong", judge.read(), wrong.len());
+        println!("{} messages read, {} of them wrong", reader.read(), wrong.len());
     }
     println!("{passed} passed, {failed} failed");
-    let good = failed == 0 && passed > 0 && wrong.is_empty() && (judge.read() > 0 || !args.faults);
+    let good = failed == 0 && passed > 0 && wrong.is_empty() && (reader.read() > 0 || !args.faults);
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use super::tally::Footprint;
 use super::traffic::CLOSED;
 use super::world::{NODE_PORTS, Wanted};
+use crate::bench::process::status;
 use crate::lab::{Netns, bound};
 
 /// Counts what the filters of the agent let through.
@@ -165,17 +166,9 @@ fn guarded(sets: &str) -> BTreeSet<IpAddr> {
 /// # Errors
 /// When it is gone.
 pub fn footprint(pid: u32) -> Result<Footprint> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("process status")?;
-    let field = |name: &str| -> Option<u64> {
-        status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
-    };
+    let [memory, code, threads] = status(pid, ["RssAnon:", "RssFile:", "Threads:"])?;
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).context("open files")?.count();
-    Ok(Footprint {
-        memory: field("RssAnon:").context("RssAnon")?,
-        code: field("RssFile:").context("RssFile")?,
-        threads: field("Threads:").context("Threads")?,
-        files: files as u64,
-    })
+    Ok(Footprint { memory, code, threads, files: files as u64 })
 }
 
 #[cfg(test)]

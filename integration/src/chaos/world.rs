@@ -86,11 +86,6 @@ fn idle_endpoints(v6: bool) -> [&'static str; 2] {
     if v6 { ["fd00:244:3::5", "fd00:244:3::6"] } else { ["10.244.3.5", "10.244.3.6"] }
 }
 
-/// As `ipvsadm -Sn` writes it.
-fn format_endpoint(address: &str, v6: bool) -> String {
-    if v6 { format!("[{address}]:{POD_TCP}") } else { format!("{address}:{POD_TCP}") }
-}
-
 fn idle_objects(number: u16) -> Vec<Value> {
     let name = format!("idle-{number}");
     let ips = idle_ips(number);
@@ -219,7 +214,8 @@ impl World {
         }
         for vip in (0..IDLE).flat_map(idle_ips).filter_map(|text| text.parse().ok()) {
             let v6 = IpAddr::is_ipv6(&vip);
-            wanted.serve(vip, "TCP", 80, idle_endpoints(v6).map(|text| format_endpoint(text, v6)).into());
+            let endpoints = idle_endpoints(v6).into_iter().filter_map(|text| text.parse().ok());
+            wanted.serve(vip, "TCP", 80, endpoints.map(|ip| at(ip, POD_TCP)).collect());
             wanted.addresses.insert(vip);
         }
         for (number, extra) in &self.extras {

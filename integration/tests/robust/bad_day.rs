@@ -2,6 +2,7 @@
 //! One thing keeps failing on a real kernel: everybody else is served as fast as on a good day, the agent burns
 //! no CPU and starts no programs for it, the log stays short, and health says what health means.
 
+use integration::bench::process::cost;
 use integration::lab::oracle;
 
 use super::*;
@@ -67,6 +68,13 @@ impl Day {
         if broken { std::fs::write(path, "").unwrap() } else { std::fs::remove_file(path).unwrap() }
     }
 
+    /// From now on `iptables-restore` does `text`, and has rules to restore.
+    fn break_restore(&mut self, text: &str) {
+        self.break_program("iptables-restore", text);
+        self.set_broken(true);
+        self.ns.exec(&["iptables", "-w", "-F", "KUBE-SERVICES", "-t", "nat"]).unwrap();
+    }
+
     fn starts(&self, name: &str) -> usize {
         let text = std::fs::read_to_string(self.files.path(&format!("{name}.starts"))).unwrap_or_default();
         text.lines().count()
@@ -111,13 +119,6 @@ impl Day {
         start.elapsed()
     }
 
-    /// The CPU time of the agent, in hundredths of a second.
-    fn cpu(agent: &Agent) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    }
-
     /// Measures a good day, then a day on which `begin` made `complaint` fail from the start, and the end of
     /// that. `healthz`: its code meanwhile.
     fn compare(mut self, begin: impl Fn(&mut Self), complaint: &str, healthz: u16, end: impl Fn(&Self)) {
@@ -132,11 +133,11 @@ impl Day {
         wait_for("the first try of everything", &agent, || answer(&self.ns, "healthz") == healthz);
         let bad = self.latency(&agent, 20);
         assert!(bad <= good + LATER, "{complaint}: {bad:?} instead of {good:?}; log:\n{}", agent.log());
-        let (cpu, lines) = (Self::cpu(&agent), agent.log().lines().count());
+        let (cpu, lines) = (cost(agent.pid()).unwrap().ticks, agent.log().lines().count());
         let programs = self.starts("iptables-restore") + self.starts("ip6tables-save");
         std::thread::sleep(WATCHED);
         assert_eq!((answer(&self.ns, "livez"), answer(&self.ns, "healthz")), (200, healthz), "{complaint}");
-        let spent = Self::cpu(&agent) - cpu;
+        let spent = cost(agent.pid()).unwrap().ticks - cpu;
         assert!(spent < 150, "{complaint}: {spent} hundredths of a second of CPU in {WATCHED:?}");
         let more = agent.log().lines().count() - lines;
         assert!(more <= 10, "{complaint}: {more} lines in {WATCHED:?}:\n{}", agent.log());
@@ -181,21 +182,13 @@ fn an_ipset_of_another_type_in_use_keeps_nobody_else_waiting() {
 
 #[test]
 fn a_failing_iptables_restore_keeps_nobody_else_waiting() {
-    let begin = |day: &mut Day| {
-        day.break_program("iptables-restore", "echo no luck >&2; exit 1;");
-        day.set_broken(true);
-        day.ns.exec(&["iptables", "-w", "-F", "KUBE-SERVICES", "-t", "nat"]).unwrap();
-    };
+    let begin = |day: &mut Day| day.break_restore("echo no luck >&2; exit 1;");
     Day::new().compare(begin, "no luck", 503, |day| day.set_broken(false));
 }
 
 #[test]
 fn a_hanging_iptables_restore_is_killed_and_keeps_nobody_else_waiting() {
-    let begin = |day: &mut Day| {
-        day.break_program("iptables-restore", "sleep 3600;");
-        day.set_broken(true);
-        day.ns.exec(&["iptables", "-w", "-F", "KUBE-SERVICES", "-t", "nat"]).unwrap();
-    };
+    let begin = |day: &mut Day| day.break_restore("sleep 3600;");
     Day::new().compare(begin, "did not end within", 503, |day| day.set_broken(false));
 }
 
