@@ -20,6 +20,8 @@ const COUNTERS: &str = "table inet chaos";
 pub struct Judge<'a> {
     ns: &'a Netns,
     rules: BTreeSet<String>,
+    /// Entries of sets that are there whatever changes.
+    entries: BTreeSet<String>,
     /// Packets that passed and were looked at.
     seen: u64,
 }
@@ -43,7 +45,7 @@ impl<'a> Judge<'a> {
              }}"
         );
         ns.exec_with(&["nft", "-f", "-"], Some(&rules))?;
-        Ok(Self { ns, rules: BTreeSet::new(), seen: 0 })
+        Ok(Self { ns, rules: BTreeSet::new(), entries: BTreeSet::new(), seen: 0 })
     }
 
     /// Packets that passed since this was asked last.
@@ -69,13 +71,19 @@ impl<'a> Judge<'a> {
         words.nth(1).and_then(|word| word.parse().ok()).context("packets of the counter")
     }
 
-    /// The agent's rules as they are now are as they are to be.
+    /// The agent's rules as they are now are as they are to be, and so are the entries of its sets: nothing
+    /// but what never changes is there yet.
     ///
     /// # Errors
     /// When a program fails.
-    pub fn learn_rules(&mut self) -> Result<()> {
+    pub fn learn(&mut self) -> Result<()> {
         self.rules = self.read_rules()?;
+        self.entries = steady(&self.read_sets()?);
         Ok(())
+    }
+
+    fn read_sets(&self) -> Result<String> {
+        Ok(self.ns.exec(&["ipset", "save"])?.stdout)
     }
 
     fn read_rules(&self) -> Result<BTreeSet<String>> {
@@ -102,7 +110,10 @@ impl<'a> Judge<'a> {
             let how = if addresses.contains(address) { "is bound" } else { "is not bound" };
             return Ok(Some(format!("{address} {how}")));
         }
-        let sets = self.ns.exec(&["ipset", "save"])?.stdout;
+        let sets = self.read_sets()?;
+        if let Some(entry) = self.entries.difference(&steady(&sets)).next() {
+            return Ok(Some(format!("the entry {entry} is missing")));
+        }
         let entries = guarded(&sets);
         if let Some(address) = entries.symmetric_difference(&wanted.addresses).next() {
             let how = if entries.contains(address) { "is" } else { "is not" };
@@ -152,6 +163,13 @@ fn differing_servers(
     more.map(|name| format!("{name} is there"))
 }
 
+/// The entries of all sets but those of endpoints, as `SET ENTRY`, from `ipset save`. Without one of them a
+/// connection goes out with the client's own address, for as long as it lives.
+fn steady(sets: &str) -> BTreeSet<String> {
+    let entries = sets.lines().filter_map(|line| line.strip_prefix("add "));
+    entries.filter(|entry| !entry.contains("LOOP-BACK ")).map(str::to_owned).collect()
+}
+
 /// The entries of the sets of all addresses on `kube-ipvs0`, from `ipset save`.
 fn guarded(sets: &str) -> BTreeSet<IpAddr> {
     let entries = sets.lines().filter_map(|line| {
@@ -198,5 +216,12 @@ mod tests {
         let expected: BTreeSet<IpAddr> =
             ["10.96.0.10", "fd00:96::10"].iter().map(|ip| ip.parse().unwrap()).collect();
         assert_eq!(guarded(sets), expected);
+    }
+
+    #[test]
+    fn entries_of_endpoints_are_not_steady() {
+        let sets = "create KUBE-LOAD-BALANCER hash:ip,port\nadd KUBE-LOAD-BALANCER 203.0.113.20,tcp:80\n\
+                    add KUBE-LOOP-BACK 10.244.1.10,tcp:8080,10.244.1.10\n";
+        assert_eq!(steady(sets), BTreeSet::from(["KUBE-LOAD-BALANCER 203.0.113.20,tcp:80".to_owned()]));
     }
 }

@@ -198,7 +198,7 @@ impl<'a> Chaos<'a> {
     {
         self.start()?;
         self.settle()?;
-        self.judge.learn_rules()?;
+        self.judge.learn()?;
         self.begin_traffic(scope);
         for kill in 1..=kills {
             self.trouble()?;
