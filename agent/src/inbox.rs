@@ -2,6 +2,7 @@
 //! How other threads reach the reconcile loop: flags and questions behind one condition variable.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,7 @@ struct State {
     audit: bool,
     stop: bool,
     addresses: Vec<(IpNet, bool)>,
+    gateways: Vec<IpAddr>,
     questions: Vec<Sender<Owners>>,
 }
 
@@ -34,6 +36,8 @@ pub struct Mail {
     pub stop: bool,
     /// Addresses that came to (`true`) or went from (`false`) `kube-ipvs0`.
     pub addresses: Vec<(IpNet, bool)>,
+    /// Gateways of routes that came.
+    pub gateways: Vec<IpAddr>,
     /// Who wants to know the owners of the virtual servers.
     pub questions: Vec<Sender<Owners>>,
 }
@@ -77,6 +81,11 @@ impl Inbox {
         self.with(|state| state.addresses.push((net, added)));
     }
 
+    /// A route through these gateways came.
+    pub fn gateways(&self, gateways: Vec<IpAddr>) {
+        self.with(|state| state.gateways.extend(gateways));
+    }
+
     /// The agent is to end.
     pub fn stop(&self) {
         self.with(|state| state.stop = true);
@@ -109,6 +118,7 @@ impl Inbox {
             audit: std::mem::take(&mut state.audit),
             stop: state.stop,
             addresses: std::mem::take(&mut state.addresses),
+            gateways: std::mem::take(&mut state.gateways),
             questions: std::mem::take(&mut state.questions),
         }
     }

@@ -9,7 +9,7 @@ mod vips;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -102,8 +102,10 @@ struct Inner {
     node: Option<Node>,
     node_changed: bool,
     peers: Peers,
-    /// The source does not know the peers yet.
-    awaits_peers: bool,
+    /// The source does not know the addresses of Nodes yet.
+    awaits_nodes: bool,
+    /// Something came that the loop can use before every list is complete.
+    early: bool,
     dirty: BTreeSet<ObjectName>,
     /// Of the kinds whose lists go on: what was there before and has not come up yet.
     unseen: HashMap<Kind, HashSet<ObjectName>>,
@@ -147,7 +149,8 @@ impl Store {
         let had_first = inner.has_first();
         let result = change(&mut Update { inner: &mut inner });
         inner.tally.stamp();
-        let useful = inner.is_synced() || inner.has_first() != had_first;
+        let early = std::mem::take(&mut inner.early);
+        let useful = early || inner.is_synced() || inner.has_first() != had_first;
         if inner.is_synced() {
             inner.synced_at.get_or_insert_with(Instant::now);
         }
@@ -218,10 +221,21 @@ impl Store {
         self.lock().node.clone()
     }
 
-    /// Whose addresses the cluster knows; `None`: they are asked for.
-    pub fn peers(&self) -> Option<Peers> {
+    /// Whose addresses the cluster knows, as far as it is known now.
+    pub fn peers(&self) -> Peers {
         let inner = self.lock();
-        (!inner.awaits_peers).then(|| inner.peers.clone())
+        let mut peers = inner.peers.clone();
+        let mut api_servers: BTreeSet<SocketAddr> = inner.index.api_server_endpoints().collect();
+        if !api_servers.is_empty() {
+            api_servers.extend(peers.api_servers.iter());
+            peers.api_servers = api_servers.into_iter().collect();
+        }
+        peers
+    }
+
+    /// Whether the addresses of Nodes are not known yet.
+    pub fn awaits_nodes(&self) -> bool {
+        self.lock().awaits_nodes
     }
 
     /// Tells when an external or load-balancer IP comes.
@@ -279,7 +293,9 @@ impl Inner {
     /// Forgets a slice; its Service changed.
     fn drop_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
         let (slice, changed) = self.index.remove_slice(name)?;
-        self.dirty.insert(slice.service.clone());
+        if !slice.service.name.is_empty() {
+            self.dirty.insert(slice.service.clone());
+        }
         self.dirty.extend(changed);
         Some(slice)
     }
@@ -360,7 +376,9 @@ impl Update<'_> {
                 triggers.push(trigger);
             }
         }
-        inner.dirty.insert(slice.service.clone());
+        if !slice.service.name.is_empty() {
+            inner.dirty.insert(slice.service.clone());
+        }
         let changed = inner.index.add_slice(slice);
         inner.dirty.extend(changed);
     }
@@ -389,17 +407,30 @@ impl Update<'_> {
         }
     }
 
-    /// The peers will be told: until then nothing is bound that they might have.
-    pub fn await_peers(&mut self) {
-        self.inner.awaits_peers = true;
+    /// The addresses of Nodes follow: until then nothing new is bound that they might have.
+    pub fn await_nodes(&mut self) {
+        if !std::mem::replace(&mut self.inner.awaits_nodes, true) {
+            self.inner.node_changed = true;
+        }
     }
 
-    /// What is known about the peers now.
-    pub fn set_peers(&mut self, peers: Peers) {
+    /// Every address of every Node, sorted, as far as it is known.
+    pub fn set_nodes(&mut self, nodes: Arc<[IpAddr]>) {
         let inner = &mut *self.inner;
-        if std::mem::take(&mut inner.awaits_peers) || inner.peers != peers {
-            inner.peers = peers;
+        if std::mem::take(&mut inner.awaits_nodes) || inner.peers.nodes != nodes {
+            inner.peers.nodes = nodes;
             inner.node_changed = true;
+            inner.tally.changed();
+        }
+    }
+
+    /// Addresses and ports of the API server that the agent talks to, sorted.
+    pub fn set_api_servers(&mut self, api_servers: Arc<[SocketAddr]>) {
+        let inner = &mut *self.inner;
+        if inner.peers.api_servers != api_servers {
+            inner.peers.api_servers = api_servers;
+            inner.node_changed = true;
+            inner.early = true;
             inner.tally.changed();
         }
     }

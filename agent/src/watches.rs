@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Threads that notice at once what other programs do to addresses, devices and rules, where the kernel tells.
+//! Threads that notice at once what other programs do to addresses, devices, routes and rules, where the kernel
+//! reports it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use dummy_iface::{Change, Watch};
+use dummy_iface::{Change, RouteWatch, Watch};
 
 use crate::core::ownership::DEVICE;
 use crate::core::subject::Part;
@@ -26,6 +28,9 @@ pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
     let watch = Watch::open(DEVICE, kernel.address_port()).context("cannot watch addresses")?;
     let to = inbox.clone();
     std::thread::Builder::new().name("addresses".to_owned()).spawn(move || watch_addresses(watch, &to))?;
+    let routes = RouteWatch::open().context("cannot watch routes")?;
+    let to = inbox.clone();
+    std::thread::Builder::new().name("routes".to_owned()).spawn(move || watch_routes(routes, &to))?;
     match RulesWatch::open(kernel.rule_writers()) {
         Ok(watch) => {
             let to = inbox.clone();
@@ -83,6 +88,26 @@ fn watch_addresses(mut watch: Watch, inbox: &Inbox) {
             }
             Err(error) => {
                 inbox.changed(Part::Addresses);
+                trouble.report(&error);
+            }
+        }
+    }
+}
+
+/// A gateway must be known before a Service may have its address, and stays known when its route goes.
+fn watch_routes(mut watch: RouteWatch, inbox: &Inbox) {
+    let mut trouble = Trouble::new("routes");
+    let mut known = BTreeSet::new();
+    loop {
+        match watch.next_gateways() {
+            Ok(mut gateways) => {
+                gateways.retain(|gateway| known.insert(*gateway));
+                if !gateways.is_empty() {
+                    inbox.gateways(gateways);
+                }
+            }
+            Err(error) => {
+                inbox.changed(Part::Node);
                 trouble.report(&error);
             }
         }

@@ -10,10 +10,12 @@ mod frame;
 pub mod fuzzing;
 mod message;
 mod route;
+mod route_watch;
 mod socket;
 mod watch;
 
 pub use device::{Addresses, DummyDevice, Ensured, HostAddress, LinkState};
 pub use error::{AddressError, AddressErrorKind, Error};
+pub use route_watch::RouteWatch;
 pub use socket::Counters;
 pub use watch::{Change, Watch};

@@ -10,6 +10,7 @@ use super::model::{Family, VsKey};
 use super::op::Op;
 use super::outcome::Outcome;
 use super::retries::Retries;
+use super::rules::name_set;
 use super::sets::{Entry, SetId, SetKind};
 use super::subject::{Part, Subject};
 
@@ -113,7 +114,8 @@ impl<'a> Failures<'a> {
             Op::WriteRules(rules) if rules.hands_over => self.blocks_hand_over(rules.family),
             Op::WriteRules(rules) if rules.tidy => None,
             Op::WriteRules(rules) => {
-                self.sets.iter().find(|set| set.family == rules.family).map(|set| Subject::Set(*set))
+                let needs = |set: &&SetId| set.family == rules.family && name_set(&rules.chains, **set);
+                self.sets.iter().find(needs).map(|set| Subject::Set(*set))
             }
             Op::RemoveLeftovers(leftovers) if leftovers.hands_over => self.blocks_hand_over(leftovers.family),
             Op::AddRealServer(vs, _) if self.virtual_servers.contains(vs) => {

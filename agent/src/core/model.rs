@@ -248,7 +248,7 @@ pub struct Hints {
 pub struct EndpointSlice {
     /// Namespace and name of the slice.
     pub name: ObjectName,
-    /// The Service that it belongs to.
+    /// The Service that it belongs to. Without a name: to none that is served here, but its addresses are somebody's.
     pub service: ObjectName,
     /// Address family of all endpoints.
     pub family: Family,

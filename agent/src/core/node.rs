@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the agent knows about the node it runs on: from its Node object, its links and its routes.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -27,8 +28,9 @@ pub struct NodeFacts {
     pub translated: Vec<IpAddr>,
     /// Addresses that the node must reach somewhere else.
     pub protected: Arc<Protected>,
-    /// What others have is not known yet: until then no VIP but ClusterIPs is bound.
-    pub awaits_peers: bool,
+    /// Addresses of other Nodes are not known yet: until then no VIP but ClusterIPs is bound, except these, which
+    /// were bound already.
+    pub kept: Option<Arc<BTreeSet<IpAddr>>>,
     /// Addresses that serve node ports, of each family, sorted.
     pub node_port_addresses: [Vec<IpAddr>; 2],
 }
@@ -64,7 +66,7 @@ impl NodeFacts {
         node: Option<&Node>,
         (observed, protected): (&Observed, &Arc<Protected>),
         settings: &Settings,
-        awaits_peers: bool,
+        kept: Option<Arc<BTreeSet<IpAddr>>>,
     ) -> Self {
         let named = node.map(|n| n.addresses.as_slice()).unwrap_or_default();
         let addresses: Vec<IpAddr> =
@@ -83,7 +85,7 @@ impl NodeFacts {
             addresses,
             translated,
             protected: protected.clone(),
-            awaits_peers,
+            kept,
             node_port_addresses,
         }
     }
@@ -117,9 +119,11 @@ impl NodeFacts {
             // The Nodes that peers are learned from are this one, too.
             Some(Protection::OtherNode) if own => Binding::Translated,
             Some(protection) => Binding::Protected(protection),
-            None if self.awaits_peers => Binding::Unknown,
             None if own => Binding::Translated,
-            None => Binding::Guarded,
+            None => match &self.kept {
+                Some(kept) if !kept.contains(&vip) => Binding::Unknown,
+                _ => Binding::Guarded,
+            },
         }
     }
 }
@@ -207,7 +211,7 @@ mod tests {
         let mut protected = Protected::default();
         protected.learn(&observed());
         let protected = Arc::new(protected);
-        NodeFacts::build(&"n1".into(), node, (&observed(), &protected), settings, false)
+        NodeFacts::build(&"n1".into(), node, (&observed(), &protected), settings, None)
     }
 
     fn cidrs(nets: &[&str]) -> Settings {
@@ -279,20 +283,17 @@ mod tests {
         let nodes = ips(&["192.168.50.2", "192.168.50.3", "203.0.113.7"]);
         let peers = Peers { nodes: nodes.into(), ..Peers::default() };
         let protected = Arc::new(Protected { peers, ..Protected::default() });
-        let facts = |protected: &Arc<Protected>, awaits| {
-            NodeFacts::build(
-                &"n1".into(),
-                Some(&node),
-                (&observed(), protected),
-                &Settings::default(),
-                awaits,
-            )
+        let facts = |protected: &Arc<Protected>, kept: Option<&[&str]>| {
+            let kept = kept.map(|kept| Arc::new(ips(kept).into_iter().collect()));
+            NodeFacts::build(&"n1".into(), Some(&node), (&observed(), protected), &Settings::default(), kept)
         };
-        let known = facts(&protected, false);
+        let known = facts(&protected, None);
         assert_eq!(known.binding(ip("192.168.50.3"), false), Binding::Protected(Protection::OtherNode));
         assert_eq!(known.binding(ip("203.0.113.7"), false), Binding::Translated);
         assert_eq!(known.binding(ip("198.51.100.1"), false), Binding::Guarded);
-        let unknown = facts(&Arc::default(), true);
+        let unknown = facts(&Arc::default(), Some(&["198.51.100.1"]));
         assert_eq!(unknown.binding(ip("192.168.50.3"), false), Binding::Unknown);
+        assert_eq!(unknown.binding(ip("198.51.100.1"), false), Binding::Guarded, "a restart unbinds nothing");
+        assert_eq!(unknown.binding(ip("203.0.113.7"), false), Binding::Translated);
     }
 }

@@ -12,6 +12,7 @@ use super::desired::Changes;
 use super::model::Family;
 use super::op::{Op, Plan};
 use super::outcome::{Cause, OpError, Outcome, Report};
+use super::sets::SetId;
 use super::subject::{Part, Subject, SubjectKind};
 
 /// First pause after a failure; doubles up to [`MAX_BACKOFF`].
@@ -328,10 +329,13 @@ impl Retries {
     }
 
     /// Whether the guard of the family, without which no address is opened, is as it must be.
-    pub fn guard_stands(&self, family: Family) -> bool {
-        let fails =
-            |(subject, failing): (&Subject, &Failing)| subject.guards(family) && !failing.error.degraded;
-        let is_late = |subject: &Subject| subject.guards(family);
+    pub fn guard_stands(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
+        let guards = |subject: &Subject| match subject {
+            Subject::Set(set) => set.family == family && needs(*set),
+            subject => subject.guards(family),
+        };
+        let fails = |(subject, failing): (&Subject, &Failing)| guards(subject) && !failing.error.degraded;
+        let is_late = |subject: &Subject| guards(subject);
         !self.failing.iter().any(fails)
             && !self.running.keys().any(is_late)
             && !self.blocked.keys().any(is_late)

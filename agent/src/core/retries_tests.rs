@@ -137,7 +137,7 @@ fn chains_of_causes_are_tried_as_one() {
     ];
     let mut retries = Retries::new(7);
     assert!(pass(&mut retries, &ops, s(1)).is_empty(), "no pass follows by itself");
-    assert!(!retries.guard_stands(Family::V4) && retries.guard_stands(Family::V6));
+    assert!(!retries.guard_stands(Family::V4, &|_| true) && retries.guard_stands(Family::V6, &|_| true));
     assert_eq!(retries.tries(&Subject::Address(ip(1))), 1);
     let counts = retries.counts();
     assert_eq!(counts[&(SubjectKind::Set, Cause::InvalidArgument)], 1);
@@ -189,7 +189,7 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
     let mut retries = Retries::new(7);
     let ops = [(rules(false), Outcome::Started), (Op::Bind(ip(1)), Outcome::Blocked(subject))];
     let _ = pass(&mut retries, &ops, s(1));
-    assert!(retries.is_running() && !retries.guard_stands(Family::V6));
+    assert!(retries.is_running() && !retries.guard_stands(Family::V6, &|_| true));
     assert_eq!(retries.holds(&rules(true), s(100)), Some(true));
     assert!(retries.counts().is_empty(), "late is not failed");
     let (mut keys, error) = (Changes::default(), OpError::uncertain(Cause::TimedOut, "killed"));

@@ -94,6 +94,26 @@ pub fn build_chains(
     chains
 }
 
+/// Whether some of these chains needs the set: a rule over a set that does not exist cannot be written.
+pub fn name_set(chains: &Chains, set: SetId) -> bool {
+    let name = format!("--match-set {} ", set.name());
+    chains.values().flatten().any(|rule| rule.contains(&name))
+}
+
+/// Whether rules are over the set even while it is empty.
+pub fn is_always_named(kind: SetKind) -> bool {
+    use SetKind as K;
+    matches!(
+        kind,
+        K::ClusterIp
+            | K::ExternalIp
+            | K::ExternalIpLocal
+            | K::LoadBalancer
+            | K::HealthCheckNodePort
+            | K::IpvsIps
+    )
+}
+
 /// A set with its comment, as rules match it.
 fn over(kind: SetKind, dir: Dir) -> Vec<Match> {
     vec![Match::Comment(kind.comment()), Match::Set(kind, dir)]

@@ -151,3 +151,14 @@ fn standing_connections_can_be_kept_through_a_change_of_ranges() {
         "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN"
     );
 }
+
+#[test]
+fn rules_name_a_set_that_holds_something_and_a_few_always() {
+    let settings = Settings::default();
+    for set in Family::ALL.into_iter().flat_map(SetId::all) {
+        let empty = build_chains(set.family, &settings, &|_| false, &[]);
+        assert_eq!(name_set(&empty, set), is_always_named(set.kind), "{set}");
+        let full = build_chains(set.family, &settings, &|kind| kind == set.kind, &[]);
+        assert!(name_set(&full, set), "{set}");
+    }
+}

@@ -16,6 +16,7 @@ use crate::core::map::Set;
 use crate::core::model::{Family, ONE_PACKET, PERSISTENT, RsKey, VsKey, VsSpec};
 use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::op::{Op, OpKind};
+use crate::core::rules::name_set;
 use crate::core::save::ObservedRules;
 use crate::core::sets::{Entry, SetId, SetKind};
 use crate::core::subject::{Part, Subject};
@@ -194,7 +195,10 @@ impl FakeKernel {
             Op::AddEntry(set, entry) => self.check_room(*set, entry),
             Op::RemoveEntry(set, _) => self.check_set(*set),
             Op::GrowSet(grow) => self.check_set(grow.set),
-            Op::WriteRules(rules) => SetId::all(rules.family).try_for_each(|set| self.check_set(set)),
+            Op::WriteRules(rules) => {
+                let mut named = SetId::all(rules.family).filter(|set| name_set(&rules.chains, *set));
+                named.try_for_each(|set| self.check_set(set))
+            }
             Op::AddVirtualServer(vs, _) if s.virtual_servers.contains_key(vs) => Err(exists()),
             Op::EditVirtualServer(vs, _) | Op::RemoveVirtualServer(vs) => self.check_server(vs),
             Op::AddRealServer(vs, rs) => match self.real_server(vs, rs)? {

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use crate::core::audit::{Audit, Piece, Step};
 use crate::core::map::Set;
 use crate::core::model::{Family, RsKey, VsKey};
-use crate::core::observed::{Observed, ObservedServer};
+use crate::core::observed::{Observed, ObservedServer, ObservedSet};
 use crate::core::op::Op;
 use crate::core::save::ObservedRules;
 use crate::core::sets::SetId;
@@ -63,6 +63,8 @@ pub enum Finished {
     Rules(Family, Result<Option<Box<ObservedRules>>, OpError>),
     /// An op that was [`Progress::Started`] has ended.
     Op(Subject, Result<(), OpError>),
+    /// A set could not be read: its members are not known.
+    Unread(SetId, OpError),
 }
 
 /// What a look at a few objects showed.
@@ -124,17 +126,25 @@ pub trait Kernel {
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>));
 
     /// Reads everything in one go, into an empty mirror. What ended meanwhile and is no part of it is added
-    /// to `other`. Rules that take longer than everything else are left unread; they are told later.
+    /// to `other`. Rules that take longer than everything else are left unread; they are told later. A set that
+    /// cannot be read is taken to be as the agent creates it, for adding a member twice does no harm.
     ///
     /// # Errors
-    /// When any other part cannot be read completely; there is no partial observation.
+    /// When any other part cannot be read completely.
     fn observe(&mut self, families: &[Family], other: &mut Vec<Finished>) -> Result<Observed, ObserveError> {
         let (mut audit, mut observed) = (Audit::fill(), Observed::default());
         self.read_rules(families, true);
-        let mut piece = self.read(Step::Fill)?;
-        while let Some(read) = piece {
-            audit.take(read, &mut observed);
-            piece = self.read(Step::Next)?;
+        let mut step = Step::Fill;
+        loop {
+            match self.read(std::mem::replace(&mut step, Step::Next)) {
+                Ok(Some(piece)) => audit.take(piece, &mut observed),
+                Ok(None) => break,
+                Err(ObserveError { part: Part::Set(set), error }) => {
+                    observed.sets.insert(set, ObservedSet::fresh(set));
+                    other.push(Finished::Unread(set, error));
+                }
+                Err(error) => return Err(error),
+            }
         }
         let suspects = audit.suspects(&observed);
         for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {

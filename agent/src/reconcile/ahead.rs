@@ -39,6 +39,10 @@ impl<K: Kernel> Reconciler<K> {
             self.stage = Stage::Looked;
             self.look(now);
         }
+        // What keeps the lists from coming may be found in the kernel.
+        if self.observed.is_none() && now.saturating_sub(self.looked_at) > FRESH {
+            self.look(now);
+        }
         if self.stage != Stage::Looked || !self.store.has_first() || !self.knows_local_traffic() {
             return None;
         }
@@ -59,8 +63,9 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Reads the kernel. What fails is tried again, and told, when it is needed.
     fn look(&mut self, now: Duration) {
+        self.looked_at = now;
         match self.read_everything(now) {
-            Ok(()) => self.looked_at = now,
+            Ok(()) => {}
             Err(error) => tracing::debug!("{error}; retried when all objects are known"),
         }
     }

@@ -14,6 +14,7 @@ use crate::core::outcome::{Cause, OpError};
 use crate::core::sets::{SetId, SetKind};
 use crate::core::subject::Subject;
 use crate::kernel::fake::FakeKernel;
+use crate::serve::health::{LoopLag, Probe};
 use crate::testing::cluster::Cluster;
 use crate::testing::{Agent, Clocked, SYSCTL, kernel, lines};
 
@@ -224,8 +225,8 @@ fn troubles() -> Vec<Trouble> {
 #[test]
 fn one_failing_thing_stays_one_thing() {
     for from_start in [false, true] {
-        // What an agent without memory cannot read it does not write either.
-        let known = |trouble: &Trouble| !from_start || !trouble.name.ends_with("cannot be read");
+        // Without IPVS an agent that has no memory cannot do anything.
+        let known = |trouble: &Trouble| !from_start || trouble.name != "IPVS that cannot be read";
         for trouble in troubles().into_iter().filter(known) {
             let name = format!("{} ({})", trouble.name, if from_start { "from the start" } else { "later" });
             // From the start: on a node that another agent has left.
@@ -269,6 +270,38 @@ fn one_failing_thing_stays_one_thing() {
             assert_eq!(day.kernel().state.addresses.len(), 5 + 30, "{name}: everything is open in the end");
             assert!(day.kernel().exposed().is_empty(), "{name}");
         }
+    }
+}
+
+#[test]
+fn what_no_service_needs_closes_nothing_and_makes_no_node_ill() {
+    const UNUSED: SetId = SetId { kind: SetKind::NodePortLocalUdp, family: Family::V4 };
+    let set: fn(&mut FakeKernel) = |kernel| {
+        kernel.state.sets.entry(UNUSED).or_default().misfit = true;
+        kernel.refuse(Subject::Set(UNUSED), refused(Cause::WrongKind));
+    };
+    let family: fn(&mut FakeKernel) =
+        |kernel| kernel.refuse(Subject::Rules(SIX), OpError::uncertain(Cause::ProgramFailed, "no table"));
+    let four = json!({"clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80}]});
+    for (name, begin, cluster, bound, well) in [
+        ("a set", set, cluster(), 5, true),
+        ("a family", family, Cluster::default().service("web", four, &[]), 1, true),
+        ("a family that Services have", family, cluster(), 3, false),
+    ] {
+        let mut node = kernel();
+        begin(&mut node);
+        let agent = Agent::start(node, &cluster);
+        let health = agent.health();
+        let mut day = Day { run: Clocked::new(agent), others: 0, latest: Duration::ZERO };
+        day.run.pass_time(s(180));
+        let much_later = std::time::SystemTime::now() + s(3600);
+        let is_well = health.with(|health| {
+            health.is_ready() && health.answer(Probe::Healthz, much_later, LoopLag::default()).0 == 200
+        });
+        let told = health.with(|health| health.readiness());
+        assert_eq!(is_well, well, "{name}: {told}");
+        assert_eq!(day.kernel().state.addresses.len(), bound, "{name}");
+        assert!(!day.run.agent.reconciler.retries().is_empty(), "{name}: it is told and retried");
     }
 }
 

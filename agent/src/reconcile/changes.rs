@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Moves changes from the store to the wanted state.
 
+use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 use std::time::SystemTime;
+
+use ipnet::IpNet;
 
 use super::{Look, Reconciler};
 use crate::core::desired::Changes;
@@ -73,6 +76,22 @@ impl<K: Kernel> Reconciler<K> {
         dirty
     }
 
+    /// Routes through these came. What is bound is looked at again; what comes later is compared with them.
+    pub(super) fn learn_gateways(&mut self, gateways: &[IpAddr]) {
+        let new: Vec<IpAddr> =
+            gateways.iter().copied().filter(|gateway| !self.protected.gateways.contains(gateway)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let is_bound = new.iter().any(|gateway| self.desired.wants_address(*gateway));
+        Arc::make_mut(&mut self.protected).gateways.extend(new);
+        if is_bound {
+            self.pending.common = true;
+        } else {
+            self.node.protected = self.protected.clone();
+        }
+    }
+
     /// Takes up what is new about the node; true when it changes what Services want.
     fn learn_node(&mut self) -> bool {
         self.node_object = self.store.node().or(self.node_object.take());
@@ -93,15 +112,19 @@ impl<K: Kernel> Reconciler<K> {
         self.outlets.health.with(|health| health.set_eligible(eligible));
         let Some(observed) = &self.observed else { return false };
         let peers = self.store.peers();
-        let awaits_peers = peers.is_none();
-        let peers = peers.unwrap_or_default();
+        let awaits_nodes = self.store.awaits_nodes();
         if !self.protected.knows(observed, &peers) {
             let protected = Arc::make_mut(&mut self.protected);
             protected.learn(observed);
             protected.peers = peers;
         }
         let around = (observed, &self.protected);
-        let facts = NodeFacts::build(&self.node.name, node.as_ref(), around, &self.settings, awaits_peers);
+        let bound = match (awaits_nodes, &self.node.kept) {
+            (true, None) => Some(Arc::new(observed.addresses.iter().map(IpNet::addr).collect())),
+            (true, Some(kept)) => Some(kept.clone()),
+            (false, _) => None,
+        };
+        let facts = NodeFacts::build(&self.node.name, node.as_ref(), around, &self.settings, bound);
         if facts == self.node {
             return false;
         }

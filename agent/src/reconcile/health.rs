@@ -6,6 +6,8 @@ use std::time::SystemTime;
 use super::Reconciler;
 use crate::core::model::{Family, ObjectName};
 use crate::core::outcome::Cause;
+use crate::core::rules::is_always_named;
+use crate::core::sets::{SetId, SetKind};
 use crate::core::subject::{Part, Subject};
 use crate::kernel::Kernel;
 use crate::serve::node_ports::HealthChecks;
@@ -17,13 +19,20 @@ impl<K: Kernel> Reconciler<K> {
         if !self.is_whole() {
             return (Vec::new(), true);
         }
-        let families: Vec<Family> =
-            self.settings.families.iter().copied().filter(|family| !self.is_absent(*family)).collect();
+        let possible = self.settings.families.iter().copied().filter(|family| !self.is_absent(*family));
+        let mut families: Vec<Family> = possible.collect();
         let synced: Vec<Family> =
             families.iter().copied().filter(|family| self.guard_stands(*family)).collect();
+        // What fails in a family that no Service has is told, but keeps nobody from anything.
+        if families.iter().any(|family| self.is_wanted(*family)) {
+            families.retain(|family| self.is_wanted(*family) || synced.contains(family));
+        }
         let now = SystemTime::now();
+        let awaits_nodes = self.awaits_nodes();
         self.outlets.health.with(|health| {
-            health.tried(&families, &synced);
+            if !awaits_nodes {
+                health.tried(&families, &synced);
+            }
             synced.iter().for_each(|family| health.synced(*family, now));
         });
         self.tell_health_checks();
@@ -34,7 +43,13 @@ impl<K: Kernel> Reconciler<K> {
     /// Whether everything that every address of the family needs is in place.
     fn guard_stands(&self, family: Family) -> bool {
         let unread = self.observed.as_ref().is_none_or(|observed| observed.unread_rules[family.index()]);
-        !unread && self.retries.guard_stands(family)
+        let needs = |set: SetId| is_always_named(set.kind) || self.desired.has_members(set.kind, set.family);
+        !unread && self.retries.guard_stands(family, &needs)
+    }
+
+    /// Whether some Service has the family.
+    fn is_wanted(&self, family: Family) -> bool {
+        self.desired.has_members(SetKind::ClusterIp, family)
     }
 
     /// Whether this node cannot have the family: a program that it needs is not installed.

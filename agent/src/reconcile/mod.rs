@@ -12,6 +12,7 @@ mod minute;
 mod owners;
 mod pass;
 mod recheck;
+mod release;
 mod report;
 mod run;
 mod shadow;
@@ -19,6 +20,7 @@ mod shadow;
 mod told_tests;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -175,6 +177,8 @@ pub struct Reconciler<K> {
     touched: Touched,
     /// Some health-check node port answers that its Service is not served here.
     served_in_part: bool,
+    /// Addresses whose release at the start failed and was told.
+    released: BTreeSet<IpAddr>,
     /// Ops that a program works on and that repair what another program changed.
     repairing: BTreeSet<Subject>,
 }
@@ -239,6 +243,7 @@ impl<K: Kernel> Reconciler<K> {
             found: None,
             touched: Touched::default(),
             served_in_part: false,
+            released: BTreeSet::new(),
             repairing: BTreeSet::new(),
         }
     }
@@ -246,6 +251,12 @@ impl<K: Kernel> Reconciler<K> {
     /// The kernel, for tests.
     pub fn kernel(&mut self) -> &mut K {
         &mut self.kernel
+    }
+
+    /// What the loop tells the health endpoints, for tests.
+    #[cfg(test)]
+    pub fn health(&self) -> SharedHealth {
+        self.outlets.health.clone()
     }
 
     /// The wanted state, for tests and questions.
@@ -259,15 +270,14 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Whether the objects are known well enough to write to the kernel: every list is complete,
-    /// the Node has its pod CIDRs where local traffic is told by them, and the addresses of other Nodes are
-    /// known where any VIP might be one.
+    /// and the Node has its pod CIDRs where local traffic is told by them.
     pub fn is_ready(&self) -> bool {
-        self.store.is_synced() && (self.is_whole() || (self.knows_local_traffic() && self.knows_peers()))
+        self.store.is_synced() && (self.is_whole() || self.knows_local_traffic())
     }
 
-    /// Whether it is known what must not be bound; what no VIP needs is not waited for.
-    fn knows_peers(&self) -> bool {
-        self.store.peers().is_some() || !self.store.vips().any
+    /// Whether VIPs wait for the addresses of other Nodes.
+    fn awaits_nodes(&self) -> bool {
+        self.store.awaits_nodes() && self.store.vips().any
     }
 
     fn knows_local_traffic(&self) -> bool {

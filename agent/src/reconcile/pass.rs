@@ -17,7 +17,7 @@ use crate::schedule::Due;
 
 /// How long new addresses wait for the program that writes their filter: as long as such a program takes
 /// when nothing is wrong. What takes longer goes on beside the loop.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 /// The same in the first pass, when nothing else waits.
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -93,7 +93,13 @@ impl<K: Kernel> Reconciler<K> {
         build_plan(goal, keys, &keys.flows)
     }
 
-    fn apply(&mut self, plan: &Plan, observed: &Observed, now: Duration, patience: Duration) -> Applied {
+    pub(super) fn apply(
+        &mut self,
+        plan: &Plan,
+        observed: &Observed,
+        now: Duration,
+        patience: Duration,
+    ) -> Applied {
         let unread = Family::ALL.into_iter().filter(|family| observed.unread_rules[family.index()]).collect();
         let health = self.outlets.health.clone();
         let progress = || health.beat();
@@ -102,7 +108,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// The mirror follows what the kernel acknowledged; what is uncertain is read again.
-    fn follow(&mut self, plan: &Plan, report: &Report, observed: &mut Observed, now: Duration) {
+    pub(super) fn follow(&mut self, plan: &Plan, report: &Report, observed: &mut Observed, now: Duration) {
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             match outcome {
                 Outcome::Done => {

@@ -141,6 +141,7 @@ impl<K: Kernel> Reconciler<K> {
                 Finished::Rules(family, Err(error)) => {
                     self.retries.fail_reading(Part::Rules(family), &error, now);
                 }
+                Finished::Unread(set, error) => self.retries.fail_reading(Part::Set(set), &error, now),
             }
         }
     }

@@ -364,7 +364,7 @@ impl<K: Kernel> Reconciler<K> {
         let families: Vec<String> = pass.synced.iter().map(ToString::to_string).collect();
         let real_servers: usize =
             observed.virtual_servers.values().map(|server| server.real_servers.len()).sum();
-        if !all && self.retries.is_running() {
+        if (!all && self.retries.is_running()) || self.awaits_nodes() {
             return;
         }
         self.reporter.ready = true;

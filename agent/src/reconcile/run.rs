@@ -42,6 +42,7 @@ impl<K: Kernel> Reconciler<K> {
             self.work(clock, schedule)
         } else {
             self.work_ahead(clock);
+            self.release(clock());
             HEARTBEAT
         };
         self.tell_due(clock());
@@ -147,6 +148,7 @@ impl<K: Kernel> Reconciler<K> {
         if mail.addresses.iter().any(|(net, added)| self.contradicts(net, *added)) {
             self.recheck.add_part(Part::Addresses);
         }
+        self.learn_gateways(&mail.gateways);
         for question in &mail.questions {
             // The asker may have gone away.
             let _ = question.send(self.owners());

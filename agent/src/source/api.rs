@@ -13,12 +13,13 @@ use serde::{Deserialize, Deserializer};
 
 use super::Source;
 use super::ahead::Ahead;
+use super::api_servers;
 use super::client::ApiClient;
 use super::decode::{PROXY_NAME_LABEL, RawObject};
 use super::follow::Follower;
+use super::nodes::NodeWatch;
 use super::outage::Outage;
 use super::pauses::Limits;
-use super::peers::PeerWatch;
 use crate::core::model::ObjectName;
 use crate::metrics::Metrics;
 use crate::store::{Decoded, Kind, Store};
@@ -197,8 +198,9 @@ impl Source for ApiSource {
             slices: NOT_HEADLESS.to_owned(),
             with_address: WITH_ADDRESS,
         };
-        store.update(|update| update.await_peers());
-        self.runtime.spawn(PeerWatch::new(self.api.clone(), store.clone(), self.limits).run());
+        store.update(|update| update.await_nodes());
+        self.runtime.spawn(api_servers::follow(self.api.route.hosts(), store.clone(), self.limits));
+        self.runtime.spawn(NodeWatch::new(self.api.clone(), store.clone(), self.limits).run());
         let (client, limit, runtime) = (self.api.client.clone(), self.limits.ahead, self.runtime.clone());
         self.runtime.spawn(node.run());
         self.runtime.spawn(async move {

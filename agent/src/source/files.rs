@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::Source;
-use crate::core::protected::Peers;
 use crate::file_watch::FileWatch;
 use crate::pace::FailurePace;
 use crate::store::{Decoded, Kind, Store};
@@ -148,7 +147,7 @@ impl FileSource {
                 }
             }
             peers.sort_unstable();
-            update.set_peers(Peers { nodes: peers.into(), ..Peers::default() });
+            update.set_nodes(peers.into());
             for kind in Kind::ALL {
                 update.finish_list(kind);
             }
@@ -331,7 +330,7 @@ mod tests {
         fs::write(&path, node("n1", "10.0.0.1") + &node("n2", "10.0.0.2")).unwrap();
         let store = store();
         FileSource::new(&path, "n1").read(&store).unwrap();
-        assert_eq!(*store.peers().unwrap().nodes, [IpAddr::from([10, 0, 0, 2])]);
+        assert_eq!(*store.peers().nodes, [IpAddr::from([10, 0, 0, 2])]);
         assert!(store.node().is_some());
     }
 

@@ -12,7 +12,7 @@ use super::decode::RawObject;
 use super::files::parse::{Ours, parse};
 use super::follow::sort;
 use super::trouble::Trouble;
-use super::{peers, version};
+use super::{node_list, version};
 use crate::core::address;
 use crate::core::model::ObjectName;
 use crate::fuzzing::{Target, text_of};
@@ -144,7 +144,7 @@ fn status(bytes: &[u8]) {
 
 /// The addresses of Nodes, from a table or from objects.
 fn nodes(bytes: &[u8]) {
-    let Ok(answer) = serde_json::from_slice::<peers::NodeList>(bytes) else { return };
+    let Ok(answer) = serde_json::from_slice::<node_list::NodeList>(bytes) else { return };
     let addresses: Vec<_> = answer.addresses().collect();
     assert!(addresses.iter().all(|ip| *ip == ip.to_canonical()));
 }

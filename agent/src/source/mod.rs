@@ -4,6 +4,7 @@
 
 mod ahead;
 pub mod api;
+mod api_servers;
 pub mod client;
 pub mod decode;
 pub mod files;
@@ -11,9 +12,10 @@ mod follow;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod list;
+mod node_list;
+mod nodes;
 mod outage;
 mod pauses;
-mod peers;
 mod route;
 mod trouble;
 mod version;

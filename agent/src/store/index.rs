@@ -4,11 +4,12 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use super::vips::Vips;
 use crate::core::few::Few;
-use crate::core::model::{EndpointSlice, ObjectName, Service};
+use crate::core::model::{EndpointSlice, ObjectName, Protocol, Service};
 
 /// Something in a set, found by its name.
 trait Named {
@@ -40,6 +41,9 @@ impl<T: Named> Eq for ByName<T> {}
 
 /// The name of an entry with nothing in it, which is never kept.
 static NOBODY: LazyLock<ObjectName> = LazyLock::new(ObjectName::default);
+
+/// The Service at which pods reach the API server.
+static API_SERVER: LazyLock<ObjectName> = LazyLock::new(|| ObjectName::new("default", "kubernetes"));
 
 /// A Service, its slices, or both.
 #[derive(Debug, Default)]
@@ -100,6 +104,16 @@ impl Index {
     /// The slices of a Service, in the order of their names.
     pub fn slices_of(&self, service: &ObjectName) -> &[Arc<EndpointSlice>] {
         self.entries.get(service).map_or(&[], |entry| &entry.0.slices)
+    }
+
+    /// Addresses and TCP ports of the API server, as the endpoints of its Service.
+    pub fn api_server_endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.slices_of(&API_SERVER).iter().flat_map(|slice| {
+            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            ports.flat_map(|port| {
+                slice.endpoints.iter().map(|endpoint| SocketAddr::new(endpoint.addr, port.port))
+            })
+        })
     }
 
     /// The names of all Services.

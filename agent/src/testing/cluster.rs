@@ -68,6 +68,11 @@ impl Cluster {
     /// With a slice of a Service: endpoints in words (`ADDRESS@NODE`, a leading `-` for terminating,
     /// a leading `!` for not ready), serving `ports` (`NAME/PROTOCOL/NUMBER`).
     pub fn slice(self, service: &str, endpoints: &[&str], ports: &[&str]) -> Self {
+        self.slice_in("d", service, endpoints, ports)
+    }
+
+    /// As [`Self::slice`], in another namespace.
+    pub fn slice_in(self, namespace: &str, service: &str, endpoints: &[&str], ports: &[&str]) -> Self {
         let v6 = endpoints.iter().any(|e| e.contains(':'));
         let ports: Vec<Value> = ports
             .iter()
@@ -81,7 +86,7 @@ impl Cluster {
             Kind::EndpointSlice,
             &json!({
                 "metadata": {
-                    "name": name, "namespace": "d", "labels": {"kubernetes.io/service-name": service},
+                    "name": name, "namespace": namespace, "labels": {"kubernetes.io/service-name": service},
                 },
                 "addressType": if v6 { "IPv6" } else { "IPv4" },
                 "endpoints": endpoints.iter().map(|e| endpoint(e)).collect::<Vec<_>>(),

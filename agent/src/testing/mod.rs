@@ -24,6 +24,7 @@ use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, Report, Terms, apply};
 use crate::reconcile::{Outlets, Pass, Reconciler};
 use crate::schedule::{Due, Schedule};
+use crate::serve::health::SharedHealth;
 use crate::store::Store;
 use cluster::Cluster;
 
@@ -95,6 +96,11 @@ impl Agent {
         cluster.put(&store);
         let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets());
         Self { store, reconciler, now: Duration::ZERO }
+    }
+
+    /// What the loop tells the health endpoints.
+    pub fn health(&self) -> SharedHealth {
+        self.reconciler.health()
     }
 
     /// The kernel.

@@ -80,13 +80,26 @@ struct RawHint<'a> {
 }
 
 pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String>) -> Result<Object, String> {
-    let not_ours = |name, why| Ok(Object::NotOurs(Kind::EndpointSlice, name, why));
-    if label(tape, HEADLESS_LABEL).is_some() {
-        return not_ours(name, "headless");
+    let is_headless = label(tape, HEADLESS_LABEL).is_some();
+    let service = label(tape, SERVICE_NAME_LABEL).filter(|service| !is_headless && !service.is_empty());
+    match service {
+        Some(service) => decode_slice(name, service, tape, ignored),
+        // Nothing is served with it, but no VIP may be bound that one of its endpoints has.
+        None => Ok(decode_slice(name.clone(), "", tape, &mut Vec::new()).unwrap_or(Object::NotOurs(
+            Kind::EndpointSlice,
+            name,
+            "it belongs to no Service that is served",
+        ))),
     }
-    let Some(service) = label(tape, SERVICE_NAME_LABEL).filter(|s| !s.is_empty()) else {
-        return not_ours(name, "it belongs to no Service");
-    };
+}
+
+fn decode_slice(
+    name: ObjectName,
+    service: &str,
+    tape: &Tape<'_>,
+    ignored: &mut Vec<String>,
+) -> Result<Object, String> {
+    let not_ours = |name, why| Ok(Object::NotOurs(Kind::EndpointSlice, name, why));
     let slice = tape.decode::<RawSlice<'_>>()?;
     let family = match slice.address_type {
         Some("IPv4") => Family::V4,

@@ -157,8 +157,12 @@ fn addresses_are_read_as_kube_proxy_reads_them() {
 fn slices_that_are_not_for_us() {
     let headless =
         json!({"metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: "w", HEADLESS_LABEL: ""}}});
-    for value in [headless, json!({"metadata": {"name": "s"}})] {
-        assert!(matches!(decode(Kind::EndpointSlice, &value), Ok(Object::NotOurs(..))));
+    for mut value in [headless, json!({"metadata": {"name": "s"}})] {
+        assert!(matches!(decode(Kind::EndpointSlice, &value), Ok(Object::NotOurs(..))), "nobody is served");
+        value["addressType"] = json!("IPv4");
+        value["endpoints"] = json!([{"addresses": ["10.0.0.1"]}]);
+        let Ok(Object::EndpointSlice(slice)) = decode(Kind::EndpointSlice, &value) else { panic!() };
+        assert!(slice.service.name.is_empty() && slice.endpoints.len() == 1, "its addresses are somebody's");
     }
     assert!(matches!(slice(json!({"addressType": "FQDN"})), Ok(Object::NotOurs(..))));
 }

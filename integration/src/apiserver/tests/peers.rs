@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How the agent learns the addresses of other Nodes and of the API server.
 
+use kube_ipvs::source::Limits;
+
 use super::follow::{eager, follow};
 use super::*;
 
@@ -37,10 +39,10 @@ async fn nodes_are_listed_only_for_vips_and_as_a_table() {
     let store = follow(&server, eager()).await;
     until("in sync", || store.is_synced()).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(lists(&server).is_empty() && store.peers().is_none(), "nobody has a VIP");
+    assert!(lists(&server).is_empty() && store.awaits_nodes(), "nobody has a VIP");
     server.apply(with_vip("198.51.100.9"));
-    until("the peers", || store.peers().is_some()).await;
-    let peers = store.peers().unwrap();
+    until("the Nodes", || !store.awaits_nodes()).await;
+    let peers = store.peers();
     assert_eq!(texts(&peers.nodes), ["192.168.50.2", "192.168.50.3"]);
     assert!(peers.api_servers.iter().all(|server| server.ip().is_loopback()) && peers.api_servers.len() == 1);
     let asked = lists(&server);
@@ -49,7 +51,7 @@ async fn nodes_are_listed_only_for_vips_and_as_a_table() {
     // A new VIP may be the address of a Node that came meanwhile.
     server.apply(node("n3", &["192.168.50.4"]));
     server.apply(with_vip("192.168.50.4"));
-    until("the new Node", || store.peers().is_some_and(|peers| peers.nodes.len() == 3)).await;
+    until("the new Node", || store.peers().nodes.len() == 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,8 +61,8 @@ async fn for_ipv6_vips_the_objects_are_read_in_pages() {
     (0..600).for_each(|n| server.apply(node(&format!("m{n}"), &[&format!("10.1.{}.{}", n / 250, n % 250)])));
     server.apply(with_vip("2001:db8::9"));
     let store = follow(&server, eager()).await;
-    until("the peers", || store.peers().is_some()).await;
-    let peers = store.peers().unwrap();
+    until("the Nodes", || !store.awaits_nodes()).await;
+    let peers = store.peers();
     assert_eq!(peers.nodes.len(), 603);
     assert!(texts(&peers.nodes).contains(&"fd00:50::3".to_owned()));
     let asked = lists(&server);
@@ -68,13 +70,75 @@ async fn for_ipv6_vips_the_objects_are_read_in_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_a_table_does_not_show_every_address_objects_are_read() {
+    for own in [&["192.168.50.2", "192.168.51.2"][..], &["fd00:50::2", "192.168.50.2"]] {
+        let server = start();
+        server.apply(node("n1", own));
+        server.apply(node("n2", &["fd00:50::3", "192.168.50.3", "192.168.51.3"]));
+        server.apply(with_vip("198.51.100.9"));
+        let store = follow(&server, eager()).await;
+        until("the Nodes", || !store.awaits_nodes()).await;
+        let addresses = texts(&store.peers().nodes);
+        for address in ["192.168.50.3", "192.168.51.3"] {
+            assert!(addresses.contains(&address.to_owned()), "{addresses:?}");
+        }
+        assert_eq!(lists(&server).len(), 2, "a table first");
+        server.apply(with_vip("198.51.100.10"));
+        until("another list", || lists(&server).len() > 2).await;
+        assert!(lists(&server)[2].query.contains("limit="), "it is not asked for again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_refuses_the_list_of_nodes_holds_up_nobody_for_long() {
     let server = start();
     server.apply(with_vip("198.51.100.9"));
-    let store = follow(&server, eager()).await;
+    // A new VIP is no reason to ask a server again that refuses.
+    let limits = Limits { max_pause: Duration::from_secs(30), calm: Duration::from_secs(120), ..eager() };
+    let store = follow(&server, limits).await;
+    until("in sync", || store.is_synced()).await;
     server.set_faults(Faults { status: Some(("nodes".to_owned(), 403, usize::MAX)), ..Faults::default() });
-    until("the peers", || store.peers().is_some()).await;
+    server.apply(with_vip("198.51.100.10"));
+    until("nobody waits", || !store.awaits_nodes()).await;
+    for host in 0..20 {
+        server.apply(with_vip(&format!("198.51.100.{host}")));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let asked = lists(&server).len();
+    assert!((2..12).contains(&asked), "{asked} lists although the pauses double");
     server.set_faults(Faults::default());
     nodes(&server);
-    until("the Nodes after all", || store.peers().is_some_and(|peers| peers.nodes.len() == 2)).await;
+    until("the Nodes after all", || store.peers().nodes.len() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_wants_a_pause_gets_it() {
+    let server = start();
+    let store = follow(&server, eager()).await;
+    until("in sync", || store.is_synced()).await;
+    let refuses = Faults {
+        status: Some(("nodes".to_owned(), 429, usize::MAX)),
+        retry_after: Some(30),
+        ..Faults::default()
+    };
+    server.set_faults(refuses);
+    server.apply(with_vip("198.51.100.9"));
+    until("nobody waits", || !store.awaits_nodes()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(lists(&server).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vips_wait_five_seconds_for_a_list_that_takes_longer() {
+    let server = start();
+    let long = Duration::from_secs(40);
+    let store = follow(&server, Limits { stall: long, answer: long, ..eager() }).await;
+    until("in sync", || store.is_synced()).await;
+    server.set_faults(Faults { held: Some("nodes".to_owned()), ..Faults::default() });
+    let began = std::time::Instant::now();
+    server.apply(with_vip("198.51.100.9"));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    until("nobody waits", || !store.awaits_nodes()).await;
+    assert!(began.elapsed() >= Duration::from_millis(4_500), "{:?}", began.elapsed());
+    assert_eq!((lists(&server).len(), store.peers().nodes.len()), (1, 0));
 }

@@ -110,6 +110,8 @@ impl<'a> Backend<'a> {
             while readable(&listener, &stopped) {
                 let Ok((stream, from)) = listener.accept() else { continue };
                 let (name, stopped) = (Arc::clone(&name), Arc::clone(&stopped));
+                // A thread that ended keeps its stack until its handle goes.
+                connections.retain(|connection: &thread::JoinHandle<()>| !connection.is_finished());
                 connections.push(thread::spawn(move || serve(stream, &answer(&name, from), &stopped)));
             }
             for connection in connections {

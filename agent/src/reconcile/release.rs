@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is bound to `kube-ipvs0` at the start and keeps the agent from the API server. No list comes then, so it cannot
+//! wait for one.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Reconciler, pass};
+use crate::core::desired::Changes;
+use crate::core::model::{Family, Protocol, VsKey};
+use crate::core::observed::Observed;
+use crate::core::op::{Op, Plan};
+use crate::core::ownership::may_remove;
+use crate::core::protected::Protected;
+use crate::core::sets::{Entry, SetId, SetKind};
+use crate::kernel::{Kernel, Outcome};
+
+impl<K: Kernel> Reconciler<K> {
+    /// Before every list is complete: unbinds addresses of the API server, gateways, DNS and DHCP servers and what the
+    /// operator lists, except ClusterIPs, and removes virtual servers that take connections to the API server.
+    pub(super) fn release(&mut self, now: Duration) {
+        let Some(mut observed) = self.observed.take() else { return };
+        let mut protected = (*self.protected).clone();
+        protected.learn(&observed);
+        protected.peers = self.store.peers();
+        let ops = self.to_release(&observed, &protected);
+        if !ops.is_empty() {
+            let plan = Plan::new(ops, &Changes::default());
+            let applied = self.apply(&plan, &observed, now, pass::PATIENCE);
+            self.follow(&plan, &applied.report, &mut observed, now);
+            for (op, outcome) in plan.ops.iter().zip(&applied.report.outcomes) {
+                self.tell_released(op, outcome, &protected);
+            }
+            self.take_finished(applied.finished, now);
+        }
+        self.observed = Some(observed);
+    }
+
+    fn to_release(&self, observed: &Observed, protected: &Protected) -> Vec<Op> {
+        let wrong = observed.addresses.iter().filter(|net| {
+            let addr = net.addr();
+            protected.find(addr).is_some() && !may_be_cluster_ip(observed, addr)
+        });
+        let api_servers = protected.peers.api_servers.iter();
+        let servers = api_servers
+            .map(|at| VsKey { protocol: Protocol::Tcp, addr: at.ip(), port: at.port() })
+            .filter(|key| observed.virtual_servers.contains_key(key) && may_remove(key, &self.settings))
+            .filter(|key| !may_be_cluster_ip(observed, key.addr));
+        servers.map(Op::RemoveVirtualServer).chain(wrong.map(|net| Op::Unbind(*net))).collect()
+    }
+
+    /// Names each object once.
+    fn tell_released(&mut self, op: &Op, outcome: &Outcome, protected: &Protected) {
+        let (addr, what) = match op {
+            Op::Unbind(net) => (net.addr(), format!("unbound {} from kube-ipvs0", net.addr())),
+            Op::RemoveVirtualServer(key) => (key.addr, format!("removed virtual server {key}")),
+            _ => return,
+        };
+        let Some(protection) = protected.find(addr) else { return };
+        match outcome {
+            Outcome::Done => {
+                tracing::warn!("{what} before the Services are known: {addr} is {protection}");
+            }
+            Outcome::Failed(error) if self.released.insert(addr) => {
+                tracing::error!(
+                    "{addr} is {protection}, but it cannot be removed from kube-ipvs0: {error}; retried"
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether the address may be a ClusterIP, at which pods and the agent may reach the API server. Sets tell; without
+/// them only an address without virtual servers is certainly none.
+fn may_be_cluster_ip(observed: &Observed, addr: IpAddr) -> bool {
+    let has = |kind: SetKind| {
+        let set = observed.sets.get(&SetId { kind, family: Family::of(addr) });
+        let is_at = |entry: Entry| matches!(entry, Entry::IpPort(ip, ..) if ip == addr);
+        set.is_some_and(|set| set.members.iter().any(is_at))
+    };
+    let external = [SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
+    let is_served = || observed.virtual_servers.keys().any(|key| key.addr == addr);
+    has(SetKind::ClusterIp) || (!external.into_iter().any(has) && is_served())
+}

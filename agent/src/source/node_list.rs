@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One list of all Nodes: as a table, or as objects in pages.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hyper::header::ACCEPT;
+use serde::Deserialize;
+
+use super::client::ApiClient;
+use super::trouble::Trouble;
+use crate::core::address;
+
+/// Nodes in one page of objects.
+const PAGE: usize = 500;
+
+/// What the server is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Addresses as `kubectl get nodes -o wide` shows them, some 400 bytes of each Node: the first one of each type.
+    /// An API server that knows no tables answers with objects.
+    Table,
+    /// Whole objects.
+    Objects,
+}
+
+impl Form {
+    fn accept(self) -> &'static str {
+        match self {
+            Form::Table => "application/json;as=Table;g=meta.k8s.io;v=v1,application/json",
+            Form::Objects => "application/json",
+        }
+    }
+
+    /// The query for the page after the one that ended with `token`.
+    fn query(self, token: &str) -> String {
+        match (self, token) {
+            // Without a limit a list of any version comes from the server's cache and not from its store.
+            (Form::Table, _) => "resourceVersion=0&includeObject=None".to_owned(),
+            (Form::Objects, "") => format!("limit={PAGE}"),
+            (Form::Objects, token) => format!("limit={PAGE}&continue={}", escape(token)),
+        }
+    }
+}
+
+/// What all pages of a list have.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// Every address of every Node.
+    pub addresses: BTreeSet<IpAddr>,
+    /// How many Nodes there are.
+    pub nodes: usize,
+    /// How many bytes it took to hear of them.
+    pub bytes: usize,
+    /// Some Node in a table has no IPv4 address there.
+    pub lacks_v4: bool,
+}
+
+/// Lists all Nodes. `limit`: how long one page may take.
+pub(super) async fn list(api: &ApiClient, form: Form, limit: Duration) -> Result<Listed, Trouble> {
+    let mut listed = Listed::default();
+    let mut token = String::new();
+    loop {
+        let request = hyper::Request::get(format!("/api/v1/nodes?{}", form.query(&token)))
+            .header(ACCEPT, form.accept())
+            .body(Vec::new())
+            .map_err(|error| Trouble::of(&kube::Error::HttpError(error), &api.route))?;
+        let text = tokio::time::timeout(limit, api.client.request_text(request))
+            .await
+            .map_err(|_| Trouble::stalled(limit))?
+            .map_err(|error| Trouble::of(&error, &api.route))?;
+        let answer: NodeList = serde_json::from_str(&text)
+            .map_err(|error| Trouble::of(&kube::Error::SerdeError(error), &api.route))?;
+        listed.bytes += text.len();
+        listed.nodes += answer.rows.len() + answer.items.len();
+        listed.lacks_v4 |= answer.lacks_v4();
+        listed.addresses.extend(answer.addresses());
+        token = answer.metadata.token;
+        if token.is_empty() {
+            return Ok(listed);
+        }
+    }
+}
+
+/// A token of the server in a query: it is base64, of which three characters mean something there.
+fn escape(token: &str) -> String {
+    token.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
+}
+
+/// The answer to a list of Nodes: a table, or objects.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NodeList {
+    #[serde(default)]
+    metadata: Metadata,
+    #[serde(default)]
+    column_definitions: Vec<Column>,
+    #[serde(default)]
+    rows: Vec<Row>,
+    #[serde(default)]
+    items: Vec<Item>,
+}
+
+#[derive(Default, Deserialize)]
+struct Metadata {
+    #[serde(default, rename = "continue")]
+    token: String,
+}
+
+#[derive(Deserialize)]
+struct Column {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    cells: Vec<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Default, Deserialize)]
+struct Status {
+    #[serde(default)]
+    addresses: Vec<Address>,
+}
+
+#[derive(Deserialize)]
+struct Address {
+    address: String,
+}
+
+impl NodeList {
+    fn columns(&self) -> Vec<usize> {
+        let columns = self.column_definitions.iter().enumerate();
+        let has_address = |name: &str| matches!(name, "Internal-IP" | "External-IP");
+        columns.filter(|(_, column)| has_address(&column.name)).map(|(index, _)| index).collect()
+    }
+
+    /// Every address; host names are ignored.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let columns = self.columns();
+        let cells = self.rows.iter().flat_map(move |row| row.addresses(&columns).collect::<Vec<_>>());
+        let of_items = self.items.iter().flat_map(|item| &item.status.addresses);
+        cells.chain(of_items.filter_map(|address| address::parse_ip(&address.address)))
+    }
+
+    /// Whether a row has no IPv4 address: a dual-stack Node whose first address is of IPv6 has one all the same.
+    fn lacks_v4(&self) -> bool {
+        let columns = self.columns();
+        self.rows.iter().any(|row| !row.addresses(&columns).any(|address| address.is_ipv4()))
+    }
+}
+
+impl Row {
+    fn addresses(&self, columns: &[usize]) -> impl Iterator<Item = IpAddr> {
+        columns.iter().filter_map(|column| address::parse_ip(self.cells.get(*column)?.as_str()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> NodeList {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn addresses(text: &str) -> Vec<String> {
+        parse(text).addresses().map(|address| address.to_string()).collect()
+    }
+
+    const TABLE: &str = r#"{"kind":"Table","columnDefinitions":[{"name":"Name"},{"name":"Internal-IP"},{"name":"External-IP"}],
+        "rows":[{"cells":["a","10.0.0.1","<none>"],"object":null},{"cells":["b","fd00::2","203.0.113.2"]}]}"#;
+
+    #[test]
+    fn a_table_and_objects_have_the_addresses() {
+        assert_eq!(addresses(TABLE), ["10.0.0.1", "fd00::2", "203.0.113.2"]);
+        let objects = r#"{"kind":"NodeList","items":[{"status":{"addresses":[{"type":"InternalIP","address":"10.0.0.1"},
+            {"type":"InternalIP","address":"fd00::1"},{"type":"Hostname","address":"a"}]}},{"metadata":{}}]}"#;
+        assert_eq!(addresses(objects), ["10.0.0.1", "fd00::1"]);
+        assert!(addresses("{}").is_empty());
+    }
+
+    #[test]
+    fn a_table_that_shows_only_ipv6_of_a_node_lacks_its_ipv4() {
+        assert!(!parse(TABLE).lacks_v4());
+        assert!(parse(&TABLE.replace("203.0.113.2", "<none>")).lacks_v4());
+        assert!(parse(r#"{"columnDefinitions":[{"name":"Internal-IP"}],"rows":[{"cells":[7]}]}"#).lacks_v4());
+        assert!(!parse("{}").lacks_v4());
+    }
+}
