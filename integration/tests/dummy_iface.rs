@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use dummy_iface::{Change, DummyDevice, Ensured, Error, Watch};
+use dummy_iface::{Change, DummyDevice, Ensured, Error, RouteWatch, Watch};
 use integration::lab::Netns;
 
 const NAME: &str = "kube-ipvs0";
@@ -133,6 +133,29 @@ fn the_watch_tells_what_others_did_and_not_what_we_did() {
         let added = Change::Added("10.0.0.2/32".parse().unwrap());
         let removed = Change::Removed("10.0.0.1/32".parse().unwrap());
         assert_eq!(seen[..3], [added, removed, Change::OtherDevice]);
+    });
+}
+
+#[test]
+fn gateways_of_new_routes_are_reported() {
+    in_netns(|ns, _| {
+        let mut watch = RouteWatch::open().unwrap();
+        ns.ip("link add eth9 type dummy\n\
+               addr add 192.168.1.5/24 dev eth9\n\
+               addr add fd00:1::5/64 dev eth9 nodad\n\
+               link set eth9 up\n\
+               route add 10.1.0.0/16 dev eth9\n\
+               route add 10.2.0.0/16 via 192.168.1.1\n\
+               route del 10.2.0.0/16\n\
+               route add 10.4.0.0/16 nexthop via 192.168.1.4 nexthop via 192.168.1.6\n\
+               route add fd00:3::/64 via fd00:1::9")
+            .unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 4 {
+            seen.extend(watch.next_gateways().unwrap());
+        }
+        let expected = ["192.168.1.1", "192.168.1.4", "192.168.1.6", "fd00:1::9"];
+        assert_eq!(seen.iter().map(ToString::to_string).collect::<Vec<_>>(), expected);
     });
 }
 

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use integration::apiserver::ApiServer;
 use integration::lab::traffic::{Backend, ask_tcp};
 use integration::lab::{Lab, Node};
 use integration::objects;
@@ -131,6 +132,37 @@ fn a_gateway_whose_route_was_away_for_a_moment_can_come_back() {
     wait_for("what is told", &agent, || agent.log().contains("it is a gateway of this node"));
     assert!(!is_bound(node.ns(), "192.168.50.1/32"));
     node.ns().ip("route add default via 192.168.50.1").unwrap();
+}
+
+/// Another program left the API server's address, as an external IP. The lists cannot come before it is gone.
+#[test]
+fn an_api_server_whose_address_is_bound_at_the_start_is_reached_all_the_same() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let control = lab.client("control-plane").unwrap();
+    let at = format!("{}:6443", control.v4);
+    let server = ApiServer::start(control.ns.listen(&at).unwrap()).unwrap();
+    server.replace_all(one_service());
+    let (ns, address) = (node.ns(), control.v4.to_string());
+    ns.ip(&format!("link add kube-ipvs0 type dummy\naddr add {address}/32 dev kube-ipvs0")).unwrap();
+    let entry = format!("{address},tcp:6443");
+    for command in [
+        &["ipset", "create", "KUBE-EXTERNAL-IP", "hash:ip,port"][..],
+        &["ipset", "add", "KUBE-EXTERNAL-IP", &entry],
+        &["ipvsadm", "-A", "-t", &at, "-s", "rr"],
+    ] {
+        run(ns, command);
+    }
+    let files = Files::new(&json!({}), vec![]);
+    let spec = AgentSpec {
+        config: files.path("config.yaml"),
+        args: vec![format!("--master=http://{at}")],
+        ..AgentSpec::default()
+    };
+    let agent = Agent::start(ns, &spec).unwrap();
+    wait_for("the Service", &agent, || is_bound(ns, "10.96.0.10/32"));
+    assert!(!is_bound(ns, &format!("{address}/32")));
+    assert!(agent.log().contains(&format!("unbound {address} from kube-ipvs0")), "{}", agent.log());
 }
 
 #[test]
