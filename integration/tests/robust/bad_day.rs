@@ -166,18 +166,32 @@ fn a_device_of_another_kind_keeps_nobody_else_waiting() {
     Day::new().compare(begin, "bridge", 503, |day| day.ns.ip("link del kube-ipvs0").unwrap());
 }
 
+/// Makes a set of another type in the place of ours, and a rule of another program over it.
+fn misuse(day: &Day, set: &str) {
+    for command in [&["ipset", "destroy", set][..], &["ipset", "create", set, "hash:ip"]] {
+        day.ns.exec(command).unwrap();
+    }
+    rule_over(day, set, "-I");
+}
+
+fn rule_over(day: &Day, set: &str, verb: &str) {
+    let set = ["-m", "set", "--match-set", set, "src"];
+    day.ns.exec(&[&["iptables", "-w", verb, "INPUT"], &set[..], &["-j", "ACCEPT"]].concat()).unwrap();
+}
+
 #[test]
 fn an_ipset_of_another_type_in_use_keeps_nobody_else_waiting() {
-    let rule = |day: &Day, verb: &str| {
-        let set = ["-m", "set", "--match-set", "KUBE-NODE-PORT-LOCAL-UDP", "src"];
-        day.ns.exec(&[&["iptables", "-w", verb, "INPUT"], &set[..], &["-j", "ACCEPT"]].concat()).unwrap();
-    };
     let begin = |day: &mut Day| {
-        day.ns.exec(&["ipset", "destroy", "KUBE-NODE-PORT-LOCAL-UDP"]).unwrap();
-        day.ns.exec(&["ipset", "create", "KUBE-NODE-PORT-LOCAL-UDP", "hash:ip"]).unwrap();
-        rule(day, "-I");
+        day.ns.exec(&["iptables", "-w", "-t", "nat", "-F", "KUBE-POSTROUTING"]).unwrap();
+        misuse(day, "KUBE-LOOP-BACK");
     };
-    Day::new().compare(begin, "KUBE-NODE-PORT-LOCAL-UDP", 503, |day| rule(day, "-D"));
+    Day::new().compare(begin, "KUBE-LOOP-BACK", 503, |day| rule_over(day, "KUBE-LOOP-BACK", "-D"));
+}
+
+#[test]
+fn an_ipset_that_no_service_needs_makes_no_node_ill() {
+    let set = "KUBE-NODE-PORT-LOCAL-UDP";
+    Day::new().compare(|day| misuse(day, set), set, 200, |day| rule_over(day, set, "-D"));
 }
 
 #[test]
