@@ -41,7 +41,7 @@ use crate::trial::{self, Tester};
 use crate::watches;
 use crate::words;
 
-/// Connections of all health-check node ports together.
+/// Connections of other hosts to all health-check node ports together.
 const NODE_PORT_CONNECTIONS: usize = 1024;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How long the first lists may take before a line says what is missing.

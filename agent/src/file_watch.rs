@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Notices that files changed, wherever symbolic links lead, and which of them are being written just now.
+//! Notices that files changed, wherever symbolic links lead, and which of them are being written just now: those
+//! that another program has open for writing, and where the kernel does not tell that (see `lease`), those that were
+//! written to a moment ago.
+
+mod lease;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,8 +20,12 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 /// moves the old file away and writes a new one is one change.
 const SETTLE: Duration = Duration::from_millis(20);
 const MAX_SETTLES: usize = 25;
-/// A file that somebody has open and does not write to for so long is complete.
+/// A file that nobody wrote to for so long is complete, unless it is known to be open for writing.
 const QUIET: Duration = Duration::from_secs(2);
+/// A file that is open for writing for longer is named in the log.
+const NOTICE: Duration = Duration::from_secs(5);
+/// Pause between looks at a file that an agent needs for its start.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Links that are followed, as by the kernel.
 const LINKS: usize = 40;
 
@@ -27,6 +36,51 @@ pub struct FileWatch {
     folders: BTreeMap<PathBuf, WatchDescriptor>,
     /// Files that were written to and not closed, and when last.
     writing: BTreeMap<PathBuf, Instant>,
+    /// Files that were to be read while another program had them open for writing.
+    open: BTreeMap<PathBuf, Opened>,
+}
+
+/// Since when a file is known to be open for writing, and whether that was told.
+#[derive(Clone, Copy, Debug)]
+struct Opened {
+    since: Instant,
+    told: bool,
+}
+
+impl Opened {
+    fn now() -> Self {
+        Self { since: Instant::now(), told: false }
+    }
+
+    /// What is to be told now, once.
+    fn notice(&mut self, path: &Path) -> Option<String> {
+        if self.told || self.since.elapsed() < NOTICE {
+            return None;
+        }
+        self.told = true;
+        let file = path.display();
+        Some(format!(
+            "{file} is still open for writing by another program: it is read when that program closes it; \
+             `fuser -v {file}` names the program"
+        ))
+    }
+}
+
+/// The text of a file once no other program has it open for writing. `tell` gets a line if that takes long.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read_complete(path: &Path, tell: impl Fn(&str)) -> io::Result<String> {
+    let mut opened = Opened::now();
+    loop {
+        if let Some(text) = lease::read(path)? {
+            return Ok(text);
+        }
+        if let Some(line) = opened.notice(path) {
+            tell(&line);
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 impl FileWatch {
@@ -38,7 +92,7 @@ impl FileWatch {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context(
             "cannot use inotify: raise fs.inotify.max_user_instances if other programs use them all",
         )?;
-        Ok(Self { inotify, folders: BTreeMap::new(), writing: BTreeMap::new() })
+        Ok(Self { inotify, folders: BTreeMap::new(), writing: BTreeMap::new(), open: BTreeMap::new() })
     }
 
     /// Watches every folder that one of these paths leads through: those of links and of what they point at.
@@ -80,14 +134,40 @@ impl FileWatch {
         Ok(())
     }
 
-    /// Whether somebody writes to this file. It is to be left alone: another change comes when it is complete.
-    pub fn is_being_written(&self, path: &Path) -> bool {
+    /// The text of a file; `None`: somebody writes to it. It is to be left alone: another change comes when it is
+    /// complete.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read(&mut self, path: &Path) -> io::Result<Option<String>> {
+        if self.was_written_to(path) {
+            return Ok(None);
+        }
+        let text = lease::read(path)?;
+        if text.is_none() {
+            self.open.entry(path.to_owned()).or_insert_with(Opened::now);
+        } else {
+            self.open.remove(path);
+        }
+        Ok(text)
+    }
+
+    /// Whether somebody wrote to this file a moment ago and did not close it.
+    fn was_written_to(&self, path: &Path) -> bool {
         !self.writing.is_empty() && fs::canonicalize(path).is_ok_and(|path| self.writing.contains_key(&path))
     }
 
-    /// Whether somebody writes to any file.
-    pub fn is_anything_written(&self) -> bool {
-        !self.writing.is_empty()
+    /// Forgets the files that nobody has open for writing any more: true when there are some. An event does not
+    /// tell that: it comes before the file counts as closed, and for each of several writers.
+    fn forget_closed(&mut self) -> bool {
+        let before = self.open.len();
+        self.open.retain(|path, _| lease::is_open_for_writing(path));
+        for (path, opened) in &mut self.open {
+            if let Some(line) = opened.notice(path) {
+                tracing::warn!("{line}");
+            }
+        }
+        self.open.len() < before
     }
 
     /// Waits until something changed and all is quiet for a moment, or a file that was being written is
@@ -99,7 +179,8 @@ impl FileWatch {
         let start = Instant::now();
         loop {
             let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
-            let quiet = (!self.writing.is_empty()).then_some(QUIET / 4);
+            let is_written = !self.writing.is_empty() || !self.open.is_empty();
+            let quiet = is_written.then_some(QUIET / 4);
             let patience = [left, quiet].into_iter().flatten().min();
             let mut changed = self.poll(patience)? && self.take()?;
             for _ in 0..MAX_SETTLES {
@@ -110,7 +191,8 @@ impl FileWatch {
             }
             let before = self.writing.len();
             self.writing.retain(|_, last| last.elapsed() < QUIET);
-            if changed || self.writing.len() < before {
+            let is_calm = self.writing.len() < before;
+            if self.forget_closed() || changed || is_calm {
                 return Ok(true);
             }
             if left.is_some_and(|left| left <= SETTLE) {
@@ -229,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_being_written_is_known_until_it_is_closed_or_quiet() {
+    fn a_file_that_is_being_written_is_known_until_it_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         let mut watch = FileWatch::new().unwrap();
@@ -239,19 +321,70 @@ mod tests {
         let other = dir.path().join("b.yaml");
         fs::write(&other, "whole").unwrap();
         watch.wait(None).unwrap();
-        assert!(watch.is_being_written(&path) && !watch.is_being_written(&other));
+        assert!(watch.read(&path).unwrap().is_none() && watch.read(&other).unwrap().is_some());
         drop(file);
         watch.wait(None).unwrap();
-        assert!(!watch.is_being_written(&path));
+        assert_eq!(watch.read(&path).unwrap().as_deref(), Some("half"));
         let file = fs::OpenOptions::new().append(true).open(&path).unwrap();
-        (&file).write_all(b"more").unwrap();
-        let start = Instant::now();
-        watch.wait(None).unwrap();
-        assert!(
-            !watch.is_being_written(&path) && start.elapsed() >= QUIET,
-            "who keeps it open is not waited for"
-        );
+        (&file).write_all(b" more").unwrap();
+        // Who writes nothing for a while and keeps it open is waited for.
+        while watch.open.is_empty() {
+            watch.wait(None).unwrap();
+            assert!(watch.read(&path).unwrap().is_none());
+        }
+        assert!(!watch.wait(Some(QUIET / 2)).unwrap());
+        drop(file);
+        // The event may come before the kernel counts the file as closed.
+        while watch.read(&path).unwrap().is_none() {
+            watch.wait(None).unwrap();
+        }
         fs::rename(&path, dir.path().join("c.yaml")).unwrap();
         watch.wait(None).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_open_before_the_watch_is_read_when_the_last_writer_closes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let writers = [fs::File::create(&path).unwrap(), fs::File::create(&path).unwrap()];
+        let mut watch = FileWatch::new().unwrap();
+        watch.cover([dir.path()]).unwrap();
+        assert!(watch.read(&path).unwrap().is_none());
+        let [first, second] = writers;
+        drop(first);
+        watch.wait(None).unwrap();
+        assert!(watch.read(&path).unwrap().is_none());
+        drop(second);
+        while watch.read(&path).unwrap().is_none() {
+            watch.wait(None).unwrap();
+        }
+        assert!(watch.open.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_stays_open_is_named_once() {
+        let mut opened = Opened::now();
+        assert_eq!(opened.notice(Path::new("/a.yaml")), None);
+        opened.since = Instant::now().checked_sub(NOTICE).unwrap();
+        let line = opened.notice(Path::new("/a.yaml")).unwrap();
+        assert!(line.starts_with("/a.yaml is still open for writing by another program"), "{line}");
+        assert_eq!(opened.notice(Path::new("/a.yaml")), None);
+    }
+
+    #[test]
+    fn a_start_waits_for_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        let mut file = fs::File::create(&path).unwrap();
+        file.write_all(b"half").unwrap();
+        let reader = std::thread::spawn({
+            let path = path.clone();
+            move || read_complete(&path, |_| {}).unwrap()
+        });
+        std::thread::sleep(PAUSE * 2);
+        file.write_all(b" and half").unwrap();
+        drop(file);
+        assert_eq!(reader.join().unwrap(), "half and half");
+        assert!(read_complete(&dir.path().join("missing"), |_| {}).is_err());
     }
 }

@@ -60,10 +60,8 @@ impl<'a> ConfigReload<'a> {
         loop {
             // The watch stands before the file is read, so no change falls between the two.
             watch.cover([self.path])?;
-            if !watch.is_being_written(self.path)
-                // A file that is away for a moment comes with another event.
-                && let Ok(text) = std::fs::read_to_string(self.path)
-            {
+            // A file that is away for a moment, or is being written, comes with another event.
+            if let Ok(Some(text)) = watch.read(self.path) {
                 self.look(text, check);
             }
             let now = Instant::now();
@@ -182,6 +180,21 @@ mod tests {
     fn a_change_between_the_start_and_the_first_look_is_noticed() {
         let mounted = Mounted::new("good");
         let (_checked, waiting) = follow(mounted.path("config.conf"), AT_ONCE);
+        waiting.join().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_open_for_writing_is_tried_when_it_is_closed() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.conf");
+        let mut file = fs::File::create(&path).unwrap();
+        file.write_all(b"go").unwrap();
+        let (checked, waiting) = follow(path, AT_ONCE);
+        assert!(checked.recv_timeout(Duration::from_millis(300)).is_err(), "it was open before the watch");
+        file.write_all(b"od").unwrap();
+        drop(file);
+        assert_eq!(checked.recv_timeout(LIMIT).unwrap(), "good");
         waiting.join().unwrap();
     }
 

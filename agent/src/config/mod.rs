@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::core::settings::{ExternalIps, LocalTraffic, NodePortAddresses, Settings, Timeouts};
+use crate::file_watch;
 use crate::log;
 use crate::yaml::{self, Twice};
 pub use flags::ConfigFlags;
@@ -276,7 +277,8 @@ impl Config {
 }
 
 fn read_file(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path);
+    // The log begins when the configuration is known.
+    let text = file_watch::read_complete(path, |line| eprintln!("kube-ipvs: {line}"));
     text.with_context(|| format!("cannot read the configuration file {}", path.display()))
 }
 

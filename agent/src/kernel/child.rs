@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Programs that the agent runs: each has a deadline, and none is left behind.
+//! Programs that the agent runs: each has a deadline, and none is left behind. One that waits in the kernel
+//! (state D) outlives even SIGKILL: nobody waits for it, it is named, and reaped when it has ended at last.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -17,6 +20,10 @@ use crate::words;
 
 /// Pause between looks whether a program that has closed its output has ended.
 const EXIT_PAUSE: Duration = Duration::from_millis(2);
+/// How long a program that was killed may take to end.
+const KILLED: Duration = Duration::from_secs(1);
+/// So many processes of a program that do not end are enough: no other is started beside them.
+const MOST_STUCK: usize = 8;
 /// Bytes read at once.
 const CHUNK: usize = 64 * 1024;
 
@@ -30,12 +37,17 @@ pub enum ChildError {
     #[error("cannot run {0}: {1}")]
     Unusable(String, String),
     /// It ran longer than it may and was killed.
-    #[error("{program} did not end within {} s and was killed", limit.as_secs())]
+    #[error(
+        "{program} did not end within {} s and was killed{}",
+        limit.as_secs(), stuck.as_ref().map(Stuck::to_string).unwrap_or_default()
+    )]
     TimedOut {
         /// The program.
         program: String,
         /// How long it might run.
         limit: Duration,
+        /// Its process, if it did not even end then.
+        stuck: Option<Stuck>,
     },
     /// It ended with a failure.
     #[error("{program} failed ({status}): {stderr}")]
@@ -51,6 +63,31 @@ pub enum ChildError {
     },
 }
 
+/// A process that was killed and does not end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stuck {
+    /// Its process id.
+    pub pid: u32,
+    /// Its state, as in `/proc/PID/stat`; D: it waits in the kernel and cannot be woken.
+    pub state: char,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, state } = self;
+        write!(
+            f,
+            ", but its process {pid} does not end (state {state}); /proc/{pid}/stack says what it waits for"
+        )
+    }
+}
+
+/// Programs with processes that were killed and had not ended when they were last looked at.
+static STUCK: Mutex<Vec<(String, Child)>> = Mutex::new(Vec::new());
+
+/// How one sees whether a process has ended.
+type Look = fn(&mut Child) -> std::io::Result<Option<ExitStatus>>;
+
 /// Runs a program with text on its standard input and returns its standard output. `started` is told the
 /// process id before the program does anything. A program that runs longer than `limit` is killed, with
 /// everything that it started.
@@ -64,7 +101,20 @@ pub fn run(
     limit: Duration,
     started: impl FnOnce(u32),
 ) -> Result<String, ChildError> {
+    run_with(program, args, input, limit, started, Child::try_wait)
+}
+
+/// As [`run`]; `look` tells whether a program that was killed has ended.
+fn run_with(
+    program: &str,
+    args: &[&str],
+    input: &str,
+    limit: Duration,
+    started: impl FnOnce(u32),
+    look: Look,
+) -> Result<String, ChildError> {
     let unusable = |error: &std::io::Error| ChildError::Unusable(program.into(), words::io_error(error));
+    refuse_beside_stuck(program)?;
     let mut command = Command::new(program);
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
     // A group of its own, so that what it starts can be killed with it.
@@ -75,7 +125,9 @@ pub fn run(
     })?;
     started(child.id());
     let mut running = Running { child, deadline: Instant::now() + limit, ended: false };
-    match running.talk(input.as_bytes()) {
+    let end = running.talk(input.as_bytes());
+    let stuck = if running.ended { None } else { kill(program, running.child, look) };
+    match end {
         Ok(Some(End { status, stdout, .. })) if status.success() => {
             Ok(String::from_utf8_lossy(&stdout).into_owned())
         }
@@ -88,9 +140,49 @@ pub fn run(
             code: status.code(),
             stderr: String::from_utf8_lossy(&stderr).trim().to_owned(),
         }),
-        Ok(None) => Err(ChildError::TimedOut { program: program.to_owned(), limit }),
+        Ok(None) => Err(ChildError::TimedOut { program: program.to_owned(), limit, stuck }),
         Err(error) => Err(unusable(&error)),
     }
+}
+
+fn all_stuck() -> MutexGuard<'static, Vec<(String, Child)>> {
+    STUCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reaps what has ended meanwhile, of every program. An error when too many of this one have not.
+fn refuse_beside_stuck(program: &str) -> Result<(), ChildError> {
+    let mut all = all_stuck();
+    all.retain_mut(|(_, child)| matches!(child.try_wait(), Ok(None)));
+    let of_program = all.iter().filter(|(name, _)| name == program);
+    let pids: Vec<String> = of_program.map(|(_, child)| child.id().to_string()).collect();
+    if pids.len() < MOST_STUCK {
+        return Ok(());
+    }
+    let why = format!("its processes {} were killed and do not end", pids.join(", "));
+    Err(ChildError::Unusable(program.to_owned(), why))
+}
+
+/// Kills a program with everything that it started, and waits a moment for its end. One that does not end is
+/// left to be reaped later, and returned.
+fn kill(program: &str, mut child: Child, look: Look) -> Option<Stuck> {
+    let group = i32::try_from(child.id()).map(Pid::from_raw);
+    let _ = group.map(|group| killpg(group, Signal::SIGKILL));
+    let deadline = Instant::now() + KILLED;
+    while matches!(look(&mut child), Ok(None)) {
+        if Instant::now() >= deadline {
+            let pid = child.id();
+            all_stuck().push((program.to_owned(), child));
+            return Some(Stuck { pid, state: state(pid) });
+        }
+        std::thread::sleep(EXIT_PAUSE);
+    }
+    None
+}
+
+/// The letter behind the name in `/proc/PID/stat`.
+fn state(pid: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?')
 }
 
 /// How a program ended, and what it wrote.
@@ -100,7 +192,7 @@ struct End {
     stderr: Vec<u8>,
 }
 
-/// A program that runs; killed and waited for when this goes away.
+/// A program that runs.
 struct Running {
     child: Child,
     deadline: Instant,
@@ -141,16 +233,6 @@ impl Running {
     /// The time that is left; `None`: none.
     fn left(&self) -> Option<Duration> {
         self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if !self.ended {
-            let group = i32::try_from(self.child.id()).map(Pid::from_raw);
-            let _ = group.map(|group| killpg(group, Signal::SIGKILL));
-            let _ = self.child.wait();
-        }
     }
 }
 
@@ -275,5 +357,54 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         panic!("process {pid} is still there");
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_killed_is_named_and_reaped_later() {
+        let (mut pid, start) = (0, Instant::now());
+        let limit = Duration::from_millis(100);
+        // As the kernel answers for a process in state D: killed, and not ended.
+        let error =
+            run_with("/bin/sh", &["-c", "sleep 600"], "", limit, |id| pid = id, |_| Ok(None)).unwrap_err();
+        assert!(start.elapsed() < LIMIT, "nobody waits for its end");
+        let ChildError::TimedOut { stuck: Some(stuck), .. } = &error else { panic!("{error}") };
+        assert_eq!(stuck.pid, pid);
+        let stuck = format!("was killed, but its process {pid} does not end (state {})", stuck.state);
+        assert!(error.to_string().contains(&stuck), "{error}");
+        assert!(all_stuck().iter().any(|(_, child)| child.id() == pid));
+        // The process has ended in truth, and a later call sees that.
+        for _ in 0..500 {
+            sh("exit 0", "", LIMIT).unwrap();
+            if all_stuck().iter().all(|(_, child)| child.id() != pid) {
+                assert_eq!(state(pid), '?', "it was reaped");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("process {pid} was not reaped");
+    }
+
+    #[test]
+    fn processes_that_do_not_end_do_not_become_many() {
+        const NAME: &str = "kube-ipvs-stuck";
+        for _ in 0..MOST_STUCK {
+            let child = Command::new("sleep").arg("600").spawn().unwrap();
+            all_stuck().push((NAME.to_owned(), child));
+        }
+        let error = run(NAME, &[], "", LIMIT, |_| {}).unwrap_err().to_string();
+        assert!(error.contains(NAME) && error.ends_with("were killed and do not end"), "{error}");
+        sh("exit 0", "", LIMIT).unwrap();
+        for (_, child) in all_stuck().iter_mut().filter(|(name, _)| name == NAME) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let error = run(NAME, &[], "", LIMIT, |_| {}).unwrap_err();
+        assert!(matches!(error, ChildError::Missing(_)), "it is tried again: {error}");
+    }
+
+    #[test]
+    fn the_state_of_a_process_is_known() {
+        assert_ne!(state(std::process::id()), '?');
+        assert_eq!(state(u32::MAX), '?');
     }
 }

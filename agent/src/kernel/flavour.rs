@@ -3,8 +3,10 @@
 //! one writes the other does not see, so kubelet, the CNI and the agent must agree.
 //!
 //! The answer is the flavour in which kubelet keeps its own chains, as for kube-proxy's base image; on a
-//! node without them, the one with more rules; and if that does not tell, what the machine calls
-//! `iptables`. Tables of the legacy flavour are not looked into where there are none: that would make them.
+//! node without them, the one with more rules. Each family is asked about itself, so that none waits for the
+//! programs of the other; one without chains of kubelet and with as many rules in both goes where the other
+//! family is. If that does not tell either, it is what the machine calls `iptables`. Tables of the legacy
+//! flavour are not looked into where there are none: that would make them.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -50,24 +52,39 @@ impl Flavour {
         }
     }
 
-    /// The flavour that this node uses. `save` runs a program and returns what it printed, nothing if it
-    /// failed; it is only called where the two must be compared.
-    pub fn of_node(save: impl Fn(&str) -> String) -> Flavour {
+    /// The flavour that this node uses for a family. `save` runs a program and returns what it printed; it is only
+    /// called where the two must be compared.
+    ///
+    /// # Errors
+    /// That of the first program whose rules are needed and cannot be read: nothing is guessed.
+    pub fn of_family<E>(family: Family, save: impl Fn(&str) -> Result<String, E>) -> Result<Flavour, E> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let installed = Installed::in_path(&path);
         let (flavour, why) = match installed.undisputed(legacy_tables_exist()) {
             Some(flavour) => (flavour, "no rules of another flavour found"),
-            None => {
-                let rules = |flavour: Flavour| {
-                    let programs = [Family::V4, Family::V6].map(|family| flavour.program(family, "save"));
-                    programs.map(|program| save(&program)).join("\n")
-                };
-                choose(&rules(Flavour::Nft), &rules(Flavour::Legacy), installed.default_flavour())
-            }
+            None => compare(family, installed.default_flavour(), save)?,
         };
-        tracing::info!("using {flavour}: {why}");
-        flavour
+        tracing::info!("using {flavour} for {family}: {why}");
+        Ok(flavour)
     }
+}
+
+/// The flavour, and why, from the rules of the family, and of the other one where these do not tell.
+fn compare<E>(
+    family: Family,
+    default: Flavour,
+    save: impl Fn(&str) -> Result<String, E>,
+) -> Result<(Flavour, &'static str), E> {
+    let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
+    for family in [family, other] {
+        let rules = |flavour: Flavour| save(&flavour.program(family, "save"));
+        let nft = rules(Flavour::Nft)?;
+        let legacy = if is_kubelets(&nft) { String::new() } else { rules(Flavour::Legacy)? };
+        if let Some(found) = choose(&nft, &legacy) {
+            return Ok(found);
+        }
+    }
+    Ok((default, "no kubelet hint found; both flavours hold as many rules"))
 }
 
 /// Which programs there are.
@@ -111,25 +128,24 @@ impl Installed {
     }
 }
 
-/// The flavour, and why, from what the two save programs printed.
-pub(super) fn choose(nft: &str, legacy: &str, default: Flavour) -> (Flavour, &'static str) {
-    let kubelet = |rules: &str| {
-        let declared =
-            |chain: &&str| rules.lines().any(|l| l.split(' ').next() == Some(&format!(":{chain}")));
-        KUBELETS.iter().any(declared)
-    };
+/// The flavour, and why, from what the two save programs of a family printed; `None`: they do not tell.
+pub(super) fn choose(nft: &str, legacy: &str) -> Option<(Flavour, &'static str)> {
     let count = |rules: &str| rules.lines().filter(|line| line.starts_with("-A ")).count();
+    let (hint, more) =
+        ("kubelet's hint chain is in this flavour", "no kubelet hint found; this flavour holds more rules");
     match (count(nft), count(legacy)) {
-        _ if kubelet(nft) => (Flavour::Nft, "kubelet's hint chain is in this flavour"),
-        _ if kubelet(legacy) => (Flavour::Legacy, "kubelet's hint chain is in this flavour"),
-        (nft, legacy) if nft > legacy => {
-            (Flavour::Nft, "no kubelet hint found; this flavour holds more rules")
-        }
-        (nft, legacy) if nft < legacy => {
-            (Flavour::Legacy, "no kubelet hint found; this flavour holds more rules")
-        }
-        _ => (default, "no kubelet hint found; both flavours hold as many rules"),
+        _ if is_kubelets(nft) => Some((Flavour::Nft, hint)),
+        _ if is_kubelets(legacy) => Some((Flavour::Legacy, hint)),
+        (nft, legacy) if nft > legacy => Some((Flavour::Nft, more)),
+        (nft, legacy) if nft < legacy => Some((Flavour::Legacy, more)),
+        _ => None,
     }
+}
+
+/// Whether kubelet declared a chain of its own among these rules.
+fn is_kubelets(rules: &str) -> bool {
+    let declared = |chain: &&str| rules.lines().any(|l| l.split(' ').next() == Some(&format!(":{chain}")));
+    KUBELETS.iter().any(declared)
 }
 
 /// Whether any legacy table exists in this network namespace.
@@ -148,6 +164,7 @@ fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
 
     const KUBELET: &str = "*mangle\n:INPUT ACCEPT [0:0]\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n";
     const CANARY: &str = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n";
@@ -156,21 +173,57 @@ mod tests {
     #[test]
     fn kubelet_decides_then_the_number_of_rules() {
         for (nft, legacy, expected) in [
-            (KUBELET, "", Flavour::Nft),
-            (KUBELET, DOCKER, Flavour::Nft),
-            (KUBELET, KUBELET, Flavour::Nft),
-            ("", KUBELET, Flavour::Legacy),
-            (DOCKER, CANARY, Flavour::Legacy),
-            (DOCKER, "", Flavour::Nft),
-            ("", DOCKER, Flavour::Legacy),
-            ("", "", Flavour::Plain),
-            (DOCKER, DOCKER, Flavour::Plain),
+            (KUBELET, "", Some(Flavour::Nft)),
+            (KUBELET, DOCKER, Some(Flavour::Nft)),
+            (KUBELET, KUBELET, Some(Flavour::Nft)),
+            ("", KUBELET, Some(Flavour::Legacy)),
+            (DOCKER, CANARY, Some(Flavour::Legacy)),
+            (DOCKER, "", Some(Flavour::Nft)),
+            ("", DOCKER, Some(Flavour::Legacy)),
+            ("", "", None),
+            (DOCKER, DOCKER, None),
             // A chain that only begins like kubelet's, or is only jumped to.
-            (":KUBE-IPTABLES-HINTS - [0:0]\n", DOCKER, Flavour::Legacy),
-            ("-A INPUT -j KUBE-IPTABLES-HINT\n", DOCKER, Flavour::Legacy),
+            (":KUBE-IPTABLES-HINTS - [0:0]\n", DOCKER, Some(Flavour::Legacy)),
+            ("-A INPUT -j KUBE-IPTABLES-HINT\n", DOCKER, Some(Flavour::Legacy)),
         ] {
-            assert_eq!(choose(nft, legacy, Flavour::Plain).0, expected, "{nft:?} and {legacy:?}");
+            assert_eq!(choose(nft, legacy).map(|(f, _)| f), expected, "{nft:?} and {legacy:?}");
         }
+    }
+
+    /// The flavour of IPv4 by what the four programs print, those that are not here fail; and which were started.
+    fn compared(printed: &[(&str, &str)]) -> (Result<Flavour, String>, Vec<String>) {
+        let started = RefCell::new(Vec::new());
+        let save = |program: &str| {
+            started.borrow_mut().push(program.to_owned());
+            let text = printed.iter().find(|(name, _)| *name == program).map(|(_, text)| (*text).to_owned());
+            text.ok_or_else(|| format!("{program} failed"))
+        };
+        let found = compare(Family::V4, Flavour::Plain, save).map(|(flavour, _)| flavour);
+        (found, started.into_inner())
+    }
+
+    const NFT: &str = "iptables-nft-save";
+    const LEGACY: &str = "iptables-legacy-save";
+
+    #[test]
+    fn nothing_is_guessed_when_a_program_fails() {
+        assert_eq!(compared(&[(LEGACY, DOCKER)]).0, Err("iptables-nft-save failed".to_owned()));
+        assert_eq!(compared(&[(NFT, DOCKER)]).0, Err("iptables-legacy-save failed".to_owned()));
+        assert_eq!(compared(&[(NFT, ""), (LEGACY, "")]).0, Err("ip6tables-nft-save failed".to_owned()));
+    }
+
+    #[test]
+    fn a_family_needs_the_other_only_where_its_own_rules_do_not_tell() {
+        let (found, started) = compared(&[(NFT, DOCKER), (LEGACY, KUBELET)]);
+        assert_eq!((found, started), (Ok(Flavour::Legacy), vec![NFT.to_owned(), LEGACY.to_owned()]));
+        assert_eq!(compared(&[(NFT, KUBELET)]).0, Ok(Flavour::Nft), "the first hint is enough");
+        let other = |nft, legacy| {
+            let v6 = [("ip6tables-nft-save", nft), ("ip6tables-legacy-save", legacy)];
+            compared(&[&[(NFT, ""), (LEGACY, "")][..], &v6].concat()).0
+        };
+        assert_eq!(other("", CANARY), Ok(Flavour::Legacy));
+        assert_eq!(other(DOCKER, ""), Ok(Flavour::Nft));
+        assert_eq!(other("", ""), Ok(Flavour::Plain));
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub(crate) const TARGETS: &[Target] = &[
 ];
 
 /// Which flavour of iptables what was printed speaks for.
-pub(crate) fn flavour(text: &str) -> Flavour {
-    flavour::choose(text, "", Flavour::Nft).0
+pub(crate) fn flavour(text: &str) -> Option<Flavour> {
+    flavour::choose(text, "").map(|(flavour, _)| flavour)
 }
 
 /// A datagram of netfilter: its messages, their refusals, and whom a notification concerns.

@@ -17,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::connections::Connections;
+use super::connections::{Connections, Place, Watched};
 
 /// A client that sends no request for so long is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Answers on a listener until dropped. A connection too many is closed at once.
+/// Answers on a listener until dropped. Every connection is taken; where there are too many, an idle one is closed.
 pub async fn serve(listener: TcpListener, handler: Handler, connections: Connections) {
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -139,13 +139,28 @@ pub async fn serve(listener: TcpListener, handler: Handler, connections: Connect
                 continue;
             }
         };
-        let (Some(place), Ok(local)) = (connections.take(peer.ip()), stream.local_addr()) else { continue };
+        let Ok(local) = stream.local_addr() else { continue };
         let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-        let handler = handler.clone();
-        tokio::spawn(async move {
-            let _place = place;
-            talk(stream, (peer, local), handler).await;
-        });
+        let place = connections.take(peer.ip(), local.ip());
+        tokio::spawn(talk_in(place, stream, (peer, local), handler.clone()));
+    }
+}
+
+/// Answers the requests of one connection as long as it has its place.
+async fn talk_in(
+    mut place: Place,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    ends: (SocketAddr, SocketAddr),
+    handler: Handler,
+) {
+    let (stream, usage) = (Watched::new(stream, place.usage()), place.usage());
+    let handler: Handler = Arc::new(move |ask: &Ask| {
+        usage.answers();
+        handler(ask)
+    });
+    tokio::select! {
+        () = talk(stream, ends, handler) => {}
+        () = place.lost() => {}
     }
 }
 
@@ -215,6 +230,40 @@ mod tests {
         assert!(answer.ends_with("3 bytes"), "{answer}");
     }
 
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    #[tokio::test]
+    async fn idle_connections_keep_nobody_out_and_an_answer_is_completed() {
+        // More than the kernel keeps for a connection whose other end does not read.
+        const LARGE: usize = 32 << 20;
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), true).unwrap();
+        let here = listener.local_addr().unwrap();
+        let handler: Handler = Arc::new(|_: &Ask| Answer::text(200, "x".repeat(LARGE)));
+        tokio::spawn(serve(listener, handler, Connections::new(4, 4)));
+        let connect = || tokio::net::TcpStream::connect(here);
+        let mut slow = connect().await.unwrap();
+        slow.write_all(REQUEST).await.unwrap();
+        slow.readable().await.unwrap();
+        let mut idle = Vec::new();
+        for _ in 0..20 {
+            idle.push(connect().await.unwrap());
+        }
+        // The first idle ones were closed, the last ones not.
+        assert_eq!(idle[0].read(&mut [0]).await.unwrap_or(0), 0);
+        let last = idle.last_mut().unwrap();
+        last.write_all(REQUEST).await.unwrap();
+        let mut start = [0; 12];
+        last.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+        let mut length = 0;
+        let mut buffer = vec![0; 1 << 20];
+        while length < LARGE {
+            let read = slow.read(&mut buffer).await.unwrap();
+            assert!(read > 0, "the answer ends after {length} bytes");
+            length += read;
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn no_connection_lives_for_ever() {
         let (mut client, server) = tokio::io::duplex(65536);
@@ -223,7 +272,7 @@ mod tests {
         let start = Instant::now();
         let end = tokio::spawn(talk(server, (here, here), handler));
         let mut buffer = [0; 1024];
-        while client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.is_ok() {
+        while client.write_all(REQUEST).await.is_ok() {
             if client.read(&mut buffer).await.unwrap_or(0) == 0 {
                 break;
             }

@@ -23,7 +23,7 @@ use http::{Answer, Ask, Handler};
 
 /// Pause before a listener is tried again, as in kube-proxy.
 const RETRY: Duration = Duration::from_secs(5);
-/// Connections of one server at once, and of one asker.
+/// Connections of other hosts that one server has at once, and of one asker.
 const CONNECTIONS: usize = 256;
 const OF_ONE: usize = 32;
 /// A text of metrics is good for so long: whoever may read them may not keep the agent busy with it.

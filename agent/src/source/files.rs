@@ -9,6 +9,7 @@ pub(super) mod parse;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -66,30 +67,39 @@ impl FileSource {
     /// # Errors
     /// When the path itself cannot be read; the store is then left as it is.
     pub fn read(&mut self, store: &Store) -> anyhow::Result<bool> {
-        self.read_complete(store, |_| false)
+        self.read_complete(store, |path| fs::read_to_string(path).map(Some))
     }
 
-    /// As [`Self::read`]; a file that somebody writes to stays as it was.
-    fn read_complete(&mut self, store: &Store, is_written: impl Fn(&Path) -> bool) -> anyhow::Result<bool> {
+    /// As [`Self::read`]; a file without a text is being written: it stays as it was, and the first list waits
+    /// for it.
+    fn read_complete(
+        &mut self,
+        store: &Store,
+        mut read: impl FnMut(&Path) -> io::Result<Option<String>>,
+    ) -> anyhow::Result<bool> {
         let files = self.files().with_context(|| {
             let path = self.path.display();
             format!("cannot read the objects in {path}: check that it exists and that this user may read it")
         })?;
-        let mut changed = !self.published;
+        let (mut changed, mut is_complete) = (!self.published, true);
         let gone: Vec<PathBuf> = self.cache.keys().filter(|path| !files.contains(path)).cloned().collect();
         for path in gone {
             self.cache.remove(&path);
             changed = true;
         }
-        for path in files.into_iter().filter(|path| !is_written(path)) {
-            match self.read_file(&path) {
-                Ok(new) => changed |= new,
+        for path in files {
+            match self.read_file(&path, &mut read) {
+                Ok(Some(new)) => changed |= new,
+                Ok(None) => is_complete = false,
                 // What the node holds may come from that file: without it there is no first list.
                 Err(error) if !self.published => {
                     return Err(error.context(format!("cannot use {}: fix it", path.display())));
                 }
                 Err(error) => report_file(&path, &error, self.cache.contains_key(&path)),
             }
+        }
+        if !self.published && !is_complete {
+            return Ok(false);
         }
         if changed {
             self.publish(store);
@@ -116,19 +126,21 @@ impl FileSource {
         Ok(files)
     }
 
-    /// Reads a file if it is not the one read before; keeps the old content when that fails.
-    fn read_file(&mut self, path: &Path) -> anyhow::Result<bool> {
-        let read = || -> anyhow::Result<(Stamp, Option<Vec<Item>>)> {
-            let stamp = stamp(path)?;
-            if self.cache.get(path).is_some_and(|cached| cached.stamp == stamp) {
-                return Ok((stamp, None));
-            }
-            Ok((stamp, Some(parse(&fs::read_to_string(path)?, &self.ours)?)))
-        };
-        let (stamp, items) = read()?;
-        let Some(items) = items else { return Ok(false) };
+    /// Reads a file if it is not the one read before; keeps the old content when that fails. Whether it changed;
+    /// `None`: it is being written.
+    fn read_file(
+        &mut self,
+        path: &Path,
+        read: &mut impl FnMut(&Path) -> io::Result<Option<String>>,
+    ) -> anyhow::Result<Option<bool>> {
+        let stamp = stamp(path)?;
+        if self.cache.get(path).is_some_and(|cached| cached.stamp == stamp) {
+            return Ok(Some(false));
+        }
+        let Some(text) = read(path)? else { return Ok(None) };
+        let items = parse(&text, &self.ours)?;
         self.cache.insert(path.to_owned(), Cached { stamp, items });
-        Ok(true)
+        Ok(Some(true))
     }
 
     fn publish(&mut self, store: &Store) {
@@ -161,11 +173,7 @@ impl FileSource {
             // The watches stand before the files are read, so no change falls between the two.
             let files = self.files().unwrap_or_default();
             watch.cover(files.iter().map(PathBuf::as_path).chain([self.path.as_path()]))?;
-            if !self.published && watch.is_anything_written() {
-                watch.wait(None)?;
-                continue;
-            }
-            self.read_complete(store, |path| watch.is_being_written(path))?;
+            self.read_complete(store, |path| watch.read(path))?;
             watch.wait(None)?;
         }
     }
@@ -384,6 +392,24 @@ mod tests {
         file.write_all(format!("---{}", rest.replace("10.96.0.2", "10.96.0.7")).as_bytes()).unwrap();
         drop(file);
         wait_for(&store, "10.96.0.7");
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_at_the_start_is_waited_for() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), YAML).unwrap();
+        // What is there so far is valid by itself.
+        let mut file = fs::File::create(dir.path().join("b.yaml")).unwrap();
+        file.write_all(b"kind: List\nitems: []\n").unwrap();
+        let store = store();
+        Box::new(FileSource::new(dir.path(), "n1")).start(store.clone()).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!store.is_synced(), "a half-written file is no first list");
+        file.write_all(b"---\nkind: Service\nmetadata: {name: o}\nspec: {clusterIP: 10.96.0.9}\n").unwrap();
+        drop(file);
+        wait_for(&store, "10.96.0.9");
+        assert!(store.is_synced());
     }
 
     #[test]
