@@ -47,8 +47,8 @@ use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
 use ahead::Stage;
 use recheck::{ProbeCursor, Recheck};
-pub use report::CHANGES;
 use report::Reporter;
+pub use report::{CHANGES, READY};
 use shadow::Shadows;
 
 /// The Services that a pass is about: the first few names, and how many there are.

@@ -37,6 +37,8 @@ const LISTED: usize = 100;
 const LISTING: Duration = Duration::from_secs(1);
 /// The target of lines that `-v 2` adds.
 pub const CHANGES: &str = "kube_ipvs::changes";
+/// The target of the line that ends the start: no other line takes its place in the log.
+pub const READY: &str = "kube_ipvs::ready";
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -378,6 +380,7 @@ impl<K: Kernel> Reconciler<K> {
         let (services, virtual_servers, real_servers) = counts;
         if all {
             tracing::info!(
+                target: READY,
                 services,
                 virtual_servers,
                 real_servers,
@@ -387,6 +390,7 @@ impl<K: Kernel> Reconciler<K> {
             );
         } else {
             tracing::warn!(
+                target: READY,
                 services,
                 virtual_servers,
                 real_servers,
