@@ -15,6 +15,7 @@ mod recheck;
 mod report;
 mod run;
 mod shadow;
+mod shared;
 #[cfg(test)]
 mod told_tests;
 
@@ -50,6 +51,7 @@ use recheck::{ProbeCursor, Recheck};
 use report::Reporter;
 pub use report::{CHANGES, READY};
 use shadow::Shadows;
+use shared::SharedFailures;
 
 /// The Services that a pass is about: the first few names, and how many there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -155,6 +157,7 @@ pub struct Reconciler<K> {
     outlets: Outlets,
     reporter: Reporter,
     shadows: Shadows,
+    shared_failures: SharedFailures,
     /// The health-check node ports do not answer yet as they must.
     health_checks_changed: bool,
     stage: Stage,
@@ -228,6 +231,7 @@ impl<K: Kernel> Reconciler<K> {
             outlets,
             reporter: Reporter::default(),
             shadows: Shadows::default(),
+            shared_failures: SharedFailures::default(),
             health_checks_changed: false,
             stage: Stage::default(),
             looked_at: Duration::ZERO,
