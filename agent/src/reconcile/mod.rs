@@ -11,6 +11,8 @@ mod health;
 mod minute;
 mod owners;
 mod pass;
+#[cfg(test)]
+mod probe_tests;
 mod recheck;
 mod report;
 mod run;
