@@ -8,16 +8,31 @@ use crate::core::fragment::{Remark, VirtualServer};
 use crate::core::model::{ObjectName, VsKey};
 use crate::core::node::Binding;
 use crate::events::{About, Notice, Reason};
+use crate::words;
 
-/// Logs VIPs that are addresses on a link of this node. Load balancers of small clusters give every
-/// node's own address: that works as with kube-proxy and needs nobody's attention.
+/// VIPs named in one line.
+const NAMED: usize = 3;
+
+/// Logs VIPs that are addresses on a link of this node, in one line. Load balancers of small clusters give
+/// every node's own address: that works as with kube-proxy and needs nobody's attention.
 pub fn log_own_addresses(desired: &Desired, changes: &Changes) {
-    for name in &changes.remarked {
-        for remark in desired.remarks(name) {
-            if let Remark::SpecialVip(ip, Binding::OnLink) = remark {
-                tracing::info!("{}", vip_message(name, *ip, Binding::OnLink));
-            }
-        }
+    let own_addresses = |name| {
+        desired.remarks(name).iter().filter_map(move |remark| match remark {
+            Remark::SpecialVip(ip, Binding::OnLink) => Some((name, *ip)),
+            _ => None,
+        })
+    };
+    let own: Vec<(&ObjectName, IpAddr)> = changes.remarked.iter().flat_map(own_addresses).collect();
+    match own[..] {
+        [] => {}
+        [(name, ip)] => tracing::info!("{}", vip_message(name, ip, Binding::OnLink)),
+        _ => tracing::info!(
+            count = own.len(),
+            "{} are addresses on links of this node: {}; they are served there and not bound to kube-ipvs0; the \
+             node's other ports stay reachable at them",
+            words::count(own.len(), "VIP"),
+            words::some(own.iter().map(|(name, ip)| format!("{ip} of Service {name}")), NAMED, own.len())
+        ),
     }
 }
 

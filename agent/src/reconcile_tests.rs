@@ -269,7 +269,7 @@ impl Kernel for Shared {
         self.0.lock().unwrap().finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
         self.0.lock().unwrap().probe(servers, sets)
     }
 }

@@ -7,13 +7,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::{Config, node};
+use crate::core::model::Protocol;
 use crate::kernel::linux::LinuxKernel;
+use crate::kernel::sockets;
 use crate::metrics::Metrics;
 use crate::serve::http;
 use crate::source::client::ApiAccess;
 use crate::source::describe;
 use crate::words;
 
+/// The fields that say where the agent listens.
+const HEALTHZ: &str = "healthzBindAddress";
+const METRICS: &str = "metricsBindAddress";
 /// How long an API server may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -56,9 +61,10 @@ pub fn check(
     check_scheduler(config, tester, &mut findings);
     // Listeners belong to a runtime.
     let entered = runtime.enter();
-    check_address("healthzBindAddress", |c| c.healthz_address, config, tester, &mut findings);
-    check_address("metricsBindAddress", |c| Some(c.metrics_address), config, tester, &mut findings);
+    check_address(HEALTHZ, |c| c.healthz_address, config, tester, &mut findings);
+    check_address(METRICS, |c| Some(c.metrics_address), config, tester, &mut findings);
     drop(entered);
+    check_collision(config, tester, &mut findings);
     if let Some(master) = api {
         check_api(config, tester, master, runtime, &mut findings);
     }
@@ -96,10 +102,54 @@ fn check_address(
     let Some(address) = of(config).filter(|_| !tester.has(&of, config)) else { return };
     let Err(error) = http::listen(address, false) else { return };
     let message = format!("{field}: cannot listen at {address}: {}", words::io_error(&error));
+    let is_taken = error.kind() == ErrorKind::AddrInUse;
     match tester {
+        Tester::Agent(running) if is_taken && only_we_are_in_the_way(address, running) => {}
         // The agent that runs has it.
-        Tester::Person if error.kind() == ErrorKind::AddrInUse => {
+        Tester::Person if is_taken => {
             findings.notes.push(format!("{message}; by the agent, if it runs"));
+        }
+        Tester::Person if !config.bind_address_hard_fail => findings.notes.push(message),
+        _ => findings.wrong.push(message),
+    }
+}
+
+/// Whether nothing but the agent's own listeners, which end with it, keeps it from listening at the address.
+fn only_we_are_in_the_way(address: SocketAddr, running: &Config) -> bool {
+    let ours: Vec<SocketAddr> = [running.healthz_address, Some(running.metrics_address)]
+        .into_iter()
+        .flatten()
+        .filter(|held| http::collide(*held, address))
+        .collect();
+    // A kernel that does not tell who listens leaves it at what the configuration says.
+    let listeners = sockets::listeners().unwrap_or_default();
+    let is_ours = |listener: &SocketAddr| {
+        let both = |held: &SocketAddr| held.ip().is_unspecified() && listener.ip().is_unspecified();
+        ours.iter().any(|held| held.ip() == listener.ip() || both(held))
+    };
+    let mut in_the_way = listeners
+        .iter()
+        .filter(|port| port.protocol == Protocol::Tcp)
+        .map(|port| SocketAddr::new(port.addr, port.port))
+        .filter(|listener| http::collide(*listener, address));
+    !ours.is_empty() && in_the_way.all(|listener| is_ours(&listener))
+}
+
+/// Both servers at one port: whichever comes second is tried again for ever, or ends the agent.
+fn check_collision(config: &Config, tester: Tester<'_>, findings: &mut Findings) {
+    let metrics = config.metrics_address;
+    let Some(healthz) = config.healthz_address.filter(|healthz| http::collide(*healthz, metrics)) else {
+        return;
+    };
+    let message = format!(
+        "{HEALTHZ} ({healthz}) and {METRICS} ({metrics}) have one port, and only one server can listen at it: \
+         give each a port of its own"
+    );
+    let of = |c: &Config| (c.healthz_address, c.metrics_address);
+    match tester {
+        // As bad as it is, it is so already.
+        Tester::Agent(running) if of(running) == of(config) && !config.bind_address_hard_fail => {
+            findings.notes.push(message);
         }
         Tester::Person if !config.bind_address_hard_fail => findings.notes.push(message),
         _ => findings.wrong.push(message),
@@ -164,6 +214,87 @@ mod tests {
         assert!(findings.wrong[0].contains("metricsBindAddress: cannot listen at 127.0.0.1"), "{findings:?}");
         let person = found(&running, Tester::Person, false);
         assert!(person.notes.iter().any(|note| note.contains("by the agent, if it runs")), "{person:?}");
+    }
+
+    /// A configuration with these addresses for health and metrics, and more of it.
+    fn listening(healthz: &str, metrics: &str, more: &str) -> Config {
+        config(&format!(
+            "healthzBindAddress: \"{healthz}\"\nmetricsBindAddress: \"{metrics}\"\nhostnameOverride: node\n{more}"
+        ))
+    }
+
+    /// Two ports that nobody has.
+    fn free_ports() -> [u16; 2] {
+        let listeners = [(), ()].map(|()| TcpListener::bind("0.0.0.0:0").unwrap());
+        listeners.map(|listener| listener.local_addr().unwrap().port())
+    }
+
+    #[test]
+    fn the_agents_own_listeners_are_not_in_its_way() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        let [a, b] = free_ports();
+        let (all, home) = ("0.0.0.0", "127.0.0.1");
+        for (healthz, metrics, new_healthz, new_metrics) in [
+            ((all, a), (home, b), (all, a), (all, b)),
+            ((all, a), (all, b), (all, a), (home, b)),
+            ((all, a), (all, b), (home, a), ("[::]", b)),
+            ((all, a), (home, b), (all, b), (home, a)),
+        ] {
+            let at = |(ip, port): (&str, u16)| format!("{ip}:{port}");
+            let running = listening(&at(healthz), &at(metrics), "");
+            let new = listening(&at(new_healthz), &at(new_metrics), "bindAddressHardFail: true\n");
+            let held = [running.healthz_address.unwrap(), running.metrics_address];
+            let _held = held.map(|address| http::listen(address, false).unwrap());
+            let findings = found(&new, Tester::Agent(&running), false);
+            assert_eq!(findings, Findings::default(), "{healthz:?} {metrics:?}");
+        }
+    }
+
+    #[test]
+    fn somebody_else_at_the_new_address_is_in_the_way_though_the_agent_has_the_port_too() {
+        let ours = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = ours.local_addr().unwrap().port();
+        let running = listening("127.0.0.1", &format!("127.0.0.1:{port}"), "");
+        let new = listening("127.0.0.1", &format!("0.0.0.0:{port}"), "");
+        assert_eq!(found(&new, Tester::Agent(&running), false), Findings::default());
+        let _another = TcpListener::bind(("127.0.0.2", port)).unwrap();
+        let findings = found(&new, Tester::Agent(&running), false);
+        assert_eq!(findings.wrong.len(), 1, "{findings:?}");
+        assert!(
+            findings.wrong[0].starts_with("metricsBindAddress: cannot listen at 0.0.0.0"),
+            "{findings:?}"
+        );
+    }
+
+    #[test]
+    fn health_and_metrics_at_one_port_are_refused() {
+        let [port, other] = free_ports();
+        let at = |ip: &str, port: u16| format!("{ip}:{port}");
+        let running = listening(&at("127.0.0.1", port), &at("127.0.0.1", other), "");
+        for (healthz, metrics) in
+            [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "[::]")]
+        {
+            let both = |more: &str| listening(&at(healthz, port), &at(metrics, port), more);
+            let (soft, hard) = (both(""), both("bindAddressHardFail: true\n"));
+            for (new, tester) in [
+                (&soft, Tester::Agent(&running)),
+                (&hard, Tester::Agent(&running)),
+                (&hard, Tester::Agent(&soft)),
+                (&hard, Tester::Person),
+            ] {
+                let findings = found(new, tester, false);
+                let wrong = &findings.wrong[..];
+                assert_eq!(wrong.len(), 1, "{findings:?}");
+                assert!(wrong[0].contains(HEALTHZ) && wrong[0].contains(METRICS), "{findings:?}");
+            }
+            // The start goes on with one of the two.
+            for tester in [Tester::Agent(&soft), Tester::Person] {
+                let findings = found(&soft, tester, false);
+                assert!(findings.wrong.is_empty(), "{findings:?}");
+                assert!(findings.notes.iter().any(|note| note.contains("have one port")), "{findings:?}");
+            }
+        }
     }
 
     #[test]

@@ -162,8 +162,8 @@ fn a_set_grows(kernel: &mut dyn Kernel) {
     for _ in 0..2 {
         done(kernel, &grow(&entries));
     }
-    let probed = kernel.probe(&[server("10.96.0.77", 1)], &[set]).expect("probe");
-    assert_eq!((probed.servers, probed.sets), (vec![false], vec![Some(3000)]));
+    let probed = kernel.probe(&[server("10.96.0.77", 1)], &[set]);
+    assert_eq!((probed.servers, probed.sets), (vec![Ok(false)], vec![Ok(Some(3000))]));
     let observed = &observe(kernel).sets[&set];
     assert_eq!((observed.members.len(), observed.capacity, observed.misfit), (3000, 1 << 21, false));
     for _ in 0..2 {

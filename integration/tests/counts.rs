@@ -112,7 +112,7 @@ impl Kernel for Counting {
         self.kernel.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
         self.kernel.probe(servers, sets)
     }
 

@@ -34,9 +34,7 @@ pub(super) fn address_with_port(field: &str, text: &str, port: u16) -> anyhow::R
     if let Some(ip) = address::parse_ip(text) {
         return Ok(SocketAddr::new(ip, port));
     }
-    let address: SocketAddr = text
-        .parse()
-        .ok()
+    let address = address::parse_socket(text)
         .with_context(|| format!("{field}: {text:?} is neither IP:PORT nor an IP address"))?;
     ensure!(address.port() > 0, "{field}: the port of {text:?} is not in 1-65535");
     Ok(address)

@@ -17,6 +17,7 @@ use anyhow::{Context, bail, ensure};
 use ipnet::IpNet;
 use serde_json::Value;
 
+use crate::core::address;
 use crate::core::settings::{ExternalIps, LocalTraffic, NodePortAddresses, Settings, Timeouts};
 use crate::file_watch;
 use crate::log;
@@ -334,7 +335,8 @@ fn warnings(v: &Values) -> Vec<String> {
 
 /// Every address for health, loopback for metrics, in the family of `bindAddress`.
 fn fill_addresses(v: &mut Values) {
-    let v6 = v.text("bindAddress").contains(':');
+    // What is no address at all is refused later.
+    let v6 = address::parse_ip(v.text("bindAddress")).is_some_and(|ip| ip.is_ipv6());
     let (any, loopback) =
         if v6 { ("[::]:10256", "[::1]:10249") } else { ("0.0.0.0:10256", "127.0.0.1:10249") };
     for (path, address) in [("healthzBindAddress", any), ("metricsBindAddress", loopback)] {

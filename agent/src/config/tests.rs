@@ -157,6 +157,34 @@ fn what_reaches_the_kernel() {
 }
 
 #[test]
+fn addresses_and_networks_are_read_as_kube_proxy_reads_them() {
+    let config = parse(
+        "bindAddress: 010.001.1.1\nhealthzBindAddress: 000.0.0.0:010256\nmetricsBindAddress: 127.000.000.001:10249\n\
+         clusterCIDR: 010.244.0.0/016,fd00::/64\nnodePortAddresses: [\"192.168.050.0/24\"]\n\
+         ipvs: {excludeCIDRs: [010.0.0.0/8]}\n\
+         kubeIPVS: {protectedCIDRs: [010.1.0.0/16], externalIPs: {allow: [\"::ffff:198.51.100.0/120\"]}}\n",
+    )
+    .unwrap();
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
+    assert_eq!(config.bind_address, Some("10.1.1.1".parse().unwrap()));
+    assert_eq!(config.healthz_address, Some("0.0.0.0:10256".parse().unwrap()));
+    assert_eq!(config.metrics_address, "127.0.0.1:10249".parse().unwrap());
+    let LocalTraffic::Cidrs([v4, v6]) = config.local else { panic!("{:?}", config.local) };
+    assert_eq!([v4, v6].map(Option::unwrap).to_vec(), nets(&["10.244.0.0/16", "fd00::/64"]));
+    assert_eq!(config.node_port_addresses, NodePortAddresses::Cidrs(nets(&["192.168.50.0/24"])));
+    assert_eq!(
+        (config.exclude_cidrs, config.protected_cidrs),
+        (nets(&["10.0.0.0/8"]), nets(&["10.1.0.0/16"]))
+    );
+    assert_eq!(config.external_ips, ExternalIps::Within(nets(&["198.51.100.0/24"])));
+    let mapped =
+        parse("bindAddress: \"::ffff:10.1.1.1\"\nmetricsBindAddress: \"[::ffff:127.0.0.1]:80\"\n").unwrap();
+    assert_eq!(mapped.bind_address, Some("10.1.1.1".parse().unwrap()));
+    assert_eq!(mapped.metrics_address, "127.0.0.1:80".parse().unwrap());
+    assert_eq!(mapped.healthz_address, Some("0.0.0.0:10256".parse().unwrap()), "its family is IPv4");
+}
+
+#[test]
 fn what_kube_proxy_would_decode_leniently_is_a_warning() {
     let config = parse(
         "mode: ipvs\nnonsense: 1\nipvs: {sheduler: lc, scheduler: rr, scheduler: wlc}\nkubeIPVS: {x: 1}\n",

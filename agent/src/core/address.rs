@@ -2,7 +2,7 @@
 //! Addresses and networks as Kubernetes reads them (`k8s.io/utils/net`, `ParseIPSloppy`): leading zeros are
 //! decimal, and an IPv4 address in IPv6 clothes is an IPv4 address.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -28,6 +28,17 @@ fn parse_dotted(text: &str) -> Option<Ipv4Addr> {
 /// Digits only, without a sign.
 fn parse_number(text: &str) -> Option<u8> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// Reads `IP:PORT`; an IPv6 address stands in brackets.
+pub fn parse_socket(text: &str) -> Option<SocketAddr> {
+    let (host, port) = text.rsplit_once(':')?;
+    let host = match host.strip_prefix('[') {
+        Some(host) => host.strip_suffix(']')?,
+        None => Some(host).filter(|host| !host.contains(':'))?,
+    };
+    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    Some(SocketAddr::new(parse_ip(host)?, port.parse().ok().filter(|_| is_number)?))
 }
 
 /// Reads a network; host bits are cut off.
@@ -82,6 +93,32 @@ mod tests {
             (" 10.0.0.1", None),
         ] {
             assert_eq!(parse_ip(text).map(|ip| ip.to_string()).as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_with_a_port_are_read_alike() {
+        for (text, expected) in [
+            ("127.0.0.1:10249", Some("127.0.0.1:10249")),
+            ("127.000.000.001:10249", Some("127.0.0.1:10249")),
+            ("127.0.0.1:010249", Some("127.0.0.1:10249")),
+            ("[::1]:10249", Some("[::1]:10249")),
+            ("[::ffff:010.0.0.1]:80", Some("10.0.0.1:80")),
+            ("[127.0.0.1]:80", Some("127.0.0.1:80")),
+            ("127.0.0.1:0", Some("127.0.0.1:0")),
+            ("127.0.0.1:65536", None),
+            ("127.0.0.1:+80", None),
+            ("127.0.0.1:", None),
+            ("127.0.0.1", None),
+            (":80", None),
+            ("::1:80", None),
+            ("[::1:80", None),
+            ("::1]:80", None),
+            ("[[::1]]:80", None),
+            ("[fe80::1%eth0]:80", None),
+            ("localhost:80", None),
+        ] {
+            assert_eq!(parse_socket(text).map(|at| at.to_string()).as_deref(), expected, "{text:?}");
         }
     }
 

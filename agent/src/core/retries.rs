@@ -328,6 +328,16 @@ impl Retries {
         self.blocked.iter().flat_map(|(cause, blocked)| blocked.iter().map(move |subject| (subject, cause)))
     }
 
+    /// What waits for any of these, directly or by way of something else that waits.
+    pub fn waiting_for(&self, causes: &BTreeSet<Subject>) -> BTreeSet<Subject> {
+        let (mut waiting, mut open) = (BTreeSet::new(), causes.iter().copied().collect::<Vec<_>>());
+        while let Some(cause) = open.pop() {
+            let blocked = self.blocked.get(&cause).into_iter().flatten();
+            open.extend(blocked.copied().filter(|subject| waiting.insert(*subject)));
+        }
+        waiting
+    }
+
     /// Whether the guard of the family, without which no address is opened, is as it must be.
     pub fn guard_stands(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
         let guards = |subject: &Subject| match subject {

@@ -172,6 +172,25 @@ impl Subject {
         }
     }
 
+    /// Whether it is the node's and no Service's: any number of Services may wait for it.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Subject::Reading(_)
+            | Subject::Sysctl(_)
+            | Subject::Timeouts
+            | Subject::Device
+            | Subject::Set(_)
+            | Subject::Rules(_)
+            | Subject::Flows(_)
+            | Subject::Leftovers(_) => true,
+            Subject::Entry(..)
+            | Subject::VirtualServer(_)
+            | Subject::RealServer(..)
+            | Subject::Address(_)
+            | Subject::Network(_) => false,
+        }
+    }
+
     /// The virtual server that it belongs to.
     pub fn virtual_server(&self) -> Option<&VsKey> {
         match self {

@@ -60,7 +60,7 @@ pub enum Reason {
     AddressNotBound,
     /// A program of the node listens where a Service takes the traffic.
     ListenerShadowed,
-    /// The kernel refuses something that the Service needs.
+    /// The kernel refuses something that the Service, or all Services of the node, need.
     NotProgrammed,
     /// Virtual servers that another program made were removed.
     RemovedForeignServers,
@@ -135,6 +135,13 @@ impl EventSink {
         Self::new(limits, Some(queue))
     }
 
+    /// A sink whose notices a test reads.
+    #[cfg(test)]
+    pub(crate) fn kept() -> (Self, mpsc::Receiver<Notice>) {
+        let (queue, waiting) = mpsc::channel(Limits::default().queue);
+        (Self::new(Limits::default(), Some(queue)), waiting)
+    }
+
     /// Takes notices. One that was taken lately is passed over; so are new ones when too many wait.
     pub fn send(&self, notices: impl IntoIterator<Item = Notice>) {
         for notice in notices {
@@ -175,6 +182,10 @@ impl EventSink {
 
 fn log(notice: &Notice) {
     let Notice { about, reason, message } = notice;
+    // What the node's Services share has a line when it begins to fail, with the same words.
+    if (about, reason) == (&About::Node, &Reason::NotProgrammed) {
+        return;
+    }
     // Most messages name the Service themselves.
     if message.contains(&about.to_string()) {
         tracing::warn!("{reason}: {message}");

@@ -5,7 +5,7 @@ use super::{Target, text_of};
 use crate::config::duration::GoDuration;
 use crate::config::flags::ConfigFlags;
 use crate::config::{Config, node};
-use crate::core::address::{parse_ip, parse_net, useless};
+use crate::core::address::{parse_ip, parse_net, parse_socket, useless};
 use crate::core::chains::{CHAINS, JUMPS};
 use crate::core::removal::{Extent, find_removal, iptables_mode_is_in_force};
 use crate::core::save::{ObservedRules, parse_save};
@@ -23,13 +23,16 @@ pub(super) const TARGETS: &[Target] = &[
     ("yaml", yaml),
 ];
 
-/// An address and a network are the same when they are written and read again.
+/// An address, one with a port and a network are the same when they are written and read again.
 fn address(bytes: &[u8]) {
     let text = text_of(bytes);
     if let Some(ip) = parse_ip(&text) {
         assert_eq!(parse_ip(&ip.to_string()), Some(ip));
         assert_eq!(ip, ip.to_canonical(), "no IPv4 address in IPv6 clothes");
         let _ = useless(ip);
+    }
+    if let Some(socket) = parse_socket(&text) {
+        assert_eq!(parse_socket(&socket.to_string()), Some(socket));
     }
     if let Some(net) = parse_net(&text) {
         assert_eq!(parse_net(&net.to_string()), Some(net));

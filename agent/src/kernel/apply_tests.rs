@@ -68,7 +68,7 @@ impl Kernel for Noting {
         self.kernel.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
         self.kernel.probe(servers, sets)
     }
 }

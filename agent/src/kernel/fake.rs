@@ -34,6 +34,10 @@ pub struct Counts {
     pub looks: usize,
     /// Calls of [`Kernel::probe`].
     pub probes: usize,
+    /// Virtual servers that these looked at.
+    pub probed_servers: usize,
+    /// Headers of sets that these looked at.
+    pub probed_sets: usize,
 }
 
 /// A kernel in memory.
@@ -426,16 +430,24 @@ impl Kernel for FakeKernel {
         std::mem::take(&mut self.ended)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
         self.counts.probes += 1;
-        let members = |set: &SetId| {
-            let set = self.state.sets.get(set)?;
-            Some(u32::try_from(set.members.len()).unwrap_or(u32::MAX))
+        self.counts.probed_servers += servers.len();
+        self.counts.probed_sets += sets.len();
+        let check = |part: Part| match self.unreadable.get(&part) {
+            Some(error) => Err(ObserveError { part, error: error.clone() }),
+            None => Ok(()),
         };
-        Ok(Probed {
-            servers: servers.iter().map(|vs| self.state.virtual_servers.contains_key(vs)).collect(),
-            sets: sets.iter().map(members).collect(),
-        })
+        let exists = |vs: &VsKey| {
+            check(Part::Ipvs)?;
+            Ok(self.state.virtual_servers.contains_key(vs))
+        };
+        let members = |id: &SetId| {
+            check(Part::Set(*id))?;
+            let set = self.state.sets.get(id);
+            Ok(set.map(|set| u32::try_from(set.members.len()).unwrap_or(u32::MAX)))
+        };
+        Probed { servers: servers.iter().map(exists).collect(), sets: sets.iter().map(members).collect() }
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {

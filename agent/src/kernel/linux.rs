@@ -15,7 +15,7 @@ use super::conntrack::ConntrackClient;
 use super::errors::{address_error, client_error, device_error, ipvs_error};
 use super::ipset::IpsetClient;
 use super::iptables::Iptables;
-use super::nfnetlink::NfSocket;
+use super::nfnetlink::{NfError, NfSocket};
 use super::nft_watch::Children;
 use super::reading::{Reading, failed};
 use super::rules::{Rules, Wake};
@@ -219,15 +219,17 @@ impl Kernel for LinuxKernel {
         self.rules.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
         let exists = |vs: &VsKey| match self.ipvs.service(&service_id(vs)) {
             Ok(_) => Ok(true),
             Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchService => Ok(false),
-            Err(error) => Err(failed(Part::Ipvs)(&error)),
+            Err(error) => Err((failed(Part::Ipvs)(&error), matches!(error, ipvs::Error::Timeout))),
         };
-        let servers = servers.iter().map(exists).collect::<Result<_, _>>()?;
-        let count = |set: &SetId| self.sets.count(*set).map_err(|error| failed(Part::Set(*set))(&error));
-        Ok(Probed { servers, sets: sets.iter().map(count).collect::<Result<_, _>>()? })
+        let count = |set: &SetId| {
+            let count = self.sets.count(*set);
+            count.map_err(|error| (failed(Part::Set(*set))(&error), matches!(error, NfError::Timeout)))
+        };
+        Probed { servers: ask_each(servers, exists), sets: ask_each(sets, count) }
     }
 
     fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
@@ -268,6 +270,23 @@ impl Kernel for LinuxKernel {
             }
         }
     }
+}
+
+/// Asks about each thing. When the kernel falls silent, which is the second part of an error, the rest is not
+/// asked: the loop waits for one answer at most.
+fn ask_each<T, A>(
+    things: &[T],
+    mut ask: impl FnMut(&T) -> Result<A, (ObserveError, bool)>,
+) -> Vec<Result<A, ObserveError>> {
+    let mut silent: Option<ObserveError> = None;
+    let ask_one = |thing: &T| match &silent {
+        Some(error) => Err(error.clone()),
+        None => ask(thing).map_err(|(error, is_silent)| {
+            silent = is_silent.then(|| error.clone());
+            error
+        }),
+    };
+    things.iter().map(ask_one).collect()
 }
 
 fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
@@ -360,4 +379,28 @@ fn command(op: &Op) -> Option<Command> {
         Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), target(rs)),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_one_answer_and_a_kernel_that_falls_silent_is_asked_no_more() {
+        let mut asked = 0;
+        let mut ask = |answer: &Option<bool>| {
+            asked += 1;
+            answer.ok_or_else(|| (failed(Part::Ipvs)(&"refused"), false))
+        };
+        let refused = || Err(failed(Part::Ipvs)(&"refused"));
+        assert_eq!(ask_each(&[Some(true), None, Some(false)], &mut ask), [Ok(true), refused(), Ok(false)]);
+        assert_eq!(asked, 3);
+        let mut asked = 0;
+        let silent = |_: &u8| -> Result<bool, _> {
+            asked += 1;
+            Err((failed(Part::Ipvs)(&"no answer"), true))
+        };
+        assert!(ask_each(&[1, 2, 3], silent).iter().all(Result::is_err));
+        assert_eq!(asked, 1);
+    }
 }

@@ -67,13 +67,13 @@ pub enum Finished {
     Unread(SetId, OpError),
 }
 
-/// What a look at a few objects showed.
+/// What a look at a few objects showed, of each by itself: what cannot be read says nothing about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Probed {
     /// Whether each virtual server exists.
-    pub servers: Vec<bool>,
+    pub servers: Vec<Result<bool, ObserveError>>,
     /// How many members each set has; `None`: it does not exist.
-    pub sets: Vec<Option<u32>>,
+    pub sets: Vec<Result<Option<u32>, ObserveError>>,
 }
 
 /// A kernel: something that can be read whole and changed by ops.
@@ -99,11 +99,8 @@ pub trait Kernel {
     fn finished(&mut self, limit: Duration) -> Vec<Finished>;
 
     /// Looks whether virtual servers exist and how many members sets have: cheap, and enough to notice that
-    /// somebody flushed them.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError>;
+    /// somebody flushed them. One answer for each.
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed;
 
     /// What each of these virtual servers is like now; `None`: it does not exist.
     ///

@@ -39,7 +39,7 @@ impl Process {
             suppressed: register_counter(
                 registry,
                 "kube_ipvs_log_lines_suppressed_total",
-                "Log lines that were not written because there were more than ten in a second.",
+                "Log lines that were not written because there were too many in a second: ten at most, some of them kept for errors.",
             )?,
         })
     }

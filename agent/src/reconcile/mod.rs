@@ -11,11 +11,14 @@ mod health;
 mod minute;
 mod owners;
 mod pass;
+#[cfg(test)]
+mod probe_tests;
 mod recheck;
 mod release;
 mod report;
 mod run;
 mod shadow;
+mod shared;
 #[cfg(test)]
 mod told_tests;
 
@@ -49,9 +52,10 @@ use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
 use ahead::Stage;
 use recheck::{ProbeCursor, Recheck};
-pub use report::CHANGES;
 use report::Reporter;
+pub use report::{CHANGES, READY};
 use shadow::Shadows;
+use shared::SharedFailures;
 
 /// The Services that a pass is about: the first few names, and how many there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,6 +161,7 @@ pub struct Reconciler<K> {
     outlets: Outlets,
     reporter: Reporter,
     shadows: Shadows,
+    shared_failures: SharedFailures,
     /// The health-check node ports do not answer yet as they must.
     health_checks_changed: bool,
     stage: Stage,
@@ -232,6 +237,7 @@ impl<K: Kernel> Reconciler<K> {
             outlets,
             reporter: Reporter::default(),
             shadows: Shadows::default(),
+            shared_failures: SharedFailures::default(),
             health_checks_changed: false,
             stage: Stage::default(),
             looked_at: Duration::ZERO,

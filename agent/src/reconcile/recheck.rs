@@ -13,11 +13,11 @@ use crate::core::op::Op;
 use crate::core::save::ObservedRules;
 use crate::core::sets::SetId;
 use crate::core::subject::{Part, Subject};
-use crate::kernel::{Finished, Kernel, OpError};
+use crate::kernel::{Finished, Kernel, ObserveError, OpError};
 use crate::schedule::{Due, Schedule};
 
 /// Virtual servers that are looked at in one probe.
-const PROBED: usize = 4;
+pub(super) const PROBED: usize = 4;
 /// Virtual servers that probes choose from before they choose anew.
 const SAMPLE: usize = 64;
 
@@ -88,7 +88,8 @@ impl<K: Kernel> Reconciler<K> {
         self.pass(Due::Recheck, Look::Found(audit.finish()), now)
     }
 
-    /// Looks at a few objects; true when some are gone, so that everything is to be read.
+    /// Looks at a few objects; true when some are gone, so that everything is to be read. What cannot be looked
+    /// at does not count.
     pub fn probe(&mut self) -> bool {
         let Some(observed) = &self.observed else { return false };
         if self.probe.sample.len() < PROBED {
@@ -109,11 +110,11 @@ impl<K: Kernel> Reconciler<K> {
             .map(|(id, set)| (*id, set.members.len()))
             .collect();
         let ids: Vec<SetId> = sets.iter().map(|(id, _)| *id).collect();
-        let Ok(probed) = self.kernel.probe(&servers, &ids) else { return false };
-        let fewer = |((_, members), count): (&(SetId, usize), &Option<u32>)| {
-            count.is_none_or(|count| (count as usize) < *members)
+        let probed = self.kernel.probe(&servers, &ids);
+        let fewer = |((_, members), count): (&(SetId, usize), &Result<Option<u32>, ObserveError>)| {
+            count.as_ref().is_ok_and(|count| count.is_none_or(|count| (count as usize) < *members))
         };
-        probed.servers.contains(&false) || sets.iter().zip(&probed.sets).any(fewer)
+        probed.servers.contains(&Ok(false)) || sets.iter().zip(&probed.sets).any(fewer)
     }
 
     /// Begins the readings that are to be tried again at the time `now`.

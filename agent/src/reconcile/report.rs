@@ -37,6 +37,8 @@ const LISTED: usize = 100;
 const LISTING: Duration = Duration::from_secs(1);
 /// The target of lines that `-v 2` adds.
 pub const CHANGES: &str = "kube_ipvs::changes";
+/// The target of the line that ends the start: no other line takes its place in the log.
+pub const READY: &str = "kube_ipvs::ready";
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -199,29 +201,19 @@ impl Reporter {
         }
         let kinds = began.len();
         for ((kind, cause, message), subjects) in began.into_iter().take(KINDS) {
-            let what = match subjects[..] {
-                [one] => match services.get(one) {
-                    Some(service) => format!("{one} of Service {service}"),
-                    None => one.to_string(),
-                },
-                _ => format!(
-                    "{} ({})",
-                    kind.count(subjects.len()),
-                    words::some(&subjects, NAMED, subjects.len())
-                ),
-            };
+            let service = subjects.first().and_then(|one| services.get(one));
             let waiting = retries.blocked().filter(|(_, cause)| subjects.contains(cause)).count();
             let waiting = match waiting {
                 0 => String::new(),
                 1 => "; 1 other object waits for it".to_owned(),
                 count => format!("; {} wait for it", words::count(count, "other object")),
             };
-            let verb = if kind == SubjectKind::Reading { "failed:" } else { "cannot program" };
             tracing::error!(
                 kind = kind.label(),
                 reason = cause.label(),
                 count = subjects.len(),
-                "{verb} {what}: {message}{waiting}"
+                "{}: {message}{waiting}",
+                describe(kind, &subjects, service)
             );
         }
         if kinds > KINDS {
@@ -280,6 +272,19 @@ impl Reporter {
         self.flushes.due(now);
         self.connections.due(now);
         self.minute.tick(now);
+    }
+}
+
+/// `cannot program 34 ipsets (A, B, C and 31 more)`; of one alone also its Service.
+pub(super) fn describe(kind: SubjectKind, subjects: &[&Subject], service: Option<&ObjectName>) -> String {
+    let verb = if kind == SubjectKind::Reading { "failed:" } else { "cannot program" };
+    match (subjects, service) {
+        ([one], Some(service)) => format!("{verb} {one} of Service {service}"),
+        ([one], None) => format!("{verb} {one}"),
+        _ => {
+            let names = words::some(subjects, NAMED, subjects.len());
+            format!("{verb} {} ({names})", kind.count(subjects.len()))
+        }
     }
 }
 
@@ -352,6 +357,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         let notices: Vec<Notice> = services.iter().take(EVENTS).filter_map(notice).collect();
         self.outlets.events.send(notices);
+        self.tell_shared_failures();
         self.outlets.metrics.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
         self.outlets.health.with(|health| health.set_unprogrammed(lines, count));
@@ -378,6 +384,7 @@ impl<K: Kernel> Reconciler<K> {
         let (services, virtual_servers, real_servers) = counts;
         if all {
             tracing::info!(
+                target: READY,
                 services,
                 virtual_servers,
                 real_servers,
@@ -387,6 +394,7 @@ impl<K: Kernel> Reconciler<K> {
             );
         } else {
             tracing::warn!(
+                target: READY,
                 services,
                 virtual_servers,
                 real_servers,

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::core::model::ObjectName;
 use crate::core::outcome::{Cause, OpError};
@@ -12,7 +13,7 @@ use crate::core::subject::Subject;
 use crate::kernel::fake::FakeKernel;
 use crate::store::Kind;
 use crate::testing::cluster::Cluster;
-use crate::testing::{Agent, Clocked, SYSCTL, kernel, lines, lines_at};
+use crate::testing::{Agent, Clocked, SYSCTL, kernel, lines, lines_at, lines_of};
 
 fn cluster() -> Cluster {
     Cluster::default()
@@ -61,6 +62,42 @@ fn a_start_with_a_family_that_cannot_be_guarded_says_so() {
     assert!(has(&told, "WARN started, but not everything works: 1 Service, "), "{told:#?}");
     assert!(has(&told, "ERROR cannot program device kube-ipvs0: kube-ipvs0 is a bridge"), "{told:#?}");
     assert!(!told.iter().any(|line| line.contains("ready: ")), "{told:#?}");
+}
+
+/// As on k3s, where load balancers have the addresses of the nodes.
+#[test]
+fn services_at_the_nodes_own_addresses_are_one_line_however_many() {
+    let cluster = (1..=12).fold(Cluster::default(), |cluster, n| {
+        let spec = json!({
+            "type": "LoadBalancer", "clusterIP": format!("10.96.0.{n}"),
+            "ports": [{"name": "p", "port": 8000 + n}],
+        });
+        cluster.service(&format!("lb-{n:02}"), spec, &["192.168.50.2"])
+    });
+    let told = lines(|| run(&mut Clocked::new(Agent::start(kernel(), &cluster)), 2));
+    let own: Vec<&String> = told.iter().filter(|line| line.contains("of this node")).collect();
+    assert_eq!(own.len(), 1, "{told:#?}");
+    let start = "INFO 12 VIPs are addresses on links of this node: 192.168.50.2 of Service d/lb-01, \
+                 192.168.50.2 of Service d/lb-02, 192.168.50.2 of Service d/lb-03 and 9 more; they are served there";
+    assert!(own[0].starts_with(start), "{own:?}");
+    let one = Cluster { objects: cluster.objects.into_iter().take(1).collect(), ..Cluster::default() };
+    let told = lines(|| run(&mut Clocked::new(Agent::start(kernel(), &one)), 2));
+    let start =
+        "INFO 192.168.50.2 of Service d/lb-01 is an address on a link of this node: it is served there";
+    assert!(has(&told, start), "{told:#?}");
+}
+
+#[test]
+fn the_line_that_ends_the_start_has_its_own_place_in_the_log() {
+    let ready = || Targets::new().with_target(super::READY, LevelFilter::INFO);
+    let told = lines_of(ready(), || run(&mut start(kernel()), 2));
+    assert!(told.len() == 1 && told[0].contains("ready: "), "{told:#?}");
+    let told = lines_of(ready(), || {
+        let mut kernel = kernel();
+        kernel.refuse(Subject::Device, OpError::plain(Cause::WrongKind, "kube-ipvs0 is a bridge"));
+        run(&mut start(kernel), 2);
+    });
+    assert!(told.len() == 1 && told[0].contains("not everything works"), "{told:#?}");
 }
 
 #[test]

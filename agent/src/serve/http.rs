@@ -128,6 +128,13 @@ fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// Whether of two listeners at these addresses only one can be: one port, and the same address or one that
+/// stands for all of both families.
+pub fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (all || one.ip().to_canonical() == other.ip().to_canonical())
+}
+
 /// Answers on a listener until dropped. Every connection is taken; where there are too many, an idle one is closed.
 pub async fn serve(listener: TcpListener, handler: Handler, connections: Connections) {
     loop {
@@ -215,6 +222,25 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         end.await.unwrap();
         (answer, start.elapsed())
+    }
+
+    #[test]
+    fn an_address_that_stands_for_all_collides_with_every_one_of_its_port() {
+        for (one, other, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "[::ffff:127.0.0.1]:80", true),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "[::1]:80", true),
+            ("127.0.0.1:80", "[::]:80", true),
+            ("0.0.0.0:80", "[::]:80", true),
+            ("0.0.0.0:80", "[::]:81", false),
+            ("127.0.0.1:80", "[::1]:80", false),
+        ] {
+            let (a, b) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!((collide(a, b), collide(b, a)), (expected, expected), "{one} and {other}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::core::model::Node;
@@ -178,8 +179,13 @@ pub fn lines(work: impl FnOnce()) -> Vec<String> {
 
 /// As [`lines`], at another level (`-v`).
 pub fn lines_at(level: u32, work: impl FnOnce()) -> Vec<String> {
+    lines_of(crate::log::targets(level), work)
+}
+
+/// As [`lines`], but only these.
+pub fn lines_of(targets: Targets, work: impl FnOnce()) -> Vec<String> {
     let log = Log::default();
-    let subscriber = tracing_subscriber::registry().with(log.clone().with_filter(crate::log::targets(level)));
+    let subscriber = tracing_subscriber::registry().with(log.clone().with_filter(targets));
     tracing::subscriber::with_default(subscriber, work);
     std::mem::take(&mut log.0.lock().unwrap())
 }

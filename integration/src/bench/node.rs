@@ -101,7 +101,7 @@ impl Kernel for Watched {
         self.kernel.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Result<Probed, ObserveError> {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
         self.kernel.probe(servers, sets)
     }
 
