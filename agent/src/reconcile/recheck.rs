@@ -106,7 +106,7 @@ impl<K: Kernel> Reconciler<K> {
         let sets: Vec<(SetId, usize)> = observed
             .sets
             .iter()
-            .filter(|(_, set)| !set.misfit && !set.members.is_empty())
+            .filter(|(_, set)| !set.misfit)
             .map(|(id, set)| (*id, set.members.len()))
             .collect();
         let ids: Vec<SetId> = sets.iter().map(|(id, _)| *id).collect();
