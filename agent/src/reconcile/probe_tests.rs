@@ -56,7 +56,8 @@ fn what_a_probe_cannot_read_hides_nothing_else() {
     const CLUSTER_IP: SetId = SetId { kind: SetKind::ClusterIp, family: Family::V4 };
     const LOOP_BACK: SetId = SetId { kind: SetKind::LoopBack, family: Family::V4 };
     const EMPTY: SetId = SetId { kind: SetKind::NodePortUdp, family: Family::V6 };
-    let cases: [(Part, fn(&mut FakeKernel)); 4] = [
+    type Flush = fn(&mut FakeKernel);
+    let cases: [(Part, Flush); 4] = [
         (Part::Set(CLUSTER_IP), |kernel| kernel.state.virtual_servers.clear()),
         (Part::Set(CLUSTER_IP), |kernel| kernel.state.sets.get_mut(&LOOP_BACK).unwrap().members.clear()),
         (Part::Ipvs, |kernel| _ = kernel.state.sets.remove(&LOOP_BACK)),

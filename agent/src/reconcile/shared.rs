@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn who_waits_by_way_of_something_else_is_counted_too() {
-        let set = SetId { kind: SetKind::LoopBack, family: Family::V4 };
+        let set = SetId { kind: SetKind::ClusterIp, family: Family::V4 };
         let mut kernel = kernel();
         kernel.refuse(Subject::Set(set), refused("it has another type"));
         let (mut node, mut notices) = start(kernel);
