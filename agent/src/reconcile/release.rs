@@ -11,7 +11,7 @@ use crate::core::model::{Family, Protocol, VsKey};
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
 use crate::core::ownership::may_remove;
-use crate::core::protected::Protected;
+use crate::core::protected::{Protected, Protection};
 use crate::core::sets::{Entry, SetId, SetKind};
 use crate::kernel::{Kernel, Outcome};
 
@@ -37,9 +37,11 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn to_release(&self, observed: &Observed, protected: &Protected) -> Vec<Op> {
+        // The addresses of Nodes are this one's, too, and keep nobody from the API server.
+        let keeps_away = |addr| protected.find(addr).is_some_and(|why| why != Protection::OtherNode);
         let wrong = observed.addresses.iter().filter(|net| {
             let addr = net.addr();
-            protected.find(addr).is_some() && !may_be_cluster_ip(observed, addr)
+            keeps_away(addr) && !may_be_cluster_ip(observed, addr)
         });
         let api_servers = protected.peers.api_servers.iter();
         let servers = api_servers
