@@ -16,6 +16,8 @@ use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
+use crate::words;
+
 /// Quiet time after which a change is taken for complete, and how many times it may be put off: an editor that
 /// moves the old file away and writes a new one is one change.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -24,6 +26,8 @@ const MAX_SETTLES: usize = 25;
 const QUIET: Duration = Duration::from_secs(2);
 /// A file that is open for writing for longer is named in the log.
 const NOTICE: Duration = Duration::from_secs(5);
+/// A file that is open for longer is read as it is: whoever has it open does not write it, or never ends to.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between looks at a file that an agent needs for its start.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Links that are followed, as by the kernel.
@@ -45,11 +49,12 @@ pub struct FileWatch {
 struct Opened {
     since: Instant,
     told: bool,
+    was_overdue: bool,
 }
 
 impl Opened {
     fn now() -> Self {
-        Self { since: Instant::now(), told: false }
+        Self { since: Instant::now(), told: false, was_overdue: false }
     }
 
     /// What is to be told now, once.
@@ -60,9 +65,15 @@ impl Opened {
         self.told = true;
         let file = path.display();
         Some(format!(
-            "{file} is still open for writing by another program: it is read when that program closes it; \
-             `fuser -v {file}` names the program"
+            "{file} is still open for writing by another program: it is read when that program closes it, or \
+             as it is after {}; `fuser -v {file}` names the program",
+            words::time(PATIENCE)
         ))
+    }
+
+    /// Whether the file is read as it is.
+    fn is_overdue(&self) -> bool {
+        self.since.elapsed() >= PATIENCE
     }
 }
 
@@ -75,6 +86,9 @@ pub fn read_complete(path: &Path, tell: impl Fn(&str)) -> io::Result<String> {
     loop {
         if let Some(text) = lease::read(path)? {
             return Ok(text);
+        }
+        if opened.is_overdue() {
+            return fs::read_to_string(path);
         }
         if let Some(line) = opened.notice(path) {
             tell(&line);
@@ -143,13 +157,12 @@ impl FileWatch {
         if self.was_written_to(path) {
             return Ok(None);
         }
-        let text = lease::read(path)?;
-        if text.is_none() {
-            self.open.entry(path.to_owned()).or_insert_with(Opened::now);
-        } else {
+        if let Some(text) = lease::read(path)? {
             self.open.remove(path);
+            return Ok(Some(text));
         }
-        Ok(text)
+        let opened = self.open.entry(path.to_owned()).or_insert_with(Opened::now);
+        if opened.is_overdue() { fs::read_to_string(path).map(Some) } else { Ok(None) }
     }
 
     /// Whether somebody wrote to this file a moment ago and did not close it.
@@ -157,17 +170,19 @@ impl FileWatch {
         !self.writing.is_empty() && fs::canonicalize(path).is_ok_and(|path| self.writing.contains_key(&path))
     }
 
-    /// Forgets the files that nobody has open for writing any more: true when there are some. An event does not
-    /// tell that: it comes before the file counts as closed, and for each of several writers.
+    /// Forgets the files that nobody has open for writing any more: true when there are some, or one is overdue. An
+    /// event does not tell that: it comes before the file counts as closed, and for each of several writers.
     fn forget_closed(&mut self) -> bool {
         let before = self.open.len();
         self.open.retain(|path, _| lease::is_open_for_writing(path));
+        let mut is_overdue = false;
         for (path, opened) in &mut self.open {
             if let Some(line) = opened.notice(path) {
                 tracing::warn!("{line}");
             }
+            is_overdue |= opened.is_overdue() && !std::mem::replace(&mut opened.was_overdue, true);
         }
-        self.open.len() < before
+        is_overdue || self.open.len() < before
     }
 
     /// Waits until something changed and all is quiet for a moment, or a file that was being written is
@@ -369,6 +384,22 @@ mod tests {
         let line = opened.notice(Path::new("/a.yaml")).unwrap();
         assert!(line.starts_with("/a.yaml is still open for writing by another program"), "{line}");
         assert_eq!(opened.notice(Path::new("/a.yaml")), None);
+    }
+
+    #[test]
+    fn a_file_that_stays_open_for_long_is_read_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        fs::write(&path, "half").unwrap();
+        let keeps = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        let mut watch = FileWatch::new().unwrap();
+        watch.cover([dir.path()]).unwrap();
+        assert!(watch.read(&path).unwrap().is_none());
+        watch.open.get_mut(&path).unwrap().since = Instant::now().checked_sub(PATIENCE).unwrap();
+        assert!(watch.wait(Some(QUIET)).unwrap(), "somebody who waits is woken");
+        assert_eq!(watch.read(&path).unwrap().as_deref(), Some("half"));
+        assert!(!watch.wait(Some(QUIET)).unwrap(), "once");
+        drop(keeps);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::words;
 
 /// What could not be used is tried again after so long: the file may be right and something else wrong.
 const RETRY: Duration = Duration::from_secs(60);
-/// Pause after a watch that failed.
+/// Pause after a watch that failed, and where a file is away or being written when it is time to restart.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// What was last found in the file.
@@ -61,15 +61,19 @@ impl<'a> ConfigReload<'a> {
             // The watch stands before the file is read, so no change falls between the two.
             watch.cover([self.path])?;
             // A file that is away for a moment, or is being written, comes with another event.
-            if let Ok(Some(text)) = watch.read(self.path) {
+            let text = watch.read(self.path).ok().flatten();
+            let is_there = text.is_some();
+            if let Some(text) = text {
                 self.look(text, check);
             }
             let now = Instant::now();
-            if self.due.is_some_and(|due| due <= now) {
+            // A start would read what is there then: it must be what was tried.
+            if is_there && self.due.is_some_and(|due| due <= now) {
                 return Ok(());
             }
             let failed = self.tried.as_ref().is_some_and(|tried| tried.error.is_some());
-            let left = self.due.map(|due| due - now).or(failed.then_some(RETRY));
+            let left = self.due.map(|due| due.saturating_duration_since(now));
+            let left = left.map(|left| if left.is_zero() { PAUSE } else { left }).or(failed.then_some(RETRY));
             watch.wait(left)?;
         }
     }

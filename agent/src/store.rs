@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
+use crate::core::model::{EndpointSlice, Family, Node, ObjectName, Service};
 use crate::core::protected::Peers;
 use crate::inbox::Inbox;
 use crate::metrics::programming::{MAX_TRIGGERS, Trigger};
@@ -290,6 +290,13 @@ impl Inner {
         Dirty { service, slices, of_endpoints, name, triggers: Vec::new() }
     }
 
+    /// Counts a slice that came, changed or went. One that concerns no Service is no change that waits.
+    fn count_slice(&mut self, family: Family) {
+        if !self.dirty.is_empty() {
+            self.tally.slice(family);
+        }
+    }
+
     /// Forgets a slice; its Service changed.
     fn drop_slice(&mut self, name: &ObjectName) -> Option<Arc<EndpointSlice>> {
         let (slice, changed) = self.index.remove_slice(name)?;
@@ -369,7 +376,7 @@ impl Update<'_> {
         }
         // A slice may move to another Service.
         inner.drop_slice(&slice.name);
-        inner.tally.slice(slice.family);
+        let family = slice.family;
         if let Some(trigger) = trigger.filter(|trigger| inner.tally.counts(trigger)) {
             let triggers = inner.triggers.entry(slice.service.clone()).or_default();
             if triggers.len() < MAX_TRIGGERS {
@@ -381,6 +388,7 @@ impl Update<'_> {
         }
         let changed = inner.index.add_slice(slice);
         inner.dirty.extend(changed);
+        inner.count_slice(family);
     }
 
     /// Forgets an object; one that is not there is fine.
@@ -398,7 +406,7 @@ impl Update<'_> {
             }
             Kind::EndpointSlice => {
                 if let Some(slice) = inner.drop_slice(name) {
-                    inner.tally.slice(slice.family);
+                    inner.count_slice(slice.family);
                     // As in kube-proxy: when a slice goes, nothing says when that was asked for.
                     inner.triggers.remove(&slice.service);
                 }

@@ -23,6 +23,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 const LOCK_WAIT: &str = "5";
 /// Exit code of iptables when the kernel lacks its tables (`VERSION_PROBLEM` of `<xtables.h>`).
 const NO_TABLES: i32 = 3;
+/// What iptables-nft says where the kernel has no nf_tables; its exit code is that of many failures.
+const NO_NF_TABLES: [&str; 3] =
+    ["generation id: Invalid argument", "Failed to initialize nft", "Protocol not supported"];
 
 /// Runs the programs and counts how many it started. Clones count together.
 #[derive(Clone, Debug, Default)]
@@ -152,10 +155,14 @@ fn op_error(error: &ChildError, writes: bool) -> OpError {
         {
             (Cause::NotPermitted, "; it needs the capabilities NET_ADMIN and NET_RAW")
         }
-        ChildError::Failed { code: Some(NO_TABLES), .. } => (
-            Cause::NotSupported,
-            "; load the kernel's iptables modules, or use the other flavour of iptables",
-        ),
+        ChildError::Failed { code, stderr, .. }
+            if *code == Some(NO_TABLES) || NO_NF_TABLES.iter().any(|text| stderr.contains(text)) =>
+        {
+            (
+                Cause::NotSupported,
+                "; load the kernel's iptables modules, or use the other flavour of iptables",
+            )
+        }
         ChildError::Failed { .. } | ChildError::Unusable(..) => (Cause::ProgramFailed, ""),
     };
     let message = format!("{error}{remedy}");
@@ -202,5 +209,27 @@ mod tests {
         assert_eq!(iptables.save_to_compare("kube-ipvs-nothing-save"), Ok(String::new()));
         let error = iptables.save_to_compare("false").unwrap_err();
         assert!(error.message.starts_with("false failed"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_kernel_without_nf_tables_lacks_a_flavour_and_one_that_is_busy_does_not() {
+        let cause = |code, stderr: &str| {
+            let (program, stderr) = ("iptables-nft-save".to_owned(), stderr.to_owned());
+            let status = format!("exit code {code}");
+            op_error(&ChildError::Failed { program, status, code: Some(code), stderr }, false).cause
+        };
+        for lacking in [
+            cause(NO_TABLES, "can't initialize iptables table `filter'"),
+            cause(4, "Could not fetch rule set generation id: Invalid argument"),
+            cause(1, "iptables-nft-save/1.8.9 Failed to initialize nft: Protocol not supported"),
+        ] {
+            assert_eq!(lacking, Cause::NotSupported);
+        }
+        let busy = cause(4, "Could not fetch rule set generation id: Resource temporarily unavailable");
+        assert_eq!(busy, Cause::ProgramFailed);
+        assert_eq!(
+            cause(4, "Could not fetch rule set generation id: Permission denied (you must be root)"),
+            Cause::NotPermitted
+        );
     }
 }

@@ -273,7 +273,7 @@ impl Kernel for LinuxKernel {
 }
 
 /// Asks about each thing. When the kernel falls silent, which is the second part of an error, the rest is not
-/// asked: the loop waits for one answer at most.
+/// asked: the loop waits for one answer of each at most.
 fn ask_each<T, A>(
     things: &[T],
     mut ask: impl FnMut(&T) -> Result<A, (ObserveError, bool)>,

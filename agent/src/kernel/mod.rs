@@ -43,6 +43,8 @@ use crate::core::save::ObservedRules;
 use crate::core::sets::SetId;
 use crate::core::subject::{Part, Subject};
 
+/// Sets that cannot be read are passed over in the first reading for so long.
+const SETS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the first reading waits for the programs that print rules, after everything else is read.
 const RULES_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -131,12 +133,13 @@ pub trait Kernel {
     fn observe(&mut self, families: &[Family], other: &mut Vec<Finished>) -> Result<Observed, ObserveError> {
         let (mut audit, mut observed) = (Audit::fill(), Observed::default());
         self.read_rules(families, true);
-        let mut step = Step::Fill;
+        let (mut step, began) = (Step::Fill, Instant::now());
         loop {
             match self.read(std::mem::replace(&mut step, Step::Next)) {
                 Ok(Some(piece)) => audit.take(piece, &mut observed),
                 Ok(None) => break,
-                Err(ObserveError { part: Part::Set(set), error }) => {
+                // A subsystem that does not answer at all is no matter of one set.
+                Err(ObserveError { part: Part::Set(set), error }) if began.elapsed() < SETS_PATIENCE => {
                     observed.sets.insert(set, ObservedSet::fresh(set));
                     other.push(Finished::Unread(set, error));
                 }

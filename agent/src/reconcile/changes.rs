@@ -119,11 +119,13 @@ impl<K: Kernel> Reconciler<K> {
             protected.peers = peers;
         }
         let around = (observed, &self.protected);
-        let bound = match (awaits_nodes, &self.node.kept) {
-            (true, None) => Some(Arc::new(observed.addresses.iter().map(IpNet::addr).collect())),
-            (true, Some(kept)) => Some(kept.clone()),
-            (false, _) => None,
-        };
+        if awaits_nodes && self.store.vips().any {
+            let bound = || Arc::new(observed.addresses.iter().map(IpNet::addr).collect());
+            self.kept.get_or_insert_with(bound);
+        } else {
+            self.kept = None;
+        }
+        let bound = awaits_nodes.then(|| self.kept.clone().unwrap_or_default());
         let facts = NodeFacts::build(&self.node.name, node.as_ref(), around, &self.settings, bound);
         if facts == self.node {
             return false;

@@ -112,6 +112,13 @@ fn a_restart_keeps_bound_what_it_finds_until_the_peers_are_known() {
     peers(&agent, &["192.168.50.3"], &[]);
     agent.converge(Due::Changes, 2);
     assert_eq!(bound(&mut agent), [&CLUSTER_IPS[..], &["203.0.113.9"]].concat());
+    // What was bound when there was no VIP says nothing about one that comes later.
+    let mut agent = Agent::start(agent.kill(), &Cluster::default());
+    agent.store.update(|update| update.await_nodes());
+    agent.converge(Due::Changes, 2);
+    cluster.put(&agent.store);
+    agent.converge(Due::Changes, 2);
+    assert_eq!(bound(&mut agent), CLUSTER_IPS);
 }
 
 /// A node as another program left it: these are bound, with a virtual server at port 6443 each, and the set has them.

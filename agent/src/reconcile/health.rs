@@ -31,7 +31,7 @@ impl<K: Kernel> Reconciler<K> {
         let awaits_nodes = self.awaits_nodes();
         self.outlets.health.with(|health| {
             if !awaits_nodes {
-                health.tried(&families, &synced);
+                health.tried(&families, &synced, now);
             }
             synced.iter().for_each(|family| health.synced(*family, now));
         });

@@ -182,6 +182,8 @@ pub struct Reconciler<K> {
     touched: Touched,
     /// Some health-check node port answers that its Service is not served here.
     served_in_part: bool,
+    /// What was bound when VIPs began to wait for the addresses of other Nodes.
+    kept: Option<Arc<BTreeSet<IpAddr>>>,
     /// Addresses whose release at the start failed and was told.
     released: BTreeSet<IpAddr>,
     /// Ops that a program works on and that repair what another program changed.
@@ -249,6 +251,7 @@ impl<K: Kernel> Reconciler<K> {
             found: None,
             touched: Touched::default(),
             served_in_part: false,
+            kept: None,
             released: BTreeSet::new(),
             repairing: BTreeSet::new(),
         }

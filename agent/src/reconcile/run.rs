@@ -17,7 +17,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub(super) type Clock<'a> = &'a dyn Fn() -> Duration;
 
 impl<K: Kernel> Reconciler<K> {
-    /// Runs until asked to stop. Nothing is written before the store is in sync.
+    /// Runs until asked to stop. Before the store is in sync only the first Services are
+    /// programmed, on a node that holds nothing, and what keeps the agent from the API server is released.
     pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
         let start = Instant::now();
         loop {

@@ -130,13 +130,14 @@ impl Health {
     }
 
     /// Everything was tried once. `families`: those that this node can have; `guarded`: those of them whose
-    /// guard stands.
-    pub fn tried(&mut self, families: &[Family], guarded: &[Family]) {
+    /// guard stands. One that is new and not guarded waits from now on.
+    pub fn tried(&mut self, families: &[Family], guarded: &[Family], now: SystemTime) {
         self.tried = true;
         self.families.retain(|(family, _)| families.contains(family));
         for family in families {
             if !self.families.iter().any(|(known, _)| known == family) {
-                self.families.push((*family, FamilyHealth::default()));
+                let pending = (!guarded.contains(family)).then_some(now);
+                self.families.push((*family, FamilyHealth { updated: None, pending }));
             }
         }
         self.guarded = guarded.to_vec();
@@ -277,7 +278,7 @@ mod tests {
 
     fn synced() -> Health {
         let mut health = Health::new(&Family::ALL, LIMIT);
-        health.tried(&Family::ALL, &Family::ALL);
+        health.tried(&Family::ALL, &Family::ALL, SystemTime::now());
         Family::ALL.iter().for_each(|family| health.synced(*family, at(10)));
         health.set_eligible(true);
         health
@@ -346,17 +347,23 @@ mod tests {
     fn ready_means_that_everything_was_tried_and_every_guard_stands() {
         let mut health = Health::new(&Family::ALL, LIMIT);
         assert!(!health.is_ready() && health.readiness().contains("[-]first-sync failed"));
-        health.tried(&Family::ALL, &[Family::V4]);
+        health.tried(&Family::ALL, &[Family::V4], SystemTime::now());
         assert!(!health.is_ready());
         let text = health.readiness();
         assert!(
             text.contains("[+]guard-IPv4 ok") && text.contains("[-]guard-IPv6 failed: its device"),
             "{text}"
         );
+        // From then on it waits, whether a change of it comes or not.
+        let later = SystemTime::now() + LIMIT * 2;
+        let mut joins = Health::new(&[Family::V4], LIMIT);
+        joins.tried(&Family::ALL, &[Family::V4], SystemTime::now());
+        assert!(joins.is_family_healthy(Family::V4, later, LoopLag::default()));
+        assert!(!joins.is_family_healthy(Family::V6, later, LoopLag::default()));
         // A node without ip6tables cannot have the family.
-        health.tried(&[Family::V4], &[Family::V4]);
+        health.tried(&[Family::V4], &[Family::V4], SystemTime::now());
         assert!(health.is_ready());
-        health.tried(&Family::ALL, &Family::ALL);
+        health.tried(&Family::ALL, &Family::ALL, SystemTime::now());
         health.set_unprogrammed(vec!["real server X: refused".to_owned()], 3);
         assert!(health.is_ready(), "a refused object is no failed guard");
         let text = health.readiness();

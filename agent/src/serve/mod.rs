@@ -248,7 +248,7 @@ mod tests {
         let handler = health_handler(health.clone(), metrics.clone());
         let code = |path| handler(&ask(Method::GET, path, "", HERE)).code;
         assert_eq!((code("/readyz"), code("/livez"), code("/healthz"), code("/")), (503, 200, 503, 404));
-        health.with(|h| h.tried(&[Family::V4], &[Family::V4]));
+        health.with(|h| h.tried(&[Family::V4], &[Family::V4], std::time::SystemTime::now()));
         health.with(|h| h.set_eligible(true));
         assert_eq!((code("/readyz"), code("/livez"), code("/healthz")), (200, 200, 200));
         let body = |path| handler(&ask(Method::GET, path, "", HERE)).body;

@@ -153,7 +153,12 @@ impl NodeList {
     /// Whether a row has no IPv4 address: a dual-stack Node whose first address is of IPv6 has one all the same.
     fn lacks_v4(&self) -> bool {
         let columns = self.columns();
-        self.rows.iter().any(|row| !row.addresses(&columns).any(|address| address.is_ipv4()))
+        // One that shows no address at all has registered a moment ago.
+        let lacks = |row: &Row| {
+            let mut addresses = row.addresses(&columns).peekable();
+            addresses.peek().is_some() && !addresses.any(|address| address.is_ipv4())
+        };
+        self.rows.iter().any(lacks)
     }
 }
 
@@ -191,7 +196,10 @@ mod tests {
     fn a_table_that_shows_only_ipv6_of_a_node_lacks_its_ipv4() {
         assert!(!parse(TABLE).lacks_v4());
         assert!(parse(&TABLE.replace("203.0.113.2", "<none>")).lacks_v4());
-        assert!(parse(r#"{"columnDefinitions":[{"name":"Internal-IP"}],"rows":[{"cells":[7]}]}"#).lacks_v4());
+        assert!(!parse(&TABLE.replace("203.0.113.2", "<none>").replace("fd00::2", "<none>")).lacks_v4());
+        assert!(
+            !parse(r#"{"columnDefinitions":[{"name":"Internal-IP"}],"rows":[{"cells":[7]}]}"#).lacks_v4()
+        );
         assert!(!parse("{}").lacks_v4());
     }
 }

@@ -78,6 +78,9 @@ impl NodeWatch {
                 continue;
             }
             let (vips, now) = (self.store.vips(), Instant::now());
+            if vips.any && self.last.is_none() && self.store.awaits_nodes() {
+                self.waiting_since.get_or_insert(now);
+            }
             if !vips.any {
                 if self.forget(now) {
                     next = now;
@@ -89,24 +92,17 @@ impl NodeWatch {
             let wait = self.patience(now).filter(|left| !left.is_zero()).unwrap_or(TICK).min(TICK);
             // A sender that is gone says nothing; the clock goes on.
             let _ = tokio::time::timeout(wait, came.changed()).await;
-            if self.patience(Instant::now()).is_some_and(|left| left.is_zero()) {
-                self.waiting_since = None;
-                self.tell();
-            }
+            self.lose_patience();
         }
     }
 
     /// Lists once. When to list again.
     async fn look(&mut self, vips: Vips) -> Instant {
-        let began = Instant::now();
-        if self.last.is_none() {
-            self.waiting_since.get_or_insert(began);
-        }
+        let patience = self.patience(Instant::now());
         let result = {
             let listing = self.list(vips);
             tokio::pin!(listing);
-            let patience = self.patience(began).filter(|left| !left.is_zero()).unwrap_or(Duration::MAX);
-            match tokio::time::timeout(patience, &mut listing).await {
+            match tokio::time::timeout(patience.unwrap_or(Duration::MAX), &mut listing).await {
                 Ok(result) => result,
                 Err(_) => {
                     self.tell();
@@ -114,9 +110,6 @@ impl NodeWatch {
                 }
             }
         };
-        if self.patience(Instant::now()).is_some_and(|left| left.is_zero()) {
-            self.waiting_since = None;
-        }
         let pause = match result {
             Ok((listed, needs_objects)) => {
                 self.needs_objects = needs_objects;
@@ -125,6 +118,7 @@ impl NodeWatch {
             }
             Err(trouble) => {
                 self.report(&trouble);
+                self.lose_patience();
                 let now = Instant::now();
                 self.pauses.next(now, self.api.asked.left(now))
             }
@@ -166,12 +160,20 @@ impl NodeWatch {
     /// No VIP is there. When one comes, an old list says nothing about it: whether the list was one.
     fn forget(&mut self, now: Instant) -> bool {
         self.waiting_since = None;
-        let is_old = self.last.is_some_and(|last| now.duration_since(last.at) >= PERIOD);
+        let is_old = self.last.is_some_and(|last| now.duration_since(last.at) >= PERIOD.max(last.spread));
         if is_old {
             self.last = None;
             self.store.update(|update| update.await_nodes());
         }
         is_old
+    }
+
+    /// VIPs that have waited long enough are bound without a list.
+    fn lose_patience(&mut self) {
+        if self.patience(Instant::now()).is_some_and(|left| left.is_zero()) {
+            self.waiting_since = None;
+            self.tell();
+        }
     }
 
     /// How much longer VIPs wait for the first list; `None`: they do not.
@@ -189,7 +191,8 @@ impl NodeWatch {
     /// Whether a VIP came after the last list, and this node's turn to look has come.
     fn is_early(&self, vips: Vips, now: Instant) -> bool {
         self.last.is_some_and(|last| {
-            let turn = last.spread.mul_f64(self.random());
+            // Half of the cluster's share of time at least, and a second where the cluster is small.
+            let turn = last.spread.mul_f64(0.5 + self.random()).max(TICK);
             !self.failing && last.vips != vips && now.duration_since(last.at) >= turn
         })
     }

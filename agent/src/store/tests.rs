@@ -255,4 +255,13 @@ fn what_the_loop_does_not_take_grows_old() {
     assert!(store.waiting_for_loop().unwrap() > first, "the oldest change counts");
     store.take_dirty();
     assert_eq!(store.waiting_for_loop(), None);
+    // One that no Service has is no change that the loop could take.
+    let Object::EndpointSlice(came) = slice("x", "") else { panic!() };
+    let changed = EndpointSlice { family: Family::V6, ..came.clone() };
+    for slice in [came, changed] {
+        store.update(|update| update.put(Object::EndpointSlice(slice)));
+        assert_eq!((store.waiting_for_loop(), store.is_dirty()), (None, false));
+    }
+    store.update(|update| update.remove(Kind::EndpointSlice, &ObjectName::new("d", "x")));
+    assert_eq!((store.waiting_for_loop(), store.is_dirty()), (None, false));
 }
