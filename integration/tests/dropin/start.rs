@@ -120,10 +120,14 @@ fn init_only_prepares_the_node_and_creates_nothing() {
 fn a_changed_configuration_restarts_it_and_a_broken_one_does_not() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({}), one_service());
+    // Agents of a fleet restart within a minute: here nobody waits for that.
+    let soon = json!({"kubeIPVS": {"configReload": {"spread": "1s"}}});
     let write = |version: &str, more: &Value| {
         let folder = files.path(version);
         std::fs::create_dir(&folder).unwrap();
-        std::fs::write(folder.join("config.yaml"), config("node-a", more).to_string()).unwrap();
+        let mut content = config("node-a", &soon);
+        content.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        std::fs::write(folder.join("config.yaml"), content.to_string()).unwrap();
         symlink(version, files.path("..new")).unwrap();
         std::fs::rename(files.path("..new"), files.path("..data")).unwrap();
     };

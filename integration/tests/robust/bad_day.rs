@@ -113,10 +113,29 @@ impl Day {
             self.ns.enter(read).unwrap().unwrap().contains(&shown)
         };
         while !has() {
-            assert!(start.elapsed() < LIMIT, "{shown} does not come; log:\n{}", agent.log());
+            assert!(start.elapsed() < LIMIT, "{shown} does not come; {}", self.describe(agent));
             std::thread::sleep(Duration::from_millis(2));
         }
         start.elapsed()
+    }
+
+    /// What the node and the agent's threads do.
+    fn describe(&self, agent: &Agent) -> String {
+        let at = ([127, 0, 0, 1], 10256).into();
+        let ready = self.ns.enter(|| oracle::http(at, "GET", "readyz?verbose", "")).unwrap();
+        let mut threads = String::new();
+        for task in std::fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap().flatten() {
+            let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let (name, wchan, syscall) = (read("comm"), read("wchan"), read("syscall"));
+            threads += &format!("{} {} {}\n", name.trim(), wchan.trim(), syscall.trim());
+        }
+        let objects = std::fs::read_to_string(self.files.path("objects.json")).unwrap_or_default();
+        format!(
+            "readyz {ready:?}\n{}threads:\n{threads}objects: {} bytes\nlog:\n{}",
+            run(&self.ns, &["ipvsadm", "-Sn"]),
+            objects.len(),
+            agent.log()
+        )
     }
 
     /// Measures a good day, then a day on which `begin` made `complaint` fail from the start, and the end of
