@@ -5,11 +5,12 @@
 //! A source writes inside [`Store::update`]; what happens in one call is seen at once or not at all.
 
 mod index;
+mod peers;
 mod vips;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -221,35 +222,6 @@ impl Store {
         self.lock().node.clone()
     }
 
-    /// Whose addresses the cluster knows, as far as it is known now.
-    pub fn peers(&self) -> Peers {
-        let inner = self.lock();
-        let mut peers = inner.peers.clone();
-        let mut api_servers: BTreeSet<SocketAddr> = inner.index.api_server_endpoints().collect();
-        if !api_servers.is_empty() {
-            api_servers.extend(peers.api_servers.iter());
-            peers.api_servers = api_servers.into_iter().collect();
-        }
-        peers
-    }
-
-    /// Whether the addresses of Nodes are not known yet.
-    pub fn awaits_nodes(&self) -> bool {
-        self.lock().awaits_nodes
-    }
-
-    /// Tells when an external or load-balancer IP comes.
-    pub fn watch_vips(&self) -> watch::Receiver<u64> {
-        self.vips_came.subscribe()
-    }
-
-    /// Whether any Service has an external or load-balancer IP, and whether any of those is of IPv6.
-    pub fn vips(&self) -> Vips {
-        let inner = self.lock();
-        let vips = inner.index.vips();
-        Vips { any: !vips.is_empty(), any_v6: vips.has_v6(), came: vips.came() }
-    }
-
     /// How many times an object could not be decoded.
     pub fn malformed(&self) -> u64 {
         self.lock().tally.malformed.iter().sum()
@@ -412,34 +384,6 @@ impl Update<'_> {
                 }
             }
             Kind::Node => self.set_node(None),
-        }
-    }
-
-    /// The addresses of Nodes follow: until then nothing new is bound that they might have.
-    pub fn await_nodes(&mut self) {
-        if !std::mem::replace(&mut self.inner.awaits_nodes, true) {
-            self.inner.node_changed = true;
-        }
-    }
-
-    /// Every address of every Node, sorted, as far as it is known.
-    pub fn set_nodes(&mut self, nodes: Arc<[IpAddr]>) {
-        let inner = &mut *self.inner;
-        if std::mem::take(&mut inner.awaits_nodes) || inner.peers.nodes != nodes {
-            inner.peers.nodes = nodes;
-            inner.node_changed = true;
-            inner.tally.changed();
-        }
-    }
-
-    /// Addresses and ports of the API server that the agent talks to, sorted.
-    pub fn set_api_servers(&mut self, api_servers: Arc<[SocketAddr]>) {
-        let inner = &mut *self.inner;
-        if inner.peers.api_servers != api_servers {
-            inner.peers.api_servers = api_servers;
-            inner.node_changed = true;
-            inner.early = true;
-            inner.tally.changed();
         }
     }
 
