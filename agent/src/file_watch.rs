@@ -75,6 +75,14 @@ impl Opened {
     fn is_overdue(&self) -> bool {
         self.since.elapsed() >= PATIENCE
     }
+
+    /// The text of the file; `None`: another program has it open for writing, and not for too long.
+    fn read(&self, path: &Path) -> io::Result<Option<String>> {
+        match lease::read(path)? {
+            None if self.is_overdue() => fs::read_to_string(path).map(Some),
+            text => Ok(text),
+        }
+    }
 }
 
 /// The text of a file once no other program has it open for writing. `tell` gets a line if that takes long.
@@ -84,11 +92,8 @@ impl Opened {
 pub fn read_complete(path: &Path, tell: impl Fn(&str)) -> io::Result<String> {
     let mut opened = Opened::now();
     loop {
-        if let Some(text) = lease::read(path)? {
+        if let Some(text) = opened.read(path)? {
             return Ok(text);
-        }
-        if opened.is_overdue() {
-            return fs::read_to_string(path);
         }
         if let Some(line) = opened.notice(path) {
             tell(&line);
@@ -157,12 +162,14 @@ impl FileWatch {
         if self.was_written_to(path) {
             return Ok(None);
         }
-        if let Some(text) = lease::read(path)? {
+        let opened = self.open.get(path).copied().unwrap_or_else(Opened::now);
+        let text = opened.read(path)?;
+        if text.is_none() {
+            self.open.insert(path.to_owned(), opened);
+        } else if !opened.is_overdue() {
             self.open.remove(path);
-            return Ok(Some(text));
         }
-        let opened = self.open.entry(path.to_owned()).or_insert_with(Opened::now);
-        if opened.is_overdue() { fs::read_to_string(path).map(Some) } else { Ok(None) }
+        Ok(text)
     }
 
     /// Whether somebody wrote to this file a moment ago and did not close it.

@@ -26,16 +26,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// When the kernel tells nothing about addresses, or no thread can be started.
 pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
     let watch = Watch::open(DEVICE, kernel.address_port()).context("cannot watch addresses")?;
-    let to = inbox.clone();
-    std::thread::Builder::new().name("addresses".to_owned()).spawn(move || watch_addresses(watch, &to))?;
+    spawn("addresses", inbox, |inbox| watch_addresses(watch, inbox))?;
     let routes = RouteWatch::open().context("cannot watch routes")?;
-    let to = inbox.clone();
-    std::thread::Builder::new().name("routes".to_owned()).spawn(move || watch_routes(routes, &to))?;
+    spawn("routes", inbox, |inbox| watch_routes(routes, inbox))?;
     match RulesWatch::open(kernel.rule_writers()) {
-        Ok(watch) => {
-            let to = inbox.clone();
-            std::thread::Builder::new().name("rules".to_owned()).spawn(move || watch_rules(watch, &to))?;
-        }
+        Ok(watch) => spawn("rules", inbox, |inbox| watch_rules(watch, inbox))?,
         Err(error) => {
             tracing::info!(
                 "the kernel does not report changes of rules ({error}): the next audit finds them"
@@ -43,6 +38,11 @@ pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn spawn(name: &str, inbox: &Arc<Inbox>, run: impl FnOnce(&Inbox) + Send + 'static) -> std::io::Result<()> {
+    let to = inbox.clone();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&to)).map(drop)
 }
 
 /// Logs failures of a watch, paced.

@@ -3,6 +3,7 @@
 //! decimal, and an IPv4 address in IPv6 clothes is an IPv4 address.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -26,7 +27,7 @@ fn parse_dotted(text: &str) -> Option<Ipv4Addr> {
 }
 
 /// Digits only, without a sign.
-fn parse_number(text: &str) -> Option<u8> {
+fn parse_number<N: FromStr>(text: &str) -> Option<N> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
@@ -37,14 +38,13 @@ pub fn parse_socket(text: &str) -> Option<SocketAddr> {
         Some(host) => host.strip_suffix(']')?,
         None => Some(host).filter(|host| !host.contains(':'))?,
     };
-    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    Some(SocketAddr::new(parse_ip(host)?, port.parse().ok().filter(|_| is_number)?))
+    Some(SocketAddr::new(parse_ip(host)?, parse_number(port)?))
 }
 
 /// Reads a network; host bits are cut off.
 pub fn parse_net(text: &str) -> Option<IpNet> {
     let (addr, prefix) = text.split_once('/')?;
-    let prefix = parse_number(prefix)?;
+    let prefix: u8 = parse_number(prefix)?;
     let ip = parse_ip(addr)?;
     match ip {
         // `::ffff:10.0.0.0/104` is `10.0.0.0/8`.

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 use super::map::{Map, Set};
 use super::model::{Family, Protocol, VsKey};
-use super::observed::ObservedSet;
+use super::observed::{Observed, ObservedSet};
 use super::sets::{Entry, SetId, SetKind};
 use super::settings::Settings;
 
@@ -43,6 +43,19 @@ pub fn is_provably_ours(vs: &VsKey, bound: &Set<IpAddr>, sets: &Map<SetId, Obser
         Protocol::Sctp => has(SetKind::NodePortSctp, vs.family(), address),
     };
     bound.contains(&vs.addr) || node_port || frontend.iter().any(|kind| has(*kind, vs.family(), address))
+}
+
+/// Whether the address may be a ClusterIP, at which pods and the agent may reach the API server. Sets tell; without
+/// them only an address without virtual servers is certainly none.
+pub fn may_be_cluster_ip(observed: &Observed, addr: IpAddr) -> bool {
+    let has = |kind: SetKind| {
+        let set = observed.sets.get(&SetId { kind, family: Family::of(addr) });
+        let is_at = |entry: Entry| matches!(entry, Entry::IpPort(ip, ..) if ip == addr);
+        set.is_some_and(|set| set.members.iter().any(is_at))
+    };
+    let external = [SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
+    let is_served = || observed.virtual_servers.keys().any(|key| key.addr == addr);
+    has(SetKind::ClusterIp) || (!external.into_iter().any(has) && is_served())
 }
 
 #[cfg(test)]

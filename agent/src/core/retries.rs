@@ -329,8 +329,9 @@ impl Retries {
     }
 
     /// What waits for any of these, directly or by way of something else that waits.
-    pub fn waiting_for(&self, causes: &BTreeSet<Subject>) -> BTreeSet<Subject> {
-        let (mut waiting, mut open) = (BTreeSet::new(), causes.iter().copied().collect::<Vec<_>>());
+    pub fn waiting_for(&self, causes: &[&Subject]) -> BTreeSet<Subject> {
+        let (mut waiting, mut open) =
+            (BTreeSet::new(), causes.iter().map(|cause| **cause).collect::<Vec<_>>());
         while let Some(cause) = open.pop() {
             let blocked = self.blocked.get(&cause).into_iter().flatten();
             open.extend(blocked.copied().filter(|subject| waiting.insert(*subject)));
@@ -340,10 +341,7 @@ impl Retries {
 
     /// Whether the guard of the family, without which no address is opened, is as it must be.
     pub fn guard_stands(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
-        let guards = |subject: &Subject| match subject {
-            Subject::Set(set) => set.family == family && needs(*set),
-            subject => subject.guards(family),
-        };
+        let guards = |subject: &Subject| subject.guards(family, needs);
         let fails = |(subject, failing): (&Subject, &Failing)| guards(subject) && !failing.error.degraded;
         let is_late = |subject: &Subject| guards(subject);
         !self.failing.iter().any(fails)

@@ -162,11 +162,12 @@ impl Subject {
         }
     }
 
-    /// Whether every address of the family depends on it: what stands before the first packet.
-    pub fn guards(&self, family: Family) -> bool {
+    /// Whether every address of the family depends on it: what stands before the first packet. `needs`: whether some
+    /// rule is over a set.
+    pub fn guards(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
         match self {
             Subject::Device | Subject::Reading(Part::Ipvs | Part::Addresses) => true,
-            Subject::Set(set) => set.family == family,
+            Subject::Set(set) => set.family == family && needs(*set),
             Subject::Rules(of) | Subject::Reading(Part::Rules(of)) => *of == family,
             _ => false,
         }

@@ -112,20 +112,19 @@ impl<K: Kernel> Reconciler<K> {
         self.outlets.health.with(|health| health.set_eligible(eligible));
         let Some(observed) = &self.observed else { return false };
         let peers = self.store.peers();
-        let awaits_nodes = self.store.awaits_nodes();
         if !self.protected.knows(observed, &peers) {
             let protected = Arc::make_mut(&mut self.protected);
             protected.learn(observed);
             protected.peers = peers;
         }
         let around = (observed, &self.protected);
-        if awaits_nodes && self.store.vips().any {
+        if self.awaits_nodes() {
             let bound = || Arc::new(observed.addresses.iter().map(IpNet::addr).collect());
             self.kept.get_or_insert_with(bound);
         } else {
             self.kept = None;
         }
-        let bound = awaits_nodes.then(|| self.kept.clone().unwrap_or_default());
+        let bound = self.store.awaits_nodes().then(|| self.kept.clone().unwrap_or_default());
         let facts = NodeFacts::build(&self.node.name, node.as_ref(), around, &self.settings, bound);
         if facts == self.node {
             return false;

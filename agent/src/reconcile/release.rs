@@ -2,17 +2,14 @@
 //! What is bound to `kube-ipvs0` at the start and keeps the agent from the API server. No list comes then, so it cannot
 //! wait for one.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Reconciler, pass};
 use crate::core::desired::Changes;
-use crate::core::model::{Family, Protocol, VsKey};
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
-use crate::core::ownership::may_remove;
+use crate::core::ownership::{may_be_cluster_ip, may_remove};
 use crate::core::protected::{Protected, Protection};
-use crate::core::sets::{Entry, SetId, SetKind};
 use crate::kernel::{Kernel, Outcome};
 
 impl<K: Kernel> Reconciler<K> {
@@ -43,12 +40,12 @@ impl<K: Kernel> Reconciler<K> {
             let addr = net.addr();
             keeps_away(addr) && !may_be_cluster_ip(observed, addr)
         });
-        let api_servers = protected.peers.api_servers.iter();
-        let servers = api_servers
-            .map(|at| VsKey { protocol: Protocol::Tcp, addr: at.ip(), port: at.port() })
-            .filter(|key| observed.virtual_servers.contains_key(key) && may_remove(key, &self.settings))
-            .filter(|key| !may_be_cluster_ip(observed, key.addr));
-        servers.map(Op::RemoveVirtualServer).chain(wrong.map(|net| Op::Unbind(*net))).collect()
+        let servers = observed.virtual_servers.keys().filter(|key| {
+            protected.is_way_to_api_server(key)
+                && may_remove(key, &self.settings)
+                && !may_be_cluster_ip(observed, key.addr)
+        });
+        servers.map(|key| Op::RemoveVirtualServer(*key)).chain(wrong.map(|net| Op::Unbind(*net))).collect()
     }
 
     /// Names each object once.
@@ -71,17 +68,4 @@ impl<K: Kernel> Reconciler<K> {
             _ => {}
         }
     }
-}
-
-/// Whether the address may be a ClusterIP, at which pods and the agent may reach the API server. Sets tell; without
-/// them only an address without virtual servers is certainly none.
-fn may_be_cluster_ip(observed: &Observed, addr: IpAddr) -> bool {
-    let has = |kind: SetKind| {
-        let set = observed.sets.get(&SetId { kind, family: Family::of(addr) });
-        let is_at = |entry: Entry| matches!(entry, Entry::IpPort(ip, ..) if ip == addr);
-        set.is_some_and(|set| set.members.iter().any(is_at))
-    };
-    let external = [SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
-    let is_served = || observed.virtual_servers.keys().any(|key| key.addr == addr);
-    has(SetKind::ClusterIp) || (!external.into_iter().any(has) && is_served())
 }

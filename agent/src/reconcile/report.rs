@@ -194,11 +194,7 @@ impl Reporter {
         services: &BTreeMap<Subject, ObjectName>,
         now: Duration,
     ) {
-        let mut began: BTreeMap<(SubjectKind, Cause, &str), Vec<&Subject>> = BTreeMap::new();
-        for (subject, failing) in retries.failing().filter(|(subject, _)| news.began.contains(subject)) {
-            let error = &failing.error;
-            began.entry((subject.kind(), error.cause, &error.message)).or_default().push(subject);
-        }
+        let began = alike(retries.failing().filter(|(subject, _)| news.began.contains(subject)));
         let kinds = began.len();
         for ((kind, cause, message), subjects) in began.into_iter().take(KINDS) {
             let service = subjects.first().and_then(|one| services.get(one));
@@ -273,6 +269,19 @@ impl Reporter {
         self.connections.due(now);
         self.minute.tick(now);
     }
+}
+
+/// What fails alike, by kind, cause and message.
+pub(super) type Alike<'a> = BTreeMap<(SubjectKind, Cause, &'a str), Vec<&'a Subject>>;
+
+/// Puts together what fails alike.
+pub(super) fn alike<'a>(failing: impl Iterator<Item = (&'a Subject, &'a Failing)>) -> Alike<'a> {
+    let mut alike = Alike::new();
+    for (subject, failing) in failing {
+        let error = &failing.error;
+        alike.entry((subject.kind(), error.cause, &error.message)).or_default().push(subject);
+    }
+    alike
 }
 
 /// `cannot program 34 ipsets (A, B, C and 31 more)`; of one alone also its Service.

@@ -2,14 +2,13 @@
 //! An Event on the Node about what its Services share, such as the device, an ipset or the rules of a family:
 //! no Service has that for its own, so none would get an Event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::Reconciler;
-use super::report::describe;
+use super::report::{Alike, alike, describe};
 use crate::core::model::ObjectName;
-use crate::core::outcome::Cause;
 use crate::core::retries::Retries;
-use crate::core::subject::{Subject, SubjectKind};
+use crate::core::subject::Subject;
 use crate::events::{About, Notice, Reason};
 use crate::kernel::Kernel;
 use crate::words;
@@ -21,9 +20,6 @@ const EVENTS: usize = 4;
 /// Services named in one Event.
 const NAMED: usize = 3;
 
-/// What fails alike.
-type Failure = (SubjectKind, Cause, String);
-
 /// What was told of what fails now.
 #[derive(Debug, Default)]
 pub(super) struct SharedFailures {
@@ -32,18 +28,13 @@ pub(super) struct SharedFailures {
 
 impl SharedFailures {
     /// What is to be told now. Each subject is told once, until it fails no longer.
-    fn take_news(&mut self, retries: &Retries) -> Vec<(Failure, BTreeSet<Subject>)> {
+    fn take_news<'r>(&mut self, retries: &'r Retries) -> Alike<'r> {
         self.told.retain(|subject| retries.fails(subject));
-        let mut news: BTreeMap<Failure, BTreeSet<Subject>> = BTreeMap::new();
-        for (subject, failing) in retries.failing() {
-            if subject.is_shared() && failing.tries >= FAILURES && !self.told.contains(subject) {
-                let error = &failing.error;
-                let failure = (subject.kind(), error.cause, error.message.clone());
-                news.entry(failure).or_default().insert(*subject);
-            }
-        }
-        let news: Vec<_> = news.into_iter().take(EVENTS).collect();
-        self.told.extend(news.iter().flat_map(|(_, subjects)| subjects));
+        let news = alike(retries.failing().filter(|(subject, failing)| {
+            subject.is_shared() && failing.tries >= FAILURES && !self.told.contains(subject)
+        }));
+        let news: Alike<'_> = news.into_iter().take(EVENTS).collect();
+        self.told.extend(news.values().flatten().copied());
         news
     }
 }
@@ -56,7 +47,6 @@ impl<K: Kernel> Reconciler<K> {
             .into_iter()
             .map(|((kind, _, message), subjects)| {
                 let waiting = self.waiting(&subjects);
-                let subjects: Vec<&Subject> = subjects.iter().collect();
                 let message = format!("{}: {message}{waiting}", describe(kind, &subjects, None));
                 Notice { about: About::Node, reason: Reason::NotProgrammed, message }
             })
@@ -65,7 +55,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Who waits for these subjects, in words.
-    fn waiting(&self, causes: &BTreeSet<Subject>) -> String {
+    fn waiting(&self, causes: &[&Subject]) -> String {
         if self.observed.is_none() {
             return "; no Service is programmed on this node until it works".to_owned();
         }
@@ -100,7 +90,7 @@ mod tests {
     use super::*;
     use crate::core::model::Family;
     use crate::core::op::OpKind;
-    use crate::core::outcome::OpError;
+    use crate::core::outcome::{Cause, OpError};
     use crate::core::sets::{SetId, SetKind};
     use crate::core::subject::Part;
     use crate::events::EventSink;

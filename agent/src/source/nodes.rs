@@ -89,7 +89,7 @@ impl NodeWatch {
                 next = self.look(vips).await;
                 continue;
             }
-            let wait = self.patience(now).filter(|left| !left.is_zero()).unwrap_or(TICK).min(TICK);
+            let wait = self.patience(now).unwrap_or(TICK).min(TICK);
             // A sender that is gone says nothing; the clock goes on.
             let _ = tokio::time::timeout(wait, came.changed()).await;
             self.lose_patience();
