@@ -20,7 +20,7 @@ fn take_over<'a>(
 ) -> Setup<'a> {
     let mut standing = Standing::open(askers);
     let mut started = None;
-    Stream::during(askers.to_vec(), |stream| {
+    Stream::during(cluster.node.ns(), askers.to_vec(), |stream| {
         let setup = cluster.start();
         setup.wait_bound(&VIP).unwrap();
         setup.wait_bound(&EXTERNAL).unwrap();

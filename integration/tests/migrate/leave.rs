@@ -98,7 +98,7 @@ fn back_to_the_iptables_mode_without_a_gap() {
     setup.wait_bound(&VIP).unwrap();
     setup.wait_bound(&EXTERNAL).unwrap();
     let mut standing = Standing::open(&cluster.askers());
-    Stream::during(cluster.askers(), |stream| {
+    Stream::during(cluster.node.ns(), cluster.askers(), |stream| {
         assert!(setup.agent.stop().unwrap().success());
         stream.more();
         standing.check("the agent stopped");
@@ -109,12 +109,12 @@ fn back_to_the_iptables_mode_without_a_gap() {
     drop(standing);
     // What the node itself asks comes from the VIP, because that is its own address: it ends with it.
     let others = cluster.askers().into_iter().filter(|(from, _)| from.name() != ns.name()).collect();
-    Stream::during(others, |stream| {
+    Stream::during(cluster.node.ns(), others, |stream| {
         let (code, text) = kube_ipvs(ns, &["cleanup"]);
         assert_eq!(code, 0, "{text}");
         stream.more();
     });
-    Stream::during(cluster.askers(), |_| {});
+    Stream::during(cluster.node.ns(), cluster.askers(), |_| {});
     assert_eq!(cluster.leaked(), ["[0:0]", "[0:0]"], "packets left the node unbalanced");
     let rules = saved(ns);
     for gone in ["KUBE-IPVS-FILTER", "KUBE-NODE-PORT ", "--match-set KUBE-", "kube-proxy firewall rules"] {

@@ -144,19 +144,44 @@ fn state(ns: &Netns) -> BTreeMap<String, Vec<String>> {
     state
 }
 
+/// What a node knows of connections whose first packet was not answered.
+fn half_open(node: &Netns) -> Vec<String> {
+    let listings: [&[&str]; 3] = [
+        &["conntrack", "-L", "-p", "tcp", "-f", "ipv4"],
+        &["conntrack", "-L", "-p", "tcp", "-f", "ipv6"],
+        &["ipvsadm", "-Lcn"],
+    ];
+    let outputs = listings.map(|command| node.try_exec(command, None).unwrap().stdout);
+    outputs
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter(|line| line.contains("SYN_"))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// New connections, one after the other, by every asker at the same time.
 struct Stream<'a> {
+    node: &'a Netns,
     askers: Vec<(&'a Netns, std::net::SocketAddr)>,
     made: Vec<AtomicUsize>,
     failed: std::sync::Mutex<Vec<String>>,
+    begun: Instant,
     stop: AtomicBool,
 }
 
 impl<'a> Stream<'a> {
     /// Asks all the time while `work` runs. No connection may fail.
-    fn during(askers: Vec<(&'a Netns, std::net::SocketAddr)>, work: impl FnOnce(&Self)) {
+    fn during(node: &'a Netns, askers: Vec<(&'a Netns, std::net::SocketAddr)>, work: impl FnOnce(&Self)) {
         let made = askers.iter().map(|_| AtomicUsize::new(0)).collect();
-        let stream = Self { askers, made, failed: Vec::new().into(), stop: AtomicBool::new(false) };
+        let stream = Self {
+            node,
+            askers,
+            made,
+            failed: Vec::new().into(),
+            begun: Instant::now(),
+            stop: AtomicBool::new(false),
+        };
         std::thread::scope(|scope| {
             for index in 0..stream.askers.len() {
                 let stream = &stream;
@@ -179,13 +204,20 @@ impl<'a> Stream<'a> {
     fn ask(&self, index: usize) {
         let (ns, address) = self.askers[index];
         while !self.stop.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            let mut local = None;
             let answer = Connection::open(ns, address, ANSWER).and_then(|mut connection| {
+                local = Some(connection.local()?);
                 connection.ask()?;
                 Ok(connection.abort()?)
             });
             if let Err(error) = answer {
-                let mut failed = self.failed.lock().unwrap();
-                failed.push(format!("from {} to {address}: {error}", ns.name()));
+                let (from, age, begun) = (ns.name(), self.begun.elapsed(), begun.elapsed());
+                let half_open = half_open(self.node);
+                self.failed.lock().unwrap().push(format!(
+                    "from {from} {local:?} to {address}: {error}; begun {begun:?} ago, {age:?} after the stream; \
+                     on the node: {half_open:?}"
+                ));
             }
             self.made[index].fetch_add(1, Ordering::Relaxed);
             // The others want the processor, too.

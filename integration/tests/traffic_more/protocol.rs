@@ -65,6 +65,34 @@ fn node_ports_carry_every_protocol() {
     drop(setup);
 }
 
+/// IPVS finds the connection of an answer by client and real server alone, and takes the newest.
+#[test]
+fn one_source_port_to_two_services_with_one_endpoint_confuses_ipvs() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let (near, asker) = (node.pod(5).unwrap(), node.pod(9).unwrap());
+    let _backend = backend(&near, "near");
+    let one = || [&NEAR[..1], &NEAR[1..]];
+    let (first, second) =
+        (ServiceBuilder::new("first", &VIP, &PORTS), ServiceBuilder::new("second", &VIP_2, &PORTS));
+    let objects = [with_slices("first", first, one()), with_slices("second", second, one())].concat();
+    let setup = Setup::start(&node, &json!({}), objects).unwrap();
+    setup.wait_bound(&[VIP, VIP_2].concat()).unwrap();
+    for family in [0, 1] {
+        let open = |port, vip: [&str; 2], limit| {
+            Connection::open_from(&asker.ns, port, at(vip[family], 80), limit).unwrap()
+        };
+        let mut older = open(40000, VIP, super::SILENCE);
+        assert_eq!(older.ask().unwrap().name, "near");
+        let mut newer = open(40000, VIP_2, ANSWER);
+        assert_eq!(newer.ask().unwrap().name, "near");
+        assert!(matches!(older.ask(), Err(NoAnswer::Timeout)), "its answer has the address of the newer one");
+        let mut other = open(40001, VIP, ANSWER);
+        assert_eq!(other.ask().unwrap().name, "near");
+        assert_eq!(newer.ask().unwrap().name, "near");
+    }
+}
+
 /// Each family has its own addresses and endpoints; a Service of one family is not there in the other.
 #[test]
 fn families_are_apart() {

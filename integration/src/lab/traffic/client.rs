@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::super::netns::Netns;
-use super::{Answer, NoAnswer, parse_answer, sctp_connect, udp_socket};
+use super::{Answer, NoAnswer, parse_answer, sctp_connect, tcp_connect, udp_socket};
 
 /// One question over a fresh TCP connection.
 ///
@@ -53,7 +53,15 @@ impl Connection {
     /// # Errors
     /// See [`NoAnswer`].
     pub fn open(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Self, NoAnswer> {
-        Self::over(inside(ns, || TcpStream::connect_timeout(&address, limit))?, limit)
+        Self::open_from(ns, 0, address, limit)
+    }
+
+    /// Opens a TCP connection from a source port that connections to other addresses may have, too.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn open_from(ns: &Netns, port: u16, address: SocketAddr, limit: Duration) -> Result<Self, NoAnswer> {
+        Self::over(inside(ns, || tcp_connect(port, address, limit))?, limit)
     }
 
     /// Opens an SCTP association.
@@ -69,7 +77,7 @@ impl Connection {
     /// # Errors
     /// See [`NoAnswer`].
     pub fn open_here(address: SocketAddr, limit: Duration) -> Result<Self, NoAnswer> {
-        Self::over(TcpStream::connect_timeout(&address, limit)?, limit)
+        Self::over(tcp_connect(0, address, limit)?, limit)
     }
 
     fn over(stream: TcpStream, limit: Duration) -> Result<Self, NoAnswer> {

@@ -65,14 +65,14 @@ impl From<io::Error> for NoAnswer {
     }
 }
 
-/// An SCTP socket in the style of TCP: the standard library's TCP types work on it.
-fn sctp_socket(address: &SocketAddr) -> io::Result<OwnedFd> {
+/// A socket in the style of TCP: the standard library's TCP types work on one of SCTP, too.
+fn stream_socket(protocol: SockProtocol, address: &SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp)?)
+    Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, protocol)?)
 }
 
 fn sctp_listener(address: SocketAddr) -> io::Result<TcpListener> {
-    let fd = sctp_socket(&address)?;
+    let fd = stream_socket(SockProtocol::Sctp, &address)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     listen(&fd, Backlog::new(64)?)?;
@@ -80,7 +80,20 @@ fn sctp_listener(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn sctp_connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    let fd = sctp_socket(&address)?;
+    connect_within(stream_socket(SockProtocol::Sctp, &address)?, address, limit)
+}
+
+/// Connects from a source port; 0 stands for one that no other socket of the namespace has. Left alone, the
+/// kernel may give one port to connections to different addresses, and IPVS confuses two of them that one
+/// real server has.
+fn tcp_connect(source_port: u16, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let fd = stream_socket(SockProtocol::Tcp, &address)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &(source_port != 0))?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(any(address, source_port)))?;
+    connect_within(fd, address, limit)
+}
+
+fn connect_within(fd: OwnedFd, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) => {}
@@ -102,10 +115,14 @@ fn sctp_connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// A port of any address of a family.
+fn any(like: SocketAddr, port: u16) -> SocketAddr {
+    if like.is_ipv4() { ([0; 4], port).into() } else { ([0; 8], port).into() }
+}
+
 /// A UDP socket that talks to one address and hears its ICMP errors.
 fn udp_socket(address: SocketAddr, limit: Duration) -> io::Result<UdpSocket> {
-    let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 8], 0).into() };
-    let socket = UdpSocket::bind(any)?;
+    let socket = UdpSocket::bind(any(address, 0))?;
     socket.connect(address)?;
     socket.set_read_timeout(Some(limit))?;
     Ok(socket)
