@@ -38,6 +38,7 @@ use crate::source::files::FileSource;
 use crate::source::{Limits, Source};
 use crate::store::Store;
 use crate::trial::{self, Tester};
+use crate::watchdog;
 use crate::watches;
 use crate::words;
 
@@ -121,6 +122,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         let woken = inbox.clone();
         kernel.wake(Arc::new(move || woken.wake()));
         watches::start(&kernel, &inbox)?;
+        outlets.health.beat();
+        watchdog::start(outlets.health.clone(), nix::unistd::gettid(), config.min_sync_period)?;
         let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, outlets);
         reconciler.run(&inbox, schedule);
     }

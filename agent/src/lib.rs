@@ -36,6 +36,7 @@ pub mod tally;
 #[cfg(test)]
 mod testing;
 pub mod trial;
+pub mod watchdog;
 pub mod watches;
 pub mod words;
 pub mod yaml;

@@ -471,3 +471,30 @@ fn the_first_pass_forgets_stale_flows_too() {
     assert!(r.sync(Due::Audit, now()).is_clean());
     assert_eq!(r.kernel().count(OpKind::ForgetFlows), 1);
 }
+
+/// Datagrams that come between the deletion of flows and the late binding are routed elsewhere, for as long as
+/// their sender sends.
+#[test]
+fn flows_are_forgotten_again_when_their_address_is_bound_late() {
+    let store = new_store();
+    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
+    assert!(r.sync(Due::Audit, now()).is_clean());
+    let mut dns = service("dns", 1, None);
+    let mut endpoints = slice("dns", &[5]);
+    if let (Object::Service(dns), Object::EndpointSlice(slice)) = (&mut dns, &mut endpoints) {
+        dns.ports[0].protocol = Protocol::Udp;
+        slice.ports[0].protocol = Protocol::Udp;
+    }
+    store.update(|u| {
+        u.put(dns);
+        u.put(endpoints);
+    });
+    r.kernel().fail_next(OpKind::Bind);
+    assert!(!r.sync(Due::Changes, now()).is_clean());
+    assert_eq!(r.kernel().count(OpKind::ForgetFlows), 1);
+    assert!(r.sync(Due::Retry, now() + Duration::from_secs(60)).is_clean());
+    assert_eq!(r.kernel().count(OpKind::Bind), 3, "IPv4 twice, IPv6 once");
+    assert!(r.sync(Due::Changes, now() + Duration::from_secs(60)).is_clean());
+    assert_eq!(r.kernel().count(OpKind::ForgetFlows), 2);
+    assert!(r.sync(Due::Changes, now() + Duration::from_secs(60)).plan.is_empty());
+}

@@ -4,6 +4,7 @@
 //! Keys shared by several Services (an external IP with two ports, a virtual server that two
 //! Services claim) are counted or ranked, so an update touches its own fragment's keys only.
 
+use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -102,6 +103,8 @@ pub struct Desired {
     no_local: [[u32; 2]; 2],
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     unbound: BTreeMap<Binding, u32>,
+    /// Services with UDP endpoints, by their VIPs.
+    udp: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
 }
 
 impl Desired {
@@ -129,8 +132,11 @@ impl Desired {
             }
         }
         self.update_entries(&old.entries, &next.entries, changes);
-        if old.udp != next.udp && !next.udp.is_empty() {
-            changes.flows.insert(name.clone());
+        if old.udp != next.udp {
+            self.index_udp(name, &old, &next);
+            if !next.udp.is_empty() {
+                changes.flows.insert(name.clone());
+            }
         }
         if old.remarks != next.remarks {
             changes.remarked.insert(name.clone());
@@ -150,6 +156,23 @@ impl Desired {
                 self.first.insert(name.clone());
             }
             self.fragments.insert(name.clone(), Box::new(next));
+        }
+    }
+
+    fn index_udp(&mut self, name: &ObjectName, old: &Fragment, next: &Fragment) {
+        let vips = |fragment: &Fragment| -> BTreeSet<IpAddr> {
+            fragment.udp.iter().flat_map(|port| &port.frontends).map(|(addr, _)| *addr).collect()
+        };
+        for vip in vips(old) {
+            if let MapEntry::Occupied(mut services) = self.udp.entry(vip) {
+                services.get_mut().remove(name);
+                if services.get().is_empty() {
+                    services.remove();
+                }
+            }
+        }
+        for vip in vips(next) {
+            self.udp.entry(vip).or_default().insert(name.clone());
         }
     }
 
@@ -324,6 +347,11 @@ impl Desired {
             }
         }
         filters.into_iter().filter(|filter| !filter.is_empty()).collect()
+    }
+
+    /// The Services that have UDP endpoints behind this VIP.
+    pub fn udp_services(&self, vip: IpAddr) -> impl Iterator<Item = &ObjectName> {
+        self.udp.get(&vip).into_iter().flatten()
     }
 
     /// Whether `addr` is to be bound to `kube-ipvs0`.

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One pass: plan, apply, follow what was acknowledged.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Look, Pass, Reconciler};
 use crate::core::desired::Changes;
 use crate::core::drain;
 use crate::core::map::Set;
-use crate::core::model::{Family, VsKey};
+use crate::core::model::{Family, ObjectName, VsKey};
 use crate::core::observed::Observed;
 use crate::core::op::{Op, Plan};
 use crate::core::plan::{Goal, RulesBasis, all_keys, build_plan};
@@ -109,6 +110,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// The mirror follows what the kernel acknowledged; what is uncertain is read again.
     pub(super) fn follow(&mut self, plan: &Plan, report: &Report, observed: &mut Observed, now: Duration) {
+        self.forget_flows_of_bound(plan, report);
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             match outcome {
                 Outcome::Done => {
@@ -126,6 +128,24 @@ impl<K: Kernel> Reconciler<K> {
                 _ => {}
             }
         }
+    }
+
+    /// Before a VIP is bound the node routes datagrams for it elsewhere, and connection tracking remembers that: the
+    /// flows of its Services are deleted after it was bound, if this pass has not done that.
+    fn forget_flows_of_bound(&mut self, plan: &Plan, report: &Report) {
+        let done = || plan.ops.iter().zip(&report.outcomes).filter(|(_, outcome)| **outcome == Outcome::Done);
+        let bound = done().filter_map(|(op, _)| if let Op::Bind(addr) = op { Some(*addr) } else { None });
+        let mut services: BTreeSet<ObjectName> =
+            bound.flat_map(|addr| self.desired.udp_services(addr)).cloned().collect();
+        if services.is_empty() {
+            return;
+        }
+        for (op, _) in done() {
+            if let Op::ForgetFlows(flows) = op {
+                services.retain(|service| !flows.services.contains(service));
+            }
+        }
+        self.pending.flows.append(&mut services);
     }
 
     /// Lists that are as wanted are kept once.

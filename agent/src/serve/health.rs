@@ -167,6 +167,11 @@ impl Health {
         self.unprogrammed = (lines, count);
     }
 
+    /// True once everything was tried: before that the loop may have to wait, for example for the Node's pod CIDRs.
+    pub fn is_tried(&self) -> bool {
+        self.tried
+    }
+
     /// True once everything was tried and every family's guard stands: `/readyz`.
     pub fn is_ready(&self) -> bool {
         self.tried && self.families.iter().all(|(family, _)| self.guarded.contains(family))
@@ -199,8 +204,7 @@ impl Health {
     }
 
     fn is_stuck(&self, lag: LoopLag) -> bool {
-        // Before everything was tried the loop may have to wait, for example for the Node's pod CIDRs.
-        let waiting = self.tried && lag.waiting >= self.limit;
+        let waiting = self.is_tried() && lag.waiting >= self.limit;
         waiting || lag.silent >= self.limit.max(SHORTEST_SILENCE)
     }
 

@@ -136,7 +136,7 @@ fn without_ip6tables_ipv4_is_served() {
     files.wrap("exec \"$AGENT\" \"$@\"");
     let agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
-    assert!(agent.log().contains("failed: reading IPv6 iptables rules"), "{}", agent.log());
+    wait_for("the complaint", &agent, || agent.log().contains("failed: reading IPv6 iptables rules"));
     assert!(!is_bound(&ns, "fd00:96::10/128"), "no address without its filter");
 }
 
