@@ -19,6 +19,7 @@ use fastrand::Rng;
 use serde_json::json;
 
 use crate::apiserver::ApiServer;
+use crate::lab::oracle;
 use crate::lab::traffic::Backend;
 use crate::lab::{Agent, Host, Lab, Node, Pod, agent_binary, at};
 use crate::objects;
@@ -304,11 +305,22 @@ impl<'a> Chaos<'a> {
         let wanted = self.world.wanted();
         while let Some(difference) = self.judge.difference(&wanted)? {
             if start.elapsed() > LIMIT {
-                bail!("after {LIMIT:?} the state is not as wanted: {difference}");
+                let (faults, watches) = (self.recent.join(", "), self.watches());
+                bail!(
+                    "after {LIMIT:?} the state is not as wanted: {difference}; faults: {faults}; {watches}"
+                );
             }
             thread::sleep(LOOK);
         }
         Ok(start.elapsed())
+    }
+
+    /// What the agent says about its watches of the API.
+    fn watches(&self) -> String {
+        let answer = self.network.node.ns().enter(|| oracle::http_get(10249, "/metrics"));
+        let text = answer.ok().and_then(Result::ok).unwrap_or_default();
+        let lines = text.lines().filter(|line| line.starts_with("kube_ipvs_watch"));
+        lines.collect::<Vec<_>>().join("; ")
     }
 
     /// Ends all faults, waits for the state as wanted, lets others flush something, and lets pods die and
