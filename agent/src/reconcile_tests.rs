@@ -454,9 +454,7 @@ fn a_change_that_a_pass_takes_by_itself_counts_for_health() {
     assert!(r.sync(Due::Changes, now()).is_clean() && later());
 }
 
-#[test]
-fn the_first_pass_forgets_stale_flows_too() {
-    let store = new_store();
+fn put_udp_service(store: &Store) {
     let mut dns = service("dns", 1, None);
     let mut endpoints = slice("dns", &[5]);
     if let (Object::Service(dns), Object::EndpointSlice(slice)) = (&mut dns, &mut endpoints) {
@@ -467,6 +465,12 @@ fn the_first_pass_forgets_stale_flows_too() {
         u.put(dns);
         u.put(endpoints);
     });
+}
+
+#[test]
+fn the_first_pass_forgets_stale_flows_too() {
+    let store = new_store();
+    put_udp_service(&store);
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
     assert!(r.sync(Due::Audit, now()).is_clean());
     assert_eq!(r.kernel().count(OpKind::ForgetFlows), 1);
@@ -479,16 +483,7 @@ fn flows_are_forgotten_again_when_their_address_is_bound_late() {
     let store = new_store();
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
     assert!(r.sync(Due::Audit, now()).is_clean());
-    let mut dns = service("dns", 1, None);
-    let mut endpoints = slice("dns", &[5]);
-    if let (Object::Service(dns), Object::EndpointSlice(slice)) = (&mut dns, &mut endpoints) {
-        dns.ports[0].protocol = Protocol::Udp;
-        slice.ports[0].protocol = Protocol::Udp;
-    }
-    store.update(|u| {
-        u.put(dns);
-        u.put(endpoints);
-    });
+    put_udp_service(&store);
     r.kernel().fail_next(OpKind::Bind);
     assert!(!r.sync(Due::Changes, now()).is_clean());
     assert_eq!(r.kernel().count(OpKind::ForgetFlows), 1);

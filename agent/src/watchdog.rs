@@ -26,9 +26,7 @@ pub fn start(health: SharedHealth, thread: Pid, min_sync_period: Duration) -> io
         loop {
             std::thread::sleep(PERIOD);
             let mut lag = health.lag();
-            if !health.with(|health| health.is_tried()) {
-                lag.waiting = Duration::ZERO;
-            }
+            lag.waiting = health.with(|health| health.waiting(lag));
             match watchdog.look(lag) {
                 Some(Finding::Blocked(time)) => {
                     let (time, place) = (words::time(time), Place::of(thread));

@@ -4,7 +4,6 @@
 //! Keys shared by several Services (an external IP with two ports, a virtual server that two
 //! Services claim) are counted or ranked, so an update touches its own fragment's keys only.
 
-use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -164,11 +163,9 @@ impl Desired {
             fragment.udp.iter().flat_map(|port| &port.frontends).map(|(addr, _)| *addr).collect()
         };
         for vip in vips(old) {
-            if let MapEntry::Occupied(mut services) = self.udp.entry(vip) {
-                services.get_mut().remove(name);
-                if services.get().is_empty() {
-                    services.remove();
-                }
+            let is_last = |services: &mut BTreeSet<ObjectName>| services.remove(name) && services.is_empty();
+            if self.udp.get_mut(&vip).is_some_and(is_last) {
+                self.udp.remove(&vip);
             }
         }
         for vip in vips(next) {

@@ -167,9 +167,10 @@ impl Health {
         self.unprogrammed = (lines, count);
     }
 
-    /// True once everything was tried: before that the loop may have to wait, for example for the Node's pod CIDRs.
-    pub fn is_tried(&self) -> bool {
-        self.tried
+    /// How long a change waits that the loop could take: before everything was tried the loop may have to wait, for
+    /// example for the Node's pod CIDRs.
+    pub fn waiting(&self, lag: LoopLag) -> Duration {
+        if self.tried { lag.waiting } else { Duration::ZERO }
     }
 
     /// True once everything was tried and every family's guard stands: `/readyz`.
@@ -204,8 +205,7 @@ impl Health {
     }
 
     fn is_stuck(&self, lag: LoopLag) -> bool {
-        let waiting = self.is_tried() && lag.waiting >= self.limit;
-        waiting || lag.silent >= self.limit.max(SHORTEST_SILENCE)
+        self.waiting(lag) >= self.limit || lag.silent >= self.limit.max(SHORTEST_SILENCE)
     }
 
     fn family_healthy(&self, health: &FamilyHealth, now: SystemTime, lag: LoopLag) -> bool {

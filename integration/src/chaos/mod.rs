@@ -317,7 +317,7 @@ impl<'a> Chaos<'a> {
 
     /// What the agent says about its watches of the API.
     fn watches(&self) -> String {
-        let answer = self.network.node.ns().enter(|| oracle::http_get(10249, "/metrics"));
+        let answer = self.network.node.ns().enter(|| oracle::http_get(10249, "metrics"));
         let text = answer.ok().and_then(Result::ok).unwrap_or_default();
         let lines = text.lines().filter(|line| line.starts_with("kube_ipvs_watch"));
         lines.collect::<Vec<_>>().join("; ")

@@ -121,8 +121,7 @@ impl Day {
 
     /// What the node and the agent's threads do.
     fn describe(&self, agent: &Agent) -> String {
-        let at = ([127, 0, 0, 1], 10256).into();
-        let ready = self.ns.enter(|| oracle::http(at, "GET", "readyz?verbose", "")).unwrap();
+        let ready = self.ns.enter(|| oracle::http_get(10256, "readyz?verbose")).unwrap();
         let mut threads = String::new();
         for task in std::fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap().flatten() {
             let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
