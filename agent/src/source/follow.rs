@@ -123,8 +123,9 @@ where
     /// Watches from the version of a list until a new one is needed.
     async fn follow(&mut self, listed: Listed<K>) {
         let Listed { mut version, mut events } = listed;
-        // Whether the server may be at an older state than `version`.
-        let mut doubt = false;
+        // Whether the server may be at an older state than `version`: it may have gone back between the list
+        // and the watch.
+        let mut doubt = true;
         loop {
             let mut watch = match events.take() {
                 Some(events) => events,

@@ -19,7 +19,8 @@ pub struct Limits {
     pub answer: Duration,
     /// A watch that was silent for so long is looked into: servers send bookmarks once a minute.
     pub silence: Duration,
-    /// The same for a watch after one that ended early: the server may have gone back to an older state.
+    /// The same for a watch after a list or a watch that ended early: the server may have gone back to an
+    /// older state.
     pub doubt: Duration,
     /// First pause after a failure; doubles up to `max_pause`, and is made up to half shorter or
     /// longer by chance, so that the nodes of a cluster do not come back all at once.

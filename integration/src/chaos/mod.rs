@@ -29,8 +29,9 @@ use tally::{Findings, LogCount, Tally};
 use traffic::{Client, Stage};
 use world::{NODE_PORTS, POD_TCP, POD_UDP, Phase, World};
 
-/// How long the state may take to be as wanted.
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long the state may take to be as wanted. A question to a silent API server is given up after 45 s, a pause
+/// is up to 45 s long, and both may come twice: before a watch and before the list that it shows to be needed.
+const LIMIT: Duration = Duration::from_secs(240);
 /// Pause between looks at the state, which start programs.
 const LOOK: Duration = Duration::from_millis(50);
 /// So many kills from one wait for the state as wanted to the next.

@@ -317,6 +317,21 @@ async fn a_restored_server_is_listed_again_although_its_versions_are_older() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_restored_between_a_list_and_its_watch_is_listed_again() {
+    let server = start();
+    let delay = Some(Duration::from_millis(200));
+    server.set_faults(Faults { streaming: Streaming::Refused, delay, ..Faults::default() });
+    for port in 100..200 {
+        server.apply(object("s0", port));
+    }
+    // Without the doubt only the silence of a watch, much later, would show it.
+    let store = follow(&server, Limits { silence: patient().silence, ..eager() }).await;
+    until("a complete list", || store.is_synced()).await;
+    server.restore(vec![object("old", 80)], 7);
+    until("the restored state", || names(&store.all()) == ["d/old 0"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_of_an_older_version_means_a_new_list() {
     let server = start();
     let store = follow(&server, eager()).await;
