@@ -179,7 +179,7 @@ fn measure(ns: &Netns, row: &Row, target: SocketAddr, seen: impl Fn(&Answer) -> 
             Err(error) => {
                 who.insert("nobody".to_owned());
                 refused.insert(match error {
-                    NoAnswer::Refused => "yes".to_owned(),
+                    NoAnswer::Refused | NoAnswer::Closed => "yes".to_owned(),
                     NoAnswer::Timeout => "no".to_owned(),
                     NoAnswer::Failed(error) => error.to_string(),
                 });

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::apiserver::{ApiServer, Faults, Streaming};
 use crate::lab::Netns;
 
-/// How far a restored store goes back.
+/// How far a restored store goes back: further than changes lead again until the agent looks.
 const BACK: u64 = 1000;
 
 /// Makes the API server or a program fail, and returns the name of that.
@@ -40,7 +40,7 @@ pub fn begin(
             return Ok("compacted history");
         }
         3 => {
-            server.restore(objects.to_vec(), server.version().saturating_sub(BACK).max(1));
+            server.restore(objects.to_vec(), server.version().saturating_sub(BACK));
             return Ok("restored store");
         }
         4 => {

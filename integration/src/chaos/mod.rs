@@ -38,6 +38,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const SERIES: u64 = 10;
 /// The agent that is not killed lives through so many series at most.
 const LONG: u64 = 40;
+/// Where versions of objects begin: high enough for every restored store to go back by as much as it should.
+/// Versions that come again for other changes cannot be told from those that a client knows.
+const FIRST_VERSION: u64 = 1_000_000;
 /// An agent lives shorter than this before it is killed.
 const LIFE: Duration = Duration::from_millis(2500);
 /// Memory is measured so long after a start: what only the start needs is given back by then.
@@ -94,6 +97,7 @@ impl Network {
                 clients.push(Client {
                     name: name.to_owned(),
                     ns,
+                    node: self.node.ns(),
                     tcp: vec![at(cluster[family], 80)],
                     udp: vec![at(cluster[family], 53)],
                 });
@@ -102,6 +106,7 @@ impl Network {
             clients.push(Client {
                 name: "outside".to_owned(),
                 ns: &self.outside.ns,
+                node: self.node.ns(),
                 tcp: vec![at(external[family], 80), at(balancer[family], 80), node_port(NODE_PORTS[0])],
                 udp: vec![at(external[family], 53), node_port(NODE_PORTS[1])],
             });
@@ -174,7 +179,7 @@ impl<'a> Chaos<'a> {
         let pods: Vec<[IpAddr; 2]> = network.pods.iter().map(addresses).collect();
         let world = World::new(pods, [addresses(&network.node.host), addresses(&other.host)]);
         let server = ApiServer::start(ns.listen("127.0.0.1:0")?)?;
-        server.replace_all(world.objects());
+        server.restore(world.objects(), FIRST_VERSION);
         let mut chaos = Self {
             network,
             stage,

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fastrand::Rng;
@@ -68,6 +68,8 @@ pub struct Client<'a> {
     pub name: String,
     /// Where it is.
     pub ns: &'a Netns,
+    /// The node whose IPVS it uses.
+    pub node: &'a Netns,
     /// What it connects to.
     pub tcp: Vec<SocketAddr>,
     /// Where it sends datagrams to.
@@ -82,6 +84,7 @@ struct Kept<T> {
     endpoint: String,
     /// [`Stage::flushes`] when it was opened.
     flushes: u64,
+    opened: Instant,
 }
 
 impl Client<'_> {
@@ -112,7 +115,7 @@ impl Client<'_> {
     fn open(&self, stage: &Stage, to: SocketAddr) -> Option<Kept<Connection>> {
         let opened = Connection::open(self.ns, to, PATIENCE).and_then(|mut link| {
             let endpoint = link.ask()?.name;
-            Ok(Kept { link, to, endpoint, flushes: stage.flushes() })
+            Ok(Kept { link, to, endpoint, flushes: stage.flushes(), opened: Instant::now() })
         });
         match opened {
             Ok(kept) => {
@@ -142,11 +145,37 @@ impl Client<'_> {
             other => {
                 let how =
                     other.map_or_else(|error| error.to_string(), |answer| format!("{} answers", answer.name));
-                let what = format!("{}: connection to {} at {}: {how}", self.name, kept.to, kept.endpoint);
+                let what = format!(
+                    "{}: connection to {} at {}: {how}, {:.1?} old; {}",
+                    self.name,
+                    kept.to,
+                    kept.endpoint,
+                    kept.opened.elapsed(),
+                    self.entries(kept.link.local().map_or(0, |local| local.port()))
+                );
                 stage.violated(&stage.tally.broken, what);
             }
         }
         None
+    }
+
+    /// What IPVS and connection tracking hold of a client's port.
+    fn entries(&self, port: u16) -> String {
+        let read = |file: &str, pattern: &str| {
+            let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+            text.lines()
+                .filter(|line| line.contains(pattern))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let found = self.node.enter(|| {
+            (read("ip_vs_conn", &format!(" {port:04X} ")), read("nf_conntrack", &format!("sport={port} ")))
+        });
+        match found {
+            Ok((ipvs, tracked)) => format!("port {port}; IPVS: {ipvs}; connection tracking: {tracked}"),
+            Err(error) => format!("port {port}; {error:#}"),
+        }
     }
 
     fn open_flow(&self, stage: &Stage, to: SocketAddr) -> Option<Kept<UdpFlow>> {
@@ -154,7 +183,7 @@ impl Client<'_> {
         match answer(&flow) {
             Ok(endpoint) => {
                 Tally::count(&stage.tally.opened);
-                Some(Kept { link: flow, to, endpoint, flushes: stage.flushes() })
+                Some(Kept { link: flow, to, endpoint, flushes: stage.flushes(), opened: Instant::now() })
             }
             Err(error) => {
                 stage.violated(&stage.tally.refused, format!("{}: UDP to {to}: {error}", self.name));

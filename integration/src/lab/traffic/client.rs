@@ -88,18 +88,18 @@ impl Connection {
     /// The next answer. The backend sends the first by itself; for the others it is asked.
     ///
     /// # Errors
-    /// See [`NoAnswer`]; a connection closed by the other side is [`NoAnswer::Refused`].
+    /// See [`NoAnswer`].
     pub fn ask(&mut self) -> Result<Answer, NoAnswer> {
         if self.greeted {
             self.stream.get_mut().write_all(b"?\n").map_err(|error| match error.kind() {
-                io::ErrorKind::BrokenPipe => NoAnswer::Refused,
+                io::ErrorKind::BrokenPipe => NoAnswer::Closed,
                 _ => error.into(),
             })?;
         }
         self.greeted = true;
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {
-            return Err(NoAnswer::Refused);
+            return Err(NoAnswer::Closed);
         }
         parse_answer(&line)
     }

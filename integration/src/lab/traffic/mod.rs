@@ -37,6 +37,8 @@ pub struct Answer {
 pub enum NoAnswer {
     /// The other side said no: a reset, or an ICMP "port unreachable".
     Refused,
+    /// The other side closed the connection.
+    Closed,
     /// Nothing came in time.
     Timeout,
     /// Anything else, such as no route.
@@ -47,6 +49,7 @@ impl std::fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Refused => f.write_str("refused"),
+            Self::Closed => f.write_str("closed by the other side"),
             Self::Timeout => f.write_str("no answer in time"),
             Self::Failed(error) => write!(f, "{error}"),
         }
