@@ -90,8 +90,8 @@ impl Drains {
     }
 }
 
-/// The virtual servers among `keys` that are about to lose a real server which takes connections
-/// now: whether it has any decides between draining and removing.
+/// The virtual servers among `keys` with a real server that drains: whether it has connections decides whether
+/// it goes.
 pub fn closing<'a>(
     desired: &Desired,
     observed: &Observed,
@@ -102,8 +102,10 @@ pub fn closing<'a>(
         else {
             return false;
         };
-        let mut real_servers = server.real_servers.keys();
-        is_drained(vs.protocol) && real_servers.any(|rs| wanted.real_servers.binary_search(rs).is_err())
+        let drains = |(rs, state): (&RsKey, &RsState)| {
+            state.weight == 0 && wanted.real_servers.binary_search(rs).is_err()
+        };
+        is_drained(vs.protocol) && server.real_servers.iter().any(drains)
     };
     keys.into_iter().filter(closes).copied().collect()
 }

@@ -239,14 +239,17 @@ impl Goal<'_> {
         }
     }
 
-    /// A real server without connections goes; one with connections drains until they end or the
-    /// deadline is over.
+    /// First a real server takes no new connections. It goes when it was seen without connections since, or
+    /// when the deadline is over: a connection may come between a look and a removal, and would break.
     fn close_real_server(&self, vs: VsKey, rs: RsKey, state: RsState) -> Option<Op> {
-        let busy = drain::is_drained(vs.protocol) && self.observed.busy.contains(&(vs, rs));
-        if !busy || self.expired.contains(&(vs, rs)) {
+        if !drain::is_drained(vs.protocol) || self.expired.contains(&(vs, rs)) {
             return Some(Op::RemoveRealServer(vs, rs));
         }
-        (state.weight != 0).then_some(Op::DrainRealServer(vs, rs))
+        if state.weight != 0 {
+            return Some(Op::DrainRealServer(vs, rs));
+        }
+        let busy = self.observed.busy.contains(&(vs, rs));
+        (!busy).then_some(Op::RemoveRealServer(vs, rs))
     }
 
     fn diff_addresses(&self, keys: &Changes, ops: &mut Vec<Op>) {

@@ -123,6 +123,10 @@ impl<K: Kernel> Reconciler<K> {
                     {
                         self.pending.addresses.insert(net.addr());
                     }
+                    // Without connections it goes with the next pass.
+                    if let Op::DrainRealServer(vs, _) = op {
+                        self.pending.virtual_servers.insert(*vs);
+                    }
                 }
                 Outcome::Failed(error) if error.uncertain => self.recheck.add(&op.subject()),
                 _ => {}
@@ -174,8 +178,8 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Finds out which real servers that are about to go have connections. When that cannot be read
-    /// they are taken to have some: they drain until it can.
+    /// Finds out which real servers that drain have connections. When that cannot be read they are taken to have
+    /// some: they drain until it can.
     fn look_for_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
         let servers = drain::closing(&self.desired, observed, &changes.virtual_servers);
         if servers.is_empty() {
