@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use kube_ipvs::config::{Config, ConfigFlags};
 use kube_ipvs::core::model::Family;
 use kube_ipvs::core::observed::Observed;
+use kube_ipvs::core::op::OpKind;
 use kube_ipvs::core::settings::Settings;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::fake::FakeKernel;
@@ -101,8 +102,12 @@ impl Agent {
         pass
     }
 
+    /// A pass, and those that look at real servers which began to drain.
     fn clean(&mut self, due: Due) -> Result<()> {
-        let pass = self.sync(due);
+        let mut pass = self.sync(due);
+        while pass.is_clean() && pass.plan.ops.iter().any(|op| op.kind() == OpKind::DrainRealServer) {
+            pass = self.sync(Due::Changes);
+        }
         ensure!(pass.is_clean(), "not clean: {:?}\n{}", pass.unreadable, pass.plan);
         Ok(())
     }
