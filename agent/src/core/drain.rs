@@ -27,19 +27,9 @@ pub struct Drains {
 impl Drains {
     /// Finds the drains of virtual servers that were read afresh.
     pub fn adopt(&mut self, desired: &Desired, observed: &Observed, keys: &BTreeSet<VsKey>, now: Duration) {
-        let draining = |vs: &VsKey| -> Vec<RsKey> {
-            let (Some(wanted), Some(server)) = (desired.virtual_server(vs), observed.virtual_servers.get(vs))
-            else {
-                return Vec::new();
-            };
-            let goes = |(rs, state): &(&RsKey, &RsState)| {
-                state.weight == 0 && wanted.real_servers.binary_search(rs).is_err()
-            };
-            server.real_servers.iter().filter(goes).map(|(rs, _)| *rs).collect()
-        };
         let mut since = BTreeMap::new();
         for vs in keys {
-            for rs in draining(vs) {
+            for rs in draining(desired, observed, vs) {
                 let key = (*vs, rs);
                 since.insert(key, self.since.get(&key).copied().unwrap_or(now));
             }
@@ -90,22 +80,28 @@ impl Drains {
     }
 }
 
+/// The real servers of a wanted virtual server that are not wanted and take no new connections.
+fn draining<'a>(
+    desired: &'a Desired,
+    observed: &'a Observed,
+    vs: &VsKey,
+) -> impl Iterator<Item = RsKey> + use<'a> {
+    let both = desired.virtual_server(vs).zip(observed.virtual_servers.get(vs));
+    both.into_iter().flat_map(|(wanted, server)| {
+        let goes = move |(rs, state): &(&RsKey, &RsState)| {
+            state.weight == 0 && wanted.real_servers.binary_search(rs).is_err()
+        };
+        server.real_servers.iter().filter(goes).map(|(rs, _)| *rs)
+    })
+}
+
 /// The virtual servers among `keys` with a real server that drains: whether it has connections decides whether
 /// it goes.
-pub fn closing<'a>(
+pub fn with_drains<'a>(
     desired: &Desired,
     observed: &Observed,
     keys: impl IntoIterator<Item = &'a VsKey>,
 ) -> Vec<VsKey> {
-    let closes = |vs: &&VsKey| {
-        let (Some(wanted), Some(server)) = (desired.virtual_server(vs), observed.virtual_servers.get(*vs))
-        else {
-            return false;
-        };
-        let drains = |(rs, state): (&RsKey, &RsState)| {
-            state.weight == 0 && wanted.real_servers.binary_search(rs).is_err()
-        };
-        is_drained(vs.protocol) && server.real_servers.iter().any(drains)
-    };
-    keys.into_iter().filter(closes).copied().collect()
+    let has_one = |vs: &&VsKey| is_drained(vs.protocol) && draining(desired, observed, vs).next().is_some();
+    keys.into_iter().filter(has_one).copied().collect()
 }

@@ -181,7 +181,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Finds out which real servers that drain have connections. When that cannot be read they are taken to have
     /// some: they drain until it can.
     fn look_for_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
-        let servers = drain::closing(&self.desired, observed, &changes.virtual_servers);
+        let servers = drain::with_drains(&self.desired, observed, &changes.virtual_servers);
         if servers.is_empty() {
             return;
         }

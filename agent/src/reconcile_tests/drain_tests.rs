@@ -3,14 +3,20 @@
 
 use super::*;
 
-#[test]
-fn connections_that_cannot_be_asked_for_are_not_cut() {
+/// An agent that just set the weight of an endpoint to 0.
+fn drained() -> Reconciler<FakeKernel> {
     let store = new_store();
     before(&store);
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
     assert!(r.sync(Due::Audit, now()).is_clean());
     store.update(|u| u.put(slice("a", &[2])));
     assert!(r.sync(Due::Changes, now()).is_clean());
+    r
+}
+
+#[test]
+fn connections_that_cannot_be_asked_for_are_not_cut() {
+    let mut r = drained();
     assert_eq!(r.kernel().count(OpKind::DrainRealServer), 2, "ClusterIP and external IP");
     r.kernel().fail_next_busy();
     assert!(r.sync(Due::Changes, now()).is_clean());
@@ -24,12 +30,7 @@ fn connections_that_cannot_be_asked_for_are_not_cut() {
 /// Between a look at the connections and a removal one may come, and the kernel would end it.
 #[test]
 fn a_connection_that_comes_while_its_endpoint_leaves_is_kept() {
-    let store = new_store();
-    before(&store);
-    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
-    assert!(r.sync(Due::Audit, now()).is_clean());
-    store.update(|u| u.put(slice("a", &[2])));
-    assert!(r.sync(Due::Changes, now()).is_clean());
+    let mut r = drained();
     let looks = r.kernel().counts.looks;
     assert_eq!(looks, 0, "what was seen before the weight is 0 says nothing");
     let leaving = RsKey { addr: [10, 244, 1, 1].into(), port: 8080 };
@@ -64,12 +65,7 @@ fn readiness_that_returns_raises_the_weight_and_nothing_else() {
 
 #[test]
 fn the_end_of_a_drain_that_an_audit_finds_is_no_drift() {
-    let store = new_store();
-    before(&store);
-    let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
-    assert!(r.sync(Due::Audit, now()).is_clean());
-    store.update(|u| u.put(slice("a", &[2])));
-    assert!(r.sync(Due::Changes, now()).is_clean());
+    let mut r = drained();
     r.kernel().fail_next_busy();
     assert!(r.sync(Due::Changes, now()).is_clean());
     let pass = r.sync(Due::Audit, now());
