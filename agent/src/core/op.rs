@@ -365,6 +365,11 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
+
+    /// True when a real server begins to drain: the next pass looks at its connections.
+    pub fn begins_drain(&self) -> bool {
+        self.ops.iter().any(|op| op.kind() == OpKind::DrainRealServer)
+    }
 }
 
 /// One line per op under a heading per phase: the form of golden tests and debug logs.

@@ -17,7 +17,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::core::model::Node;
-use crate::core::op::{OpKind, Plan};
+use crate::core::op::Plan;
 use crate::core::retries::Retries;
 use crate::core::settings::{LocalTraffic, Settings, Sysctl, Timeouts};
 use crate::inbox::Inbox;
@@ -127,7 +127,7 @@ impl Agent {
         for _ in 0..limit {
             let mut pass = self.sync(due);
             // Real servers that began to drain are looked at in a pass of their own.
-            while pass.is_clean() && pass.plan.ops.iter().any(|op| op.kind() == OpKind::DrainRealServer) {
+            while pass.is_clean() && pass.plan.begins_drain() {
                 pass = self.sync(Due::Changes);
             }
             if pass.is_clean() {

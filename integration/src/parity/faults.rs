@@ -9,7 +9,6 @@ use anyhow::{Context, Result, ensure};
 use kube_ipvs::config::{Config, ConfigFlags};
 use kube_ipvs::core::model::Family;
 use kube_ipvs::core::observed::Observed;
-use kube_ipvs::core::op::OpKind;
 use kube_ipvs::core::settings::Settings;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::fake::FakeKernel;
@@ -105,7 +104,7 @@ impl Agent {
     /// A pass, and those that look at real servers which began to drain.
     fn clean(&mut self, due: Due) -> Result<()> {
         let mut pass = self.sync(due);
-        while pass.is_clean() && pass.plan.ops.iter().any(|op| op.kind() == OpKind::DrainRealServer) {
+        while pass.is_clean() && pass.plan.begins_drain() {
             pass = self.sync(Due::Changes);
         }
         ensure!(pass.is_clean(), "not clean: {:?}\n{}", pass.unreadable, pass.plan);
