@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(config.min_sync_period.as_secs(), 1, "0s in a file, 1s for flags, as in kube-proxy");
         assert_eq!(config.values.list("nodePortAddresses").map(<[String]>::len), Some(2));
         assert_eq!(config.conntrack.tcp_established, 3600);
-        assert_eq!(config.external_ips, crate::core::settings::ExternalIps::None);
+        assert_eq!(config.external_ips, crate::core::model::settings::ExternalIps::None);
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
         let last = Config::read(None, &flags(&["--ipvs-scheduler=lc", "--ipvs-scheduler=sh"])).unwrap();
         assert_eq!(last.scheduler, "sh", "the last one counts");

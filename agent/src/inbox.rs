@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::core::subject::Part;
+use crate::core::plan::subject::Part;
 
 /// Which Service is behind which virtual server, as text lines `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
 pub type Owners = String;

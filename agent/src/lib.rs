@@ -4,18 +4,15 @@
 
 #![deny(unsafe_code)]
 
-pub mod app;
-pub mod cleanup;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod core;
 pub mod events;
 pub mod file_watch;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-pub mod handover;
 pub mod inbox;
-pub mod init;
 pub mod inspect;
 pub mod kernel;
 pub mod log;
@@ -27,9 +24,7 @@ pub mod reconcile;
 #[cfg(test)]
 mod reconcile_tests;
 pub mod reload;
-pub mod schedule;
 pub mod serve;
-pub mod show;
 pub mod source;
 pub mod store;
 pub mod tally;

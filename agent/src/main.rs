@@ -4,7 +4,8 @@
 use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
-use kube_ipvs::{app, cleanup, show, words};
+use kube_ipvs::commands::{cleanup, list, run, show_config};
+use kube_ipvs::words;
 
 fn main() -> ExitCode {
     let cli = match Cli::from_args(std::env::args_os()) {
@@ -12,10 +13,10 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let result = match &cli.command {
-        None => app::run(&cli.run),
-        Some(Command::Run(args)) => app::run(args),
-        Some(Command::List(args)) => app::list(args),
-        Some(Command::Config(args)) => show::run(args),
+        None => run::run(&cli.run),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::List(args)) => list::run(args),
+        Some(Command::Config(args)) => show_config::run(args),
         Some(Command::Cleanup(args)) => cleanup::run(args),
     };
     match result {

@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
-use crate::core::desired::{Changes, Desired};
-use crate::core::fragment::{Remark, VirtualServer};
+use crate::core::model::changes::Changes;
 use crate::core::model::{ObjectName, VsKey};
-use crate::core::node::Binding;
+use crate::core::service::desired::Desired;
+use crate::core::service::fragment::{Remark, VirtualServer};
+use crate::core::service::node_facts::Binding;
 use crate::events::{About, Notice, Reason};
 use crate::words;
 
@@ -125,8 +126,8 @@ pub fn shadowed(name: &ObjectName, key: &VsKey) -> Notice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::fragment::Fragment;
-    use crate::core::protected::Protection;
+    use crate::core::service::fragment::Fragment;
+    use crate::core::service::protected::Protection;
 
     #[test]
     fn only_what_needs_attention_is_a_notice() {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::core::model::{EndpointSlice, Family, Node, ObjectName, Service};
-use crate::core::protected::Peers;
+use crate::core::service::protected::Peers;
 use crate::inbox::Inbox;
 use crate::metrics::programming::{MAX_TRIGGERS, Trigger};
 use crate::tally::Tally;
@@ -451,4 +451,5 @@ impl Update<'_> {
 }
 
 #[cfg(test)]
+#[path = "store/store_tests.rs"]
 mod tests;

@@ -6,10 +6,10 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::{Config, node};
+use crate::config::{Config, host};
 use crate::core::model::Protocol;
+use crate::kernel::host::sockets;
 use crate::kernel::linux::LinuxKernel;
-use crate::kernel::sockets;
 use crate::metrics::Metrics;
 use crate::serve::http;
 use crate::source::client::ApiAccess;
@@ -55,7 +55,7 @@ pub fn check(
     runtime: &tokio::runtime::Handle,
 ) -> Findings {
     let mut findings = Findings::default();
-    if let Err(error) = node::node_name(&config.hostname_override) {
+    if let Err(error) = host::node_name(&config.hostname_override) {
         findings.wrong.push(words::chain(&error));
     }
     check_scheduler(config, tester, &mut findings);

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use dummy_iface::{Change, RouteWatch, Watch};
 
-use crate::core::ownership::DEVICE;
-use crate::core::subject::Part;
+use crate::core::plan::ownership::DEVICE;
+use crate::core::plan::subject::Part;
 use crate::inbox::Inbox;
 use crate::kernel::linux::LinuxKernel;
-use crate::kernel::nft_watch::RulesWatch;
+use crate::kernel::netfilter::nft_watch::RulesWatch;
 use crate::pace::Pace;
 
 /// Pause after a notification that could not be read, and between notifications about rules: reading rules

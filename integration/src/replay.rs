@@ -5,9 +5,9 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
+use kube_ipvs::core::model::sets::{Entry, SetId};
 use kube_ipvs::core::model::{Family, RsKey, VsKey, VsSpec};
-use kube_ipvs::core::op::Op;
-use kube_ipvs::core::sets::{Entry, SetId};
+use kube_ipvs::core::plan::op::Op;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
     socket, sockopt,
@@ -286,7 +286,7 @@ fn find_family(mut attrs: &[u8]) -> Option<u16> {
 mod tests {
     use super::*;
     use kube_ipvs::core::model::Protocol;
-    use kube_ipvs::core::sets::SetKind;
+    use kube_ipvs::core::model::sets::SetKind;
 
     fn word(bytes: &[u8], at: usize) -> u32 {
         u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())

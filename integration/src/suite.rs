@@ -5,13 +5,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use kube_ipvs::core::flows::FlowFilter;
+use kube_ipvs::core::mirror::Observed;
+use kube_ipvs::core::model::flows::FlowFilter;
+use kube_ipvs::core::model::sets::{Entry, SetId, SetKind};
+use kube_ipvs::core::model::settings::{Settings, Timeouts};
 use kube_ipvs::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
-use kube_ipvs::core::observed::Observed;
-use kube_ipvs::core::op::{FlowsOp, GrowOp, Op, RulesOp};
+use kube_ipvs::core::plan::op::{FlowsOp, GrowOp, Op, RulesOp};
 use kube_ipvs::core::rules::build_chains;
-use kube_ipvs::core::sets::{Entry, SetId, SetKind};
-use kube_ipvs::core::settings::{Settings, Timeouts};
 use kube_ipvs::kernel::{Finished, Kernel, OpError, Progress};
 
 fn ip(text: &str) -> IpAddr {

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use integration::lab::traffic::{Backend, Connection, UdpFlow};
 use integration::lab::{Host, Lab, Netns, Node, Pod};
-use kube_ipvs::core::flows::FlowFilter;
+use kube_ipvs::core::model::flows::FlowFilter;
 use kube_ipvs::core::model::{Family, RsKey};
-use kube_ipvs::kernel::conntrack::ConntrackClient;
+use kube_ipvs::kernel::netfilter::conntrack::ConntrackClient;
 
 const LIMIT: Duration = Duration::from_secs(5);
 const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];

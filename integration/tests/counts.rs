@@ -9,20 +9,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use integration::lab::Netns;
-use kube_ipvs::config::node;
-use kube_ipvs::core::audit::{Piece, Step};
-use kube_ipvs::core::map::Set;
+use kube_ipvs::config::host;
+use kube_ipvs::core::mirror::ObservedServer;
+use kube_ipvs::core::mirror::comparison::{Piece, Step};
+use kube_ipvs::core::model::map::Set;
+use kube_ipvs::core::model::sets::SetId;
+use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::observed::ObservedServer;
-use kube_ipvs::core::op::{Lane, Op};
-use kube_ipvs::core::sets::SetId;
-use kube_ipvs::core::settings::Settings;
-use kube_ipvs::core::subject::Part;
+use kube_ipvs::core::plan::op::{Lane, Op};
+use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
 use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use kube_ipvs::reconcile::schedule::Due;
 use kube_ipvs::reconcile::{Outlets, Reconciler};
-use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store};
 
 const SERVICES: u16 = 1000;
@@ -32,8 +32,8 @@ const PROGRAMS: Duration = Duration::from_secs(30);
 
 fn settings() -> Settings {
     Settings {
-        families: node::families(),
-        sysctls: node::sysctls(node::kernel_version().unwrap(), false),
+        families: host::families(),
+        sysctls: host::sysctls(host::kernel_version().unwrap(), false),
         ..Settings::default()
     }
 }

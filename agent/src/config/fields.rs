@@ -7,9 +7,9 @@ use anyhow::{Context, bail, ensure};
 use ipnet::IpNet;
 
 use super::values::Values;
-use crate::core::address;
 use crate::core::model::Family;
-use crate::core::settings::{LocalTraffic, NodePortAddresses};
+use crate::core::model::address;
+use crate::core::model::settings::{LocalTraffic, NodePortAddresses};
 
 fn cidr(field: &str, text: &str) -> anyhow::Result<IpNet> {
     address::parse_net(text.trim()).with_context(|| format!("{field}: {text:?} is not a CIDR"))

@@ -5,7 +5,7 @@
 pub(crate) mod duration;
 mod fields;
 pub(crate) mod flags;
-pub mod node;
+pub mod host;
 pub mod table;
 mod values;
 
@@ -17,8 +17,8 @@ use anyhow::{Context, bail, ensure};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::core::address;
-use crate::core::settings::{ExternalIps, LocalTraffic, NodePortAddresses, Settings, Timeouts};
+use crate::core::model::address;
+use crate::core::model::settings::{ExternalIps, LocalTraffic, NodePortAddresses, Settings, Timeouts};
 use crate::file_watch;
 use crate::log;
 use crate::yaml::{self, Twice};
@@ -255,10 +255,10 @@ impl Config {
     /// # Errors
     /// When the machine cannot tell its kernel version.
     pub fn settings(&self) -> anyhow::Result<Settings> {
-        let mut sysctls = node::sysctls(node::kernel_version()?, self.strict_arp);
-        sysctls.extend(self.conntrack.sysctls(node::cpus()));
+        let mut sysctls = host::sysctls(host::kernel_version()?, self.strict_arp);
+        sysctls.extend(self.conntrack.sysctls(host::cpus()));
         Ok(Settings {
-            families: node::families(),
+            families: host::families(),
             scheduler: self.scheduler.as_str().into(),
             local: self.local.clone(),
             masquerade_all: self.masquerade_all,
@@ -393,4 +393,5 @@ fn external_ips(v: &Values) -> anyhow::Result<ExternalIps> {
 }
 
 #[cfg(test)]
+#[path = "config_tests.rs"]
 mod tests;

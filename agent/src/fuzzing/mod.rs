@@ -9,7 +9,7 @@
 
 #[cfg(test)]
 mod corpus;
-mod http;
+mod http_inputs;
 mod text;
 
 /// A decoder: its name, and what reads an input.
@@ -22,9 +22,9 @@ pub const LONGEST: usize = 4096;
 pub fn targets() -> Vec<Target> {
     let rooms = [
         text::TARGETS,
-        http::TARGETS,
-        crate::source::fuzzing::TARGETS,
-        crate::kernel::fuzzing::TARGETS,
+        http_inputs::TARGETS,
+        crate::source::source_inputs::TARGETS,
+        crate::kernel::kernel_inputs::TARGETS,
         ipvs_netlink::fuzzing::TARGETS,
         dummy_iface::fuzzing::TARGETS,
     ];

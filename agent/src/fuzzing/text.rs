@@ -4,11 +4,11 @@
 use super::{Target, text_of};
 use crate::config::duration::GoDuration;
 use crate::config::flags::ConfigFlags;
-use crate::config::{Config, node};
-use crate::core::address::{parse_ip, parse_net, parse_socket, useless};
-use crate::core::chains::{CHAINS, JUMPS};
-use crate::core::removal::{Extent, find_removal, iptables_mode_is_in_force};
-use crate::core::save::{ObservedRules, parse_save};
+use crate::config::{Config, host};
+use crate::core::model::address::{parse_ip, parse_net, parse_socket, useless};
+use crate::core::rules::chains::{CHAINS, JUMPS};
+use crate::core::rules::removal::{Extent, find_removal, iptables_mode_is_in_force};
+use crate::core::rules::save::{ObservedRules, parse_save};
 use crate::inspect::owners::Owners;
 use crate::metrics::process;
 use crate::yaml::{self, Twice};
@@ -84,7 +84,7 @@ fn iptables_save(bytes: &[u8]) {
         assert!(removal.render().len() <= 4 * text.len() + 64 * removal.tables.len());
     }
     let _ = iptables_mode_is_in_force(&text);
-    let _ = crate::kernel::fuzzing::flavour(&text);
+    let _ = crate::kernel::kernel_inputs::flavour(&text);
 }
 
 /// As `iptables-save` prints what is ours.
@@ -114,7 +114,7 @@ fn owners(bytes: &[u8]) {
 /// The files of `/proc` and `/sys` about the machine and this process.
 fn proc_files(bytes: &[u8]) {
     let text = text_of(bytes);
-    let _ = (node::parse_version(&text), node::parse_cpus(&text));
+    let _ = (host::parse_version(&text), host::parse_cpus(&text));
     let _ = (process::address_space(&text), process::octets(&text));
 }
 

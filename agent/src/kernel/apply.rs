@@ -11,11 +11,11 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::{Finished, Kernel, OpError, Outcome, Progress, Report};
-use crate::core::failures::Failures;
-use crate::core::map::Map;
+use crate::core::model::map::Map;
 use crate::core::model::{Family, VsKey};
-use crate::core::op::{Lane, Op, Phase, Plan};
-use crate::core::retries::Retries;
+use crate::core::plan::failures::Failures;
+use crate::core::plan::op::{Lane, Op, Phase, Plan};
+use crate::core::plan::retries::Retries;
 
 /// So many addresses are opened together: as many as fill a send.
 const PART: usize = 1600;

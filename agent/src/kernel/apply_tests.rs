@@ -4,13 +4,13 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::core::audit::{Piece, Step};
-use crate::core::map::Set;
+use crate::core::mirror::ObservedServer;
+use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::model::map::Set;
+use crate::core::model::sets::SetId;
 use crate::core::model::{Protocol, RsKey, VsSpec};
-use crate::core::observed::ObservedServer;
-use crate::core::op::OpKind;
-use crate::core::sets::SetId;
-use crate::core::subject::Part as Part_;
+use crate::core::plan::op::OpKind;
+use crate::core::plan::subject::Part as Part_;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{ObserveError, Probed};
 use crate::testing::run_plan;

@@ -7,8 +7,8 @@ use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
 
 use super::{Cause, OpError};
-use crate::core::op::Op;
-use crate::core::ownership::DEVICE;
+use crate::core::plan::op::Op;
+use crate::core::plan::ownership::DEVICE;
 
 /// An IPVS command was refused.
 pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {

@@ -11,15 +11,15 @@ use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
 use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
-use crate::core::audit::{Addresses, Piece, Rest, Step};
-use crate::core::map::Set;
+use crate::core::mirror::comparison::{Addresses, Piece, Rest, Step};
+use crate::core::mirror::{Observed, ObservedServer, RsState};
+use crate::core::model::map::Set;
+use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::{Family, ONE_PACKET, PERSISTENT, RsKey, VsKey, VsSpec};
-use crate::core::observed::{Observed, ObservedServer, RsState};
-use crate::core::op::{Op, OpKind};
+use crate::core::plan::op::{Op, OpKind};
+use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::name_set;
-use crate::core::save::ObservedRules;
-use crate::core::sets::{Entry, SetId, SetKind};
-use crate::core::subject::{Part, Subject};
+use crate::core::rules::save::ObservedRules;
 
 /// What a fake kernel was asked to do, for tests that assert counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -11,25 +11,27 @@ use dummy_iface::DummyDevice;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, ServiceId};
 
-use super::conntrack::ConntrackClient;
 use super::errors::{address_error, client_error, device_error, ipvs_error};
-use super::ipset::IpsetClient;
+use super::host::sysctl;
 use super::iptables::Iptables;
-use super::nfnetlink::{NfError, NfSocket};
-use super::nft_watch::Children;
+use super::iptables::worker::{Rules, Wake};
+use super::ipvs::proc_ip_vs;
+use super::netfilter::conntrack::ConntrackClient;
+use super::netfilter::ipset::IpsetClient;
+use super::netfilter::nfnetlink::{NfError, NfSocket};
+use super::netfilter::nft_watch::Children;
 use super::reading::{Reading, failed};
-use super::rules::{Rules, Wake};
-use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner, sysctl, table};
-use crate::core::audit::{Piece, Step};
-use crate::core::flows::FlowFilter;
-use crate::core::map::Set;
+use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use crate::core::mirror::ObservedServer;
+use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::model::flows::FlowFilter;
+use crate::core::model::map::Set;
+use crate::core::model::sets::SetId;
+use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
-use crate::core::observed::ObservedServer;
-use crate::core::op::{Lane, Op};
-use crate::core::ownership::DEVICE;
-use crate::core::sets::SetId;
-use crate::core::settings::Settings;
-use crate::core::subject::Part;
+use crate::core::plan::op::{Lane, Op};
+use crate::core::plan::ownership::DEVICE;
+use crate::core::plan::subject::Part;
 use crate::metrics::proxy::FlowCounter;
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
@@ -242,7 +244,7 @@ impl Kernel for LinuxKernel {
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
         if servers.len() > ASKED_ONE_BY_ONE {
             self.tables += 1;
-            return table::read_busy().map_err(|error| failed(Part::Ipvs)(&error));
+            return proc_ip_vs::read_busy().map_err(|error| failed(Part::Ipvs)(&error));
         }
         let mut busy = Set::default();
         for vs in servers {

@@ -5,43 +5,31 @@
 //! that makes the next op fail. [`apply`] runs a plan on either.
 
 mod apply;
-mod child;
-pub mod conntrack;
 mod errors;
 pub mod fake;
-pub mod flavour;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
-pub mod ipset;
-mod ipset_codec;
+pub mod host;
 pub mod iptables;
+pub mod ipvs;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod kernel_inputs;
 pub mod linux;
-pub mod modules;
-mod name_servers;
-pub mod nfnetlink;
-pub mod nft_tables;
-pub mod nft_watch;
+pub mod netfilter;
 mod reading;
-mod rules;
-pub mod sockets;
-pub mod sysctl;
-pub mod table;
 pub mod teardown;
-pub mod traffic;
 
-pub use crate::core::outcome::{Cause, OpError, Outcome, Progress, Report};
+pub use crate::core::plan::outcome::{Cause, OpError, Outcome, Progress, Report};
 pub use apply::{Applied, Runner, Terms, apply};
 
 use std::time::{Duration, Instant};
 
-use crate::core::audit::{Audit, Piece, Step};
-use crate::core::map::Set;
+use crate::core::mirror::comparison::{Audit, Piece, Step};
+use crate::core::mirror::{Observed, ObservedServer, ObservedSet};
+use crate::core::model::map::Set;
+use crate::core::model::sets::SetId;
 use crate::core::model::{Family, RsKey, VsKey};
-use crate::core::observed::{Observed, ObservedServer, ObservedSet};
-use crate::core::op::Op;
-use crate::core::save::ObservedRules;
-use crate::core::sets::SetId;
-use crate::core::subject::{Part, Subject};
+use crate::core::plan::op::Op;
+use crate::core::plan::subject::{Part, Subject};
+use crate::core::rules::save::ObservedRules;
 
 /// Sets that cannot be read are passed over in the first reading for so long.
 const SETS_PATIENCE: Duration = Duration::from_secs(10);

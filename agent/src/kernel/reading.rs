@@ -7,16 +7,18 @@ use std::path::Path;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Client, Destination, ErrorKind, Service, ServiceList};
 
+use super::host::name_servers::Named;
+use super::host::{sockets, sysctl};
+use super::ipvs::proc_ip_vs::{Shown, TableReader};
 use super::linux::{LinuxKernel, service_id, vs_key};
-use super::name_servers::Named;
-use super::table::{Shown, TableReader};
-use super::{Cause, ObserveError, OpError, nft_tables, sockets, sysctl};
-use crate::core::audit::{Addresses, Audit, Piece, Rest, Step};
+use super::netfilter::nft_tables;
+use super::{Cause, ObserveError, OpError};
+use crate::core::mirror::comparison::{Addresses, Audit, Piece, Rest, Step};
+use crate::core::mirror::{Observed, ObservedServer, RsState};
+use crate::core::model::sets::SetId;
+use crate::core::model::settings::Timeouts;
 use crate::core::model::{RsKey, VsKey, VsSpec};
-use crate::core::observed::{Observed, ObservedServer, RsState};
-use crate::core::sets::SetId;
-use crate::core::settings::Timeouts;
-use crate::core::subject::Part;
+use crate::core::plan::subject::Part;
 
 /// Datagrams of the list of virtual servers in one piece, some 130 virtual servers each.
 const LISTED: usize = 4;

@@ -9,15 +9,15 @@ use dummy_iface::DummyDevice;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
 
-use super::ipset::IpsetClient;
 use super::iptables::Iptables;
 use super::linux::{service_id, vs_key};
-use super::nfnetlink::{NfError, NfSocket};
-use super::nft_tables;
-use crate::core::cleanup::{Found, Step};
+use super::netfilter::ipset::IpsetClient;
+use super::netfilter::nfnetlink::{NfError, NfSocket};
+use super::netfilter::nft_tables;
 use crate::core::model::Family;
-use crate::core::ownership::DEVICE;
-use crate::core::sets::SetId;
+use crate::core::model::sets::SetId;
+use crate::core::plan::cleanup_plan::{Found, Step};
+use crate::core::plan::ownership::DEVICE;
 
 /// A set is busy for a moment after the last rule over it went: the kernel frees rules late.
 const TRIES: usize = 40;

@@ -7,13 +7,13 @@ use std::sync::Mutex;
 use prometheus::{IntGauge, IntGaugeVec, Registry};
 
 use super::{label, lock, register_gauge, register_gauges};
-use crate::core::desired::Desired;
+use crate::core::mirror::Observed;
 use crate::core::model::Family;
-use crate::core::node::Binding;
-use crate::core::observed::Observed;
-use crate::core::op::Op;
-use crate::core::protected::Protection;
-use crate::core::sets::SetId;
+use crate::core::model::sets::SetId;
+use crate::core::plan::op::Op;
+use crate::core::service::desired::Desired;
+use crate::core::service::node_facts::Binding;
+use crate::core::service::protected::Protection;
 
 /// Conflicts shown one by one; the gauge without labels counts all.
 const CONFLICTS_SHOWN: usize = 100;

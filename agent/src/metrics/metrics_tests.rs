@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::input::WatchState;
 use super::services::Counts;
 use super::*;
-use crate::core::fragment::build_fragment;
+use crate::core::model::settings::Settings;
 use crate::core::model::{EndpointSlice, Protocol, RsKey, Service, ServicePort, SlicePort, VsKey};
-use crate::core::node::NodeFacts;
-use crate::core::op::RulesOp;
-use crate::core::settings::Settings;
-use crate::core::subject::{Part, Subject};
+use crate::core::plan::op::RulesOp;
+use crate::core::plan::subject::{Part, Subject};
+use crate::core::service::fragment::build_fragment;
+use crate::core::service::node_facts::NodeFacts;
 use crate::inbox::Inbox;
 use crate::kernel::{ObserveError, OpError, Outcome};
 use crate::reconcile::Reconciler;
@@ -104,7 +104,7 @@ fn busy() -> Metrics {
     let mut changes =
         put(&mut desired, &Service { name: ObjectName::new("d", "young"), created: 9, ..old }, &[]);
     let mut observed = Observed::default();
-    observed.sets.entry(crate::core::sets::SetId::all(Family::V4).next().unwrap()).or_default();
+    observed.sets.entry(crate::core::model::sets::SetId::all(Family::V4).next().unwrap()).or_default();
     metrics.audited(&observed);
     changes.everything = true;
     metrics.changed(&desired, &changes, 0);

@@ -7,9 +7,9 @@ use std::time::SystemTime;
 use prometheus::{HistogramVec, Registry};
 
 use super::{label, register_histogram};
-use crate::core::desired::Desired;
 use crate::core::model::{Family, ObjectName};
-use crate::core::op::{Op, Plan};
+use crate::core::plan::op::{Op, Plan};
+use crate::core::service::desired::Desired;
 use crate::kernel::{Outcome, Report};
 
 /// So many causes are remembered for one Service until it is programmed; the oldest count.
@@ -135,11 +135,11 @@ impl<'a> Failed<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::desired::Changes;
-    use crate::core::fragment::build_fragment;
+    use crate::core::model::changes::Changes;
+    use crate::core::model::settings::Settings;
     use crate::core::model::{Protocol, RsKey, Service, ServicePort, VsKey};
-    use crate::core::node::NodeFacts;
-    use crate::core::settings::Settings;
+    use crate::core::service::fragment::build_fragment;
+    use crate::core::service::node_facts::NodeFacts;
     use crate::kernel::{Cause, OpError};
     use std::time::Duration;
 

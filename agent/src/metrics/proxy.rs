@@ -11,9 +11,9 @@ use super::{
     catch_up, label, lock, register_counter, register_counters, register_floats, register_gauge,
     register_gauges, register_histogram, seconds,
 };
-use crate::core::desired::Desired;
 use crate::core::model::Family;
-use crate::core::op::Op;
+use crate::core::plan::op::Op;
+use crate::core::service::desired::Desired;
 use crate::kernel::Outcome;
 use crate::reconcile::Pass;
 use crate::serve::health::Probe;

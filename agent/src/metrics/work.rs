@@ -8,12 +8,12 @@ use std::time::{Instant, SystemTime};
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGaugeVec, Registry};
 
 use super::{lock, register_counters, register_float, register_gauges, seconds};
-use crate::core::op::{Op, OpKind};
-use crate::core::outcome::Cause;
-use crate::core::subject::SubjectKind;
+use crate::core::plan::op::{Op, OpKind};
+use crate::core::plan::outcome::Cause;
+use crate::core::plan::subject::SubjectKind;
 use crate::kernel::Outcome;
 use crate::reconcile::Pass;
-use crate::schedule::Due;
+use crate::reconcile::schedule::Due;
 use crate::tally::Tally;
 
 const RESULTS: [&str; 3] = ["done", "failed", "blocked"];

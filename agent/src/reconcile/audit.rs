@@ -5,14 +5,14 @@
 use std::time::Duration;
 
 use super::{Look, Pass, Reconciler};
-use crate::core::audit::{Audit, Piece, Step};
-use crate::core::desired::Changes;
+use crate::core::mirror::Observed;
+use crate::core::mirror::comparison::{Audit, Piece, Step};
 use crate::core::model::Family;
-use crate::core::observed::Observed;
-use crate::core::sets::SetId;
-use crate::core::subject::Part;
+use crate::core::model::changes::Changes;
+use crate::core::model::sets::SetId;
+use crate::core::plan::subject::Part;
 use crate::kernel::{Kernel, ObserveError};
-use crate::schedule::Due;
+use crate::reconcile::schedule::Due;
 
 impl<K: Kernel> Reconciler<K> {
     /// Whether an audit goes on.

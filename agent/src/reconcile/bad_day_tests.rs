@@ -8,11 +8,11 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
+use crate::core::model::sets::{SetId, SetKind};
 use crate::core::model::{Family, VsKey};
-use crate::core::op::OpKind;
-use crate::core::outcome::{Cause, OpError};
-use crate::core::sets::{SetId, SetKind};
-use crate::core::subject::Subject;
+use crate::core::plan::op::OpKind;
+use crate::core::plan::outcome::{Cause, OpError};
+use crate::core::plan::subject::Subject;
 use crate::kernel::fake::FakeKernel;
 use crate::serve::health::{LoopLag, Probe};
 use crate::testing::cluster::Cluster;
@@ -472,7 +472,7 @@ fn a_kernel_that_cannot_be_read_at_the_start_is_retried_and_not_written() {
 #[test]
 fn what_another_mode_left_is_removed_although_the_rules_are_read_late() {
     let mut node = kernel();
-    node.state.rules[0] = crate::core::save::parse_save(
+    node.state.rules[0] = crate::core::rules::save::parse_save(
         "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\nCOMMIT\n",
     );
     node.set_unreadable(Part::Rules(Family::V4), Some(refused(Cause::TimedOut)));

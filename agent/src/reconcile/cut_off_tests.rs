@@ -10,12 +10,12 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::Reconciler;
+use crate::core::mirror::{ObservedServer, OpenPort};
+use crate::core::model::sets::{Entry, SetId};
 use crate::core::model::{ObjectName, Protocol, VsKey, VsSpec};
-use crate::core::observed::{ObservedServer, OpenPort};
-use crate::core::sets::{Entry, SetId};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::schedule::{Due, Schedule};
+use crate::reconcile::schedule::{Due, Schedule};
 use crate::source::decode::decode;
 use crate::store::{Kind, Store};
 use crate::testing::cluster::Cluster;

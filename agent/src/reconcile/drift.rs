@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use super::Reconciler;
-use crate::core::desired::Changes;
+use crate::core::mirror::Observed;
 use crate::core::model::VsKey;
-use crate::core::observed::Observed;
-use crate::core::op::{Op, Plan};
-use crate::core::ownership;
-use crate::core::save::ObservedRules;
+use crate::core::model::changes::Changes;
+use crate::core::plan::op::{Op, Plan};
+use crate::core::plan::ownership;
+use crate::core::rules::save::ObservedRules;
 use crate::kernel::{Kernel, Outcome, Report};
 
 impl<K: Kernel> Reconciler<K> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::{Pass, Touched};
 use crate::core::model::ObjectName;
-use crate::core::op::OpKind;
-use crate::core::outcome::Outcome;
+use crate::core::plan::op::OpKind;
+use crate::core::plan::outcome::Outcome;
 use crate::words;
 
 /// How often a line tells about changes.

@@ -1,26 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The loop: the one thread that owns the kernel.
 
-mod ahead;
 mod audit;
-mod changes;
 #[cfg(test)]
 mod cut_off_tests;
 mod drift;
-mod health;
+pub mod handover;
 mod minute;
-mod owners;
 mod pass;
 #[cfg(test)]
 mod probe_tests;
 mod recheck;
 mod release;
 mod report;
-mod run;
+mod report_health;
+pub mod schedule;
+mod services_of;
 mod shadow;
-mod shared;
+mod shared_failures;
+mod start;
+mod take_changes;
 #[cfg(test)]
 mod told_tests;
+mod turn;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -30,32 +32,33 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use crate::core::audit::Audit;
-use crate::core::desired::{Changes, Desired};
-use crate::core::drain::Drains;
+use crate::core::mirror::Observed;
+use crate::core::mirror::comparison::Audit;
+use crate::core::model::changes::Changes;
+use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Node, ObjectName};
-use crate::core::node::NodeFacts;
-use crate::core::observed::Observed;
-use crate::core::op::{Op, Plan};
 use crate::core::plan::RulesBasis;
-use crate::core::protected::Protected;
-use crate::core::retries::Retries;
-use crate::core::settings::Settings;
-use crate::core::subject::Subject;
+use crate::core::plan::drain::Drains;
+use crate::core::plan::op::{Op, Plan};
+use crate::core::plan::retries::Retries;
+use crate::core::plan::subject::Subject;
+use crate::core::service::desired::Desired;
+use crate::core::service::node_facts::NodeFacts;
+use crate::core::service::protected::Protected;
 use crate::events::EventSink;
-use crate::handover::Handover;
 use crate::kernel::{Finished, Kernel, ObserveError, Report};
 use crate::metrics::Metrics;
-use crate::schedule::Due;
+use crate::reconcile::handover::Handover;
+use crate::reconcile::schedule::Due;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
-use ahead::Stage;
 use recheck::{ProbeCursor, Recheck};
 use report::Reporter;
 pub use report::{CHANGES, READY};
 use shadow::Shadows;
-use shared::SharedFailures;
+use shared_failures::SharedFailures;
+use start::Stage;
 
 /// The Services that a pass is about: the first few names, and how many there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Look, Pass, Reconciler};
-use crate::core::desired::Changes;
-use crate::core::drain;
-use crate::core::map::Set;
+use crate::core::mirror::Observed;
+use crate::core::model::changes::Changes;
+use crate::core::model::map::Set;
 use crate::core::model::{Family, ObjectName, VsKey};
-use crate::core::observed::Observed;
-use crate::core::op::{Op, Plan};
+use crate::core::plan::drain;
+use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::{Goal, RulesBasis, all_keys, build_plan};
 use crate::kernel::{Applied, Kernel, Outcome, Report, Terms, apply};
 use crate::notices;
-use crate::schedule::Due;
+use crate::reconcile::schedule::Due;
 
 /// How long new addresses wait for the program that writes their filter: as long as such a program takes
 /// when nothing is wrong. What takes longer goes on beside the loop.

@@ -8,9 +8,9 @@ use serde_json::json;
 
 use super::recheck::PROBED;
 use crate::core::model::Family;
-use crate::core::outcome::{Cause, OpError};
-use crate::core::sets::{SetId, SetKind};
-use crate::core::subject::Part;
+use crate::core::model::sets::{SetId, SetKind};
+use crate::core::plan::outcome::{Cause, OpError};
+use crate::core::plan::subject::Part;
 use crate::kernel::fake::FakeKernel;
 use crate::testing::cluster::Cluster;
 use crate::testing::{Agent, Clocked, kernel};

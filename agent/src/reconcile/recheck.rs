@@ -6,15 +6,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Look, Pass, Reconciler};
-use crate::core::audit::Audit;
-use crate::core::desired::Changes;
+use crate::core::mirror::comparison::Audit;
+use crate::core::model::changes::Changes;
+use crate::core::model::sets::SetId;
 use crate::core::model::{Family, VsKey};
-use crate::core::op::Op;
-use crate::core::save::ObservedRules;
-use crate::core::sets::SetId;
-use crate::core::subject::{Part, Subject};
+use crate::core::plan::op::Op;
+use crate::core::plan::subject::{Part, Subject};
+use crate::core::rules::save::ObservedRules;
 use crate::kernel::{Finished, Kernel, ObserveError, OpError};
-use crate::schedule::{Due, Schedule};
+use crate::reconcile::schedule::{Due, Schedule};
 
 /// Virtual servers that are looked at in one probe.
 pub(super) const PROBED: usize = 4;

@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use super::{Reconciler, pass};
-use crate::core::desired::Changes;
-use crate::core::observed::Observed;
-use crate::core::op::{Op, Plan};
-use crate::core::ownership::{may_be_cluster_ip, may_remove};
-use crate::core::protected::{Protected, Protection};
+use crate::core::mirror::Observed;
+use crate::core::model::changes::Changes;
+use crate::core::plan::op::{Op, Plan};
+use crate::core::plan::ownership::{may_be_cluster_ip, may_remove};
+use crate::core::service::protected::{Protected, Protection};
 use crate::kernel::{Kernel, Outcome};
 
 impl<K: Kernel> Reconciler<K> {

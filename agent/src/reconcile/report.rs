@@ -12,15 +12,15 @@ use super::drift::describe_difference;
 use super::minute::{Minute, milliseconds};
 use super::{Pass, Reconciler, Touched};
 use crate::core::model::{Family, ObjectName, VsKey};
-use crate::core::op::Op;
-use crate::core::outcome::Cause;
-use crate::core::retries::{Failing, News, Retries};
-use crate::core::save::ObservedRules;
-use crate::core::subject::{Subject, SubjectKind};
+use crate::core::plan::op::Op;
+use crate::core::plan::outcome::Cause;
+use crate::core::plan::retries::{Failing, News, Retries};
+use crate::core::plan::subject::{Subject, SubjectKind};
+use crate::core::rules::save::ObservedRules;
 use crate::events::{About, EventSink, Notice, Reason};
 use crate::kernel::{Kernel, ObserveError};
 use crate::pace::Pace;
-use crate::schedule::Due;
+use crate::reconcile::schedule::Due;
 use crate::words;
 
 /// Objects named in one line.

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 
 use super::Reconciler;
-use crate::core::desired::{Changes, Desired};
-use crate::core::fragment::Remark;
+use crate::core::mirror::OpenPort;
+use crate::core::model::changes::Changes;
 use crate::core::model::{ObjectName, VsKey};
-use crate::core::node::Binding;
-use crate::core::observed::OpenPort;
+use crate::core::service::desired::Desired;
+use crate::core::service::fragment::Remark;
+use crate::core::service::node_facts::Binding;
 use crate::kernel::Kernel;
 use crate::notices;
 

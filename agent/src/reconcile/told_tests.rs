@@ -8,8 +8,8 @@ use serde_json::json;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::core::model::ObjectName;
-use crate::core::outcome::{Cause, OpError};
-use crate::core::subject::Subject;
+use crate::core::plan::outcome::{Cause, OpError};
+use crate::core::plan::subject::Subject;
 use crate::kernel::fake::FakeKernel;
 use crate::store::Kind;
 use crate::testing::cluster::Cluster;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 
 use crate::events::{About, EventSink, Notice, Reason};
-use crate::kernel::sockets;
+use crate::kernel::host::sockets;
 use crate::log::Verbosity;
 use crate::metrics::{self, Metrics};
 use crate::words;
@@ -234,7 +234,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let rendered = Rendered { metrics: metrics.clone(), last: Mutex::default() };
         let (start, first) = (Instant::now(), rendered.answer().body);
-        metrics.repaired(crate::core::op::OpKind::Bind);
+        metrics.repaired(crate::core::plan::op::OpKind::Bind);
         let second = rendered.answer().body;
         assert!(second == first || start.elapsed() >= METRICS_AGE);
         std::thread::sleep(METRICS_AGE);

@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 use super::connections::Connections;
 use super::health::SharedHealth;
 use super::http::{self, Answer};
-use crate::core::fragment::HealthCheck;
 use crate::core::model::{Family, ObjectName};
+use crate::core::service::fragment::HealthCheck;
 use crate::events::{About, EventSink, Notice, Reason};
 use crate::words;
 

@@ -12,7 +12,6 @@ use kube::api::{ListParams, WatchParams};
 use serde::{Deserialize, Deserializer};
 
 use super::Source;
-use super::ahead::Ahead;
 use super::api_servers;
 use super::client::ApiClient;
 use super::decode::{PROXY_NAME_LABEL, RawObject};
@@ -20,6 +19,7 @@ use super::follow::Follower;
 use super::nodes::NodeWatch;
 use super::outage::Outage;
 use super::pauses::Limits;
+use super::priority::Ahead;
 use crate::core::model::ObjectName;
 use crate::metrics::Metrics;
 use crate::store::{Decoded, Kind, Store};

@@ -279,8 +279,8 @@ pub(super) fn put_object<K: Followed>(update: &mut Update<'_>, guarded: Guarded<
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::Service;
     use super::*;
+    use crate::source::api::Service;
 
     #[test]
     fn what_is_there_comes_as_one_group_and_no_further_than_an_error() {

@@ -2,21 +2,21 @@
 //! Where objects come from: the Kubernetes API or files. Both feed the store through the same
 //! decoder, so the code after it cannot tell them apart.
 
-mod ahead;
 pub mod api;
 mod api_servers;
 pub mod client;
 pub mod decode;
 pub mod files;
 mod follow;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
 mod list;
 mod node_list;
 mod nodes;
 mod outage;
 mod pauses;
+mod priority;
 mod route;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod source_inputs;
 mod trouble;
 mod version;
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::client::ApiClient;
 use super::trouble::Trouble;
-use crate::core::address;
+use crate::core::model::address;
 
 /// Nodes in one page of objects.
 const PAGE: usize = 500;

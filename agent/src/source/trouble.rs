@@ -278,7 +278,7 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let access =
-            super::super::client::ApiAccess { kubeconfig: None, master: Some(format!("http://{free}")) };
+            crate::source::client::ApiAccess { kubeconfig: None, master: Some(format!("http://{free}")) };
         let metrics = crate::metrics::Metrics::new().unwrap();
         let api = access.client(&metrics, Duration::from_secs(10)).await.unwrap();
         let error = api.client.apiserver_version().await.unwrap_err();

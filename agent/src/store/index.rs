@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use super::vips::Vips;
-use crate::core::few::Few;
+use crate::core::model::few::Few;
 use crate::core::model::{EndpointSlice, ObjectName, Protocol, Service};
 
 /// Something in a set, found by its name.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{Store, Update, Vips};
-use crate::core::protected::Peers;
+use crate::core::service::protected::Peers;
 
 impl Store {
     /// Whose addresses the cluster knows, as far as it is known now.

@@ -17,14 +17,14 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::core::model::Node;
-use crate::core::op::Plan;
-use crate::core::retries::Retries;
-use crate::core::settings::{LocalTraffic, Settings, Sysctl, Timeouts};
+use crate::core::model::settings::{LocalTraffic, Settings, Sysctl, Timeouts};
+use crate::core::plan::op::Plan;
+use crate::core::plan::retries::Retries;
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, Report, Terms, apply};
+use crate::reconcile::schedule::{Due, Schedule};
 use crate::reconcile::{Outlets, Pass, Reconciler};
-use crate::schedule::{Due, Schedule};
 use crate::serve::health::SharedHealth;
 use crate::store::Store;
 use cluster::Cluster;

@@ -12,13 +12,13 @@ use proptest::sample::Index;
 use super::cluster::Cluster;
 use super::random::any_cluster;
 use super::{Agent, DEADLINE, kernel};
-use crate::core::map::Set;
+use crate::core::mirror::Observed;
+use crate::core::model::map::Set;
 use crate::core::model::{RsKey, VsKey, VsSpec};
-use crate::core::observed::Observed;
-use crate::core::op::{Op, OpKind, Phase};
+use crate::core::plan::op::{Op, OpKind, Phase};
 use crate::inbox::Inbox;
 use crate::kernel::Kernel;
-use crate::schedule::Due;
+use crate::reconcile::schedule::Due;
 use crate::store::Store;
 
 /// The state that the cluster leads to from nothing.
@@ -200,7 +200,7 @@ proptest! {
         node.state.record(&Op::AddVirtualServer(excluded, spec));
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         a.put(&store);
-        let settings = crate::core::settings::Settings {
+        let settings = crate::core::model::settings::Settings {
             exclude_cidrs: vec!["9.9.9.0/24".parse().unwrap()],
             ..super::settings()
         };

@@ -4,10 +4,10 @@
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
+use crate::core::mirror::ObservedSet;
+use crate::core::model::sets::{SetId, SetKind};
 use crate::core::model::{Family, VsKey};
-use crate::core::observed::ObservedSet;
-use crate::core::save::parse_save;
-use crate::core::sets::{SetId, SetKind};
+use crate::core::rules::save::parse_save;
 use crate::kernel::fake::FakeKernel;
 
 /// A move.

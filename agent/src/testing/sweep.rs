@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use super::cluster::Cluster;
 use super::scenarios::{Scenario, all};
 use super::{Agent, kernel};
-use crate::core::observed::Observed;
-use crate::core::op::{Op, OpKind};
-use crate::schedule::Due;
+use crate::core::mirror::Observed;
+use crate::core::plan::op::{Op, OpKind};
+use crate::reconcile::schedule::Due;
 
 /// An agent that is done with `before`, and then the meanwhile has happened and `after` is wanted.
 /// `Due` is what its loop does next: what others did it finds out by an audit.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kube_ipvs::core::model::VsKey;
 use kube_ipvs::inbox::Inbox;
-use kube_ipvs::schedule::Due;
+use kube_ipvs::reconcile::schedule::Due;
 use kube_ipvs::store::Store;
 use nix::time::{ClockId, clock_gettime};
 

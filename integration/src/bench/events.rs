@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kube_ipvs::core::model::{RsKey, VsKey};
-use kube_ipvs::core::op::Op;
+use kube_ipvs::core::plan::op::Op;
 use kube_ipvs::kernel::linux::Traffic;
-use kube_ipvs::schedule::Schedule;
+use kube_ipvs::reconcile::schedule::Schedule;
 use nix::sys::socket::SockProtocol;
 
 use super::node::{Node, Size, put_service, slice, virtual_server};

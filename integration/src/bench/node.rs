@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dummy_iface::DummyDevice;
-use kube_ipvs::config::node;
-use kube_ipvs::core::audit::{Piece, Step};
-use kube_ipvs::core::map::Set;
+use kube_ipvs::config::host;
+use kube_ipvs::core::mirror::ObservedServer;
+use kube_ipvs::core::mirror::comparison::{Piece, Step};
+use kube_ipvs::core::model::map::Set;
+use kube_ipvs::core::model::sets::SetId;
+use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::observed::ObservedServer;
-use kube_ipvs::core::op::{Lane, Op, Phase, Plan};
-use kube_ipvs::core::ownership::DEVICE;
-use kube_ipvs::core::sets::SetId;
-use kube_ipvs::core::settings::Settings;
-use kube_ipvs::core::subject::Part;
+use kube_ipvs::core::plan::op::{Lane, Op, Phase, Plan};
+use kube_ipvs::core::plan::ownership::DEVICE;
+use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
-use kube_ipvs::kernel::ipset::IpsetClient;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
+use kube_ipvs::kernel::netfilter::ipset::IpsetClient;
 use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
 use kube_ipvs::metrics::Metrics;
+use kube_ipvs::reconcile::schedule::Due;
 use kube_ipvs::reconcile::{Outlets, Reconciler};
-use kube_ipvs::schedule::Due;
 use kube_ipvs::store::{Object, Store, Update};
 use nix::sys::socket::SockProtocol;
 
@@ -145,8 +145,8 @@ impl Node {
     /// When the kernel lacks something.
     pub fn new(binds: bool) -> Result<Self> {
         let settings = Settings {
-            families: node::families(),
-            sysctls: node::sysctls(node::kernel_version()?, false),
+            families: host::families(),
+            sysctls: host::sysctls(host::kernel_version()?, false),
             ..Settings::default()
         };
         let inbox = Arc::new(Inbox::default());

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kube_ipvs::config::{Config, ConfigFlags};
+use kube_ipvs::core::mirror::Observed;
 use kube_ipvs::core::model::Family;
-use kube_ipvs::core::observed::Observed;
-use kube_ipvs::core::settings::Settings;
+use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::fake::FakeKernel;
+use kube_ipvs::reconcile::schedule::Due;
 use kube_ipvs::reconcile::{Outlets, Pass, Reconciler};
-use kube_ipvs::schedule::Due;
 use kube_ipvs::source::decode::decode;
 use kube_ipvs::store::{Kind, Object, Store};
 use serde_json::Value;

@@ -2,9 +2,9 @@
 //! From the JSON of a Kubernetes object to the compact model: slim types that read only what is
 //! used, and checks that name what is wrong. The translator on the Kubernetes side.
 
+mod intern;
 mod node;
 mod service;
-mod shared;
 mod slice;
 mod tape;
 mod wrong;
@@ -85,7 +85,7 @@ impl<'de> RawObject<'de> {
             (_, "") => "default",
             (_, namespace) => namespace,
         };
-        shared::name(namespace, field("name"))
+        intern::name(namespace, field("name"))
     }
 
     /// The version that the API server gave it.
@@ -139,4 +139,5 @@ fn port_or_zero(field: &str, number: Option<u32>) -> Result<u16, String> {
 }
 
 #[cfg(test)]
+#[path = "decode_tests.rs"]
 mod tests;

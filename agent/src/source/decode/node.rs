@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::tape::{Field, Tape, plain};
 use super::{METADATA, label};
-use crate::core::address;
+use crate::core::model::address;
 use crate::core::model::{Family, Node, ObjectName};
 use crate::store::Object;
 

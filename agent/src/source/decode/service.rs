@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::tape::{Field, Tape, plain};
-use super::{METADATA, RawPort, label, port_or_zero, protocol, shared};
-use crate::core::address;
+use super::{METADATA, RawPort, intern, label, port_or_zero, protocol};
+use crate::core::model::address;
 use crate::core::model::{Family, ObjectName, Service, ServicePort};
 use crate::store::{Kind, Object};
 
@@ -255,7 +255,7 @@ fn decode_port(index: usize, port: &RawPort<'_>) -> Result<ServicePort, String> 
     let number = port.port.ok_or_else(|| format!("{field}.port is missing"))?;
     let number = u16::try_from(number).ok().filter(|n| *n > 0);
     Ok(ServicePort {
-        name: shared::text(port.name.unwrap_or_default()),
+        name: intern::text(port.name.unwrap_or_default()),
         protocol: protocol(&field, port.protocol)?,
         port: number.ok_or_else(|| format!("{field}.port is not in 1-65535"))?,
         node_port: port_or_zero(&format!("{field}.nodePort"), port.node_port)?,

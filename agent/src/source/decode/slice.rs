@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::tape::{Field, Tape, plain};
-use super::{METADATA, RawPort, label, protocol, shared};
-use crate::core::address;
+use super::{METADATA, RawPort, intern, label, protocol};
+use crate::core::model::address;
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
 use crate::metrics::programming::Trigger;
 use crate::store::{Kind, Object};
@@ -160,7 +160,7 @@ fn decode_port(index: usize, port: &RawPort<'_>) -> Result<Option<SlicePort>, St
         return Ok(None);
     };
     Ok(Some(SlicePort {
-        name: shared::text(name),
+        name: intern::text(name),
         protocol: protocol(&field, port.protocol)?,
         port: u16::try_from(number).map_err(|_| format!("{field}.port is not in 1-65535"))?,
     }))
@@ -190,7 +190,7 @@ fn decode_endpoint(
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-        place: shared::place(
+        place: intern::place(
             endpoint.node_name,
             endpoint.hints.as_ref().map(decode_hints).unwrap_or_default(),
         ),
@@ -199,6 +199,6 @@ fn decode_endpoint(
 
 fn decode_hints(hints: &RawHints<'_>) -> Hints {
     let names =
-        |list: &Option<Vec<RawHint<'_>>>| list.iter().flatten().map(|hint| shared::text(hint.name)).collect();
+        |list: &Option<Vec<RawHint<'_>>>| list.iter().flatten().map(|hint| intern::text(hint.name)).collect();
     Hints { zones: names(&hints.for_zones), nodes: names(&hints.for_nodes) }
 }

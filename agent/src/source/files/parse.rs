@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use anyhow::{Context, anyhow};
 use serde_json::Value;
 
-use super::super::decode::RawObject;
 use crate::core::model::ObjectName;
+use crate::source::decode::RawObject;
 use crate::store::{Decoded, Kind, Object};
 use crate::yaml;
 

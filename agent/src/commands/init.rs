@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `--init-only`: what needs more privileges than the agent itself, done once before it starts.
+
+use crate::core::model::settings::Settings;
+use crate::core::plan::op::Op;
+use crate::kernel::Kernel;
+use crate::kernel::host::{modules, sysctl};
+use crate::kernel::linux::LinuxKernel;
+use crate::words;
+
+/// Loads modules, sets sysctls and IPVS timeouts, and tries the scheduler. Creates nothing. A sysctl that
+/// cannot be set is logged: without it Services are served worse, without the agent not at all.
+///
+/// # Errors
+/// What the agent cannot work without.
+pub fn run(settings: &Settings) -> anyhow::Result<()> {
+    modules::load(&settings.scheduler);
+    let mut kernel = LinuxKernel::open(settings)?;
+    kernel.check_scheduler(&settings.scheduler)?;
+    let mut ops: Vec<Op> = Vec::new();
+    let unmet = settings.sysctls.iter().filter(|wanted| !wanted.is_met(sysctl::read(wanted.path)));
+    ops.extend(unmet.cloned().map(Op::SetSysctl));
+    ops.push(Op::SetTimeouts(settings.timeouts));
+    let results = kernel.execute(&ops.iter().collect::<Vec<_>>());
+    let failed = ops.iter().zip(results).filter_map(|(op, result)| Some((op, result.err()?)));
+    let mut failures = 0;
+    for (op, error) in failed {
+        failures += 1;
+        tracing::error!("cannot set {}: {error}; Services are served all the same", op.subject());
+    }
+    let set = words::count(ops.len() - failures, "setting");
+    tracing::info!(
+        set = ops.len() - failures,
+        failed = failures,
+        "prepared the node: {set} changed, {failures} failed"
+    );
+    Ok(())
+}

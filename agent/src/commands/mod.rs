@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The commands of the program, each as `main` calls it.
+
+pub mod cleanup;
+pub mod init;
+pub mod list;
+pub mod run;
+pub mod show_config;

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Wiring: configuration, store, source, kernel, loop, signals. No decisions about the data plane.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{cleanup, init, show_config};
+use crate::cli::{ConfigSource, RunArgs};
+use crate::config::{Config, host};
+use crate::core::model::settings::Settings;
+use crate::events::{About, EventSink, Notice, Reason};
+use crate::inbox::Inbox;
+use crate::inspect::owners;
+use crate::kernel::ipvs::traffic;
+use crate::kernel::linux::LinuxKernel;
+use crate::log::{self, Verbosity};
+use crate::memory;
+use crate::metrics::{Metrics, rest};
+use crate::pace::FailurePace;
+use crate::reconcile::schedule::Schedule;
+use crate::reconcile::{Outlets, Reconciler};
+use crate::reload::ConfigReload;
+use crate::serve::connections::Connections;
+use crate::serve::health::{Health, SharedHealth};
+use crate::serve::node_ports::{HealthChecks, NodePorts};
+use crate::serve::{self, Server};
+use crate::source::api::ApiSource;
+use crate::source::client::ApiAccess;
+use crate::source::files::FileSource;
+use crate::source::{Limits, Source};
+use crate::store::Store;
+use crate::trial::{self, Tester};
+use crate::watchdog;
+use crate::watches;
+use crate::words;
+
+/// Connections of other hosts to all health-check node ports together.
+const NODE_PORT_CONNECTIONS: usize = 1024;
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// How long the first lists may take before a line says what is missing.
+const SYNC_NOTICE: Duration = Duration::from_secs(10);
+
+/// Runs the agent until SIGTERM or SIGINT, or does the one thing that the flags ask for.
+///
+/// # Errors
+/// What cannot heal by waiting.
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let ConfigSource { config: path, flags } = &args.source;
+    if args.cleanup {
+        return cleanup::run_every_mode(path.as_deref(), flags);
+    }
+    let config = Config::read(path.as_deref(), flags)?;
+    if let Some(path) = &args.write_config_to {
+        return show_config::write(&config, path);
+    }
+    let verbosity = log::start(config.log_format, config.verbosity);
+    for warning in &config.warnings {
+        tracing::warn!("configuration: {warning}");
+    }
+    let name = host::node_name(&config.hostname_override)?;
+    let settings = config.settings()?;
+    let families: Vec<String> = settings.families.iter().map(ToString::to_string).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!("kube-ipvs {version} starts on node {name}, {}", families.join(" and "));
+    if args.init_only {
+        return init::run(&settings);
+    }
+    set_oom_score_adj(config.oom_score_adj);
+    memory::limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.spawn(tell_suppressed_lines());
+    let inbox = Arc::new(Inbox::default());
+    let store = Arc::new(Store::new(inbox.clone()));
+    owners::serve(inbox.clone())?;
+    stop_on_signal(&runtime, inbox.clone())?;
+    let changed = watch_config(args, &config, &runtime, inbox.clone())?;
+    let metrics = Metrics::new().context("cannot set up metrics")?;
+    let (source, events) = source(args, &config, &name, &metrics, &runtime)?;
+    source.start(store.clone())?;
+    metrics.watch(&store, &events);
+    if let Some(limit) = config.service_metrics {
+        metrics.serve_traffic(limit, traffic::reader())?;
+    }
+    let outlets =
+        start_servers(&config, &settings, &name, (events.clone(), metrics.clone()), verbosity, &runtime)?;
+    outlets.health.watch(store.clone());
+    notice_slow_lists(store.clone())?;
+    let schedule = Schedule::new(config.min_sync_period, config.sync_period);
+    if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
+        kernel.count_flows(metrics.flows());
+        kernel.check_scheduler(&settings.scheduler)?;
+        let woken = inbox.clone();
+        kernel.wake(Arc::new(move || woken.wake()));
+        watches::start(&kernel, &inbox)?;
+        outlets.health.beat();
+        watchdog::start(outlets.health.clone(), nix::unistd::gettid(), config.min_sync_period)?;
+        let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, outlets);
+        reconciler.run(&inbox, schedule);
+    }
+    tracing::info!("stopped; the kernel keeps everything as it is");
+    runtime.shutdown_background();
+    ensure!(!changed.load(Ordering::Relaxed), "content of the proxy server's configuration file was updated");
+    Ok(())
+}
+
+/// The servers, and what the loop tells them.
+fn start_servers(
+    config: &Config,
+    settings: &Settings,
+    node: &str,
+    (events, metrics): (EventSink, Metrics),
+    verbosity: Verbosity,
+    runtime: &tokio::runtime::Runtime,
+) -> anyhow::Result<Outlets> {
+    let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
+    let hard_fail = config.bind_address_hard_fail;
+    if let Some(address) = config.healthz_address {
+        let server = Server {
+            address,
+            setting: "healthzBindAddress",
+            reason: Reason::FailedToStartProxierHealthcheck,
+            hard_fail,
+        };
+        runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone(), metrics.clone())));
+    }
+    let server = Server {
+        address: config.metrics_address,
+        setting: "metricsBindAddress",
+        reason: Reason::FailedToStartMetricServer,
+        hard_fail,
+    };
+    let configz = serde_json::json!({"kubeproxy.config.k8s.io": config.values.document()}).to_string();
+    runtime.spawn(server.run(events.clone(), serve::metrics_handler(metrics.clone(), configz, verbosity)));
+    let (health_checks, wanted) = watch::channel(HealthChecks::default());
+    let node = node.to_owned();
+    let connections = Connections::new(NODE_PORT_CONNECTIONS, NODE_PORT_CONNECTIONS / 8);
+    let node_ports = NodePorts { wanted, health: health.clone(), events: events.clone(), node, connections };
+    runtime.spawn(node_ports.run());
+    Ok(Outlets { events, metrics, health, health_checks })
+}
+
+/// Ends the agent when its configuration file changes to another that can be used; whoever started it
+/// starts it anew. True when that happened.
+fn watch_config(
+    args: &RunArgs,
+    config: &Config,
+    runtime: &tokio::runtime::Runtime,
+    inbox: Arc<Inbox>,
+) -> anyhow::Result<Arc<AtomicBool>> {
+    let changed = Arc::new(AtomicBool::new(false));
+    let (Some(path), Some(text)) = (args.source.config.clone(), config.values.file_text()) else {
+        return Ok(changed);
+    };
+    let (text, flags, in_force) = (text.to_owned(), args.source.flags.clone(), config.clone());
+    let api = args.objects.is_none().then(|| args.master.clone());
+    let (told, runtime) = (changed.clone(), runtime.handle().clone());
+    std::thread::Builder::new().name("config".to_owned()).spawn(move || {
+        let check = |text: &str| {
+            let new = Config::parse(text, &flags).map_err(|error| words::chain(&error))?;
+            let findings = trial::check(&new, Tester::Agent(&in_force), api.as_ref(), &runtime);
+            findings.notes.iter().for_each(|note| tracing::warn!("the new configuration: {note}"));
+            if findings.wrong.is_empty() { Ok(()) } else { Err(findings.wrong.join("; ")) }
+        };
+        ConfigReload::new(&path, &text, in_force.reload).wait(check);
+        tracing::info!("stopping, to be started with the new configuration");
+        told.store(true, Ordering::Relaxed);
+        inbox.stop();
+    })?;
+    Ok(changed)
+}
+
+/// Whom the kernel kills first when memory runs out. Not being allowed to is no reason to stop.
+fn set_oom_score_adj(value: i64) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
+        tracing::info!("oomScoreAdj stays as it is: {}", words::io_error(&error));
+    }
+}
+
+fn source(
+    args: &RunArgs,
+    config: &Config,
+    node: &str,
+    metrics: &Metrics,
+    runtime: &tokio::runtime::Runtime,
+) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
+    if let Some(path) = &args.objects {
+        tracing::info!(path = %path.display(), "following objects in files");
+        return Ok((
+            Box::new(FileSource::new(path, node).serving(config.service_proxy_name.clone())),
+            EventSink::log_only(),
+        ));
+    }
+    let access = ApiAccess::new(&config.kubeconfig, args.master.clone());
+    // One TLS provider for the process; a second call would be the only way to fail.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let api = runtime.block_on(access.client(metrics, Limits::default().answer))?;
+    runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
+    let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
+    let source = ApiSource::new(api, node, runtime.handle().clone(), metrics.clone());
+    Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
+}
+
+/// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.
+fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option<LinuxKernel> {
+    let start = Instant::now();
+    let mut pause = Duration::from_secs(1);
+    let mut pace = FailurePace::default();
+    loop {
+        match LinuxKernel::open(settings) {
+            Ok(kernel) => return Some(kernel),
+            Err(error) => {
+                let why = words::chain(&error);
+                let now = start.elapsed();
+                match pace.failed(&why, now) {
+                    Some(0) => {
+                        tracing::error!(
+                            "{why}; Services are not served on this node until it works; retried"
+                        );
+                    }
+                    Some(count) => {
+                        tracing::error!(
+                            "{why}; still so after {}, tried {count} times more",
+                            words::time(now)
+                        );
+                    }
+                    None => {}
+                }
+                let message = format!("Services are not served on this node: {why}");
+                events.send([Notice { about: About::Node, reason: Reason::KernelNotUsable, message }]);
+            }
+        }
+        let until = Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            if inbox.wait(Some(left)).stop {
+                return None;
+            }
+        }
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+/// Says once which lists are missing if they take long.
+fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
+    std::thread::Builder::new().name("notice".to_owned()).spawn(move || {
+        std::thread::sleep(SYNC_NOTICE);
+        if !store.is_synced() {
+            let kinds: Vec<String> = store.waiting_for().iter().map(ToString::to_string).collect();
+            tracing::warn!(
+                "still waiting for the first list of {}; until then changes are not followed",
+                kinds.join(", ")
+            );
+        }
+    })?;
+    Ok(())
+}
+
+/// Tells now and then how many log lines were not written.
+async fn tell_suppressed_lines() {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        log::tell_suppressed();
+    }
+}
+
+fn stop_on_signal(runtime: &tokio::runtime::Runtime, inbox: Arc<Inbox>) -> anyhow::Result<()> {
+    let _guard = runtime.enter();
+    let mut term = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    runtime.spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        inbox.stop();
+    });
+    Ok(())
+}

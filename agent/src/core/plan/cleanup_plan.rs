@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is to go, in which order: pure.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::ownership::{DEVICE, is_provably_ours};
+use crate::core::mirror::ObservedSet;
+use crate::core::model::map::{Map, Set};
+use crate::core::model::sets::SetId;
+use crate::core::model::{Family, VsKey};
+use crate::core::rules::removal::{Extent, Removal, find_removal, iptables_mode_is_in_force};
+
+/// What the node has.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Every virtual server that has an address.
+    pub servers: Vec<VsKey>,
+    /// The addresses on `kube-ipvs0`; `None` where there is no such device.
+    pub bound: Option<Set<IpNet>>,
+    /// The sets that have our names, with their members.
+    pub sets: Map<SetId, ObservedSet>,
+    /// What `iptables-save` and its twin print.
+    pub rules: Vec<(Family, String)>,
+    /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
+    pub nft_tables: [bool; 2],
+}
+
+/// What may go.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Not only what is ours: everything that any mode of kube-proxy makes.
+    pub every_mode: bool,
+    /// Virtual servers with an address in one of these are others'.
+    pub exclude_cidrs: Vec<IpNet>,
+}
+
+/// One thing to remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// `kube-ipvs0`, with so many addresses: traffic stops before its servers go.
+    Device(usize),
+    /// A virtual server with its real servers.
+    Server(VsKey),
+    /// Jumps and chains of one table of a family.
+    Rules(Family, Removal),
+    /// A set; by now no rule of ours uses it.
+    Set(SetId),
+    /// The table of kube-proxy's nftables mode.
+    NftTable(Family),
+}
+
+/// One line for each thing.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Device(addresses) => write!(f, "device {DEVICE} with {addresses} addresses"),
+            Step::Server(vs) => write!(f, "virtual server {vs}"),
+            Step::Rules(family, removal) => {
+                let mut lines = Vec::new();
+                for (table, found) in &removal.tables {
+                    let rules = found.rules.iter();
+                    lines.extend(rules.map(|(from, rule)| format!("{family} {table}: -A {from} {rule}")));
+                    lines.extend(found.chains.iter().map(|chain| format!("{family} {table}: chain {chain}")));
+                }
+                f.write_str(&lines.join("\n"))
+            }
+            Step::Set(set) => write!(f, "ipset {set}"),
+            Step::NftTable(family) => write!(f, "{family} nftables: table kube-proxy"),
+        }
+    }
+}
+
+/// The steps, in their order, and what has to stay, in words.
+pub fn build_steps(found: &Found, scope: &Scope) -> (Vec<Step>, Vec<String>) {
+    let mut steps: Vec<Step> = found.bound.iter().map(|bound| Step::Device(bound.len())).collect();
+    steps.extend(own_servers(found, scope).into_iter().map(Step::Server));
+    let mut kept = Vec::new();
+    for (family, text) in &found.rules {
+        let extent = match scope.every_mode {
+            true => Extent::EveryMode,
+            false if iptables_mode_is_in_force(text) => Extent::OursAlone,
+            false => Extent::Ours,
+        };
+        let removal = find_removal(text, extent);
+        kept.extend(removal.kept.iter().map(|chain| format!("{family} {chain}")));
+        // Each table by itself: one that cannot be changed does not keep the others.
+        steps.extend(
+            removal
+                .tables
+                .into_iter()
+                .map(|table| Step::Rules(*family, Removal { tables: [table].into(), kept: Vec::new() })),
+        );
+    }
+    let mut sets: Vec<SetId> = found.sets.keys().copied().collect();
+    sets.sort_unstable_by_key(|set| (set.family, set.kind));
+    steps.extend(sets.into_iter().map(Step::Set));
+    let families = Family::ALL.into_iter().filter(|f| scope.every_mode && found.nft_tables[f.index()]);
+    steps.extend(families.map(Step::NftTable));
+    (steps, kept)
+}
+
+/// The virtual servers that are provably ours. The sets that prove it go last, so that a cleanup that was
+/// interrupted can be finished.
+fn own_servers(found: &Found, scope: &Scope) -> BTreeSet<VsKey> {
+    let bound: Set<IpAddr> = found.bound.iter().flatten().map(IpNet::addr).collect();
+    let is_ours = |vs: &&VsKey| is_provably_ours(vs, &bound, &found.sets);
+    let excluded = |vs: &&VsKey| scope.exclude_cidrs.iter().any(|net| net.contains(&vs.addr));
+    found.servers.iter().filter(|vs| is_ours(vs) && !excluded(vs)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::Protocol;
+    use crate::core::model::sets::{Entry, SetKind};
+
+    fn server(protocol: Protocol, addr: &str, port: u16) -> VsKey {
+        VsKey { protocol, addr: addr.parse().unwrap(), port }
+    }
+
+    fn set(kind: SetKind, family: Family, members: &[Entry]) -> (SetId, ObservedSet) {
+        let id = SetId { kind, family };
+        (id, ObservedSet { members: members.iter().copied().collect(), ..ObservedSet::fresh(id) })
+    }
+
+    /// A node with ours and others', IPv6 included.
+    fn node() -> Found {
+        use Protocol::{Sctp, Tcp, Udp};
+        let entry = |addr: &str, port| Entry::IpPort(addr.parse().unwrap(), Tcp, port);
+        let sctp = Entry::IpPort("192.168.50.2".parse().unwrap(), Sctp, 30090);
+        Found {
+            servers: vec![
+                server(Tcp, "10.96.0.10", 80),
+                server(Udp, "10.96.0.10", 9),
+                server(Tcp, "192.168.50.2", 30080),
+                server(Udp, "192.168.50.2", 30080),
+                server(Sctp, "192.168.50.2", 30090),
+                server(Sctp, "192.168.50.3", 30090),
+                server(Tcp, "192.168.50.2", 443),
+                server(Tcp, "192.0.2.7", 80),
+                server(Tcp, "fd00:96::10", 80),
+                server(Tcp, "10.96.0.9", 80),
+            ],
+            bound: Some(["10.96.0.10/32", "10.96.0.9/32"].iter().map(|a| a.parse().unwrap()).collect()),
+            sets: [
+                set(SetKind::NodePortTcp, Family::V4, &[Entry::Port(30080)]),
+                set(SetKind::NodePortSctp, Family::V4, &[sctp]),
+                set(SetKind::ExternalIp, Family::V4, &[entry("192.168.50.2", 443)]),
+                set(SetKind::ClusterIp, Family::V6, &[entry("fd00:96::10", 80)]),
+            ]
+            .into_iter()
+            .collect(),
+            nft_tables: [true, false],
+            rules: vec![(
+                Family::V4,
+                "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A OUTPUT -m comment --comment \"kubernetes \
+                 service portals\" -j KUBE-SERVICES\n-A OUTPUT -d 192.0.2.1/32 -j MINE\nCOMMIT\n*filter\n\
+                 :KUBE-FIREWALL - [0:0]\n:KUBE-FORWARD - [0:0]\n-A CNI -j KUBE-FORWARD\nCOMMIT\n"
+                    .to_owned(),
+            )],
+        }
+    }
+
+    fn lines(scope: &Scope) -> String {
+        let (steps, kept) = build_steps(&node(), scope);
+        steps
+            .iter()
+            .map(|step| format!("{step}\n"))
+            .chain(kept.iter().map(|k| format!("KEPT {k}\n")))
+            .collect()
+    }
+
+    #[test]
+    fn golden_only_ours_goes_and_in_which_order() {
+        let scope = Scope { every_mode: false, exclude_cidrs: vec!["10.96.0.9/32".parse().unwrap()] };
+        assert_eq!(
+            lines(&scope),
+            "device kube-ipvs0 with 2 addresses\n\
+             virtual server TCP 10.96.0.10:80\n\
+             virtual server TCP 192.168.50.2:443\n\
+             virtual server TCP 192.168.50.2:30080\n\
+             virtual server TCP [fd00:96::10]:80\n\
+             virtual server UDP 10.96.0.10:9\n\
+             virtual server SCTP 192.168.50.2:30090\n\
+             IPv4 nat: -A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
+             IPv4 nat: chain KUBE-SERVICES\n\
+             ipset KUBE-EXTERNAL-IP\n\
+             ipset KUBE-NODE-PORT-TCP\n\
+             ipset KUBE-NODE-PORT-SCTP-HASH\n\
+             ipset KUBE-6-CLUSTER-IP\n\
+             KEPT IPv4 chain KUBE-FORWARD of table filter: `-A CNI -j KUBE-FORWARD` leads to it\n"
+        );
+    }
+
+    #[test]
+    fn every_mode_takes_more_and_still_no_foreign_server() {
+        let text = lines(&Scope { every_mode: true, ..Scope::default() });
+        assert!(text.contains("IPv4 nat: chain KUBE-SVC-A\n"), "{text}");
+        assert!(text.contains("IPv4 nftables: table kube-proxy\n"), "{text}");
+        assert!(!text.contains("IPv6 nftables"), "{text}");
+        for others in ["192.0.2.7", "192.0.2.1", "192.168.50.3", "UDP 192.168.50.2", "KUBE-FIREWALL"] {
+            assert!(!text.contains(others), "{others} is others':\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_node_needs_nothing() {
+        let (steps, kept) = build_steps(&Found::default(), &Scope { every_mode: true, ..Scope::default() });
+        assert!(steps.is_empty() && kept.is_empty());
+    }
+}

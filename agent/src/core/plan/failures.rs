@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What must not run: what failed before and whose next try is later, and what depends on something that
+//! failed or is not done yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::op::Op;
+use super::outcome::Outcome;
+use super::retries::Retries;
+use super::subject::{Part, Subject};
+use crate::core::model::sets::{Entry, SetId, SetKind};
+use crate::core::model::{Family, VsKey};
+use crate::core::rules::name_set;
+
+/// What failed, is held back or is not done in a run so far, as far as later ops depend on it.
+#[derive(Debug)]
+pub struct Failures<'a> {
+    retries: &'a Retries,
+    now: Duration,
+    device: bool,
+    sets: BTreeSet<SetId>,
+    /// Addresses that must not be opened, and the entry that each lacks.
+    entries: BTreeMap<IpAddr, Subject>,
+    rules: BTreeSet<Family>,
+    /// Families whose rules have not been read: nobody knows whether the filter stands.
+    unread: Vec<Family>,
+    virtual_servers: BTreeSet<VsKey>,
+    /// The same by address.
+    unserved_addresses: BTreeMap<IpAddr, VsKey>,
+    unbound: BTreeSet<IpAddr>,
+    /// What is not as it must be, of each family, by [`Family::index`].
+    unserved: [BTreeSet<Subject>; 2],
+}
+
+impl<'a> Failures<'a> {
+    /// Nothing failed yet in a run at the time `now`. `unread`: families whose rules are not known.
+    pub fn new(retries: &'a Retries, now: Duration, unread: Vec<Family>) -> Self {
+        let mut unserved = [BTreeSet::new(), BTreeSet::new()];
+        for family in &unread {
+            unserved[family.index()].insert(Subject::Reading(Part::Rules(*family)));
+        }
+        Self {
+            retries,
+            now,
+            device: false,
+            sets: BTreeSet::new(),
+            entries: BTreeMap::new(),
+            rules: BTreeSet::new(),
+            virtual_servers: BTreeSet::new(),
+            unserved_addresses: BTreeMap::new(),
+            unbound: BTreeSet::new(),
+            unserved,
+            unread,
+        }
+    }
+
+    /// Why the op must not run now: [`Outcome::Waiting`] or [`Outcome::Blocked`]; `None`: it may.
+    pub fn verdict(&mut self, op: &Op) -> Option<Outcome> {
+        if let Some(blocks) = self.retries.holds(op, self.now) {
+            if blocks {
+                self.note(op);
+            }
+            return Some(Outcome::Waiting);
+        }
+        self.blocks(op).map(Outcome::Blocked)
+    }
+
+    /// Notes an op that failed, did not run, or is not done.
+    pub fn note(&mut self, op: &Op) {
+        let subject = op.subject();
+        for family in Family::ALL.into_iter().filter(|family| op.serves(*family)) {
+            self.unserved[family.index()].insert(subject);
+        }
+        match op {
+            Op::CreateDevice => self.device = true,
+            Op::CreateSet(set) | Op::DestroySet(set) => _ = self.sets.insert(*set),
+            Op::AddEntry(_, entry) => self.note_entry(entry, subject),
+            Op::GrowSet(grow) => grow.entries.iter().for_each(|entry| self.note_entry(entry, subject)),
+            Op::WriteRules(rules) if !rules.tidy => _ = self.rules.insert(rules.family),
+            Op::AddVirtualServer(vs, _) => {
+                self.virtual_servers.insert(*vs);
+                self.unserved_addresses.insert(vs.addr, *vs);
+            }
+            Op::Unbind(net) => _ = self.unbound.insert(net.addr()),
+            _ => {}
+        }
+    }
+
+    /// An op that was noted because it was not done has been done.
+    pub fn done(&mut self, op: &Op) {
+        let subject = op.subject();
+        self.unserved.iter_mut().for_each(|unserved| _ = unserved.remove(&subject));
+        if let Op::WriteRules(rules) = op {
+            self.rules.remove(&rules.family);
+        }
+    }
+
+    fn note_entry(&mut self, entry: &Entry, subject: Subject) {
+        if let Entry::Ip(ip) | Entry::IpPort(ip, ..) = entry {
+            self.entries.insert(*ip, subject);
+        }
+    }
+
+    /// What keeps `op` from running, after these failures.
+    pub fn blocks(&self, op: &Op) -> Option<Subject> {
+        match op {
+            Op::CreateSet(set) | Op::AddEntry(set, _) if self.sets.contains(set) => Some(Subject::Set(*set)),
+            Op::GrowSet(grow) if self.sets.contains(&grow.set) => Some(Subject::Set(grow.set)),
+            Op::WriteRules(rules) if rules.tidy && self.rules.contains(&rules.family) => {
+                Some(Subject::Rules(rules.family))
+            }
+            Op::WriteRules(rules) if rules.hands_over => self.blocks_hand_over(rules.family),
+            Op::WriteRules(rules) if rules.tidy => None,
+            Op::WriteRules(rules) => {
+                let needs = |set: &&SetId| set.family == rules.family && name_set(&rules.chains, **set);
+                self.sets.iter().find(needs).map(|set| Subject::Set(*set))
+            }
+            Op::RemoveLeftovers(leftovers) if leftovers.hands_over => self.blocks_hand_over(leftovers.family),
+            Op::AddRealServer(vs, _) if self.virtual_servers.contains(vs) => {
+                Some(Subject::VirtualServer(*vs))
+            }
+            Op::Bind(addr) => self.blocks_bind(*addr),
+            Op::RemoveEntry(SetId { kind: SetKind::IpvsIps, .. }, Entry::Ip(ip)) => {
+                self.unbound.contains(ip).then_some(Subject::Address(*ip))
+            }
+            _ => None,
+        }
+    }
+
+    /// The rules of another kube-proxy mode serve until everything of the family does.
+    fn blocks_hand_over(&self, family: Family) -> Option<Subject> {
+        self.unserved[family.index()].first().copied()
+    }
+
+    /// An address is opened only behind a standing guard and with its virtual servers in place.
+    fn blocks_bind(&self, addr: IpAddr) -> Option<Subject> {
+        let family = Family::of(addr);
+        if self.device {
+            return Some(Subject::Device);
+        }
+        if self.rules.contains(&family) {
+            return Some(Subject::Rules(family));
+        }
+        if self.unread.contains(&family) {
+            return Some(Subject::Reading(Part::Rules(family)));
+        }
+        let entry = || self.entries.get(&addr).copied();
+        let server = || self.unserved_addresses.get(&addr).map(|vs| Subject::VirtualServer(*vs));
+        entry().or_else(server)
+    }
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The difference between wanted and observed state, as ordered ops.
+
+pub mod cleanup_plan;
+pub mod drain;
+pub mod failures;
+pub mod op;
+pub mod outcome;
+pub mod ownership;
+#[cfg(test)]
+mod plan_tests;
+mod record;
+pub mod retries;
+pub mod subject;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use self::op::{FlowsOp, GrowOp, LeftoversOp, Op, Plan, RulesOp};
+use crate::core::mirror::{Observed, ObservedServer, RsState};
+use crate::core::model::changes::Changes;
+use crate::core::model::sets::{Entry, SetId, SetKind};
+use crate::core::model::settings::Settings;
+use crate::core::model::{Family, ObjectName, RsKey, VsKey};
+use crate::core::rules::chains::Table;
+use crate::core::rules::removal::{is_of_other_modes, target};
+use crate::core::rules::{Chains, OUT_FILTER, build_chains};
+use crate::core::service::desired::Desired;
+use crate::core::service::fragment::VirtualServer;
+
+/// What is wanted, and what there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Goal<'a> {
+    /// The wanted state.
+    pub desired: &'a Desired,
+    /// The mirror of the kernel.
+    pub observed: &'a Observed,
+    /// The settings.
+    pub settings: &'a Settings,
+    /// Real servers whose drain has lasted long enough.
+    pub expired: &'a BTreeSet<(VsKey, RsKey)>,
+    /// What another mode of kube-proxy left serves until everything of ours does.
+    pub hands_over: bool,
+    /// What the installed rules of each family were made of, by [`Family::index`]; `None`: unknown, the rules
+    /// are compared in full.
+    pub settled: &'a [Option<RulesBasis>; 2],
+}
+
+/// Everything that one family's rules follow from, but for settings: which sets hold anything, wanted and
+/// there, and which virtual servers are closed to the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RulesBasis(u32, u32, Vec<VsKey>);
+
+impl RulesBasis {
+    /// The basis as it is now.
+    pub fn build(family: Family, desired: &Desired, observed: &Observed) -> Self {
+        let bits = |holds: &dyn Fn(SetKind) -> bool| {
+            let sets = SetId::all(family).zip(0..);
+            sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
+        };
+        let wanted = bits(&|kind| desired.has_members(kind, family));
+        let there = bits(&|kind| observed.has_members(kind, family));
+        Self(wanted, there, desired.closed_to_node(family))
+    }
+}
+
+/// Builds the plan that turns the observed state into the desired one as far as `keys` go, and forgets
+/// the stale flows of these Services. Device, sets, rules, timeouts and sysctls are few and looked at
+/// every time.
+pub fn build_plan(goal: Goal<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) -> Plan {
+    let mut ops = Vec::new();
+    goal.diff_node(&mut ops);
+    goal.diff_sets(&keys.entries, &mut ops);
+    for &family in goal.settings.families.iter().filter(|family| !goal.rules_stand(**family)) {
+        goal.diff_rules(family, &mut ops);
+        goal.diff_leftovers(family, &mut ops);
+    }
+    for key in &keys.virtual_servers {
+        let wanted = goal.desired.virtual_server(key).map(|vs| &**vs);
+        goal.diff_server(key, wanted, goal.observed.virtual_servers.get(key), &mut ops);
+    }
+    goal.diff_addresses(keys, &mut ops);
+    for filter in goal.desired.stale_flows(flows) {
+        ops.push(Op::ForgetFlows(Box::new(FlowsOp { services: flows.clone(), filter })));
+    }
+    Plan::new(ops, &goal.desired.first_keys())
+}
+
+fn is_host(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+/// Every virtual server that is wanted or there, and each address and entry that is not both.
+pub fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
+    let wanted_servers = desired.virtual_servers().map(|vs| vs.key);
+    let other_servers = observed.virtual_servers.keys().filter(|key| desired.virtual_server(key).is_none());
+    let missing = desired.addresses().filter(|addr| !observed.addresses.contains(&IpNet::from(*addr)));
+    let other_addresses = observed.addresses.iter().map(IpNet::addr).filter(|a| !desired.wants_address(*a));
+    let missing_entries = desired.entries().filter(|(set, entry)| !observed.has_entry(*set, entry));
+    let entries = observed.sets.iter().flat_map(|(id, set)| set.members.iter().map(move |e| (*id, e)));
+    Changes {
+        virtual_servers: wanted_servers.chain(other_servers.copied()).collect(),
+        addresses: missing.chain(other_addresses).collect(),
+        networks: observed.addresses.iter().filter(|net| !is_host(net)).copied().collect(),
+        entries: missing_entries.chain(entries.filter(|entry| !desired.wants_entry(entry))).collect(),
+        ..Changes::default()
+    }
+}
+
+/// A set that keeps traffic out must be complete before it acts: what is allowed comes first and
+/// goes last.
+fn shuts_out(kind: SetKind) -> bool {
+    kind == SetKind::LoadBalancerFw
+}
+
+impl Goal<'_> {
+    /// Whether the rules of a family need no comparison, or cannot be compared because they were not read.
+    fn rules_stand(&self, family: Family) -> bool {
+        let settled = self.settled[family.index()].as_ref();
+        self.observed.unread_rules[family.index()]
+            || settled.is_some_and(|basis| *basis == RulesBasis::build(family, self.desired, self.observed))
+    }
+
+    fn diff_node(&self, ops: &mut Vec<Op>) {
+        for sysctl in &self.settings.sysctls {
+            if !sysctl.is_met(self.observed.sysctls.get(sysctl.path).copied()) {
+                ops.push(Op::SetSysctl(sysctl.clone()));
+            }
+        }
+        if !self.settings.timeouts.is_met(&self.observed.timeouts) {
+            ops.push(Op::SetTimeouts(self.settings.timeouts));
+        }
+        if !self.observed.device {
+            ops.push(Op::CreateDevice);
+        }
+    }
+
+    fn diff_sets(&self, keys: &BTreeSet<(SetId, Entry)>, ops: &mut Vec<Op>) {
+        let mut grown = BTreeSet::new();
+        for id in self.settings.families.iter().flat_map(|family| SetId::all(*family)) {
+            let observed = self.observed.sets.get(&id);
+            if observed.is_some_and(|set| set.misfit) {
+                ops.push(Op::DestroySet(id));
+            }
+            let capacity = match observed.filter(|set| !set.misfit) {
+                Some(set) => set.capacity,
+                None => {
+                    ops.push(Op::CreateSet(id));
+                    id.kind.set_type().capacity()
+                }
+            };
+            if self.desired.members(id) > capacity {
+                grown.insert(id);
+                ops.push(Op::GrowSet(Box::new(self.grow(id))));
+            }
+        }
+        let mine = |set: &SetId| self.settings.families.contains(&set.family) && !grown.contains(set);
+        for late in [false, true] {
+            for key @ (set, entry) in keys.iter().filter(|(set, _)| mine(set)) {
+                let (wanted, there) = (self.desired.wants_entry(key), self.observed.has_entry(*set, entry));
+                if wanted && !there && shuts_out(set.kind) == late {
+                    ops.push(Op::AddEntry(*set, *entry));
+                } else if !wanted && there && shuts_out(set.kind) != late {
+                    ops.push(Op::RemoveEntry(*set, *entry));
+                }
+            }
+        }
+    }
+
+    fn grow(&self, set: SetId) -> GrowOp {
+        let mut entries: Vec<Entry> =
+            self.desired.entries().filter(|(id, _)| *id == set).map(|(_, entry)| entry).collect();
+        entries.sort_unstable();
+        let room = self.desired.members(set).saturating_mul(2).checked_next_power_of_two();
+        GrowOp { set, capacity: room.unwrap_or(u32::MAX), entries }
+    }
+
+    /// Rules over sets that empty in this plan stay until the tidy phase, so that traffic which is
+    /// just being closed keeps its masquerading and its filter. One write is enough unless rules
+    /// both come and go.
+    fn diff_rules(&self, family: Family, ops: &mut Vec<Op>) {
+        let has = &self.observed.rules[family.index()];
+        let jumps = has.broken_jumps();
+        let closed = self.desired.closed_to_node(family);
+        let wanted_set = |kind: SetKind| self.desired.has_members(kind, family);
+        let wanted = build_chains(family, self.settings, &wanted_set, &closed);
+        if has.chains == wanted && jumps.is_empty() {
+            return;
+        }
+        let either = |kind: SetKind| wanted_set(kind) || self.observed.has_members(kind, family);
+        let mut meanwhile = build_chains(family, self.settings, &either, &closed);
+        keep_closed(&has.chains, &mut meanwhile);
+        let hands_over = keep_dispatch(&has.chains, &mut meanwhile) && self.hands_over;
+        let write = |chains, jumps, tidy| {
+            let hands_over = hands_over && tidy;
+            Op::WriteRules(Box::new(RulesOp { family, chains, jumps, tidy, hands_over }))
+        };
+        let guarded = has.chains == meanwhile && jumps.is_empty();
+        if meanwhile != wanted {
+            ops.push(write(wanted, Vec::new(), true));
+        }
+        if !guarded {
+            ops.push(write(meanwhile, jumps, false));
+        }
+    }
+
+    /// What other modes of kube-proxy left goes last, when everything of ours serves.
+    fn diff_leftovers(&self, family: Family, ops: &mut Vec<Op>) {
+        let removal = self.observed.rules[family.index()].leftovers.clone();
+        let nft_table = self.observed.nft_tables[family.index()];
+        if !removal.is_empty() || nft_table {
+            let hands_over = self.hands_over;
+            ops.push(Op::RemoveLeftovers(Box::new(LeftoversOp { family, removal, nft_table, hands_over })));
+        }
+    }
+
+    fn diff_server(
+        &self,
+        key: &VsKey,
+        wanted: Option<&VirtualServer>,
+        observed: Option<&ObservedServer>,
+        ops: &mut Vec<Op>,
+    ) {
+        let Some(wanted) = wanted else {
+            if observed.is_some() && ownership::may_remove(key, self.settings) {
+                ops.push(Op::RemoveVirtualServer(*key));
+            }
+            return;
+        };
+        match observed {
+            None => ops.push(Op::AddVirtualServer(*key, wanted.spec.clone())),
+            Some(server) if server.spec != wanted.spec => {
+                ops.push(Op::EditVirtualServer(*key, wanted.spec.clone()));
+            }
+            Some(_) => {}
+        }
+        for rs in wanted.real_servers.iter() {
+            match observed.and_then(|server| server.real_servers.get(rs)) {
+                None => ops.push(Op::AddRealServer(*key, *rs)),
+                Some(state) if *state != RsState::WANTED => ops.push(Op::EditRealServer(*key, *rs)),
+                Some(_) => {}
+            }
+        }
+        for (rs, state) in observed.iter().flat_map(|server| server.real_servers.iter()) {
+            if wanted.real_servers.binary_search(rs).is_err() {
+                ops.extend(self.close_real_server(*key, *rs, *state));
+            }
+        }
+    }
+
+    /// First a real server takes no new connections. It goes when it was seen without connections since, or
+    /// when the deadline is over: a connection may come between a look and a removal, and would break.
+    fn close_real_server(&self, vs: VsKey, rs: RsKey, state: RsState) -> Option<Op> {
+        if !drain::is_drained(vs.protocol) || self.expired.contains(&(vs, rs)) {
+            return Some(Op::RemoveRealServer(vs, rs));
+        }
+        if state.weight != 0 {
+            return Some(Op::DrainRealServer(vs, rs));
+        }
+        let busy = self.observed.busy.contains(&(vs, rs));
+        (!busy).then_some(Op::RemoveRealServer(vs, rs))
+    }
+
+    fn diff_addresses(&self, keys: &Changes, ops: &mut Vec<Op>) {
+        let (desired, observed) = (self.desired, self.observed);
+        let mine = |addr: IpAddr| self.settings.families.contains(&Family::of(addr));
+        // Somebody's address with a wider prefix would make the whole prefix look local.
+        let there = |net: &&IpNet| observed.addresses.contains(*net) && mine(net.addr());
+        let foreign: Vec<&IpNet> = keys.networks.iter().filter(there).collect();
+        for addr in keys.addresses.iter().copied().filter(|addr| mine(*addr)) {
+            let host = IpNet::from(addr);
+            // The kernel keeps an IPv6 address once, whatever its prefix: the wider one has to go
+            // before the right one can come, in the next pass.
+            if addr.is_ipv6() && foreign.iter().any(|net| net.addr() == addr) {
+                continue;
+            }
+            match (desired.wants_address(addr), observed.addresses.contains(&host)) {
+                (true, false) => ops.push(Op::Bind(addr)),
+                (false, true) => ops.push(Op::Unbind(host)),
+                _ => {}
+            }
+        }
+        ops.extend(foreign.into_iter().map(|net| Op::Unbind(*net)));
+    }
+}
+
+/// Virtual servers that were closed to the node stay so until the tidy phase.
+fn keep_closed(has: &Chains, meanwhile: &mut Chains) {
+    let key = (OUT_FILTER.0, OUT_FILTER.1.to_owned());
+    let (Some(has), Some(meanwhile)) = (has.get(&key), meanwhile.get_mut(&key)) else { return };
+    let ours = |rule: &&String| rule.contains(" -m ipvs ") && rule.ends_with(" -j DROP");
+    let more: Vec<String> =
+        has.iter().filter(ours).filter(|rule| !meanwhile.contains(rule)).cloned().collect();
+    meanwhile.extend(more);
+}
+
+/// The iptables mode's chain of all Services has the same name as ours. Its jumps to single Services stay
+/// in front of our first verdict until the tidy phase: they serve until IPVS does. True if there are any.
+fn keep_dispatch(has: &Chains, meanwhile: &mut Chains) -> bool {
+    let key = (Table::Nat, "KUBE-SERVICES".to_owned());
+    let (Some(has), Some(meanwhile)) = (has.get(&key), meanwhile.get_mut(&key)) else { return false };
+    let dispatches = |rule: &&String| target(rule).is_some_and(|to| is_of_other_modes("nat", to));
+    let kept: Vec<String> = has.iter().filter(dispatches).cloned().collect();
+    let decides = |rule: &String| matches!(target(rule), Some("ACCEPT" | "KUBE-NODE-PORT"));
+    let place = meanwhile.iter().position(decides).unwrap_or(meanwhile.len());
+    let any = !kept.is_empty();
+    meanwhile.splice(place..place, kept);
+    any
+}

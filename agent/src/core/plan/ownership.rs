@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whose is it? How an agent without memory tells its own kernel objects from others'.
+//!
+//! | object | ours when |
+//! |---|---|
+//! | address | it is on `kube-ipvs0` (IPv6 link-local is the kernel's own) |
+//! | set | its name is one of [`SetId::all`](crate::core::model::sets::SetId::all) |
+//! | chain, jump | its name is one of [`CHAINS`](crate::core::rules::chains::CHAINS), a jump also by its comment |
+//! | virtual server | it is in this network namespace, has an address, and that is not in `excludeCIDRs` |
+//! | real server | its virtual server is wanted; weight 0 is the record of a drain |
+//! | of other modes of kube-proxy | chains by name, jumps by comment, the nftables table `kube-proxy`; see [`removal`](crate::core::rules::removal) |
+//! | sysctl | never: they are set and left |
+
+use std::net::IpAddr;
+
+use crate::core::mirror::{Observed, ObservedSet};
+use crate::core::model::map::{Map, Set};
+use crate::core::model::sets::{Entry, SetId, SetKind};
+use crate::core::model::settings::Settings;
+use crate::core::model::{Family, Protocol, VsKey};
+
+/// The device that holds the VIPs.
+pub const DEVICE: &str = "kube-ipvs0";
+
+/// Whether a virtual server that nobody wants may be removed. Services by fwmark never get here:
+/// they have no address and are not observed.
+pub fn may_remove(vs: &VsKey, settings: &Settings) -> bool {
+    settings.families.contains(&vs.family())
+        && !settings.exclude_cidrs.iter().any(|net| net.contains(&vs.addr))
+}
+
+/// Whether something on the node shows that an agent or kube-proxy made the virtual server: its address is on
+/// `kube-ipvs0`, or one of our sets has its address and port, or its port as a node port.
+pub fn is_provably_ours(vs: &VsKey, bound: &Set<IpAddr>, sets: &Map<SetId, ObservedSet>) -> bool {
+    let has = |kind: SetKind, family: Family, entry: Entry| {
+        sets.get(&SetId { kind, family }).is_some_and(|set| set.members.contains(&entry))
+    };
+    let frontend = [SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
+    let address = Entry::IpPort(vs.addr, vs.protocol, vs.port);
+    let node_port = match vs.protocol {
+        Protocol::Tcp => has(SetKind::NodePortTcp, vs.family(), Entry::Port(vs.port)),
+        Protocol::Udp => has(SetKind::NodePortUdp, vs.family(), Entry::Port(vs.port)),
+        Protocol::Sctp => has(SetKind::NodePortSctp, vs.family(), address),
+    };
+    bound.contains(&vs.addr) || node_port || frontend.iter().any(|kind| has(*kind, vs.family(), address))
+}
+
+/// Whether the address may be a ClusterIP, at which pods and the agent may reach the API server. Sets tell; without
+/// them only an address without virtual servers is certainly none.
+pub fn may_be_cluster_ip(observed: &Observed, addr: IpAddr) -> bool {
+    let has = |kind: SetKind| {
+        let set = observed.sets.get(&SetId { kind, family: Family::of(addr) });
+        let is_at = |entry: Entry| matches!(entry, Entry::IpPort(ip, ..) if ip == addr);
+        set.is_some_and(|set| set.members.iter().any(is_at))
+    };
+    let external = [SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
+    let is_served = || observed.virtual_servers.keys().any(|key| key.addr == addr);
+    has(SetKind::ClusterIp) || (!external.into_iter().any(has) && is_served())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excluded_networks_and_absent_families_are_others() {
+        let vs = |addr: &str| VsKey { protocol: Protocol::Tcp, addr: addr.parse().unwrap(), port: 80 };
+        let settings = Settings {
+            families: vec![Family::V4],
+            exclude_cidrs: vec!["9.9.9.0/24".parse().unwrap()],
+            ..Settings::default()
+        };
+        assert!(may_remove(&vs("9.9.8.8"), &settings));
+        assert!(!may_remove(&vs("9.9.9.9"), &settings));
+        assert!(!may_remove(&vs("fd00::1"), &settings));
+    }
+}

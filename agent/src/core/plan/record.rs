@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The mirror follows acknowledged ops.
+
+use super::op::Op;
+use ipnet::IpNet;
+
+use crate::core::mirror::{Observed, ObservedServer, ObservedSet, RealServers, RsState};
+use crate::core::model::{RsKey, VsKey};
+use crate::core::rules::removal::Removal;
+
+impl Observed {
+    /// Follows an op that the kernel acknowledged.
+    pub fn record(&mut self, op: &Op) {
+        match op {
+            Op::SetSysctl(s) => {
+                self.sysctls.insert(s.path, s.value);
+            }
+            Op::SetTimeouts(t) => {
+                let set = |now: &mut u32, wanted| {
+                    if wanted != 0 {
+                        *now = wanted;
+                    }
+                };
+                set(&mut self.timeouts.tcp, t.tcp);
+                set(&mut self.timeouts.tcp_fin, t.tcp_fin);
+                set(&mut self.timeouts.udp, t.udp);
+            }
+            Op::CreateDevice => self.device = true,
+            Op::DestroySet(set) => {
+                self.sets.remove(set);
+            }
+            Op::CreateSet(set) => {
+                self.sets.insert(*set, ObservedSet::fresh(*set));
+            }
+            Op::GrowSet(grow) => {
+                let members = grow.entries.iter().copied().collect();
+                self.sets.insert(grow.set, ObservedSet { members, misfit: false, capacity: grow.capacity });
+            }
+            Op::AddEntry(set, entry) => {
+                self.sets.entry(*set).or_default().members.insert(*entry);
+            }
+            Op::RemoveEntry(set, entry) => {
+                self.sets.entry(*set).or_default().members.remove(entry);
+            }
+            Op::WriteRules(rules) => {
+                let observed = &mut self.rules[rules.family.index()];
+                observed.chains.clone_from(&rules.chains);
+                observed.fix_jumps(&rules.jumps);
+            }
+            Op::RemoveLeftovers(leftovers) => {
+                let family = leftovers.family.index();
+                self.rules[family].leftovers = Removal::default();
+                self.nft_tables[family] = false;
+            }
+            Op::Bind(addr) => {
+                self.addresses.insert(IpNet::from(*addr));
+            }
+            Op::Unbind(net) => {
+                self.addresses.remove(net);
+            }
+            Op::AddVirtualServer(vs, spec) => {
+                let server = ObservedServer { spec: spec.clone(), real_servers: RealServers::default() };
+                self.virtual_servers.insert(*vs, server);
+            }
+            Op::EditVirtualServer(vs, spec) => {
+                if let Some(server) = self.virtual_servers.get_mut(vs) {
+                    server.spec = spec.clone();
+                }
+            }
+            Op::RemoveVirtualServer(vs) => {
+                if let Some(server) = self.virtual_servers.remove(vs) {
+                    for rs in server.real_servers.keys() {
+                        self.busy.remove(&(*vs, *rs));
+                    }
+                }
+            }
+            Op::AddRealServer(vs, rs) | Op::EditRealServer(vs, rs) => {
+                self.set_real_server(vs, *rs, RsState::WANTED);
+            }
+            Op::DrainRealServer(vs, rs) => self.set_real_server(vs, *rs, RsState::DRAINING),
+            Op::ForgetFlows(_) => {}
+            Op::RemoveRealServer(vs, rs) => {
+                self.busy.remove(&(*vs, *rs));
+                if let Some(server) = self.virtual_servers.get_mut(vs) {
+                    server.real_servers.remove(rs);
+                }
+            }
+        }
+    }
+
+    fn set_real_server(&mut self, vs: &VsKey, rs: RsKey, state: RsState) {
+        if let Some(server) = self.virtual_servers.get_mut(vs) {
+            server.real_servers.insert(rs, state);
+        }
+    }
+}

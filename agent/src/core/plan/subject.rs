@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The kernel object that an op is about: what is retried by itself, and what a failure is named after.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::op::Op;
+use super::ownership::DEVICE;
+use crate::core::model::changes::Changes;
+use crate::core::model::sets::{Entry, SetId};
+use crate::core::model::{Family, RsKey, VsKey};
+
+/// A part of the kernel that is read by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Virtual servers with their real servers.
+    Ipvs,
+    /// One ipset.
+    Set(SetId),
+    /// Addresses of `kube-ipvs0` and of all other devices.
+    Addresses,
+    /// Rules of one family.
+    Rules(Family),
+    /// Sysctls, IPVS timeouts, routes.
+    Node,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Ipvs => f.write_str("the IPVS table"),
+            Part::Set(set) => write!(f, "ipset {set}"),
+            Part::Addresses => f.write_str("addresses"),
+            Part::Rules(family) => write!(f, "{family} iptables rules"),
+            Part::Node => f.write_str("sysctls, IPVS timeouts and routes"),
+        }
+    }
+}
+
+/// What an op changes, or what a reading reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// Reading a part of the kernel.
+    Reading(Part),
+    /// A sysctl, by its file.
+    Sysctl(&'static str),
+    /// The IPVS timeouts.
+    Timeouts,
+    /// `kube-ipvs0`.
+    Device,
+    /// An ipset.
+    Set(SetId),
+    /// A member of an ipset.
+    Entry(SetId, Entry),
+    /// All rules of one family.
+    Rules(Family),
+    /// A virtual server.
+    VirtualServer(VsKey),
+    /// A real server.
+    RealServer(VsKey, RsKey),
+    /// An address of `kube-ipvs0`.
+    Address(IpAddr),
+    /// A wider prefix on `kube-ipvs0`, which is never wanted.
+    Network(IpNet),
+    /// UDP flows of one family.
+    Flows(Family),
+    /// What other modes of kube-proxy left in one family.
+    Leftovers(Family),
+}
+
+/// The kinds of [`Subject`], for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "see `Subject`")]
+pub enum SubjectKind {
+    Reading,
+    Sysctl,
+    Timeouts,
+    Device,
+    Set,
+    Entry,
+    Rules,
+    VirtualServer,
+    RealServer,
+    Address,
+    Flows,
+    Leftovers,
+}
+
+impl SubjectKind {
+    /// Every kind.
+    pub const ALL: [SubjectKind; 12] = [
+        SubjectKind::Reading,
+        SubjectKind::Sysctl,
+        SubjectKind::Timeouts,
+        SubjectKind::Device,
+        SubjectKind::Set,
+        SubjectKind::Entry,
+        SubjectKind::Rules,
+        SubjectKind::VirtualServer,
+        SubjectKind::RealServer,
+        SubjectKind::Address,
+        SubjectKind::Flows,
+        SubjectKind::Leftovers,
+    ];
+
+    /// The value of a metric's label `kind`.
+    pub fn label(self) -> &'static str {
+        match self {
+            SubjectKind::Reading => "reading",
+            SubjectKind::Sysctl => "sysctl",
+            SubjectKind::Timeouts => "timeouts",
+            SubjectKind::Device => "device",
+            SubjectKind::Set => "ipset",
+            SubjectKind::Entry => "ipset_entry",
+            SubjectKind::Rules => "rules",
+            SubjectKind::VirtualServer => "virtual_server",
+            SubjectKind::RealServer => "real_server",
+            SubjectKind::Address => "address",
+            SubjectKind::Flows => "udp_flows",
+            SubjectKind::Leftovers => "leftovers",
+        }
+    }
+
+    /// The words for `count` of them: `1 real server`, `3 real servers`.
+    pub fn count(self, count: usize) -> String {
+        let (one, many) = match self {
+            SubjectKind::Reading => ("part of the kernel", "parts of the kernel"),
+            SubjectKind::Sysctl => ("sysctl", "sysctls"),
+            SubjectKind::Timeouts => ("set of IPVS timeouts", "sets of IPVS timeouts"),
+            SubjectKind::Device => ("device", "devices"),
+            SubjectKind::Set => ("ipset", "ipsets"),
+            SubjectKind::Entry => ("ipset entry", "ipset entries"),
+            SubjectKind::Rules => ("family of iptables rules", "families of iptables rules"),
+            SubjectKind::VirtualServer => ("virtual server", "virtual servers"),
+            SubjectKind::RealServer => ("real server", "real servers"),
+            SubjectKind::Address => ("address", "addresses"),
+            SubjectKind::Flows => ("family of UDP flows", "families of UDP flows"),
+            SubjectKind::Leftovers => ("rule set of another mode", "rule sets of other modes"),
+        };
+        format!("{count} {}", if count == 1 { one } else { many })
+    }
+}
+
+impl Subject {
+    /// Its kind.
+    pub fn kind(&self) -> SubjectKind {
+        match self {
+            Subject::Reading(_) => SubjectKind::Reading,
+            Subject::Sysctl(_) => SubjectKind::Sysctl,
+            Subject::Timeouts => SubjectKind::Timeouts,
+            Subject::Device => SubjectKind::Device,
+            Subject::Set(_) => SubjectKind::Set,
+            Subject::Entry(..) => SubjectKind::Entry,
+            Subject::Rules(_) => SubjectKind::Rules,
+            Subject::VirtualServer(_) => SubjectKind::VirtualServer,
+            Subject::RealServer(..) => SubjectKind::RealServer,
+            Subject::Address(_) | Subject::Network(_) => SubjectKind::Address,
+            Subject::Flows(_) => SubjectKind::Flows,
+            Subject::Leftovers(_) => SubjectKind::Leftovers,
+        }
+    }
+
+    /// Whether every address of the family depends on it: what stands before the first packet. `needs`: whether some
+    /// rule is over a set.
+    pub fn guards(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
+        match self {
+            Subject::Device | Subject::Reading(Part::Ipvs | Part::Addresses) => true,
+            Subject::Set(set) => set.family == family && needs(*set),
+            Subject::Rules(of) | Subject::Reading(Part::Rules(of)) => *of == family,
+            _ => false,
+        }
+    }
+
+    /// Whether it is the node's and no Service's: any number of Services may wait for it.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Subject::Reading(_)
+            | Subject::Sysctl(_)
+            | Subject::Timeouts
+            | Subject::Device
+            | Subject::Set(_)
+            | Subject::Rules(_)
+            | Subject::Flows(_)
+            | Subject::Leftovers(_) => true,
+            Subject::Entry(..)
+            | Subject::VirtualServer(_)
+            | Subject::RealServer(..)
+            | Subject::Address(_)
+            | Subject::Network(_) => false,
+        }
+    }
+
+    /// The virtual server that it belongs to.
+    pub fn virtual_server(&self) -> Option<&VsKey> {
+        match self {
+            Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => Some(vs),
+            _ => None,
+        }
+    }
+
+    /// The address that it is about, or that an ipset entry lets through.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Subject::Address(addr) => Some(*addr),
+            Subject::Entry(_, Entry::Ip(ip) | Entry::IpPort(ip, ..) | Entry::IpPortNet(ip, ..)) => Some(*ip),
+            _ => None,
+        }
+    }
+}
+
+/// `real server TCP 10.96.0.1:80 -> 10.244.1.5:8080`.
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Reading(part) => write!(f, "reading {part}"),
+            Subject::Sysctl(path) => write!(f, "sysctl {path}"),
+            Subject::Timeouts => f.write_str("IPVS timeouts"),
+            Subject::Device => write!(f, "device {DEVICE}"),
+            Subject::Set(set) => write!(f, "ipset {set}"),
+            Subject::Entry(set, entry) => write!(f, "entry {entry} of ipset {set}"),
+            Subject::Rules(family) => write!(f, "{family} iptables rules"),
+            Subject::VirtualServer(vs) => write!(f, "virtual server {vs}"),
+            Subject::RealServer(vs, rs) => write!(f, "real server {vs} -> {rs}"),
+            Subject::Address(addr) => write!(f, "address {addr}"),
+            Subject::Network(net) => write!(f, "address {net}"),
+            Subject::Flows(family) => write!(f, "stale {family} UDP flows"),
+            Subject::Leftovers(family) => write!(f, "{family} rules of other kube-proxy modes"),
+        }
+    }
+}
+
+impl Op {
+    /// What it is about.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Op::SetSysctl(sysctl) => Subject::Sysctl(sysctl.path),
+            Op::SetTimeouts(_) => Subject::Timeouts,
+            Op::CreateDevice => Subject::Device,
+            Op::DestroySet(set) | Op::CreateSet(set) => Subject::Set(*set),
+            Op::GrowSet(grow) => Subject::Set(grow.set),
+            Op::AddEntry(set, entry) | Op::RemoveEntry(set, entry) => Subject::Entry(*set, *entry),
+            Op::WriteRules(rules) => Subject::Rules(rules.family),
+            Op::AddVirtualServer(vs, _) | Op::EditVirtualServer(vs, _) | Op::RemoveVirtualServer(vs) => {
+                Subject::VirtualServer(*vs)
+            }
+            Op::AddRealServer(vs, rs)
+            | Op::EditRealServer(vs, rs)
+            | Op::DrainRealServer(vs, rs)
+            | Op::RemoveRealServer(vs, rs) => Subject::RealServer(*vs, *rs),
+            Op::Bind(addr) => Subject::Address(*addr),
+            Op::Unbind(net) if net.prefix_len() == net.max_prefix_len() => Subject::Address(net.addr()),
+            Op::Unbind(net) => Subject::Network(*net),
+            Op::ForgetFlows(flows) => Subject::Flows(flows.filter.family),
+            Op::RemoveLeftovers(leftovers) => Subject::Leftovers(leftovers.family),
+        }
+    }
+}
+
+impl Changes {
+    /// Adds what a plan looks at for this subject. Device, sets, rules and sysctls are looked at in every
+    /// plan.
+    pub fn add_subject(&mut self, subject: &Subject) {
+        match subject {
+            Subject::Entry(set, entry) => _ = self.entries.insert((*set, *entry)),
+            Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => _ = self.virtual_servers.insert(*vs),
+            Subject::Address(addr) => _ = self.addresses.insert(*addr),
+            Subject::Network(net) => _ = self.networks.insert(*net),
+            _ => self.common = true,
+        }
+    }
+
+    /// Adds what a plan looks at for this op.
+    pub fn add_op(&mut self, op: &Op) {
+        if let Op::ForgetFlows(flows) = op {
+            self.flows.extend(flows.services.iter().cloned());
+        }
+        self.add_subject(&op.subject());
+    }
+
+    /// Whether a plan for these changes looks at the subject. One of every plan is not in them.
+    pub fn contains(&self, subject: &Subject) -> bool {
+        match subject {
+            Subject::Entry(set, entry) => self.entries.contains(&(*set, *entry)),
+            Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => self.virtual_servers.contains(vs),
+            Subject::Address(addr) => self.addresses.contains(addr),
+            Subject::Network(net) => self.networks.contains(net),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::Protocol;
+
+    #[test]
+    fn kinds_are_in_the_order_of_their_list_and_count_in_words() {
+        for (i, kind) in SubjectKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, i);
+        }
+        assert_eq!(SubjectKind::Address.count(1), "1 address");
+        assert_eq!(SubjectKind::Entry.count(2), "2 ipset entries");
+    }
+
+    #[test]
+    fn an_op_leads_to_its_subject_and_keys() {
+        let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, 1].into(), port: 80 };
+        let rs = RsKey { addr: [10, 244, 1, 5].into(), port: 8080 };
+        let op = Op::AddRealServer(vs, rs);
+        assert_eq!(op.subject().to_string(), "real server TCP 10.96.0.1:80 -> 10.244.1.5:8080");
+        let mut keys = Changes::default();
+        keys.add_op(&op);
+        keys.add_op(&Op::Unbind("10.0.0.1/8".parse().unwrap()));
+        keys.add_op(&Op::Unbind("10.0.0.1/32".parse().unwrap()));
+        keys.add_op(&Op::CreateDevice);
+        assert_eq!((keys.len(), keys.common), (3, true));
+    }
+}

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The wanted state of the node: every Service's fragment, indexed by kernel object.
+//!
+//! Keys shared by several Services (an external IP with two ports, a virtual server that two
+//! Services claim) are counted or ranked, so an update touches its own fragment's keys only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
+use super::node_facts::Binding;
+use crate::core::model::changes::Changes;
+use crate::core::model::few::Few;
+use crate::core::model::flows::FlowFilter;
+use crate::core::model::map::Map;
+use crate::core::model::members::Members;
+use crate::core::model::sets::{Entry, SetId, SetKind};
+use crate::core::model::{Family, ObjectName, Protocol, VsKey};
+
+/// Of several Services that claim a virtual server the smallest rank wins: the oldest, then the first name,
+/// so every node decides alike.
+fn rank(claim: &VirtualServer) -> (i64, &ObjectName) {
+    (claim.created, &claim.service)
+}
+
+/// All fragments and their indexes.
+#[derive(Debug, Default)]
+pub struct Desired {
+    fragments: Map<ObjectName, Box<Fragment>>,
+    /// Who claims each, by rank.
+    virtual_servers: Map<VsKey, Few<Arc<VirtualServer>>>,
+    addresses: Map<IpAddr, u32>,
+    entries: BTreeMap<SetId, Members<u32>>,
+    closed_to_node: BTreeSet<VsKey>,
+    contested: BTreeSet<VsKey>,
+    first: BTreeSet<ObjectName>,
+    /// Services whose policy Local finds no endpoint here, see [`Fragment::no_local`].
+    no_local: [[u32; 2]; 2],
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    unbound: BTreeMap<Binding, u32>,
+    /// Services with UDP endpoints, by their VIPs.
+    udp: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+}
+
+impl Desired {
+    /// Replaces what `name` contributes (`None`: nothing any more) and adds every kernel object
+    /// whose wanted state changed to `changes`.
+    pub fn update(&mut self, name: &ObjectName, new: Option<Fragment>, changes: &mut Changes) {
+        let old = self.fragments.remove(name).map(|fragment| *fragment).unwrap_or_default();
+        if let Some(new) = &new
+            && *new == old
+        {
+            self.fragments.insert(name.clone(), Box::new(old));
+            return;
+        }
+        let next = new.unwrap_or_default();
+        self.update_servers(name, &old, &next, changes);
+        for addr in &next.addresses {
+            if count_up(self.addresses.entry(*addr).or_default()) {
+                changes.address(*addr);
+            }
+        }
+        for addr in &old.addresses {
+            if count_down(self.addresses.get_mut(addr)) {
+                self.addresses.remove(addr);
+                changes.address(*addr);
+            }
+        }
+        self.update_entries(&old.entries, &next.entries, changes);
+        if old.udp != next.udp {
+            self.index_udp(name, &old, &next);
+            if !next.udp.is_empty() {
+                changes.flows.insert(name.clone());
+            }
+        }
+        if old.remarks != next.remarks {
+            changes.remarked.insert(name.clone());
+            self.count_unbound(&old.remarks, &next.remarks);
+        }
+        self.count_no_local(&old, &next);
+        if old.health != next.health {
+            changes.health_checks = true;
+            match next.health {
+                Some(check) => self.health_checks.insert(name.clone(), check),
+                None => self.health_checks.remove(name),
+            };
+        }
+        self.first.remove(name);
+        if !next.virtual_servers.is_empty() || !next.remarks.is_empty() {
+            if next.first {
+                self.first.insert(name.clone());
+            }
+            self.fragments.insert(name.clone(), Box::new(next));
+        }
+    }
+
+    fn index_udp(&mut self, name: &ObjectName, old: &Fragment, next: &Fragment) {
+        let vips = |fragment: &Fragment| -> BTreeSet<IpAddr> {
+            fragment.udp.iter().flat_map(|port| &port.frontends).map(|(addr, _)| *addr).collect()
+        };
+        for vip in vips(old) {
+            let is_last = |services: &mut BTreeSet<ObjectName>| services.remove(name) && services.is_empty();
+            if self.udp.get_mut(&vip).is_some_and(is_last) {
+                self.udp.remove(&vip);
+            }
+        }
+        for vip in vips(next) {
+            self.udp.entry(vip).or_default().insert(name.clone());
+        }
+    }
+
+    fn count_no_local(&mut self, old: &Fragment, next: &Fragment) {
+        for (counts, (old, next)) in self.no_local.iter_mut().zip(old.no_local.iter().zip(&next.no_local)) {
+            for (count, (old, next)) in counts.iter_mut().zip(old.iter().zip(next)) {
+                *count = *count + u32::from(*next) - u32::from(*old);
+            }
+        }
+    }
+
+    fn count_unbound(&mut self, old: &[Remark], next: &[Remark]) {
+        let binding = |remark: &Remark| match remark {
+            Remark::SpecialVip(_, binding) if !binding.is_bound() => Some(*binding),
+            _ => None,
+        };
+        for binding in next.iter().filter_map(binding) {
+            *self.unbound.entry(binding).or_default() += 1;
+        }
+        for binding in old.iter().filter_map(binding) {
+            if count_down(self.unbound.get_mut(&binding)) {
+                self.unbound.remove(&binding);
+            }
+        }
+    }
+
+    /// Counts up before down, so that what stays is not reported.
+    fn update_entries(&mut self, old: &[(SetId, Entry)], next: &[(SetId, Entry)], changes: &mut Changes) {
+        for entry in next {
+            if count_up(self.entries.entry(entry.0).or_default().value_of(entry.1)) {
+                changes.entry(*entry);
+            }
+        }
+        for entry in old {
+            let members = self.entries.entry(entry.0).or_default();
+            if count_down(members.get_mut(&entry.1)) {
+                members.remove(&entry.1);
+                changes.entry(*entry);
+            }
+        }
+    }
+
+    fn update_servers(&mut self, name: &ObjectName, old: &Fragment, next: &Fragment, changes: &mut Changes) {
+        let keys: BTreeSet<VsKey> =
+            old.virtual_servers.iter().chain(&next.virtual_servers).map(|vs| vs.key).collect();
+        for key in keys {
+            let claims_before = self.virtual_servers.remove(&key).unwrap_or_default();
+            let losers_before = claims_before.len().saturating_sub(1);
+            let before = claims_before.first().cloned();
+            let mut claims = claims_before.into_vec();
+            claims.retain(|claim| claim.service != *name);
+            if let Ok(i) = next.virtual_servers.binary_search_by_key(&key, |vs| vs.key) {
+                let claim = next.virtual_servers[i].clone();
+                let at = claims.partition_point(|other| rank(other) < rank(&claim));
+                claims.insert(at, claim);
+            }
+            let losers = claims.len().saturating_sub(1);
+            let after = claims.first().cloned();
+            if !claims.is_empty() {
+                self.virtual_servers.insert(key, claims.into());
+            }
+            if losers > 0 {
+                self.contested.insert(key);
+            } else {
+                self.contested.remove(&key);
+            }
+            let owner = |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.service.clone());
+            if losers != losers_before || (losers > 0 && owner(&before) != owner(&after)) {
+                changes.contested.insert(key);
+            }
+            self.change_winner(key, before, after, changes);
+        }
+    }
+
+    /// Only the winner of a virtual server contributes its set entries.
+    fn change_winner(
+        &mut self,
+        key: VsKey,
+        before: Option<Arc<VirtualServer>>,
+        after: Option<Arc<VirtualServer>>,
+        changes: &mut Changes,
+    ) {
+        if before == after {
+            return;
+        }
+        changes.virtual_servers.insert(key);
+        let entries =
+            |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.entries.clone()).unwrap_or_default();
+        self.update_entries(&entries(&before), &entries(&after), changes);
+        if after.is_some_and(|vs| vs.closed_to_node) {
+            self.closed_to_node.insert(key);
+        } else {
+            self.closed_to_node.remove(&key);
+        }
+    }
+
+    /// The virtual server wanted at `key`: the winning claim.
+    pub fn virtual_server(&self, key: &VsKey) -> Option<&Arc<VirtualServer>> {
+        self.virtual_servers.get(key).and_then(|claims| claims.first())
+    }
+
+    /// The claims on `key` that lost, the oldest first.
+    pub fn losers(&self, key: &VsKey) -> impl Iterator<Item = &Arc<VirtualServer>> {
+        self.virtual_servers.get(key).into_iter().flat_map(|claims| claims.iter().skip(1))
+    }
+
+    /// Virtual servers that more than one Service claims.
+    pub fn contested(&self) -> &BTreeSet<VsKey> {
+        &self.contested
+    }
+
+    /// What the Service contributes, if it does.
+    pub fn fragment(&self, name: &ObjectName) -> Option<&Fragment> {
+        self.fragments.get(name).map(|fragment| &**fragment)
+    }
+
+    /// What the operator should know about a Service.
+    pub fn remarks(&self, name: &ObjectName) -> &[Remark] {
+        self.fragments.get(name).map_or(&[], |fragment| &fragment.remarks)
+    }
+
+    /// Every wanted virtual server, in no order.
+    pub fn virtual_servers(&self) -> impl Iterator<Item = &Arc<VirtualServer>> {
+        self.virtual_servers.values().filter_map(|claims| claims.first())
+    }
+
+    /// Restricted virtual servers of a family that the node itself may not use, by VIP and port.
+    pub fn closed_to_node(&self, family: Family) -> Vec<VsKey> {
+        let of_family = self.closed_to_node.iter().filter(|key| key.family() == family);
+        let mut closed: Vec<VsKey> = of_family.copied().collect();
+        closed.sort_unstable_by_key(|key| (key.addr, key.port, key.protocol));
+        closed
+    }
+
+    /// Everything that the Services to be programmed first want.
+    pub fn first_keys(&self) -> Changes {
+        let mut keys = Changes::default();
+        for fragment in self.first.iter().filter_map(|name| self.fragments.get(name)) {
+            for server in &fragment.virtual_servers {
+                keys.virtual_servers.insert(server.key);
+                keys.entries.extend(&server.entries);
+            }
+            keys.addresses.extend(&fragment.addresses);
+            keys.entries.extend(&fragment.entries);
+        }
+        keys
+    }
+
+    /// The UDP flows of these Services that are stale, one filter per family that has any.
+    pub fn stale_flows(&self, names: &BTreeSet<ObjectName>) -> Vec<FlowFilter> {
+        let mut filters = Family::ALL.map(|family| FlowFilter {
+            family,
+            frontends: BTreeMap::new(),
+            node_ports: BTreeMap::new(),
+        });
+        for (name, fragment) in names.iter().filter_map(|name| Some((name, self.fragments.get(name)?))) {
+            // Flows to a frontend that another Service won are not this one's to judge.
+            let wins = |vs: &&Arc<VirtualServer>| {
+                let winner = self.virtual_server(&vs.key);
+                vs.key.protocol == Protocol::Udp && winner.is_some_and(|w| w.service == *name)
+            };
+            let won: BTreeSet<(IpAddr, u16)> =
+                fragment.virtual_servers.iter().filter(wins).map(|vs| (vs.key.addr, vs.key.port)).collect();
+            for port in &fragment.udp {
+                let filter = &mut filters[port.family.index()];
+                for frontend in port.frontends.iter().filter(|frontend| won.contains(frontend)) {
+                    filter.frontends.insert(*frontend, port.endpoints.clone());
+                }
+                if port.node_port != 0 && won.iter().any(|(_, number)| *number == port.node_port) {
+                    filter.node_ports.insert(port.node_port, port.endpoints.clone());
+                }
+            }
+        }
+        filters.into_iter().filter(|filter| !filter.is_empty()).collect()
+    }
+
+    /// The Services that have UDP endpoints behind this VIP.
+    pub fn udp_services(&self, vip: IpAddr) -> impl Iterator<Item = &ObjectName> {
+        self.udp.get(&vip).into_iter().flatten()
+    }
+
+    /// Whether `addr` is to be bound to `kube-ipvs0`.
+    pub fn wants_address(&self, addr: IpAddr) -> bool {
+        self.addresses.contains_key(&addr)
+    }
+
+    /// Every address to be bound, in no order.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.keys().copied()
+    }
+
+    /// Whether the set is to hold the entry.
+    pub fn wants_entry(&self, entry: &(SetId, Entry)) -> bool {
+        self.entries.get(&entry.0).is_some_and(|members| members.contains(&entry.1))
+    }
+
+    /// Every wanted set entry, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (SetId, Entry)> + '_ {
+        self.entries.iter().flat_map(|(set, members)| members.iter().map(move |entry| (*set, entry)))
+    }
+
+    /// How many entries the set is to hold.
+    pub fn members(&self, set: SetId) -> u32 {
+        self.entries.get(&set).map_or(0, |members| u32::try_from(members.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Whether the set is to hold anything: rules over empty sets are left out.
+    pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
+        self.members(SetId { kind, family }) > 0
+    }
+
+    /// How many Services have a policy Local and endpoints, but none on this node: by the internal
+    /// policy, and by the external one.
+    pub fn no_local(&self, family: Family) -> [u32; 2] {
+        self.no_local[family.index()]
+    }
+
+    /// How many VIPs of Services are not bound, and why.
+    pub fn unbound(&self) -> &BTreeMap<Binding, u32> {
+        &self.unbound
+    }
+
+    /// How many Services contribute something.
+    pub fn service_count(&self) -> usize {
+        self.fragments.len()
+    }
+
+    /// Services with a health-check node port.
+    pub fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
+        &self.health_checks
+    }
+
+    /// Names of all Services that contribute something.
+    pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        self.fragments.keys()
+    }
+}
+
+/// True when it is the first.
+fn count_up(count: &mut u32) -> bool {
+    *count += 1;
+    *count == 1
+}
+
+/// True when it was the last.
+fn count_down(count: Option<&mut u32>) -> bool {
+    count.is_some_and(|count| {
+        *count -= 1;
+        *count == 0
+    })
+}
+
+#[cfg(test)]
+#[path = "desired_tests.rs"]
+mod tests;

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Addresses that this node must reach somewhere else: bound to it, they would cut it off from whoever has
+//! them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::core::mirror::Observed;
+use crate::core::model::{Protocol, VsKey};
+
+/// Why an address must not be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protection {
+    /// The operator lists it under `kubeIPVS.protectedCIDRs`.
+    Listed,
+    /// The agent reaches the API server at it.
+    ApiServer,
+    /// An endpoint of some EndpointSlice has it.
+    Endpoint,
+    /// A route of the node leads, or led, through it, or DHCP names it as the router.
+    Gateway,
+    /// The node asks it for names or for its own address (DNS, DHCP).
+    NameServer,
+    /// Another Node has it.
+    OtherNode,
+}
+
+impl Protection {
+    /// Every reason.
+    pub const ALL: [Protection; 6] = [
+        Protection::Listed,
+        Protection::ApiServer,
+        Protection::Endpoint,
+        Protection::Gateway,
+        Protection::NameServer,
+        Protection::OtherNode,
+    ];
+
+    /// The reason as metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protection::Listed => "ProtectedCIDR",
+            Protection::ApiServer => "APIServer",
+            Protection::Endpoint => "Endpoint",
+            Protection::Gateway => "Gateway",
+            Protection::NameServer => "NameServer",
+            Protection::OtherNode => "OtherNode",
+        }
+    }
+}
+
+/// Completes the sentence `10.0.0.2 is …`.
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protection::Listed => "in kubeIPVS.protectedCIDRs of the configuration",
+            Protection::ApiServer => "an address of the API server",
+            Protection::Endpoint => "the address of an endpoint",
+            Protection::Gateway => "a gateway of this node",
+            Protection::NameServer => "a DNS or DHCP server of this node",
+            Protection::OtherNode => "an address of another Node",
+        })
+    }
+}
+
+/// Whose addresses the cluster knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// All addresses and ports of the API server that the agent talks to, and of the proxy on the way; sorted.
+    pub api_servers: Arc<[SocketAddr]>,
+    /// Every address of every Node, this one's included; sorted.
+    pub nodes: Arc<[IpAddr]>,
+}
+
+/// What is protected, but for addresses of endpoints: they come and go with every pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protected {
+    /// See [`Peers`].
+    pub peers: Peers,
+    /// The operator's list.
+    pub listed: Vec<IpNet>,
+    /// Gateways since the start. One whose route is away must stay reachable for the route to come back.
+    pub gateways: BTreeSet<IpAddr>,
+    /// DNS and DHCP servers since the start.
+    pub name_servers: BTreeSet<IpAddr>,
+}
+
+impl Protected {
+    /// Whether a reading of the node and the peers say nothing new.
+    pub fn knows(&self, observed: &Observed, peers: &Peers) -> bool {
+        let mut gateways = observed.next_hops.iter().chain(&observed.lease_routers);
+        self.peers == *peers
+            && gateways.all(|gateway| self.gateways.contains(gateway))
+            && observed.name_servers.iter().all(|server| self.name_servers.contains(server))
+    }
+
+    /// Learns from a reading of the node.
+    pub fn learn(&mut self, observed: &Observed) {
+        self.gateways.extend(observed.next_hops.iter().chain(&observed.lease_routers));
+        self.name_servers.extend(&observed.name_servers);
+    }
+
+    /// Whether a virtual server would take the agent's own connections to the API server, even where its address
+    /// is not bound.
+    pub fn is_way_to_api_server(&self, key: &VsKey) -> bool {
+        let at = SocketAddr::new(key.addr, key.port);
+        key.protocol == Protocol::Tcp && self.peers.api_servers.contains(&at)
+    }
+
+    /// Why the address is protected, if it is.
+    pub fn find(&self, addr: IpAddr) -> Option<Protection> {
+        let is_in = |list: &[IpAddr]| list.binary_search(&addr).is_ok();
+        if self.listed.iter().any(|net| net.contains(&addr)) {
+            Some(Protection::Listed)
+        } else if self.peers.api_servers.iter().any(|server| server.ip() == addr) {
+            Some(Protection::ApiServer)
+        } else if self.gateways.contains(&addr) {
+            Some(Protection::Gateway)
+        } else if self.name_servers.contains(&addr) {
+            Some(Protection::NameServer)
+        } else if is_in(&self.peers.nodes) {
+            Some(Protection::OtherNode)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_gateway_stays_one_when_its_route_is_away() {
+        let mut protected = Protected::default();
+        let gateway = ips(&["192.168.50.1"]);
+        protected.learn(&Observed { next_hops: gateway.clone(), ..Observed::default() });
+        protected.learn(&Observed::default());
+        assert_eq!(protected.find(gateway[0]), Some(Protection::Gateway));
+        let (router, server) = (ips(&["192.168.50.3"]), ips(&["192.168.50.53", "fd00::53"]));
+        protected.learn(&Observed {
+            lease_routers: router.clone(),
+            name_servers: server.clone(),
+            ..Observed::default()
+        });
+        assert_eq!(protected.find(router[0]), Some(Protection::Gateway));
+        assert_eq!(protected.find(server[1]), Some(Protection::NameServer));
+        assert_eq!(protected.find(ips(&["192.168.50.9"])[0]), None);
+    }
+
+    #[test]
+    fn every_kind_has_its_reason() {
+        let listed = vec!["203.0.113.0/24".parse().unwrap()];
+        let api_servers = Arc::from([SocketAddr::from(([10, 0, 0, 1], 6443))]);
+        let peers = Peers { api_servers, nodes: ips(&["10.0.0.1", "10.0.0.2"]).into() };
+        let protected = Protected { peers, listed, ..Protected::default() };
+        let found =
+            ["203.0.113.9", "10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|ip| protected.find(ip.parse().unwrap()));
+        let expected =
+            [Some(Protection::Listed), Some(Protection::ApiServer), Some(Protection::OtherNode), None];
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Files, programs and sockets of the node.
+
+pub mod child;
+pub mod modules;
+pub mod name_servers;
+pub mod sockets;
+pub mod sysctl;

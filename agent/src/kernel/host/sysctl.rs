@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sysctls of the network namespace under `/proc/sys`, and parameters of modules under `/sys`.
+
+use std::fs;
+
+use crate::core::model::settings::Sysctl;
+use crate::core::plan::outcome::{Cause, OpError};
+use crate::words;
+
+/// The current number; `None` when it cannot be read.
+pub fn read(path: &str) -> Option<i64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Writes a number.
+///
+/// # Errors
+/// What is in the way, and the remedy.
+pub fn write(sysctl: &Sysctl) -> Result<(), OpError> {
+    fs::write(sysctl.path, sysctl.value.to_string()).map_err(|error| {
+        let Sysctl { path, value, .. } = sysctl;
+        let now = read(path).map_or_else(|| "unreadable".to_owned(), |n| n.to_string());
+        let on_node = match path.strip_prefix("/proc/sys/") {
+            Some(name) => format!("sysctl -w {}={value}", name.replace('/', ".")),
+            None => format!("echo {value} > {path}"),
+        };
+        OpError::plain(
+            Cause::of_errno(error.raw_os_error().unwrap_or(0)),
+            format!(
+                "it is {now} and must be {value}: {}; run `{on_node}` on the node, or let this container write it \
+                 (privileged)",
+                words::io_error(&error)
+            ),
+        )
+    })
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The only external programs: `iptables-save`, `iptables-restore` and their IPv6 twins.
+
+pub mod flavour;
+pub mod worker;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::{Cause, OpError};
+use crate::core::model::Family;
+use crate::core::plan::op::RulesOp;
+use crate::core::rules::removal::Removal;
+use crate::core::rules::render_restore;
+use crate::core::rules::save::{ObservedRules, parse_save};
+use crate::kernel::host::child::{self, ChildError};
+use crate::kernel::netfilter::nft_watch::Children;
+use flavour::Flavour;
+
+/// How a rule that needs the match `ipvs` (module `xt_ipvs`) looks.
+pub const IPVS_MATCH: &str = "-m ipvs ";
+/// How long a program may run. Listing 50,000 rules takes some seconds on a slow node.
+const LIMIT: Duration = Duration::from_secs(20);
+/// How long iptables waits for its lock, in seconds.
+const LOCK_WAIT: &str = "5";
+/// Exit code of iptables when the kernel lacks its tables (`VERSION_PROBLEM` of `<xtables.h>`).
+const NO_TABLES: i32 = 3;
+/// What iptables-nft says where the kernel has no nf_tables; its exit code is that of many failures.
+const NO_NF_TABLES: [&str; 3] =
+    ["generation id: Invalid argument", "Failed to initialize nft", "Protocol not supported"];
+
+/// Runs the programs and counts how many it started. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Iptables {
+    started: Arc<AtomicU64>,
+    children: Children,
+    /// Of each family, by [`Family::index`]; found out when it is first needed.
+    flavours: Arc<[OnceLock<Flavour>; 2]>,
+}
+
+impl Iptables {
+    /// Processes started so far.
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// The processes that write rules for this agent.
+    pub fn children(&self) -> Children {
+        self.children.clone()
+    }
+
+    /// The program of the flavour that the family has on this node.
+    fn program(&self, family: Family, verb: &str) -> Result<String, OpError> {
+        let find = || Flavour::of_family(family, |program| self.save_to_compare(program));
+        Ok(self.flavour(family, find)?.program(family, verb))
+    }
+
+    /// The flavour of a family: once `find` has told it, it stays. Nobody waits for another who looks for it.
+    fn flavour(
+        &self,
+        family: Family,
+        find: impl FnOnce() -> Result<Flavour, OpError>,
+    ) -> Result<Flavour, OpError> {
+        let known = &self.flavours[family.index()];
+        match known.get() {
+            Some(flavour) => Ok(*flavour),
+            None => find().map(|flavour| *known.get_or_init(|| flavour)),
+        }
+    }
+
+    /// What a program prints; a flavour that is not there has no rules.
+    fn save_to_compare(&self, program: &str) -> Result<String, OpError> {
+        match self.save_with(program).map_err(|error| op_error(&error, false)) {
+            Err(error) if matches!(error.cause, Cause::ProgramMissing | Cause::NotSupported) => {
+                Ok(String::new())
+            }
+            saved => saved,
+        }
+    }
+
+    fn save_with(&self, program: &str) -> Result<String, ChildError> {
+        self.started.fetch_add(1, Ordering::Relaxed);
+        child::run(program, &[], "", LIMIT, |_| {})
+    }
+
+    /// The rules of a family as text.
+    ///
+    /// # Errors
+    /// Names the program and what it said.
+    pub fn save(&self, family: Family) -> Result<String, OpError> {
+        self.save_with(&self.program(family, "save")?).map_err(|error| op_error(&error, false))
+    }
+
+    /// The rules of a family.
+    ///
+    /// # Errors
+    /// Names the program and what it said.
+    pub fn read(&self, family: Family) -> Result<Saved, OpError> {
+        let text = self.save(family)?;
+        Ok(Saved { rules: parse_save(&text), in_nft: is_in_nft(&text) })
+    }
+
+    /// Writes the rules of a family, each table atomically.
+    ///
+    /// # Errors
+    /// What the program said; the tables that it did not reach stay as they were.
+    pub fn write(&self, rules: &RulesOp) -> Result<(), OpError> {
+        let input = render_restore(&rules.chains, &rules.jumps);
+        let program = self.program(rules.family, "restore")?;
+        // The first table may have been written before the second failed.
+        let Err(error) = self.restore(&program, &input) else { return Ok(()) };
+        let (kept, left_out): (Vec<&str>, Vec<&str>) = input.lines().partition(|l| !l.contains(IPVS_MATCH));
+        // A program that hangs or is missing says nothing about the match.
+        if left_out.is_empty() || matches!(error.cause, Cause::TimedOut | Cause::ProgramMissing) {
+            return Err(error);
+        }
+        // The guard must stand, even where one match is missing.
+        match self.restore(&program, &(kept.join("\n") + "\n")) {
+            Ok(()) => Err(OpError::degraded(
+                error.cause,
+                format!(
+                    "{error}; the other rules are in place; missing are those that keep this node itself from \
+                     load balancers whose source ranges leave it out: load the module xt_ipvs"
+                ),
+            )),
+            Err(_) => Err(error),
+        }
+    }
+
+    /// Removes chains and jumps, each table atomically.
+    ///
+    /// # Errors
+    /// What the program said; the tables that it did not reach stay as they were.
+    pub fn remove(&self, family: Family, removal: &Removal) -> Result<(), OpError> {
+        self.restore(&self.program(family, "restore")?, &removal.render())
+    }
+
+    fn restore(&self, program: &str, input: &str) -> Result<(), OpError> {
+        self.started.fetch_add(1, Ordering::Relaxed);
+        let args = ["-w", LOCK_WAIT, "--noflush"];
+        let result = child::run(program, &args, input, LIMIT, |pid| self.children.add(pid));
+        result.map(drop).map_err(|error| op_error(&error, true))
+    }
+}
+
+/// `writes`: the program may have changed something before it failed.
+fn op_error(error: &ChildError, writes: bool) -> OpError {
+    let (cause, remedy) = match error {
+        ChildError::Missing(_) => (Cause::ProgramMissing, ": install the iptables package"),
+        ChildError::TimedOut { .. } => {
+            (Cause::TimedOut, "; check whether another program holds /run/xtables.lock, and the node's load")
+        }
+        // Its own remedy, to be root, is of no use to a container. Legacy tables are reached through a raw
+        // socket, and in both flavours the match `set` asks for the numbers of sets through one.
+        ChildError::Failed { stderr, .. }
+            if ["you must be root", "open socket to ipset"].iter().any(|text| stderr.contains(text)) =>
+        {
+            (Cause::NotPermitted, "; it needs the capabilities NET_ADMIN and NET_RAW")
+        }
+        ChildError::Failed { code, stderr, .. }
+            if *code == Some(NO_TABLES) || NO_NF_TABLES.iter().any(|text| stderr.contains(text)) =>
+        {
+            (
+                Cause::NotSupported,
+                "; load the kernel's iptables modules, or use the other flavour of iptables",
+            )
+        }
+        ChildError::Failed { .. } | ChildError::Unusable(..) => (Cause::ProgramFailed, ""),
+    };
+    let message = format!("{error}{remedy}");
+    if writes { OpError::uncertain(cause, message) } else { OpError::plain(cause, message) }
+}
+
+/// What a family has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// The rules.
+    pub rules: ObservedRules,
+    /// They are in nf_tables.
+    pub in_nft: bool,
+}
+
+/// The first line says so: `# Generated by iptables-save v1.8.9 (nf_tables) on …`.
+fn is_in_nft(text: &str) -> bool {
+    text.lines().next().is_some_and(|line| line.contains("(nf_tables)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flavour_that_could_not_be_found_is_looked_for_again_and_each_family_has_its_own() {
+        let iptables = Iptables::default();
+        let failed = OpError::plain(Cause::TimedOut, "iptables-nft-save did not end within 20 s");
+        assert_eq!(iptables.flavour(Family::V4, || Err(failed.clone())), Err(failed));
+        assert_eq!(iptables.flavour(Family::V4, || Ok(Flavour::Nft)), Ok(Flavour::Nft));
+        assert_eq!(iptables.clone().flavour(Family::V4, || Ok(Flavour::Legacy)), Ok(Flavour::Nft));
+        // One family finds its own while the other is still looking.
+        let iptables = Iptables::default();
+        let found = iptables.flavour(Family::V6, || {
+            assert_eq!(iptables.flavour(Family::V4, || Ok(Flavour::Legacy)), Ok(Flavour::Legacy));
+            Ok(Flavour::Nft)
+        });
+        assert_eq!(found, Ok(Flavour::Nft));
+    }
+
+    #[test]
+    fn a_flavour_that_is_not_installed_has_no_rules_and_one_that_fails_is_an_error() {
+        let iptables = Iptables::default();
+        assert_eq!(iptables.save_to_compare("kube-ipvs-nothing-save"), Ok(String::new()));
+        let error = iptables.save_to_compare("false").unwrap_err();
+        assert!(error.message.starts_with("false failed"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_kernel_without_nf_tables_lacks_a_flavour_and_one_that_is_busy_does_not() {
+        let cause = |code, stderr: &str| {
+            let (program, stderr) = ("iptables-nft-save".to_owned(), stderr.to_owned());
+            let status = format!("exit code {code}");
+            op_error(&ChildError::Failed { program, status, code: Some(code), stderr }, false).cause
+        };
+        for lacking in [
+            cause(NO_TABLES, "can't initialize iptables table `filter'"),
+            cause(4, "Could not fetch rule set generation id: Invalid argument"),
+            cause(1, "iptables-nft-save/1.8.9 Failed to initialize nft: Protocol not supported"),
+        ] {
+            assert_eq!(lacking, Cause::NotSupported);
+        }
+        let busy = cause(4, "Could not fetch rule set generation id: Resource temporarily unavailable");
+        assert_eq!(busy, Cause::ProgramFailed);
+        assert_eq!(
+            cause(4, "Could not fetch rule set generation id: Permission denied (you must be root)"),
+            Cause::NotPermitted
+        );
+    }
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Reads and writes the rules beside the loop, one thread for each family: a program that fails, waits for a
+//! lock or hangs delays nothing but the rules of its family.
+//!
+//! Starting the programs costs more than all other reading together, so rules are read only when they may
+//! have changed. nf_tables has a number that goes up with every change, whoever makes it; the legacy flavour
+//! has none and is read every time.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use super::{Cause, OpError};
+use super::{Iptables, Saved};
+use crate::core::model::Family;
+use crate::core::plan::op::{LeftoversOp, Op, RulesOp};
+use crate::core::plan::subject::Subject;
+use crate::kernel::Finished;
+use crate::kernel::netfilter::nfnetlink::NfSocket;
+use crate::kernel::netfilter::nft_tables;
+
+/// Wakes the loop when something has ended.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
+enum Job {
+    Read,
+    Write(RulesOp),
+    Remove(LeftoversOp),
+}
+
+enum Ended {
+    Read(Family, Result<Saved, OpError>),
+    Op(Subject, Result<(), OpError>),
+}
+
+/// What is known about the rules of one family.
+#[derive(Default)]
+struct State {
+    jobs: Option<Sender<Job>>,
+    /// The generation that was read last, if nothing is known to have changed since.
+    known: Option<u32>,
+    /// A reading that runs.
+    reading: Option<Reading>,
+}
+
+#[derive(Default)]
+struct Reading {
+    /// The generation before it began.
+    generation: Option<u32>,
+    /// This agent wrote rules since: what is read says nothing.
+    stale: bool,
+    /// Somebody else did: one more reading follows, from this generation on.
+    again: Option<Option<u32>>,
+}
+
+/// See the module.
+pub(in crate::kernel) struct Rules {
+    iptables: Iptables,
+    states: [State; 2],
+    ended: Receiver<Ended>,
+    tell: Sender<Ended>,
+    under_way: usize,
+    /// Answers that need no program.
+    ready: Vec<Finished>,
+    wake: Wake,
+}
+
+impl Rules {
+    pub fn new(iptables: Iptables) -> Self {
+        let (tell, ended) = mpsc::channel();
+        Self {
+            iptables,
+            states: Default::default(),
+            ended,
+            tell,
+            under_way: 0,
+            ready: Vec::new(),
+            wake: Arc::new(|| {}),
+        }
+    }
+
+    /// Calls `wake` whenever something has ended, from now on.
+    pub fn wake(&mut self, wake: Wake) {
+        self.wake = wake;
+        // Threads know the old one.
+        self.states.iter_mut().for_each(|state| state.jobs = None);
+    }
+
+    /// Begins to read the rules of a family, if they may have changed or `afresh`.
+    pub fn read(&mut self, family: Family, nft: &mut NfSocket, afresh: bool) {
+        let state = &mut self.states[family.index()];
+        let generation = nft_tables::generation(nft).unwrap_or_default();
+        if let Some(reading) = &mut state.reading {
+            // One that runs already is as good, unless it may be too old.
+            reading.stale |= afresh;
+            if generation.is_none() || generation != reading.generation {
+                reading.again = Some(generation);
+            }
+            return;
+        }
+        if !afresh && generation.is_some() && generation == state.known {
+            self.ready.push(Finished::Rules(family, Ok(None)));
+            return (self.wake)();
+        }
+        if let Err(error) = self.begin_reading(family, generation) {
+            self.ready.push(Finished::Rules(family, Err(error)));
+            (self.wake)();
+        }
+    }
+
+    fn begin_reading(&mut self, family: Family, generation: Option<u32>) -> Result<(), OpError> {
+        self.states[family.index()].reading = Some(Reading { generation, ..Reading::default() });
+        let started = self.start(family, Job::Read);
+        if started.is_err() {
+            self.states[family.index()].reading = None;
+        }
+        started
+    }
+
+    /// Begins to write rules, or to remove leftovers.
+    pub fn execute(&mut self, op: &Op) -> Result<(), OpError> {
+        let (family, job) = match op {
+            Op::WriteRules(rules) => (rules.family, Job::Write((**rules).clone())),
+            Op::RemoveLeftovers(leftovers) => (leftovers.family, Job::Remove((**leftovers).clone())),
+            other => return Err(OpError::plain(Cause::Other, format!("{other} is no op on rules"))),
+        };
+        let state = &mut self.states[family.index()];
+        state.known = None;
+        if let Some(reading) = &mut state.reading {
+            reading.stale = true;
+        }
+        self.start(family, job)
+    }
+
+    fn start(&mut self, family: Family, job: Job) -> Result<(), OpError> {
+        let state = &mut self.states[family.index()];
+        let jobs = match &state.jobs {
+            Some(jobs) => jobs,
+            None => {
+                let (iptables, tell, wake) = (self.iptables.clone(), self.tell.clone(), self.wake.clone());
+                let (sender, jobs) = mpsc::channel();
+                // Threads stay in the network namespace of whoever starts them.
+                let work = move || work(family, &iptables, &jobs, &tell, &wake);
+                let started = std::thread::Builder::new().name(format!("rules-{family}")).spawn(work);
+                started.map_err(|error| OpError::plain(Cause::Other, format!("no thread: {error}")))?;
+                state.jobs.insert(sender)
+            }
+        };
+        let sent = jobs.send(job);
+        sent.map_err(|_| OpError::plain(Cause::Other, "the thread that runs iptables has ended"))?;
+        self.under_way += 1;
+        Ok(())
+    }
+
+    /// What has ended; waits up to `limit` for the first.
+    pub fn finished(&mut self, limit: Duration) -> Vec<Finished> {
+        let deadline = Instant::now() + limit;
+        let mut finished = std::mem::take(&mut self.ready);
+        while self.under_way > 0 {
+            let left = if finished.is_empty() {
+                deadline.saturating_duration_since(Instant::now())
+            } else {
+                Duration::ZERO
+            };
+            let Ok(ended) = self.ended.recv_timeout(left) else { break };
+            self.under_way -= 1;
+            match ended {
+                Ended::Op(subject, result) => finished.push(Finished::Op(subject, result)),
+                Ended::Read(family, result) => finished.extend(self.ended_reading(family, result)),
+            }
+        }
+        finished
+    }
+
+    fn ended_reading(&mut self, family: Family, result: Result<Saved, OpError>) -> Option<Finished> {
+        let state = &mut self.states[family.index()];
+        let Reading { generation, stale, again } = state.reading.take().unwrap_or_default();
+        // Rules were written meanwhile: what was read may be older.
+        if stale {
+            return self.begin_reading(family, None).err().map(|error| Finished::Rules(family, Err(error)));
+        }
+        // What was read is told all the same: somebody who writes all the time does not hide everybody else.
+        if let Some(later) = again
+            && let Err(error) = self.begin_reading(family, later)
+        {
+            return Some(Finished::Rules(family, Err(error)));
+        }
+        let state = &mut self.states[family.index()];
+        Some(Finished::Rules(
+            family,
+            result.map(|saved| {
+                state.known = generation.filter(|_| saved.in_nft);
+                Some(Box::new(saved.rules))
+            }),
+        ))
+    }
+}
+
+/// Does one job after another, until nobody is left who could give one.
+fn work(family: Family, iptables: &Iptables, jobs: &Receiver<Job>, tell: &Sender<Ended>, wake: &Wake) {
+    for job in jobs {
+        let ended = match job {
+            Job::Read => Ended::Read(family, iptables.read(family)),
+            Job::Write(rules) => Ended::Op(Subject::Rules(family), iptables.write(&rules)),
+            Job::Remove(leftovers) => {
+                Ended::Op(Subject::Leftovers(family), remove_leftovers(iptables, &leftovers))
+            }
+        };
+        if tell.send(ended).is_err() {
+            return;
+        }
+        wake();
+    }
+}
+
+fn remove_leftovers(iptables: &Iptables, leftovers: &LeftoversOp) -> Result<(), OpError> {
+    let family = leftovers.family;
+    if !leftovers.removal.is_empty() {
+        iptables.remove(family, &leftovers.removal)?;
+        let (chains, rules) = leftovers.removal.count();
+        tracing::info!(%family, chains, rules, "removed iptables rules of another kube-proxy mode");
+    }
+    if leftovers.nft_table {
+        let removed = NfSocket::open().and_then(|mut nft| nft_tables::remove(&mut nft, family));
+        removed.map_err(|error| {
+            OpError::plain(Cause::Other, format!("cannot remove the nftables table kube-proxy: {error}"))
+        })?;
+        tracing::info!(%family, "removed the nftables table kube-proxy of another kube-proxy mode");
+    }
+    Ok(())
+}

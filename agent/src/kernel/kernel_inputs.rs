@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the kernel and files of the system say, for [`crate::fuzzing`].
+
+#![allow(clippy::unwrap_used, reason = "a panic is what tells")]
+
+use super::host::name_servers::Named;
+use super::host::sockets;
+use super::iptables::flavour::{self, Flavour};
+use super::ipvs::proc_ip_vs::{Parser, Shown};
+use super::netfilter::conntrack::{self, CTA_TUPLE_REPLY};
+use super::netfilter::ipset_codec::{encode_entry, parse_count, parse_entry, parse_part};
+use super::netfilter::nfnetlink::{AttrIter, messages, refusal};
+use super::netfilter::{nft_tables, nft_watch};
+use crate::core::mirror::ObservedSet;
+use crate::core::model::Protocol;
+use crate::core::model::map::Map;
+use crate::core::model::sets::SetId;
+use crate::fuzzing::{Target, text_of};
+
+pub(crate) const TARGETS: &[Target] = &[
+    ("conntrack", conntrack),
+    ("ipset", ipset),
+    ("name-servers", name_servers),
+    ("nf-datagram", nf_datagram),
+    ("nft-generation", nft_generation),
+    ("proc-ip-vs", proc_ip_vs),
+    ("sock-diag", sock_diag),
+];
+
+/// Which flavour of iptables what was printed speaks for.
+pub(crate) fn flavour(text: &str) -> Option<Flavour> {
+    flavour::choose(text, "").map(|(flavour, _)| flavour)
+}
+
+/// A datagram of netfilter: its messages, their refusals, and whom a notification concerns.
+fn nf_datagram(bytes: &[u8]) {
+    let mut total = 0;
+    let all: Vec<_> = messages(bytes).map_while(Result::ok).collect();
+    for message in &all {
+        total += 16 + message.payload.len();
+        let _ = (refusal(message.payload), nft_watch::concerned_family(message));
+        let attributes: usize = AttrIter(message.payload).flatten().map(|(_, value)| 4 + value.len()).sum();
+        assert!(attributes <= message.payload.len());
+    }
+    assert!(total <= bytes.len(), "{total} bytes of messages in {}", bytes.len());
+    let first = messages(&bytes[..bytes.len() / 2]).map_while(Result::ok);
+    for (cut, whole) in first.zip(&all) {
+        assert_eq!(
+            (cut.kind, cut.seq, cut.port, cut.payload),
+            (whole.kind, whole.seq, whole.port, whole.payload)
+        );
+    }
+}
+
+/// The number of a generation of nf_tables.
+fn nft_generation(bytes: &[u8]) {
+    let _ = nft_tables::parse_generation(bytes);
+}
+
+/// A part of a dump of sets. Every member is the same when it is written and read again, and a part that is
+/// cut short has no others.
+fn ipset(bytes: &[u8]) {
+    let read = |bytes: &[u8]| {
+        let mut sets: Map<SetId, ObservedSet> = Map::default();
+        parse_part(bytes, &mut sets).map(|()| sets)
+    };
+    let _ = parse_count(bytes);
+    let Ok(whole) = read(bytes) else { return };
+    // Of what is there twice the last counts, which a part cut short may not have.
+    let mut kinds: Vec<u16> = AttrIter(bytes).flatten().map(|(kind, _)| kind).collect();
+    kinds.sort_unstable();
+    let once = kinds.windows(2).all(|pair| pair[0] != pair[1]);
+    let cut = if once { read(&bytes[..bytes.len() / 2]).unwrap_or_default() } else { Map::default() };
+    for (id, set) in &whole {
+        assert!(
+            set.members.len() <= bytes.len() / 8,
+            "{} members in {} bytes",
+            set.members.len(),
+            bytes.len()
+        );
+        for member in set.members.iter() {
+            let written = encode_entry(&member);
+            assert_eq!(parse_entry(id.kind.set_type(), written.as_bytes()).unwrap(), Some(member));
+        }
+        // Of a set that does not fit nothing is read; a part cut short may not say so any more.
+        if let Some(cut) = cut.get(id).filter(|_| !set.misfit) {
+            assert!(cut.members.iter().all(|member| set.members.contains(&member)));
+        }
+    }
+}
+
+/// An entry of the table of connections. What names it to the kernel names the same one.
+fn conntrack(bytes: &[u8]) {
+    let Ok(Some(entry)) = conntrack::parse_entry(bytes) else { return };
+    let reply = AttrIter(bytes).flatten().filter(|(kind, _)| *kind == CTA_TUPLE_REPLY).last().unwrap().1;
+    let mut again = entry.identity.clone();
+    again.nest_bytes(CTA_TUPLE_REPLY, reply);
+    let read = conntrack::parse_entry(again.as_bytes()).unwrap().unwrap();
+    assert_eq!(read.flow, entry.flow);
+    assert_eq!(read.identity.as_bytes(), entry.identity.as_bytes());
+}
+
+/// Sockets of programs; the first byte says whether a list was asked for.
+fn sock_diag(bytes: &[u8]) {
+    let Some((list, datagram)) = bytes.split_first() else { return };
+    let mut answers = Vec::new();
+    let _ = sockets::read_answers(datagram, list % 2 == 0, &mut answers);
+    assert!(answers.len() <= datagram.len() / 16);
+    let mut ports = Vec::new();
+    answers.iter().for_each(|answer| sockets::add(&mut ports, Protocol::Tcp, answer));
+    assert!(ports.len() <= 2 * answers.len());
+}
+
+/// The table of virtual servers is the same whatever the pieces that it comes in; the first two bytes say where
+/// they part.
+fn proc_ip_vs(bytes: &[u8]) {
+    let Some((&[high, low], table)) = bytes.split_first_chunk() else { return };
+    let at = usize::from(u16::from_be_bytes([high, low])) % (table.len() + 1);
+    let read = |pieces: &[&[u8]]| -> Option<Vec<Shown>> {
+        let (mut parser, mut shown) = (Parser::default(), Vec::new());
+        pieces.iter().try_for_each(|piece| parser.take(piece, &mut shown))?;
+        parser.finish(&mut shown)?;
+        Some(shown)
+    };
+    let whole = read(&[table]);
+    assert_eq!(read(&[&table[..at], &table[at..]]), whole);
+    let lines = table.iter().filter(|byte| **byte == b'\n').count();
+    let shown = whole.unwrap_or_default();
+    let rows: usize = shown.iter().map(|server| 1 + server.real_servers.iter().count()).sum();
+    assert!(rows <= lines, "{rows} servers in {lines} lines");
+}
+
+/// The files of resolvers and DHCP clients.
+fn name_servers(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let mut named = Named::default();
+    named.take(&text);
+    assert!(named.servers.len() + named.routers.len() <= text.len());
+}

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The connection-tracking table over nfnetlink, subsystem 1
+//! (`<linux/netfilter/nfnetlink_conntrack.h>`): UDP flows to endpoints that are gone are deleted.
+//!
+//! One dump and few sends of deletions, however many flows there are; `conntrack -D` would be one
+//! process per VIP or endpoint, each with a dump of its own.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::nfnetlink::{AttrIter, Attrs, Counters, NfError, NfSocket, Request};
+use crate::core::model::flows::{Flow, FlowFilter};
+use crate::core::model::{Family, Protocol};
+
+const SUBSYSTEM: u16 = 1 << 8;
+const MSG_GET: u16 = 1;
+const MSG_DELETE: u16 = 2;
+
+const CTA_TUPLE_ORIG: u16 = 1;
+pub(in crate::kernel) const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+
+const IP_V4_SRC: u16 = 1;
+const IP_V4_DST: u16 = 2;
+const IP_V6_SRC: u16 = 3;
+const IP_V6_DST: u16 = 4;
+
+const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
+const PROTO_DST_PORT: u16 = 3;
+
+const FILTER_ORIG_FLAGS: u16 = 1;
+/// Compare the protocol number of the original direction, and nothing else.
+const FILTER_BY_PROTOCOL: u32 = 1 << 3;
+
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const EINVAL: i32 = 22;
+const EOPNOTSUPP: i32 = 95;
+
+/// The client.
+#[derive(Debug)]
+pub struct ConntrackClient {
+    socket: NfSocket,
+    /// Whether dumps ask the kernel for UDP only.
+    filtered: bool,
+    entries: u64,
+}
+
+impl ConntrackClient {
+    /// Opens a socket in the current network namespace; nothing is asked yet.
+    ///
+    /// # Errors
+    /// When the kernel has no netfilter netlink or the process may not open one.
+    pub fn open() -> Result<Self, NfError> {
+        Ok(Self { socket: NfSocket::open()?, filtered: true, entries: 0 })
+    }
+
+    /// What went over the socket so far.
+    pub fn counters(&self) -> Counters {
+        self.socket.counters()
+    }
+
+    /// Entries that the kernel has sent so far: since Linux 5.8 it sends those of UDP only.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Deletes the flows that are stale for this filter and returns how many they were. A flow that
+    /// ended by itself meanwhile is fine and not counted. A filter without Services reads nothing.
+    ///
+    /// # Errors
+    /// When the table cannot be read whole: then nothing is deleted. When the kernel refused to
+    /// delete a flow: the others are gone all the same.
+    pub fn forget(&mut self, filter: &FlowFilter) -> Result<u64, NfError> {
+        if filter.is_empty() {
+            return Ok(0);
+        }
+        let family = nf_family(filter.family);
+        let (stale, requests): (Vec<Flow>, Vec<Request>) = self
+            .stale(filter)?
+            .into_iter()
+            .map(|e| (e.flow, Request { kind: SUBSYSTEM | MSG_DELETE, flags: 0, family, attrs: e.identity }))
+            .unzip();
+        count_deleted(&stale, &self.socket.batch(&requests)?)
+    }
+
+    /// The stale flows, in one dump.
+    fn stale(&mut self, filter: &FlowFilter) -> Result<Vec<Entry>, NfError> {
+        let mut stale = self.dump(filter);
+        if self.filtered && matches!(stale, Err(NfError::Refused(EINVAL | EOPNOTSUPP))) {
+            // Either the kernel does not like to filter, or it does not know these dumps at all.
+            self.filtered = false;
+            stale = self.dump(filter);
+            self.filtered = stale.is_err();
+        }
+        stale.map_err(|error| match error {
+            NfError::Refused(EPERM) => NfError::NotPermitted,
+            NfError::Refused(code @ (EINVAL | EOPNOTSUPP)) => NfError::NoConntrack(code),
+            other => other,
+        })
+    }
+
+    fn dump(&mut self, filter: &FlowFilter) -> Result<Vec<Entry>, NfError> {
+        let attrs = if self.filtered { only_udp() } else { Attrs::default() };
+        let request =
+            Request { kind: SUBSYSTEM | MSG_GET, flags: 0, family: nf_family(filter.family), attrs };
+        let (mut stale, mut trouble, mut entries) = (Vec::new(), Ok(()), 0);
+        self.socket.dump(&request, |part| {
+            entries += 1;
+            // The dump is read out also when an entry of it cannot be: a socket has one at a time.
+            match parse_entry(part) {
+                Ok(entry) => stale.extend(entry.filter(|entry| filter.is_stale(&entry.flow))),
+                Err(error) => trouble = Err(error),
+            }
+            Ok(())
+        })?;
+        self.entries += entries;
+        trouble.map(|()| stale)
+    }
+}
+
+/// A UDP flow, and the attributes that name it to the kernel.
+#[derive(Debug)]
+pub(in crate::kernel) struct Entry {
+    pub(in crate::kernel) flow: Flow,
+    pub(in crate::kernel) identity: Attrs,
+}
+
+/// What the answers to deletions mean: how many flows went because of them.
+fn count_deleted(flows: &[Flow], answers: &[Option<i32>]) -> Result<u64, NfError> {
+    let stays = |(flow, code): (&Flow, &Option<i32>)| Some((*flow, code.filter(|c| *c != ENOENT)?));
+    let refused: Vec<(Flow, i32)> = flows.iter().zip(answers).filter_map(stays).collect();
+    match refused.first() {
+        None => Ok(answers.iter().filter(|answer| answer.is_none()).count() as u64),
+        Some((flow, code)) => {
+            Err(NfError::FlowsStay { count: refused.len(), first: flow.to_string(), code: *code })
+        }
+    }
+}
+
+fn nf_family(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+/// Kernels before 5.8 pass over the filter and send all protocols.
+fn only_udp() -> Attrs {
+    let (mut proto, mut tuple, mut flags) = (Attrs::default(), Attrs::default(), Attrs::default());
+    proto.put(PROTO_NUM, &[Protocol::Udp.number()]);
+    tuple.nest(TUPLE_PROTO, &proto);
+    flags.put(FILTER_ORIG_FLAGS, &FILTER_BY_PROTOCOL.to_ne_bytes());
+    let mut attrs = Attrs::default();
+    attrs.nest(CTA_TUPLE_ORIG, &tuple).nest(CTA_FILTER, &flags);
+    attrs
+}
+
+/// One direction of an entry; not every protocol has ports.
+#[derive(Debug, Default)]
+struct Tuple {
+    protocol: Option<u8>,
+    src: Option<(IpAddr, u16)>,
+    dst: Option<(IpAddr, u16)>,
+}
+
+/// Reads one entry of a dump; `None` when it is not UDP.
+pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<Entry>, NfError> {
+    let (mut orig, mut reply, mut id, mut zone) = (None, None, None, None);
+    for attr in AttrIter(part) {
+        match attr? {
+            (CTA_TUPLE_ORIG, value) => orig = Some(value),
+            (CTA_TUPLE_REPLY, value) => reply = Some(value),
+            (CTA_ID, value) => id = Some(value),
+            (CTA_ZONE, value) => zone = Some(value),
+            _ => {}
+        }
+    }
+    let (Some(orig_bytes), Some(reply)) = (orig, reply) else {
+        return Err(NfError::Malformed("a tracked connection without its two directions"));
+    };
+    let (orig, reply) = (parse_tuple(orig_bytes)?, parse_tuple(reply)?);
+    if orig.protocol != Some(Protocol::Udp.number()) {
+        return Ok(None);
+    }
+    let (Some((orig_dst, orig_dst_port)), Some((reply_src, reply_src_port))) = (orig.dst, reply.src) else {
+        return Err(NfError::Malformed("a tracked UDP flow without address or port"));
+    };
+    // The tuple goes back as it came. The number tells the flow from a later one of the same tuple,
+    // which knows today's endpoints.
+    let mut identity = Attrs::default();
+    identity.nest_bytes(CTA_TUPLE_ORIG, orig_bytes);
+    for (kind, value) in [(CTA_ID, id), (CTA_ZONE, zone)] {
+        if let Some(value) = value {
+            identity.put(kind, value);
+        }
+    }
+    Ok(Some(Entry { flow: Flow { orig_dst, orig_dst_port, reply_src, reply_src_port }, identity }))
+}
+
+fn parse_tuple(bytes: &[u8]) -> Result<Tuple, NfError> {
+    let (mut src, mut dst, mut src_port, mut dst_port) = (None, None, None, None);
+    let mut protocol = None;
+    for attr in AttrIter(bytes) {
+        match attr? {
+            (TUPLE_IP, value) => {
+                for attr in AttrIter(value) {
+                    match attr? {
+                        (IP_V4_SRC | IP_V6_SRC, ip) => src = Some(parse_ip(ip)?),
+                        (IP_V4_DST | IP_V6_DST, ip) => dst = Some(parse_ip(ip)?),
+                        _ => {}
+                    }
+                }
+            }
+            (TUPLE_PROTO, value) => {
+                for attr in AttrIter(value) {
+                    match attr? {
+                        (PROTO_NUM, [number]) => protocol = Some(*number),
+                        (PROTO_SRC_PORT, [a, b]) => src_port = Some(u16::from_be_bytes([*a, *b])),
+                        (PROTO_DST_PORT, [a, b]) => dst_port = Some(u16::from_be_bytes([*a, *b])),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(Tuple { protocol, src: src.zip(src_port), dst: dst.zip(dst_port) })
+}
+
+fn parse_ip(bytes: &[u8]) -> Result<IpAddr, NfError> {
+    let v4 = || <[u8; 4]>::try_from(bytes).map(|ip| Ipv4Addr::from(ip).into());
+    let v6 = || <[u8; 16]>::try_from(bytes).map(|ip| Ipv6Addr::from(ip).into());
+    v4().or_else(|_| v6()).map_err(|_| NfError::Malformed("an address has the wrong length"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::SocketAddr;
+
+    fn socket(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn tuple(src: SocketAddr, dst: SocketAddr, protocol: u8) -> Attrs {
+        let (mut ip, mut proto, mut tuple) = (Attrs::default(), Attrs::default(), Attrs::default());
+        for (addr, v4, v6) in [(src, IP_V4_SRC, IP_V6_SRC), (dst, IP_V4_DST, IP_V6_DST)] {
+            match addr.ip() {
+                IpAddr::V4(addr) => ip.put(v4, &addr.octets()),
+                IpAddr::V6(addr) => ip.put(v6, &addr.octets()),
+            };
+        }
+        proto.put(PROTO_NUM, &[protocol]);
+        proto.put(PROTO_SRC_PORT, &src.port().to_be_bytes()).put(PROTO_DST_PORT, &dst.port().to_be_bytes());
+        tuple.nest(TUPLE_IP, &ip).nest(TUPLE_PROTO, &proto);
+        tuple
+    }
+
+    /// An entry as in a dump, with attributes around it that do not matter here.
+    fn entry(protocol: u8, client: &str, vip: &str, pod: &str) -> Attrs {
+        let (client, vip, pod) = (socket(client), socket(vip), socket(pod));
+        let mut attrs = Attrs::default();
+        attrs.nest(CTA_TUPLE_ORIG, &tuple(client, vip, protocol));
+        attrs.nest(CTA_TUPLE_REPLY, &tuple(pod, client, protocol));
+        attrs.put(3, &[0, 0, 0, 8]).put(7, &[0, 0, 0, 30]).put(CTA_ID, &[1, 2, 3, 4]);
+        attrs
+    }
+
+    #[test]
+    fn a_flow_is_where_it_went_and_who_answers() {
+        for (client, vip, pod) in [
+            ("192.168.50.100:40000", "10.96.0.10:53", "10.244.1.5:5353"),
+            ("[fd00:50::100]:40000", "[fd00:96::10]:53", "[fd00:244:1::5]:5353"),
+        ] {
+            let flow = parse_entry(entry(17, client, vip, pod).as_bytes()).unwrap().unwrap().flow;
+            assert_eq!(SocketAddr::new(flow.orig_dst, flow.orig_dst_port), socket(vip));
+            assert_eq!(SocketAddr::new(flow.reply_src, flow.reply_src_port), socket(pod));
+            assert_eq!(flow.to_string(), format!("to {vip}, answered by {pod}"));
+        }
+    }
+
+    #[test]
+    fn a_flow_is_deleted_by_its_tuple_number_and_zone() {
+        let mut part = entry(17, "192.168.50.100:40000", "10.96.0.10:53", "10.244.1.5:5353");
+        let identity = |part: &Attrs| parse_entry(part.as_bytes()).unwrap().unwrap().identity;
+        let first_attr = AttrIter(part.as_bytes()).next().unwrap().unwrap();
+        let expected = [first_attr, (CTA_ID, &[1, 2, 3, 4][..])];
+        let read: Vec<(u16, Vec<u8>)> = AttrIter(identity(&part).as_bytes())
+            .map(|attr| attr.map(|(kind, value)| (kind, value.to_vec())).unwrap())
+            .collect();
+        assert_eq!(read, expected.map(|(kind, value)| (kind, value.to_vec())));
+        part.put(CTA_ZONE, &[0, 7]);
+        let with_zone = identity(&part);
+        let zone = AttrIter(with_zone.as_bytes()).last().unwrap().unwrap();
+        assert_eq!(zone, (CTA_ZONE, &[0, 7][..]));
+    }
+
+    #[test]
+    fn a_flow_that_ended_by_itself_is_no_trouble() {
+        let flow = |pod| {
+            parse_entry(entry(17, "10.0.0.1:1", "10.96.0.10:53", pod).as_bytes()).unwrap().unwrap().flow
+        };
+        let flows = [flow("10.244.1.5:53"), flow("10.244.1.6:53"), flow("10.244.1.7:53")];
+        assert_eq!(count_deleted(&flows, &[None, Some(ENOENT), None]).unwrap(), 2);
+        let busy = count_deleted(&flows, &[Some(ENOENT), Some(16), Some(13)]).unwrap_err().to_string();
+        assert!(
+            busy.contains("2 stale UDP flows") && busy.contains("answered by 10.244.1.6:53: Device or"),
+            "{busy}"
+        );
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn the_question_for_udp_is_these_bytes() {
+        let expected = [
+            16, 0, 1, 0x80, 12, 0, 2, 0x80, 5, 0, 1, 0, 17, 0, 0, 0, // the tuple: protocol 17
+            12, 0, 25, 0x80, 8, 0, 1, 0, 8, 0, 0, 0, // which of its parts count
+        ];
+        assert_eq!(only_udp().as_bytes(), expected);
+    }
+
+    #[test]
+    fn other_protocols_are_passed_over() {
+        let part = entry(6, "192.168.50.100:40000", "10.96.0.10:53", "10.244.1.5:5353");
+        assert!(parse_entry(part.as_bytes()).unwrap().is_none());
+        let (mut icmp, mut only_number, mut tuple) = (Attrs::default(), Attrs::default(), Attrs::default());
+        only_number.put(PROTO_NUM, &[1]).put(4, &[0, 1]);
+        tuple.nest(TUPLE_PROTO, &only_number);
+        icmp.nest(CTA_TUPLE_ORIG, &tuple).nest(CTA_TUPLE_REPLY, &tuple);
+        assert!(parse_entry(icmp.as_bytes()).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_and_no_other_flow() {
+        let bytes = |change: &dyn Fn(&mut Attrs)| {
+            let mut attrs = Attrs::default();
+            change(&mut attrs);
+            attrs.as_bytes().to_vec()
+        };
+        let whole = tuple(socket("10.0.0.1:1"), socket("10.0.0.2:2"), 17);
+        let (mut ip, mut bad_address) = (Attrs::default(), Attrs::default());
+        ip.put(IP_V4_SRC, &[10, 0, 0]);
+        bad_address.nest(TUPLE_IP, &ip);
+        let (mut number, mut no_address) = (Attrs::default(), Attrs::default());
+        number.put(PROTO_NUM, &[17]);
+        no_address.nest(TUPLE_PROTO, &number);
+        for bad in [
+            Vec::new(),
+            bytes(&|a| _ = a.nest(CTA_TUPLE_ORIG, &whole)),
+            bytes(&|a| _ = a.nest(CTA_TUPLE_ORIG, &whole).nest(CTA_TUPLE_REPLY, &bad_address)),
+            bytes(&|a| _ = a.nest(CTA_TUPLE_ORIG, &no_address).nest(CTA_TUPLE_REPLY, &whole)),
+            entry(17, "10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3").as_bytes()[..50].to_vec(),
+        ] {
+            assert!(matches!(parse_entry(&bad), Err(NfError::Malformed(_))), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_entry(&bytes);
+        }
+
+        #[test]
+        fn no_damaged_entry_panics(at in 0..200usize, with: u8, end in 0..200usize) {
+            let mut bytes = entry(17, "[fd00::1]:1", "[fd00::2]:2", "[fd00::3]:3").as_bytes().to_vec();
+            let (at, end) = (at % bytes.len(), end % (bytes.len() + 1));
+            bytes[at] = with;
+            let _ = parse_entry(&bytes[..end]);
+        }
+    }
+}

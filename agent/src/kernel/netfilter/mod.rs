@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Ipsets, connection tracking and nf_tables, over nfnetlink.
+
+pub mod conntrack;
+pub mod ipset;
+pub(in crate::kernel) mod ipset_codec;
+pub mod nfnetlink;
+pub mod nft_tables;
+pub mod nft_watch;

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Notices at once when somebody else changes our chains, where iptables is the nf_tables flavour:
+//! notifications of `<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10. The legacy flavour tells
+//! nobody; there the next audit finds out.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+
+use super::nfnetlink::{AttrIter, NfError, Received, messages};
+use crate::core::model::Family;
+use crate::core::rules::chains::{CHAINS, JUMPS, Table};
+
+const SUBSYSTEM: u16 = 10 << 8;
+const DEL_TABLE: u16 = SUBSYSTEM | 2;
+const DEL_CHAIN: u16 = SUBSYSTEM | 5;
+const NEW_RULE: u16 = SUBSYSTEM | 6;
+const DEL_RULE: u16 = SUBSYSTEM | 8;
+/// `NFNLGRP_NFTABLES`
+const GROUP: u32 = 7;
+/// `nfgenmsg`
+const NFGEN: usize = 4;
+const ATTR_TABLE: u16 = 1;
+const ATTR_RULE_CHAIN: u16 = 2;
+const ATTR_CHAIN_NAME: u16 = 3;
+/// Children remembered: more than ever run before their notifications are read.
+const CHILDREN: usize = 64;
+
+/// The processes that the agent itself started to write rules. Their netlink port is their process
+/// id, which is how their changes are told from others'.
+#[derive(Clone, Debug, Default)]
+pub struct Children(Arc<Mutex<Vec<u32>>>);
+
+impl Children {
+    /// Remembers a process, before it writes anything.
+    pub fn add(&self, pid: u32) {
+        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if pids.len() == CHILDREN {
+            pids.remove(0);
+        }
+        pids.push(pid);
+    }
+
+    fn contains(&self, pid: u32) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+    }
+}
+
+/// Listens for changes to rules in the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct RulesWatch {
+    socket: Socket,
+    own: Children,
+    buffer: Vec<u8>,
+}
+
+impl RulesWatch {
+    /// Starts to listen; changes by `own` are passed over.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables, or the process may not listen.
+    pub fn open(own: Children) -> Result<Self, NfError> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.add_membership(GROUP)?;
+        Ok(Self { socket, own, buffer: Vec::with_capacity(64 * 1024) })
+    }
+
+    /// Waits until another program changed a chain of ours, or took a rule from a chain that jumps to
+    /// ours. The families that are concerned.
+    ///
+    /// # Errors
+    /// When the socket fails. Lost notifications are no error: something changed.
+    pub fn wait(&mut self) -> Result<BTreeSet<Family>, NfError> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => match NfError::from(error) {
+                    NfError::Overrun => return Ok(Family::ALL.into()),
+                    error => return Err(error),
+                },
+            }
+            let mut families = BTreeSet::new();
+            for message in messages(&self.buffer) {
+                let message = message?;
+                if !self.own.contains(message.port) {
+                    families.extend(concerned_family(&message));
+                }
+            }
+            if !families.is_empty() {
+                return Ok(families);
+            }
+        }
+    }
+}
+
+/// The family whose rules of ours a message is about. Tables of other families, such as `inet`, may have the
+/// same names.
+pub(in crate::kernel) fn concerned_family(message: &Received<'_>) -> Option<Family> {
+    let family = match message.payload.first()? {
+        2 => Family::V4,
+        10 => Family::V6,
+        _ => return None,
+    };
+    concerns_us(message).then_some(family)
+}
+
+fn concerns_us(message: &Received<'_>) -> bool {
+    let attrs = message.payload.get(NFGEN..).unwrap_or_default();
+    let name = |kind: u16| {
+        AttrIter(attrs).flatten().find(|(k, _)| *k == kind).map(|(_, value)| {
+            let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
+            String::from_utf8_lossy(&value[..end]).into_owned()
+        })
+    };
+    let table = name(ATTR_TABLE).unwrap_or_default();
+    let Some(table) = Table::ALL.into_iter().find(|t| t.name() == table) else { return false };
+    let ours = |chain: &str| CHAINS.iter().any(|(t, c)| *t == table && *c == chain);
+    let jumps = |chain: &str| JUMPS.iter().any(|jump| jump.table == table && jump.from == chain);
+    let chain = |attr| name(attr).unwrap_or_default();
+    match message.kind {
+        DEL_TABLE => true,
+        DEL_CHAIN => ours(&chain(ATTR_CHAIN_NAME)),
+        NEW_RULE => ours(&chain(ATTR_RULE_CHAIN)),
+        DEL_RULE => ours(&chain(ATTR_RULE_CHAIN)) || jumps(&chain(ATTR_RULE_CHAIN)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::netfilter::nfnetlink::Attrs;
+
+    fn concerned(family: u8, kind: u16, table: &str, attr: u16, chain: &str) -> Option<Family> {
+        let mut attrs = Attrs::default();
+        attrs.put_str(ATTR_TABLE, table).put_str(attr, chain);
+        let payload = [&[family, 0, 0, 0], attrs.as_bytes()].concat();
+        concerned_family(&Received { kind, flags: 0, seq: 0, port: 7, payload: &payload })
+    }
+
+    fn concerns(kind: u16, table: &str, attr: u16, chain: &str) -> bool {
+        concerned(2, kind, table, attr, chain).is_some()
+    }
+
+    #[test]
+    fn families_are_told_apart_and_those_that_are_not_ours_are_ignored() {
+        let family = |family| concerned(family, DEL_TABLE, "filter", 9, "");
+        assert_eq!([2, 10, 1, 7].map(family), [Some(Family::V4), Some(Family::V6), None, None]);
+    }
+
+    #[test]
+    fn only_what_can_break_our_rules_counts() {
+        assert!(concerns(DEL_RULE, "nat", ATTR_RULE_CHAIN, "KUBE-SERVICES"));
+        assert!(concerns(NEW_RULE, "filter", ATTR_RULE_CHAIN, "KUBE-IPVS-FILTER"));
+        assert!(concerns(DEL_RULE, "filter", ATTR_RULE_CHAIN, "INPUT"), "perhaps our jump");
+        assert!(!concerns(NEW_RULE, "filter", ATTR_RULE_CHAIN, "INPUT"), "others may add theirs");
+        assert!(!concerns(DEL_RULE, "nat", ATTR_RULE_CHAIN, "CNI-HOSTPORT-DNAT"));
+        assert!(!concerns(DEL_RULE, "mangle", ATTR_RULE_CHAIN, "KUBE-SERVICES"));
+        assert!(concerns(DEL_CHAIN, "nat", ATTR_CHAIN_NAME, "KUBE-MARK-MASQ"));
+        assert!(concerns(DEL_TABLE, "filter", 9, ""));
+        assert!(!concerns(SUBSYSTEM | 15, "filter", ATTR_RULE_CHAIN, "INPUT"), "only a generation");
+    }
+
+    #[test]
+    fn own_children_are_remembered_for_a_while() {
+        let children = Children::default();
+        (0..CHILDREN as u32 + 5).for_each(|pid| children.add(pid));
+        assert!(!children.contains(4) && children.contains(5));
+    }
+}

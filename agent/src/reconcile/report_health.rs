@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the loop tells the health endpoints and the health-check node ports.
+
+use std::time::SystemTime;
+
+use super::Reconciler;
+use crate::core::model::sets::{SetId, SetKind};
+use crate::core::model::{Family, ObjectName};
+use crate::core::plan::outcome::Cause;
+use crate::core::plan::subject::{Part, Subject};
+use crate::core::rules::is_always_named;
+use crate::kernel::Kernel;
+use crate::serve::node_ports::HealthChecks;
+
+impl<K: Kernel> Reconciler<K> {
+    /// Tells what is programmed now. The families whose guard stands, and whether that is not all of them.
+    pub(super) fn tell_health(&mut self) -> (Vec<Family>, bool) {
+        // Before that the node does not serve what it must.
+        if !self.is_whole() {
+            return (Vec::new(), true);
+        }
+        let possible = self.settings.families.iter().copied().filter(|family| !self.is_absent(*family));
+        let mut families: Vec<Family> = possible.collect();
+        let synced: Vec<Family> =
+            families.iter().copied().filter(|family| self.guard_stands(*family)).collect();
+        // What fails in a family that no Service has is told, but keeps nobody from anything.
+        if families.iter().any(|family| self.is_wanted(*family)) {
+            families.retain(|family| self.is_wanted(*family) || synced.contains(family));
+        }
+        let now = SystemTime::now();
+        let awaits_nodes = self.awaits_nodes();
+        self.outlets.health.with(|health| {
+            if !awaits_nodes {
+                health.tried(&families, &synced, now);
+            }
+            synced.iter().for_each(|family| health.synced(*family, now));
+        });
+        self.tell_health_checks();
+        let incomplete = synced.len() < families.len();
+        (synced, incomplete)
+    }
+
+    /// Whether everything that every address of the family needs is in place.
+    fn guard_stands(&self, family: Family) -> bool {
+        let unread = self.observed.as_ref().is_none_or(|observed| observed.unread_rules[family.index()]);
+        let needs = |set: SetId| is_always_named(set.kind) || self.desired.has_members(set.kind, set.family);
+        !unread && self.retries.guard_stands(family, &needs)
+    }
+
+    /// Whether some Service has the family.
+    fn is_wanted(&self, family: Family) -> bool {
+        self.desired.has_members(SetKind::ClusterIp, family)
+    }
+
+    /// Whether this node cannot have the family: a program that it needs is not installed.
+    fn is_absent(&self, family: Family) -> bool {
+        let reading = Subject::Reading(Part::Rules(family));
+        let unread = self.observed.as_ref().is_some_and(|observed| observed.unread_rules[family.index()]);
+        unread
+            && self
+                .retries
+                .failing()
+                .any(|(subject, failing)| *subject == reading && failing.error.cause == Cause::ProgramMissing)
+    }
+
+    /// Each Service's answer is right by itself, whatever fails elsewhere.
+    fn tell_health_checks(&mut self) {
+        let changed = std::mem::take(&mut self.health_checks_changed);
+        if !changed && self.retries.is_empty() && !self.served_in_part {
+            return;
+        }
+        let mut services = self.desired.health_checks().clone();
+        self.served_in_part = false;
+        for (name, check) in &mut services {
+            for family in Family::ALL {
+                if check.local[family.index()].is_some_and(|count| count > 0) && !self.is_served(name, family)
+                {
+                    check.local[family.index()] = Some(0);
+                    self.served_in_part = true;
+                }
+            }
+        }
+        let addresses = self.node.health_check_addresses(&self.settings);
+        let new = HealthChecks { services, addresses };
+        self.outlets.health_checks.send_if_modified(|current| {
+            let modified = *current != new;
+            if modified {
+                *current = new;
+            }
+            modified
+        });
+    }
+
+    /// Whether everything of the Service is in the kernel, as far as a client needs it.
+    fn is_served(&self, name: &ObjectName, family: Family) -> bool {
+        let (Some(fragment), Some(observed)) = (self.desired.fragment(name), &self.observed) else {
+            return false;
+        };
+        let mut servers = fragment.virtual_servers.iter().filter(|vs| vs.key.family() == family);
+        let mut addresses = fragment.addresses.iter().filter(|addr| Family::of(**addr) == family);
+        servers.all(|vs| observed.virtual_servers.contains_key(&vs.key))
+            && addresses.all(|addr| observed.addresses.contains(&ipnet::IpNet::from(*addr)))
+    }
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+//! When to run next. Pure: the time passed is an argument.
+
+use std::time::Duration;
+
+use crate::core::plan::retries::{MAX_BACKOFF, MIN_BACKOFF};
+
+/// How often draining real servers are looked at.
+const DRAIN_PERIOD: Duration = Duration::from_secs(10);
+/// Pause between two readings of the kernel that notifications or refusals ask for: whoever fights over an
+/// object gets one reading a second, not one for every stroke.
+const RECHECK_PAUSE: Duration = Duration::from_secs(1);
+/// How often a few objects are looked at, to notice that somebody flushed them all.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
+
+/// Auditing takes at most one part in so many of a core: where reading the kernel takes long, audits are
+/// further apart than the period.
+const AUDIT_SHARE: u32 = 150;
+
+/// Why a pass runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Objects changed.
+    Changes,
+    /// What failed is to be tried again.
+    Retry,
+    /// Real servers drain: those without connections, or past the deadline, are to go.
+    Drains,
+    /// Parts of the kernel that may have changed are to be read again.
+    Recheck,
+    /// Everything is to be compared with a fresh reading of the kernel.
+    Audit,
+}
+
+/// What waits for a pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waiting {
+    /// Objects changed.
+    pub dirty: bool,
+    /// Real servers drain.
+    pub draining: bool,
+    /// When something that failed is to be tried again.
+    pub retry_at: Option<Duration>,
+}
+
+/// Decides when the next pass runs. Times are durations since some fixed start.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    min_period: Duration,
+    audit_period: Duration,
+    last_end: Option<Duration>,
+    last_audit: Option<Duration>,
+    /// How long the last audit worked.
+    audit_cost: Duration,
+    /// An audit goes on, a piece at a time; changes go first.
+    auditing: bool,
+    /// When an audit or a recheck began last.
+    last_reading: Option<Duration>,
+    last_drains: Duration,
+    last_probe: Duration,
+    /// An audit is to come soon.
+    audit_soon: bool,
+    /// Parts of the kernel are to be read soon.
+    recheck: bool,
+    /// Audits in a row that read nothing.
+    failures: u32,
+    failed_at: Duration,
+}
+
+impl Schedule {
+    /// `min_period`: pause between the end of one pass and the start of the next
+    /// (`ipvs.minSyncPeriod`). `audit_period`: `ipvs.syncPeriod`.
+    pub fn new(min_period: Duration, audit_period: Duration) -> Self {
+        Self {
+            min_period,
+            audit_period,
+            last_end: None,
+            last_audit: None,
+            audit_cost: Duration::ZERO,
+            auditing: false,
+            last_reading: None,
+            last_drains: Duration::ZERO,
+            last_probe: Duration::ZERO,
+            audit_soon: false,
+            recheck: false,
+            failures: 0,
+            failed_at: Duration::ZERO,
+        }
+    }
+
+    /// Asks for an audit as soon as the pauses allow.
+    pub fn audit_soon(&mut self) {
+        self.audit_soon = true;
+    }
+
+    /// Asks for a recheck as soon as the pauses allow.
+    pub fn recheck(&mut self) {
+        self.recheck = true;
+    }
+
+    /// Notes that an audit begins. What is asked for from now on is not answered by it.
+    pub fn began_audit(&mut self, now: Duration) {
+        self.auditing = true;
+        self.audit_soon = false;
+        self.last_reading = Some(now);
+    }
+
+    /// Notes that a recheck begins.
+    pub fn began_recheck(&mut self, now: Duration) {
+        self.recheck = false;
+        self.last_reading = Some(now);
+    }
+
+    /// Notes that a few objects were looked at.
+    pub fn probed(&mut self, now: Duration) {
+        self.last_probe = now;
+    }
+
+    /// Notes how long the last audit worked, the waiting between its pieces left out.
+    pub fn audit_cost(&mut self, cost: Duration) {
+        self.audit_cost = cost;
+    }
+
+    /// Notes the end of a pass. `read`: an audit read the kernel, whatever became of its ops; one that did
+    /// not is tried again after a pause that doubles.
+    pub fn ended(&mut self, now: Duration, due: Due, read: bool) {
+        self.last_end = Some(now);
+        if matches!(due, Due::Drains | Due::Audit) {
+            self.last_drains = now;
+        }
+        if due != Due::Audit {
+            return;
+        }
+        self.auditing = false;
+        if read {
+            self.last_audit = Some(now);
+            self.failures = 0;
+        } else {
+            self.failures = self.failures.saturating_add(1);
+            self.failed_at = now;
+        }
+    }
+
+    /// When a few objects are to be looked at.
+    pub fn probe_at(&self) -> Duration {
+        self.last_probe.saturating_add(PROBE_PERIOD)
+    }
+
+    /// When the next pass is to start, and which.
+    pub fn next(&self, waiting: &Waiting) -> (Duration, Due) {
+        let Some(last_end) = self.last_end else { return (Duration::ZERO, Due::Audit) };
+        let earliest = last_end.saturating_add(self.min_period);
+        let mut next = (self.audit_at().max(earliest), Due::Audit);
+        if self.last_audit.is_none() {
+            return next;
+        }
+        let mut consider = |at: Duration, due| {
+            if at < next.0 {
+                next = (at, due);
+            }
+        };
+        if self.recheck {
+            consider(self.after_reading().max(earliest), Due::Recheck);
+        }
+        if waiting.dirty {
+            consider(earliest, Due::Changes);
+        }
+        if let Some(at) = waiting.retry_at {
+            consider(at.max(earliest), Due::Retry);
+        }
+        if waiting.draining {
+            consider(self.last_drains.saturating_add(DRAIN_PERIOD), Due::Drains);
+        }
+        next
+    }
+
+    fn audit_at(&self) -> Duration {
+        let Some(last) = self.last_audit.filter(|_| self.failures == 0) else {
+            return self.failed_at.saturating_add(self.backoff());
+        };
+        if self.auditing {
+            return Duration::MAX;
+        }
+        if self.audit_soon {
+            return self.after_reading();
+        }
+        last.saturating_add(self.audit_period.max(self.audit_cost.saturating_mul(AUDIT_SHARE)))
+    }
+
+    /// When the kernel may be read again.
+    fn after_reading(&self) -> Duration {
+        self.last_reading.map_or(Duration::ZERO, |at| at.saturating_add(RECHECK_PAUSE))
+    }
+
+    /// The pause after the last failure.
+    fn backoff(&self) -> Duration {
+        match self.failures {
+            0 => Duration::ZERO,
+            n => MIN_BACKOFF.saturating_mul(1 << (n - 1).min(16)).min(MAX_BACKOFF),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    const IDLE: Waiting = Waiting { dirty: false, draining: false, retry_at: None };
+    const DIRTY: Waiting = Waiting { dirty: true, ..IDLE };
+
+    /// A schedule whose first audit ended at that time.
+    fn audited(min_period: Duration, at: Duration) -> Schedule {
+        let mut schedule = Schedule::new(min_period, s(30));
+        schedule.began_audit(at);
+        schedule.ended(at, Due::Audit, true);
+        schedule
+    }
+
+    #[test]
+    fn the_first_pass_is_an_audit_at_once() {
+        assert_eq!(Schedule::new(s(1), s(30)).next(&DIRTY), (s(0), Due::Audit));
+    }
+
+    #[test]
+    fn changes_wait_for_the_minimum_pause_and_audits_for_their_period() {
+        let mut schedule = audited(s(1), s(10));
+        assert_eq!(schedule.next(&DIRTY), (s(11), Due::Changes));
+        assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
+        schedule.ended(s(39), Due::Changes, true);
+        assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
+        schedule.ended(s(40), Due::Audit, true);
+        assert_eq!(schedule.next(&IDLE), (s(70), Due::Audit));
+    }
+
+    #[test]
+    fn changes_do_not_put_off_an_audit_for_ever() {
+        let mut schedule = audited(s(0), s(10));
+        schedule.ended(s(50), Due::Changes, true);
+        assert_eq!(schedule.next(&DIRTY), (s(50), Due::Audit));
+    }
+
+    #[test]
+    fn an_audit_that_is_asked_for_comes_a_second_after_the_last_reading() {
+        let mut schedule = audited(s(0), s(10));
+        schedule.audit_soon();
+        assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit));
+        schedule.began_audit(s(11));
+        schedule.audit_soon();
+        schedule.ended(s(12), Due::Audit, true);
+        assert_eq!(schedule.next(&IDLE), (s(12), Due::Audit), "asked for while it ran");
+    }
+
+    #[test]
+    fn rechecks_are_a_second_apart_and_do_not_put_off_changes() {
+        let mut schedule = audited(s(0), s(10));
+        for now in [s(11), s(12), s(13)] {
+            schedule.recheck();
+            assert_eq!(schedule.next(&IDLE), (now, Due::Recheck));
+            assert_eq!(schedule.next(&DIRTY).1, Due::Changes);
+            schedule.began_recheck(now);
+            schedule.ended(now, Due::Recheck, true);
+        }
+        assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
+    }
+
+    #[test]
+    fn changes_do_not_wait_for_an_audit_that_goes_on() {
+        let mut schedule = audited(s(1), s(10));
+        schedule.began_audit(s(40));
+        assert_eq!(schedule.next(&DIRTY), (s(11), Due::Changes));
+        assert_eq!(schedule.next(&IDLE), (Duration::MAX, Due::Audit));
+        schedule.ended(s(41), Due::Changes, true);
+        assert_eq!(schedule.next(&DIRTY), (s(42), Due::Changes));
+    }
+
+    #[test]
+    fn audits_that_take_long_are_further_apart() {
+        let mut schedule = audited(s(1), s(10));
+        schedule.audit_cost(Duration::from_millis(100));
+        assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
+        schedule.audit_cost(Duration::from_millis(800));
+        assert_eq!(schedule.next(&IDLE), (s(130), Due::Audit));
+        schedule.audit_soon();
+        assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit), "one that is asked for does not wait");
+    }
+
+    #[test]
+    fn changes_and_audits_do_not_wait_for_what_keeps_failing() {
+        let schedule = audited(s(0), s(10));
+        let failing = |dirty| Waiting { dirty, draining: false, retry_at: Some(s(35)) };
+        assert_eq!(schedule.next(&failing(true)), (s(10), Due::Changes));
+        assert_eq!(schedule.next(&failing(false)), (s(35), Due::Retry));
+        let late = Waiting { retry_at: Some(s(55)), ..IDLE };
+        assert_eq!(schedule.next(&late), (s(40), Due::Audit));
+    }
+
+    #[test]
+    fn drains_are_looked_at_every_ten_seconds() {
+        let mut schedule = audited(s(0), s(10));
+        let draining = Waiting { draining: true, ..IDLE };
+        assert_eq!(schedule.next(&draining), (s(20), Due::Drains));
+        schedule.ended(s(20), Due::Drains, true);
+        assert_eq!(schedule.next(&draining), (s(30), Due::Drains));
+    }
+
+    #[test]
+    fn audits_that_cannot_read_back_off_to_a_limit_and_a_success_forgets_them() {
+        let mut schedule = Schedule::new(s(0), s(30));
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            let now = schedule.next(&IDLE).0;
+            schedule.ended(now, Due::Audit, false);
+            pauses.push((schedule.next(&IDLE).0 - now).as_millis());
+        }
+        assert_eq!(&pauses[..4], [250, 500, 1000, 2000]);
+        assert_eq!(pauses[9], 30_000);
+        schedule.began_audit(s(900));
+        schedule.ended(s(900), Due::Audit, true);
+        assert_eq!(schedule.next(&DIRTY), (s(900), Due::Changes));
+    }
+}

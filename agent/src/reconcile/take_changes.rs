@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Moves changes from the store to the wanted state.
+
+use std::net::IpAddr;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::thread;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use super::{Look, Reconciler};
+use crate::core::model::changes::Changes;
+use crate::core::model::settings::LocalTraffic;
+use crate::core::service::fragment::build_fragment;
+use crate::core::service::node_facts::NodeFacts;
+use crate::kernel::Kernel;
+use crate::store::Dirty;
+
+/// So many changed Services are worth a second thread.
+const MANY: usize = 1000;
+
+impl<K: Kernel> Reconciler<K> {
+    /// Takes what changed, or ahead of all others the first Services. When a fact about the node changed,
+    /// every fragment is built again.
+    pub(super) fn take_changes(&mut self, look: &Look) -> Changes {
+        let mut changes = std::mem::take(&mut self.pending);
+        changes.everything = matches!(look, Look::Everything);
+        let ahead = matches!(look, Look::Ahead);
+        let mut dirty = if ahead { self.store.first() } else { self.take_dirty() };
+        if self.learn_node() && !ahead {
+            let gone: Vec<Dirty> = dirty.into_iter().filter(|d| d.service.is_none()).collect();
+            dirty = self.store.all();
+            dirty.extend(gone);
+        }
+        dirty.iter().for_each(|dirty| self.touched.add(&dirty.name));
+        self.update_desired(&dirty, &mut changes);
+        self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
+        changes
+    }
+
+    /// A second thread builds half of the fragments where there are many.
+    fn update_desired(&mut self, dirty: &[Dirty], changes: &mut Changes) {
+        let Self { desired, node, settings, .. } = self;
+        let build = |dirty: &Dirty| {
+            let slices = dirty.slices.iter().map(|slice| &**slice);
+            dirty
+                .service
+                .as_ref()
+                .map(|service| build_fragment(service, slices, &dirty.of_endpoints, node, settings))
+        };
+        let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
+        let mut update = |dirty: &Dirty, fragment| desired.update(&dirty.name, fragment, changes);
+        if there.is_empty() {
+            return here.iter().for_each(|dirty| update(dirty, build(dirty)));
+        }
+        thread::scope(|scope| {
+            let built = scope.spawn(|| there.iter().map(build).collect::<Vec<_>>());
+            here.iter().for_each(|dirty| update(dirty, build(dirty)));
+            let built = built.join().unwrap_or_else(|panic| resume_unwind(panic));
+            there.iter().zip(built).for_each(|(dirty, fragment)| update(dirty, fragment));
+        });
+    }
+
+    fn take_dirty(&self) -> Vec<Dirty> {
+        let since = self.store.waiting_since();
+        self.outlets.metrics.working_on(since);
+        if since.is_some() {
+            // One that came in while this pass was reading the kernel was not noticed before.
+            self.outlets.health.with(|health| health.changed(SystemTime::now()));
+        }
+        let mut dirty = self.store.take_dirty();
+        for dirty in &mut dirty {
+            self.outlets.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
+        }
+        dirty
+    }
+
+    /// Routes through these came. What is bound is looked at again; what comes later is compared with them.
+    pub(super) fn learn_gateways(&mut self, gateways: &[IpAddr]) {
+        let new: Vec<IpAddr> =
+            gateways.iter().copied().filter(|gateway| !self.protected.gateways.contains(gateway)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let is_bound = new.iter().any(|gateway| self.desired.wants_address(*gateway));
+        Arc::make_mut(&mut self.protected).gateways.extend(new);
+        if is_bound {
+            self.pending.common = true;
+        } else {
+            self.node.protected = self.protected.clone();
+        }
+    }
+
+    /// Takes up what is new about the node; true when it changes what Services want.
+    fn learn_node(&mut self) -> bool {
+        self.node_object = self.store.node().or(self.node_object.take());
+        let node = &self.node_object;
+        if self.local_from_node
+            && let Some(cidrs) = node.as_ref().map(|n| n.pod_cidrs)
+        {
+            let before = std::mem::replace(&mut self.settings.local, LocalTraffic::Cidrs(cidrs));
+            if before != self.settings.local {
+                self.rules = [None, None];
+            }
+        }
+        if self.store.is_synced() {
+            self.reporter.node(&self.node.name, self.store.node().is_some());
+        }
+        // As with kube-proxy, what a Node that is gone last said stays in force.
+        let eligible = node.as_ref().is_some_and(|n| !n.leaving);
+        self.outlets.health.with(|health| health.set_eligible(eligible));
+        let Some(observed) = &self.observed else { return false };
+        let peers = self.store.peers();
+        if !self.protected.knows(observed, &peers) {
+            let protected = Arc::make_mut(&mut self.protected);
+            protected.learn(observed);
+            protected.peers = peers;
+        }
+        let around = (observed, &self.protected);
+        if self.awaits_nodes() {
+            let bound = || Arc::new(observed.addresses.iter().map(IpNet::addr).collect());
+            self.kept.get_or_insert_with(bound);
+        } else {
+            self.kept = None;
+        }
+        let bound = self.store.awaits_nodes().then(|| self.kept.clone().unwrap_or_default());
+        let facts = NodeFacts::build(&self.node.name, node.as_ref(), around, &self.settings, bound);
+        if facts == self.node {
+            return false;
+        }
+        self.health_checks_changed = true;
+        self.node = facts;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::MANY;
+    use crate::core::model::settings::Settings;
+    use crate::core::model::*;
+    use crate::inbox::Inbox;
+    use crate::kernel::fake::FakeKernel;
+    use crate::reconcile::Reconciler;
+    use crate::reconcile::schedule::Due;
+    use crate::store::{Kind, Object, Store};
+    use crate::testing::outlets;
+
+    fn put(store: &Store, numbers: std::ops::Range<usize>) {
+        store.update(|update| {
+            for number in numbers {
+                // Every third one loses its VIP to the one before it.
+                let [.., high, low] = (number - usize::from(number % 3 == 1)).to_be_bytes();
+                update.put(Object::Service(Service {
+                    name: ObjectName::new("d", &number.to_string()),
+                    cluster_ips: [Some([10, 96, high, low].into()), None],
+                    ports: vec![ServicePort {
+                        name: "".into(),
+                        protocol: Protocol::Tcp,
+                        port: 80,
+                        node_port: 0,
+                    }],
+                    ..Service::default()
+                }));
+            }
+        });
+    }
+
+    #[test]
+    fn many_at_once_are_the_same_as_a_few_at_a_time() {
+        let most = MANY + MANY / 2 + 1;
+        let kernels = [most, MANY / 3].map(|group| {
+            let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+            let settings = Settings::default();
+            let mut agent =
+                Reconciler::new(FakeKernel::default(), store.clone(), settings, "n1", false, outlets());
+            store.update(|update| Kind::ALL.into_iter().for_each(|kind| update.finish_list(kind)));
+            for start in (0..most).step_by(group) {
+                put(&store, start..most.min(start + group));
+                assert!(agent.sync(Due::Changes, Duration::ZERO).is_clean());
+            }
+            assert_eq!(agent.desired().service_count(), most);
+            agent.kernel().state.clone()
+        });
+        assert_eq!(kernels[0].virtual_servers, kernels[1].virtual_servers);
+        assert_eq!(kernels[0], kernels[1]);
+    }
+}

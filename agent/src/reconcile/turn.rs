@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs passes when they are due, and answers mail between them.
+
+use std::time::{Duration, Instant};
+
+use super::{Pass, Reconciler};
+use crate::core::plan::subject::Part;
+use crate::inbox::{Inbox, Mail};
+use crate::kernel::Kernel;
+use crate::memory;
+use crate::reconcile::schedule::{Due, Schedule, Waiting};
+
+/// The loop turns at least so often, so that others can see that it does.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The time since the loop began.
+pub(super) type Clock<'a> = &'a dyn Fn() -> Duration;
+
+impl<K: Kernel> Reconciler<K> {
+    /// Runs until asked to stop. Before the store is in sync only the first Services are
+    /// programmed, on a node that holds nothing, and what keeps the agent from the API server is released.
+    pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
+        let start = Instant::now();
+        loop {
+            let pause = self.turn(&|| start.elapsed(), &mut schedule);
+            let mail = inbox.wait(Some(pause));
+            if mail.stop {
+                return;
+            }
+            if mail.audit {
+                schedule.audit_soon();
+            }
+            self.answer(&mail);
+        }
+    }
+
+    /// Does what is due by the clock; how long to wait then, if nothing happens.
+    pub(crate) fn turn(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
+        self.outlets.health.beat();
+        let finished = self.kernel.finished(Duration::ZERO);
+        self.take_finished(finished, clock());
+        let pause = if self.is_ready() {
+            self.work(clock, schedule)
+        } else {
+            self.work_ahead(clock);
+            self.release(clock());
+            HEARTBEAT
+        };
+        self.tell_due(clock());
+        pause.min(HEARTBEAT)
+    }
+
+    /// Tells what fails, what is well again, and what is due by its time.
+    pub fn tell_due(&mut self, now: Duration) {
+        self.tell_unprogrammed(now);
+        self.reporter.tick(&self.retries, now);
+    }
+
+    /// Does what can be done before every list is complete.
+    fn work_ahead(&mut self, clock: Clock<'_>) {
+        let before = clock();
+        if let Some(pass) = self.prepare(before) {
+            self.report(&pass, Due::Changes, clock() - before, clock());
+            self.reporter.programmed_early(&pass);
+        }
+    }
+
+    /// Does what is due, if anything; how long to wait then.
+    fn work(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
+        let now = clock();
+        self.retry_readings(schedule, now);
+        if !self.recheck.is_empty() {
+            schedule.recheck();
+        }
+        let waiting = Waiting {
+            dirty: self.store.is_dirty() || !self.pending.is_empty() || self.found.is_some(),
+            draining: !self.drains.is_empty(),
+            retry_at: self.retries.next_at(),
+        };
+        let (at, due) = schedule.next(&waiting);
+        let is_due = now >= at;
+        let begins_audit = is_due && due == Due::Audit && self.is_whole();
+        if is_due && !begins_audit {
+            match due {
+                Due::Audit => schedule.began_audit(now),
+                Due::Recheck => schedule.began_recheck(now),
+                Due::Changes | Due::Retry | Due::Drains => {}
+            }
+            let pass = if due == Due::Recheck { self.recheck(now) } else { self.sync(due, now) };
+            self.ended(pass, due, now, clock, schedule);
+        }
+        // A piece after every pass: changes without end do not keep an audit from its end.
+        if self.is_auditing() || begins_audit {
+            self.audit_a_little(clock, schedule);
+        } else if !is_due {
+            return self.idle(at, now, schedule);
+        }
+        Duration::ZERO
+    }
+
+    /// Nothing is due before `at`: there is time to look at a few objects.
+    fn idle(&mut self, at: Duration, now: Duration, schedule: &mut Schedule) -> Duration {
+        if !self.is_whole() {
+            return at.saturating_sub(now);
+        }
+        if now >= schedule.probe_at() {
+            schedule.probed(now);
+            if self.probe() {
+                self.reporter.flushed(now);
+                schedule.audit_soon();
+                return Duration::ZERO;
+            }
+        }
+        at.min(schedule.probe_at()).saturating_sub(now)
+    }
+
+    /// Reads and compares one more piece, and carries out what follows after the last one.
+    fn audit_a_little(&mut self, clock: Clock<'_>, schedule: &mut Schedule) {
+        let before = clock();
+        if !self.is_auditing() {
+            schedule.began_audit(before);
+            self.audit_worked = Duration::ZERO;
+        }
+        let pass = self.audit_step(before);
+        self.audit_worked += clock() - before;
+        if let Some(pass) = pass {
+            schedule.audit_cost(self.audit_worked);
+            self.ended(pass, Due::Audit, before, clock, schedule);
+        }
+    }
+
+    /// Tells about a pass that began at `before`.
+    fn ended(&mut self, pass: Pass, due: Due, before: Duration, clock: Clock<'_>, schedule: &mut Schedule) {
+        let now = clock();
+        schedule.ended(now, due, pass.unreadable.is_none());
+        self.report(&pass, due, now - before, now);
+        if due == Due::Audit {
+            drop(pass);
+            memory::trim();
+        }
+    }
+
+    /// Takes the mail.
+    pub(super) fn answer(&mut self, mail: &Mail) {
+        if !mail.changed.is_empty() && !self.is_whole() {
+            self.kernel_changed();
+        }
+        mail.changed.iter().for_each(|part| self.recheck.add_part(*part));
+        if mail.addresses.iter().any(|(net, added)| self.contradicts(net, *added)) {
+            self.recheck.add_part(Part::Addresses);
+        }
+        self.learn_gateways(&mail.gateways);
+        for question in &mail.questions {
+            // The asker may have gone away.
+            let _ = question.send(self.owners());
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "bad_day_tests.rs"]
+mod tests;
