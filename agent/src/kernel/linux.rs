@@ -29,7 +29,7 @@ use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
-use crate::core::plan::op::{Lane, Op};
+use crate::core::plan::op::{Op, Subsystem};
 use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
 use crate::metrics::proxy::FlowCounter;
@@ -262,14 +262,18 @@ impl Kernel for LinuxKernel {
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
-        match ops.first().map(|op| op.lane()) {
+        match ops.first().map(|op| op.subsystem()) {
             None => Vec::new(),
-            Some(Lane::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
-            Some(Lane::Sets) => self.sets.execute(ops),
-            Some(Lane::Addresses) => execute_addresses(&mut self.device, ops),
-            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack | Lane::Rules | Lane::Leftovers) => {
-                ops.iter().map(|op| self.execute_one(op)).collect()
-            }
+            Some(Subsystem::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
+            Some(Subsystem::Sets) => self.sets.execute(ops),
+            Some(Subsystem::Addresses) => execute_addresses(&mut self.device, ops),
+            Some(
+                Subsystem::Sysctl
+                | Subsystem::Device
+                | Subsystem::Conntrack
+                | Subsystem::Rules
+                | Subsystem::Leftovers,
+            ) => ops.iter().map(|op| self.execute_one(op)).collect(),
         }
     }
 }

@@ -104,7 +104,7 @@ pub trait Kernel {
     /// When they cannot be read.
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError>;
 
-    /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
+    /// Runs ops of one phase and one subsystem, in order, and returns one result per op. A failed op
     /// does not stop the others. Ops that need a program are only started.
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>>;
 

@@ -227,7 +227,7 @@ impl Metrics {
         if !changes.contested.is_empty() {
             self.0.holdings.set_conflicts(desired);
         }
-        if !changes.remarked.is_empty() || changes.everything {
+        if !changes.noticed.is_empty() || changes.everything {
             self.0.holdings.set_unbound(desired);
         }
         self.0.holdings.set_drains(drains);

@@ -126,11 +126,11 @@ impl<K: Kernel> Reconciler<K> {
     /// The pass after an audit.
     pub(super) fn audited(&mut self, look: Look, now: Duration) -> Pass {
         if let Some(observed) = &mut self.observed {
-            self.handover.look(observed, self.settings.beside_another);
+            self.takeover.look(observed, self.settings.shares_node);
         }
         if let Some(observed) = &self.observed {
-            self.outlets.metrics.set_families(&self.settings.families);
-            self.outlets.metrics.audited(observed);
+            self.reporting.metrics.set_families(&self.settings.families);
+            self.reporting.metrics.audited(observed);
         }
         self.pass(Due::Audit, look, now)
     }

@@ -32,7 +32,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             match outcome {
                 Outcome::Done => {
-                    self.outlets.metrics.repaired(op.kind());
+                    self.reporting.metrics.repaired(op.kind());
                     drift.push(i);
                 }
                 Outcome::Started => _ = self.repairing.insert(subject),
@@ -52,7 +52,7 @@ impl<K: Kernel> Reconciler<K> {
         let bound = observed.addresses.iter().map(ipnet::IpNet::addr).collect();
         let foreign: BTreeSet<VsKey> =
             removed.filter(|vs| !ownership::is_provably_ours(vs, &bound, &observed.sets)).collect();
-        self.reporter.removed_foreign_servers(&foreign, &self.outlets.events);
+        self.reporter.removed_foreign_servers(&foreign, &self.reporting.events);
     }
 }
 

@@ -5,7 +5,6 @@ mod audit;
 #[cfg(test)]
 mod cut_off_tests;
 mod drift;
-pub mod handover;
 mod minute;
 mod pass;
 #[cfg(test)]
@@ -20,6 +19,7 @@ mod shadow;
 mod shared_failures;
 mod start;
 mod take_changes;
+pub mod takeover;
 #[cfg(test)]
 mod told_tests;
 mod turn;
@@ -48,8 +48,8 @@ use crate::core::service::protected::Protected;
 use crate::events::EventSink;
 use crate::kernel::{Finished, Kernel, ObserveError, Report};
 use crate::metrics::Metrics;
-use crate::reconcile::handover::Handover;
 use crate::reconcile::schedule::Due;
+use crate::reconcile::takeover::Takeover;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
@@ -116,7 +116,7 @@ impl Pass {
 
 /// Where the loop tells what it found.
 #[derive(Clone, Debug)]
-pub struct Outlets {
+pub struct Reporting {
     /// Events for operators.
     pub events: EventSink,
     /// Numbers for Prometheus.
@@ -127,8 +127,8 @@ pub struct Outlets {
     pub health_checks: watch::Sender<HealthChecks>,
 }
 
-impl Outlets {
-    /// Outlets that reach nobody but the log.
+impl Reporting {
+    /// Reporting that reach nobody but the log.
     ///
     /// # Errors
     /// When the metrics cannot be set up.
@@ -156,12 +156,12 @@ pub struct Reconciler<K> {
     desired: Desired,
     observed: Option<Observed>,
     drains: Drains,
-    handover: Handover,
+    takeover: Takeover,
     /// What the next pass looks at besides the changes of objects.
     pending: Changes,
     /// What failed, and when it is tried again.
     retries: Retries,
-    outlets: Outlets,
+    reporting: Reporting,
     reporter: Reporter,
     shadows: Shadows,
     shared_failures: SharedFailures,
@@ -218,7 +218,7 @@ impl<K: Kernel> Reconciler<K> {
         settings: Settings,
         node: &str,
         local_from_node: bool,
-        outlets: Outlets,
+        reporting: Reporting,
     ) -> Self {
         let protected = Protected { listed: settings.protected.clone(), ..Protected::default() };
         // The same for every agent of this node, and another on every node.
@@ -236,10 +236,10 @@ impl<K: Kernel> Reconciler<K> {
             desired: Desired::default(),
             observed: None,
             drains: Drains::default(),
-            handover: Handover::default(),
+            takeover: Takeover::default(),
             pending: Changes::default(),
             retries: Retries::new(seed),
-            outlets,
+            reporting,
             reporter: Reporter::default(),
             shadows: Shadows::default(),
             shared_failures: SharedFailures::default(),
@@ -268,7 +268,7 @@ impl<K: Kernel> Reconciler<K> {
     /// What the loop tells the health endpoints, for tests.
     #[cfg(test)]
     pub fn health(&self) -> SharedHealth {
-        self.outlets.health.clone()
+        self.reporting.health.clone()
     }
 
     /// The wanted state, for tests and questions.

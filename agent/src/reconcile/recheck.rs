@@ -159,7 +159,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         observed.rules[index] = rules;
         self.rules[index] = None;
-        self.handover.look(observed, self.settings.beside_another);
+        self.takeover.look(observed, self.settings.shares_node);
         // Nothing that another program did is there to repair when the rules are read for the first time.
         if was_unread {
             self.pending.common = true;
@@ -171,7 +171,7 @@ impl<K: Kernel> Reconciler<K> {
     fn op_ended(&mut self, subject: &Subject, result: &Result<(), OpError>, now: Duration) {
         let Some(op) = self.retries.finish(subject, result, now, &mut self.pending) else { return };
         let repairs = self.repairing.remove(subject);
-        self.outlets.metrics.ended(&op, result);
+        self.reporting.metrics.ended(&op, result);
         let family = match &op {
             Op::WriteRules(rules) => rules.family,
             Op::RemoveLeftovers(leftovers) => leftovers.family,
@@ -185,7 +185,7 @@ impl<K: Kernel> Reconciler<K> {
                     observed.record(&op);
                 }
                 if repairs {
-                    self.outlets.metrics.repaired(op.kind());
+                    self.reporting.metrics.repaired(op.kind());
                     self.reporter.repaired(&[&op], now);
                 }
             }

@@ -337,7 +337,7 @@ fn describe_unprogrammed(retries: &Retries, now: Duration) -> (Vec<String>, usiz
 impl<K: Kernel> Reconciler<K> {
     /// Tells about a pass, in the log, as metrics and as Events.
     pub(super) fn report(&mut self, pass: &Pass, due: Due, took: Duration, now: Duration) {
-        self.outlets.metrics.pass(pass, due, took);
+        self.reporting.metrics.pass(pass, due, took);
         match &pass.unreadable {
             Some(error) => self.retries.fail_reading(error.part, &error.error, now),
             None => self.reporter.pass(pass, due, took, now),
@@ -365,11 +365,11 @@ impl<K: Kernel> Reconciler<K> {
             })
         };
         let notices: Vec<Notice> = services.iter().take(EVENTS).filter_map(notice).collect();
-        self.outlets.events.send(notices);
+        self.reporting.events.send(notices);
         self.tell_shared_failures();
-        self.outlets.metrics.set_unprogrammed(&self.retries.counts());
+        self.reporting.metrics.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
-        self.outlets.health.with(|health| health.set_unprogrammed(lines, count));
+        self.reporting.health.with(|health| health.set_unprogrammed(lines, count));
     }
 
     /// The first whole pass is done.

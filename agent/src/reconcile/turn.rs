@@ -36,7 +36,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Does what is due by the clock; how long to wait then, if nothing happens.
     pub(crate) fn turn(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
-        self.outlets.health.beat();
+        self.reporting.health.beat();
         let finished = self.kernel.finished(Duration::ZERO);
         self.take_finished(finished, clock());
         let pause = if self.is_ready() {

@@ -24,7 +24,7 @@ use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, Report, Terms, apply};
 use crate::reconcile::schedule::{Due, Schedule};
-use crate::reconcile::{Outlets, Pass, Reconciler};
+use crate::reconcile::{Pass, Reconciler, Reporting};
 use crate::serve::health::SharedHealth;
 use crate::store::Store;
 use cluster::Cluster;
@@ -46,8 +46,8 @@ pub fn settings() -> Settings {
 }
 
 /// Nobody listens.
-pub fn outlets() -> Outlets {
-    Outlets::log_only().unwrap()
+pub fn reporting() -> Reporting {
+    Reporting::log_only().unwrap()
 }
 
 /// This node.
@@ -95,7 +95,7 @@ impl Agent {
     pub fn start(kernel: FakeKernel, cluster: &Cluster) -> Self {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         cluster.put(&store);
-        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets());
+        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting());
         Self { store, reconciler, now: Duration::ZERO }
     }
 

@@ -16,7 +16,7 @@ use kube_ipvs::core::model::map::Set;
 use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::plan::op::{Lane, Op, Phase, Plan};
+use kube_ipvs::core::plan::op::{Op, Phase, Plan, Subsystem};
 use kube_ipvs::core::plan::ownership::DEVICE;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
@@ -25,7 +25,7 @@ use kube_ipvs::kernel::netfilter::ipset::IpsetClient;
 use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
 use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::schedule::Due;
-use kube_ipvs::reconcile::{Outlets, Reconciler};
+use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store, Update};
 use nix::sys::socket::SockProtocol;
 
@@ -110,7 +110,7 @@ impl Kernel for Watched {
             return vec![Ok(Progress::Done); ops.len()];
         }
         let results = self.kernel.execute(ops);
-        if ops.first().is_some_and(|op| op.lane() == Lane::Ipvs) {
+        if ops.first().is_some_and(|op| op.lane() == Subsystem::Ipvs) {
             let now = Instant::now();
             let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
             for op in ops {
@@ -155,9 +155,9 @@ impl Node {
         let kernel = LinuxKernel::open(&settings)?;
         let kernel =
             Watched { kernel, binds, changed: Arc::clone(&changed), auditing: Arc::clone(&auditing) };
-        let outlets = Outlets::log_only()?;
-        let metrics = outlets.metrics.clone();
-        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", false, outlets);
+        let reporting = Reporting::log_only()?;
+        let metrics = reporting.metrics.clone();
+        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", false, reporting);
         Ok(Self { store, inbox, reconciler, changed, auditing, metrics })
     }
 
@@ -258,9 +258,9 @@ pub fn replay(plan: &Plan) -> Result<Duration> {
         plan.ops.iter().filter(|op| op.phase() == phase && op.lane() == lane).collect()
     };
     let mut ipvs = RawSocket::open(SockProtocol::NetlinkGeneric)?;
-    let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Lane::Ipvs));
+    let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Subsystem::Ipvs));
     let (sets, entries): (Vec<&Op>, Vec<&Op>) =
-        of(Phase::Guard, Lane::Sets).into_iter().partition(|op| matches!(op, Op::CreateSet(_)));
+        of(Phase::Guard, Subsystem::Sets).into_iter().partition(|op| matches!(op, Op::CreateSet(_)));
     ensure!(
         IpsetClient::open().context("ipset")?.execute(&sets).iter().all(Result::is_ok),
         "a set was refused"
@@ -270,7 +270,7 @@ pub fn replay(plan: &Plan) -> Result<Duration> {
     let mut device = DummyDevice::open(DEVICE)?;
     device.ensure()?;
     let index = device.state()?.context("no device")?.index;
-    let bound = of(Phase::Open, Lane::Addresses);
+    let bound = of(Phase::Open, Subsystem::Addresses);
     let bound: Vec<IpAddr> =
         bound.iter().filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None }).collect();
     let mut route = RawSocket::open(SockProtocol::NetlinkRoute)?;
