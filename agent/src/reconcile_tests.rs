@@ -4,6 +4,8 @@
 
 mod drain_tests;
 
+use crate::core::plan::outcome::{ObserveError, OpError, Outcome, Progress};
+use crate::core::plan::pass::{Due, Pass};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +20,9 @@ use crate::core::plan::outcome::Cause;
 use crate::core::plan::subject::{Part, Subject};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Finished, Kernel, ObserveError, OpError, Outcome, Probed, Progress, Runner};
-use crate::reconcile::schedule::{Due, Schedule};
-use crate::reconcile::{Pass, Reconciler, Reporting};
+use crate::kernel::{Finished, Kernel, Probed, Runner};
+use crate::reconcile::schedule::Schedule;
+use crate::reconcile::{Reconciler, Reporting};
 use crate::serve::health::{Health, LoopLag, SharedHealth};
 use crate::store::{Kind, Object, Store};
 use crate::testing::reporting;

@@ -6,11 +6,12 @@
 //! behind it are acknowledged, while those of the next part are being added: IPVS and addresses have
 //! different locks in the kernel and cost about as much as each other.
 
+use crate::core::plan::outcome::{OpError, Outcome, Progress, Report};
 use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::{Finished, Kernel, OpError, Outcome, Progress, Report};
+use super::{Finished, Kernel};
 use crate::core::model::map::Map;
 use crate::core::model::{Family, VsKey};
 use crate::core::plan::failures::Failures;

@@ -2,6 +2,7 @@
 //! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
 //! that the process runs in. The translator on the kernel's side.
 
+use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_watch::Children;
 use super::reading::{Reading, failed};
-use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use super::{Finished, Kernel, Probed, Runner};
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, Step};
 use crate::core::model::flows::FlowFilter;

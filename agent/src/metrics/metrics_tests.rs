@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use crate::core::plan::outcome::{ObserveError, OpError, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::input::WatchState;
@@ -12,7 +13,6 @@ use crate::core::plan::subject::{Part, Subject};
 use crate::core::service::fragment::build_fragment;
 use crate::core::service::node_facts::NodeFacts;
 use crate::inbox::Inbox;
-use crate::kernel::{ObserveError, OpError, Outcome};
 use crate::reconcile::Reconciler;
 use crate::store::{Decoded, Object};
 use crate::testing::{self, exposition, exposition::Family as Read};

@@ -16,6 +16,8 @@ pub mod rest;
 pub mod services;
 mod work;
 
+use crate::core::plan::outcome::{OpError, Report};
+use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -32,9 +34,6 @@ use crate::core::plan::outcome::Cause;
 use crate::core::plan::subject::SubjectKind;
 use crate::core::service::desired::Desired;
 use crate::events::EventSink;
-use crate::kernel::{OpError, Report};
-use crate::reconcile::Pass;
-use crate::reconcile::schedule::Due;
 use crate::serve::health::Probe;
 use crate::store::{Kind, Store};
 use holdings::Holdings;

@@ -2,17 +2,18 @@
 //! Comparing the mirror with the kernel, a piece at a time, so that changes need not wait for the end. A part
 //! that cannot be read leaves the mirror of that part as it is; the others are compared.
 
+use crate::core::plan::outcome::ObserveError;
+use crate::core::plan::pass::{Due, Pass};
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{Look, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::mirror::comparison::{Audit, Piece, Step};
 use crate::core::model::Family;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
 use crate::core::plan::subject::Part;
-use crate::kernel::{Kernel, ObserveError};
-use crate::reconcile::schedule::Due;
+use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// Whether an audit goes on.

@@ -2,6 +2,7 @@
 //! A VIP that somebody else has whom the node needs is never bound, and unbound as soon as that is known.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use crate::core::plan::pass::Due;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::core::model::sets::{Entry, SetId};
 use crate::core::model::{ObjectName, Protocol, VsKey, VsSpec};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::reconcile::schedule::{Due, Schedule};
+use crate::reconcile::schedule::Schedule;
 use crate::source::decode::decode;
 use crate::store::{Kind, Store};
 use crate::testing::cluster::Cluster;

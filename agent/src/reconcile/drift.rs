@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What another program changed, and what of other programs is removed.
 
+use crate::core::plan::outcome::{Outcome, Report};
 use std::collections::BTreeSet;
 
 use super::Reconciler;
@@ -10,7 +11,7 @@ use crate::core::model::changes::Changes;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::ownership;
 use crate::core::rules::save::ObservedRules;
-use crate::kernel::{Kernel, Outcome, Report};
+use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// The ops that repaired what another program changed, by their places in the plan.

@@ -24,6 +24,9 @@ pub mod takeover;
 mod told_tests;
 mod turn;
 
+use crate::core::plan::outcome::ObserveError;
+use crate::core::plan::pass::Due;
+use crate::core::plan::pass::{Pass, Touched};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,19 +39,17 @@ use crate::core::mirror::Observed;
 use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, Node, ObjectName};
+use crate::core::model::{Family, Node};
 use crate::core::plan::RulesBasis;
 use crate::core::plan::drain::Drains;
-use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::retries::Retries;
 use crate::core::plan::subject::Subject;
 use crate::core::service::desired::Desired;
 use crate::core::service::node_facts::NodeFacts;
 use crate::core::service::protected::Protected;
 use crate::events::EventSink;
-use crate::kernel::{Finished, Kernel, ObserveError, Report};
+use crate::kernel::{Finished, Kernel};
 use crate::metrics::Metrics;
-use crate::reconcile::schedule::Due;
 use crate::reconcile::takeover::Takeover;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
@@ -59,60 +60,6 @@ pub use report::{CHANGES, READY};
 use shadow::Shadows;
 use shared_failures::SharedFailures;
 use start::Stage;
-
-/// The Services that a pass is about: the first few names, and how many there are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    /// Names, at most [`Touched::NAMED`].
-    pub names: Vec<ObjectName>,
-    /// How many.
-    pub count: usize,
-}
-
-impl Touched {
-    /// So many are named.
-    pub const NAMED: usize = 5;
-
-    /// Notes one more.
-    pub fn add(&mut self, name: &ObjectName) {
-        self.count += 1;
-        if self.names.len() < Self::NAMED {
-            self.names.push(name.clone());
-        }
-    }
-}
-
-/// How one pass ended.
-#[must_use]
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pass {
-    /// What was planned.
-    pub plan: Plan,
-    /// How it went.
-    pub report: Report,
-    /// Ops that repaired what another program changed, by their places in the plan.
-    pub drift: Vec<usize>,
-    /// Services that changed.
-    pub services: Touched,
-    /// Families of which everything that every Service needs is in place.
-    pub synced: Vec<Family>,
-    /// Some family that this node can have is not among them.
-    pub incomplete: bool,
-    /// Why the kernel could not be read, if so. Nothing was written then.
-    pub unreadable: Option<ObserveError>,
-}
-
-impl Pass {
-    /// True when the node is now as wanted.
-    pub fn is_clean(&self) -> bool {
-        self.unreadable.is_none() && self.report.is_clean()
-    }
-
-    /// The ops that repaired what another program changed.
-    pub fn repairs(&self) -> impl Iterator<Item = &Op> {
-        self.drift.iter().filter_map(|i| self.plan.ops.get(*i))
-    }
-}
 
 /// Where the loop tells what it found.
 #[derive(Clone, Debug)]
@@ -310,10 +257,13 @@ impl<K: Kernel> Reconciler<K> {
             self.take_finished(finished, now);
             let more = self.sync(Due::Changes, now);
             for (op, outcome) in pass.plan.ops.iter().zip(&mut pass.report.outcomes) {
-                let waits =
-                    matches!(outcome, crate::kernel::Outcome::Started | crate::kernel::Outcome::Blocked(_));
+                let waits = matches!(
+                    outcome,
+                    crate::core::plan::outcome::Outcome::Started
+                        | crate::core::plan::outcome::Outcome::Blocked(_)
+                );
                 if waits && !self.retries.fails(&op.subject()) {
-                    *outcome = crate::kernel::Outcome::Done;
+                    *outcome = crate::core::plan::outcome::Outcome::Done;
                 }
             }
             pass.plan.ops.extend(more.plan.ops);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One pass: plan, apply, follow what was acknowledged.
 
+use crate::core::plan::outcome::{Outcome, Report};
+use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{Look, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
 use crate::core::model::map::Set;
@@ -12,9 +14,8 @@ use crate::core::model::{Family, ObjectName, VsKey};
 use crate::core::plan::drain;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::{PlanInput, RulesBasis, all_keys, build_plan};
-use crate::kernel::{Applied, Kernel, Outcome, Report, Terms, apply};
+use crate::kernel::{Applied, Kernel, Terms, apply};
 use crate::notices;
-use crate::reconcile::schedule::Due;
 
 /// How long new addresses wait for the program that writes their filter: as long as such a program takes
 /// when nothing is wrong. What takes longer goes on beside the loop.

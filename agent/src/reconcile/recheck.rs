@@ -2,10 +2,12 @@
 //! Reading parts of the kernel again, because a notification, a refusal or a probe says that they may have
 //! changed; and following what ended beside the loop.
 
+use crate::core::plan::outcome::{ObserveError, OpError};
+use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{Look, Reconciler};
 use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
@@ -13,8 +15,8 @@ use crate::core::model::{Family, VsKey};
 use crate::core::plan::op::Op;
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::save::ObservedRules;
-use crate::kernel::{Finished, Kernel, ObserveError, OpError};
-use crate::reconcile::schedule::{Due, Schedule};
+use crate::kernel::{Finished, Kernel};
+use crate::reconcile::schedule::Schedule;
 
 /// Virtual servers that are looked at in one probe.
 pub(super) const PROBED: usize = 4;

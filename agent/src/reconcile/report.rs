@@ -5,12 +5,14 @@
 //! one when that is over, one a minute about changes, and drift. What happens again and again is counted and
 //! said at growing intervals.
 
+use crate::core::plan::outcome::ObserveError;
+use crate::core::plan::pass::{Due, Pass, Touched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::Reconciler;
 use super::drift::describe_difference;
 use super::minute::{Minute, milliseconds};
-use super::{Pass, Reconciler, Touched};
 use crate::core::model::{Family, ObjectName, VsKey};
 use crate::core::plan::op::Op;
 use crate::core::plan::outcome::Cause;
@@ -18,9 +20,8 @@ use crate::core::plan::retries::{Failing, News, Retries};
 use crate::core::plan::subject::{Subject, SubjectKind};
 use crate::core::rules::save::ObservedRules;
 use crate::events::{About, EventSink, Notice, Reason};
-use crate::kernel::{Kernel, ObserveError};
+use crate::kernel::Kernel;
 use crate::pace::Pace;
-use crate::reconcile::schedule::Due;
 use crate::words;
 
 /// Objects named in one line.

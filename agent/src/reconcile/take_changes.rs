@@ -137,6 +137,7 @@ impl<K: Kernel> Reconciler<K> {
 
 #[cfg(test)]
 mod tests {
+    use crate::core::plan::pass::Due;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -146,7 +147,6 @@ mod tests {
     use crate::inbox::Inbox;
     use crate::kernel::fake::FakeKernel;
     use crate::reconcile::Reconciler;
-    use crate::reconcile::schedule::Due;
     use crate::store::{Kind, Object, Store};
     use crate::testing::reporting;
 

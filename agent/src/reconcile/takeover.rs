@@ -5,8 +5,8 @@
 use crate::core::mirror::Observed;
 use crate::core::model::Family;
 use crate::core::plan::op::{Op, Plan};
+use crate::core::plan::outcome::{Outcome, Report};
 use crate::core::plan::subject::Subject;
-use crate::kernel::{Outcome, Report};
 
 /// What another mode's rules wait for may fail so many times in a row before they go all the same: they get
 /// older with every change of a Service.
@@ -92,9 +92,9 @@ fn pass_over(observed: &mut Observed, family: Family) -> bool {
 mod tests {
     use super::*;
     use crate::core::plan::op::OpKind;
+    use crate::core::plan::pass::Due;
     use crate::core::rules::save::parse_save;
     use crate::kernel::fake::FakeKernel;
-    use crate::reconcile::schedule::Due;
     use crate::testing::cluster::Cluster;
     use crate::testing::{Agent, kernel};
     use serde_json::json;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs passes when they are due, and answers mail between them.
 
+use crate::core::plan::pass::{Due, Pass};
 use std::time::{Duration, Instant};
 
-use super::{Pass, Reconciler};
+use super::Reconciler;
 use crate::core::plan::subject::Part;
 use crate::inbox::{Inbox, Mail};
 use crate::kernel::Kernel;
 use crate::memory;
-use crate::reconcile::schedule::{Due, Schedule, Waiting};
+use crate::reconcile::schedule::{Schedule, Waiting};
 
 /// The loop turns at least so often, so that others can see that it does.
 const HEARTBEAT: Duration = Duration::from_secs(1);

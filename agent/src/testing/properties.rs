@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What holds for every cluster and whatever happens.
 
+use crate::core::plan::pass::Due;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,7 +19,6 @@ use crate::core::model::{RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, OpKind, Phase};
 use crate::inbox::Inbox;
 use crate::kernel::Kernel;
-use crate::reconcile::schedule::Due;
 use crate::store::Store;
 
 /// The state that the cluster leads to from nothing.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent's loop in this process on a real kernel, and the same work by nothing but sends.
 
+use kube_ipvs::core::plan::outcome::{ObserveError, OpError, Progress};
+use kube_ipvs::core::plan::pass::Due;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +24,8 @@ use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
 use kube_ipvs::kernel::netfilter::ipset::IpsetClient;
-use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use kube_ipvs::kernel::{Finished, Kernel, Probed, Runner};
 use kube_ipvs::metrics::Metrics;
-use kube_ipvs::reconcile::schedule::Due;
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store, Update};
 use nix::sys::socket::SockProtocol;
@@ -110,7 +111,7 @@ impl Kernel for Watched {
             return vec![Ok(Progress::Done); ops.len()];
         }
         let results = self.kernel.execute(ops);
-        if ops.first().is_some_and(|op| op.lane() == Subsystem::Ipvs) {
+        if ops.first().is_some_and(|op| op.subsystem() == Subsystem::Ipvs) {
             let now = Instant::now();
             let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
             for op in ops {
@@ -254,8 +255,8 @@ pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
 /// # Errors
 /// When the kernel refuses one.
 pub fn replay(plan: &Plan) -> Result<Duration> {
-    let of = |phase, lane| -> Vec<&Op> {
-        plan.ops.iter().filter(|op| op.phase() == phase && op.lane() == lane).collect()
+    let of = |phase, subsystem| -> Vec<&Op> {
+        plan.ops.iter().filter(|op| op.phase() == phase && op.subsystem() == subsystem).collect()
     };
     let mut ipvs = RawSocket::open(SockProtocol::NetlinkGeneric)?;
     let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Subsystem::Ipvs));

@@ -2,6 +2,7 @@
 //! The recorded scenarios on a kernel in memory: every op of every step fails once, and the agent dies
 //! between any two of them; the next pass, or the next start, must end where an undisturbed one does.
 
+use kube_ipvs::core::plan::pass::{Due, Pass};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,7 @@ use kube_ipvs::core::model::Family;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::fake::FakeKernel;
-use kube_ipvs::reconcile::schedule::Due;
-use kube_ipvs::reconcile::{Pass, Reconciler, Reporting};
+use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::source::decode::decode;
 use kube_ipvs::store::{Kind, Object, Store};
 use serde_json::Value;

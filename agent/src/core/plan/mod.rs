@@ -7,6 +7,7 @@ pub mod failures;
 pub mod op;
 pub mod outcome;
 pub mod ownership;
+pub mod pass;
 #[cfg(test)]
 mod plan_tests;
 mod record;
