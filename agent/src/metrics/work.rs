@@ -16,13 +16,12 @@ use crate::core::plan::subject::SubjectKind;
 use crate::tally::Tally;
 
 const RESULTS: [&str; 3] = ["done", "failed", "blocked"];
-const KINDS: usize = OpKind::ALL.len();
 
 #[derive(Debug)]
 pub(super) struct Work {
     /// By [`OpKind`] and result: ops are many, so their counters are looked up once.
-    operations: [[IntCounter; RESULTS.len()]; KINDS],
-    drift: [IntCounter; KINDS],
+    operations: Vec<[IntCounter; RESULTS.len()]>,
+    drift: Vec<IntCounter>,
     passes: IntCounterVec,
     audited: Gauge,
     mirror_age: Gauge,
@@ -42,18 +41,6 @@ struct Times {
     unapplied: Option<Instant>,
 }
 
-/// `AddVirtualServer` as `add_virtual_server`.
-fn snake(kind: OpKind) -> String {
-    let mut name = String::new();
-    for letter in format!("{kind:?}").chars() {
-        if letter.is_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_lowercase());
-    }
-    name
-}
-
 impl Work {
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let operations = register_counters(
@@ -70,8 +57,10 @@ impl Work {
         )?;
         Ok(Self {
             operations: OpKind::ALL
-                .map(|kind| RESULTS.map(|result| operations.with_label_values(&[&*snake(kind), result]))),
-            drift: OpKind::ALL.map(|kind| drift.with_label_values(&[snake(kind)])),
+                .iter()
+                .map(|kind| RESULTS.map(|result| operations.with_label_values(&[<&str>::from(kind), result])))
+                .collect(),
+            drift: OpKind::ALL.iter().map(|kind| drift.with_label_values(&[<&str>::from(kind)])).collect(),
             passes: register_counters(
                 registry,
                 "kube_ipvs_passes_total",
