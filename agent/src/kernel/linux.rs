@@ -21,10 +21,10 @@ use super::netfilter::conntrack::ConntrackClient;
 use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_watch::Children;
-use super::reading::{Reading, failed};
+use super::reading::{ReadState, failed};
 use super::{Finished, Kernel, Probed, Runner};
 use crate::core::mirror::ObservedServer;
-use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
@@ -43,7 +43,7 @@ const LOOKED_UP_ONE_BY_ONE: usize = 256;
 
 /// What went to the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct KernelCounters {
     /// Datagrams sent to IPVS, to the set subsystem, and for addresses.
     pub sends: [u64; 3],
     /// Bytes in them.
@@ -68,7 +68,7 @@ pub struct LinuxKernel {
     pub(super) nft: NfSocket,
     pub(super) families: Vec<Family>,
     rules: Rules,
-    reading: Reading,
+    reading: ReadState,
     /// The name of the scheduler that nearly all virtual servers have.
     pub(super) scheduler: Arc<str>,
     pub(super) sysctls: Vec<&'static str>,
@@ -95,7 +95,7 @@ impl LinuxKernel {
             iptables,
             nft: NfSocket::open().context("netfilter is not usable")?,
             families: settings.families.clone(),
-            reading: Reading::End,
+            reading: ReadState::End,
             scheduler: settings.scheduler.clone(),
             lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
@@ -151,9 +151,9 @@ impl LinuxKernel {
     }
 
     /// What went to the kernel so far.
-    pub fn traffic(&self) -> Traffic {
+    pub fn traffic(&self) -> KernelCounters {
         let (ipvs, sets, addresses) = (self.ipvs.counters(), self.sets.counters(), self.device.counters());
-        Traffic {
+        KernelCounters {
             sends: [ipvs.sends, sets.sends, addresses.sends],
             bytes: [ipvs.bytes_sent, sets.bytes, addresses.bytes_sent],
             commands: ipvs.commands,
@@ -207,11 +207,11 @@ impl LinuxKernel {
 }
 
 impl Kernel for LinuxKernel {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
-        if step != Step::Next {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
+        if step != ReadStep::Next {
             self.reading = self.begin_reading(step);
         }
-        let reading = std::mem::replace(&mut self.reading, Reading::End);
+        let reading = std::mem::replace(&mut self.reading, ReadState::End);
         let (piece, next) = self.read_piece(reading);
         self.reading = next;
         piece

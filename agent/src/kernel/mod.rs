@@ -22,7 +22,7 @@ pub use apply::{Applied, Runner, Terms, apply};
 
 use std::time::{Duration, Instant};
 
-use crate::core::mirror::comparison::{Audit, Piece, Step};
+use crate::core::mirror::comparison::{Audit, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, ObservedSet};
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
@@ -63,7 +63,7 @@ pub trait Kernel {
     ///
     /// # Errors
     /// When a part cannot be read; the next call goes on after it.
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError>;
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError>;
 
     /// Reads one piece by itself: a set, the addresses, or the rest.
     ///
@@ -111,9 +111,9 @@ pub trait Kernel {
     fn observe(&mut self, families: &[Family], other: &mut Vec<Finished>) -> Result<Observed, ObserveError> {
         let (mut audit, mut observed) = (Audit::fill(), Observed::default());
         self.read_rules(families, true);
-        let (mut step, began) = (Step::Fill, Instant::now());
+        let (mut step, began) = (ReadStep::Fill, Instant::now());
         loop {
-            match self.read(std::mem::replace(&mut step, Step::Next)) {
+            match self.read(std::mem::replace(&mut step, ReadStep::Next)) {
                 Ok(Some(piece)) => audit.take(piece, &mut observed),
                 Ok(None) => break,
                 // A subsystem that does not answer at all is no matter of one set.

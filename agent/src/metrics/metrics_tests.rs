@@ -15,7 +15,7 @@ use crate::core::service::node_facts::NodeFacts;
 use crate::inbox::Inbox;
 use crate::reconcile::Reconciler;
 use crate::store::{Decoded, Object};
-use crate::testing::{self, exposition, exposition::Family as Read};
+use crate::testing::{self, exposition, exposition::MetricFamily as Read};
 
 const VS: VsKey = VsKey {
     protocol: Protocol::Tcp,
