@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use kube_ipvs::core::plan::outcome::{ObserveError, OpError, Progress};
+use kube_ipvs::core::plan::pass::Due;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +18,12 @@ use kube_ipvs::core::model::map::Set;
 use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::plan::op::{Lane, Op};
+use kube_ipvs::core::plan::op::{Op, Subsystem};
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
-use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
-use kube_ipvs::reconcile::schedule::Due;
-use kube_ipvs::reconcile::{Outlets, Reconciler};
+use kube_ipvs::kernel::{Finished, Kernel, Probed, Runner};
+use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store};
 
 const SERVICES: u16 = 1000;
@@ -122,7 +123,7 @@ impl Kernel for Counting {
         let cost = cost(before, self.kernel.traffic());
         for (sends, bytes) in cost.sends.iter().zip(cost.bytes) {
             // One question beside the commands: whether the device is there, and its index.
-            let asks = matches!(ops[0].lane(), Lane::Addresses | Lane::Device);
+            let asks = matches!(ops[0].subsystem(), Subsystem::Addresses | Subsystem::Device);
             let question = u64::from(asks && *sends > 0);
             let limit = bytes.div_ceil(64 * 1024) + question;
             assert!(*sends <= limit, "{:?}: {sends} sends for {bytes} bytes", ops[0].phase());
@@ -137,7 +138,7 @@ fn new_reconciler() -> (Arc<Store>, Reconciler<Counting>) {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     let settings = settings();
     let kernel = Counting { kernel: LinuxKernel::open(&settings).unwrap(), groups: 0 };
-    (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false, Outlets::log_only().unwrap()))
+    (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false, Reporting::log_only().unwrap()))
 }
 
 fn cost(before: Traffic, after: Traffic) -> Traffic {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use crate::core::plan::outcome::ObserveError;
 use std::sync::Mutex;
 
 use super::*;
@@ -11,8 +12,8 @@ use crate::core::model::sets::SetId;
 use crate::core::model::{Protocol, RsKey, VsSpec};
 use crate::core::plan::op::OpKind;
 use crate::core::plan::subject::Part as Part_;
+use crate::kernel::Probed;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{ObserveError, Probed};
 use crate::testing::run_plan;
 
 /// Notes the ops in the order in which they are executed.

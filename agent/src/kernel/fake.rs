@@ -2,6 +2,7 @@
 //! A kernel in memory, with the errnos of the real one and a switch that fails the next op of a
 //! kind. The kernel suite runs the same cases on it and on a real kernel.
 
+use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use super::{Finished, Kernel, Probed, Runner};
 use crate::core::mirror::comparison::{Addresses, Piece, Rest, Step};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::map::Set;

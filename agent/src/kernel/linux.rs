@@ -2,6 +2,7 @@
 //! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
 //! that the process runs in. The translator on the kernel's side.
 
+use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_watch::Children;
 use super::reading::{Reading, failed};
-use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use super::{Finished, Kernel, Probed, Runner};
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, Step};
 use crate::core::model::flows::FlowFilter;
@@ -29,7 +30,7 @@ use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
-use crate::core::plan::op::{Lane, Op};
+use crate::core::plan::op::{Op, Subsystem};
 use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
 use crate::metrics::proxy::FlowCounter;
@@ -262,14 +263,18 @@ impl Kernel for LinuxKernel {
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
-        match ops.first().map(|op| op.lane()) {
+        match ops.first().map(|op| op.subsystem()) {
             None => Vec::new(),
-            Some(Lane::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
-            Some(Lane::Sets) => self.sets.execute(ops),
-            Some(Lane::Addresses) => execute_addresses(&mut self.device, ops),
-            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack | Lane::Rules | Lane::Leftovers) => {
-                ops.iter().map(|op| self.execute_one(op)).collect()
-            }
+            Some(Subsystem::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
+            Some(Subsystem::Sets) => self.sets.execute(ops),
+            Some(Subsystem::Addresses) => execute_addresses(&mut self.device, ops),
+            Some(
+                Subsystem::Sysctl
+                | Subsystem::Device
+                | Subsystem::Conntrack
+                | Subsystem::Rules
+                | Subsystem::Leftovers,
+            ) => ops.iter().map(|op| self.execute_one(op)).collect(),
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod netfilter;
 mod reading;
 pub mod teardown;
 
-pub use crate::core::plan::outcome::{Cause, OpError, Outcome, Progress, Report};
+use crate::core::plan::outcome::{ObserveError, OpError, Progress};
 pub use apply::{Applied, Runner, Terms, apply};
 
 use std::time::{Duration, Instant};
@@ -35,16 +35,6 @@ use crate::core::rules::save::ObservedRules;
 const SETS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the first reading waits for the programs that print rules, after everything else is read.
 const RULES_PATIENCE: Duration = Duration::from_secs(2);
-
-/// A part of the kernel could not be read. Nothing is known about it then, so the mirror keeps what it has.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot read {part}: {error}")]
-pub struct ObserveError {
-    /// What was being read.
-    pub part: Part,
-    /// What went wrong, and the remedy where there is one.
-    pub error: OpError,
-}
 
 /// The end of something that a program did beside the loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +94,7 @@ pub trait Kernel {
     /// When they cannot be read.
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError>;
 
-    /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
+    /// Runs ops of one phase and one subsystem, in order, and returns one result per op. A failed op
     /// does not stop the others. Ops that need a program are only started.
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>>;
 

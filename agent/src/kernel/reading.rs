@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reading the real kernel, a piece at a time.
 
+use crate::core::plan::outcome::{Cause, ObserveError, OpError};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -12,7 +13,6 @@ use super::host::{sockets, sysctl};
 use super::ipvs::proc_ip_vs::{Shown, TableReader};
 use super::linux::{LinuxKernel, service_id, vs_key};
 use super::netfilter::nft_tables;
-use super::{Cause, ObserveError, OpError};
 use crate::core::mirror::comparison::{Addresses, Audit, Piece, Rest, Step};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::sets::SetId;

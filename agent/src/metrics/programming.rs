@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How long a change of endpoints takes from its cause to the kernel.
 
+use crate::core::plan::outcome::{Outcome, Report};
 use std::collections::{BTreeSet, HashMap};
 use std::time::SystemTime;
 
@@ -10,7 +11,6 @@ use super::{label, register_histogram};
 use crate::core::model::{Family, ObjectName};
 use crate::core::plan::op::{Op, Plan};
 use crate::core::service::desired::Desired;
-use crate::kernel::{Outcome, Report};
 
 /// So many causes are remembered for one Service until it is programmed; the oldest count.
 pub const MAX_TRIGGERS: usize = 16;
@@ -138,9 +138,9 @@ mod tests {
     use crate::core::model::changes::Changes;
     use crate::core::model::settings::Settings;
     use crate::core::model::{Protocol, RsKey, Service, ServicePort, VsKey};
+    use crate::core::plan::outcome::{Cause, OpError};
     use crate::core::service::fragment::build_fragment;
     use crate::core::service::node_facts::NodeFacts;
-    use crate::kernel::{Cause, OpError};
     use std::time::Duration;
 
     const WEB: VsKey = VsKey { protocol: Protocol::Tcp, addr: ip(1), port: 80 };

@@ -2,6 +2,8 @@
 //! kube-proxy's families: same names, types, labels and buckets, so that dashboards and alerts that
 //! were made for it work.
 
+use crate::core::plan::outcome::Outcome;
+use crate::core::plan::pass::Pass;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +16,6 @@ use super::{
 use crate::core::model::Family;
 use crate::core::plan::op::Op;
 use crate::core::service::desired::Desired;
-use crate::kernel::Outcome;
-use crate::reconcile::Pass;
 use crate::serve::health::Probe;
 use crate::tally::Tally;
 

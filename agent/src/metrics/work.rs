@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube_ipvs_*`: what the agent does to the kernel, and how far it is behind.
 
+use crate::core::plan::outcome::Outcome;
+use crate::core::plan::pass::{Due, Pass};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::{Instant, SystemTime};
@@ -11,9 +13,6 @@ use super::{lock, register_counters, register_float, register_gauges, seconds};
 use crate::core::plan::op::{Op, OpKind};
 use crate::core::plan::outcome::Cause;
 use crate::core::plan::subject::SubjectKind;
-use crate::kernel::Outcome;
-use crate::reconcile::Pass;
-use crate::reconcile::schedule::Due;
 use crate::tally::Tally;
 
 const RESULTS: [&str; 3] = ["done", "failed", "blocked"];

@@ -2,17 +2,18 @@
 //! Comparing the mirror with the kernel, a piece at a time, so that changes need not wait for the end. A part
 //! that cannot be read leaves the mirror of that part as it is; the others are compared.
 
+use crate::core::plan::outcome::ObserveError;
+use crate::core::plan::pass::{Due, Pass};
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{Look, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::mirror::comparison::{Audit, Piece, Step};
 use crate::core::model::Family;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
 use crate::core::plan::subject::Part;
-use crate::kernel::{Kernel, ObserveError};
-use crate::reconcile::schedule::Due;
+use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// Whether an audit goes on.
@@ -126,11 +127,11 @@ impl<K: Kernel> Reconciler<K> {
     /// The pass after an audit.
     pub(super) fn audited(&mut self, look: Look, now: Duration) -> Pass {
         if let Some(observed) = &mut self.observed {
-            self.handover.look(observed, self.settings.beside_another);
+            self.takeover.look(observed, self.settings.shares_node);
         }
         if let Some(observed) = &self.observed {
-            self.outlets.metrics.set_families(&self.settings.families);
-            self.outlets.metrics.audited(observed);
+            self.reporting.metrics.set_families(&self.settings.families);
+            self.reporting.metrics.audited(observed);
         }
         self.pass(Due::Audit, look, now)
     }

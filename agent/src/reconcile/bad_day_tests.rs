@@ -434,12 +434,12 @@ fn health_check_ports_are_right_for_each_service_whatever_fails_elsewhere() {
             .slice("bad", &["10.244.1.9@n1"], &["p/TCP/8080"])
     };
     objects(&["10.244.1.5@n1"]).put(&store);
-    let outlets = crate::testing::outlets();
-    let told = outlets.health_checks.subscribe();
+    let reporting = crate::testing::reporting();
+    let told = reporting.health_checks.subscribe();
     let mut node = kernel();
     let vip: ipnet::IpNet = "203.0.113.2/32".parse().unwrap();
     node.refuse(Subject::Address(vip.addr()), refused(Cause::Other));
-    let mut agent = Reconciler::new(node, store.clone(), crate::testing::settings(), "n1", false, outlets);
+    let mut agent = Reconciler::new(node, store.clone(), crate::testing::settings(), "n1", false, reporting);
     let local = |name: &str| {
         let name = crate::core::model::ObjectName::new("d", name);
         told.borrow().services.get(&name).and_then(|check| check.local[0])

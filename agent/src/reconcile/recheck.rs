@@ -2,10 +2,12 @@
 //! Reading parts of the kernel again, because a notification, a refusal or a probe says that they may have
 //! changed; and following what ended beside the loop.
 
+use crate::core::plan::outcome::{ObserveError, OpError};
+use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{Look, Reconciler};
 use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
@@ -13,8 +15,8 @@ use crate::core::model::{Family, VsKey};
 use crate::core::plan::op::Op;
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::save::ObservedRules;
-use crate::kernel::{Finished, Kernel, ObserveError, OpError};
-use crate::reconcile::schedule::{Due, Schedule};
+use crate::kernel::{Finished, Kernel};
+use crate::reconcile::schedule::Schedule;
 
 /// Virtual servers that are looked at in one probe.
 pub(super) const PROBED: usize = 4;
@@ -159,7 +161,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         observed.rules[index] = rules;
         self.rules[index] = None;
-        self.handover.look(observed, self.settings.beside_another);
+        self.takeover.look(observed, self.settings.shares_node);
         // Nothing that another program did is there to repair when the rules are read for the first time.
         if was_unread {
             self.pending.common = true;
@@ -171,7 +173,7 @@ impl<K: Kernel> Reconciler<K> {
     fn op_ended(&mut self, subject: &Subject, result: &Result<(), OpError>, now: Duration) {
         let Some(op) = self.retries.finish(subject, result, now, &mut self.pending) else { return };
         let repairs = self.repairing.remove(subject);
-        self.outlets.metrics.ended(&op, result);
+        self.reporting.metrics.ended(&op, result);
         let family = match &op {
             Op::WriteRules(rules) => rules.family,
             Op::RemoveLeftovers(leftovers) => leftovers.family,
@@ -185,7 +187,7 @@ impl<K: Kernel> Reconciler<K> {
                     observed.record(&op);
                 }
                 if repairs {
-                    self.outlets.metrics.repaired(op.kind());
+                    self.reporting.metrics.repaired(op.kind());
                     self.reporter.repaired(&[&op], now);
                 }
             }

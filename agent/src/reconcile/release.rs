@@ -2,6 +2,7 @@
 //! What is bound to `kube-ipvs0` at the start and keeps the agent from the API server. No list comes then, so it cannot
 //! wait for one.
 
+use crate::core::plan::outcome::Outcome;
 use std::time::Duration;
 
 use super::{Reconciler, pass};
@@ -10,7 +11,7 @@ use crate::core::model::changes::Changes;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::ownership::{may_be_cluster_ip, may_remove};
 use crate::core::service::protected::{Protected, Protection};
-use crate::kernel::{Kernel, Outcome};
+use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// Before every list is complete: unbinds addresses of the API server, gateways, DNS and DHCP servers and what the

@@ -5,12 +5,14 @@
 //! one when that is over, one a minute about changes, and drift. What happens again and again is counted and
 //! said at growing intervals.
 
+use crate::core::plan::outcome::ObserveError;
+use crate::core::plan::pass::{Due, Pass, Touched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::Reconciler;
 use super::drift::describe_difference;
 use super::minute::{Minute, milliseconds};
-use super::{Pass, Reconciler, Touched};
 use crate::core::model::{Family, ObjectName, VsKey};
 use crate::core::plan::op::Op;
 use crate::core::plan::outcome::Cause;
@@ -18,9 +20,8 @@ use crate::core::plan::retries::{Failing, News, Retries};
 use crate::core::plan::subject::{Subject, SubjectKind};
 use crate::core::rules::save::ObservedRules;
 use crate::events::{About, EventSink, Notice, Reason};
-use crate::kernel::{Kernel, ObserveError};
+use crate::kernel::Kernel;
 use crate::pace::Pace;
-use crate::reconcile::schedule::Due;
 use crate::words;
 
 /// Objects named in one line.
@@ -334,7 +335,7 @@ fn describe_unprogrammed(retries: &Retries, now: Duration) -> (Vec<String>, usiz
 impl<K: Kernel> Reconciler<K> {
     /// Tells about a pass, in the log, as metrics and as Events.
     pub(super) fn report(&mut self, pass: &Pass, due: Due, took: Duration, now: Duration) {
-        self.outlets.metrics.pass(pass, due, took);
+        self.reporting.metrics.pass(pass, due, took);
         match &pass.unreadable {
             Some(error) => self.retries.fail_reading(error.part, &error.error, now),
             None => self.reporter.pass(pass, due, took, now),
@@ -362,11 +363,11 @@ impl<K: Kernel> Reconciler<K> {
             })
         };
         let notices: Vec<Notice> = services.iter().take(EVENTS).filter_map(notice).collect();
-        self.outlets.events.send(notices);
+        self.reporting.events.send(notices);
         self.tell_shared_failures();
-        self.outlets.metrics.set_unprogrammed(&self.retries.counts());
+        self.reporting.metrics.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
-        self.outlets.health.with(|health| health.set_unprogrammed(lines, count));
+        self.reporting.health.with(|health| health.set_unprogrammed(lines, count));
     }
 
     /// The first whole pass is done.

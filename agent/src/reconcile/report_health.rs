@@ -29,7 +29,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         let now = SystemTime::now();
         let awaits_nodes = self.awaits_nodes();
-        self.outlets.health.with(|health| {
+        self.reporting.health.with(|health| {
             if !awaits_nodes {
                 health.tried(&families, &synced, now);
             }
@@ -82,7 +82,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         let addresses = self.node.health_check_addresses(&self.settings);
         let new = HealthChecks { services, addresses };
-        self.outlets.health_checks.send_if_modified(|current| {
+        self.reporting.health_checks.send_if_modified(|current| {
             let modified = *current != new;
             if modified {
                 *current = new;

@@ -4,11 +4,11 @@
 //!
 //! Only there: rules and sets over some of the Services must not replace any over all of them.
 
+use crate::core::plan::pass::{Due, Pass};
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{Look, Reconciler};
 use crate::kernel::Kernel;
-use crate::reconcile::schedule::Due;
 
 /// A reading older than this is made anew before the first whole pass.
 const FRESH: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
 use crate::store::{Kind, Object, Store};
 use crate::testing::cluster::Cluster;
-use crate::testing::{Agent, kernel, outlets, settings};
+use crate::testing::{Agent, kernel, reporting, settings};
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -44,7 +44,7 @@ fn starting(kernel: FakeKernel, first: bool) -> Agent {
             update.first_are_known();
         }
     });
-    let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets());
+    let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting());
     Agent { store, reconciler, now: NOW }
 }
 

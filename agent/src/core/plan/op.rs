@@ -35,10 +35,10 @@ pub enum Phase {
     Tidy,
 }
 
-/// The kernel subsystem that an op goes to. Ops of one phase and lane travel together.
+/// The kernel subsystem that an op goes to. Ops of one phase and subsystem travel together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs, reason = "named after the subsystem")]
-pub enum Lane {
+pub enum Subsystem {
     Sysctl,
     Device,
     Sets,
@@ -60,8 +60,8 @@ pub struct RulesOp {
     pub jumps: Vec<JumpFix>,
     /// False while traffic is being set up, true when only clearing away what nobody needs.
     pub tidy: bool,
-    /// It takes out the rules of another mode of kube-proxy, which serve until everything else does.
-    pub hands_over: bool,
+    /// It removes jumps of another kube-proxy mode: it runs only when all of ours is in place.
+    pub is_takeover: bool,
 }
 
 /// What other modes of kube-proxy left in one family.
@@ -73,8 +73,8 @@ pub struct LeftoversOp {
     pub removal: Removal,
     /// The table of the nftables mode is to go.
     pub nft_table: bool,
-    /// It waits for everything else to be served.
-    pub hands_over: bool,
+    /// It runs only when all of ours is in place.
+    pub is_takeover: bool,
 }
 
 /// A set that has become too small, to be made anew with its members and put in its place at once.
@@ -243,20 +243,20 @@ impl Op {
     }
 
     /// The subsystem it goes to.
-    pub fn lane(&self) -> Lane {
+    pub fn subsystem(&self) -> Subsystem {
         match self.kind() {
-            OpKind::SetSysctl | OpKind::SetTimeouts => Lane::Sysctl,
-            OpKind::CreateDevice => Lane::Device,
+            OpKind::SetSysctl | OpKind::SetTimeouts => Subsystem::Sysctl,
+            OpKind::CreateDevice => Subsystem::Device,
             OpKind::DestroySet
             | OpKind::CreateSet
             | OpKind::GrowSet
             | OpKind::AddEntry
-            | OpKind::RemoveEntry => Lane::Sets,
-            OpKind::ForgetFlows => Lane::Conntrack,
-            OpKind::RemoveLeftovers => Lane::Leftovers,
-            OpKind::WriteRules => Lane::Rules,
-            OpKind::Bind | OpKind::Unbind => Lane::Addresses,
-            _ => Lane::Ipvs,
+            | OpKind::RemoveEntry => Subsystem::Sets,
+            OpKind::ForgetFlows => Subsystem::Conntrack,
+            OpKind::RemoveLeftovers => Subsystem::Leftovers,
+            OpKind::WriteRules => Subsystem::Rules,
+            OpKind::Bind | OpKind::Unbind => Subsystem::Addresses,
+            _ => Subsystem::Ipvs,
         }
     }
 }
@@ -286,7 +286,7 @@ impl Op {
 
     /// Whether it belongs to the first part of a plan: everybody needs it, or its key is in `keys`.
     /// What closes or removes comes last in any case.
-    fn is_first(&self, keys: &Changes) -> bool {
+    fn is_priority(&self, keys: &Changes) -> bool {
         match self {
             Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => true,
             Op::DestroySet(_) | Op::CreateSet(_) | Op::GrowSet(_) => true,
@@ -342,7 +342,7 @@ impl fmt::Display for Op {
 }
 
 /// What to do, in the order in which to do it: what the first Services need, then the rest; each by
-/// phase, then lane, then object.
+/// phase, then subsystem, then object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The ops.
@@ -353,11 +353,11 @@ pub struct Plan {
 
 impl Plan {
     /// A plan of these ops, put into order. `keys` are those of the Services to be programmed first.
-    /// Ops of one phase and lane keep their relative order.
+    /// Ops of one phase and subsystem keep their relative order.
     pub fn new(mut ops: Vec<Op>, keys: &Changes) -> Self {
-        let is_first = |op: &Op| !keys.is_empty() && op.is_first(keys);
-        ops.sort_by_cached_key(|op| (!is_first(op), op.phase(), op.lane()));
-        let first = ops.partition_point(is_first);
+        let is_priority = |op: &Op| !keys.is_empty() && op.is_priority(keys);
+        ops.sort_by_cached_key(|op| (!is_priority(op), op.phase(), op.subsystem()));
+        let first = ops.partition_point(is_priority);
         Self { ops, first }
     }
 

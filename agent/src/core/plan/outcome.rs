@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How ops end.
 
-use super::subject::Subject;
+use super::subject::{Part, Subject};
 
 /// Why the kernel, or a program, refuses something. A closed set: it is a label of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,6 +112,16 @@ impl OpError {
     pub fn no_answer() -> Self {
         Self::uncertain(Cause::TimedOut, "the kernel did not answer")
     }
+}
+
+/// A part of the kernel could not be read. Nothing is known about it then, so the mirror keeps what it has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot read {part}: {error}")]
+pub struct ObserveError {
+    /// What was being read.
+    pub part: Part,
+    /// What went wrong, and the remedy where there is one.
+    pub error: OpError,
 }
 
 /// What the kernel did with an op that did not fail.

@@ -128,7 +128,7 @@ fn chains_of_causes_are_tried_as_one() {
         chains: Default::default(),
         jumps: Vec::new(),
         tidy: false,
-        hands_over: false,
+        is_takeover: false,
     }));
     let ops = [
         (Op::CreateSet(set), refused()),
@@ -182,7 +182,7 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
             chains: Default::default(),
             jumps: Vec::new(),
             tidy,
-            hands_over: false,
+            is_takeover: false,
         }))
     };
     let subject = Subject::Rules(Family::V6);

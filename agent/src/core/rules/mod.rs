@@ -257,11 +257,11 @@ fn filter_rules(settings: &Settings, has: &dyn Fn(SetKind) -> bool, closed: &[Vs
 fn render_rule(rule: &Rule, family: Family, mark: u32) -> String {
     let mut words: Vec<String> = Vec::new();
     // iptables-save prints source, interface and protocol before any extension.
-    let is_first = |m: &&Match| {
+    let is_priority = |m: &&Match| {
         matches!(m, Match::Source(_) | Match::NotSource(_) | Match::NotInterface(_) | Match::Protocol(_))
     };
-    let first = rule.matches.iter().filter(is_first);
-    let rest = rule.matches.iter().filter(|m| !is_first(m));
+    let first = rule.matches.iter().filter(is_priority);
+    let rest = rule.matches.iter().filter(|m| !is_priority(m));
     words.extend(first.chain(rest).map(|m| render_match(m, family, mark)));
     words.push(render_target(&rule.target, family, mark));
     words.join(" ")

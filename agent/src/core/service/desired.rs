@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
+use super::fragment::{Fragment, HealthCheck, Notice, VirtualServer};
 use super::node_facts::Binding;
 use crate::core::model::changes::Changes;
 use crate::core::model::few::Few;
@@ -74,9 +74,9 @@ impl Desired {
                 changes.flows.insert(name.clone());
             }
         }
-        if old.remarks != next.remarks {
-            changes.remarked.insert(name.clone());
-            self.count_unbound(&old.remarks, &next.remarks);
+        if old.notices != next.notices {
+            changes.noticed.insert(name.clone());
+            self.count_unbound(&old.notices, &next.notices);
         }
         self.count_no_local(&old, &next);
         if old.health != next.health {
@@ -87,7 +87,7 @@ impl Desired {
             };
         }
         self.first.remove(name);
-        if !next.virtual_servers.is_empty() || !next.remarks.is_empty() {
+        if !next.virtual_servers.is_empty() || !next.notices.is_empty() {
             if next.first {
                 self.first.insert(name.clone());
             }
@@ -118,9 +118,9 @@ impl Desired {
         }
     }
 
-    fn count_unbound(&mut self, old: &[Remark], next: &[Remark]) {
-        let binding = |remark: &Remark| match remark {
-            Remark::SpecialVip(_, binding) if !binding.is_bound() => Some(*binding),
+    fn count_unbound(&mut self, old: &[Notice], next: &[Notice]) {
+        let binding = |notice: &Notice| match notice {
+            Notice::SpecialVip(_, binding) if !binding.is_bound() => Some(*binding),
             _ => None,
         };
         for binding in next.iter().filter_map(binding) {
@@ -224,8 +224,8 @@ impl Desired {
     }
 
     /// What the operator should know about a Service.
-    pub fn remarks(&self, name: &ObjectName) -> &[Remark] {
-        self.fragments.get(name).map_or(&[], |fragment| &fragment.remarks)
+    pub fn notices(&self, name: &ObjectName) -> &[Notice] {
+        self.fragments.get(name).map_or(&[], |fragment| &fragment.notices)
     }
 
     /// Every wanted virtual server, in no order.
@@ -242,7 +242,7 @@ impl Desired {
     }
 
     /// Everything that the Services to be programmed first want.
-    pub fn first_keys(&self) -> Changes {
+    pub fn priority_keys(&self) -> Changes {
         let mut keys = Changes::default();
         for fragment in self.first.iter().filter_map(|name| self.fragments.get(name)) {
             for server in &fragment.virtual_servers {

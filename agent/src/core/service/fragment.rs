@@ -55,7 +55,7 @@ pub struct UdpPort {
 
 /// Something that the operator should know about the Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Remark {
+pub enum Notice {
     /// The external IP is not on the allow-list.
     ExternalIpRefused(IpAddr),
     /// The VIP is an address of the node, of its next hop, or of no use as one.
@@ -88,7 +88,7 @@ pub struct Fragment {
     /// UDP ports with endpoints.
     pub udp: Box<[UdpPort]>,
     /// What the operator should know.
-    pub remarks: Box<[Remark]>,
+    pub notices: Box<[Notice]>,
     /// Whether a policy Local finds endpoints, but none on this node, of each family, by
     /// [`Family::index`]: the internal policy, then the external one.
     pub no_local: [[bool; 2]; 2],
@@ -146,13 +146,13 @@ struct Draft {
     addresses: Vec<IpAddr>,
     entries: Vec<(SetId, Entry)>,
     udp: Vec<UdpPort>,
-    remarks: Vec<Remark>,
+    notices: Vec<Notice>,
     no_local: [[bool; 2]; 2],
     health: Option<HealthCheck>,
 }
 
 impl Builder<'_> {
-    /// All VIPs of a family; external IPs that are refused become remarks.
+    /// All VIPs of a family; external IPs that are refused become notices.
     fn vips(&mut self, family: Family, cluster_ip: IpAddr) -> Vec<(VipKind, IpAddr)> {
         let mut vips = vec![(VipKind::ClusterIp, cluster_ip)];
         for ip in self.service.external_ips(family) {
@@ -161,7 +161,7 @@ impl Builder<'_> {
                 ExternalIps::Within(nets) if nets.iter().any(|net| net.contains(&ip)) => {
                     vips.push((VipKind::ExternalIp, ip));
                 }
-                ExternalIps::Within(_) => self.draft.remarks.push(Remark::ExternalIpRefused(ip)),
+                ExternalIps::Within(_) => self.draft.notices.push(Notice::ExternalIpRefused(ip)),
                 ExternalIps::None => {}
             }
         }
@@ -232,7 +232,7 @@ impl Builder<'_> {
         // Pods reach the API server at a ClusterIP, and that works.
         if kind != VipKind::ClusterIp && self.node.protected.is_way_to_api_server(&key) {
             self.add_address(kind, vip);
-            return self.draft.remarks.push(Remark::ApiServerPort(key));
+            return self.draft.notices.push(Notice::ApiServerPort(key));
         }
         let member = Entry::IpPort(vip, port.protocol, port.port);
         let external_local = self.service.external_local;
@@ -295,7 +295,7 @@ impl Builder<'_> {
             }
             // Soon it is known, and then there is something to say, if at all.
             Binding::Unknown => {}
-            binding => self.draft.remarks.push(Remark::SpecialVip(vip, binding)),
+            binding => self.draft.notices.push(Notice::SpecialVip(vip, binding)),
         }
     }
 
@@ -369,14 +369,14 @@ impl Builder<'_> {
         merge_servers(&mut draft.virtual_servers);
         sort(&mut draft.addresses);
         sort(&mut draft.entries);
-        sort(&mut draft.remarks);
+        sort(&mut draft.notices);
         Fragment {
             first: self.service.first,
             virtual_servers: draft.virtual_servers.into(),
             addresses: draft.addresses.into(),
             entries: draft.entries.into(),
             udp: draft.udp.into(),
-            remarks: draft.remarks.into(),
+            notices: draft.notices.into(),
             no_local: draft.no_local,
             health: draft.health,
         }

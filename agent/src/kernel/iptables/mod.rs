@@ -4,11 +4,11 @@
 pub mod flavour;
 pub mod worker;
 
+use crate::core::plan::outcome::{Cause, OpError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::{Cause, OpError};
 use crate::core::model::Family;
 use crate::core::plan::op::RulesOp;
 use crate::core::rules::removal::Removal;

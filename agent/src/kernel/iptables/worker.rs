@@ -6,11 +6,11 @@
 //! have changed. nf_tables has a number that goes up with every change, whoever makes it; the legacy flavour
 //! has none and is read every time.
 
+use crate::core::plan::outcome::{Cause, OpError};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use super::{Cause, OpError};
 use super::{Iptables, Saved};
 use crate::core::model::Family;
 use crate::core::plan::op::{LeftoversOp, Op, RulesOp};
