@@ -12,8 +12,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::{Finished, Kernel};
+use crate::core::model::Family;
 use crate::core::model::map::Map;
-use crate::core::model::{Family, VsKey};
 use crate::core::plan::failures::Failures;
 use crate::core::plan::op::{Op, Phase, Plan, Subsystem};
 use crate::core::plan::retries::Retries;
@@ -56,7 +56,7 @@ pub fn apply(kernel: &mut dyn Kernel, plan: &Plan, terms: Terms<'_>) -> Applied 
     let outcomes = Vec::with_capacity(plan.ops.len());
     let (patience, progress) = (terms.patience, terms.progress);
     let mut run = Run { kernel, plan, failures, outcomes, finished: Vec::new(), patience, progress };
-    let (first, rest) = plan.ops.split_at(plan.first);
+    let (first, rest) = plan.ops.split_at(plan.priority);
     for part in [first, rest] {
         let mut groups =
             part.chunk_by(|a, b| (a.phase(), a.subsystem()) == (b.phase(), b.subsystem())).peekable();
@@ -203,20 +203,10 @@ fn split(serve: &[Op], open: &[Op]) -> Vec<Part> {
     let places: Map<IpAddr, usize> =
         open.iter().enumerate().filter_map(|(i, op)| Some((address(op)?, i / PART))).collect();
     for (i, op) in serve.iter().enumerate() {
-        let part = server(op).and_then(|vs| places.get(&vs.addr)).copied().unwrap_or(0);
+        let part = op.subject().virtual_server().and_then(|vs| places.get(&vs.addr)).copied().unwrap_or(0);
         parts[part].serve.push(i);
     }
     parts
-}
-
-fn server(op: &Op) -> Option<&VsKey> {
-    match op {
-        Op::AddVirtualServer(vs, _)
-        | Op::EditVirtualServer(vs, _)
-        | Op::AddRealServer(vs, _)
-        | Op::EditRealServer(vs, _) => Some(vs),
-        _ => None,
-    }
 }
 
 /// How each op ended. `verdicts` say of every op why it did not run, `results` how those that ran did.

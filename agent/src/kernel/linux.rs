@@ -188,7 +188,19 @@ impl LinuxKernel {
             Op::WriteRules(_) | Op::RemoveLeftovers(_) => {
                 return self.rules.execute(op).map(|()| Progress::Started);
             }
-            other => Err(OpError::plain(Cause::Other, format!("{other} is not executed one by one"))),
+            Op::AddVirtualServer(..)
+            | Op::EditVirtualServer(..)
+            | Op::RemoveVirtualServer(_)
+            | Op::AddRealServer(..)
+            | Op::EditRealServer(..)
+            | Op::DrainRealServer(..)
+            | Op::RemoveRealServer(..) => return execute_ipvs(&mut self.ipvs, &[op]).swap_remove(0),
+            Op::DestroySet(_)
+            | Op::CreateSet(_)
+            | Op::GrowSet(_)
+            | Op::AddEntry(..)
+            | Op::RemoveEntry(..) => return self.sets.execute(&[op]).swap_remove(0),
+            Op::Bind(_) | Op::Unbind(_) => return execute_addresses(&mut self.device, &[op]).swap_remove(0),
         };
         done.map(|()| Progress::Done)
     }
@@ -384,7 +396,19 @@ fn command(op: &Op) -> Option<Command> {
             Command::SetDest(service_id(vs), draining)
         }
         Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), target(rs)),
-        _ => return None,
+        Op::SetSysctl(_)
+        | Op::SetTimeouts(_)
+        | Op::CreateDevice
+        | Op::DestroySet(_)
+        | Op::CreateSet(_)
+        | Op::GrowSet(_)
+        | Op::AddEntry(..)
+        | Op::RemoveEntry(..)
+        | Op::WriteRules(_)
+        | Op::RemoveLeftovers(_)
+        | Op::ForgetFlows(_)
+        | Op::Bind(_)
+        | Op::Unbind(_) => return None,
     })
 }
 

@@ -72,7 +72,7 @@ fn slice(name: &str, endpoints: Vec<crate::core::model::Endpoint>) -> EndpointSl
 }
 
 fn pass(ops: Vec<Op>, outcomes: Vec<Outcome>) -> Pass {
-    Pass { plan: Plan { ops, first: 0 }, report: Report { outcomes }, ..Pass::default() }
+    Pass { plan: Plan { ops, priority: 0 }, report: Report { outcomes }, ..Pass::default() }
 }
 
 fn rules(family: Family) -> Op {

@@ -173,7 +173,7 @@ mod tests {
         let duration = programming.duration.with_label_values(&["IPv4"]);
         let measured = || (duration.get_sample_count(), duration.get_sample_sum());
         let op = Op::AddRealServer(WEB, RsKey { addr: ip(9), port: 80 });
-        let plan = Plan { ops: vec![op], first: 0 };
+        let plan = Plan { ops: vec![op], priority: 0 };
         let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain(Cause::Other, "no"))] };
         programming.applied(&plan, &failed, &desired, at(103));
         assert_eq!(measured(), (1, 3.0), "the other Service works");
@@ -188,7 +188,7 @@ mod tests {
         let (mut programming, desired) = (ProgrammingMetrics::register(&Registry::new()).unwrap(), desired());
         let family = Family::V4;
         programming.add(&ObjectName::new("d", "dns"), vec![Trigger { family, at: at(100) }; 40]);
-        let plan = Plan { ops: vec![Op::CreateDevice], first: 0 };
+        let plan = Plan { ops: vec![Op::CreateDevice], priority: 0 };
         let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain(Cause::Other, "no"))] };
         programming.applied(&plan, &failed, &desired, at(101));
         let duration = programming.duration.with_label_values(&["IPv4"]);

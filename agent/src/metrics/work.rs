@@ -50,7 +50,7 @@ impl Metric for OperationCounters {
     fn register(registry: &Registry, opts: Opts, labels: &[&str], buckets: Vec<f64>) -> Result<Self> {
         let all = IntCounterVec::register(registry, opts, labels, buckets)?;
         let by_result =
-            |kind: &OpKind| RESULTS.map(|result| all.with_label_values(&[&*snake(*kind), result]));
+            |kind: &OpKind| RESULTS.map(|result| all.with_label_values(&[<&str>::from(kind), result]));
         Ok(Self(OpKind::ALL.iter().map(by_result).collect()))
     }
 }
@@ -62,7 +62,7 @@ struct DriftCounters(Vec<IntCounter>);
 impl Metric for DriftCounters {
     fn register(registry: &Registry, opts: Opts, labels: &[&str], buckets: Vec<f64>) -> Result<Self> {
         let all = IntCounterVec::register(registry, opts, labels, buckets)?;
-        Ok(Self(OpKind::ALL.iter().map(|kind| all.with_label_values(&[snake(*kind)])).collect()))
+        Ok(Self(OpKind::ALL.iter().map(|kind| all.with_label_values(&[<&str>::from(kind)])).collect()))
     }
 }
 
@@ -73,18 +73,6 @@ struct Times {
     audit: Instant,
     /// The oldest change that a sync took and that is not in the kernel.
     unapplied: Option<Instant>,
-}
-
-/// `AddVirtualServer` as `add_virtual_server`.
-fn snake(kind: OpKind) -> String {
-    let mut name = String::new();
-    for letter in format!("{kind:?}").chars() {
-        if letter.is_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_lowercase());
-    }
-    name
 }
 
 impl SyncMetrics {

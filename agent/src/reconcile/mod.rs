@@ -6,6 +6,7 @@ mod audit;
 mod cut_off_tests;
 mod drift;
 mod minute;
+mod mirror;
 mod pass;
 #[cfg(test)]
 mod probe_tests;
@@ -35,8 +36,6 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use crate::core::mirror::Observed;
-use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Node};
@@ -54,12 +53,12 @@ use crate::reconcile::takeover::Takeover;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
+use mirror::Mirror;
 use recheck::{ProbeCursor, Recheck};
 use report::Reporter;
 pub use report::{CHANGES, READY};
 use shadow::Shadows;
 use shared_failures::SharedFailures;
-use start::Stage;
 
 /// Where the loop tells what it found.
 #[derive(Clone, Debug)]
@@ -101,7 +100,7 @@ pub struct Reconciler<K> {
     /// Addresses that the node must reach somewhere else.
     protected: Arc<Protected>,
     desired: Desired,
-    observed: Option<Observed>,
+    mirror: Mirror,
     drains: Drains,
     takeover: Takeover,
     /// What the next pass looks at besides the changes of objects.
@@ -114,12 +113,9 @@ pub struct Reconciler<K> {
     shared_failures: SharedFailures,
     /// The health-check node ports do not answer yet as they must.
     health_checks_changed: bool,
-    stage: Stage,
-    /// When the kernel was read before the first whole pass.
-    looked_at: Duration,
-    /// An audit that goes on.
-    comparison: Option<Audit>,
-    /// How long it has worked.
+    /// The priority Services had their turn before the lists were complete.
+    had_priority_turn: bool,
+    /// How long the audit that is not complete has worked.
     audit_worked: Duration,
     /// What the installed rules of each family were made of, by [`Family::index`]; `None`: unknown.
     rules: [Option<RulesBasis>; 2],
@@ -141,11 +137,11 @@ pub struct Reconciler<K> {
 }
 
 /// What a pass looks at, besides the changes of objects.
-enum Look {
+enum PassScope {
     /// Nothing else.
     Changes,
     /// Of the changes only the first Services.
-    Ahead,
+    Priority,
     /// What a reading found to differ from the mirror.
     Found(Changes),
     /// All that is wanted or there: the mirror is new.
@@ -181,7 +177,7 @@ impl<K: Kernel> Reconciler<K> {
             node: NodeFacts { name: node.into(), ..NodeFacts::default() },
             protected: Arc::new(protected),
             desired: Desired::default(),
-            observed: None,
+            mirror: Mirror::default(),
             drains: Drains::default(),
             takeover: Takeover::default(),
             pending: Changes::default(),
@@ -191,9 +187,7 @@ impl<K: Kernel> Reconciler<K> {
             shadows: Shadows::default(),
             shared_failures: SharedFailures::default(),
             health_checks_changed: false,
-            stage: Stage::default(),
-            looked_at: Duration::ZERO,
-            comparison: None,
+            had_priority_turn: false,
             audit_worked: Duration::ZERO,
             rules: [None, None],
             recheck: Recheck::default(),
@@ -277,11 +271,11 @@ impl<K: Kernel> Reconciler<K> {
     /// what was acknowledged. An audit is made in one go.
     pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
         if due != Due::Audit && self.is_whole() {
-            let look = self.found.take().map_or(Look::Changes, Look::Found);
-            return self.pass(due, look, now);
+            let scope = self.found.take().map_or(PassScope::Changes, PassScope::Found);
+            return self.pass(due, scope, now);
         }
         match self.audit(now) {
-            Ok(look) => self.audited(look, now),
+            Ok(scope) => self.audited(scope, now),
             Err(error) => unreadable(error),
         }
     }

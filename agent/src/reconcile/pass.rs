@@ -6,7 +6,7 @@ use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Look, Reconciler};
+use super::{PassScope, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
 use crate::core::model::map::Set;
@@ -24,13 +24,13 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
 impl<K: Kernel> Reconciler<K> {
-    pub(super) fn pass(&mut self, due: Due, look: Look, now: Duration) -> Pass {
-        let first = matches!(look, Look::Everything);
-        let mut changes = self.take_changes(&look);
+    pub(super) fn pass(&mut self, due: Due, scope: PassScope, now: Duration) -> Pass {
+        let first = matches!(scope, PassScope::Everything);
+        let mut changes = self.take_changes(&scope);
         if first {
-            self.stage = super::Stage::Whole;
+            self.mirror.begin_sync();
         }
-        let Some(mut observed) = self.observed.take() else {
+        let Some(mut observed) = self.mirror.lend() else {
             self.pending.append(changes);
             return Pass::default();
         };
@@ -39,18 +39,18 @@ impl<K: Kernel> Reconciler<K> {
         if matches!(due, Due::Drains | Due::Audit) {
             changes.virtual_servers.append(&mut self.drains.virtual_servers());
         }
-        let audit = !matches!(look, Look::Changes | Look::Ahead);
-        let mut keys = match look {
-            Look::Everything => {
+        let audit = !matches!(scope, PassScope::Changes | PassScope::Priority);
+        let mut keys = match scope {
+            PassScope::Everything => {
                 let flows = changes.flows.clone();
                 Changes { flows, ..all_keys(&self.desired, &observed) }
             }
-            Look::Found(found) => {
+            PassScope::Found(found) => {
                 let mut keys = changes.clone();
                 keys.append(found);
                 keys
             }
-            Look::Changes | Look::Ahead => changes.clone(),
+            PassScope::Changes | PassScope::Priority => changes.clone(),
         };
         keys.append(retried.clone());
         if audit {
@@ -74,7 +74,7 @@ impl<K: Kernel> Reconciler<K> {
         // Who has connections is asked anew whenever it matters.
         observed.busy = Set::default();
         self.reporting.metrics.applied(&plan, &report, &self.desired, &observed);
-        self.observed = Some(observed);
+        self.mirror.put_back(observed);
         self.take_finished(finished, now);
         self.tell(&changes);
         if audit || !changes.noticed.is_empty() {

@@ -17,7 +17,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Before every list is complete: unbinds addresses of the API server, gateways, DNS and DHCP servers and what the
     /// operator lists, except ClusterIPs, and removes virtual servers that take connections to the API server.
     pub(super) fn release(&mut self, now: Duration) {
-        let Some(mut observed) = self.observed.take() else { return };
+        let Some(mut observed) = self.mirror.lend() else { return };
         let mut protected = (*self.protected).clone();
         protected.learn(&observed);
         protected.peers = self.store.peers();
@@ -31,7 +31,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             self.take_finished(applied.finished, now);
         }
-        self.observed = Some(observed);
+        self.mirror.put_back(observed);
     }
 
     fn to_release(&self, observed: &Observed, protected: &Protected) -> Vec<Op> {

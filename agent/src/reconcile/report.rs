@@ -372,7 +372,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// The first whole pass is done.
     fn report_ready(&mut self, pass: &Pass, now: Duration) {
-        let Some(observed) = &self.observed else { return };
+        let Some(observed) = self.mirror.observed() else { return };
         let all = self.settings.families.iter().all(|family| pass.synced.contains(family));
         let families: Vec<String> = pass.synced.iter().map(ToString::to_string).collect();
         let real_servers: usize =

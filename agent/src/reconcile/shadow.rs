@@ -59,7 +59,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Tells which programs newly get nothing any more.
     pub(super) fn tell_shadowed(&mut self, changes: &Changes) {
         self.shadows.follow(&self.desired, changes);
-        let Some(observed) = &self.observed else { return };
+        let Some(observed) = self.mirror.observed() else { return };
         if self.shadows.at_own_address.is_empty() {
             return self.shadows.told.clear();
         }

@@ -56,7 +56,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Who waits for these subjects, in words.
     fn waiting(&self, causes: &[&Subject]) -> String {
-        if self.observed.is_none() {
+        if self.mirror.observed().is_none() {
             return "; no Service is programmed on this node until it works".to_owned();
         }
         let subjects = self.retries.waiting_for(causes);

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use super::{Look, Reconciler};
+use super::{PassScope, Reconciler};
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::LocalTraffic;
 use crate::core::service::fragment::build_fragment;
@@ -23,10 +23,10 @@ const MANY: usize = 1000;
 impl<K: Kernel> Reconciler<K> {
     /// Takes what changed, or ahead of all others the first Services. When a fact about the node changed,
     /// every fragment is built again.
-    pub(super) fn take_changes(&mut self, look: &Look) -> Changes {
+    pub(super) fn take_changes(&mut self, scope: &PassScope) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
-        changes.everything = matches!(look, Look::Everything);
-        let ahead = matches!(look, Look::Ahead);
+        changes.everything = matches!(scope, PassScope::Everything);
+        let ahead = matches!(scope, PassScope::Priority);
         let mut dirty = if ahead { self.store.first() } else { self.take_dirty() };
         if self.learn_node() && !ahead {
             let gone: Vec<Dirty> = dirty.into_iter().filter(|d| d.service.is_none()).collect();
@@ -110,7 +110,7 @@ impl<K: Kernel> Reconciler<K> {
         // As with kube-proxy, what a Node that is gone last said stays in force.
         let eligible = node.as_ref().is_some_and(|n| !n.leaving);
         self.reporting.health.with(|health| health.set_eligible(eligible));
-        let Some(observed) = &self.observed else { return false };
+        let Some(observed) = self.mirror.observed() else { return false };
         let peers = self.store.peers();
         if !self.protected.knows(observed, &peers) {
             let protected = Arc::make_mut(&mut self.protected);

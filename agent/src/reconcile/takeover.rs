@@ -29,7 +29,7 @@ impl Takeover {
 
     /// Looks at rules that were read. On a node shared with another proxy its rules are ignored. If rules
     /// reappear after they were removed, a kube-proxy is running: warn, and leave them alone.
-    pub fn look(&mut self, observed: &mut Observed, shares_node: bool) {
+    pub fn review(&mut self, observed: &mut Observed, shares_node: bool) {
         let mut found = false;
         for family in Family::ALL {
             if shares_node || self.gone[family.index()] {
@@ -150,9 +150,9 @@ mod tests {
     fn beside_another_proxy_its_rules_are_no_leftovers() {
         let mut observed = Observed { nft_tables: [true, false], ..Observed::default() };
         let mut takeover = Takeover::default();
-        takeover.look(&mut observed, false);
+        takeover.review(&mut observed, false);
         assert_eq!(observed.nft_tables, [true, false], "alone they are to go");
-        takeover.look(&mut observed, true);
+        takeover.review(&mut observed, true);
         assert_eq!(observed.nft_tables, [false, false]);
     }
 }

@@ -144,7 +144,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Takes the mail.
     pub(super) fn answer(&mut self, mail: &Mail) {
         if !mail.changed.is_empty() && !self.is_whole() {
-            self.kernel_changed();
+            self.mirror.outdated();
         }
         mail.changed.iter().for_each(|part| self.recheck.add_part(*part));
         if mail.addresses.iter().any(|(net, added)| self.contradicts(net, *added)) {

@@ -78,7 +78,7 @@ impl World {
                 self.named.extend(&cluster.node.addresses);
                 self.cluster = *cluster;
             }
-            Event::Fail(kind) => self.agent.kernel().fail_next(*kind.get(&OpKind::ALL)),
+            Event::Fail(kind) => self.agent.kernel().fail_next(*kind.get(OpKind::ALL)),
             Event::Restart(ops) => {
                 self.agent.kernel().stop_after(Some(ops.into()));
                 let _ = self.agent.reconciler.sync(Due::Audit, self.now);
@@ -220,7 +220,7 @@ proptest! {
             let before = probe.kernel().state.clone();
             cluster.put(&probe.store);
             let pass = probe.sync(Due::Audit);
-            for part in [&pass.plan.ops[..pass.plan.first], &pass.plan.ops[pass.plan.first..]] {
+            for part in [&pass.plan.ops[..pass.plan.priority], &pass.plan.ops[pass.plan.priority..]] {
                 let phases: Vec<Phase> = part.iter().map(Op::phase).collect();
                 prop_assert!(phases.is_sorted());
             }

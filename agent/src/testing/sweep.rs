@@ -60,7 +60,7 @@ fn every_op_fails_once_in_every_scenario_and_the_next_pass_converges() {
             }
         }
     }
-    let missing: Vec<OpKind> = OpKind::ALL.into_iter().filter(|kind| !failed.contains(kind)).collect();
+    let missing: Vec<OpKind> = OpKind::ALL.iter().copied().filter(|kind| !failed.contains(kind)).collect();
     assert!(missing.is_empty(), "no scenario needs {missing:?}");
 }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use super::fragment::{Fragment, HealthCheck, Notice, VirtualServer};
 use super::node_facts::Binding;
+use crate::core::model::Few;
 use crate::core::model::changes::Changes;
-use crate::core::model::few::Few;
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Map;
 use crate::core::model::members::Members;
@@ -153,10 +153,9 @@ impl Desired {
         let keys: BTreeSet<VsKey> =
             old.virtual_servers.iter().chain(&next.virtual_servers).map(|vs| vs.key).collect();
         for key in keys {
-            let claims_before = self.virtual_servers.remove(&key).unwrap_or_default();
-            let losers_before = claims_before.len().saturating_sub(1);
-            let before = claims_before.first().cloned();
-            let mut claims = claims_before.into_vec();
+            let mut claims = self.virtual_servers.remove(&key).unwrap_or_default();
+            let losers_before = claims.len().saturating_sub(1);
+            let before = claims.first().cloned();
             claims.retain(|claim| claim.service != *name);
             if let Ok(i) = next.virtual_servers.binary_search_by_key(&key, |vs| vs.key) {
                 let claim = next.virtual_servers[i].clone();
@@ -166,7 +165,7 @@ impl Desired {
             let losers = claims.len().saturating_sub(1);
             let after = claims.first().cloned();
             if !claims.is_empty() {
-                self.virtual_servers.insert(key, claims.into());
+                self.virtual_servers.insert(key, claims);
             }
             if losers > 0 {
                 self.contested.insert(key);

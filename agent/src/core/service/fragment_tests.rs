@@ -77,7 +77,8 @@ fn build(service: &Service, slices: &[EndpointSlice]) -> Fragment {
 fn entries(fragment: &Fragment) -> Vec<String> {
     let of_servers = fragment.virtual_servers.iter().flat_map(|vs| &vs.entries);
     let mut all: Vec<(SetId, Entry)> = fragment.entries.iter().chain(of_servers).copied().collect();
-    sort(&mut all);
+    all.sort_unstable();
+    all.dedup();
     all.iter().map(|(set, entry)| format!("{} {entry}", &set.name()[5..])).collect()
 }
 
