@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::core::model::trigger::{MAX_TRIGGERS, Trigger};
 use crate::core::model::{EndpointSlice, Family, Node, ObjectName, Service};
 use crate::core::service::protected::Peers;
 use crate::inbox::Inbox;
-use crate::metrics::programming::{MAX_TRIGGERS, Trigger};
 use crate::tally::Tally;
 use crate::words;
 use index::Index;

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};
 
+use crate::core::model::trigger::Trigger;
 use crate::core::model::{Family, ObjectName};
-use crate::metrics::programming::Trigger;
 use crate::store::Kind;
 
 /// Changes that came in and that the loop has or has not taken. An object that is equal to the one

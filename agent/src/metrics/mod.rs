@@ -26,6 +26,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
+use crate::core::model::trigger::Trigger;
 use crate::core::model::{Family, ObjectName};
 use crate::core::plan::op::{Op, OpKind, Plan};
 use crate::core::plan::outcome::Cause;
@@ -40,7 +41,7 @@ use crate::store::{Kind, Store};
 use holdings::Holdings;
 use input::{Input, Watch};
 use process::Process;
-use programming::{Programming, Trigger};
+use programming::Programming;
 use proxy::{FlowCounter, Proxy};
 use register::{
     catch_up, label, lock, register_counter, register_counters, register_float, register_floats,

@@ -7,22 +7,11 @@ use std::time::SystemTime;
 use prometheus::{HistogramVec, Registry};
 
 use super::{label, register_histogram};
+use crate::core::model::trigger::{MAX_TRIGGERS, Trigger};
 use crate::core::model::{Family, ObjectName};
 use crate::core::plan::op::{Op, Plan};
 use crate::core::service::desired::Desired;
 use crate::kernel::{Outcome, Report};
-
-/// So many causes are remembered for one Service until it is programmed; the oldest count.
-pub const MAX_TRIGGERS: usize = 16;
-
-/// When a pod or Service changed; an EndpointSlice says so for what it now holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trigger {
-    /// The family of the slice.
-    pub family: Family,
-    /// When.
-    pub at: SystemTime,
-}
 
 /// Causes of changes that are not in the kernel yet.
 #[derive(Debug)]

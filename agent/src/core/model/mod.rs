@@ -10,6 +10,7 @@ pub mod map;
 pub mod members;
 pub mod sets;
 pub mod settings;
+pub mod trigger;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
