@@ -3,6 +3,7 @@
 //! in ARCHITECTURE.md.
 
 #![deny(unsafe_code)]
+#![allow(missing_docs)]
 
 pub mod cli;
 pub mod commands;
@@ -15,6 +16,7 @@ pub mod fuzzing;
 pub mod inbox;
 pub mod inspect;
 pub mod kernel;
+pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod metrics;
@@ -27,7 +29,6 @@ pub mod reload;
 pub mod serve;
 pub mod source;
 pub mod store;
-pub mod tally;
 #[cfg(test)]
 mod testing;
 pub mod trial;

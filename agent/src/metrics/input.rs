@@ -8,7 +8,7 @@ use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeV
 
 use super::{catch_up, lock, register_counter, register_counters, register_floats, register_gauges, seconds};
 use crate::store::Kind;
-use crate::tally::Tally;
+use crate::store::Tally;
 
 #[derive(Debug)]
 pub(super) struct Input {

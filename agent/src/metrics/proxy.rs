@@ -17,7 +17,7 @@ use crate::core::service::desired::Desired;
 use crate::kernel::Outcome;
 use crate::reconcile::Pass;
 use crate::serve::health::Probe;
-use crate::tally::Tally;
+use crate::store::Tally;
 
 const FAMILY: &[&str] = &["ip_family"];
 /// The codes of a health answer.

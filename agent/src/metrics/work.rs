@@ -14,7 +14,7 @@ use crate::core::plan::subject::SubjectKind;
 use crate::kernel::Outcome;
 use crate::reconcile::Pass;
 use crate::reconcile::schedule::Due;
-use crate::tally::Tally;
+use crate::store::Tally;
 
 const RESULTS: [&str; 3] = ["done", "failed", "blocked"];
 const KINDS: usize = OpKind::ALL.len();

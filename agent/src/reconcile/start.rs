@@ -43,7 +43,7 @@ impl<K: Kernel> Reconciler<K> {
         if self.observed.is_none() && now.saturating_sub(self.looked_at) > FRESH {
             self.look(now);
         }
-        if self.stage != Stage::Looked || !self.store.has_first() || !self.knows_local_traffic() {
+        if self.stage != Stage::Looked || !self.store.has_priority() || !self.knows_local_traffic() {
             return None;
         }
         self.stage = Stage::Ahead;
@@ -51,7 +51,7 @@ impl<K: Kernel> Reconciler<K> {
             self.look(now);
         }
         let is_blank = self.observed.as_ref().is_some_and(|observed| observed.is_blank());
-        if !is_blank || self.store.first().is_empty() {
+        if !is_blank || self.store.priority().is_empty() {
             return None;
         }
         let pass = self.pass(Due::Changes, Look::Ahead, now);

@@ -11,7 +11,7 @@ use super::client::ApiClient;
 use super::node_list::{Form, Listed, list};
 use super::pauses::{Limits, Pauses};
 use super::trouble::Trouble;
-use crate::store::{Kind, Store, Vips};
+use crate::store::{Kind, Store, VipSummary};
 use crate::words;
 
 /// All nodes of a cluster together take so many bytes a second from the API server, at most, once each has its first
@@ -48,7 +48,7 @@ pub(super) struct NodeWatch {
 struct Last {
     at: Instant,
     /// Which VIPs there were then.
-    vips: Vips,
+    vips: VipSummary,
     /// How long all nodes of the cluster must take for one list each.
     spread: Duration,
 }
@@ -97,7 +97,7 @@ impl NodeWatch {
     }
 
     /// Lists once. When to list again.
-    async fn look(&mut self, vips: Vips) -> Instant {
+    async fn look(&mut self, vips: VipSummary) -> Instant {
         let patience = self.patience(Instant::now());
         let result = {
             let listing = self.list(vips);
@@ -127,7 +127,7 @@ impl NodeWatch {
     }
 
     /// Lists all Nodes, as a table where that shows every address. Whether it does not.
-    async fn list(&self, vips: Vips) -> Result<(Listed, bool), Trouble> {
+    async fn list(&self, vips: VipSummary) -> Result<(Listed, bool), Trouble> {
         let mut needs_objects = self.needs_objects;
         if !needs_objects && !vips.any_v6 {
             let listed = list(&self.api, Form::Table, self.limits.stall).await?;
@@ -142,7 +142,7 @@ impl NodeWatch {
         Ok((list(&self.api, Form::Objects, self.limits.stall).await?, needs_objects))
     }
 
-    fn take(&mut self, listed: Listed, vips: Vips) {
+    fn take(&mut self, listed: Listed, vips: VipSummary) {
         if std::mem::take(&mut self.failing) {
             tracing::info!("the addresses of {} are known again", words::count(listed.nodes, "Node"));
         }
@@ -189,7 +189,7 @@ impl NodeWatch {
     }
 
     /// Whether a VIP came after the last list, and this node's turn to look has come.
-    fn is_early(&self, vips: Vips, now: Instant) -> bool {
+    fn is_early(&self, vips: VipSummary, now: Instant) -> bool {
         self.last.is_some_and(|last| {
             // Half of the cluster's share of time at least, and a second where the cluster is small.
             let turn = last.spread.mul_f64(0.5 + self.random()).max(TICK);

@@ -41,7 +41,7 @@ impl Ahead {
             Ok((api, api_slices, dns, dns_slices)) => store.update(|update| {
                 let all = [api, api_slices, dns, dns_slices].into_iter().flatten();
                 all.for_each(|object| update.put(object));
-                update.first_are_known();
+                update.set_priority_known();
             }),
             Err(error) => tracing::debug!("the first Services are not known before all others: {error}"),
         }

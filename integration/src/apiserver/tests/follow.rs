@@ -137,16 +137,16 @@ async fn the_first_services_are_known_before_the_large_lists() {
     first_objects(&server);
     server.set_faults(Faults { held: Some("services".to_owned()), ..Faults::default() });
     let store = follow(&server, patient()).await;
-    until("the first Services", || store.has_first()).await;
+    until("the first Services", || store.has_priority()).await;
     assert!(!store.is_synced());
-    assert_eq!(names(&store.first()), ["default/kubernetes 1", "kube-system/kube-dns 1"]);
+    assert_eq!(names(&store.priority()), ["default/kubernetes 1", "kube-system/kube-dns 1"]);
     let known = names(&store.all());
     assert_eq!(known, ["default/kubernetes 1", "kube-system/kube-dns 1", "kube-system/metrics 0"]);
     server.delete("Service", "kube-system", "kube-dns");
     server.set_faults(Faults::default());
     until("in sync", || store.is_synced()).await;
     assert_eq!(store.all().len(), 5 + 3, "the complete lists decide");
-    assert_eq!(names(&store.first()), ["default/kubernetes 1"]);
+    assert_eq!(names(&store.priority()), ["default/kubernetes 1"]);
     let ahead: Vec<RequestRecord> =
         server.requests().into_iter().filter(|r| r.path.contains("/namespaces/")).collect();
     assert_eq!(ahead.len(), 4, "{ahead:?}");
@@ -164,7 +164,7 @@ async fn a_server_that_does_not_give_the_first_services_early_is_no_trouble() {
         server.set_faults(faults.clone());
         let store = follow(&server, Limits { ahead: Duration::from_millis(50), ..patient() }).await;
         until("in sync", || store.is_synced()).await;
-        assert!(!store.has_first(), "{faults:?}");
+        assert!(!store.has_priority(), "{faults:?}");
         assert_eq!(store.all().len(), 5 + 4, "{faults:?}");
     }
 }
