@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 #![allow(missing_docs)]
 
+pub mod chance;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -37,9 +37,9 @@ use crate::kernel::{OpError, Report};
 use crate::reconcile::Pass;
 use crate::reconcile::schedule::Due;
 use crate::serve::health::Probe;
-use crate::store::{Kind, Store};
+use crate::store::Store;
 use holdings::Holdings;
-use input::{Input, Watch};
+use input::Input;
 use process::Process;
 use programming::Programming;
 use proxy::{FlowCounter, Proxy};
@@ -47,7 +47,7 @@ use register::{
     catch_up, label, lock, register_counter, register_counters, register_float, register_floats,
     register_gauge, register_gauges, register_histogram, seconds,
 };
-use rest::{CountRequests, Rest};
+use rest::Rest;
 use services::{Reader, ServiceTraffic};
 use work::Work;
 
@@ -131,16 +131,6 @@ impl Metrics {
         let services = ServiceTraffic::start(&self.0.registry, limit, services::MIN_PAUSE, reader)?;
         let _ = self.0.services.set(services);
         Ok(())
-    }
-
-    /// A layer for the client's stack that counts requests to `host`, given as `HOST:PORT`.
-    pub fn count_requests(&self, host: &str) -> CountRequests {
-        self.0.rest.layer(host)
-    }
-
-    /// The state of following one kind of the API.
-    pub fn api_watch(&self, kind: Kind) -> Watch {
-        self.0.input.watch(kind)
     }
 
     /// Counts stale flows.

@@ -3,6 +3,7 @@
 //! kernel objects. Everything here is a value; nothing knows where it came from.
 
 pub mod address;
+pub mod backoff;
 pub mod changes;
 pub mod few;
 pub mod flows;
