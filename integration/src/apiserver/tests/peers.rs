@@ -93,7 +93,7 @@ async fn where_a_table_does_not_show_every_address_objects_are_read() {
 async fn a_server_that_refuses_the_list_of_nodes_holds_up_nobody_for_long() {
     let server = start();
     // A new VIP is no reason to ask a server again that refuses.
-    let limits = Timing { max_pause: Duration::from_secs(30), calm: Duration::from_secs(120), ..eager() };
+    let limits = Timing { max_pause: Duration::from_secs(30), reset: Duration::from_secs(120), ..eager() };
     let store = follow(&server, limits).await;
     until("in sync", || store.is_synced()).await;
     server.set_faults(Faults { status: Some(("nodes".to_owned(), 403, usize::MAX)), ..Faults::default() });
