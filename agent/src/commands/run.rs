@@ -32,7 +32,7 @@ use crate::serve::{self, Server};
 use crate::source::api::ApiSource;
 use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
-use crate::source::{Limits, Source};
+use crate::source::{Source, Timing};
 use crate::store::Store;
 use crate::trial::{self, Tester};
 use crate::watchdog;
@@ -92,7 +92,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
-        kernel.count_flows(metrics.flows());
+        kernel.observe_flows(metrics.flow_observer());
         kernel.check_scheduler(&settings.scheduler)?;
         let woken = inbox.clone();
         kernel.wake(Arc::new(move || woken.wake()));
@@ -199,10 +199,10 @@ fn source(
     let access = ApiAccess::new(&config.kubeconfig, args.master.clone());
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let api = runtime.block_on(access.client(metrics, Limits::default().answer))?;
+    let api = runtime.block_on(access.client(Arc::new(metrics.clone()), Timing::default().answer))?;
     runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
     let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
-    let source = ApiSource::new(api, node, runtime.handle().clone(), metrics.clone());
+    let source = ApiSource::new(api, node, runtime.handle().clone());
     Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
 }
 

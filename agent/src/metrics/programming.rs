@@ -8,21 +8,10 @@ use std::time::SystemTime;
 use prometheus::HistogramVec;
 
 use super::register::{declare, label};
+use crate::core::model::trigger::{MAX_TRIGGERS, Trigger};
 use crate::core::model::{Family, ObjectName};
 use crate::core::plan::op::{Op, Plan};
 use crate::core::service::desired::Desired;
-
-/// Triggers kept for one Service until it is programmed; the newest ones are dropped.
-pub const MAX_TRIGGERS: usize = 16;
-
-/// When a pod or Service changed; an EndpointSlice says so for what it now holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trigger {
-    /// The family of the slice.
-    pub family: Family,
-    /// When.
-    pub at: SystemTime,
-}
 
 declare! {
     pub(super) struct ProgrammingMetrics {

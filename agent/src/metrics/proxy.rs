@@ -6,16 +6,15 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::Probe;
 use super::register::{catch_up, declare, label, seconds};
 use crate::core::model::Family;
 use crate::core::plan::op::Op;
 use crate::core::plan::outcome::Outcome;
 use crate::core::plan::pass::Pass;
 use crate::core::service::desired::Desired;
-use crate::kernel::FlowObserver;
+use crate::kernel::linux::FlowObserver;
 use crate::lock::lock;
-use crate::tally::Tally;
+use crate::store::Tally;
 
 /// The codes of a health answer.
 const CODES: [&str; 2] = ["200", "503"];
@@ -119,12 +118,12 @@ impl ProxyMetrics {
         }
     }
 
-    pub fn answered(&self, probe: Probe, code: u16) {
-        let counter = match probe {
-            Probe::Healthz => &self.healthz,
-            Probe::Livez => &self.livez,
-        };
-        counter.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
+    pub fn answered_healthz(&self, code: u16) {
+        self.healthz.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
+    }
+
+    pub fn answered_livez(&self, code: u16) {
+        self.livez.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
     }
 
     /// Updates what the store counts.

@@ -40,7 +40,7 @@ declare! {
     }
 }
 
-/// The five counters in the order of [`Series`].
+/// Connections, packets in and out, bytes in and out.
 fn in_order(counters: &ServerCounters) -> [u64; 5] {
     let ServerCounters { connections, packets, bytes } = counters;
     [*connections, packets[0], packets[1], bytes[0], bytes[1]]
@@ -55,7 +55,7 @@ fn increments(now: &ServerCounters, before: &ServerCounters) -> [u64; 5] {
     std::array::from_fn(|i| now[i] - before[i])
 }
 
-/// The counters of one Service, in the order of [`Counts::all`].
+/// The counters of one Service, in the order of [`in_order`].
 type Series = [IntCounter; 5];
 
 impl TrafficMetrics {
@@ -72,7 +72,7 @@ impl TrafficMetrics {
 
     fn remove(&self, name: &ObjectName) {
         let (namespace, service) = (&*name.namespace, &*name.name);
-        // They exist: they were made together.
+        // All exist: `series` creates them together.
         let _ = self.connections.remove_label_values(&[namespace, service]);
         for direction in ["in", "out"] {
             let _ = self.packets.remove_label_values(&[namespace, service, direction]);
@@ -87,27 +87,26 @@ type Change = (VsKey, Option<ObjectName>);
 /// Sums up readings.
 #[derive(Debug)]
 struct Account {
-    families: Families,
-    /// So many Services have series of their own.
+    metrics: TrafficMetrics,
+    /// The number of Services with series of their own.
     limit: usize,
-    /// The first reading is only a base: what was counted before the start is not ours to tell, and a
-    /// counter that does not begin at zero would look as if it all happened at once.
+    /// The first reading was taken as the base: counters start at zero, without the traffic before the start.
     based: bool,
     owners: HashMap<VsKey, ObjectName>,
-    last: HashMap<VsKey, Counts>,
+    last: HashMap<VsKey, ServerCounters>,
     named: HashMap<ObjectName, Series>,
     other: Series,
 }
 
 impl Account {
-    fn new(families: Families, limit: usize) -> Self {
-        let other = families.series("", OTHER);
+    fn new(metrics: TrafficMetrics, limit: usize) -> Self {
+        let other = metrics.series("", OTHER);
         let (owners, last, named) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { families, limit, based: false, owners, last, named, other }
+        Self { metrics, limit, based: false, owners, last, named, other }
     }
 
-    /// Follows changes of ownership. Series of Services that are gone end; the room goes to Services
-    /// that have none, by name.
+    /// Applies changes of ownership. Removes the series of deleted Services; Services without a series get the free
+    /// places in the order of their names.
     fn change(&mut self, changes: Vec<Change>) {
         if changes.is_empty() {
             return;
@@ -119,11 +118,11 @@ impl Account {
             };
         }
         let services: BTreeSet<&ObjectName> = self.owners.values().collect();
-        let families = &self.families;
+        let metrics = &self.metrics;
         self.named.retain(|name, _| {
             let stays = services.contains(name);
             if !stays {
-                families.remove(name);
+                metrics.remove(name);
             }
             stays
         });
@@ -131,21 +130,20 @@ impl Account {
             if self.named.len() >= self.limit {
                 break;
             }
-            let series = || families.series(&name.namespace, &name.name);
+            let series = || metrics.series(&name.namespace, &name.name);
             self.named.entry(name.clone()).or_insert_with(series);
         }
     }
 
-    /// The kernel's dumps count positions in a table: while it changes they may show a virtual server
-    /// twice, or not at all.
-    fn take(&mut self, reading: &[(VsKey, Counts)]) {
+    /// A dump of a table that changes meanwhile may have a virtual server twice, or not at all.
+    fn take(&mut self, reading: &[(VsKey, ServerCounters)]) {
         let mut seen = HashSet::with_capacity(reading.len());
         for (key, counts) in reading {
             if !seen.insert(*key) {
                 continue;
             }
             let Some(owner) = self.owners.get(key) else {
-                // Whoever gets it later goes on from here.
+                // The base for a later owner.
                 if !self.based {
                     self.last.insert(*key, *counts);
                 }
@@ -154,7 +152,7 @@ impl Account {
             let before = self.last.insert(*key, *counts);
             if self.based || before.is_some() {
                 let series = self.named.get(owner).unwrap_or(&self.other);
-                for (counter, added) in series.iter().zip(counts.since(&before.unwrap_or_default())) {
+                for (counter, added) in series.iter().zip(increments(counts, &before.unwrap_or_default())) {
                     counter.inc_by(added);
                 }
             }
@@ -166,41 +164,44 @@ impl Account {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ScrapeState {
     changes: Vec<Change>,
     /// A scrape waits.
     asked: bool,
-    /// No reading is due yet.
+    /// The last reading is recent: no new one yet.
     resting: bool,
     /// Readings so far.
     readings: u64,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct Scrapes {
+    state: Mutex<ScrapeState>,
     condvar: Condvar,
 }
 
-/// The loop's and the scrapes' side.
+/// Handle for the reconcile loop and for scrapes.
 #[derive(Debug)]
-pub(super) struct ServiceTraffic(Arc<Shared>);
+pub(super) struct ServiceTraffic(Arc<Scrapes>);
 
 impl ServiceTraffic {
-    /// Starts the thread, which reads at once: what the kernel has counted so far is the base.
-    /// Readings are at least `pause` apart.
-    pub fn start(registry: &Registry, limit: usize, pause: Duration, reader: Reader) -> anyhow::Result<Self> {
-        let families = Families::new(registry)?;
-        let account = Account::new(families, limit);
-        let shared = Arc::new(Shared::default());
-        let threads = shared.clone();
+    /// Starts the thread, which takes the first reading, the base, at once. Readings are at least `pause` apart.
+    pub fn start(
+        registry: &Registry,
+        limit: usize,
+        pause: Duration,
+        reader: ReadCounters,
+    ) -> anyhow::Result<Self> {
+        let account = Account::new(TrafficMetrics::register(registry)?, limit);
+        let shared = Arc::new(Scrapes::default());
+        let of_thread = shared.clone();
         std::thread::Builder::new()
             .name("traffic".to_owned())
-            .spawn(move || run(&threads, account, pause, reader))?;
+            .spawn(move || run(&of_thread, account, pause, reader))?;
         Ok(Self(shared))
     }
 
-    /// Notes whose virtual servers they are.
+    /// Changes the owners of virtual servers.
     pub fn own(&self, changes: impl Iterator<Item = Change>) {
         let mut state = lock(&self.0.state);
         state.changes.extend(changes);
@@ -218,15 +219,15 @@ impl ServiceTraffic {
         let before = state.readings;
         state.asked = true;
         self.0.condvar.notify_all();
-        let fresh = |state: &mut State| state.readings == before;
+        let fresh = |state: &mut ScrapeState| state.readings == before;
         drop(
             self.0.condvar.wait_timeout_while(state, PATIENCE, fresh).unwrap_or_else(PoisonError::into_inner),
         );
     }
 }
 
-fn run(shared: &Shared, mut account: Account, pause: Duration, mut reader: Reader) {
-    let results = ["done", "failed"].map(|result| account.families.readings.with_label_values(&[result]));
+fn run(shared: &Scrapes, mut account: Account, pause: Duration, mut reader: ReadCounters) {
+    let results = ["done", "failed"].map(|result| account.metrics.readings.with_label_values(&[result]));
     loop {
         let start = Instant::now();
         let reading = reader();
@@ -239,7 +240,7 @@ fn run(shared: &Shared, mut account: Account, pause: Duration, mut reader: Reade
             }
             Err(error) => {
                 results[1].inc();
-                tracing::debug!("no traffic of Services: {error}");
+                tracing::debug!("cannot read the traffic of Services: {error}");
             }
         }
         finish(shared, (took * DUTY).max(pause));
@@ -247,13 +248,13 @@ fn run(shared: &Shared, mut account: Account, pause: Duration, mut reader: Reade
     }
 }
 
-/// Tells who waits, and lets nobody ask for a while.
-fn finish(shared: &Shared, pause: Duration) {
+/// Wakes the scrapes that wait, and takes no new reading for a while.
+fn finish(shared: &Scrapes, pause: Duration) {
     let mut state = lock(&shared.state);
     state.readings += 1;
     state.asked = false;
     shared.condvar.notify_all();
-    // The base is followed by the first real reading as soon as somebody asks.
+    // The first scrape does not wait after the base.
     if state.readings > 1 {
         state.resting = true;
         drop(state);
@@ -262,11 +263,11 @@ fn finish(shared: &Shared, pause: Duration) {
     }
 }
 
-/// Waits for a scrape, and keeps changes of ownership from piling up.
-fn wait(shared: &Shared, account: &mut Account) {
+/// Waits for a scrape; meanwhile applies changes of ownership when too many are pending.
+fn wait(shared: &Scrapes, account: &mut Account) {
     let mut state = lock(&shared.state);
     while !state.asked {
-        let idle = |state: &mut State| !state.asked && state.changes.len() < MAX_CHANGES;
+        let idle = |state: &mut ScrapeState| !state.asked && state.changes.len() < MAX_CHANGES;
         state = shared.condvar.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
         let changes = std::mem::take(&mut state.changes);
         drop(state);

@@ -13,7 +13,7 @@ use crate::core::plan::outcome::{Cause, Outcome};
 use crate::core::plan::pass::{Due, Pass};
 use crate::core::plan::subject::SubjectKind;
 use crate::lock::lock;
-use crate::tally::Tally;
+use crate::store::Tally;
 
 const RESULTS: [&str; 3] = ["done", "failed", "blocked"];
 
