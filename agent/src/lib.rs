@@ -3,7 +3,9 @@
 //! in ARCHITECTURE.md.
 
 #![deny(unsafe_code)]
+#![allow(missing_docs)]
 
+pub mod chance;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -15,6 +17,7 @@ pub mod fuzzing;
 pub mod inbox;
 pub mod inspect;
 pub mod kernel;
+pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod metrics;
@@ -27,7 +30,6 @@ pub mod reload;
 pub mod serve;
 pub mod source;
 pub mod store;
-pub mod tally;
 #[cfg(test)]
 mod testing;
 pub mod trial;

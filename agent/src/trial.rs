@@ -4,13 +4,13 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, host};
 use crate::core::model::Protocol;
 use crate::kernel::host::sockets;
 use crate::kernel::linux::LinuxKernel;
-use crate::metrics::Metrics;
 use crate::serve::http;
 use crate::source::client::ApiAccess;
 use crate::source::describe;
@@ -166,10 +166,7 @@ fn check_api(
     let access = ApiAccess::new(&config.kubeconfig, master.clone());
     // A second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Metrics::new()
-        .map_err(anyhow::Error::from)
-        .and_then(|metrics| runtime.block_on(access.client(&metrics, ANSWER)));
-    let api = match client {
+    let api = match runtime.block_on(access.client(Arc::new(()), ANSWER)) {
         Ok(api) => api,
         Err(error) => return findings.wrong.push(words::chain(&error)),
     };

@@ -32,7 +32,7 @@ use crate::serve::{self, Server};
 use crate::source::api::ApiSource;
 use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
-use crate::source::{Limits, Source};
+use crate::source::{Source, Timing};
 use crate::store::Store;
 use crate::trial::{self, Tester};
 use crate::watchdog;
@@ -73,7 +73,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     set_oom_score_adj(config.oom_score_adj);
     memory::limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.spawn(tell_suppressed_lines());
+    runtime.spawn(report_suppressed_lines());
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
@@ -92,7 +92,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
-        kernel.count_flows(metrics.flows());
+        kernel.observe_flows(metrics.flow_observer());
         kernel.check_scheduler(&settings.scheduler)?;
         let woken = inbox.clone();
         kernel.wake(Arc::new(move || woken.wake()));
@@ -199,10 +199,10 @@ fn source(
     let access = ApiAccess::new(&config.kubeconfig, args.master.clone());
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let api = runtime.block_on(access.client(metrics, Limits::default().answer))?;
+    let api = runtime.block_on(access.client(Arc::new(metrics.clone()), Timing::default().answer))?;
     runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
     let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
-    let source = ApiSource::new(api, node, runtime.handle().clone(), metrics.clone());
+    let source = ApiSource::new(api, node, runtime.handle().clone());
     Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
 }
 
@@ -260,11 +260,11 @@ fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells now and then how many log lines were not written.
-async fn tell_suppressed_lines() {
+/// Reports suppressed log lines once a second.
+async fn report_suppressed_lines() {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        log::tell_suppressed();
+        log::report_suppressed();
     }
 }
 

@@ -33,7 +33,6 @@ use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, Subsystem};
 use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
-use crate::metrics::proxy::FlowCounter;
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
 /// kernel's table in one go.
@@ -58,6 +57,9 @@ pub struct KernelCounters {
     pub tables: u64,
 }
 
+/// Receives the family, the duration and the number of deleted flows of each search for stale flows.
+pub type FlowObserver = Box<dyn Fn(Family, Duration, u64) + Send>;
+
 /// The real kernel.
 pub struct LinuxKernel {
     pub(super) ipvs: ipvs::Client,
@@ -75,7 +77,7 @@ pub struct LinuxKernel {
     pub(super) tables: u64,
     /// Dumps over sockets that are closed by now.
     pub(super) lists: u64,
-    flows: Option<FlowCounter>,
+    flows: Option<FlowObserver>,
 }
 
 impl LinuxKernel {
@@ -109,9 +111,9 @@ impl LinuxKernel {
         self.rules.wake(wake);
     }
 
-    /// Counts the stale flows that are forgotten.
-    pub fn count_flows(&mut self, counter: FlowCounter) {
-        self.flows = Some(counter);
+    /// Reports each search for stale flows to `observer`.
+    pub fn observe_flows(&mut self, observer: FlowObserver) {
+        self.flows = Some(observer);
     }
 
     /// The netlink port that address changes of ours carry.
@@ -167,8 +169,8 @@ impl LinuxKernel {
         let start = Instant::now();
         let count = self.conntrack.forget(filter);
         let count = count.map_err(|error| OpError::plain(Cause::Other, error.to_string()))?;
-        if let Some(counter) = &self.flows {
-            counter.forgot(filter.family, start.elapsed(), count);
+        if let Some(observe) = &self.flows {
+            observe(filter.family, start.elapsed(), count);
         }
         if count > 0 {
             tracing::info!(count, family = %filter.family, "forgot stale UDP flows");

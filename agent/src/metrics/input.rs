@@ -1,49 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kube_ipvs_*`: how objects come in, and whether following the API works.
+//! `kube_ipvs_*`: the objects that come in, and the state of watching the API.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
-use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec};
 
-use super::{catch_up, lock, register_counter, register_counters, register_floats, register_gauges, seconds};
-use crate::store::Kind;
-use crate::tally::Tally;
+use super::register::{catch_up, declare, seconds};
+use crate::lock::lock;
+use crate::source::monitor::WatchState;
+use crate::store::{Kind, Tally};
 
-#[derive(Debug)]
-pub(super) struct Input {
-    malformed: IntCounterVec,
-    synced: IntGaugeVec,
-    events_dropped: IntCounter,
-    watches: [Watch; Kind::ALL.len()],
+const STATES: [(WatchState, &str); 3] = [
+    (WatchState::Listing, "listing"),
+    (WatchState::Following, "following"),
+    (WatchState::Failing, "failing"),
+];
+
+declare! {
+    pub(super) struct InputMetrics {
+        malformed: IntCounterVec = "kube_ipvs_malformed_objects_total" ["kind"]
+            => "Objects that could not be decoded, counted each time that they are received.";
+        synced: IntGaugeVec = "kube_ipvs_objects_synced" ["kind"]
+            => "1 once all objects of a kind have been listed; before that, nothing is programmed.";
+        events_dropped: IntCounter = "kube_ipvs_events_dropped_total"
+            => "Events that were not sent because too many were waiting.";
+        watch_state: IntGaugeVec = "kube_ipvs_watch_state" ["kind", "state"]
+            => "1 for the current state of watching the API, by kind of object.";
+        watch_since: GaugeVec = "kube_ipvs_watch_state_since_timestamp_seconds" ["kind"]
+            => "When the current state began; 0 when the API is not watched.";
+        watch_lists: IntCounterVec = "kube_ipvs_watch_lists_total" ["kind"] => "Lists that were requested.";
+        watch_failures: IntCounterVec = "kube_ipvs_watch_failures_total" ["kind"] => "Lists and watches that failed.";
+    }
+    with {
+        /// The current state of each kind.
+        states: Mutex<[Option<WatchState>; Kind::ALL.len()]> = Mutex::default();
+    }
 }
 
-impl Input {
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let watches = Watches::new(registry)?;
-        Ok(Self {
-            malformed: register_counters(
-                registry,
-                "kube_ipvs_malformed_objects_total",
-                "Objects that could not be decoded, each time that they came.",
-                &["kind"],
-            )?,
-            synced: register_gauges(
-                registry,
-                "kube_ipvs_objects_synced",
-                "1 once all objects of a kind have been listed; before, nothing is programmed.",
-                &["kind"],
-            )?,
-            events_dropped: register_counter(
-                registry,
-                "kube_ipvs_events_dropped_total",
-                "Events that were not sent because too many waited.",
-            )?,
-            watches: Kind::ALL.map(|kind| watches.of(kind)),
-        })
+impl InputMetrics {
+    /// Shows every series of the watches from zero.
+    pub fn show_watches(&self) {
+        for kind in Kind::ALL.map(|kind| kind.to_string()) {
+            STATES.iter().for_each(|(_, name)| drop(self.watch_state.with_label_values(&[&*kind, *name])));
+            self.watch_since.with_label_values(&[&kind]);
+            self.watch_lists.with_label_values(&[&kind]);
+            self.watch_failures.with_label_values(&[&kind]);
+        }
     }
 
-    /// Follows what came into the store, and what did not go out.
+    /// Updates what the store and the Events count.
     pub fn refresh(&self, tally: &Tally, waiting_for: &[Kind], events_dropped: u64) {
         for kind in Kind::ALL {
             let of = &[kind.to_string()];
@@ -53,114 +59,24 @@ impl Input {
         catch_up(&self.events_dropped, events_dropped);
     }
 
-    pub fn watch(&self, kind: Kind) -> Watch {
-        self.watches[kind as usize].clone()
-    }
-}
-
-/// How the API is followed for one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatchState {
-    /// A list is being read.
-    Listing,
-    /// Changes come as they happen.
-    Following,
-    /// The API server cannot be reached, or refuses.
-    Failing,
-}
-
-impl WatchState {
-    const ALL: [WatchState; 3] = [WatchState::Listing, WatchState::Following, WatchState::Failing];
-
-    fn name(self) -> &'static str {
-        match self {
-            WatchState::Listing => "listing",
-            WatchState::Following => "following",
-            WatchState::Failing => "failing",
-        }
-    }
-}
-
-struct Watches {
-    state: IntGaugeVec,
-    since: GaugeVec,
-    lists: IntCounterVec,
-    failures: IntCounterVec,
-}
-
-impl Watches {
-    fn new(registry: &Registry) -> prometheus::Result<Self> {
-        Ok(Self {
-            state: register_gauges(
-                registry,
-                "kube_ipvs_watch_state",
-                "1 for the state that following the API is in, by kind of object.",
-                &["kind", "state"],
-            )?,
-            since: register_floats(
-                registry,
-                "kube_ipvs_watch_state_since_timestamp_seconds",
-                "When that state began; 0 when the API is not followed.",
-                &["kind"],
-            )?,
-            lists: register_counters(
-                registry,
-                "kube_ipvs_watch_lists_total",
-                "Lists that were asked for.",
-                &["kind"],
-            )?,
-            failures: register_counters(
-                registry,
-                "kube_ipvs_watch_failures_total",
-                "Failures to list or to watch.",
-                &["kind"],
-            )?,
-        })
-    }
-
-    fn of(&self, kind: Kind) -> Watch {
-        let label = &[kind.to_string()];
-        let state =
-            WatchState::ALL.map(|state| self.state.with_label_values(&[&*kind.to_string(), state.name()]));
-        Watch(Arc::new(WatchInner {
-            now: Mutex::new(None),
-            state,
-            since: self.since.with_label_values(label),
-            lists: self.lists.with_label_values(label),
-            failures: self.failures.with_label_values(label),
-        }))
-    }
-}
-
-#[derive(Debug)]
-struct WatchInner {
-    now: Mutex<Option<WatchState>>,
-    state: [IntGauge; WatchState::ALL.len()],
-    since: Gauge,
-    lists: IntCounter,
-    failures: IntCounter,
-}
-
-/// The state of following one kind.
-#[derive(Clone, Debug)]
-pub struct Watch(Arc<WatchInner>);
-
-impl Watch {
-    /// Enters a state. Each list and each failure is to be told, also one after another.
-    pub fn set(&self, state: WatchState) {
-        match state {
-            WatchState::Listing => self.0.lists.inc(),
-            WatchState::Failing => self.0.failures.inc(),
-            WatchState::Following => {}
-        }
-        let mut now = lock(&self.0.now);
-        if *now == Some(state) {
+    /// Counts each list and each failure, and notes when the state changes.
+    pub fn set_watch_state(&self, kind: Kind, state: WatchState) {
+        let is_new = lock(&self.states)[kind as usize].replace(state) != Some(state);
+        if !is_new && state == WatchState::Following {
             return;
         }
-        *now = Some(state);
-        for (gauge, is) in self.0.state.iter().zip(WatchState::ALL.map(|s| s == state)) {
-            gauge.set(i64::from(is));
+        let label = kind.to_string();
+        match state {
+            WatchState::Listing => self.watch_lists.with_label_values(&[&label]).inc(),
+            WatchState::Failing => self.watch_failures.with_label_values(&[&label]).inc(),
+            WatchState::Following => {}
         }
-        self.0.since.set(seconds(SystemTime::now()));
+        if !is_new {
+            return;
+        }
+        for (other, name) in STATES {
+            self.watch_state.with_label_values(&[&*label, name]).set(i64::from(other == state));
+        }
+        self.watch_since.with_label_values(&[&label]).set(seconds(SystemTime::now()));
     }
 }

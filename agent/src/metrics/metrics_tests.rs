@@ -3,8 +3,6 @@
 use crate::core::plan::outcome::{ObserveError, OpError, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::input::WatchState;
-use super::services::Counts;
 use super::*;
 use crate::core::model::settings::Settings;
 use crate::core::model::{EndpointSlice, Protocol, RsKey, Service, ServicePort, SlicePort, VsKey};
@@ -13,9 +11,12 @@ use crate::core::plan::subject::{Part, Subject};
 use crate::core::service::fragment::build_fragment;
 use crate::core::service::node_facts::NodeFacts;
 use crate::inbox::Inbox;
+use crate::kernel::ipvs::traffic::ServerCounters;
 use crate::reconcile::Reconciler;
-use crate::store::{Decoded, Object};
+use crate::source::monitor::{Monitor, WatchState};
+use crate::store::{Decoded, Kind, Object};
 use crate::testing::{self, exposition, exposition::MetricFamily as Read};
+use hyper::{Method, StatusCode};
 
 const VS: VsKey = VsKey {
     protocol: Protocol::Tcp,
@@ -96,8 +97,8 @@ fn busy() -> Metrics {
     metrics.watch(&store, &EventSink::log_only());
     metrics.set_families(&Family::ALL);
     metrics.set_kubernetes(&Info { git_version: "v1.36.2".to_owned(), ..Info::default() });
-    let (requests, mut desired) = (metrics.count_requests("10.0.0.1:6443"), Desired::default());
-    requests.count("GET", "200", Instant::now());
+    metrics.request_done("10.0.0.1:6443", &Method::GET, Some(StatusCode::OK), Duration::ZERO);
+    let mut desired = Desired::default();
     let mut old = service("old", 1);
     old.external_ips = vec!["198.51.100.1".parse().unwrap()];
     put(&mut desired, &old, &[]);
@@ -111,8 +112,8 @@ fn busy() -> Metrics {
     metrics.applied(&Plan::default(), &Report::default(), &desired, &observed);
     metrics.pass(&Pass { synced: Family::ALL.into(), ..Pass::default() }, Due::Audit, Duration::ZERO);
     metrics.set_unprogrammed(&[((SubjectKind::RealServer, Cause::InvalidArgument), 1)].into());
-    metrics.api_watch(Kind::Service).set(WatchState::Listing);
-    let reader: Reader = Box::new(|| Ok(vec![(VS, Counts::default())]));
+    metrics.watch_state(Kind::Service, WatchState::Listing);
+    let reader: ReadCounters = Box::new(|| Ok(vec![(VS, ServerCounters::default())]));
     metrics.serve_traffic(10, reader).unwrap();
     metrics
 }
@@ -323,17 +324,17 @@ fn servers_are_counted_at_an_audit_and_followed_from_there() {
 #[test]
 fn the_state_of_a_watch_is_one_of_three() {
     let metrics = Metrics::new().unwrap();
-    let watch = metrics.api_watch(Kind::Service);
+    let set = |state| metrics.watch_state(Kind::Service, state);
     let states = || {
         let state = |s| value(&metrics, &format!("kube_ipvs_watch_state{{kind=\"Service\",state=\"{s}\"}}"));
         ["listing", "following", "failing"].map(state)
     };
     assert_eq!(states(), [0.0; 3]);
-    watch.set(WatchState::Listing);
-    watch.set(WatchState::Following);
+    set(WatchState::Listing);
+    set(WatchState::Following);
     assert_eq!(states(), [0.0, 1.0, 0.0]);
-    watch.set(WatchState::Failing);
-    watch.set(WatchState::Failing);
+    set(WatchState::Failing);
+    set(WatchState::Failing);
     assert_eq!(states(), [0.0, 0.0, 1.0]);
     assert_eq!(value(&metrics, "kube_ipvs_watch_failures_total{kind=\"Service\"}"), 2.0);
     assert_eq!(value(&metrics, "kube_ipvs_watch_lists_total{kind=\"Service\"}"), 1.0);
@@ -344,8 +345,8 @@ fn the_state_of_a_watch_is_one_of_three() {
 #[test]
 fn health_answers_are_counted_by_code() {
     let metrics = Metrics::new().unwrap();
-    metrics.answered(Probe::Healthz, 503);
-    metrics.answered(Probe::Livez, 200);
+    metrics.answered_healthz(503);
+    metrics.answered_livez(200);
     for (sample, count) in [
         ("healthz_total{code=\"200\"}", 0.0),
         ("healthz_total{code=\"503\"}", 1.0),

@@ -22,14 +22,14 @@ impl<K: Kernel> Reconciler<K> {
         if self.mirror.wants_reading(now) {
             self.read_early(now);
         }
-        if self.had_priority_turn || !self.store.has_first() || !self.knows_local_traffic() {
+        if self.had_priority_turn || !self.store.has_priority() || !self.knows_local_traffic() {
             return None;
         }
         self.had_priority_turn = true;
         if self.mirror.observed().is_none() {
             self.read_early(now);
         }
-        if !self.mirror.observed()?.is_blank() || self.store.first().is_empty() {
+        if !self.mirror.observed()?.is_blank() || self.store.priority().is_empty() {
             return None;
         }
         let pass = self.pass(Due::Changes, PassScope::Priority, now);

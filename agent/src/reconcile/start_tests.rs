@@ -42,7 +42,7 @@ fn starting(kernel: FakeKernel, first: bool) -> Agent {
         update.finish_list(Kind::Node);
         cluster().objects.into_values().for_each(|object| update.put(object));
         if first {
-            update.first_are_known();
+            update.set_priority_known();
         }
     });
     let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting());

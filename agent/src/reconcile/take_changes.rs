@@ -27,7 +27,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut changes = std::mem::take(&mut self.pending);
         changes.everything = matches!(scope, PassScope::Everything);
         let ahead = matches!(scope, PassScope::Priority);
-        let mut dirty = if ahead { self.store.first() } else { self.take_dirty() };
+        let mut dirty = if ahead { self.store.priority() } else { self.take_dirty() };
         if self.learn_node() && !ahead {
             let gone: Vec<Dirty> = dirty.into_iter().filter(|d| d.service.is_none()).collect();
             dirty = self.store.all();

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The addresses of the API server that the agent talks to, and of the proxy on the way.
+//! The addresses of the API server that the agent connects to, and of the proxy to it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::pauses::{Limits, Pauses};
+use super::timing::{RetryPauses, Timing};
 use crate::store::Store;
 use crate::words;
 
-/// How long the resolver may take for one name.
+/// Timeout of the resolver for one name.
 const LOOKUP: Duration = Duration::from_secs(5);
-/// Names are resolved again after so long.
+/// The interval at which names are resolved again.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Tells the store the addresses of these hosts, at once and for ever.
-pub(super) async fn follow(hosts: Vec<(String, u16)>, store: Arc<Store>, limits: Limits) {
-    let mut pauses = Pauses::new(limits);
+/// Keeps the addresses of these hosts in the store up to date.
+pub(super) async fn follow(hosts: Vec<(String, u16)>, store: Arc<Store>, timing: Timing) {
+    let mut pauses = RetryPauses::new(timing);
     let mut known: Arc<[SocketAddr]> = Arc::default();
     loop {
         let (found, all) = resolve(&hosts, known).await;
@@ -31,8 +31,8 @@ pub(super) async fn follow(hosts: Vec<(String, u16)>, store: Arc<Store>, limits:
     }
 }
 
-/// All addresses of these hosts, sorted; those known before where a name cannot be resolved now. Whether all names
-/// could be resolved.
+/// Returns all addresses of these hosts, sorted, and whether every name was resolved. The addresses known before stay
+/// while a name cannot be resolved.
 async fn resolve(hosts: &[(String, u16)], before: Arc<[SocketAddr]>) -> (Arc<[SocketAddr]>, bool) {
     let (mut found, mut all) = (BTreeSet::new(), true);
     for (host, port) in hosts {

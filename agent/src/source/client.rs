@@ -1,98 +1,75 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How the API server is reached: credentials, connections that are noticed when they die, and no
-//! retries below the one place that paces them.
+//! The client of the API server: credentials, and connections that are found dead in time. It does not retry by
+//! itself.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use hyper::header::RETRY_AFTER;
-use hyper::{Response, StatusCode};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::Client;
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
 use tower::timeout::TimeoutLayer;
-use tower::util::MapResponseLayer;
 use tower::{BoxError, ServiceBuilder};
 
+use super::monitor::Monitor;
+use super::request_layer::{RequestLayer, RetryAfter};
 use super::route::Proxy;
 pub use super::route::Route;
-use crate::metrics::Metrics;
 
-/// How long a connection may take to come up.
+/// Timeout of a new connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// A silent peer is asked after so long, then every [`PROBE`], so many times: dead within 45 s.
+/// TCP keepalive: probes begin after `SILENCE`, one every [`PROBE`]; a dead peer is found within 45 s.
 const SILENCE: Duration = Duration::from_secs(15);
 const PROBE: Duration = Duration::from_secs(10);
 const PROBES: u32 = 3;
-/// What was sent and is not acknowledged for so long will not be (RFC 5482).
+/// TCP user timeout (RFC 5482) for data that is not acknowledged.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(40);
 
-/// How to reach the API server.
+/// Where the API server is and which credentials to use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiAccess {
-    /// A kubeconfig file; without it and without `master` the pod's service account is used.
+    /// A kubeconfig file; `None`: the service account of the pod.
     pub kubeconfig: Option<String>,
-    /// A URL that replaces the kubeconfig's or the pod's server.
+    /// A URL that replaces that of the kubeconfig or of the pod.
     pub master: Option<String>,
 }
 
-/// When the server last asked to be left alone (`Retry-After`), and for how long.
-#[derive(Clone, Debug, Default)]
-pub struct AskedPause(Arc<Mutex<Option<Instant>>>);
-
-impl AskedPause {
-    fn note<B>(&self, response: Response<B>) -> Response<B> {
-        if response.status() != StatusCode::TOO_MANY_REQUESTS && !response.status().is_server_error() {
-            return response;
-        }
-        let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        if let Some(seconds) = seconds {
-            let until = Instant::now().checked_add(Duration::from_secs(seconds));
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
-        }
-        response
-    }
-
-    /// How much of it is left.
-    pub fn left(&self, now: Instant) -> Duration {
-        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        until.map(|until| until.saturating_duration_since(now)).unwrap_or_default()
-    }
-}
-
-/// A client, and what it learned about the server.
+/// A client of the API server.
 #[derive(Clone)]
 pub struct ApiClient {
     /// The client.
     pub client: Client,
-    /// Where its requests go.
+    /// The route of its requests.
     pub route: Route,
-    /// What it asked for.
-    pub asked: AskedPause,
+    /// The pause that the server requested.
+    pub retry_after: RetryAfter,
+    /// Receives reports of requests and watches.
+    pub monitor: Arc<dyn Monitor>,
 }
 
 impl ApiAccess {
-    /// With the field `clientConnection.kubeconfig` and the flag `--master`.
+    /// From the field `clientConnection.kubeconfig` and the flag `--master`.
     pub fn new(kubeconfig: &str, master: Option<String>) -> Self {
         Self { kubeconfig: Some(kubeconfig.to_owned()).filter(|path| !path.is_empty()), master }
     }
 
-    /// Reads the credentials. The server itself is not contacted. Requests are counted in `metrics`;
-    /// one whose answer does not begin within `answer` is given up.
+    /// Reads the credentials, without a request to the server. `monitor` gets a report of each request; a request
+    /// fails if its answer does not begin within `answer`.
     ///
     /// # Errors
     /// Names the file or variable that is missing or wrong.
-    pub async fn client(&self, metrics: &Metrics, answer: Duration) -> anyhow::Result<ApiClient> {
+    pub async fn client(&self, monitor: Arc<dyn Monitor>, answer: Duration) -> anyhow::Result<ApiClient> {
         let (mut config, of_kubeconfig) = self.config().await?;
         if let Some(master) = &self.master {
-            config.cluster_url = master.parse().with_context(|| format!("--master {master:?} is no URL"))?;
+            config.cluster_url =
+                master.parse().with_context(|| format!("--master {master:?} is not a URL"))?;
             ensure!(
                 config.cluster_url.scheme().is_some() && config.cluster_url.host().is_some(),
-                "--master {master:?} is no URL: write it as https://HOST:PORT"
+                "--master {master:?} is not a URL: write it as https://HOST:PORT"
             );
         }
         let proxy = match self.kubeconfig {
@@ -100,39 +77,39 @@ impl ApiAccess {
             None => None,
         };
         config.proxy_url = proxy.as_ref().map(|proxy| proxy.url.clone());
-        // Its pauses would add to ours, and nobody would see them.
+        // The client's own pauses would add to those of the reflectors, unseen in the log.
         config.default_retry = false;
         config.connect_timeout = Some(CONNECT);
         tracing::info!(server = %config.cluster_url, "following the Kubernetes API");
-        let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
-        let count = metrics.count_requests(&host);
-        let asked = AskedPause::default();
+        let retry_after = RetryAfter::default();
+        let layer = RequestLayer {
+            monitor: monitor.clone(),
+            host: config.cluster_url.authority().map_or("", |host| host.as_str()).into(),
+            retry_after: retry_after.clone(),
+        };
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let route = Route { server, proxy: proxy.as_ref().map(Proxy::described) };
         let timeout = TimeoutLayer::new(answer);
-        let noted = asked.clone();
         let client = if proxy.is_some() {
             let stack = ClientBuilder::try_from(config)
-                .with_context(|| format!("cannot use the way to {}", route.described()))?;
-            let note = MapResponseLayer::new(move |response| noted.note(response));
-            stack.with_layer(&note).with_layer(&timeout).with_layer(&count).build()
+                .with_context(|| format!("cannot set up the connection to {}", route.described()))?;
+            stack.with_layer(&timeout).with_layer(&layer).build()
         } else {
             let stack = ClientBuilder::new(connection(&config)?, config.default_namespace.clone());
-            let note = MapResponseLayer::new(move |response: Answer| noted.note(response));
-            stack.with_layer(&note).with_layer(&timeout).with_layer(&count).build()
+            stack.with_layer(&timeout).with_layer(&layer).build()
         };
-        Ok(ApiClient { client, route, asked })
+        Ok(ApiClient { client, route, retry_after, monitor })
     }
 
-    /// The configuration, and the kubeconfig's own proxy.
+    /// The client's configuration and the proxy of the kubeconfig.
     async fn config(&self) -> anyhow::Result<(kube::Config, Option<String>)> {
         let Some(path) = &self.kubeconfig else {
-            // The service account's token and CA, with another address.
+            // The token and CA of the service account, with another address.
             return match (kube::Config::incluster(), &self.master) {
                 (Ok(config), _) => Ok((config, None)),
                 (Err(_), Some(master)) => Ok((kube::Config::new(master.parse().context("--master")?), None)),
                 (Err(error), None) => Err(error).context(
-                    "no API server is configured and this is no pod: set clientConnection.kubeconfig in the \
+                    "no API server is configured and this is not a pod: set clientConnection.kubeconfig in the \
                      configuration file, or --master, or use --objects",
                 ),
             };
@@ -145,7 +122,7 @@ impl ApiAccess {
         let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .with_context(|| format!("the kubeconfig {path} is incomplete"))?;
-        // With its name the file is read again when it changes.
+        // With its path, kube reads the file again when it changes.
         config.root_cert_file = authority;
         Ok((config, proxy))
     }
@@ -158,7 +135,7 @@ fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
     kubeconfig.clusters.iter().find(|c| c.name == context.cluster)?.cluster.as_ref()
 }
 
-type Answer = Response<hyper::body::Incoming>;
+type Answer = hyper::Response<hyper::body::Incoming>;
 
 /// The layers of a request, from its path to its connection.
 fn connection(
@@ -178,7 +155,7 @@ fn connection(
     connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let mut config = config.clone();
     if config.cluster_url.scheme_str() == Some("http") {
-        // No certificate will come: the CAs of the system, which stand in for none, need not be read.
+        // No certificate is received: do not read the CAs of the system.
         config.root_cert.get_or_insert_default();
     }
     let https = config.rustls_https_connector_with_connector(connector);
@@ -200,8 +177,7 @@ mod tests {
     fn client(access: &ApiAccess) -> Result<ApiClient, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let metrics = Metrics::new().unwrap();
-        runtime.block_on(access.client(&metrics, CONNECT)).map_err(|error| format!("{error:#}"))
+        runtime.block_on(access.client(Arc::new(()), CONNECT)).map_err(|error| format!("{error:#}"))
     }
 
     fn with_kubeconfig(text: &str) -> (tempfile::TempDir, ApiAccess) {
@@ -213,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_named() {
+    fn what_cannot_be_used_is_an_error_that_names_it() {
         let cluster = |more: &str, user: &str| {
             format!(
                 "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, \

@@ -1,43 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where objects come from: the Kubernetes API or files. Both feed the store through the same
-//! decoder, so the code after it cannot tell them apart.
+//! Where objects come from: the Kubernetes API or files. Both fill the store through one decoder.
 
 pub mod api;
 mod api_servers;
 pub mod client;
 pub mod decode;
+mod failure;
 pub mod files;
-mod follow;
-mod list;
+mod listing;
+pub mod monitor;
+mod node_addresses;
 mod node_list;
-mod nodes;
-mod outage;
-mod pauses;
+mod outage_log;
 mod priority;
+mod reflector;
+mod request_layer;
+mod resource;
 mod route;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod source_inputs;
-mod trouble;
+mod timing;
 mod version;
-
-pub use pauses::Limits;
-
-/// What is wrong when the API client says so, and the remedy.
-pub fn describe(error: &kube::Error, route: &client::Route) -> String {
-    trouble::Trouble::of(error, route).text()
-}
+mod watch_events;
 
 use std::sync::Arc;
 
 use crate::store::Store;
+pub use timing::Timing;
 
-/// A place that objects come from.
+/// What failed in a request to the API server, and the remedy.
+pub fn describe(error: &kube::Error, route: &client::Route) -> String {
+    failure::ApiFailure::of(error, route).text()
+}
+
+/// A source of objects.
 pub trait Source: Send {
-    /// Starts following: fills `store`, marks each kind as listed, and keeps it current until the
-    /// process ends. What can heal (an unreachable server, an unreadable file) is logged in one
-    /// line and tried again with backoff.
+    /// Starts to fill `store`, marks each kind as listed, and keeps the store up to date until the process ends. A
+    /// failure that can pass (an unreachable server, an unreadable file) is logged and retried with backoff.
     ///
     /// # Errors
-    /// What cannot heal by waiting, e.g. a missing kernel facility.
+    /// A failure that does not pass, e.g. no thread can be started.
     fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()>;
 }

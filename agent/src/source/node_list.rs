@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One list of all Nodes: as a table, or as objects in pages.
+//! A list of all Nodes: as a table, or as objects in pages.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,19 +9,19 @@ use hyper::header::ACCEPT;
 use serde::Deserialize;
 
 use super::client::ApiClient;
-use super::trouble::Trouble;
+use super::failure::ApiFailure;
 use crate::core::model::address;
 
 /// Nodes in one page of objects.
 const PAGE: usize = 500;
 
-/// What the server is asked for.
+/// The requested format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Addresses as `kubectl get nodes -o wide` shows them, some 400 bytes of each Node: the first one of each type.
-    /// An API server that knows no tables answers with objects.
+    /// The columns of `kubectl get nodes -o wide`, about 400 bytes for each Node. A table has only the first address of
+    /// each type. An API server without tables answers with objects.
     Table,
-    /// Whole objects.
+    /// Complete objects.
     Objects,
 }
 
@@ -36,7 +36,7 @@ impl Form {
     /// The query for the page after the one that ended with `token`.
     fn query(self, token: &str) -> String {
         match (self, token) {
-            // Without a limit a list of any version comes from the server's cache and not from its store.
+            // Without a limit the API server answers from its cache instead of etcd.
             (Form::Table, _) => "resourceVersion=0&includeObject=None".to_owned(),
             (Form::Objects, "") => format!("limit={PAGE}"),
             (Form::Objects, token) => format!("limit={PAGE}&continue={}", escape(token)),
@@ -44,34 +44,34 @@ impl Form {
     }
 }
 
-/// What all pages of a list have.
+/// The addresses in all pages of a list.
 #[derive(Debug, Default)]
-pub(super) struct Listed {
+pub(super) struct NodeAddresses {
     /// Every address of every Node.
     pub addresses: BTreeSet<IpAddr>,
-    /// How many Nodes there are.
+    /// The number of Nodes.
     pub nodes: usize,
-    /// How many bytes it took to hear of them.
+    /// The size of the answers.
     pub bytes: usize,
-    /// Some Node in a table has no IPv4 address there.
+    /// The table shows no IPv4 address of some Node.
     pub lacks_v4: bool,
 }
 
-/// Lists all Nodes. `limit`: how long one page may take.
-pub(super) async fn list(api: &ApiClient, form: Form, limit: Duration) -> Result<Listed, Trouble> {
-    let mut listed = Listed::default();
+/// Lists all Nodes. `limit` is the timeout of one page.
+pub(super) async fn list(api: &ApiClient, form: Form, limit: Duration) -> Result<NodeAddresses, ApiFailure> {
+    let mut listed = NodeAddresses::default();
     let mut token = String::new();
     loop {
         let request = hyper::Request::get(format!("/api/v1/nodes?{}", form.query(&token)))
             .header(ACCEPT, form.accept())
             .body(Vec::new())
-            .map_err(|error| Trouble::of(&kube::Error::HttpError(error), &api.route))?;
+            .map_err(|error| ApiFailure::of(&kube::Error::HttpError(error), &api.route))?;
         let text = tokio::time::timeout(limit, api.client.request_text(request))
             .await
-            .map_err(|_| Trouble::stalled(limit))?
-            .map_err(|error| Trouble::of(&error, &api.route))?;
+            .map_err(|_| ApiFailure::stalled(limit))?
+            .map_err(|error| ApiFailure::of(&error, &api.route))?;
         let answer: NodeList = serde_json::from_str(&text)
-            .map_err(|error| Trouble::of(&kube::Error::SerdeError(error), &api.route))?;
+            .map_err(|error| ApiFailure::of(&kube::Error::SerdeError(error), &api.route))?;
         listed.bytes += text.len();
         listed.nodes += answer.rows.len() + answer.items.len();
         listed.lacks_v4 |= answer.lacks_v4();
@@ -83,7 +83,7 @@ pub(super) async fn list(api: &ApiClient, form: Form, limit: Duration) -> Result
     }
 }
 
-/// A token of the server in a query: it is base64, of which three characters mean something there.
+/// Escapes a token for a query: it is base64, and three characters of base64 have a meaning in a query.
 fn escape(token: &str) -> String {
     token.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
 }
@@ -99,7 +99,7 @@ pub(super) struct NodeList {
     #[serde(default)]
     rows: Vec<Row>,
     #[serde(default)]
-    items: Vec<Item>,
+    items: Vec<NodeObject>,
 }
 
 #[derive(Default, Deserialize)]
@@ -119,13 +119,13 @@ struct Row {
 }
 
 #[derive(Deserialize)]
-struct Item {
+struct NodeObject {
     #[serde(default)]
-    status: Status,
+    status: NodeStatus,
 }
 
 #[derive(Default, Deserialize)]
-struct Status {
+struct NodeStatus {
     #[serde(default)]
     addresses: Vec<Address>,
 }
@@ -150,10 +150,10 @@ impl NodeList {
         cells.chain(of_items.filter_map(|address| address::parse_ip(&address.address)))
     }
 
-    /// Whether a row has no IPv4 address: a dual-stack Node whose first address is of IPv6 has one all the same.
+    /// Whether some row shows no IPv4 address. A dual-stack Node whose first address is IPv6 still has an IPv4 address.
     fn lacks_v4(&self) -> bool {
         let columns = self.columns();
-        // One that shows no address at all has registered a moment ago.
+        // A row without any address is a Node that registered a moment ago.
         let lacks = |row: &Row| {
             let mut addresses = row.addresses(&columns).peekable();
             addresses.peek().is_some() && !addresses.any(|address| address.is_ipv4())

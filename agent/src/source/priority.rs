@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Services that every pod needs, asked for in four small lists before the large ones, so that a node
-//! that starts with nothing need not wait for all objects of the cluster before it can reach them.
+//! Four small lists before the large ones: the Services of the API server and of DNS, so that an empty node can reach
+//! both before it has read every object of the cluster.
 
+use kube::Client;
 use kube::api::ListParams;
-use kube::{Api, Client, Resource};
+use kube::core::{ObjectList, Request};
 
-use super::api::{Followed, Guarded};
+use super::resource::{Received, Services, Slices, Watched};
 use crate::store::{Object, Store};
 
-/// Where the API server's own Service is.
+/// The namespace of the API server's Service.
 const API_NAMESPACE: &str = "default";
-/// Where the cluster's DNS is.
+/// The namespace of the DNS Service.
 const DNS_NAMESPACE: &str = "kube-system";
 
-/// Which objects are asked for.
+/// The selectors of the lists.
 #[derive(Clone, Debug)]
-pub(super) struct Ahead {
+pub(super) struct PriorityLists {
     /// The label selector of Services, for this proxy.
     pub services: String,
     /// The label selector of EndpointSlices.
@@ -24,41 +25,39 @@ pub(super) struct Ahead {
     pub with_address: &'static str,
 }
 
-impl Ahead {
-    /// Puts the Services and their slices into the store. When any list fails nothing is put: the
-    /// followers, which ask the same server, report what is wrong with it.
-    pub async fn fetch(self, client: Client, store: &Store) {
+impl PriorityLists {
+    /// Puts the Services and their slices into the store. Puts nothing if a list fails: the reflectors send requests
+    /// to the same server and report the failure.
+    pub async fn fetch(self, client: &Client, store: &Store) {
         let Self { services, slices, with_address } = &self;
         let named = format!("{with_address},metadata.name=kubernetes");
         let of_api = format!("{slices},kubernetes.io/service-name=kubernetes");
         let lists = tokio::try_join!(
-            list::<super::api::Service>(&client, API_NAMESPACE, services, &named),
-            list::<super::api::EndpointSlice>(&client, API_NAMESPACE, &of_api, ""),
-            list::<super::api::Service>(&client, DNS_NAMESPACE, services, with_address),
-            list::<super::api::EndpointSlice>(&client, DNS_NAMESPACE, slices, ""),
+            list::<Services>(client, API_NAMESPACE, services, &named),
+            list::<Slices>(client, API_NAMESPACE, &of_api, ""),
+            list::<Services>(client, DNS_NAMESPACE, services, with_address),
+            list::<Slices>(client, DNS_NAMESPACE, slices, ""),
         );
         match lists {
             Ok((api, api_slices, dns, dns_slices)) => store.update(|update| {
                 let all = [api, api_slices, dns, dns_slices].into_iter().flatten();
                 all.for_each(|object| update.put(object));
-                update.first_are_known();
+                update.set_priority_known();
             }),
-            Err(error) => tracing::debug!("the first Services are not known before all others: {error}"),
+            Err(error) => tracing::debug!("cannot list the priority Services: {error}"),
         }
     }
 }
 
-/// The well-formed objects of a list. Any version that the server has at hand will do: a complete list follows.
-async fn list<K: Followed<Scope = kube::core::NamespaceResourceScope>>(
+/// The well-formed objects of a list, of any version that the server has cached: a complete list follows.
+async fn list<K: Watched>(
     client: &Client,
     namespace: &str,
     labels: &str,
     fields: &str,
-) -> kube::Result<Vec<Object>>
-where
-    Guarded<K>: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
-{
-    let api: Api<Guarded<K>> = Api::namespaced(client.clone(), namespace);
-    let list = api.list(&ListParams::default().labels(labels).fields(fields).match_any()).await?;
-    Ok(list.items.into_iter().filter_map(|guarded| guarded.decoded.object.ok()).collect())
+) -> kube::Result<Vec<Object>> {
+    let params = ListParams::default().labels(labels).fields(fields).match_any();
+    let request = Request::new(K::path(Some(namespace))).list(&params).map_err(kube::Error::BuildRequest)?;
+    let list: ObjectList<Received<K>> = client.request(request).await?;
+    Ok(list.items.into_iter().filter_map(|received| received.decoded.object.ok()).collect())
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The way to the API server: directly, or through the proxy of the kubeconfig or of the environment.
+//! The route to the API server: direct, or through the proxy of the kubeconfig or of the environment.
 
 use anyhow::Context;
 use hyper::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 
-/// The way to the API server, as messages name it.
+/// The route to the API server, as messages name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// Its URL.
+    /// The URL of the API server.
     pub server: String,
-    /// The proxy that requests go through, and who says so.
+    /// The proxy, and where it is configured.
     pub proxy: Option<String>,
 }
 
@@ -23,7 +23,7 @@ impl Route {
         }
     }
 
-    /// The hosts and ports that the node must reach for it.
+    /// The hosts and ports that the node must reach.
     pub(super) fn hosts(&self) -> Vec<(String, u16)> {
         let host = |text: &str| {
             let url = text.parse::<Uri>().ok()?;
@@ -35,16 +35,16 @@ impl Route {
         [Some(self.server.as_str()), proxy].into_iter().flatten().filter_map(host).collect()
     }
 
-    /// What to do: this, or something about the proxy where there is one.
+    /// The remedy: `direct`, or a check of the proxy if there is one.
     pub fn remedy(&self, direct: &str) -> String {
         match &self.proxy {
-            Some(_) => "check the proxy, or name the server in NO_PROXY to go without".to_owned(),
+            Some(_) => "check the proxy, or add the server to NO_PROXY to connect directly".to_owned(),
             None => direct.to_owned(),
         }
     }
 }
 
-/// A proxy on the way, and who says so.
+/// A proxy, and where it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Proxy {
     pub url: Uri,
@@ -52,11 +52,11 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// The proxy to this server: the kubeconfig's own one always, else that of the environment (`HTTPS_PROXY`,
-    /// or `HTTP_PROXY` for `http://`) unless `NO_PROXY` names the server or it is this host, as in client-go.
+    /// The proxy to this server, as in client-go: that of the kubeconfig, or that of the environment (`HTTPS_PROXY`, or
+    /// `HTTP_PROXY` for `http://`) unless `NO_PROXY` names the server or the server is this host.
     ///
     /// # Errors
-    /// When the proxy's URL is none.
+    /// The URL of the proxy is invalid.
     pub fn find(
         of_kubeconfig: Option<String>,
         server: &Uri,
@@ -64,7 +64,7 @@ impl Proxy {
     ) -> anyhow::Result<Option<Self>> {
         if let Some(url) = of_kubeconfig {
             let url =
-                url.parse().with_context(|| format!("proxy-url {url:?} of the kubeconfig is no URL"))?;
+                url.parse().with_context(|| format!("proxy-url {url:?} of the kubeconfig is not a URL"))?;
             return Ok(Some(Self { url, origin: "proxy-url of the kubeconfig" }));
         }
         let variable = |upper: &str| {
@@ -78,12 +78,12 @@ impl Proxy {
         let Some(value) = variable(name).filter(|_| !is_this_host(server)) else { return Ok(None) };
         let without = variable("NO_PROXY").unwrap_or_default();
         let matcher = Matcher::builder().all(value.clone()).no(without.as_str()).build();
-        // The matcher's star stands for names only.
+        // The matcher's `*` matches names only.
         if without.split(',').any(|entry| entry.trim() == "*") || matcher.intercept(server).is_none() {
             return Ok(None);
         }
         let with_scheme = if value.contains("://") { value } else { format!("http://{value}") };
-        let url = with_scheme.parse().with_context(|| format!("{name} of the environment is no URL"))?;
+        let url = with_scheme.parse().with_context(|| format!("{name} of the environment is not a URL"))?;
         Ok(Some(Self { url, origin }))
     }
 
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kubeconfigs_proxy_comes_first_and_no_proxy_names_servers() {
+    fn the_proxy_of_the_kubeconfig_wins_and_no_proxy_excludes_servers() {
         let server = "https://10.1.2.3:6443";
         let all = [("HTTPS_PROXY", "http://user:secret@proxy:3128"), ("HTTP_PROXY", "http://plain:80")];
         let of_environment = Some("http://proxy:3128 (HTTPS_PROXY of the environment)".to_owned());
@@ -126,7 +126,7 @@ mod tests {
         for direct in ["10.0.0.0/8", "10.1.2.3", "*", "example.com,10.1.2.3"] {
             assert_eq!(found(None, server, &[all[0], ("NO_PROXY", direct)]), None, "{direct}");
         }
-        // Naming the proxy itself there says nothing about the server.
+        // An entry for the proxy itself does not concern the server.
         assert_eq!(found(None, server, &[all[0], ("no_proxy", "proxy,192.0.2.0/24")]), of_environment);
         for here in ["https://localhost:6443", "https://127.0.0.1:6443", "https://[::1]:6443"] {
             assert_eq!(found(None, here, &all), None, "{here}");

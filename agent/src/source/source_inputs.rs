@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Objects of an API server and of files, for [`crate::fuzzing`].
+//! Fuzzing targets for objects of an API server and of files.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what tells")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a target reports a failure")]
 
-use kube::Resource;
 use kube::core::{ObjectList, Status, WatchEvent};
 use serde_json::Value;
 
-use super::api::{EndpointSlice, Followed, Guarded, Node, Service};
 use super::decode::RawObject;
-use super::files::parse::{Ours, parse};
-use super::follow::sort;
-use super::trouble::Trouble;
+use super::failure::ApiFailure;
+use super::files::parse::{ObjectFilter, parse};
+use super::resource::{Nodes, Received, Services, Slices, Watched};
+use super::watch_events::sort;
 use super::{node_list, version};
 use crate::core::model::ObjectName;
 use crate::core::model::address;
@@ -27,13 +26,13 @@ pub(crate) const TARGETS: &[Target] = &[
     ("watch", watch),
 ];
 
-/// The first byte chooses the kind, and the rest is what is read.
+/// The first byte chooses the kind; the rest is the input.
 fn kind_of(bytes: &[u8]) -> Option<(Kind, &[u8])> {
     let (first, rest) = bytes.split_first()?;
     Some((Kind::ALL[usize::from(first % 3)], rest))
 }
 
-/// An object of an API server is the same one in a file, whose values are read first.
+/// An object of an API server decodes to the same as in a file, whose values are parsed first.
 fn object(bytes: &[u8]) {
     let Some((kind, json)) = kind_of(bytes) else { return };
     let read = RawObject::read(kind, &mut serde_json::Deserializer::from_slice(json));
@@ -44,7 +43,7 @@ fn object(bytes: &[u8]) {
     }
     let Ok(value) = serde_json::from_slice::<Value>(json) else { return };
     assert!(read.is_ok(), "JSON that is refused");
-    // What stands twice in an object stands once in its value.
+    // A parsed value has no field twice.
     let text = value.to_string();
     let of_text = RawObject::read(kind, &mut serde_json::Deserializer::from_str(&text)).unwrap();
     let of_value = RawObject::read(kind, &value).unwrap();
@@ -55,7 +54,7 @@ fn object(bytes: &[u8]) {
     assert_eq!(of_text.ignored, of_value.ignored);
 }
 
-/// What holds for every object, whatever it was made of.
+/// Rules for every decoded object.
 fn check(kind: Kind, name: &ObjectName, decoded: &Decoded, length: usize) {
     let useful = |ip| assert_eq!(address::useless(ip), None);
     match &decoded.object {
@@ -84,31 +83,25 @@ fn check(kind: Kind, name: &ObjectName, decoded: &Decoded, length: usize) {
 
 /// A list, in one page or many.
 fn page(bytes: &[u8]) {
-    fn read<K: Followed>(json: &[u8])
-    where
-        Guarded<K>: Resource<DynamicType = ()>,
-    {
-        let Ok(list) = serde_json::from_slice::<ObjectList<Guarded<K>>>(json) else { return };
+    fn read<K: Watched>(json: &[u8]) {
+        let Ok(list) = serde_json::from_slice::<ObjectList<Received<K>>>(json) else { return };
         for item in &list.items {
             check(K::KIND, &item.name, &item.decoded, json.len());
         }
     }
     match kind_of(bytes) {
-        Some((Kind::Service, json)) => read::<Service>(json),
-        Some((Kind::EndpointSlice, json)) => read::<EndpointSlice>(json),
-        Some((Kind::Node, json)) => read::<Node>(json),
+        Some((Kind::Service, json)) => read::<Services>(json),
+        Some((Kind::EndpointSlice, json)) => read::<Slices>(json),
+        Some((Kind::Node, json)) => read::<Nodes>(json),
         None => {}
     }
 }
 
-/// Events of a watch, one in a line. Those that come together count as those that come one by one.
+/// Events of a watch, one in a line. A group of events gives the same as the events one by one.
 fn watch(bytes: &[u8]) {
-    fn read<K: Followed>(lines: &[u8])
-    where
-        Guarded<K>: Resource<DynamicType = ()>,
-    {
+    fn read<K: Watched>(lines: &[u8]) {
         let lines = lines.split(|byte| *byte == b'\n');
-        let events: Vec<WatchEvent<Guarded<K>>> =
+        let events: Vec<WatchEvent<Received<K>>> =
             lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
         let (mut at_once, mut stepwise) = ("5".to_owned(), "5".to_owned());
         let (sorted, end) = sort(events.clone(), &mut at_once);
@@ -127,19 +120,19 @@ fn watch(bytes: &[u8]) {
         assert_eq!((sorted.len(), at_once, end.is_some()), (count, stepwise, step_end.is_some()));
     }
     match kind_of(bytes) {
-        Some((Kind::Service, lines)) => read::<Service>(lines),
-        Some((Kind::EndpointSlice, lines)) => read::<EndpointSlice>(lines),
-        Some((Kind::Node, lines)) => read::<Node>(lines),
+        Some((Kind::Service, lines)) => read::<Services>(lines),
+        Some((Kind::EndpointSlice, lines)) => read::<Slices>(lines),
+        Some((Kind::Node, lines)) => read::<Nodes>(lines),
         None => {}
     }
 }
 
-/// A refusal of an API server, as the log tells it: one line, and not a long one.
+/// An error status of an API server is one line in the log.
 fn status(bytes: &[u8]) {
     let Ok(status) = serde_json::from_slice::<Status>(bytes) else { return };
-    let trouble = Trouble::of_status(&status);
-    let _ = (trouble.is_gone(), trouble.spares_streaming());
-    assert!(!trouble.text().contains('\n'), "{:?}", trouble.text());
+    let failure = ApiFailure::of_status(&status);
+    let _ = (failure.is_expired(), failure.may_stream_again());
+    assert!(!failure.text().contains('\n'), "{:?}", failure.text());
 }
 
 /// The addresses of Nodes, from a table or from objects.
@@ -152,8 +145,8 @@ fn nodes(bytes: &[u8]) {
 /// Files of objects, in JSON or YAML.
 fn files(bytes: &[u8]) {
     let text = text_of(bytes);
-    let ours = Ours { node: "node-a".to_owned(), proxy: None };
-    if let Ok(items) = parse(&text, &ours) {
+    let filter = ObjectFilter { node: "node-a".to_owned(), proxy: None };
+    if let Ok(items) = parse(&text, &filter) {
         assert!(items.len() <= text.len());
     }
 }

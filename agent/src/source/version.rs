@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Resource versions: numbers that grow, where the server says them so (KEP-5504); else only equal or not.
+//! Resource versions. Numbers are comparable (KEP-5504); other versions are only equal or not.
 
-/// Whether both are numbers and the first is the smaller one.
+/// Whether both are numbers and `version` is the smaller one.
 pub(super) fn is_older(version: &str, than: &str) -> bool {
     match (version.parse::<u64>(), than.parse::<u64>()) {
         (Ok(version), Ok(than)) => version < than,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Services with their slices, found by name. The name of each is kept once, in the object itself.
+//! Services with their slices, indexed by name. Each name is stored once, in the object itself.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -7,11 +7,11 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
-use super::vips::Vips;
+use super::vips::VipIndex;
 use crate::core::model::Few;
 use crate::core::model::{EndpointSlice, ObjectName, Protocol, Service};
 
-/// Something in a set, found by its name.
+/// A value with a name, for sets that are searched by name.
 trait Named {
     fn name(&self) -> &ObjectName;
 }
@@ -39,17 +39,17 @@ impl<T: Named> PartialEq for ByName<T> {
 
 impl<T: Named> Eq for ByName<T> {}
 
-/// The name of an entry with nothing in it, which is never kept.
+/// The name of an empty entry, which is never stored.
 static NOBODY: LazyLock<ObjectName> = LazyLock::new(ObjectName::default);
 
-/// The Service at which pods reach the API server.
+/// The Service of the API server.
 static API_SERVER: LazyLock<ObjectName> = LazyLock::new(|| ObjectName::new("default", "kubernetes"));
 
 /// A Service, its slices, or both.
 #[derive(Debug, Default)]
 struct Entry {
     service: Option<Arc<Service>>,
-    /// In the order of their names.
+    /// Sorted by name.
     slices: Few<Arc<EndpointSlice>>,
 }
 
@@ -72,41 +72,39 @@ impl Named for Arc<EndpointSlice> {
     }
 }
 
-/// See the module.
+/// Services, slices and VIPs.
 #[derive(Debug, Default)]
 pub struct Index {
     entries: HashSet<ByName<Entry>>,
     slices: HashSet<ByName<Arc<EndpointSlice>>>,
-    vips: Vips,
+    vips: VipIndex,
 }
 
 impl Index {
     /// The external and load-balancer IPs.
-    pub fn vips(&self) -> &Vips {
+    pub fn vips(&self) -> &VipIndex {
         &self.vips
     }
 
-    /// Brings [`Self::vips`] up to date after Services came.
+    /// Updates [`Self::vips`] after Services were added.
     pub fn count_vips(&mut self) {
         self.vips.count(self.slices.iter().map(|slice| &*slice.0));
     }
 
-    /// A Service.
     pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
         self.entries.get(name)?.0.service.as_ref()
     }
 
-    /// A slice.
     pub fn slice(&self, name: &ObjectName) -> Option<&Arc<EndpointSlice>> {
         Some(&self.slices.get(name)?.0)
     }
 
-    /// The slices of a Service, in the order of their names.
+    /// The slices of a Service, sorted by name.
     pub fn slices_of(&self, service: &ObjectName) -> &[Arc<EndpointSlice>] {
         self.entries.get(service).map_or(&[], |entry| &entry.0.slices)
     }
 
-    /// Addresses and TCP ports of the API server, as the endpoints of its Service.
+    /// Addresses and TCP ports of the endpoints of the API server's Service.
     pub fn api_server_endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.slices_of(&API_SERVER).iter().flat_map(|slice| {
             let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
@@ -140,7 +138,7 @@ impl Index {
         self.keep(entry);
     }
 
-    /// Takes a Service out; true when it was there.
+    /// Removes a Service; false if it was not there.
     pub fn remove_service(&mut self, name: &ObjectName) -> bool {
         let mut entry = self.take(name);
         let before = entry.service.take();
@@ -151,7 +149,7 @@ impl Index {
         before.is_some()
     }
 
-    /// Adds a slice that is not there. The Services whose VIP it newly has as an endpoint.
+    /// Adds a new slice. Returns the Services with a VIP that became the address of an endpoint.
     pub fn add_slice(&mut self, mut slice: EndpointSlice) -> Vec<ObjectName> {
         let mut entry = self.take(&slice.service);
         if let Some(name) = entry.known_name() {
@@ -167,7 +165,7 @@ impl Index {
         changed
     }
 
-    /// Takes a slice out, with the Services whose VIP was an endpoint in it and is none any more.
+    /// Removes a slice. Returns it with the Services whose VIP is no longer the address of an endpoint.
     pub fn remove_slice(&mut self, name: &ObjectName) -> Option<(Arc<EndpointSlice>, Vec<ObjectName>)> {
         let ByName(slice) = self.slices.take(name)?;
         let mut entry = self.take(&slice.service);

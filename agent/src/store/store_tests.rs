@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
-use crate::core::model::{Family, Protocol, SlicePort};
+use crate::core::model::trigger::{MAX_TRIGGERS, Trigger};
+use crate::core::model::{EndpointSlice, Family, Protocol, Service, SlicePort};
 use std::time::{Duration, SystemTime};
 
 fn service(name: &str, vip: &str) -> Object {
@@ -87,7 +88,7 @@ fn triggered(number: u8, at: SystemTime) -> Object {
 }
 
 #[test]
-fn what_slices_say_about_their_cause_waits_beside_them() {
+fn triggers_of_slices_are_kept_until_they_are_taken() {
     let (store, later) = (store(), |s| SystemTime::now() + Duration::from_secs(s));
     let triggers = |store: &Store| store.take_dirty().iter().map(|d| d.triggers.len()).collect::<Vec<_>>();
     store.update(|u| {
@@ -103,13 +104,13 @@ fn what_slices_say_about_their_cause_waits_beside_them() {
         u.put(triggered(4, later(4)));
         u.remove(Kind::EndpointSlice, &ObjectName::new("d", "a-1"));
     });
-    assert_eq!(triggers(&store), [0], "nothing is measured when a slice goes");
+    assert_eq!(triggers(&store), [0], "the removal of a slice is not measured");
     store.update(|u| (0..=255).for_each(|n| u.put(triggered(n, later(5)))));
     assert_eq!(triggers(&store), [MAX_TRIGGERS]);
 }
 
 #[test]
-fn changes_are_counted_and_wait_until_they_are_taken() {
+fn changes_are_counted_and_pending_until_they_are_taken() {
     let store = store();
     store.update(|u| {
         u.put(service("a", "10.0.0.1"));
@@ -133,18 +134,18 @@ fn changes_are_counted_and_wait_until_they_are_taken() {
     assert_eq!((tally.pending_services.len(), tally.pending_slices, tally.waiting_since), (0, 0, None));
     store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
     store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
-    assert_eq!(store.tally().services, 3, "what is not there cannot go");
+    assert_eq!(store.tally().services, 3, "a Service that is not there is not counted");
 }
 
 #[test]
-fn the_loop_is_woken_once_everything_was_listed() {
+fn the_loop_is_woken_once_every_kind_is_listed() {
     let inbox = Arc::new(Inbox::default());
     let store = Store::new(inbox.clone());
     let woken = || inbox.is_woken();
     store.update(|u| u.begin_list(Kind::Service));
     store.update(|u| u.put(service("a", "10.0.0.1")));
     store.update(|u| Kind::ALL[1..].iter().for_each(|kind| u.finish_list(*kind)));
-    assert!(!woken(), "it can do nothing yet");
+    assert!(!woken(), "the loop cannot use it yet");
     store.update(|u| u.finish_list(Kind::Service));
     assert!(woken());
     inbox.wait(None);
@@ -153,24 +154,24 @@ fn the_loop_is_woken_once_everything_was_listed() {
 }
 
 #[test]
-fn the_loop_is_woken_when_the_first_services_and_the_node_are_known() {
+fn the_loop_is_woken_when_the_priority_services_and_the_node_are_known() {
     let inbox = Arc::new(Inbox::default());
     let store = Store::new(inbox.clone());
-    let Object::Service(first) = service("dns", "10.0.0.10") else { panic!() };
+    let Object::Service(dns) = service("dns", "10.0.0.10") else { panic!() };
     store.update(|u| {
-        u.put(Object::Service(Service { first: true, ..first }));
+        u.put(Object::Service(Service { first: true, ..dns }));
         u.put(slice("dns-1", "dns"));
         u.put(service("a", "10.0.0.1"));
-        u.first_are_known();
+        u.set_priority_known();
     });
-    assert!(!inbox.is_woken() && !store.has_first(), "the Node says which endpoints are near");
+    assert!(!inbox.is_woken() && !store.has_priority(), "topology needs the Node");
     store.update(|u| u.finish_list(Kind::Node));
-    assert!(inbox.is_woken() && store.has_first() && !store.is_synced());
-    let first = |store: &Store| {
-        store.first().iter().map(|d| format!("{} {}", d.name, d.slices.len())).collect::<Vec<_>>()
+    assert!(inbox.is_woken() && store.has_priority() && !store.is_synced());
+    let priority = |store: &Store| {
+        store.priority().iter().map(|d| format!("{} {}", d.name, d.slices.len())).collect::<Vec<_>>()
     };
-    assert_eq!(first(&store), ["d/dns 1"]);
-    assert_eq!(store.take_dirty().len(), 2, "they are changes like all others");
+    assert_eq!(priority(&store), ["d/dns 1"]);
+    assert_eq!(store.take_dirty().len(), 2, "priority Services stay pending");
     inbox.wait(None);
     store.update(|u| u.put(service("b", "10.0.0.2")));
     assert!(!inbox.is_woken());
@@ -204,7 +205,7 @@ fn a_changed_node_makes_the_store_dirty_once() {
 }
 
 #[test]
-fn an_object_that_stops_being_ours_is_forgotten() {
+fn an_object_that_stops_being_ours_is_removed() {
     let store = store();
     store.update(|u| u.put(service("a", "10.0.0.1")));
     store.take_dirty();
@@ -213,7 +214,7 @@ fn an_object_that_stops_being_ours_is_forgotten() {
 }
 
 #[test]
-fn what_is_wrong_with_an_object_is_told_once() {
+fn a_defect_of_an_object_is_reported_once() {
     let lines = crate::testing::lines(|| {
         let store = store();
         let name = ObjectName::new("d", "a");
@@ -234,7 +235,7 @@ fn what_is_wrong_with_an_object_is_told_once() {
         put(good(), &[]);
         store.update(|u| u.remove(Kind::Service, &name));
         assert_eq!(store.malformed(), 3);
-        assert!(store.lock().told.is_empty());
+        assert!(store.lock().reported.is_empty());
     });
     assert_eq!(lines.len(), 3, "{lines:#?}");
     assert!(lines[0].contains("malformed: no port; its last good version stays in force"), "{}", lines[0]);
@@ -243,11 +244,11 @@ fn what_is_wrong_with_an_object_is_told_once() {
 }
 
 #[test]
-fn what_the_loop_does_not_take_grows_old() {
+fn the_age_of_pending_changes_counts_from_the_first_sync() {
     let store = store();
     store.update(|update| Kind::ALL.into_iter().for_each(|kind| update.begin_list(kind)));
     store.update(|update| update.put(service("a", "10.0.0.1")));
-    assert_eq!(store.waiting_for_loop(), None, "before every list is complete nothing is to be taken");
+    assert_eq!(store.waiting_for_loop(), None, "the loop takes nothing before every list is complete");
     store.update(|update| Kind::ALL.into_iter().for_each(|kind| update.finish_list(kind)));
     let first = store.waiting_for_loop().unwrap();
     std::thread::sleep(Duration::from_millis(2));
@@ -255,7 +256,7 @@ fn what_the_loop_does_not_take_grows_old() {
     assert!(store.waiting_for_loop().unwrap() > first, "the oldest change counts");
     store.take_dirty();
     assert_eq!(store.waiting_for_loop(), None);
-    // One that no Service has is no change that the loop could take.
+    // A slice of no Service is no pending change.
     let Object::EndpointSlice(came) = slice("x", "") else { panic!() };
     let changed = EndpointSlice { family: Family::V6, ..came.clone() };
     for slice in [came, changed] {

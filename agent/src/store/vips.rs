@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which external and load-balancer IPs are addresses of endpoints, too. Endpoints are many and such VIPs
-//! few, so only the addresses of VIPs are counted.
+//! The external and load-balancer IPs that are also addresses of endpoints. Endpoints are many and such VIPs
+//! few, so only endpoints at the addresses of VIPs are counted.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,45 +9,44 @@ use crate::core::model::{EndpointSlice, ObjectName, Service};
 
 #[derive(Debug, Default)]
 struct Vip {
-    /// The Services that have it.
     services: Vec<ObjectName>,
-    /// How many endpoints have it, once they were counted.
+    /// The number of endpoints at this address; `None` until they are counted.
     endpoints: Option<u32>,
 }
 
-/// See the module.
+/// The VIPs of all Services.
 #[derive(Debug, Default)]
-pub struct Vips {
+pub struct VipIndex {
     known: HashMap<IpAddr, Vip>,
-    /// Some VIP is new: its endpoints have not been counted.
-    is_new: bool,
-    /// How many VIPs came so far.
-    came: u64,
+    /// The endpoints of some VIP have not been counted.
+    has_uncounted: bool,
+    /// The number of VIPs added so far.
+    added: u64,
 }
 
 fn vips_of(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     service.external_ips.iter().chain(&service.load_balancer_ips).copied()
 }
 
-impl Vips {
-    /// Whether no Service has such an address.
+impl VipIndex {
+    /// Whether no Service has a VIP.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }
 
-    /// A Service came.
+    /// Adds the VIPs of a Service.
     pub fn add(&mut self, service: &Service) {
         for addr in vips_of(service) {
             let vip = self.known.entry(addr).or_default();
-            self.is_new |= vip.endpoints.is_none();
-            self.came += u64::from(vip.services.is_empty());
+            self.has_uncounted |= vip.endpoints.is_none();
+            self.added += u64::from(vip.services.is_empty());
             if !vip.services.contains(&service.name) {
                 vip.services.push(service.name.clone());
             }
         }
     }
 
-    /// A Service went.
+    /// Removes the VIPs of a Service.
     pub fn remove(&mut self, service: &Service) {
         for addr in vips_of(service) {
             if let Some(vip) = self.known.get_mut(&addr) {
@@ -59,19 +58,19 @@ impl Vips {
         }
     }
 
-    /// A slice came or went. The Services of the VIPs that an endpoint has now and had not before, or the
-    /// other way round.
-    pub fn slice(&mut self, slice: &EndpointSlice, came: bool) -> Vec<ObjectName> {
+    /// Counts a slice that was added or removed. Returns the Services with a VIP that became the address of an
+    /// endpoint, or stopped being one.
+    pub fn slice(&mut self, slice: &EndpointSlice, is_added: bool) -> Vec<ObjectName> {
         let mut changed = Vec::new();
         if self.known.is_empty() {
             return changed;
         }
         for endpoint in &slice.endpoints {
             let Some(vip) = self.known.get_mut(&endpoint.addr) else { continue };
-            // One that was not counted yet is counted with all others.
+            // `Self::count` counts the endpoints of a new VIP.
             let Some(count) = &mut vip.endpoints else { continue };
             let before = *count;
-            *count = if came { before + 1 } else { before.saturating_sub(1) };
+            *count = if is_added { before + 1 } else { before.saturating_sub(1) };
             if (before == 0) != (*count == 0) {
                 changed.extend(vip.services.iter().cloned());
             }
@@ -81,7 +80,7 @@ impl Vips {
 
     /// Counts the endpoints of new VIPs, in one pass over all slices.
     pub fn count<'a>(&mut self, slices: impl Iterator<Item = &'a EndpointSlice>) {
-        if !std::mem::take(&mut self.is_new) {
+        if !std::mem::take(&mut self.has_uncounted) {
             return;
         }
         let mut new: HashMap<IpAddr, u32> = self
@@ -102,19 +101,19 @@ impl Vips {
         }
     }
 
-    /// The VIPs of a Service that endpoints have.
+    /// The VIPs of a Service that are addresses of endpoints.
     pub fn of_endpoints(&self, service: &Service) -> Box<[IpAddr]> {
         let has =
             |addr: &IpAddr| self.known.get(addr).is_some_and(|vip| vip.endpoints.is_some_and(|n| n > 0));
         vips_of(service).filter(has).collect()
     }
 
-    /// How many came so far: another number means that some are new.
-    pub fn came(&self) -> u64 {
-        self.came
+    /// The number of VIPs added so far.
+    pub fn added(&self) -> u64 {
+        self.added
     }
 
-    /// Whether any of them is an IPv6 address.
+    /// Whether any VIP is an IPv6 address.
     pub fn has_v6(&self) -> bool {
         self.known.keys().any(IpAddr::is_ipv6)
     }

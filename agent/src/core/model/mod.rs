@@ -3,12 +3,14 @@
 //! kernel objects. Everything here is a value; nothing knows where it came from.
 
 pub mod address;
+pub mod backoff;
 pub mod changes;
 pub mod flows;
 pub mod map;
 pub mod members;
 pub mod sets;
 pub mod settings;
+pub mod trigger;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use super::tape::{Field, Tape, plain};
 use super::{METADATA, RawPort, intern, label, protocol};
 use crate::core::model::address;
+use crate::core::model::trigger::Trigger;
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
-use crate::metrics::programming::Trigger;
 use crate::store::{Kind, Object};
 
 /// Written by the EndpointSlice controller; RFC 3339.

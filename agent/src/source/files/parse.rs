@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the text of a file to objects: JSON values or YAML documents, lists among them.
+//! Parses a file to objects: JSON values or YAML documents, including lists.
 
 use std::net::IpAddr;
 
@@ -11,18 +11,19 @@ use crate::source::decode::RawObject;
 use crate::store::{Decoded, Kind, Object};
 use crate::yaml;
 
-/// What a file held: objects, as far as they could be decoded, and addresses of other Nodes.
+/// A part of a file.
 #[derive(Clone, Debug)]
-pub(in crate::source) enum Item {
+pub enum FileItem {
     Object(Kind, ObjectName, Box<Decoded>),
+    /// The addresses of another Node.
     Peer(Vec<IpAddr>),
 }
 
-/// Which objects count.
+/// Which objects are used.
 #[derive(Debug)]
-pub(in crate::source) struct Ours {
+pub struct ObjectFilter {
     pub node: String,
-    /// The name of this proxy, as Services ask for one; `None`: those that ask for none.
+    /// The name of the proxy that a Service requests by label; `None`: Services without that label.
     pub proxy: Option<String>,
 }
 
@@ -35,8 +36,8 @@ fn api_version(kind: Kind) -> &'static str {
 }
 
 /// Parses a file; a list contributes its items.
-pub(in crate::source) fn parse(text: &str, ours: &Ours) -> anyhow::Result<Vec<Item>> {
-    // A file that was just cut to be written anew; a list without items says so.
+pub fn parse(text: &str, filter: &ObjectFilter) -> anyhow::Result<Vec<FileItem>> {
+    // An empty file may be about to be written; a list without items is not empty.
     anyhow::ensure!(!text.trim().is_empty(), "the file is empty");
     let documents: Vec<Value> = if text.trim_start().starts_with('{') {
         let values = serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>();
@@ -46,7 +47,7 @@ pub(in crate::source) fn parse(text: &str, ours: &Ours) -> anyhow::Result<Vec<It
     };
     let mut items = Vec::new();
     for document in &documents {
-        collect(document, ours, &mut items)?;
+        collect(document, filter, &mut items)?;
     }
     Ok(items)
 }
@@ -55,41 +56,37 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn collect(value: &Value, ours: &Ours, items: &mut Vec<Item>) -> anyhow::Result<()> {
+fn collect(value: &Value, filter: &ObjectFilter, items: &mut Vec<FileItem>) -> anyhow::Result<()> {
     if value.is_null() {
         return Ok(());
     }
     let (kind, version) = (text(value, "kind"), text(value, "apiVersion"));
     if let Some(of_items) = kind.strip_suffix("List") {
         let list = value.get("items").and_then(Value::as_array);
-        let list = list.with_context(|| format!("a {kind} without items"))?;
-        // Items of a typed list (ServiceList) carry no kind of their own.
+        let list = list.with_context(|| format!("a {kind} has no items"))?;
+        // Items of a typed list (ServiceList) have no kind of their own.
         for item in list {
             match of_items {
-                "" => collect(item, ours, items)?,
-                of_items => collect_object(item, (of_items, version), ours, items)?,
+                "" => collect(item, filter, items)?,
+                of_items => collect_object(item, (of_items, version), filter, items)?,
             }
         }
         return Ok(());
     }
-    anyhow::ensure!(
-        !kind.is_empty(),
-        "an object without a kind: is this the output of `kubectl get -o yaml`?"
-    );
-    collect_object(value, (kind, version), ours, items)
+    anyhow::ensure!(!kind.is_empty(), "an object has no kind: is this the output of `kubectl get -o yaml`?");
+    collect_object(value, (kind, version), filter, items)
 }
 
 fn collect_object(
     value: &Value,
     (kind, version): (&str, &str),
-    ours: &Ours,
-    items: &mut Vec<Item>,
+    filter: &ObjectFilter,
+    items: &mut Vec<FileItem>,
 ) -> anyhow::Result<()> {
-    // Kinds of other groups have the same names, a Knative Service for one. An object without a version is
-    // taken for one of ours.
-    let is_ours =
+    // Other API groups have kinds of the same name, e.g. the Knative Service. An object without a version is accepted.
+    let is_known =
         |known: &Kind| known.to_string() == kind && (version.is_empty() || version == api_version(*known));
-    let Some(kind) = Kind::ALL.into_iter().find(is_ours) else {
+    let Some(kind) = Kind::ALL.into_iter().find(is_known) else {
         tracing::debug!(
             kind,
             version,
@@ -100,20 +97,20 @@ fn collect_object(
     let object = RawObject::read(kind, value)?;
     let name = object.name();
     let for_others = match kind {
-        Kind::Node => *name.name != *ours.node,
-        Kind::Service => object.proxy() != ours.proxy.as_deref(),
+        Kind::Node => *name.name != *filter.node,
+        Kind::Service => object.proxy() != filter.proxy.as_deref(),
         Kind::EndpointSlice => false,
     };
     if kind == Kind::Node
         && for_others
         && let Ok(Object::Node(node)) = object.decode(&name).object
     {
-        items.push(Item::Peer(node.addresses));
+        items.push(FileItem::Peer(node.addresses));
     }
     if for_others {
         return Ok(());
     }
     let decoded = object.decode(&name);
-    items.push(Item::Object(kind, name, Box::new(decoded)));
+    items.push(FileItem::Object(kind, name, Box::new(decoded)));
     Ok(())
 }

@@ -7,53 +7,52 @@ use kube_ipvs::inbox::Inbox;
 use kube_ipvs::metrics::Metrics;
 use kube_ipvs::source::api::ApiSource;
 use kube_ipvs::source::client::ApiAccess;
-use kube_ipvs::source::{Limits, Source};
+use kube_ipvs::source::{Source, Timing};
 use kube_ipvs::store::Store;
 
 use super::*;
 
 /// Long pauses: what is asked for twice is counted, not timed.
-fn patient() -> Limits {
+fn patient() -> Timing {
     let long = Duration::from_secs(600);
-    Limits {
-        ahead: long,
+    Timing {
+        priority: long,
         stall: long,
         list: long,
         no_streaming: long,
         answer: long,
         silence: long,
-        doubt: long,
+        uncertain: long,
         min_pause: long,
         max_pause: long,
-        calm: long,
+        reset: long,
     }
 }
 
-pub(super) fn eager() -> Limits {
+pub(super) fn eager() -> Timing {
     let short = Duration::from_millis(20);
     let wait = Duration::from_millis(300);
-    Limits {
-        ahead: wait,
+    Timing {
+        priority: wait,
         stall: wait,
         list: wait * 2,
         answer: wait,
         silence: wait * 10,
-        doubt: short * 5,
+        uncertain: short * 5,
         min_pause: short,
         max_pause: short,
-        calm: short,
+        reset: short,
         ..patient()
     }
 }
 
-pub(super) async fn follow(server: &ApiServer, limits: Limits) -> Arc<Store> {
+pub(super) async fn follow(server: &ApiServer, timing: Timing) -> Arc<Store> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let metrics = Metrics::new().unwrap();
     let access = ApiAccess { kubeconfig: None, master: Some(server.url()) };
-    let client = access.client(&metrics, limits.answer).await.unwrap();
+    let client = access.client(Arc::new(()), timing.answer).await.unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    let source = ApiSource::new(client, "n1", tokio::runtime::Handle::current(), metrics);
-    Box::new(source.with_limits(limits)).start(store.clone()).unwrap();
+    let source = ApiSource::new(client, "n1", tokio::runtime::Handle::current());
+    Box::new(source.with_timing(timing)).start(store.clone()).unwrap();
     store
 }
 
@@ -137,16 +136,16 @@ async fn the_first_services_are_known_before_the_large_lists() {
     first_objects(&server);
     server.set_faults(Faults { held: Some("services".to_owned()), ..Faults::default() });
     let store = follow(&server, patient()).await;
-    until("the first Services", || store.has_first()).await;
+    until("the first Services", || store.has_priority()).await;
     assert!(!store.is_synced());
-    assert_eq!(names(&store.first()), ["default/kubernetes 1", "kube-system/kube-dns 1"]);
+    assert_eq!(names(&store.priority()), ["default/kubernetes 1", "kube-system/kube-dns 1"]);
     let known = names(&store.all());
     assert_eq!(known, ["default/kubernetes 1", "kube-system/kube-dns 1", "kube-system/metrics 0"]);
     server.delete("Service", "kube-system", "kube-dns");
     server.set_faults(Faults::default());
     until("in sync", || store.is_synced()).await;
     assert_eq!(store.all().len(), 5 + 3, "the complete lists decide");
-    assert_eq!(names(&store.first()), ["default/kubernetes 1"]);
+    assert_eq!(names(&store.priority()), ["default/kubernetes 1"]);
     let ahead: Vec<RequestRecord> =
         server.requests().into_iter().filter(|r| r.path.contains("/namespaces/")).collect();
     assert_eq!(ahead.len(), 4, "{ahead:?}");
@@ -162,9 +161,9 @@ async fn a_server_that_does_not_give_the_first_services_early_is_no_trouble() {
         let server = start();
         first_objects(&server);
         server.set_faults(faults.clone());
-        let store = follow(&server, Limits { ahead: Duration::from_millis(50), ..patient() }).await;
+        let store = follow(&server, Timing { priority: Duration::from_millis(50), ..patient() }).await;
         until("in sync", || store.is_synced()).await;
-        assert!(!store.has_first(), "{faults:?}");
+        assert!(!store.has_priority(), "{faults:?}");
         assert_eq!(store.all().len(), 5 + 4, "{faults:?}");
     }
 }
@@ -172,10 +171,10 @@ async fn a_server_that_does_not_give_the_first_services_early_is_no_trouble() {
 #[tokio::test(flavor = "multi_thread")]
 async fn trouble_is_no_storm_and_loses_nothing() {
     const PAUSE: Duration = Duration::from_millis(10);
-    let limits = Limits { min_pause: PAUSE, ..patient() };
+    let timing = Timing { min_pause: PAUSE, ..patient() };
     for code in [500, 403, 401, 404, 410] {
         let server = start();
-        let store = follow(&server, limits).await;
+        let store = follow(&server, timing).await;
         until("in sync", || store.is_synced()).await;
         server.set_faults(failing("services", code));
         server.cut_watches(false);
@@ -286,11 +285,11 @@ async fn after_any_streamed_list_that_fails_lists_come_in_pages() {
 async fn lists_are_streamed_again_after_a_long_time() {
     let server = start();
     server.set_faults(Faults { streaming: Streaming::NoProgress, ..Faults::default() });
-    let limits = Limits { no_streaming: Duration::from_millis(50), ..eager() };
-    let store = follow(&server, limits).await;
+    let timing = Timing { no_streaming: Duration::from_millis(50), ..eager() };
+    let store = follow(&server, timing).await;
     until("in sync", || store.is_synced()).await;
     server.set_faults(Faults::default());
-    tokio::time::sleep(limits.no_streaming).await;
+    tokio::time::sleep(timing.no_streaming).await;
     server.compact();
     server.cut_watches(false);
     server.apply(object("s9", 80));
@@ -324,8 +323,8 @@ async fn a_server_that_is_restored_between_a_list_and_its_watch_is_listed_again(
     for port in 100..200 {
         server.apply(object("s0", port));
     }
-    // Without the doubt only the silence of a watch, much later, would show it.
-    let store = follow(&server, Limits { silence: patient().silence, ..eager() }).await;
+    // Without `uncertain` only the silence of a watch, much later, would show it.
+    let store = follow(&server, Timing { silence: patient().silence, ..eager() }).await;
     until("a complete list", || store.is_synced()).await;
     server.restore(vec![object("old", 80)], 7);
     until("the restored state", || names(&store.all()) == ["d/old 0"]).await;
@@ -349,7 +348,7 @@ async fn an_event_of_an_older_version_means_a_new_list() {
 async fn a_watch_that_falls_silent_is_looked_into() {
     let server = start();
     server.set_bookmark_interval(Duration::from_secs(600));
-    let store = follow(&server, Limits { silence: Duration::from_millis(50), ..eager() }).await;
+    let store = follow(&server, Timing { silence: Duration::from_millis(50), ..eager() }).await;
     until("in sync", || store.is_synced()).await;
     let small = |r: &&RequestRecord| r.path.ends_with("services") && r.query.contains("limit=1");
     until("two small lists", || {
@@ -374,7 +373,7 @@ async fn a_proxy_of_the_kubeconfig_is_used() {
     std::fs::write(&path, kubeconfig.to_string()).unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let access = ApiAccess { kubeconfig: Some(path.to_str().unwrap().to_owned()), master: None };
-    let api = access.client(&Metrics::new().unwrap(), LIMIT).await.unwrap();
+    let api = access.client(Arc::new(()), LIMIT).await.unwrap();
     let asking = tokio::spawn(async move { api.client.apiserver_version().await.is_ok() });
     let (mut stream, _) = tokio::time::timeout(LIMIT, proxy.accept()).await.unwrap().unwrap();
     let mut line = [0; 28];
@@ -404,10 +403,10 @@ async fn what_is_no_api_server_is_told_in_few_words() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let metrics = Metrics::new().unwrap();
     let access = ApiAccess { kubeconfig: None, master: Some(url) };
-    let api = access.client(&metrics, LIMIT).await.unwrap();
+    let api = access.client(Arc::new(metrics.clone()), LIMIT).await.unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    let source = ApiSource::new(api, "n1", tokio::runtime::Handle::current(), metrics.clone());
-    Box::new(source.with_limits(eager())).start(store.clone()).unwrap();
+    let source = ApiSource::new(api, "n1", tokio::runtime::Handle::current());
+    Box::new(source.with_timing(eager())).start(store.clone()).unwrap();
     let failures = "kube_ipvs_watch_failures_total{kind=\"Service\"} ";
     until("failures in the metrics", || {
         let text = metrics.render().unwrap();

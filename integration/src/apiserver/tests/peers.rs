@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How the agent learns the addresses of other Nodes and of the API server.
 
-use kube_ipvs::source::Limits;
+use kube_ipvs::source::Timing;
 
 use super::follow::{eager, follow};
 use super::*;
@@ -93,7 +93,7 @@ async fn where_a_table_does_not_show_every_address_objects_are_read() {
 async fn a_server_that_refuses_the_list_of_nodes_holds_up_nobody_for_long() {
     let server = start();
     // A new VIP is no reason to ask a server again that refuses.
-    let limits = Limits { max_pause: Duration::from_secs(30), calm: Duration::from_secs(120), ..eager() };
+    let limits = Timing { max_pause: Duration::from_secs(30), reset: Duration::from_secs(120), ..eager() };
     let store = follow(&server, limits).await;
     until("in sync", || store.is_synced()).await;
     server.set_faults(Faults { status: Some(("nodes".to_owned(), 403, usize::MAX)), ..Faults::default() });
@@ -132,7 +132,7 @@ async fn a_server_that_wants_a_pause_gets_it() {
 async fn vips_wait_five_seconds_for_a_list_that_takes_longer() {
     let server = start();
     let long = Duration::from_secs(40);
-    let store = follow(&server, Limits { stall: long, answer: long, ..eager() }).await;
+    let store = follow(&server, Timing { stall: long, answer: long, ..eager() }).await;
     until("in sync", || store.is_synced()).await;
     server.set_faults(Faults { held: Some("nodes".to_owned()), ..Faults::default() });
     let began = std::time::Instant::now();

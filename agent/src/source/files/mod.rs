@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Objects from a file or a folder of YAML or JSON, followed by inotify.
+//! Objects from a file or a folder of YAML or JSON, watched by inotify.
 //!
-//! The content of all files together is one complete list. A file that no longer parses keeps its
-//! last good content in force; a file that is gone takes its objects with it; one that is being written is left
-//! alone until it is closed.
+//! The content of all files together is one complete list. The last good content of a file that no longer parses stays
+//! in force. The objects of a deleted file are removed. A file that is being written is read when it is closed.
 
-pub(super) mod parse;
+pub mod parse;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,59 +18,60 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::Source;
+use crate::core::model::backoff::Backoff;
 use crate::file_watch::FileWatch;
 use crate::pace::FailurePace;
 use crate::store::{Decoded, Kind, Store};
 use crate::words;
-use parse::{Item, Ours, parse};
+use parse::{FileItem, ObjectFilter, parse};
 
-const MIN_PAUSE: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// The pauses after a failure.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
-/// Tells one version of a file from the next, a replacement by rename included.
+/// Identifies a version of a file, also one that was replaced by rename.
 type Stamp = (u64, i64, i64, u64);
 
 #[derive(Debug)]
 struct Cached {
     stamp: Stamp,
-    items: Vec<Item>,
+    items: Vec<FileItem>,
 }
 
 /// Objects from files.
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
-    ours: Ours,
+    filter: ObjectFilter,
     cache: BTreeMap<PathBuf, Cached>,
     published: bool,
-    /// Complete reads so far: tells a lasting trouble from a passing one.
+    /// The number of complete reads; the pauses are reset after one.
     reads: u64,
 }
 
 impl FileSource {
-    /// Objects from `path`, a file or a folder (not its subfolders; files ending in `.yaml`,
-    /// `.yml` or `.json`, hidden ones left out). Of the Nodes only the one named `node` counts.
+    /// Reads `path`, a file or a folder (without subfolders; its files that end in `.yaml`, `.yml` or `.json` and are not
+    /// hidden). `node` is the name of this Node.
     pub fn new(path: impl Into<PathBuf>, node: &str) -> Self {
-        let ours = Ours { node: node.to_owned(), proxy: None };
-        Self { path: path.into(), ours, cache: BTreeMap::new(), published: false, reads: 0 }
+        let filter = ObjectFilter { node: node.to_owned(), proxy: None };
+        Self { path: path.into(), filter, cache: BTreeMap::new(), published: false, reads: 0 }
     }
 
-    /// With the Services that are for the proxy of this name; without one, those for none in particular.
+    /// Uses the Services whose label requests the proxy of this name; `None`: Services without that label.
     pub fn serving(mut self, proxy: Option<String>) -> Self {
-        self.ours.proxy = proxy;
+        self.filter.proxy = proxy;
         self
     }
 
-    /// Reads what changed and publishes everything as one change. Returns whether anything did.
+    /// Reads the changed files and publishes all objects as one change. Returns whether anything changed.
     ///
     /// # Errors
-    /// When the path itself cannot be read; the store is then left as it is.
+    /// The path itself cannot be read; the store is not changed.
     pub fn read(&mut self, store: &Store) -> anyhow::Result<bool> {
         self.read_complete(store, |path| fs::read_to_string(path).map(Some))
     }
 
-    /// As [`Self::read`]; a file without a text is being written: it stays as it was, and the first list waits
-    /// for it.
+    /// As [`Self::read`]; `read` returns `None` for a file that is being written: its old content stays in force, and
+    /// the first list waits for the file.
     fn read_complete(
         &mut self,
         store: &Store,
@@ -91,9 +91,9 @@ impl FileSource {
             match self.read_file(&path, &mut read) {
                 Ok(Some(new)) => changed |= new,
                 Ok(None) => is_complete = false,
-                // What the node holds may come from that file: without it there is no first list.
+                // The node may have objects of that file programmed: the first list needs it.
                 Err(error) if !self.published => {
-                    return Err(error.context(format!("cannot use {}: fix it", path.display())));
+                    return Err(error.context(format!("cannot use {}: fix the file", path.display())));
                 }
                 Err(error) => report_file(&path, &error, self.cache.contains_key(&path)),
             }
@@ -126,8 +126,7 @@ impl FileSource {
         Ok(files)
     }
 
-    /// Reads a file if it is not the one read before; keeps the old content when that fails. Whether it changed;
-    /// `None`: it is being written.
+    /// Reads a file if it changed. Returns whether it did; `None`: it is being written.
     fn read_file(
         &mut self,
         path: &Path,
@@ -138,7 +137,7 @@ impl FileSource {
             return Ok(Some(false));
         }
         let Some(text) = read(path)? else { return Ok(None) };
-        let items = parse(&text, &self.ours)?;
+        let items = parse(&text, &self.filter)?;
         self.cache.insert(path.to_owned(), Cached { stamp, items });
         Ok(Some(true))
     }
@@ -152,10 +151,10 @@ impl FileSource {
             }
             for item in self.cache.values().flat_map(|cached| &cached.items) {
                 match item {
-                    Item::Object(kind, name, decoded) => {
+                    FileItem::Object(kind, name, decoded) => {
                         update.put_decoded(*kind, name, Decoded::clone(decoded))
                     }
-                    Item::Peer(addresses) => peers.extend(addresses),
+                    FileItem::Peer(addresses) => peers.extend(addresses),
                 }
             }
             peers.sort_unstable();
@@ -166,11 +165,11 @@ impl FileSource {
         });
     }
 
-    /// Watches and reads until something about the watch itself fails.
+    /// Watches and reads until the watch itself fails.
     fn follow(&mut self, store: &Store) -> anyhow::Result<()> {
         let mut watch = FileWatch::new()?;
         loop {
-            // The watches stand before the files are read, so no change falls between the two.
+            // Watch before reading, so that no change is missed between the two.
             let files = self.files().unwrap_or_default();
             watch.cover(files.iter().map(PathBuf::as_path).chain([self.path.as_path()]))?;
             self.read_complete(store, |path| watch.read(path))?;
@@ -183,7 +182,7 @@ impl Source for FileSource {
     fn start(mut self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
         let run = move || {
             let start = Instant::now();
-            let (mut pause, mut pace) = (MIN_PAUSE, FailurePace::default());
+            let (mut pauses, mut pace) = (PAUSES, FailurePace::default());
             loop {
                 let before = self.reads;
                 if let Err(error) = self.follow(&store) {
@@ -193,8 +192,10 @@ impl Source for FileSource {
                         tracing::error!("{why}{kept}; retried until it works");
                     }
                 }
-                std::thread::sleep(pause);
-                pause = if self.reads > before { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+                std::thread::sleep(pauses.next());
+                if self.reads > before {
+                    pauses.reset();
+                }
             }
         };
         std::thread::Builder::new().name("objects".to_owned()).spawn(run)?;
@@ -203,10 +204,10 @@ impl Source for FileSource {
 }
 
 fn report_file(path: &Path, error: &anyhow::Error, known: bool) {
-    let kept = if known { "its last good content stays in force" } else { "it is left out" };
+    let kept = if known { "its last good content stays in force" } else { "the file is ignored" };
     let file = path.display();
     let why = words::chain(error);
-    tracing::error!(%file, "cannot use this file: {why}; {kept}; fix it and it is read again");
+    tracing::error!(%file, "cannot use this file: {why}; {kept}; it is read again when it is fixed");
 }
 
 fn stamp(path: &Path) -> std::io::Result<Stamp> {
@@ -243,7 +244,7 @@ mod tests {
         assert!(source.read(&store).unwrap());
         assert!(store.is_synced());
         assert_eq!(dirty(&store), ["default/a true", "default/j true", "x/b true"]);
-        assert!(store.node().is_none(), "another node's object is not ours");
+        assert!(store.node().is_none(), "the object of another Node is ignored");
         assert!(!source.read(&store).unwrap(), "nothing changed");
         fs::remove_file(dir.path().join("b.json")).unwrap();
         assert!(source.read(&store).unwrap());
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn services_are_picked_by_the_proxy_that_they_ask_for() {
+    fn services_are_selected_by_the_proxy_that_they_request() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         let labels = "labels: {service.kubernetes.io/service-proxy-name: mine}";
@@ -294,14 +295,14 @@ mod tests {
             fs::write(dir.path().join("b.yaml"), broken).unwrap();
             let error = format!("{:#}", source.read(&store).unwrap_err());
             assert!(error.contains("b.yaml"), "{error}");
-            assert!(!store.is_synced(), "a restart must not take a broken file for removed Services");
+            assert!(!store.is_synced(), "a restart must not remove the Services of a broken file");
         }
         fs::write(dir.path().join("b.yaml"), "kind: List\nitems: []\n").unwrap();
         assert!(source.read(&store).unwrap() && store.is_synced());
     }
 
     #[test]
-    fn one_malformed_object_is_counted_and_the_rest_goes_on() {
+    fn a_malformed_object_is_counted_and_the_others_are_used() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         let (store, mut source) = (store(), FileSource::new(&path, "n1"));
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_of_another_group_is_not_ours() {
+    fn a_kind_of_another_group_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         let (store, mut source) = (store(), FileSource::new(&path, "n1"));
@@ -354,11 +355,11 @@ mod tests {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("{vip} did not come");
+        panic!("{vip} is missing");
     }
 
     #[test]
-    fn what_a_link_points_at_is_followed() {
+    fn changes_of_a_link_target_are_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let (objects, elsewhere) = (dir.path().join("objects"), dir.path().join("elsewhere"));
         fs::create_dir(&objects).unwrap();
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_being_written_is_left_alone() {
+    fn a_file_that_is_being_written_is_read_when_it_is_closed() {
         use std::io::Write;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
@@ -395,11 +396,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_being_written_at_the_start_is_waited_for() {
+    fn the_first_list_waits_for_a_file_that_is_being_written() {
         use std::io::Write;
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.yaml"), YAML).unwrap();
-        // What is there so far is valid by itself.
+        // The first part is valid by itself.
         let mut file = fs::File::create(dir.path().join("b.yaml")).unwrap();
         file.write_all(b"kind: List\nitems: []\n").unwrap();
         let store = store();
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_missing_is_an_error_and_no_list() {
+    fn a_missing_path_is_an_error_and_no_list() {
         let (store, mut source) = (store(), FileSource::new("/nonexistent/objects", "n1"));
         let error = format!("{:#}", source.read(&store).unwrap_err());
         assert!(error.contains("/nonexistent/objects") && error.contains("check that it exists"), "{error}");
@@ -421,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replacement_by_rename_is_followed() {
+    fn a_replacement_by_rename_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         fs::write(&path, YAML).unwrap();

@@ -1,34 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What has come into the store, for metrics: how many changes, how many wait, since when.
+//! Counts of the changes in the store, for metrics: how many came, how many are pending, since when.
 
 use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};
 
+use super::object::Kind;
+use crate::core::model::trigger::Trigger;
 use crate::core::model::{Family, ObjectName};
-use crate::metrics::programming::Trigger;
-use crate::store::Kind;
 
-/// Changes that came in and that the loop has or has not taken. An object that is equal to the one
-/// before is none.
+/// Counts of changes. An object that equals its earlier version is no change.
 #[derive(Clone, Debug)]
 pub struct Tally {
     /// Changes of Services.
     pub services: u64,
     /// Changes of EndpointSlices of each family, by [`Family::index`].
     pub slices: [u64; 2],
-    /// Services whose change waits.
+    /// Services with a pending change.
     pub pending_services: BTreeSet<ObjectName>,
-    /// Changes of EndpointSlices that wait.
+    /// Pending changes of EndpointSlices.
     pub pending_slices: u64,
     /// Objects that could not be decoded, by [`Kind`].
     pub malformed: [u64; Kind::ALL.len()],
-    /// When the newest change came in; before the first, when the store was made.
+    /// When the newest change was put; before the first change, when the store was made.
     pub changed_at: SystemTime,
-    /// When the oldest change that waits came in.
+    /// When the oldest pending change was put.
     pub waiting_since: Option<Instant>,
-    /// Nothing that happened before is measured.
+    /// Triggers from before this time are not measured.
     started: SystemTime,
-    /// Changes came in since the clock was last asked.
+    /// A change was put since the last [`Tally::stamp`].
     fresh: bool,
 }
 
@@ -50,26 +49,26 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// A Service came, changed or went.
+    /// Counts a Service that was added, changed or removed.
     pub fn service(&mut self, name: &ObjectName) {
         self.services += 1;
         self.pending_services.insert(name.clone());
         self.changed();
     }
 
-    /// An EndpointSlice came, changed or went.
+    /// Counts an EndpointSlice that was added, changed or removed.
     pub fn slice(&mut self, family: Family) {
         self.slices[family.index()] += 1;
         self.pending_slices += 1;
         self.changed();
     }
 
-    /// Something else that the loop has to look at changed.
+    /// Notes any other change that the loop must take.
     pub fn changed(&mut self) {
         self.fresh = true;
     }
 
-    /// Notes the time of the changes that have just come in, once for all of a group.
+    /// Sets the time of the changes just put, once for a group.
     pub fn stamp(&mut self) {
         if std::mem::take(&mut self.fresh) {
             self.changed_at = SystemTime::now();
@@ -77,19 +76,19 @@ impl Tally {
         }
     }
 
-    /// An object could not be decoded.
+    /// Counts an object that could not be decoded.
     pub fn malformed(&mut self, kind: Kind) {
         self.malformed[kind as usize] += 1;
     }
 
-    /// The loop took everything that waited.
+    /// The loop took all pending changes.
     pub fn taken(&mut self) {
         self.pending_services.clear();
         self.pending_slices = 0;
         self.waiting_since = None;
     }
 
-    /// As kube-proxy, changes from before the start are not measured: nobody waited for this agent.
+    /// Whether to measure a trigger. As in kube-proxy, changes from before the start are not measured.
     pub fn counts(&self, trigger: &Trigger) -> bool {
         trigger.at > self.started
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why the API cannot be followed: what failed, in one line, and the remedy. Both come from the status of
-//! the answer and the kind of the error, never from the words of a text.
+//! Failures of requests to the API server: what failed, in one line, and the remedy. Both depend on the status of the
+//! answer and the kind of the error, never on the words of a text.
 
 use std::error::Error;
 use std::io;
@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use kube::core::Status;
 
-use super::client::Route;
+use super::route::Route;
 use crate::words;
 
-/// The longest text of a server that is repeated, in characters.
+/// The longest text of a server that is quoted, in characters.
 const LONGEST: usize = 300;
 
 /// A failed list or watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
-    /// The status of the answer, if there was one.
+pub(super) struct ApiFailure {
+    /// The status of the answer, if one came.
     pub code: Option<u16>,
-    /// Whether nothing was asked, for the server refused the connection.
+    /// The server refused the connection.
     pub refused_connection: bool,
     /// What failed.
     pub what: String,
@@ -28,24 +28,24 @@ pub(super) struct Trouble {
     pub remedy: String,
 }
 
-impl Trouble {
-    /// A failure that no error of the client stands for.
+impl ApiFailure {
+    /// A failure that is no error of the client.
     pub fn new(what: &str, remedy: &str) -> Self {
         Self { code: None, refused_connection: false, what: what.to_owned(), remedy: remedy.to_owned() }
     }
 
-    /// Both, as a part of a log line.
+    /// What failed and the remedy, as a part of a log line.
     pub fn text(&self) -> String {
         format!("{}; {}", self.what, self.remedy)
     }
 
-    /// Nothing came in the middle of a list for so long.
+    /// A list took longer than `limit`.
     pub fn stalled(limit: Duration) -> Self {
-        let what = format!("a list went on for {} and did not end", words::time(limit));
+        let what = format!("a list did not end within {}", words::time(limit));
         Self::new(&what, "check the load of the API server and the network to it")
     }
 
-    /// The status that a server answered with, or sent as an event of a watch.
+    /// The status of an answer, or of an event of a watch.
     pub fn of_status(status: &Status) -> Self {
         let (reason, message) = (status.reason.trim(), cut(status.message.trim()));
         let mut what = format!("the API server answered {}", status.code);
@@ -59,7 +59,7 @@ impl Trouble {
         Self { code: Some(status.code), refused_connection: false, what, remedy }
     }
 
-    /// What is wrong when the client says so, on this way to the server.
+    /// An error of the client on this route to the server.
     pub fn of(error: &kube::Error, route: &Route) -> Self {
         if let kube::Error::Api(status) = error {
             return Self::of_status(status);
@@ -69,14 +69,14 @@ impl Trouble {
         Self { code: None, refused_connection, what, remedy }
     }
 
-    /// The version that was asked for is not there any more.
-    pub fn is_gone(&self) -> bool {
+    /// Whether the requested version has expired.
+    pub fn is_expired(&self) -> bool {
         self.code == Some(410)
     }
 
-    /// Whether a streamed list that failed so says nothing about the next one. As client-go sees it: nothing
-    /// was asked, or the server wants a pause first.
-    pub fn spares_streaming(&self) -> bool {
+    /// Whether a streamed list is worth another try after this failure. As in client-go: the server did not get the
+    /// request, or it requested a pause.
+    pub fn may_stream_again(&self) -> bool {
         self.refused_connection || self.code == Some(429)
     }
 }
@@ -86,19 +86,19 @@ fn remedy_of_status(code: u16) -> &'static str {
         401 => "check the token or client certificate",
         403 => "the service account needs get, list and watch on services, endpointslices and nodes",
         404..=406 => "check that the server is a Kubernetes API server of version 1.21 or later",
-        407 => "the proxy on the way wants a user and password",
-        410 => "the list begins anew",
+        407 => "the proxy requires a user and a password",
+        410 => "listing again",
         429 => "the API server is overloaded",
-        502..=504 => "the API server is starting or overloaded, or what stands before it cannot reach it",
+        502..=504 => "the API server is starting or overloaded, or a load balancer cannot reach it",
         500..=599 => "see the API server's log",
         _ => "check that the server's address is that of a Kubernetes API server",
     }
 }
 
-/// Each error in the chain, what an I/O error wraps included.
+/// Each error in the chain, including those that an I/O error wraps.
 fn chain(error: &kube::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
     iter::successors(Some(error as &(dyn Error + 'static)), |&error| {
-        // The source of an I/O error is that of what it wraps: the wrapped one would be passed over.
+        // The source of an I/O error is that of the wrapped error, so the wrapped one would be skipped.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| error.source())
     })
@@ -112,15 +112,15 @@ fn kinds(error: &kube::Error) -> impl Iterator<Item = io::ErrorKind> {
     chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind)
 }
 
-/// What failed, and the remedy.
+/// What failed and the remedy.
 fn explain(error: &kube::Error, route: &Route) -> (String, String) {
     if find::<tower::timeout::error::Elapsed>(error).is_some() {
         let what = format!("{} does not answer", route.server);
-        return (what, route.remedy("check that it is no overloaded or hanging API server"));
+        return (what, route.remedy("check whether the API server is overloaded or hangs"));
     }
     if let Some(tls) = find::<rustls::Error>(error) {
         let (why, remedy) = explain_tls(tls);
-        return (format!("no secure connection to {}: {why}", route.described()), remedy.to_owned());
+        return (format!("TLS to {} failed: {why}", route.described()), remedy.to_owned());
     }
     let last_io = chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last();
     let client = find::<hyper_util::client::legacy::Error>(error);
@@ -132,7 +132,7 @@ fn explain(error: &kube::Error, route: &Route) -> (String, String) {
         );
     }
     if matches!(error, kube::Error::SerdeError(_) | kube::Error::FromUtf8(_)) {
-        let what = format!("the answer of {} is no Kubernetes object", route.described());
+        let what = format!("{} answered with something else than a Kubernetes object", route.described());
         return (what, route.remedy("check that this is the address of a Kubernetes API server"));
     }
     if matches!(error, kube::Error::Auth(_)) {
@@ -140,59 +140,59 @@ fn explain(error: &kube::Error, route: &Route) -> (String, String) {
         return (what, "check the users of the kubeconfig".to_owned());
     }
     if let Some(hyper) = find::<hyper::Error>(error).filter(|hyper| hyper.is_parse()) {
-        let what =
-            format!("{} does not speak HTTP as expected: {}", route.described(), cut(&hyper.to_string()));
-        return (what, "check its address and whether it wants http:// or https://".to_owned());
+        let what = format!("{} does not speak HTTP: {}", route.described(), cut(&hyper.to_string()));
+        return (what, "check its address, and whether its URL begins with http:// or https://".to_owned());
     }
     let why = last_io.map_or_else(|| last(error), words::io_error);
-    let what = format!("the connection to {} broke: {}", route.described(), cut(&why));
-    (what, route.remedy("what is programmed stays; check the API server if it stays away"))
+    let what = format!("the connection to {} was lost: {}", route.described(), cut(&why));
+    (what, route.remedy("programmed Services keep working; check the API server if this lasts"))
 }
 
 fn remedy_of_io(error: Option<&io::Error>, route: &Route) -> String {
     route.remedy(match error.map(io::Error::kind) {
         Some(io::ErrorKind::ConnectionRefused) => {
-            "check that the API server runs and that its address is right"
+            "check that the API server runs and that its address is correct"
         }
         Some(
             io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable,
-        ) => "check the route and the firewalls to it; the address must be reachable without a ClusterIP",
-        _ => "check that the server's address is right and reachable from this node without a ClusterIP",
+        ) => "check the route and the firewalls to it; the node must reach it without a ClusterIP",
+        _ => "check that the server's address is correct and that the node reaches it without a ClusterIP",
     })
 }
 
-/// Why there is no secure connection, and the remedy. The texts of the library are names of its types.
+/// Why TLS failed and the remedy. The library's own texts are names of its types.
 fn explain_tls(error: &rustls::Error) -> (String, &'static str) {
     use rustls::CertificateError as Bad;
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
     let (why, remedy) = match error {
-        InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => (
-            "its certificate is not signed by this CA",
-            "check that the CA of the kubeconfig is the server's",
-        ),
+        InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
+            ("its certificate is not signed by the configured CA", "check the CA of the kubeconfig")
+        }
         InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
-            ("its certificate has expired", "renew the certificate, or set this node's clock")
+            ("its certificate has expired", "renew the certificate, or correct this node's clock")
         }
         InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. }) => {
-            ("its certificate is not valid yet", "set this node's clock")
+            ("its certificate is not valid yet", "correct this node's clock")
         }
         InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => (
-            "its certificate is for other names",
-            "use an address that is in the certificate, or set tls-server-name in the kubeconfig",
+            "its certificate is for another name",
+            "use an address of the certificate, or set tls-server-name in the kubeconfig",
         ),
-        AlertReceived(_) => ("it refuses this client", "check the client certificate of the kubeconfig"),
-        InvalidMessage(_) => ("it does not speak TLS", "check that the port is that of the API server"),
+        AlertReceived(_) => {
+            ("the server rejected this client", "check the client certificate of the kubeconfig")
+        }
+        InvalidMessage(_) => ("it does not speak TLS", "check that the port is the API server's"),
         other => return (other.to_string(), "check the certificates of the kubeconfig and of the server"),
     };
     (why.to_owned(), remedy)
 }
 
-/// The text of the innermost error: those around it say where it came through.
+/// The text of the innermost error: the outer ones name layers of the client.
 fn last(error: &kube::Error) -> String {
     chain(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// A text of a server, not too long and in one line. A page of HTML is no message.
+/// A text of a server in one line of limited length; an HTML page is not quoted.
 fn cut(text: &str) -> String {
     if text.trim_start().starts_with('<') {
         return "a web page".to_owned();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_says_code_reason_and_message_once_and_has_a_remedy() {
+    fn a_status_gives_code_reason_and_message_once_and_a_remedy() {
         for (code, reason, message, text) in [
             (
                 403,
@@ -231,15 +231,16 @@ mod tests {
             (500, "InternalError", "the required storage feature is disabled", "see the API server's log"),
             (502, "", "<html>bad gateway</html>", "502: a web page; the API server is starting"),
         ] {
-            let trouble = Trouble::of_status(&status(code, reason, message));
-            assert!(trouble.text().contains(text), "{}", trouble.text());
-            assert_eq!(trouble.code, Some(code));
+            let failure = ApiFailure::of_status(&status(code, reason, message));
+            assert!(failure.text().contains(text), "{}", failure.text());
+            assert_eq!(failure.code, Some(code));
         }
-        assert!(Trouble::of_status(&status(410, "Expired", "x")).is_gone());
-        let long = Trouble::of_status(&status(500, "", &"x\n".repeat(5000))).text();
+        assert!(ApiFailure::of_status(&status(410, "Expired", "x")).is_expired());
+        let long = ApiFailure::of_status(&status(500, "", &"x\n".repeat(5000))).text();
         assert!(long.len() < 500 && !long.contains('\n'), "{long}");
-        // A text that speaks of another status changes nothing.
-        let text = Trouble::of_status(&status(500, "InternalError", "403 Forbidden certificate 401")).text();
+        // Another status in the text has no effect.
+        let text =
+            ApiFailure::of_status(&status(500, "InternalError", "403 Forbidden certificate 401")).text();
         assert!(text.ends_with("see the API server's log"), "{text}");
     }
 
@@ -248,22 +249,22 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_an_error_decides_and_no_internals_are_told() {
+    fn the_kind_of_an_error_decides_and_the_text_has_no_internals() {
         let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
         let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let boxed = |error: rustls::Error| kube::Error::Service(Box::new(io::Error::other(error)));
         let serde = serde_json::from_str::<u8>("x").unwrap_err();
         for (error, parts) in [
-            (boxed(expired), ["no secure connection to https://192.0.2.1:6443", "clock"]),
-            (boxed(unknown), ["no secure connection", "CA of the kubeconfig"]),
-            (read(io::Error::from_raw_os_error(104)), ["broke: Connection reset by peer", "stays"]),
-            (kube::Error::SerdeError(serde), ["is no Kubernetes object", "address"]),
+            (boxed(expired), ["TLS to https://192.0.2.1:6443 failed", "clock"]),
+            (boxed(unknown), ["TLS to", "CA of the kubeconfig"]),
+            (read(io::Error::from_raw_os_error(104)), ["was lost: Connection reset by peer", "keep working"]),
+            (kube::Error::SerdeError(serde), ["else than a Kubernetes object", "address"]),
             (
                 kube::Error::Service(Box::new(tower::timeout::error::Elapsed::new())),
-                ["https://192.0.2.1:6443 does not answer", "hanging"],
+                ["https://192.0.2.1:6443 does not answer", "hangs"],
             ),
         ] {
-            let text = Trouble::of(&error, &route(None)).text();
+            let text = ApiFailure::of(&error, &route(None)).text();
             for part in parts {
                 assert!(text.contains(part), "{part}: {text}");
             }
@@ -274,22 +275,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_connected_is_named_and_a_proxy_with_it() {
+    async fn a_refused_connection_is_reported_with_its_proxy() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let access =
             crate::source::client::ApiAccess { kubeconfig: None, master: Some(format!("http://{free}")) };
-        let metrics = crate::metrics::Metrics::new().unwrap();
-        let api = access.client(&metrics, Duration::from_secs(10)).await.unwrap();
+        let api = access.client(std::sync::Arc::new(()), Duration::from_secs(10)).await.unwrap();
         let error = api.client.apiserver_version().await.unwrap_err();
-        let plain = Trouble::of(&error, &api.route);
+        let plain = ApiFailure::of(&error, &api.route);
         let expected = format!(
             "cannot connect to http://{free}: Connection refused; check that the API server runs and that its \
-             address is right"
+             address is correct"
         );
         assert_eq!(plain.text(), expected);
-        assert!(plain.spares_streaming());
-        let text = Trouble::of(&error, &route(Some("http://192.0.2.9:3128 of HTTPS_PROXY"))).text();
+        assert!(plain.may_stream_again());
+        let text = ApiFailure::of(&error, &route(Some("http://192.0.2.9:3128 of HTTPS_PROXY"))).text();
         assert!(
             text.contains("through the proxy http://192.0.2.9:3128 of HTTPS_PROXY: Connection refused"),
             "{text}"

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pauses between retries that double up to a limit.
+
+use std::time::Duration;
+
+/// The pauses of one thing that is retried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    min: Duration,
+    max: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    /// Pauses from `min`, doubling up to `max`.
+    pub const fn new(min: Duration, max: Duration) -> Self {
+        Self { min, max, failures: 0 }
+    }
+
+    /// The pause after this number of failures in a row, at least 1.
+    pub fn after(&self, failures: u32) -> Duration {
+        self.min.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.max)
+    }
+
+    /// The pause after one more failure.
+    pub fn next(&mut self) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        self.after(self.failures)
+    }
+
+    /// Starts again with the shortest pause.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_limit_and_start_again_after_a_reset() {
+        let seconds = Duration::from_secs;
+        let mut backoff = Backoff::new(seconds(1), seconds(30));
+        let pauses: Vec<u64> = (0..7).map(|_| backoff.next().as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(backoff.after(u32::MAX), seconds(30));
+        backoff.reset();
+        assert_eq!(backoff.next(), seconds(1));
+    }
+}

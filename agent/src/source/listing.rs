@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Complete lists of one kind: streamed as the first events of a watch where the server supports that (KEP-3157),
+//! otherwise read in pages. After a failed streamed list the next lists are read in pages for a long time, as in
+//! client-go.
+
+use std::marker::PhantomData;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use futures_util::{StreamExt, stream};
+use kube::Client;
+use kube::api::ListParams;
+use kube::core::{ObjectList, Request, WatchEvent};
+use tokio::time::timeout;
+
+use super::client::ApiClient;
+use super::failure::ApiFailure;
+use super::resource::{Received, Selectors, Watched};
+use super::route::Route;
+use super::timing::Timing;
+use super::version;
+use super::watch_events::{Events, gather, put};
+use crate::store::Store;
+use crate::words;
+
+/// Objects of one page.
+const PAGE: u32 = 500;
+/// Marks the bookmark at the end of a streamed list.
+const END_OF_LIST: &str = "k8s.io/initial-events-end";
+
+/// A complete list: the version from which to watch, and after a streamed list the open watch.
+pub(super) struct CompleteList<K: Watched> {
+    pub version: String,
+    pub events: Option<Events<K>>,
+}
+
+/// A failed streamed list.
+struct StreamFailure {
+    failure: ApiFailure,
+    /// The server had accepted the request.
+    began: bool,
+}
+
+/// Lists and watches one kind.
+pub(super) struct Lister<K: Watched> {
+    client: Client,
+    route: Route,
+    selectors: Selectors,
+    timing: Timing,
+    /// Lists are read in pages until then.
+    paged_until: Option<Instant>,
+    /// The next list is read without pages: the pages of the last one expired while they were read.
+    whole: bool,
+    /// A list has been complete before: the next one must not be older.
+    listed: bool,
+    kind: PhantomData<K>,
+}
+
+impl<K: Watched> Lister<K> {
+    pub fn new(api: &ApiClient, selectors: Selectors, timing: Timing) -> Self {
+        let (route, client) = (api.route.clone(), api.client.clone());
+        let (paged_until, whole, listed) = (None, false, false);
+        Self { client, route, selectors, timing, paged_until, whole, listed, kind: PhantomData }
+    }
+
+    /// Puts all objects into the store.
+    pub async fn list(&mut self, store: &Store) -> Result<CompleteList<K>, ApiFailure> {
+        let now = Instant::now();
+        if self.paged_until.is_none_or(|until| until <= now) {
+            let streamed = timeout(self.timing.list, self.stream(store)).await.unwrap_or_else(|_| {
+                Err(StreamFailure { failure: ApiFailure::stalled(self.timing.list), began: true })
+            });
+            match streamed {
+                Ok(list) => return Ok(self.complete(list)),
+                Err(StreamFailure { failure, .. }) if failure.may_stream_again() => return Err(failure),
+                Err(StreamFailure { failure, began }) => {
+                    self.paged_until = Some(now + self.timing.no_streaming);
+                    tracing::info!(
+                        kind = %K::KIND,
+                        "a streamed list failed, lists are read in pages for {}: {}",
+                        words::time(self.timing.no_streaming),
+                        failure.what
+                    );
+                    // A server that refuses every request gets its pause first.
+                    if !began && !matches!(failure.code, Some(400 | 422)) {
+                        return Err(failure);
+                    }
+                }
+            }
+        }
+        self.paged(store).await.map(|list| self.complete(list))
+    }
+
+    fn complete(&mut self, list: CompleteList<K>) -> CompleteList<K> {
+        (self.listed, self.whole) = (true, false);
+        list
+    }
+
+    /// Opens a watch from a version.
+    pub async fn watch(&self, version: &str) -> Result<Events<K>, ApiFailure> {
+        let request = Request::new(K::path(None)).watch(&self.selectors.watch(), version);
+        self.open(request).await.map_err(|error| self.failure(&error))
+    }
+
+    /// Whether the server is at an older version than this one.
+    pub async fn is_behind(&self, version: &str) -> Result<bool, ApiFailure> {
+        let page = self.page(&self.selectors.list().limit(1)).await?;
+        Ok(version::is_older(page.metadata.resource_version.as_deref().unwrap_or_default(), version))
+    }
+
+    fn failure(&self, error: &kube::Error) -> ApiFailure {
+        ApiFailure::of(error, &self.route)
+    }
+
+    async fn open(
+        &self,
+        request: Result<hyper::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> kube::Result<Events<K>> {
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        Ok(self.client.request_events(request).await?.boxed())
+    }
+
+    async fn page(&self, params: &ListParams) -> Result<ObjectList<Received<K>>, ApiFailure> {
+        let request = Request::new(K::path(None)).list(params).map_err(kube::Error::BuildRequest);
+        let request = request.map_err(|error| self.failure(&error))?;
+        let page = timeout(self.timing.stall, self.client.request(request)).await;
+        let page = page.map_err(|_| ApiFailure::stalled(self.timing.stall))?;
+        page.map_err(|error| self.failure(&error))
+    }
+
+    async fn stream(&self, store: &Store) -> Result<CompleteList<K>, StreamFailure> {
+        // The first list may be any cached one, as that of kube-proxy; a later one must not go back.
+        let version = if self.listed { "" } else { "0" };
+        let params = self.selectors.watch().initial_events();
+        let events = self.open(Request::new(K::path(None)).watch(&params, version)).await;
+        let refused = |error| StreamFailure { failure: self.failure(&error), began: false };
+        let mut events = events.map_err(refused)?;
+        let broken = |failure| StreamFailure { failure, began: true };
+        store.update(|update| update.begin_list(K::KIND));
+        loop {
+            let next = timeout(self.timing.stall, events.next()).await;
+            let next = next.map_err(|_| broken(ApiFailure::stalled(self.timing.stall)))?;
+            let (group, then) = gather(next, &mut events);
+            let mut group = group.into_iter();
+            let mut end = None;
+            let mut listed = Vec::with_capacity(group.len());
+            for event in group.by_ref() {
+                match event {
+                    WatchEvent::Error(status) => return Err(broken(ApiFailure::of_status(&status))),
+                    WatchEvent::Bookmark(mark) if mark.metadata.annotations.contains_key(END_OF_LIST) => {
+                        end = Some(mark.metadata.resource_version);
+                        break;
+                    }
+                    event => listed.push(event),
+                }
+            }
+            store.update(|update| {
+                listed.into_iter().for_each(|event| put(update, event));
+                if end.is_some() {
+                    update.finish_list(K::KIND);
+                }
+            });
+            if let Some(version) = end {
+                // Events that arrived with the end of the list belong to the watch.
+                let rest = stream::iter(group.map(Ok).collect::<Vec<_>>());
+                let error = match then {
+                    ControlFlow::Break(Some(error)) => Some(Err(error)),
+                    _ => None,
+                };
+                let events = rest.chain(stream::iter(error)).chain(events).boxed();
+                return Ok(CompleteList { version, events: Some(events) });
+            }
+            match then {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(Some(error)) => return Err(broken(self.failure(&error))),
+                ControlFlow::Break(None) => {
+                    let what = "a streamed list broke off";
+                    return Err(broken(ApiFailure::new(what, "see the API server's log")));
+                }
+            }
+        }
+    }
+
+    async fn paged(&mut self, store: &Store) -> Result<CompleteList<K>, ApiFailure> {
+        let mut params = self.selectors.list();
+        if !self.whole {
+            params = params.limit(PAGE);
+        }
+        store.update(|update| update.begin_list(K::KIND));
+        loop {
+            let page = self.page(&params).await.inspect_err(|failure| {
+                self.whole |= failure.is_expired() && params.continue_token.is_some();
+            })?;
+            let token = page.metadata.continue_.filter(|token| !token.is_empty());
+            let version = page.metadata.resource_version.unwrap_or_default();
+            store.update(|update| {
+                page.items.into_iter().for_each(|object| object.put(update));
+                if token.is_none() {
+                    update.finish_list(K::KIND);
+                }
+            });
+            match token {
+                Some(token) => params.continue_token = Some(token),
+                None if version.is_empty() => {
+                    let what = "a list has no resourceVersion";
+                    return Err(ApiFailure::new(what, "check that the server is a Kubernetes API server"));
+                }
+                None => return Ok(CompleteList { version, events: None }),
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The objects that sources write and the reconcile loop reads: a compact model of Services, EndpointSlices and
+//! this Node, with the names of the Services that changed.
+//!
+//! A source writes in [`Store::update`]; all changes of one call become visible at once.
+
+mod contents;
+mod index;
+mod object;
+mod tally;
+mod update;
+mod vips;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::core::model::{Node, ObjectName};
+use crate::core::service::protected::Peers;
+use crate::inbox::Inbox;
+use crate::lock::lock;
+use contents::Contents;
+pub use object::{Decoded, Dirty, Kind, Object};
+pub use tally::Tally;
+pub use update::Update;
+
+/// A summary of the external and load-balancer IPs of all Services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VipSummary {
+    /// Some Service has such an address.
+    pub any: bool,
+    /// Some Service has such an IPv6 address.
+    pub any_v6: bool,
+    /// The number of such addresses added so far.
+    pub added: u64,
+}
+
+/// The store, shared by the sources, the loop and the metrics.
+#[derive(Debug)]
+pub struct Store {
+    contents: Mutex<Contents>,
+    inbox: Arc<Inbox>,
+    /// The number of VIPs added so far.
+    vips_added: watch::Sender<u64>,
+}
+
+impl Store {
+    /// An empty store. It wakes `inbox` when the priority Services are known, and on every change once every kind
+    /// has been listed.
+    pub fn new(inbox: Arc<Inbox>) -> Self {
+        Self { contents: Mutex::default(), inbox, vips_added: watch::channel(0).0 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        lock(&self.contents)
+    }
+
+    /// Makes a group of changes visible at once.
+    pub fn update<R>(&self, change: impl FnOnce(&mut Update<'_>) -> R) -> R {
+        let mut contents = self.lock();
+        let had_priority = contents.has_priority();
+        let result = change(&mut Update(&mut contents));
+        contents.tally.stamp();
+        let early = std::mem::take(&mut contents.early);
+        let useful = early || contents.is_synced() || contents.has_priority() != had_priority;
+        if contents.is_synced() {
+            contents.synced_at.get_or_insert_with(Instant::now);
+        }
+        let added = contents.index.vips().added();
+        drop(contents);
+        self.vips_added.send_if_modified(|known| std::mem::replace(known, added) != added);
+        // Otherwise the loop cannot use the change yet.
+        if useful {
+            self.inbox.wake();
+        }
+        result
+    }
+
+    /// Whether every kind has been listed completely.
+    pub fn is_synced(&self) -> bool {
+        self.lock().is_synced()
+    }
+
+    /// Whether the priority Services and the Node are known, whatever else is missing.
+    pub fn has_priority(&self) -> bool {
+        self.lock().has_priority()
+    }
+
+    /// The priority Services: those of the API server and of DNS. They stay pending changes.
+    pub fn priority(&self) -> Vec<Dirty> {
+        let mut contents = self.lock();
+        contents.index.count_vips();
+        let is_priority =
+            |name: &&ObjectName| contents.index.service(name).is_some_and(|service| service.first);
+        contents.index.services().filter(is_priority).map(|name| contents.read(name.clone())).collect()
+    }
+
+    /// The kinds whose first list is not complete.
+    pub fn waiting_for(&self) -> Vec<Kind> {
+        let contents = self.lock();
+        Kind::ALL.into_iter().filter(|kind| !contents.synced.contains(kind)).collect()
+    }
+
+    /// Whether changes are pending.
+    pub fn is_dirty(&self) -> bool {
+        let contents = self.lock();
+        contents.node_changed || !contents.dirty.is_empty()
+    }
+
+    /// Takes the changed Services, sorted by name, and marks the change of the Node as taken.
+    pub fn take_dirty(&self) -> Vec<Dirty> {
+        let mut contents = self.lock();
+        contents.index.count_vips();
+        contents.node_changed = false;
+        contents.tally.taken();
+        let names: BTreeSet<ObjectName> = std::mem::take(&mut contents.dirty);
+        let mut triggers = std::mem::take(&mut contents.triggers);
+        let read = |name| {
+            let triggers = triggers.remove(&name).unwrap_or_default();
+            Dirty { triggers, ..contents.read(name) }
+        };
+        names.into_iter().map(read).collect()
+    }
+
+    /// Every Service in the store.
+    pub fn all(&self) -> Vec<Dirty> {
+        let mut contents = self.lock();
+        contents.index.count_vips();
+        contents.index.services().map(|name| contents.read(name.clone())).collect()
+    }
+
+    /// The object of this Node, if it exists.
+    pub fn node(&self) -> Option<Node> {
+        self.lock().node.clone()
+    }
+
+    /// The number of times that an object could not be decoded.
+    pub fn malformed(&self) -> u64 {
+        self.lock().tally.malformed.iter().sum()
+    }
+
+    /// The counts of changes so far.
+    pub fn tally(&self) -> Tally {
+        self.lock().tally.clone()
+    }
+
+    /// The age of the oldest pending change, counted from when every list was complete: the loop takes no change
+    /// before.
+    pub fn waiting_for_loop(&self) -> Option<Duration> {
+        let contents = self.lock();
+        let since = contents.tally.waiting_since?.max(contents.synced_at?);
+        Some(since.elapsed())
+    }
+
+    /// When the oldest pending change was put.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.lock().tally.waiting_since
+    }
+
+    /// The addresses that the cluster uses, as far as they are known.
+    pub fn peers(&self) -> Peers {
+        let contents = self.lock();
+        let mut peers = contents.peers.clone();
+        let mut api_servers: BTreeSet<SocketAddr> = contents.index.api_server_endpoints().collect();
+        if !api_servers.is_empty() {
+            api_servers.extend(peers.api_servers.iter());
+            peers.api_servers = api_servers.into_iter().collect();
+        }
+        peers
+    }
+
+    /// Whether the addresses of the Nodes are not known yet.
+    pub fn awaits_nodes(&self) -> bool {
+        self.lock().awaits_nodes
+    }
+
+    /// Notifies when an external or load-balancer IP is added.
+    pub fn watch_vips(&self) -> watch::Receiver<u64> {
+        self.vips_added.subscribe()
+    }
+
+    /// A summary of the external and load-balancer IPs.
+    pub fn vips(&self) -> VipSummary {
+        let contents = self.lock();
+        let vips = contents.index.vips();
+        VipSummary { any: !vips.is_empty(), any_v6: vips.has_v6(), added: vips.added() }
+    }
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The objects that the store takes, and the changes that the reconcile loop takes from it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::core::model::trigger::Trigger;
+use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
+
+/// The kinds of object that the agent watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node; only the Node that the agent runs on.
+    Node,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A well-formed object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A Service to proxy.
+    Service(Service),
+    /// An EndpointSlice to use.
+    EndpointSlice(EndpointSlice),
+    /// An EndpointSlice with the time of the change that caused it.
+    TriggeredSlice(EndpointSlice, Trigger),
+    /// A Node.
+    Node(Node),
+    /// An object that this agent does not proxy, with the reason. The store drops an earlier version of it.
+    NotOurs(Kind, ObjectName, &'static str),
+}
+
+/// The result of decoding an object.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// The object, or a sentence that names the field and what is wrong with it.
+    pub object: Result<Object, String>,
+    /// Parts of the object that are ignored, a sentence each.
+    pub ignored: Vec<String>,
+}
+
+/// A change of one Service: its new version and its slices.
+#[derive(Clone, Debug)]
+pub struct Dirty {
+    /// The name of the Service.
+    pub name: ObjectName,
+    /// Its current version; `None` when it was deleted.
+    pub service: Option<Arc<Service>>,
+    /// Its slices, sorted by name.
+    pub slices: Vec<Arc<EndpointSlice>>,
+    /// Its external and load-balancer IPs that are addresses of endpoints of any Service.
+    pub of_endpoints: Box<[IpAddr]>,
+    /// The changes in the cluster that caused the changes of its slices, as far as the slices name them.
+    pub triggers: Vec<Trigger>,
+}
