@@ -74,7 +74,7 @@ parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS
 	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY))
 
 # The oldest and the newest supported kernel, and two between them.
-test-kernels: tools build ## Run every kernel test and recording on Linux 5.10, 6.1, 6.12 and 7.2: about an hour
+test-kernels: tools build ## Run every kernel test and recording on Linux 5.10, 6.1, 6.12 and 7.x: about an hour
 	cargo build --release --locked -p integration --bin parity
 	integration/guest/kernels --corpus "$(CORPUS)" $(KERNELS)
 
