@@ -52,6 +52,7 @@ check: ## Formatting, lints, documentation, rules of the house, licences
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	integration/checks/house-rules
+	integration/checks/unused-dependencies
 	integration/checks/parity-doc
 	integration/checks/licences
 	@integration/guest/install.sh --promtool

@@ -73,7 +73,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     set_oom_score_adj(config.oom_score_adj);
     memory::limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.spawn(tell_suppressed_lines());
+    runtime.spawn(report_suppressed_lines());
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
@@ -260,11 +260,11 @@ fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells now and then how many log lines were not written.
-async fn tell_suppressed_lines() {
+/// Reports suppressed log lines once a second.
+async fn report_suppressed_lines() {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        log::tell_suppressed();
+        log::report_suppressed();
     }
 }
 

@@ -36,10 +36,7 @@ const SERVERS: usize = 100;
 const LISTED: usize = 100;
 /// How often the list of what fails is made anew.
 const LISTING: Duration = Duration::from_secs(1);
-/// The target of lines that `-v 2` adds.
-pub const CHANGES: &str = "kube_ipvs::changes";
-/// The target of the line that ends the start: no other line takes its place in the log.
-pub const READY: &str = "kube_ipvs::ready";
+pub use crate::log::{CHANGES, READY};
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -202,7 +202,7 @@ struct Log(Arc<std::sync::Mutex<Vec<String>>>);
 
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Log {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        let line = format!("{} {}", event.metadata().level(), crate::log::text::render(event));
+        let line = format!("{} {}", event.metadata().level(), crate::log::render_text(event));
         self.0.lock().unwrap().push(line);
     }
 }
