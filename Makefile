@@ -51,6 +51,7 @@ check: ## Check formatting, lints, documentation, house rules, licences, manifes
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	integration/checks/house-rules
+	integration/checks/unused-dependencies
 	integration/checks/parity-doc
 	integration/checks/licences
 	@integration/guest/install.sh --promtool

@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod inbox;
 pub mod inspect;
 pub mod kernel;
+pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod metrics;

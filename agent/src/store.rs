@@ -179,8 +179,8 @@ impl Store {
     pub fn first(&self) -> Vec<Dirty> {
         let mut inner = self.lock();
         inner.index.count_vips();
-        let is_first = |name: &&ObjectName| inner.index.service(name).is_some_and(|service| service.first);
-        inner.index.services().filter(is_first).map(|name| inner.read(name.clone())).collect()
+        let is_priority = |name: &&ObjectName| inner.index.service(name).is_some_and(|service| service.first);
+        inner.index.services().filter(is_priority).map(|name| inner.read(name.clone())).collect()
     }
 
     /// The kinds whose first list has not ended.

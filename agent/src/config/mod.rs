@@ -272,7 +272,7 @@ impl Config {
             drain_deadline: self.drain_deadline,
             keep_established: self.keep_established,
             protected: self.protected_cidrs.clone(),
-            beside_another: self.service_proxy_name.is_some(),
+            shares_node: self.service_proxy_name.is_some(),
         })
     }
 }

@@ -2,6 +2,7 @@
 //! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
 //! that the process runs in. The translator on the kernel's side.
 
+use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,16 +21,16 @@ use super::netfilter::conntrack::ConntrackClient;
 use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_watch::Children;
-use super::reading::{Reading, failed};
-use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use super::reading::{ReadState, failed};
+use super::{Finished, Kernel, Probed, Runner};
 use crate::core::mirror::ObservedServer;
-use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
-use crate::core::plan::op::{Lane, Op};
+use crate::core::plan::op::{Op, Subsystem};
 use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
 use crate::metrics::proxy::FlowCounter;
@@ -42,7 +43,7 @@ const LOOKED_UP_ONE_BY_ONE: usize = 256;
 
 /// What went to the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct KernelCounters {
     /// Datagrams sent to IPVS, to the set subsystem, and for addresses.
     pub sends: [u64; 3],
     /// Bytes in them.
@@ -67,7 +68,7 @@ pub struct LinuxKernel {
     pub(super) nft: NfSocket,
     pub(super) families: Vec<Family>,
     rules: Rules,
-    reading: Reading,
+    reading: ReadState,
     /// The name of the scheduler that nearly all virtual servers have.
     pub(super) scheduler: Arc<str>,
     pub(super) sysctls: Vec<&'static str>,
@@ -94,7 +95,7 @@ impl LinuxKernel {
             iptables,
             nft: NfSocket::open().context("netfilter is not usable")?,
             families: settings.families.clone(),
-            reading: Reading::End,
+            reading: ReadState::End,
             scheduler: settings.scheduler.clone(),
             lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
@@ -150,9 +151,9 @@ impl LinuxKernel {
     }
 
     /// What went to the kernel so far.
-    pub fn traffic(&self) -> Traffic {
+    pub fn traffic(&self) -> KernelCounters {
         let (ipvs, sets, addresses) = (self.ipvs.counters(), self.sets.counters(), self.device.counters());
-        Traffic {
+        KernelCounters {
             sends: [ipvs.sends, sets.sends, addresses.sends],
             bytes: [ipvs.bytes_sent, sets.bytes, addresses.bytes_sent],
             commands: ipvs.commands,
@@ -187,18 +188,30 @@ impl LinuxKernel {
             Op::WriteRules(_) | Op::RemoveLeftovers(_) => {
                 return self.rules.execute(op).map(|()| Progress::Started);
             }
-            other => Err(OpError::plain(Cause::Other, format!("{other} is not executed one by one"))),
+            Op::AddVirtualServer(..)
+            | Op::EditVirtualServer(..)
+            | Op::RemoveVirtualServer(_)
+            | Op::AddRealServer(..)
+            | Op::EditRealServer(..)
+            | Op::DrainRealServer(..)
+            | Op::RemoveRealServer(..) => return execute_ipvs(&mut self.ipvs, &[op]).swap_remove(0),
+            Op::DestroySet(_)
+            | Op::CreateSet(_)
+            | Op::GrowSet(_)
+            | Op::AddEntry(..)
+            | Op::RemoveEntry(..) => return self.sets.execute(&[op]).swap_remove(0),
+            Op::Bind(_) | Op::Unbind(_) => return execute_addresses(&mut self.device, &[op]).swap_remove(0),
         };
         done.map(|()| Progress::Done)
     }
 }
 
 impl Kernel for LinuxKernel {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
-        if step != Step::Next {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
+        if step != ReadStep::Next {
             self.reading = self.begin_reading(step);
         }
-        let reading = std::mem::replace(&mut self.reading, Reading::End);
+        let reading = std::mem::replace(&mut self.reading, ReadState::End);
         let (piece, next) = self.read_piece(reading);
         self.reading = next;
         piece
@@ -262,14 +275,18 @@ impl Kernel for LinuxKernel {
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
-        match ops.first().map(|op| op.lane()) {
+        match ops.first().map(|op| op.subsystem()) {
             None => Vec::new(),
-            Some(Lane::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
-            Some(Lane::Sets) => self.sets.execute(ops),
-            Some(Lane::Addresses) => execute_addresses(&mut self.device, ops),
-            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack | Lane::Rules | Lane::Leftovers) => {
-                ops.iter().map(|op| self.execute_one(op)).collect()
-            }
+            Some(Subsystem::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
+            Some(Subsystem::Sets) => self.sets.execute(ops),
+            Some(Subsystem::Addresses) => execute_addresses(&mut self.device, ops),
+            Some(
+                Subsystem::Sysctl
+                | Subsystem::Device
+                | Subsystem::Conntrack
+                | Subsystem::Rules
+                | Subsystem::Leftovers,
+            ) => ops.iter().map(|op| self.execute_one(op)).collect(),
         }
     }
 }
@@ -379,7 +396,19 @@ fn command(op: &Op) -> Option<Command> {
             Command::SetDest(service_id(vs), draining)
         }
         Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), target(rs)),
-        _ => return None,
+        Op::SetSysctl(_)
+        | Op::SetTimeouts(_)
+        | Op::CreateDevice
+        | Op::DestroySet(_)
+        | Op::CreateSet(_)
+        | Op::GrowSet(_)
+        | Op::AddEntry(..)
+        | Op::RemoveEntry(..)
+        | Op::WriteRules(_)
+        | Op::RemoveLeftovers(_)
+        | Op::ForgetFlows(_)
+        | Op::Bind(_)
+        | Op::Unbind(_) => return None,
     })
 }
 

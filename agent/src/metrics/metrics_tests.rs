@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use crate::core::plan::outcome::{ObserveError, OpError, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::input::WatchState;
@@ -12,10 +13,9 @@ use crate::core::plan::subject::{Part, Subject};
 use crate::core::service::fragment::build_fragment;
 use crate::core::service::node_facts::NodeFacts;
 use crate::inbox::Inbox;
-use crate::kernel::{ObserveError, OpError, Outcome};
 use crate::reconcile::Reconciler;
 use crate::store::{Decoded, Object};
-use crate::testing::{self, exposition, exposition::Family as Read};
+use crate::testing::{self, exposition, exposition::MetricFamily as Read};
 
 const VS: VsKey = VsKey {
     protocol: Protocol::Tcp,
@@ -72,7 +72,7 @@ fn slice(name: &str, endpoints: Vec<crate::core::model::Endpoint>) -> EndpointSl
 }
 
 fn pass(ops: Vec<Op>, outcomes: Vec<Outcome>) -> Pass {
-    Pass { plan: Plan { ops, first: 0 }, report: Report { outcomes }, ..Pass::default() }
+    Pass { plan: Plan { ops, priority: 0 }, report: Report { outcomes }, ..Pass::default() }
 }
 
 fn rules(family: Family) -> Op {
@@ -81,7 +81,7 @@ fn rules(family: Family) -> Op {
         chains: BTreeMap::new(),
         jumps: Vec::new(),
         tidy: false,
-        hands_over: false,
+        is_takeover: false,
     }))
 }
 
@@ -380,10 +380,10 @@ fn the_loser_of_a_conflict_is_named_until_it_is_none() {
 #[test]
 fn the_loop_counts_what_it_does() {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    let outlets = testing::outlets();
-    let metrics = outlets.metrics.clone();
+    let reporting = testing::reporting();
+    let metrics = reporting.metrics.clone();
     let mut agent =
-        Reconciler::new(testing::kernel(), store.clone(), testing::settings(), "n1", false, outlets);
+        Reconciler::new(testing::kernel(), store.clone(), testing::settings(), "n1", false, reporting);
     let at = SystemTime::now() + Duration::from_secs(1);
     store.update(|u| {
         u.put(Object::Service(service("a", 1)));

@@ -16,6 +16,8 @@ pub mod rest;
 pub mod services;
 mod work;
 
+use crate::core::plan::outcome::{OpError, Report};
+use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -32,9 +34,6 @@ use crate::core::plan::outcome::Cause;
 use crate::core::plan::subject::SubjectKind;
 use crate::core::service::desired::Desired;
 use crate::events::EventSink;
-use crate::kernel::{OpError, Report};
-use crate::reconcile::Pass;
-use crate::reconcile::schedule::Due;
 use crate::serve::health::Probe;
 use crate::store::{Kind, Store};
 use holdings::Holdings;
@@ -227,7 +226,7 @@ impl Metrics {
         if !changes.contested.is_empty() {
             self.0.holdings.set_conflicts(desired);
         }
-        if !changes.remarked.is_empty() || changes.everything {
+        if !changes.noticed.is_empty() || changes.everything {
             self.0.holdings.set_unbound(desired);
         }
         self.0.holdings.set_drains(drains);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Traffic per Service, from the kernel's own counters.
 //!
-//! A scrape asks a thread of its own for a fresh reading, which is one dump. The reconcile loop only
-//! notes whose virtual server is whose; nothing here holds it up. The kernel counts per virtual server
-//! and forgets when one is removed, so what is shown are the sums of what was seen to be added.
+//! A scrape asks a thread of its own for a fresh reading, which is one dump. The reconcile loop only reports which
+//! Service owns a virtual server, and never waits. The kernel counts per virtual server and drops the counters when
+//! one is removed, so the metrics sum up the increments that were seen.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -11,95 +11,54 @@ use std::time::{Duration, Instant};
 
 use prometheus::{IntCounter, IntCounterVec, Registry};
 
-use super::{lock, register_counters};
+use super::register::declare;
 use crate::core::model::{ObjectName, VsKey};
+use crate::kernel::ipvs::traffic::{ReadCounters, ServerCounters};
+use crate::lock::lock;
 
 /// Readings are at least so far apart; scrapes in between show the last one.
 pub const MIN_PAUSE: Duration = Duration::from_secs(5);
-/// The kernel is not busy with dumps for more than one part in so many.
+/// Dumps take at most one part in so many of the time.
 const DUTY: u32 = 20;
 /// A scrape waits so long for a fresh reading, then it shows the last one.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// So many changes of ownership wait for the thread before it takes them unasked.
+/// With so many pending changes of ownership the thread takes them without a scrape.
 const MAX_CHANGES: usize = 4096;
-/// The Service of the series that sums up those without one of their own; its namespace is empty.
+/// The Service of the series for all Services without a series of their own; its namespace is empty.
 const OTHER: &str = "other";
 
-/// What the kernel counted for a virtual server. It never says less than before unless it began anew.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Connections.
-    pub connections: u64,
-    /// Packets from clients, and to them.
-    pub packets: [u64; 2],
-    /// Bytes from clients, and to them.
-    pub bytes: [u64; 2],
-}
-
-impl Counts {
-    fn all(&self) -> [u64; 5] {
-        [self.connections, self.packets[0], self.packets[1], self.bytes[0], self.bytes[1]]
-    }
-
-    /// What was added since `before`; all of it when the kernel began anew.
-    fn since(&self, before: &Counts) -> [u64; 5] {
-        let (now, before) = (self.all(), before.all());
-        if now.iter().zip(before).any(|(now, before)| *now < before) {
-            return now;
-        }
-        std::array::from_fn(|i| now[i] - before[i])
+declare! {
+    struct TrafficMetrics {
+        connections: IntCounterVec = "kube_ipvs_service_connections_total" ["namespace", "service"]
+            => "Connections to a Service through this node.";
+        packets: IntCounterVec = "kube_ipvs_service_packets_total" ["namespace", "service", "direction"]
+            => "Packets from (in) and to (out) the clients of a Service through this node.";
+        bytes: IntCounterVec = "kube_ipvs_service_bytes_total" ["namespace", "service", "direction"]
+            => "Bytes from (in) and to (out) the clients of a Service through this node.";
+        readings: IntCounterVec = "kube_ipvs_service_readings_total" ["result"]
+            => "Readings of the kernel's counters for Services, by result.";
     }
 }
 
-/// Every virtual server of the kernel with its counts.
-pub type Reading = Vec<(VsKey, Counts)>;
+/// The five counters in the order of [`Series`].
+fn in_order(counters: &ServerCounters) -> [u64; 5] {
+    let ServerCounters { connections, packets, bytes } = counters;
+    [*connections, packets[0], packets[1], bytes[0], bytes[1]]
+}
 
-/// Reads the kernel; an error says why it cannot.
-pub type Reader = Box<dyn FnMut() -> Result<Reading, String> + Send>;
-
-/// The series.
-#[derive(Clone, Debug)]
-struct Families {
-    connections: IntCounterVec,
-    packets: IntCounterVec,
-    bytes: IntCounterVec,
-    readings: IntCounterVec,
+/// The increments since `before`; all of `now` when the kernel has started again from zero.
+fn increments(now: &ServerCounters, before: &ServerCounters) -> [u64; 5] {
+    let (now, before) = (in_order(now), in_order(before));
+    if now.iter().zip(before).any(|(now, before)| *now < before) {
+        return now;
+    }
+    std::array::from_fn(|i| now[i] - before[i])
 }
 
 /// The counters of one Service, in the order of [`Counts::all`].
 type Series = [IntCounter; 5];
 
-impl Families {
-    fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let directions = &["namespace", "service", "direction"];
-        Ok(Self {
-            connections: register_counters(
-                registry,
-                "kube_ipvs_service_connections_total",
-                "Connections to a Service through this node.",
-                &["namespace", "service"],
-            )?,
-            packets: register_counters(
-                registry,
-                "kube_ipvs_service_packets_total",
-                "Packets from (in) and to (out) the clients of a Service through this node.",
-                directions,
-            )?,
-            bytes: register_counters(
-                registry,
-                "kube_ipvs_service_bytes_total",
-                "Bytes from (in) and to (out) the clients of a Service through this node.",
-                directions,
-            )?,
-            readings: register_counters(
-                registry,
-                "kube_ipvs_service_readings_total",
-                "Readings of the kernel's counters for Services, by result.",
-                &["result"],
-            )?,
-        })
-    }
-
+impl TrafficMetrics {
     fn series(&self, namespace: &str, service: &str) -> Series {
         let with = |vec: &IntCounterVec, direction| vec.with_label_values(&[namespace, service, direction]);
         [

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use super::vips::Vips;
-use crate::core::model::few::Few;
+use crate::core::model::Few;
 use crate::core::model::{EndpointSlice, ObjectName, Protocol, Service};
 
 /// Something in a set, found by its name.
@@ -158,10 +158,9 @@ impl Index {
             slice.service = name.clone();
         }
         let slice = Arc::new(slice);
-        let mut slices = entry.slices.into_vec();
+        let slices = &mut entry.slices;
         let at = slices.partition_point(|other| other.name < slice.name);
         slices.insert(at, slice.clone());
-        entry.slices = slices.into();
         self.keep(entry);
         let changed = self.vips.slice(&slice, true);
         self.slices.insert(ByName(slice));

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How ops end.
 
-use super::subject::Subject;
+use strum::IntoStaticStr;
+
+use super::subject::{Part, Subject};
 
 /// Why the kernel, or a program, refuses something. A closed set: it is a label of metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Cause {
     /// `EPERM`: a capability is missing.
     NotPermitted,
@@ -41,23 +44,7 @@ pub enum Cause {
 impl Cause {
     /// The value of a metric's label `reason`.
     pub fn label(self) -> &'static str {
-        match self {
-            Cause::NotPermitted => "not_permitted",
-            Cause::ReadOnly => "read_only",
-            Cause::InvalidArgument => "invalid_argument",
-            Cause::Exists => "exists",
-            Cause::Missing => "missing",
-            Cause::InUse => "in_use",
-            Cause::Full => "full",
-            Cause::NotSupported => "not_supported",
-            Cause::FamilyDisabled => "family_disabled",
-            Cause::WrongKind => "wrong_kind",
-            Cause::ProgramFailed => "program_failed",
-            Cause::ProgramMissing => "program_missing",
-            Cause::TimedOut => "timed_out",
-            Cause::Blocked => "blocked",
-            Cause::Other => "other",
-        }
+        self.into()
     }
 
     /// The cause behind an errno of `<asm-generic/errno.h>`.
@@ -112,6 +99,16 @@ impl OpError {
     pub fn no_answer() -> Self {
         Self::uncertain(Cause::TimedOut, "the kernel did not answer")
     }
+}
+
+/// A part of the kernel could not be read. Nothing is known about it then, so the mirror keeps what it has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot read {part}: {error}")]
+pub struct ObserveError {
+    /// What was being read.
+    pub part: Part,
+    /// What went wrong, and the remedy where there is one.
+    pub error: OpError,
 }
 
 /// What the kernel did with an op that did not fail.

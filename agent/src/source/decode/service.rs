@@ -122,7 +122,7 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
     let external_local = external_local(&spec);
     Ok(Object::Service(Service {
         created: created(tape),
-        first: is_first(&name, tape),
+        first: is_priority(&name, tape),
         cluster_ips: [
             family_cluster_ip(Family::V4, cluster_ip, &spec)?,
             family_cluster_ip(Family::V6, cluster_ip, &spec)?,
@@ -144,7 +144,7 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
 
 /// What every pod needs before anything else: the API server, and the cluster's DNS by the label
 /// and name that every distribution keeps.
-fn is_first(name: &ObjectName, tape: &Tape<'_>) -> bool {
+fn is_priority(name: &ObjectName, tape: &Tape<'_>) -> bool {
     match (&*name.namespace, &*name.name) {
         ("default", "kubernetes") | ("kube-system", "kube-dns" | "coredns") => true,
         ("kube-system", _) => label(tape, DNS_LABEL) == Some("kube-dns"),
