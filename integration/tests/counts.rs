@@ -19,10 +19,11 @@ use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::plan::op::{Op, Subsystem};
+use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
-use kube_ipvs::kernel::{Finished, Kernel, Probed, Runner};
+use kube_ipvs::kernel::{Kernel, Probed, Runner};
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store};
 

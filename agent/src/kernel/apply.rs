@@ -11,11 +11,12 @@ use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::{Finished, Kernel};
+use super::Kernel;
 use crate::core::model::Family;
 use crate::core::model::map::Map;
 use crate::core::plan::failures::Failures;
 use crate::core::plan::op::{Op, Phase, Plan, Subsystem};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::retries::Retries;
 
 /// So many addresses are opened together: as many as fill a send.

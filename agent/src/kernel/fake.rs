@@ -11,13 +11,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Finished, Kernel, Probed, Runner};
+use super::{Kernel, Probed, Runner};
 use crate::core::mirror::comparison::{Addresses, NodeState, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::map::Set;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::{Family, ONE_PACKET, PERSISTENT, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, OpKind};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::name_set;
 use crate::core::rules::save::ObservedRules;

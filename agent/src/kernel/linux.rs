@@ -16,21 +16,22 @@ use super::errors::{address_error, client_error, device_error, ipvs_error};
 use super::host::sysctl;
 use super::iptables::Iptables;
 use super::iptables::worker::{Rules, Wake};
-use super::ipvs::proc_ip_vs;
+use super::ipvs::{proc_ip_vs, service_id};
 use super::netfilter::conntrack::ConntrackClient;
 use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_watch::Children;
 use super::reading::{ReadState, failed};
-use super::{Finished, Kernel, Probed, Runner};
+use super::{Kernel, Probed, Runner};
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
+use crate::core::model::{Family, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, Subsystem};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
 
@@ -349,32 +350,6 @@ fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<Progre
 /// Whether clients are connected, or were a moment ago.
 fn has_connections(dest: &Destination) -> bool {
     dest.active_connections > 0 || dest.inactive_connections > 0
-}
-
-/// Our name of an IPVS service, if it can be one of ours.
-pub fn vs_key(id: &ServiceId) -> Option<VsKey> {
-    match id {
-        ServiceId::Address { protocol, addr, port } => {
-            let protocol = match protocol {
-                ipvs::Protocol::Tcp => Protocol::Tcp,
-                ipvs::Protocol::Udp => Protocol::Udp,
-                ipvs::Protocol::Sctp => Protocol::Sctp,
-                _ => return None,
-            };
-            Some(VsKey { protocol, addr: *addr, port: *port })
-        }
-        _ => None,
-    }
-}
-
-/// The IPVS service of that name.
-pub(super) fn service_id(key: &VsKey) -> ServiceId {
-    let protocol = match key.protocol {
-        Protocol::Tcp => ipvs::Protocol::Tcp,
-        Protocol::Udp => ipvs::Protocol::Udp,
-        Protocol::Sctp => ipvs::Protocol::Sctp,
-    };
-    ServiceId::Address { protocol, addr: key.addr, port: key.port }
 }
 
 fn service(key: &VsKey, spec: &VsSpec) -> Service {

@@ -17,7 +17,7 @@ pub mod netfilter;
 mod reading;
 pub mod teardown;
 
-use crate::core::plan::outcome::{ObserveError, OpError, Progress};
+use crate::core::plan::outcome::{Finished, ObserveError, OpError, Progress};
 pub use apply::{Applied, Runner, Terms, apply};
 
 use std::time::{Duration, Instant};
@@ -28,24 +28,12 @@ use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::plan::op::Op;
-use crate::core::plan::subject::{Part, Subject};
-use crate::core::rules::save::ObservedRules;
+use crate::core::plan::subject::Part;
 
 /// Sets that cannot be read are passed over in the first reading for so long.
 const SETS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the first reading waits for the programs that print rules, after everything else is read.
 const RULES_PATIENCE: Duration = Duration::from_secs(2);
-
-/// The end of something that a program did beside the loop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finished {
-    /// The rules of a family were read; `None`: nobody changed them since the last reading.
-    Rules(Family, Result<Option<Box<ObservedRules>>, OpError>),
-    /// An op that was [`Progress::Started`] has ended.
-    Op(Subject, Result<(), OpError>),
-    /// A set could not be read: its members are not known.
-    Unread(SetId, OpError),
-}
 
 /// What a look at a few objects showed, of each by itself: what cannot be read says nothing about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

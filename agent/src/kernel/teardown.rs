@@ -10,7 +10,7 @@ use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
 
 use super::iptables::Iptables;
-use super::linux::{service_id, vs_key};
+use super::ipvs::{service_id, vs_key};
 use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_tables;

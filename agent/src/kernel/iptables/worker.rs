@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use super::{Iptables, SavedRules};
 use crate::core::model::Family;
 use crate::core::plan::op::{LeftoversOp, Op, RulesOp};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::Subject;
-use crate::kernel::Finished;
 use crate::kernel::netfilter::nfnetlink::NfSocket;
 use crate::kernel::netfilter::nft_tables;
 
