@@ -4,14 +4,16 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
+use netlink_batch::{Counters, Dump, Message, Refusal, Socket, protocols};
+use netlink_packet_core::DecodeError;
+use nix::errno::Errno;
+
 use crate::command::{Command, CommandKind, write_id};
 use crate::control::{Config, Info, SyncDaemon};
 use crate::destination::Destination;
-use crate::error::{CommandError, Error, Refusal};
-use crate::frame::Request;
+use crate::error::{CommandError, Error};
 use crate::message::{FAMILY_NAME, IpvsAttribute, IpvsCommand, IpvsMessage, VERSION};
 use crate::service::Service;
-use crate::socket::{Counters, Dump, DumpEnd, GenlSocket};
 use crate::types::{Family, ServiceId};
 use crate::wire::{self, Writer};
 
@@ -21,9 +23,8 @@ const CTRL_VERSION: u8 = 2;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 
-const EPERM: i32 = 1;
-const ENOENT: i32 = 2;
-const EOPNOTSUPP: i32 = 95;
+/// Length of `struct genlmsghdr`.
+const GENL: usize = 4;
 
 /// Which commands of a batch were refused. The others ran.
 #[must_use]
@@ -36,7 +37,7 @@ pub struct BatchReport {
 /// A blocking client, for the network namespace that it was opened in.
 #[derive(Debug)]
 pub struct Client {
-    socket: GenlSocket,
+    socket: Socket,
     family: u16,
 }
 
@@ -46,14 +47,14 @@ impl Client {
     /// # Errors
     /// [`Error::FamilyMissing`] when the kernel has no IPVS.
     pub fn open() -> Result<Self, Error> {
-        let mut socket = GenlSocket::open()?;
+        let mut socket = Socket::open(protocols::NETLINK_GENERIC)?;
         let family = resolve(&mut socket)?;
         Ok(Self { socket, family })
     }
 
     /// What went over the socket so far.
     pub fn counters(&self) -> Counters {
-        self.socket.counters
+        self.socket.counters()
     }
 
     /// Runs many commands in few sends: each holds at least 64 KiB, but for the last, and asks for
@@ -61,8 +62,8 @@ impl Client {
     /// destinations can go in one batch. `ipvsadm -R`
     ///
     /// # Errors
-    /// [`Error::Overrun`], [`Error::Timeout`]: nobody knows which commands ran. The client can be
-    /// used on: late answers are passed over.
+    /// [`Error::Netlink`]: it is unknown which commands took effect. The client stays usable: late answers are
+    /// skipped.
     pub fn batch<'a>(
         &mut self,
         commands: impl IntoIterator<Item = &'a Command>,
@@ -82,12 +83,12 @@ impl Client {
 
     fn send(&mut self, commands: &[&Command]) -> Result<Vec<(usize, Refusal)>, Error> {
         let family = self.family;
-        self.socket.batch(commands.iter().map(|command| {
+        Ok(self.socket.batch(commands.iter().map(|command| {
             let mut out = Writer::default();
             command.write(&mut out);
             let number = command.kind().command.into();
             Request { family, command: number, version: VERSION, attributes: Cow::Owned(out.bytes) }
-        }))
+        }))?)
     }
 
     fn family_moved(&mut self) -> Result<bool, Error> {
@@ -138,7 +139,7 @@ impl Client {
         let kind = CommandKind::service(IpvsCommand::GetService, *id);
         let message = self.ask(kind, &out.bytes)?;
         let found = message.attributes.into_iter().find_map(service_of);
-        found.ok_or_else(|| Error::Malformed("a report of a service without one".to_owned()))
+        found.ok_or_else(|| DecodeError::from("a report of a service without one").into())
     }
 
     /// Reports all services. `ipvsadm -L`
@@ -271,15 +272,15 @@ impl Client {
         Request { family: self.family, command: kind.command.into(), version: VERSION, attributes }
     }
 
-    fn ask(&mut self, kind: CommandKind, attributes: &[u8]) -> Result<IpvsMessage, Error> {
-        let mut answer = self.socket.ask(&self.request(&kind, attributes))?;
+    fn ask(&mut self, kind: CommandKind, question: &[u8]) -> Result<IpvsMessage, Error> {
+        let mut answer = self.socket.ask(&self.request(&kind, question))?;
         if answer.as_ref().is_err_and(may_have_moved) && self.family_moved()? {
-            answer = self.socket.ask(&self.request(&kind, attributes))?;
+            answer = self.socket.ask(&self.request(&kind, question))?;
         }
         let answer = answer.map_err(|refusal| refused(kind, refusal))?;
         // Version and size come in attributes whose kinds mean something else elsewhere.
         let reported = if kind.command == IpvsCommand::GetInfo { IpvsCommand::SetInfo } else { kind.command };
-        parse(reported, &answer, None)
+        Ok(IpvsMessage::parse(reported, attributes(&answer)?)?)
     }
 
     /// Reads a list. Every part has to hold what `pick` looks for.
@@ -289,17 +290,30 @@ impl Client {
         attributes: &[u8],
         pick: impl Fn(IpvsAttribute) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
-        let service = kind.service.map(|id| id.family());
-        let found = std::cell::RefCell::new(Found::new());
-        let mut part = |bytes: &[u8]| found.borrow_mut().take(kind, bytes, service, &pick);
-        let mut restart = || *found.borrow_mut() = Found::new();
-        let request = self.request(&kind, attributes);
-        let mut end = self.socket.dump(&request, &mut restart, &mut part)?;
-        if end.as_ref().is_err_and(may_have_moved) && self.family_moved()? {
-            end = self.socket.dump(&self.request(&kind, attributes), &mut restart, &mut part)?;
+        let end = self.try_dump(kind, attributes, &pick);
+        match end {
+            Err(Error::Netlink(netlink_batch::Error::Refused(refusal))) => {
+                if may_have_moved(&refusal) && self.family_moved()? {
+                    return self.try_dump(kind, attributes, &pick).map_err(|error| named(kind, error));
+                }
+                Err(refused(kind, refusal))
+            }
+            end => end.map_err(|error| named(kind, error)),
         }
-        end.map_err(|refusal| refused(kind, refusal))?;
-        found.into_inner().end()
+    }
+
+    fn try_dump<T>(
+        &mut self,
+        kind: CommandKind,
+        attributes: &[u8],
+        pick: &impl Fn(IpvsAttribute) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let service = kind.service.map(|id| id.family());
+        let request = self.request(&kind, attributes);
+        self.socket.dump(&request, |found: &mut Vec<T>, payload| {
+            found.push(entry(kind, payload, service, pick)?);
+            Ok(())
+        })
     }
 
     /// Asks for all services, to be read little by little with [`Self::more_services`]. Until the end
@@ -322,15 +336,17 @@ impl Client {
             return Ok(None);
         }
         let kind = CommandKind::of(IpvsCommand::GetService);
-        let mut found = Found::new();
-        let mut part = |bytes: &[u8]| found.take(kind, bytes, None, &service_of);
-        let end = self.socket.more(&mut list.dump, &mut part)?;
-        list.ended = end.is_some();
-        match end {
-            None | Some(DumpEnd::Whole) => found.end().map(Some),
-            Some(DumpEnd::Interrupted) => Err(Error::DumpInterrupted),
-            Some(DumpEnd::Refused(refusal)) => Err(refused(kind, refusal)),
-        }
+        let mut found = Ok(Vec::new());
+        let more = self.socket.read_dump(&mut list.dump, &mut |payload| {
+            if let Ok(services) = &mut found {
+                match entry(kind, payload, None, &service_of) {
+                    Ok(service) => services.push(service),
+                    Err(error) => found = Err(error),
+                }
+            }
+        });
+        list.ended = !more.map_err(|error| named(kind, error.into()))?;
+        found.map(Some)
     }
 }
 
@@ -348,55 +364,47 @@ fn service_of(attribute: IpvsAttribute) -> Option<Service> {
     }
 }
 
-/// What was read of a list; one bad part spoils it.
-struct Found<T>(Result<Vec<T>, Error>);
+/// What `pick` finds in a part of a list. Every part has to hold it.
+fn entry<T>(
+    kind: CommandKind,
+    payload: &[u8],
+    service: Option<Family>,
+    pick: &impl Fn(IpvsAttribute) -> Option<T>,
+) -> Result<T, Error> {
+    let message = IpvsMessage::parse_for(kind.command, attributes(payload)?, service)?;
+    let entry = message.attributes.into_iter().find_map(pick);
+    entry.ok_or_else(|| DecodeError::from(format!("{kind}: a part of the list without an entry")).into())
+}
 
-impl<T> Found<T> {
-    fn new() -> Self {
-        Self(Ok(Vec::new()))
-    }
-
-    fn take(
-        &mut self,
-        kind: CommandKind,
-        bytes: &[u8],
-        service: Option<Family>,
-        pick: &dyn Fn(IpvsAttribute) -> Option<T>,
-    ) {
-        let Ok(found) = &mut self.0 else { return };
-        let parsed = parse(kind.command, bytes, service).and_then(|message| {
-            let entry = message.attributes.into_iter().find_map(pick);
-            entry.ok_or_else(|| Error::Malformed(format!("{kind}: a part of the list without an entry")))
-        });
-        match parsed {
-            Ok(entry) => found.push(entry),
-            Err(error) => self.0 = Err(error),
-        }
-    }
-
-    fn end(self) -> Result<Vec<T>, Error> {
-        self.0
-    }
+/// The attributes of a message of generic netlink.
+fn attributes(payload: &[u8]) -> Result<&[u8], DecodeError> {
+    payload.get(GENL..).ok_or_else(|| DecodeError::from("a message is too short"))
 }
 
 /// Whether a refusal may be generic netlink's for a family number that nobody has.
 fn may_have_moved(refusal: &Refusal) -> bool {
-    refusal.errno == ENOENT || refusal.errno == EOPNOTSUPP
+    matches!(refusal.errno(), Errno::ENOENT | Errno::EOPNOTSUPP)
 }
 
-fn parse(command: IpvsCommand, bytes: &[u8], service: Option<Family>) -> Result<IpvsMessage, Error> {
-    IpvsMessage::parse_for(command, bytes, service).map_err(|error| Error::Malformed(error.to_string()))
-}
-
+/// The error of a refused command.
 fn refused(kind: CommandKind, refusal: Refusal) -> Error {
-    match refusal.errno {
-        EPERM => Error::PermissionDenied,
+    match refusal.errno() {
+        Errno::EPERM => Error::PermissionDenied,
         _ => CommandError::new(kind, refusal).into(),
     }
 }
 
+/// As [`refused`], where the transport met the refusal.
+fn named(kind: CommandKind, error: Error) -> Error {
+    match error {
+        Error::Netlink(netlink_batch::Error::Refused(refusal)) => refused(kind, refusal),
+        Error::Netlink(netlink_batch::Error::NotPermitted) => Error::PermissionDenied,
+        other => other,
+    }
+}
+
 /// Asks for the number of the family by its name.
-fn resolve(socket: &mut GenlSocket) -> Result<u16, Error> {
+fn resolve(socket: &mut Socket) -> Result<u16, Error> {
     let mut out = Writer::default();
     out.put_text(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME);
     let request = Request {
@@ -407,19 +415,38 @@ fn resolve(socket: &mut GenlSocket) -> Result<u16, Error> {
     };
     let answer = match socket.ask(&request)? {
         Ok(answer) => answer,
-        Err(refusal) if refusal.errno == ENOENT => return Err(Error::FamilyMissing),
+        Err(refusal) if refusal.errno() == Errno::ENOENT => return Err(Error::FamilyMissing),
         Err(refusal) => return Err(refused(CommandKind::of(IpvsCommand::Other(0)), refusal)),
     };
-    parse_family(&answer)
+    parse_family(attributes(&answer)?)
 }
 
 /// The number of a family in a report of the controller.
 pub(crate) fn parse_family(attributes: &[u8]) -> Result<u16, Error> {
     for nla in wire::attributes(attributes) {
-        let nla = nla.map_err(|error| Error::Malformed(error.to_string()))?;
+        let nla = nla?;
         if nla.kind() == CTRL_ATTR_FAMILY_ID {
-            return wire::get_u16(nla.value(), "family").map_err(|error| Error::Malformed(error.to_string()));
+            return Ok(wire::get_u16(nla.value(), "family")?);
         }
     }
-    Err(Error::Malformed("a family without a number".to_owned()))
+    Err(DecodeError::from("a family without a number").into())
+}
+
+/// One request of a family of generic netlink.
+struct Request<'a> {
+    family: u16,
+    command: u8,
+    version: u8,
+    attributes: Cow<'a, [u8]>,
+}
+
+impl Message for Request<'_> {
+    fn kind(&self) -> u16 {
+        self.family
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.command, self.version, 0, 0]);
+        out.extend_from_slice(&self.attributes);
+    }
 }

@@ -2,8 +2,9 @@
 //! Errors that carry the command and its meaning.
 
 use std::fmt;
-use std::io;
 
+use netlink_batch::Refusal;
+use netlink_packet_core::DecodeError;
 use nix::errno::Errno;
 
 use crate::command::CommandKind;
@@ -22,26 +23,12 @@ pub enum Error {
     /// The kernel refused a command.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// A list changed again and again while it was read.
-    #[error("the list changed while it was read")]
-    DumpInterrupted,
-    /// An answer could not be read. Nothing is made of the rest of it.
-    #[error("the kernel's answer cannot be read: {0}")]
-    Malformed(String),
-    /// Answers were lost (`ENOBUFS`): nobody knows which commands ran. Read the state again.
-    #[error("the kernel's answers were lost: read the state again")]
-    Overrun,
-    /// No answer came in time: nobody knows which commands ran. Read the state again.
-    #[error("the kernel did not answer in time")]
-    Timeout,
-    /// The socket failed.
-    #[error("generic netlink socket: {}", describe(.0))]
-    Io(#[from] io::Error),
-}
-
-/// What the system says, without its number.
-fn describe(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_owned())
+    /// Attributes of an answer cannot be decoded. Nothing is made of the rest of it.
+    #[error("the kernel's answer cannot be read")]
+    Malformed(#[from] DecodeError),
+    /// The conversation failed: it is unknown which commands took effect. Read the state again.
+    #[error(transparent)]
+    Netlink(#[from] netlink_batch::Error),
 }
 
 /// What a refusal means for the command that was refused.
@@ -146,16 +133,9 @@ pub struct CommandError {
 
 impl CommandError {
     pub(crate) fn new(command: CommandKind, refusal: Refusal) -> Self {
-        let kind = ErrorKind::of(command.command, refusal.errno);
-        Self { command, kind, errno: refusal.errno, extack: refusal.message }
+        let kind = ErrorKind::of(command.command, refusal.code);
+        Self { command, kind, errno: refusal.code, extack: refusal.text }
     }
-}
-
-/// An errno with the kernel's message.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub errno: i32,
-    pub message: Option<String>,
 }
 
 #[cfg(test)]
@@ -191,7 +171,7 @@ mod tests {
     #[test]
     fn a_message_names_the_command_its_object_and_the_kernels_words() {
         let id = ServiceId::tcp("10.0.0.1:80".parse().unwrap());
-        let refusal = Refusal { errno: ESRCH, message: Some("no luck".to_owned()) };
+        let refusal = Refusal::new(ESRCH, Some("no luck".to_owned()));
         let error = CommandError::new(CommandKind::service(IpvsCommand::DelService, id), refusal);
         assert_eq!(
             error.to_string(),

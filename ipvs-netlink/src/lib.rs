@@ -7,13 +7,11 @@ mod command;
 mod control;
 mod destination;
 mod error;
-mod frame;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod message;
 mod service;
-mod socket;
 mod stats;
 mod types;
 mod wire;
@@ -24,7 +22,7 @@ pub use control::{Config, DaemonState, Info, SyncDaemon};
 pub use destination::{Destination, Tunnel, TunnelKind};
 pub use error::{CommandError, Error, ErrorKind};
 pub use message::{IpvsAttribute, IpvsCommand, IpvsMessage};
+pub use netlink_batch::{Counters, Error as NetlinkError};
 pub use service::{PersistenceMask, Service};
-pub use socket::Counters;
 pub use stats::Stats;
 pub use types::{Family, ForwardMethod, Protocol, ServiceFlags, ServiceId};

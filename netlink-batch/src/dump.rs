@@ -135,11 +135,7 @@ impl<C: Channel> Socket<C> {
 
     /// Receives one datagram of a dump; `Some` at the end of it. After one that cannot be read the rest of the dump
     /// is received all the same.
-    fn receive_part(
-        &mut self,
-        dump: &mut Dump,
-        part: &mut dyn FnMut(&[u8]),
-    ) -> Result<Option<End>, Error> {
+    fn receive_part(&mut self, dump: &mut Dump, part: &mut dyn FnMut(&[u8])) -> Result<Option<End>, Error> {
         let datagram = match self.inbound.receive() {
             Ok(datagram) => datagram,
             Err(Error::Truncated) => {

@@ -97,7 +97,8 @@ impl Refusal {
     pub fn of(message: &Received<'_>) -> Result<Self, Error> {
         let payload = message.payload;
         let word = |at: usize| payload.get(at..at + 4)?.try_into().ok();
-        let code = word(0).map(i32::from_ne_bytes).ok_or(Error::Malformed("an error message is too short"))?;
+        let code =
+            word(0).map(i32::from_ne_bytes).ok_or(Error::Malformed("an error message is too short"))?;
         let echoed = word(4).map_or(0, u32::from_ne_bytes) as usize;
         let attributes_at = match message.kind {
             NLMSG_DONE => 4,

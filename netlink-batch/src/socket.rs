@@ -188,9 +188,7 @@ impl<C: Channel> Socket<C> {
                     _ => Answer::Payload(message.payload),
                 };
                 match answer {
-                    Answer::Status(refusal)
-                        if self.one_refusal_of_all && refusal.errno() == Errno::EPERM =>
-                    {
+                    Answer::Status(refusal) if self.one_refusal_of_all && refusal.errno() == Errno::EPERM => {
                         return Err(Error::NotPermitted);
                     }
                     answer => {

@@ -22,6 +22,7 @@ pub mod nfnetlink;
 pub mod nft_tables;
 pub mod nft_watch;
 mod reading;
+pub mod routes;
 mod rules;
 pub mod sockets;
 pub mod sysctl;

@@ -17,6 +17,7 @@ use crate::core::observed::{Observed, ObservedServer, RsState};
 use crate::core::sets::SetId;
 use crate::core::settings::Timeouts;
 use crate::core::subject::Part;
+use crate::words;
 
 /// Datagrams of the list of virtual servers in one piece, some 130 virtual servers each.
 const LISTED: usize = 4;
@@ -41,8 +42,8 @@ pub(super) enum Reading {
 }
 
 /// Why a part could not be read.
-pub(super) fn failed(part: Part) -> impl Fn(&dyn std::fmt::Display) -> ObserveError {
-    move |error| ObserveError { part, error: OpError::plain(Cause::Other, error.to_string()) }
+pub(super) fn failed(part: Part) -> impl Fn(&(dyn std::error::Error + 'static)) -> ObserveError {
+    move |error| ObserveError { part, error: OpError::plain(Cause::Other, words::causes(error)) }
 }
 
 impl LinuxKernel {
@@ -179,7 +180,7 @@ impl LinuxKernel {
         Ok(Piece::Rest(Rest {
             timeouts: Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp },
             sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
-            next_hops: self.device.next_hops().map_err(|error| failed(Part::Node)(&error))?,
+            next_hops: self.routes.next_hops().map_err(|error| failed(Part::Node)(&error))?,
             lease_routers: routers,
             name_servers: servers,
             // Only told to the operator.

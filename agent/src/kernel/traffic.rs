@@ -6,6 +6,7 @@ use ipvs_netlink::{Client, Service};
 use super::linux::vs_key;
 use crate::core::model::VsKey;
 use crate::metrics::services::{Counts, Reader, Reading};
+use crate::words;
 
 /// Reads the counters of the network namespace that it is called in.
 #[derive(Debug, Default)]
@@ -31,7 +32,7 @@ pub fn reader() -> Reader {
         reader.read().map_err(|error| {
             // A socket in an unknown state is not used on.
             reader.client = None;
-            format!("cannot read the counters of IPVS: {error}")
+            format!("cannot read the counters of IPVS: {}", words::causes(&error))
         })
     })
 }
