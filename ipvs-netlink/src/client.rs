@@ -1,30 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The client: one method per command, and batches.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use netlink_batch::{Counters, Dump, Message, Refusal, Socket, protocols};
+use netlink_batch::{Counters, Refusal, Socket, protocols};
 use netlink_packet_core::DecodeError;
-use nix::errno::Errno;
 
-use crate::command::{Command, CommandKind, write_id};
-use crate::control::{Config, Info, SyncDaemon};
+use crate::command::{Command, CommandKind};
+use crate::control::{Config, Info};
+use crate::daemon::SyncDaemon;
 use crate::destination::Destination;
 use crate::error::{CommandError, Error};
-use crate::message::{FAMILY_NAME, IpvsAttribute, IpvsCommand, IpvsMessage, VERSION};
+use crate::packet::{IpvsAttribute, IpvsCommand, IpvsMessage, VERSION};
 use crate::service::Service;
-use crate::types::{Family, ServiceId};
-use crate::wire::{self, Writer};
+use crate::types::ServiceId;
 
-const GENL_ID_CTRL: u16 = 0x10;
-const CTRL_CMD_GETFAMILY: u8 = 3;
-const CTRL_VERSION: u8 = 2;
-const CTRL_ATTR_FAMILY_ID: u16 = 1;
-const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+mod list;
+mod request;
 
-/// Length of `struct genlmsghdr`.
-const GENL: usize = 4;
+pub use list::ServiceList;
+pub(crate) use request::parse_family;
+use request::{Request, ask_for, attributes, may_have_moved, refused, resolve};
 
 /// Which commands of a batch were refused. The others ran.
 #[must_use]
@@ -83,11 +79,11 @@ impl Client {
 
     fn send(&mut self, commands: &[&Command]) -> Result<Vec<(usize, Refusal)>, Error> {
         let family = self.family;
-        Ok(self.socket.batch(commands.iter().map(|command| {
-            let mut out = Writer::default();
-            command.write(&mut out);
-            let number = command.kind().command.into();
-            Request { family, command: number, version: VERSION, attributes: Cow::Owned(out.bytes) }
+        Ok(self.socket.batch(commands.iter().map(|command| Request {
+            family,
+            command: command.kind().command.into(),
+            version: VERSION,
+            write: |out: &mut _| command.write(out),
         }))?)
     }
 
@@ -134,10 +130,7 @@ impl Client {
     /// # Errors
     /// `NoSuchService`.
     pub fn service(&mut self, id: &ServiceId) -> Result<Service, Error> {
-        let mut out = Writer::default();
-        write_id(&mut out, id);
-        let kind = CommandKind::service(IpvsCommand::GetService, *id);
-        let message = self.ask(kind, &out.bytes)?;
+        let message = self.ask(CommandKind::service(IpvsCommand::GetService, *id))?;
         let found = message.attributes.into_iter().find_map(service_of);
         found.ok_or_else(|| DecodeError::from("a report of a service without one").into())
     }
@@ -147,7 +140,7 @@ impl Client {
     /// # Errors
     /// A list that could not be read whole.
     pub fn services(&mut self) -> Result<Vec<Service>, Error> {
-        self.dump(CommandKind::of(IpvsCommand::GetService), &[], service_of)
+        self.dump(CommandKind::of(IpvsCommand::GetService), service_of)
     }
 
     /// Adds a destination. `ipvsadm -a`
@@ -182,10 +175,7 @@ impl Client {
     /// # Errors
     /// A list that could not be read whole.
     pub fn destinations(&mut self, service: &ServiceId) -> Result<Vec<Destination>, Error> {
-        let mut out = Writer::default();
-        write_id(&mut out, service);
-        let kind = CommandKind::service(IpvsCommand::GetDest, *service);
-        self.dump(kind, &out.bytes, |attribute| match attribute {
+        self.dump(CommandKind::service(IpvsCommand::GetDest, *service), |attribute| match attribute {
             IpvsAttribute::Destination(dest) => Some(dest),
             _ => None,
         })
@@ -196,7 +186,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn config(&mut self) -> Result<Config, Error> {
-        Ok(self.ask(CommandKind::of(IpvsCommand::GetConfig), &[])?.config())
+        Ok(self.ask(CommandKind::of(IpvsCommand::GetConfig))?.config())
     }
 
     /// Sets the timeouts; 0 leaves one as it is. `ipvsadm --set`
@@ -212,7 +202,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn info(&mut self) -> Result<Info, Error> {
-        Ok(self.ask(CommandKind::of(IpvsCommand::GetInfo), &[])?.info())
+        Ok(self.ask(CommandKind::of(IpvsCommand::GetInfo))?.info())
     }
 
     /// Removes everything in this network namespace, whoever made it. `ipvsadm -C`
@@ -261,192 +251,27 @@ impl Client {
     /// # Errors
     /// A list that could not be read whole.
     pub fn daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
-        self.dump(CommandKind::of(IpvsCommand::GetDaemon), &[], |attribute| match attribute {
+        self.dump(CommandKind::of(IpvsCommand::GetDaemon), |attribute| match attribute {
             IpvsAttribute::Daemon(daemon) => Some(daemon),
             _ => None,
         })
     }
 
-    fn request<'a>(&self, kind: &CommandKind, attributes: &'a [u8]) -> Request<'a> {
-        let attributes = Cow::Borrowed(attributes);
-        Request { family: self.family, command: kind.command.into(), version: VERSION, attributes }
-    }
-
-    fn ask(&mut self, kind: CommandKind, question: &[u8]) -> Result<IpvsMessage, Error> {
-        let mut answer = self.socket.ask(&self.request(&kind, question))?;
+    fn ask(&mut self, kind: CommandKind) -> Result<IpvsMessage, Error> {
+        let mut answer = self.socket.ask(&ask_for(self.family, &kind))?;
         if answer.as_ref().is_err_and(may_have_moved) && self.family_moved()? {
-            answer = self.socket.ask(&self.request(&kind, question))?;
+            answer = self.socket.ask(&ask_for(self.family, &kind))?;
         }
         let answer = answer.map_err(|refusal| refused(kind, refusal))?;
         // Version and size come in attributes whose kinds mean something else elsewhere.
         let reported = if kind.command == IpvsCommand::GetInfo { IpvsCommand::SetInfo } else { kind.command };
         Ok(IpvsMessage::parse(reported, attributes(&answer)?)?)
     }
-
-    /// Reads a list. Every part has to hold what `pick` looks for.
-    fn dump<T>(
-        &mut self,
-        kind: CommandKind,
-        attributes: &[u8],
-        pick: impl Fn(IpvsAttribute) -> Option<T>,
-    ) -> Result<Vec<T>, Error> {
-        let end = self.try_dump(kind, attributes, &pick);
-        match end {
-            Err(Error::Netlink(netlink_batch::Error::Refused(refusal))) => {
-                if may_have_moved(&refusal) && self.family_moved()? {
-                    return self.try_dump(kind, attributes, &pick).map_err(|error| named(kind, error));
-                }
-                Err(refused(kind, refusal))
-            }
-            end => end.map_err(|error| named(kind, error)),
-        }
-    }
-
-    fn try_dump<T>(
-        &mut self,
-        kind: CommandKind,
-        attributes: &[u8],
-        pick: &impl Fn(IpvsAttribute) -> Option<T>,
-    ) -> Result<Vec<T>, Error> {
-        let service = kind.service.map(|id| id.family());
-        let request = self.request(&kind, attributes);
-        self.socket.dump(&request, |found: &mut Vec<T>, payload| {
-            found.push(entry(kind, payload, service, pick)?);
-            Ok(())
-        })
-    }
-
-    /// Asks for all services, to be read little by little with [`Self::more_services`]. Until the end
-    /// nothing else may be asked for over this client.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn begin_services(&mut self) -> Result<ServiceList, Error> {
-        let kind = CommandKind::of(IpvsCommand::GetService);
-        Ok(ServiceList { dump: self.socket.begin_dump(&self.request(&kind, &[]))?, ended: false })
-    }
-
-    /// Some more services of a list, `None` at its end. What is added or removed between two calls moves
-    /// positions in the kernel's table: a service may come twice then, or not at all.
-    ///
-    /// # Errors
-    /// A list that could not be read whole.
-    pub fn more_services(&mut self, list: &mut ServiceList) -> Result<Option<Vec<Service>>, Error> {
-        if list.ended {
-            return Ok(None);
-        }
-        let kind = CommandKind::of(IpvsCommand::GetService);
-        let mut found = Ok(Vec::new());
-        let more = self.socket.read_dump(&mut list.dump, &mut |payload| {
-            if let Ok(services) = &mut found {
-                match entry(kind, payload, None, &service_of) {
-                    Ok(service) => services.push(service),
-                    Err(error) => found = Err(error),
-                }
-            }
-        });
-        list.ended = !more.map_err(|error| named(kind, error.into()))?;
-        found.map(Some)
-    }
-}
-
-/// A list of services that is being read.
-#[derive(Debug)]
-pub struct ServiceList {
-    dump: Dump,
-    ended: bool,
 }
 
 fn service_of(attribute: IpvsAttribute) -> Option<Service> {
     match attribute {
         IpvsAttribute::Service(service) => Some(service),
         _ => None,
-    }
-}
-
-/// What `pick` finds in a part of a list. Every part has to hold it.
-fn entry<T>(
-    kind: CommandKind,
-    payload: &[u8],
-    service: Option<Family>,
-    pick: &impl Fn(IpvsAttribute) -> Option<T>,
-) -> Result<T, Error> {
-    let message = IpvsMessage::parse_for(kind.command, attributes(payload)?, service)?;
-    let entry = message.attributes.into_iter().find_map(pick);
-    entry.ok_or_else(|| DecodeError::from(format!("{kind}: a part of the list without an entry")).into())
-}
-
-/// The attributes of a message of generic netlink.
-fn attributes(payload: &[u8]) -> Result<&[u8], DecodeError> {
-    payload.get(GENL..).ok_or_else(|| DecodeError::from("a message is too short"))
-}
-
-/// Whether a refusal may be generic netlink's for a family number that nobody has.
-fn may_have_moved(refusal: &Refusal) -> bool {
-    matches!(refusal.errno(), Errno::ENOENT | Errno::EOPNOTSUPP)
-}
-
-/// The error of a refused command.
-fn refused(kind: CommandKind, refusal: Refusal) -> Error {
-    match refusal.errno() {
-        Errno::EPERM => Error::PermissionDenied,
-        _ => CommandError::new(kind, refusal).into(),
-    }
-}
-
-/// As [`refused`], where the transport met the refusal.
-fn named(kind: CommandKind, error: Error) -> Error {
-    match error {
-        Error::Netlink(netlink_batch::Error::Refused(refusal)) => refused(kind, refusal),
-        Error::Netlink(netlink_batch::Error::NotPermitted) => Error::PermissionDenied,
-        other => other,
-    }
-}
-
-/// Asks for the number of the family by its name.
-fn resolve(socket: &mut Socket) -> Result<u16, Error> {
-    let mut out = Writer::default();
-    out.put_text(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME);
-    let request = Request {
-        family: GENL_ID_CTRL,
-        command: CTRL_CMD_GETFAMILY,
-        version: CTRL_VERSION,
-        attributes: Cow::Borrowed(&out.bytes),
-    };
-    let answer = match socket.ask(&request)? {
-        Ok(answer) => answer,
-        Err(refusal) if refusal.errno() == Errno::ENOENT => return Err(Error::FamilyMissing),
-        Err(refusal) => return Err(refused(CommandKind::of(IpvsCommand::Other(0)), refusal)),
-    };
-    parse_family(attributes(&answer)?)
-}
-
-/// The number of a family in a report of the controller.
-pub(crate) fn parse_family(attributes: &[u8]) -> Result<u16, Error> {
-    for nla in wire::attributes(attributes) {
-        let nla = nla?;
-        if nla.kind() == CTRL_ATTR_FAMILY_ID {
-            return Ok(wire::get_u16(nla.value(), "family")?);
-        }
-    }
-    Err(DecodeError::from("a family without a number").into())
-}
-
-/// One request of a family of generic netlink.
-struct Request<'a> {
-    family: u16,
-    command: u8,
-    version: u8,
-    attributes: Cow<'a, [u8]>,
-}
-
-impl Message for Request<'_> {
-    fn kind(&self) -> u16 {
-        self.family
-    }
-
-    fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&[self.command, self.version, 0, 0]);
-        out.extend_from_slice(&self.attributes);
     }
 }

@@ -8,7 +8,7 @@ use netlink_packet_core::DecodeError;
 use nix::errno::Errno;
 
 use crate::command::CommandKind;
-use crate::message::IpvsCommand;
+use crate::packet::IpvsCommand;
 
 /// What went wrong with the conversation or with a single command.
 #[derive(Debug, thiserror::Error)]
@@ -64,32 +64,23 @@ pub enum ErrorKind {
     Other(i32),
 }
 
-const EPERM: i32 = 1;
-const ENOENT: i32 = 2;
-const ESRCH: i32 = 3;
-const ENOMEM: i32 = 12;
-const EEXIST: i32 = 17;
-const EINVAL: i32 = 22;
-const EOPNOTSUPP: i32 = 95;
-const EAFNOSUPPORT: i32 = 97;
-
 impl ErrorKind {
-    /// The meaning of an errno for a command.
+    /// The meaning of a positive errno for a command.
     pub fn of(command: IpvsCommand, errno: i32) -> Self {
         use IpvsCommand as C;
-        match (command, errno) {
-            (C::NewDest, EEXIST) => ErrorKind::DestinationExists,
-            (C::NewDaemon, EEXIST) => ErrorKind::DaemonExists,
-            (_, EEXIST) => ErrorKind::ServiceExists,
-            (C::NewDaemon | C::DelDaemon | C::GetDaemon, ESRCH) => ErrorKind::NoSuchDaemon,
-            (_, ESRCH) => ErrorKind::NoSuchService,
-            (C::NewService | C::SetService, ENOENT) => ErrorKind::NoSuchScheduler,
-            (C::SetDest | C::DelDest, ENOENT) => ErrorKind::NoSuchDestination,
-            (_, EPERM) => ErrorKind::PermissionDenied,
-            (_, EINVAL) => ErrorKind::InvalidArgument,
-            (_, ENOMEM) => ErrorKind::OutOfMemory,
-            (_, EOPNOTSUPP | EAFNOSUPPORT) => ErrorKind::NotSupported,
-            (_, other) => ErrorKind::Other(other),
+        match (command, Errno::from_raw(errno)) {
+            (C::NewDest, Errno::EEXIST) => ErrorKind::DestinationExists,
+            (C::NewDaemon, Errno::EEXIST) => ErrorKind::DaemonExists,
+            (_, Errno::EEXIST) => ErrorKind::ServiceExists,
+            (C::NewDaemon | C::DelDaemon | C::GetDaemon, Errno::ESRCH) => ErrorKind::NoSuchDaemon,
+            (_, Errno::ESRCH) => ErrorKind::NoSuchService,
+            (C::NewService | C::SetService, Errno::ENOENT) => ErrorKind::NoSuchScheduler,
+            (C::SetDest | C::DelDest, Errno::ENOENT) => ErrorKind::NoSuchDestination,
+            (_, Errno::EPERM) => ErrorKind::PermissionDenied,
+            (_, Errno::EINVAL) => ErrorKind::InvalidArgument,
+            (_, Errno::ENOMEM) => ErrorKind::OutOfMemory,
+            (_, Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => ErrorKind::NotSupported,
+            _ => ErrorKind::Other(errno),
         }
     }
 }
@@ -147,31 +138,31 @@ mod tests {
     fn the_same_errno_means_different_things() {
         use IpvsCommand as C;
         let table = [
-            (C::NewService, EEXIST, ErrorKind::ServiceExists),
-            (C::NewService, ENOENT, ErrorKind::NoSuchScheduler),
-            (C::SetService, ENOENT, ErrorKind::NoSuchScheduler),
-            (C::SetService, ESRCH, ErrorKind::NoSuchService),
-            (C::DelService, ESRCH, ErrorKind::NoSuchService),
-            (C::GetDest, ESRCH, ErrorKind::NoSuchService),
-            (C::NewDest, ESRCH, ErrorKind::NoSuchService),
-            (C::NewDest, EEXIST, ErrorKind::DestinationExists),
-            (C::SetDest, ENOENT, ErrorKind::NoSuchDestination),
-            (C::DelDest, ENOENT, ErrorKind::NoSuchDestination),
-            (C::NewDest, EINVAL, ErrorKind::InvalidArgument),
-            (C::NewDaemon, EEXIST, ErrorKind::DaemonExists),
-            (C::DelDaemon, ESRCH, ErrorKind::NoSuchDaemon),
-            (C::Flush, EPERM, ErrorKind::PermissionDenied),
-            (C::Zero, 5, ErrorKind::Other(5)),
+            (C::NewService, Errno::EEXIST, ErrorKind::ServiceExists),
+            (C::NewService, Errno::ENOENT, ErrorKind::NoSuchScheduler),
+            (C::SetService, Errno::ENOENT, ErrorKind::NoSuchScheduler),
+            (C::SetService, Errno::ESRCH, ErrorKind::NoSuchService),
+            (C::DelService, Errno::ESRCH, ErrorKind::NoSuchService),
+            (C::GetDest, Errno::ESRCH, ErrorKind::NoSuchService),
+            (C::NewDest, Errno::ESRCH, ErrorKind::NoSuchService),
+            (C::NewDest, Errno::EEXIST, ErrorKind::DestinationExists),
+            (C::SetDest, Errno::ENOENT, ErrorKind::NoSuchDestination),
+            (C::DelDest, Errno::ENOENT, ErrorKind::NoSuchDestination),
+            (C::NewDest, Errno::EINVAL, ErrorKind::InvalidArgument),
+            (C::NewDaemon, Errno::EEXIST, ErrorKind::DaemonExists),
+            (C::DelDaemon, Errno::ESRCH, ErrorKind::NoSuchDaemon),
+            (C::Flush, Errno::EPERM, ErrorKind::PermissionDenied),
+            (C::Zero, Errno::EIO, ErrorKind::Other(5)),
         ];
         for (command, errno, kind) in table {
-            assert_eq!(ErrorKind::of(command, errno), kind, "{command:?} {errno}");
+            assert_eq!(ErrorKind::of(command, errno as i32), kind, "{command:?} {errno}");
         }
     }
 
     #[test]
     fn a_message_names_the_command_its_object_and_the_kernels_words() {
         let id = ServiceId::tcp("10.0.0.1:80".parse().unwrap());
-        let refusal = Refusal::new(ESRCH, Some("no luck".to_owned()));
+        let refusal = Refusal::new(Errno::ESRCH as i32, Some("no luck".to_owned()));
         let error = CommandError::new(CommandKind::service(IpvsCommand::DelService, id), refusal);
         assert_eq!(
             error.to_string(),

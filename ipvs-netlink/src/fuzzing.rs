@@ -8,7 +8,7 @@ use netlink_batch::fuzzing::datagram;
 use netlink_packet_core::Emitable;
 
 use crate::client::parse_family;
-use crate::message::IpvsMessage;
+use crate::packet::{IpvsMessage, message_attributes};
 use crate::types::Family;
 
 /// A decoder: its name, and what reads an input.
@@ -29,7 +29,7 @@ pub fn message(bytes: &[u8]) {
     let command = (*command).into();
     // Of an old kernel: the family of destinations is that of their service.
     for service in [Family::Inet, Family::Inet6] {
-        let _ = IpvsMessage::parse_for(command, attributes, Some(service));
+        let _ = message_attributes(command, attributes, Some(service)).count();
     }
     let Ok(message) = IpvsMessage::parse(command, attributes) else { return };
     let _ = (message.config(), message.info().version_text());

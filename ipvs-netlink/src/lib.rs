@@ -5,24 +5,27 @@
 mod client;
 mod command;
 mod control;
+mod daemon;
 mod destination;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod message;
+pub mod packet;
 mod service;
 mod stats;
 mod types;
-mod wire;
 
 pub use client::{BatchReport, Client, ServiceList};
 pub use command::{Command, CommandKind};
-pub use control::{Config, DaemonState, Info, SyncDaemon};
+pub use control::{Config, Info};
+pub use daemon::{DaemonState, SyncDaemon};
 pub use destination::{Destination, Tunnel, TunnelKind};
 pub use error::{CommandError, Error, ErrorKind};
-pub use message::{IpvsAttribute, IpvsCommand, IpvsMessage};
 pub use netlink_batch::{Counters, Error as NetlinkError};
+pub use packet::{IpvsAttribute, IpvsCommand, IpvsMessage};
 pub use service::{PersistenceMask, Service};
 pub use stats::Stats;
 pub use types::{Family, ForwardMethod, Protocol, ServiceFlags, ServiceId};
+/// The crates whose traits the codec implements.
+pub use {netlink_packet_core, netlink_packet_generic};
