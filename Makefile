@@ -54,6 +54,7 @@ check: ## Formatting, lints, documentation, rules of the house, licences
 	integration/checks/house-rules
 	integration/checks/parity-doc
 	integration/checks/licences
+	cargo package -p netlink-batch -p ipvs-netlink -p dummy-iface --allow-dirty --locked --offline --quiet
 	@integration/guest/install.sh --promtool
 	integration/checks/manifests
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![warn(clippy::incompatible_msrv)]
 
 mod device;
 mod error;

@@ -16,10 +16,9 @@ use crate::service::Service;
 use crate::types::ServiceId;
 
 mod list;
-mod request;
+pub(crate) mod request;
 
 pub use list::ServiceList;
-pub(crate) use request::parse_family;
 use request::{Request, ask_for, attributes, may_have_moved, refused, resolve};
 
 /// Which commands of a batch were refused. The others ran.
@@ -240,7 +239,7 @@ impl Client {
     /// Stops a sync daemon. `ipvsadm --stop-daemon`
     ///
     /// # Errors
-    /// `NoSuchDaemon`. [`Error::Timeout`] when it was stopped so soon after its start that its thread
+    /// `NoSuchDaemon`. [`Timeout`](crate::NetlinkError::Timeout) when it was stopped so soon after its start that its thread
     /// had not run yet (seen on 6.1): it is stopped, but the kernel does not answer then.
     pub fn del_daemon(&mut self, daemon: &SyncDaemon) -> Result<(), Error> {
         self.run(Command::DelDaemon(daemon.clone()))

@@ -7,7 +7,7 @@
 use netlink_batch::fuzzing::datagram;
 use netlink_packet_core::Emitable;
 
-use crate::client::parse_family;
+use crate::client::request::parse_family;
 use crate::packet::{IpvsMessage, message_attributes};
 use crate::types::Family;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The family as a codec (`<linux/ip_vs.h>`), in the shape of the rust-netlink crates: one enum for each level of
-//! attributes, each an [`Nla`](netlink_packet_core::Nla) and a [`Parseable`](netlink_packet_core::Parseable). On top
+//! attributes, each an [`Nla`](netlink_packet_core::Nla) and a [`Parseable`]. On top
 //! of them are [`Service`](crate::Service), [`Destination`](crate::Destination) and [`SyncDaemon`](crate::SyncDaemon),
 //! which are read from an iterator, so that a list needs no vector of attributes for each entry.
 //!
@@ -16,7 +16,9 @@ mod message;
 mod service;
 mod stats;
 
-use netlink_packet_core::{DecodeError, NlaBuffer, NlasIterator, Parseable};
+use netlink_packet_core::{NlaBuffer, NlasIterator, Parseable};
+
+pub use netlink_packet_core::{DecodeError, DefaultNla};
 
 pub use codec::RawAddress;
 pub use command::IpvsCommand;
