@@ -2,7 +2,7 @@
 //! The decoders by themselves, for fuzzing: each function takes what a kernel may send and panics when
 //! what it reads breaks a rule. No part of the API.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what tells")]
+#![allow(clippy::unwrap_used, reason = "a panic is the finding")]
 
 use netlink_batch::{fuzzing::datagram, messages};
 use netlink_packet_core::Emitable;

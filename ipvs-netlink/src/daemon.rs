@@ -40,7 +40,7 @@ impl From<DaemonState> for u32 {
     }
 }
 
-/// A daemon that multicasts connections, or hears them (`IPVS_DAEMON_ATTR_*`).
+/// A daemon that multicasts connections, or receives them (`IPVS_DAEMON_ATTR_*`).
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SyncDaemon {

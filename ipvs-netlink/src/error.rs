@@ -17,7 +17,7 @@ pub enum Error {
     /// The kernel has no IPVS.
     #[error("the kernel has no IPVS: load the module with `modprobe ip_vs`, or use a kernel that has it")]
     FamilyMissing,
-    /// The process may not use IPVS. In a user namespace nobody may.
+    /// The process may not use IPVS. In a user namespace no process may.
     #[error("not permitted to use IPVS: CAP_NET_ADMIN is needed, outside of a user namespace")]
     PermissionDenied,
     /// The kernel refused a command.

@@ -224,7 +224,7 @@ impl ServiceFlags {
         self.0 & other.0 == other.0
     }
 
-    /// The flags that somebody set: all but [`Self::HASHED`].
+    /// The flags that a request can set: all but [`Self::HASHED`].
     pub const fn without_hashed(self) -> Self {
         Self(self.0 & !Self::HASHED.0)
     }

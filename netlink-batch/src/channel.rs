@@ -41,7 +41,7 @@ pub struct KernelChannel {
 }
 
 impl KernelChannel {
-    /// Opens a socket that hears everybody.
+    /// Opens a socket that receives from the kernel and from other sockets.
     pub(crate) fn open(protocol: isize) -> Result<Self, Error> {
         let mut socket = Socket::new(protocol)?;
         let port = socket.bind_auto()?.port_number();
@@ -52,7 +52,7 @@ impl KernelChannel {
         Ok(Self { socket, port })
     }
 
-    /// From now on only the kernel is heard, and it says in its own words why it refuses.
+    /// Receives from the kernel only, from now on, and asks it to explain refusals (`NETLINK_EXT_ACK`).
     pub(crate) fn connect(&self) -> Result<(), Error> {
         if setsockopt(&self.socket, sockopt::SndBufForce, &SEND_QUEUE_BYTES).is_err() {
             setsockopt(&self.socket, sockopt::SndBuf, &SEND_QUEUE_BYTES)?;

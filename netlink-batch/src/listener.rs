@@ -5,18 +5,18 @@ use crate::Error;
 use crate::channel::{Channel, Inbound, KernelChannel};
 use crate::message::{Received, messages};
 
-/// A socket that hears multicast groups and waits for notifications without limit.
+/// A member of multicast groups, which waits for notifications without limit.
 #[derive(Debug)]
 pub struct Listener<C = KernelChannel> {
     inbound: Inbound<C>,
 }
 
 impl Listener {
-    /// Opens a socket of a family (`protocols::NETLINK_*`) that hears these groups (`RTNLGRP_*`, `NFNLGRP_*`), in
+    /// Opens a socket of a family (`protocols::NETLINK_*`) and joins these groups (`RTNLGRP_*`, `NFNLGRP_*`), in
     /// the current network namespace.
     ///
     /// # Errors
-    /// When the kernel lacks the family or a group, or the process may not hear it.
+    /// When the kernel lacks the family or a group, or the process may not join it.
     pub fn open(protocol: isize, groups: &[u32]) -> Result<Self, Error> {
         let mut channel = KernelChannel::open(protocol)?;
         for group in groups {

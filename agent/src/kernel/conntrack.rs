@@ -74,7 +74,7 @@ pub struct ConntrackClient {
 }
 
 impl ConntrackClient {
-    /// Opens a socket in the current network namespace; nothing is asked yet.
+    /// Opens a socket in the current network namespace; nothing is read yet.
     ///
     /// # Errors
     /// When the kernel has no netfilter netlink or the process may not open one.
@@ -161,7 +161,7 @@ fn count_deleted(flows: &[Flow], refused: &[(usize, Refusal)]) -> Result<u64, Co
     }
 }
 
-/// Whether the kernel does not know what it was asked for.
+/// Whether the kernel does not support the request.
 fn is_unknown(refusal: &Refusal) -> bool {
     matches!(refusal.errno(), Errno::EINVAL | Errno::EOPNOTSUPP)
 }
@@ -215,7 +215,7 @@ pub(super) fn parse_entry(part: &[u8]) -> Result<Option<Entry>, Error> {
     let (Some((orig_dst, orig_dst_port)), Some((reply_src, reply_src_port))) = (orig.dst, reply.src) else {
         return Err(Error::Malformed("a tracked UDP flow without address or port"));
     };
-    // The tuple goes back as it came. The number tells the flow from a later one of the same tuple,
+    // The tuple goes back as it came. The number distinguishes the flow from a later one of the same tuple,
     // which knows today's endpoints.
     let mut identity = Attributes::default();
     identity.nest_bytes(CTA_TUPLE_ORIG, orig_bytes);

@@ -34,7 +34,7 @@ pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {
     OpError { uncertain, ..OpError::plain(cause, message) }
 }
 
-/// A conversation about IPVS failed: nobody knows what ran.
+/// A conversation about IPVS failed: it is unknown which commands took effect.
 pub(super) fn client_error(error: &ipvs::Error) -> OpError {
     let text = words::causes(error);
     match error {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the kernel and files of the system say, for [`crate::fuzzing`].
 
-#![allow(clippy::unwrap_used, reason = "a panic is what tells")]
+#![allow(clippy::unwrap_used, reason = "a panic is the finding")]
 
 use netlink_batch::{AttributeIter, messages};
 use netlink_packet_core::Parseable;

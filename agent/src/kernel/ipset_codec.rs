@@ -128,7 +128,7 @@ pub(super) fn encode_entry(entry: &Entry) -> Attributes {
     attrs
 }
 
-/// Adds one part of a dump: a set, or more members of one. Sets of others are passed over.
+/// Adds one part of a dump: a set, or more members of one. Other programs' sets are ignored.
 pub(super) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedSet>) -> Result<(), Error> {
     let (mut name, mut type_name, mut family, mut header, mut members) = (None, None, None, None, None);
     for attr in AttributeIter::new(part) {

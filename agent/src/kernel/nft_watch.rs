@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Notices at once when somebody else changes our chains, where iptables is the nf_tables flavour:
-//! notifications of `<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10. The legacy flavour tells
-//! nobody; there the next audit finds out.
+//! Notices at once when another program changes our chains, where iptables is the nf_tables flavour:
+//! notifications of `<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10. The legacy flavour sends
+//! none; there the next audit finds changes.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,7 @@ const ATTR_CHAIN_NAME: u16 = 3;
 const CHILDREN: usize = 64;
 
 /// The processes that the agent itself started to write rules. Their netlink port is their process
-/// id, which is how their changes are told from others'.
+/// id, which distinguishes their changes from those of others.
 #[derive(Clone, Debug, Default)]
 pub struct Children(Arc<Mutex<Vec<u32>>>);
 
@@ -53,7 +53,7 @@ pub struct RulesWatch {
 }
 
 impl RulesWatch {
-    /// Starts to listen; changes by `own` are passed over.
+    /// Starts to listen; changes by `own` are ignored.
     ///
     /// # Errors
     /// When the kernel has no nf_tables, or the process may not listen.

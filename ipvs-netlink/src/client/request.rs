@@ -52,7 +52,7 @@ pub(super) fn attributes(payload: &[u8]) -> Result<&[u8], DecodeError> {
     payload.get(HEADER..).ok_or_else(|| DecodeError::from("a message is too short"))
 }
 
-/// Whether a refusal may be generic netlink's for a family number that nobody has.
+/// Whether generic netlink may have refused because the family number is no longer in use.
 pub(super) fn may_have_moved(refusal: &Refusal) -> bool {
     matches!(refusal.errno(), Errno::ENOENT | Errno::EOPNOTSUPP)
 }
