@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use dummy_iface::{Change, RouteWatch, Watch};
+use dummy_iface::{Change, Watch};
 
-use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
 use crate::inbox::Inbox;
+use crate::kernel::host::routes::RouteWatch;
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::netfilter::nft_watch::RulesWatch;
 use crate::pace::Pace;
+use crate::words;
 
 /// Pause after a notification that could not be read, and between notifications about rules: reading rules
 /// is dear, and the loop does so once a second at most.
@@ -25,16 +26,15 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the kernel tells nothing about addresses, or no thread can be started.
 pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
-    let watch = Watch::open(DEVICE, kernel.address_port()).context("cannot watch addresses")?;
+    let watch = kernel.watch_addresses().context("cannot watch addresses")?;
     spawn("addresses", inbox, |inbox| watch_addresses(watch, inbox))?;
     let routes = RouteWatch::open().context("cannot watch routes")?;
     spawn("routes", inbox, |inbox| watch_routes(routes, inbox))?;
     match RulesWatch::open(kernel.rule_writers()) {
         Ok(watch) => spawn("rules", inbox, |inbox| watch_rules(watch, inbox))?,
         Err(error) => {
-            tracing::info!(
-                "the kernel does not report changes of rules ({error}): the next audit finds them"
-            );
+            let why = words::causes(&error);
+            tracing::info!("the kernel does not report changes of rules ({why}): the next audit finds them");
         }
     }
     Ok(())
@@ -57,13 +57,13 @@ impl Trouble {
         Self { what, start: Instant::now(), pace: Pace::default() }
     }
 
-    fn report(&mut self, error: &dyn std::fmt::Display) {
+    fn report(&mut self, error: &(dyn std::error::Error + 'static)) {
         let now = self.start.elapsed();
         let first = self.pace.happened(1, now);
         let due = self.pace.due(now);
         if first || due.is_some() {
             let times = due.map_or(1, |(count, _)| count);
-            let what = self.what;
+            let (what, error) = (self.what, words::causes(error));
             tracing::warn!(
                 times,
                 "cannot read a notification about {what}: {error}; they are read in full instead"

@@ -62,8 +62,17 @@ pub fn io_error(error: &io::Error) -> String {
 
 /// An error with its causes, each said once, without numbers of the system and names of types.
 pub fn chain(error: &anyhow::Error) -> String {
+    said_once(error.chain())
+}
+
+/// As [`chain`], of an error of a library.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    said_once(anyhow::Chain::new(error))
+}
+
+fn said_once(chain: anyhow::Chain<'_>) -> String {
     let mut text = String::new();
-    for cause in error.chain() {
+    for cause in chain {
         let said = match cause.downcast_ref::<io::Error>() {
             Some(error) => io_error(error),
             None => cause.to_string(),

@@ -161,7 +161,7 @@ fn may_change(ask: &Ask) -> Result<(), String> {
         Ok(None) => Err("nobody of this node asks: ask as root from this node\n".to_owned()),
         Err(error) => Err(format!(
             "the kernel does not tell who asks ({}): load its module with `modprobe tcp_diag`\n",
-            words::io_error(&error)
+            words::causes(&error)
         )),
     }
 }
