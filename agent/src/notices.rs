@@ -8,7 +8,7 @@ use crate::core::model::{ObjectName, VsKey};
 use crate::core::service::desired::Desired;
 use crate::core::service::fragment::{self, VirtualServer};
 use crate::core::service::node_facts::Binding;
-use crate::events::{About, Notice, Reason};
+use crate::events::{About, EventRequest, Reason};
 use crate::words;
 
 /// VIPs named in one line.
@@ -38,7 +38,7 @@ pub fn log_own_addresses(desired: &Desired, changes: &Changes) {
 }
 
 /// What the operator should act on after these changes.
-pub fn build(desired: &Desired, changes: &Changes) -> Vec<Notice> {
+pub fn build(desired: &Desired, changes: &Changes) -> Vec<EventRequest> {
     let mut notices = Vec::new();
     for key in &changes.contested {
         let Some(winner) = desired.virtual_server(key) else { continue };
@@ -50,9 +50,9 @@ pub fn build(desired: &Desired, changes: &Changes) -> Vec<Notice> {
     notices
 }
 
-fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> Notice {
+fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> EventRequest {
     let key = winner.key;
-    Notice {
+    EventRequest {
         about: About::Service(loser.service.clone()),
         reason: Reason::AddressConflict,
         message: format!(
@@ -63,7 +63,7 @@ fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> Notice {
     }
 }
 
-fn remark(name: &ObjectName, remark: &fragment::Notice) -> Option<Notice> {
+fn remark(name: &ObjectName, remark: &fragment::Notice) -> Option<EventRequest> {
     let (reason, message) = match remark {
         fragment::Notice::SpecialVip(_, Binding::OnLink) => return None,
         fragment::Notice::SpecialVip(ip, binding @ Binding::Translated) => {
@@ -87,7 +87,7 @@ fn remark(name: &ObjectName, remark: &fragment::Notice) -> Option<Notice> {
             ),
         ),
     };
-    Some(Notice { about: About::Service(name.clone()), reason, message })
+    Some(EventRequest { about: About::Service(name.clone()), reason, message })
 }
 
 fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {
@@ -117,12 +117,12 @@ fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {
 }
 
 /// A program of this node that a Service takes the traffic of.
-pub fn shadowed(name: &ObjectName, key: &VsKey) -> Notice {
+pub fn shadowed(name: &ObjectName, key: &VsKey) -> EventRequest {
     let message = format!(
         "{key} is an address of this node at which one of its programs listens: Service {name} takes the traffic \
          of that program; give the Service another port or another address"
     );
-    Notice { about: About::Service(name.clone()), reason: Reason::ListenerShadowed, message }
+    EventRequest { about: About::Service(name.clone()), reason: Reason::ListenerShadowed, message }
 }
 
 #[cfg(test)]

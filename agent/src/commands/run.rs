@@ -13,7 +13,7 @@ use super::{cleanup, init, show_config};
 use crate::cli::{ConfigSource, RunArgs};
 use crate::config::{Config, host};
 use crate::core::model::settings::Settings;
-use crate::events::{About, EventSink, Notice, Reason};
+use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
 use crate::inspect::owners;
 use crate::kernel::ipvs::traffic;
@@ -28,7 +28,7 @@ use crate::reload::ConfigReload;
 use crate::serve::connections::Connections;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::{HealthChecks, NodePorts};
-use crate::serve::{self, Server};
+use crate::serve::{self, HttpServer};
 use crate::source::api::ApiSource;
 use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
@@ -121,7 +121,7 @@ fn start_servers(
     let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
     let hard_fail = config.bind_address_hard_fail;
     if let Some(address) = config.healthz_address {
-        let server = Server {
+        let server = HttpServer {
             address,
             setting: "healthzBindAddress",
             reason: Reason::FailedToStartProxierHealthcheck,
@@ -129,7 +129,7 @@ fn start_servers(
         };
         runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone(), metrics.clone())));
     }
-    let server = Server {
+    let server = HttpServer {
         address: config.metrics_address,
         setting: "metricsBindAddress",
         reason: Reason::FailedToStartMetricServer,
@@ -200,7 +200,8 @@ fn source(
     // One TLS provider for the process; a second call would be the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let api = runtime.block_on(access.client(Arc::new(metrics.clone()), Timing::default().answer))?;
-    runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
+    let to = metrics.clone();
+    runtime.spawn(rest::follow_version(api.client.clone(), move |version| to.set_kubernetes(version)));
     let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
     let source = ApiSource::new(api, node, runtime.handle().clone());
     Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
@@ -232,7 +233,7 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
                     None => {}
                 }
                 let message = format!("Services are not served on this node: {why}");
-                events.send([Notice { about: About::Node, reason: Reason::KernelNotUsable, message }]);
+                events.send([EventRequest { about: About::Node, reason: Reason::KernelNotUsable, message }]);
             }
         }
         let until = Instant::now() + pause;

@@ -35,7 +35,7 @@ thread_local! {
 fn handlers() -> [Handler; 2] {
     let health = SharedHealth::new(Health::new(&Family::ALL, Duration::from_secs(60)));
     let metrics = Metrics::new().unwrap();
-    let verbosity = crate::log::start(crate::log::Format::Text, 0);
+    let verbosity = crate::log::start(crate::log::LogFormat::Text, 0);
     [health_handler(health, metrics.clone()), metrics_handler(metrics, "{}".to_owned(), verbosity)]
 }
 

@@ -9,7 +9,7 @@ use crate::core::model::address::{parse_ip, parse_net, parse_socket, useless};
 use crate::core::rules::chains::{CHAINS, JUMPS};
 use crate::core::rules::removal::{Extent, find_removal, iptables_mode_is_in_force};
 use crate::core::rules::save::{ObservedRules, parse_save};
-use crate::inspect::owners::Owners;
+use crate::inspect::owners::ServiceOwners;
 use crate::metrics::process;
 use crate::yaml::{self, Twice};
 
@@ -103,7 +103,7 @@ fn print(rules: &ObservedRules) -> String {
 /// The last line about a virtual server counts.
 fn owners(bytes: &[u8]) {
     let text = text_of(bytes);
-    let owners = Owners::parse(&text);
+    let owners = ServiceOwners::parse(&text);
     for line in text.lines() {
         if let Some((server, _)) = line.rsplit_once(' ') {
             assert!(owners.get(server).is_some_and(|service| text.contains(service)), "{server}");

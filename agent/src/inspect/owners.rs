@@ -165,9 +165,9 @@ fn answer(listener: &UnixListener, inbox: &Inbox) {
 
 /// The Services behind virtual servers, as far as known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Owners(HashMap<String, String>);
+pub struct ServiceOwners(HashMap<String, String>);
 
-impl Owners {
+impl ServiceOwners {
     /// Asks the agent that runs in this network namespace.
     ///
     /// # Errors
@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn answers_are_lines() {
-        let owners = Owners::parse("TCP 10.96.0.1:443 default/kubernetes:https\nUDP [fd00::1]:53 a/b\n");
+        let owners =
+            ServiceOwners::parse("TCP 10.96.0.1:443 default/kubernetes:https\nUDP [fd00::1]:53 a/b\n");
         assert_eq!(owners.get("TCP 10.96.0.1:443"), Some("default/kubernetes:https"));
         assert_eq!(owners.get("UDP [fd00::1]:53"), Some("a/b"));
         assert_eq!(owners.get("TCP 1.1.1.1:1"), None);

@@ -160,19 +160,19 @@ impl Usage {
 }
 
 /// A stream that reports its connection as idle when everything written is sent.
-pub struct Watched<S> {
+pub struct TrackedStream<S> {
     stream: S,
     usage: Usage,
 }
 
-impl<S> Watched<S> {
+impl<S> TrackedStream<S> {
     /// Reports to `usage`.
     pub fn new(stream: S, usage: Usage) -> Self {
         Self { stream, usage }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -182,7 +182,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

@@ -11,13 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::core::model::Family;
+use crate::lock::lock;
 use crate::store::Store;
 
 /// What is known about one family.
@@ -59,10 +60,10 @@ pub struct LoopLag {
 
 /// The health that the loop writes and the servers read.
 #[derive(Clone, Debug)]
-pub struct SharedHealth(Arc<Shared>);
+pub struct SharedHealth(Arc<HealthState>);
 
 #[derive(Debug)]
-struct Shared {
+struct HealthState {
     health: Mutex<Health>,
     start: Instant,
     /// When the loop turned last, in milliseconds after the start.
@@ -73,7 +74,7 @@ struct Shared {
 impl SharedHealth {
     /// Shares it.
     pub fn new(health: Health) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(HealthState {
             health: Mutex::new(health),
             start: Instant::now(),
             beat: AtomicU64::new(0),
@@ -89,7 +90,7 @@ impl SharedHealth {
 
     /// Reads or changes it. Every change is complete before it could panic.
     pub fn with<R>(&self, use_it: impl FnOnce(&mut Health) -> R) -> R {
-        use_it(&mut self.0.health.lock().unwrap_or_else(PoisonError::into_inner))
+        use_it(&mut lock(&self.0.health))
     }
 
     /// The loop turns, or makes progress with something large.

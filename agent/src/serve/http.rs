@@ -17,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::connections::{Connections, Slot, Watched};
+use super::connections::{Connections, Slot, TrackedStream};
 
 /// A connection without a complete request header is closed after this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ pub async fn serve(listener: TcpListener, handler: Handler, connections: Connect
 
 /// Answers the requests of one connection as long as it has its slot.
 async fn talk_in(mut slot: Slot, stream: impl AsyncRead + AsyncWrite + Unpin, ends: Ends, handler: Handler) {
-    let (stream, usage) = (Watched::new(stream, slot.usage()), slot.usage());
+    let (stream, usage) = (TrackedStream::new(stream, slot.usage()), slot.usage());
     let handler: Handler = Arc::new(move |request, ends| {
         usage.answers();
         handler(request, ends)

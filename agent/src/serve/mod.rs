@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response};
 
-use crate::events::{About, EventSink, Notice, Reason};
+use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::kernel::host::sockets;
 use crate::lock::lock;
 use crate::log::Verbosity;
@@ -36,7 +36,7 @@ const EXIT_DELAY: Duration = Duration::from_secs(1);
 
 /// A server of the agent.
 #[derive(Clone, Debug)]
-pub struct Server {
+pub struct HttpServer {
     /// The address to listen at.
     pub address: SocketAddr,
     /// The configuration field of the address.
@@ -47,7 +47,7 @@ pub struct Server {
     pub hard_fail: bool,
 }
 
-impl Server {
+impl HttpServer {
     /// Serves until dropped. Retries while the port is in use.
     pub async fn run(self, events: EventSink, handler: Handler) {
         let Self { address, setting, .. } = self;
@@ -68,7 +68,7 @@ impl Server {
                 );
                 tracing::error!("{message}");
                 if self.hard_fail {
-                    events.send([Notice { about: About::Node, reason: self.reason, message }]);
+                    events.send([EventRequest { about: About::Node, reason: self.reason, message }]);
                     tokio::time::sleep(EXIT_DELAY).await;
                     tracing::error!("bindAddressHardFail is set: exiting");
                     std::process::exit(1);
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn the_metrics_port_answers_kube_proxys_paths() {
-        let verbosity = crate::log::start(crate::log::Format::Text, 0);
+        let verbosity = crate::log::start(crate::log::LogFormat::Text, 0);
         let handler = metrics_handler(Metrics::new().unwrap(), "{}".to_owned(), verbosity.clone());
         let get = |path| handler(&request(Method::GET, path, ""), ends(HERE));
         for (path, code, body) in [

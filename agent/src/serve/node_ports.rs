@@ -17,7 +17,7 @@ use super::health::SharedHealth;
 use super::http;
 use crate::core::model::{Family, ObjectName};
 use crate::core::service::fragment::HealthCheck;
-use crate::events::{About, EventSink, Notice, Reason};
+use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::words;
 
 /// Pause before a failed port is retried.
@@ -145,8 +145,8 @@ impl NodePorts {
     }
 }
 
-fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> Notice {
-    Notice {
+fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> EventRequest {
+    EventRequest {
         about: About::Service(name.clone()),
         reason: Reason::FailedToStartServiceHealthcheck,
         message: format!(
