@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigFlags;
-use crate::inspect::table::ListFormat;
+use crate::inspect::ipvs_table::ListFormat;
 
 /// Kubernetes Services on the kernel's IPVS load balancer, in place of kube-proxy's ipvs mode.
 ///

@@ -10,17 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::mirror::ObservedServer;
-use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::map::Set;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{Settings, Sysctl};
 use crate::core::model::*;
 use crate::core::plan::op::{Op, OpKind};
 use crate::core::plan::outcome::Cause;
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Finished, Kernel, Probed, Runner};
+use crate::kernel::{Kernel, Probed, Runner};
 use crate::reconcile::schedule::Schedule;
 use crate::reconcile::{Reconciler, Reporting};
 use crate::serve::health::{Health, LoopLag, SharedHealth};
@@ -238,10 +239,10 @@ fn an_address_that_the_node_gets_leaves_the_device() {
 }
 
 /// A kernel that another thread can look at while the loop owns it.
-struct Shared(Arc<std::sync::Mutex<FakeKernel>>);
+struct SharedKernel(Arc<std::sync::Mutex<FakeKernel>>);
 
-impl Kernel for Shared {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+impl Kernel for SharedKernel {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         self.0.lock().unwrap().read(step)
     }
 
@@ -283,7 +284,8 @@ fn the_loop_waits_for_every_list_answers_questions_and_stops() {
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     let kernel = Arc::new(std::sync::Mutex::new(FakeKernel::new(&[SYSCTL])));
-    let mut r = Reconciler::new(Shared(kernel.clone()), store.clone(), settings(), "n1", false, reporting());
+    let mut r =
+        Reconciler::new(SharedKernel(kernel.clone()), store.clone(), settings(), "n1", false, reporting());
     let loop_inbox = inbox.clone();
     let schedule = Schedule::new(Duration::ZERO, Duration::from_secs(3600));
     let thread = std::thread::spawn(move || r.run(&loop_inbox, schedule));

@@ -12,8 +12,9 @@ use kube_ipvs::core::model::sets::{Entry, SetId, SetKind};
 use kube_ipvs::core::model::settings::{Settings, Timeouts};
 use kube_ipvs::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use kube_ipvs::core::plan::op::{FlowsOp, GrowOp, Op, RulesOp};
+use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::rules::build_chains;
-use kube_ipvs::kernel::{Finished, Kernel};
+use kube_ipvs::kernel::Kernel;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap_or_else(|_| panic!("{text} is no address"))

@@ -13,16 +13,17 @@ use std::time::Duration;
 use integration::lab::Netns;
 use kube_ipvs::config::host;
 use kube_ipvs::core::mirror::ObservedServer;
-use kube_ipvs::core::mirror::comparison::{Piece, Step};
+use kube_ipvs::core::mirror::comparison::{Piece, ReadStep};
 use kube_ipvs::core::model::map::Set;
 use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::plan::op::{Op, Subsystem};
+use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
-use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
-use kube_ipvs::kernel::{Finished, Kernel, Probed, Runner};
+use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
+use kube_ipvs::kernel::{Kernel, Probed, Runner};
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store};
 
@@ -85,7 +86,7 @@ struct Counting {
 }
 
 impl Kernel for Counting {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         self.kernel.read(step)
     }
 
@@ -141,9 +142,9 @@ fn new_reconciler() -> (Arc<Store>, Reconciler<Counting>) {
     (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false, Reporting::log_only().unwrap()))
 }
 
-fn cost(before: Traffic, after: Traffic) -> Traffic {
+fn cost(before: KernelCounters, after: KernelCounters) -> KernelCounters {
     let each = |a: [u64; 3], b: [u64; 3]| std::array::from_fn(|i| b[i] - a[i]);
-    Traffic {
+    KernelCounters {
         sends: each(before.sends, after.sends),
         bytes: each(before.bytes, after.bytes),
         commands: after.commands - before.commands,

@@ -4,8 +4,8 @@
 use std::io::Write as _;
 
 use crate::cli::ListArgs;
+use crate::inspect::ipvs_table::{IpvsTable, ListFormat};
 use crate::inspect::owners::ServiceOwners;
-use crate::inspect::table::{IpvsTable, ListFormat};
 use crate::words;
 
 /// Prints the table of the kernel.

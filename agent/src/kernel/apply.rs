@@ -11,11 +11,12 @@ use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::{Finished, Kernel};
+use super::Kernel;
 use crate::core::model::Family;
 use crate::core::model::map::Map;
 use crate::core::plan::failures::Failures;
 use crate::core::plan::op::{Op, Phase, Plan, Subsystem};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::retries::Retries;
 
 /// So many addresses are opened together: as many as fill a send.
@@ -148,7 +149,7 @@ impl Run<'_> {
         let mut served: Vec<Option<Outcome>> = vec![None; serve.len()];
         let mut opened: Vec<Option<Outcome>> = vec![None; open.len()];
         let (failures, progress) = (&mut self.failures, self.progress);
-        let mut servers = |part: &Part, run: &mut Runner<'_>| {
+        let mut servers = |part: &Batch, run: &mut Runner<'_>| {
             let ops: Vec<&Op> = part.serve.iter().map(|i| &serve[*i]).collect();
             let (free, verdicts) = sort_out(failures, &ops);
             let results = run(&free);
@@ -189,16 +190,16 @@ impl Run<'_> {
 }
 
 /// Addresses that are opened together, and what has to stand behind them, as places in their groups.
-struct Part {
+struct Batch {
     serve: Vec<usize>,
     open: std::ops::Range<usize>,
 }
 
 /// Splits addresses into parts, with the servers of each; servers without an address to open come first.
-fn split(serve: &[Op], open: &[Op]) -> Vec<Part> {
+fn split(serve: &[Op], open: &[Op]) -> Vec<Batch> {
     let count = open.len().div_ceil(PART);
     let range = |n: usize| n * PART..((n + 1) * PART).min(open.len());
-    let mut parts: Vec<Part> = (0..count).map(|n| Part { serve: Vec::new(), open: range(n) }).collect();
+    let mut parts: Vec<Batch> = (0..count).map(|n| Batch { serve: Vec::new(), open: range(n) }).collect();
     let address = |op: &Op| if let Op::Bind(addr) = op { Some(*addr) } else { None };
     let places: Map<IpAddr, usize> =
         open.iter().enumerate().filter_map(|(i, op)| Some((address(op)?, i / PART))).collect();

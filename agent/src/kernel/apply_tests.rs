@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::core::mirror::ObservedServer;
-use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::{Protocol, RsKey, VsKey, VsSpec};
@@ -23,7 +23,7 @@ struct Noting {
 }
 
 impl Kernel for Noting {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         self.kernel.read(step)
     }
 

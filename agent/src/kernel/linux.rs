@@ -16,21 +16,22 @@ use super::errors::{address_error, client_error, device_error, ipvs_error};
 use super::host::sysctl;
 use super::iptables::Iptables;
 use super::iptables::worker::{Rules, Wake};
-use super::ipvs::proc_ip_vs;
+use super::ipvs::{proc_ip_vs, service_id};
 use super::netfilter::conntrack::ConntrackClient;
 use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_watch::Children;
-use super::reading::{Reading, failed};
-use super::{Finished, Kernel, Probed, Runner};
+use super::reading::{ReadState, failed};
+use super::{Kernel, Probed, Runner};
 use crate::core::mirror::ObservedServer;
-use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
+use crate::core::model::{Family, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, Subsystem};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
 
@@ -42,7 +43,7 @@ const LOOKED_UP_ONE_BY_ONE: usize = 256;
 
 /// What went to the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct KernelCounters {
     /// Datagrams sent to IPVS, to the set subsystem, and for addresses.
     pub sends: [u64; 3],
     /// Bytes in them.
@@ -70,7 +71,7 @@ pub struct LinuxKernel {
     pub(super) nft: NfSocket,
     pub(super) families: Vec<Family>,
     rules: Rules,
-    reading: Reading,
+    reading: ReadState,
     /// The name of the scheduler that nearly all virtual servers have.
     pub(super) scheduler: Arc<str>,
     pub(super) sysctls: Vec<&'static str>,
@@ -97,7 +98,7 @@ impl LinuxKernel {
             iptables,
             nft: NfSocket::open().context("netfilter is not usable")?,
             families: settings.families.clone(),
-            reading: Reading::End,
+            reading: ReadState::End,
             scheduler: settings.scheduler.clone(),
             lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
@@ -153,9 +154,9 @@ impl LinuxKernel {
     }
 
     /// What went to the kernel so far.
-    pub fn traffic(&self) -> Traffic {
+    pub fn traffic(&self) -> KernelCounters {
         let (ipvs, sets, addresses) = (self.ipvs.counters(), self.sets.counters(), self.device.counters());
-        Traffic {
+        KernelCounters {
             sends: [ipvs.sends, sets.sends, addresses.sends],
             bytes: [ipvs.bytes_sent, sets.bytes, addresses.bytes_sent],
             commands: ipvs.commands,
@@ -209,11 +210,11 @@ impl LinuxKernel {
 }
 
 impl Kernel for LinuxKernel {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
-        if step != Step::Next {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
+        if step != ReadStep::Next {
             self.reading = self.begin_reading(step);
         }
-        let reading = std::mem::replace(&mut self.reading, Reading::End);
+        let reading = std::mem::replace(&mut self.reading, ReadState::End);
         let (piece, next) = self.read_piece(reading);
         self.reading = next;
         piece
@@ -349,32 +350,6 @@ fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<Progre
 /// Whether clients are connected, or were a moment ago.
 fn has_connections(dest: &Destination) -> bool {
     dest.active_connections > 0 || dest.inactive_connections > 0
-}
-
-/// Our name of an IPVS service, if it can be one of ours.
-pub fn vs_key(id: &ServiceId) -> Option<VsKey> {
-    match id {
-        ServiceId::Address { protocol, addr, port } => {
-            let protocol = match protocol {
-                ipvs::Protocol::Tcp => Protocol::Tcp,
-                ipvs::Protocol::Udp => Protocol::Udp,
-                ipvs::Protocol::Sctp => Protocol::Sctp,
-                _ => return None,
-            };
-            Some(VsKey { protocol, addr: *addr, port: *port })
-        }
-        _ => None,
-    }
-}
-
-/// The IPVS service of that name.
-pub(super) fn service_id(key: &VsKey) -> ServiceId {
-    let protocol = match key.protocol {
-        Protocol::Tcp => ipvs::Protocol::Tcp,
-        Protocol::Udp => ipvs::Protocol::Udp,
-        Protocol::Sctp => ipvs::Protocol::Sctp,
-    };
-    ServiceId::Address { protocol, addr: key.addr, port: key.port }
 }
 
 fn service(key: &VsKey, spec: &VsSpec) -> Service {

@@ -17,35 +17,23 @@ pub mod netfilter;
 mod reading;
 pub mod teardown;
 
-use crate::core::plan::outcome::{ObserveError, OpError, Progress};
+use crate::core::plan::outcome::{Finished, ObserveError, OpError, Progress};
 pub use apply::{Applied, Runner, Terms, apply};
 
 use std::time::{Duration, Instant};
 
-use crate::core::mirror::comparison::{Audit, Piece, Step};
+use crate::core::mirror::comparison::{Audit, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, ObservedSet};
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::plan::op::Op;
-use crate::core::plan::subject::{Part, Subject};
-use crate::core::rules::save::ObservedRules;
+use crate::core::plan::subject::Part;
 
 /// Sets that cannot be read are passed over in the first reading for so long.
 const SETS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the first reading waits for the programs that print rules, after everything else is read.
 const RULES_PATIENCE: Duration = Duration::from_secs(2);
-
-/// The end of something that a program did beside the loop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finished {
-    /// The rules of a family were read; `None`: nobody changed them since the last reading.
-    Rules(Family, Result<Option<Box<ObservedRules>>, OpError>),
-    /// An op that was [`Progress::Started`] has ended.
-    Op(Subject, Result<(), OpError>),
-    /// A set could not be read: its members are not known.
-    Unread(SetId, OpError),
-}
 
 /// What a look at a few objects showed, of each by itself: what cannot be read says nothing about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,7 +51,7 @@ pub trait Kernel {
     ///
     /// # Errors
     /// When a part cannot be read; the next call goes on after it.
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError>;
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError>;
 
     /// Reads one piece by itself: a set, the addresses, or the rest.
     ///
@@ -111,9 +99,9 @@ pub trait Kernel {
     fn observe(&mut self, families: &[Family], other: &mut Vec<Finished>) -> Result<Observed, ObserveError> {
         let (mut audit, mut observed) = (Audit::fill(), Observed::default());
         self.read_rules(families, true);
-        let (mut step, began) = (Step::Fill, Instant::now());
+        let (mut step, began) = (ReadStep::Fill, Instant::now());
         loop {
-            match self.read(std::mem::replace(&mut step, Step::Next)) {
+            match self.read(std::mem::replace(&mut step, ReadStep::Next)) {
                 Ok(Some(piece)) => audit.take(piece, &mut observed),
                 Ok(None) => break,
                 // A subsystem that does not answer at all is no matter of one set.

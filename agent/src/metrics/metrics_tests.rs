@@ -14,7 +14,7 @@ use crate::inbox::Inbox;
 use crate::kernel::ipvs::traffic::ServerCounters;
 use crate::reconcile::Reconciler;
 use crate::store::{Decoded, Object};
-use crate::testing::{self, exposition, exposition::Family as Read};
+use crate::testing::{self, exposition, exposition::MetricFamily as Read};
 
 const VS: VsKey = VsKey {
     protocol: Protocol::Tcp,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{PassScope, Reconciler};
 use crate::core::mirror::Observed;
-use crate::core::mirror::comparison::{Audit, Piece, Step};
+use crate::core::mirror::comparison::{Audit, Piece, ReadStep};
 use crate::core::model::Family;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
@@ -32,10 +32,10 @@ impl<K: Kernel> Reconciler<K> {
     fn audit_piece(&mut self, now: Duration) -> Option<Changes> {
         let Some(mut observed) = self.mirror.lend() else { return Some(Changes::default()) };
         let (mut comparison, step) = match self.mirror.take_audit() {
-            Some(comparison) => (comparison, Step::Next),
+            Some(comparison) => (comparison, ReadStep::Next),
             None => {
                 self.kernel.read_rules(&self.settings.families, false);
-                (Audit::compare(&observed), Step::Compare)
+                (Audit::compare(&observed), ReadStep::Compare)
             }
         };
         let more = self.compare_piece(&mut comparison, step, &mut observed, now);
@@ -51,7 +51,7 @@ impl<K: Kernel> Reconciler<K> {
     fn compare_piece(
         &mut self,
         comparison: &mut Audit,
-        step: Step,
+        step: ReadStep,
         observed: &mut Observed,
         now: Duration,
     ) -> bool {

@@ -13,9 +13,10 @@ use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, VsKey};
 use crate::core::plan::op::Op;
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::save::ObservedRules;
-use crate::kernel::{Finished, Kernel};
+use crate::kernel::Kernel;
 use crate::reconcile::schedule::Schedule;
 
 /// Virtual servers that are looked at in one probe.

@@ -5,7 +5,7 @@
 use crate::core::plan::outcome::Outcome;
 use std::time::Duration;
 
-use super::{Reconciler, pass};
+use super::{Reconciler, sync};
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
 use crate::core::plan::op::{Op, Plan};
@@ -24,7 +24,7 @@ impl<K: Kernel> Reconciler<K> {
         let ops = self.to_release(&observed, &protected);
         if !ops.is_empty() {
             let plan = Plan::new(ops, &Changes::default());
-            let applied = self.apply(&plan, &observed, now, pass::PATIENCE);
+            let applied = self.apply(&plan, &observed, now, sync::PATIENCE);
             self.follow(&plan, &applied.report, &mut observed, now);
             for (op, outcome) in plan.ops.iter().zip(&applied.report.outcomes) {
                 self.tell_released(op, outcome, &protected);

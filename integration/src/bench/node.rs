@@ -13,18 +13,19 @@ use anyhow::{Context, Result, ensure};
 use dummy_iface::DummyDevice;
 use kube_ipvs::config::host;
 use kube_ipvs::core::mirror::ObservedServer;
-use kube_ipvs::core::mirror::comparison::{Piece, Step};
+use kube_ipvs::core::mirror::comparison::{Piece, ReadStep};
 use kube_ipvs::core::model::map::Set;
 use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::plan::op::{Op, Phase, Plan, Subsystem};
+use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::plan::ownership::DEVICE;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
-use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
+use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
 use kube_ipvs::kernel::netfilter::ipset::IpsetClient;
-use kube_ipvs::kernel::{Finished, Kernel, Probed, Runner};
+use kube_ipvs::kernel::{Kernel, Probed, Runner};
 use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store, Update};
@@ -68,10 +69,10 @@ pub struct Watched {
 }
 
 impl Kernel for Watched {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         let piece = self.kernel.read(step);
         let more = matches!(piece, Ok(Some(_)));
-        self.auditing.store(more && step != Step::Fill, Ordering::Relaxed);
+        self.auditing.store(more && step != ReadStep::Fill, Ordering::Relaxed);
         piece
     }
 
@@ -180,7 +181,7 @@ impl Node {
     }
 
     /// What went to the kernel so far.
-    pub fn traffic(&mut self) -> Traffic {
+    pub fn traffic(&mut self) -> KernelCounters {
         self.reconciler.kernel().kernel.traffic()
     }
 

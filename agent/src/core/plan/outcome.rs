@@ -4,6 +4,9 @@
 use strum::IntoStaticStr;
 
 use super::subject::{Part, Subject};
+use crate::core::model::Family;
+use crate::core::model::sets::SetId;
+use crate::core::rules::save::ObservedRules;
 
 /// Why the kernel, or a program, refuses something. A closed set: it is a label of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
@@ -143,6 +146,17 @@ impl From<Result<Progress, OpError>> for Outcome {
             Err(error) => Outcome::Failed(error),
         }
     }
+}
+
+/// The end of something that a program did beside the loop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// The rules of a family were read; `None`: nobody changed them since the last reading.
+    Rules(Family, Result<Option<Box<ObservedRules>>, OpError>),
+    /// An op that was [`Progress::Started`] has ended.
+    Op(Subject, Result<(), OpError>),
+    /// A set could not be read: its members are not known.
+    Unread(SetId, OpError),
 }
 
 /// How every op of a plan ended, in the plan's order.

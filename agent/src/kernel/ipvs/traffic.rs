@@ -3,8 +3,8 @@
 
 use ipvs_netlink::{Client, Service};
 
+use super::vs_key;
 use crate::core::model::VsKey;
-use crate::kernel::linux::vs_key;
 
 /// The kernel's counters of a virtual server. They start again from zero when the virtual server is created again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
