@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kube-ipvs list`: what IPVS holds, as `ipvsadm -Ln` prints it.
+//! `kube-ipvs list`: the IPVS table, as `ipvsadm -Ln` prints it.
 
 use std::io::Write as _;
 
@@ -11,7 +11,7 @@ use crate::words;
 /// Prints the table of the kernel.
 ///
 /// # Errors
-/// When the kernel has no IPVS or may not be asked.
+/// When the kernel has no IPVS, or a privilege is missing.
 pub fn run(args: &ListArgs) -> anyhow::Result<()> {
     let table = IpvsTable::read()?;
     let owners = if args.output == ListFormat::Ipvsadm {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kube-ipvs list`: the kernel's IPVS table, byte for byte as `ipvsadm -Ln` prints it, or with the
-//! Service behind each virtual server, or as JSON.
+//! The kernel's IPVS table, byte for byte as `ipvsadm -Ln` prints it, with the Service of each virtual server, or as
+//! JSON.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 use super::owners::ServiceOwners;
 use super::sort::{sort_destinations, sort_services};
 
-/// How to print.
+/// The output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ListFormat {
     /// Exactly as `ipvsadm -Ln`.
     #[default]
     Ipvsadm,
-    /// With the Kubernetes Service behind each virtual server.
+    /// With the Kubernetes Service of each virtual server.
     Wide,
     /// JSON, one object per virtual server.
     Json,
@@ -39,7 +39,7 @@ impl IpvsTable {
     /// Reads the table of the current network namespace.
     ///
     /// # Errors
-    /// A missing module or privilege, or a table that could not be read whole.
+    /// A missing module or privilege, or an incomplete reading.
     pub fn read() -> anyhow::Result<Self> {
         let mut client = Client::open().context("cannot list the virtual servers")?;
         let info = client.info()?;
@@ -54,7 +54,7 @@ impl IpvsTable {
         Ok(Self { info, servers })
     }
 
-    /// Renders the table. `owners` is used by all formats but ipvsadm's.
+    /// Renders the table. All formats except ipvsadm's use `owners`.
     pub fn render(&self, format: ListFormat, owners: &ServiceOwners) -> String {
         match format {
             ListFormat::Ipvsadm => self.render_text(None),
@@ -185,7 +185,7 @@ fn service_json(service: &Service, destinations: &[Destination], owners: &Servic
 }
 
 impl ServiceOwners {
-    /// The Service behind a virtual server.
+    /// The Service of a virtual server.
     fn name_of(&self, id: &ServiceId) -> Option<&str> {
         crate::kernel::ipvs::vs_key(id).and_then(|key| self.get(&key.to_string()))
     }
