@@ -62,7 +62,7 @@ pub struct Config {
     /// `oomScoreAdj`.
     pub oom_score_adj: i64,
     /// `logging.format`.
-    pub log_format: log::Format,
+    pub log_format: log::LogFormat,
     /// `logging.verbosity`.
     pub verbosity: u32,
     /// `ipvs.scheduler`, `rr` when empty.
