@@ -231,15 +231,15 @@ mod tests {
             ]),
         )
         .unwrap();
-        assert_eq!((config.scheduler.as_str(), config.oom_score_adj), ("lc", -500));
-        assert!(config.masquerade_all && !config.strict_arp);
+        assert_eq!((&*config.settings.scheduler, config.oom_score_adj), ("lc", -500));
+        assert!(config.settings.masquerade_all && !config.strict_arp);
         assert_eq!(config.min_sync_period.as_secs(), 1, "0s in a file, 1s for flags, as in kube-proxy");
-        assert_eq!(config.values.list("nodePortAddresses").map(<[String]>::len), Some(2));
+        assert_eq!(config.values.list("nodePortAddresses").map(|list| list.len()), Some(2));
         assert_eq!(config.conntrack.tcp_established, 3600);
-        assert_eq!(config.external_ips, crate::core::model::settings::ExternalIps::None);
+        assert_eq!(config.settings.external_ips, crate::core::model::settings::ExternalIps::None);
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
         let last = Config::read(None, &flags(&["--ipvs-scheduler=lc", "--ipvs-scheduler=sh"])).unwrap();
-        assert_eq!(last.scheduler, "sh", "the last one counts");
+        assert_eq!(&*last.settings.scheduler, "sh", "the last flag is used");
     }
 
     #[test]
@@ -247,7 +247,7 @@ mod tests {
         let given =
             flags(&["--config=/c", "--ipvs-scheduler=lc", "--hostname-override=a", "--logging-format=json"]);
         let config = Config::parse(&format!("{HEAD}hostnameOverride: b\n"), &given).unwrap();
-        assert_eq!((config.scheduler.as_str(), config.hostname_override.as_str()), ("rr", "a"));
+        assert_eq!((&*config.settings.scheduler, config.hostname_override.as_str()), ("rr", "a"));
         assert_eq!(config.log_format, crate::log::Format::Json);
         assert!(config.warnings.iter().any(|w| w.contains("--ipvs-scheduler")), "{:?}", config.warnings);
     }

@@ -72,10 +72,10 @@ pub fn check(
 }
 
 fn check_scheduler(config: &Config, tester: Tester<'_>, findings: &mut Findings) {
-    if tester.has(|c| c.scheduler.clone(), config) {
+    if tester.has(|c| c.settings.scheduler.clone(), config) {
         return;
     }
-    let settings = match config.settings() {
+    let settings = match config.node_settings() {
         Ok(settings) => settings,
         Err(error) => return findings.wrong.push(words::chain(&error)),
     };

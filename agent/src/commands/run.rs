@@ -63,7 +63,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         tracing::warn!("configuration: {warning}");
     }
     let name = host::node_name(&config.hostname_override)?;
-    let settings = config.settings()?;
+    let settings = config.node_settings()?;
     let families: Vec<String> = settings.families.iter().map(ToString::to_string).collect();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!("kube-ipvs {version} starts on node {name}, {}", families.join(" and "));
