@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::{cleanup, init, show_config};
 use crate::cli::{ConfigSource, RunArgs};
 use crate::config::{Config, host};
+use crate::core::model::backoff::Backoff;
 use crate::core::model::settings::Settings;
 use crate::events::{About, EventSink, Notice, Reason};
 use crate::inbox::Inbox;
@@ -41,7 +42,8 @@ use crate::words;
 
 /// Connections of other hosts to all health-check node ports together.
 const NODE_PORT_CONNECTIONS: usize = 1024;
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// The pauses between tries to open the kernel.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 /// How long the first lists may take before a line says what is missing.
 const SYNC_NOTICE: Duration = Duration::from_secs(10);
 
@@ -208,7 +210,7 @@ fn source(
 /// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.
 fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option<LinuxKernel> {
     let start = Instant::now();
-    let mut pause = Duration::from_secs(1);
+    let mut pauses = PAUSES;
     let mut pace = FailurePace::default();
     loop {
         match LinuxKernel::open(settings) {
@@ -234,13 +236,12 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
                 events.send([Notice { about: About::Node, reason: Reason::KernelNotUsable, message }]);
             }
         }
-        let until = Instant::now() + pause;
+        let until = Instant::now() + pauses.next();
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if inbox.wait(Some(left)).stop {
                 return None;
             }
         }
-        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use super::throttle::{Limits, Pace};
 use super::{About, Notice, log};
+use crate::core::model::backoff::Backoff;
 use crate::words;
 
 /// The reason of a cause when a namespace is being removed (`NamespaceTerminatingCause` of Kubernetes).
@@ -156,13 +157,12 @@ impl Poster {
 
     /// Sends a request in its turn, and again if it may go better then.
     async fn insist(&mut self, api: &Api<Event>, request: &Request<'_>) -> Result<(), Trouble> {
-        let mut pause = self.limits.retry;
+        let mut pauses = Backoff::new(self.limits.retry, Duration::MAX);
         for _ in 1..TRIES {
             match self.send(api, request).await {
-                Err(Trouble { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pause).await,
+                Err(Trouble { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pauses.next()).await,
                 done => return done,
             }
-            pause = pause.saturating_mul(2);
         }
         self.send(api, request).await
     }
