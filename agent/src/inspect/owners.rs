@@ -152,7 +152,7 @@ fn answer(listener: &UnixListener, inbox: &Inbox) {
         }
         if last.as_ref().is_none_or(|(at, _)| at.elapsed() >= AGE) {
             let (sender, receiver) = mpsc::channel();
-            inbox.ask(sender);
+            inbox.request_owners(sender);
             last = receiver.recv_timeout(TIMEOUT).ok().map(|text| (Instant::now(), text));
         }
         // An asker that is gone, or a loop that is busy for long, is the asker's problem.
@@ -229,7 +229,7 @@ mod tests {
         });
         let mut questions = 0;
         while !asking.is_finished() {
-            for question in inbox.wait(Some(Duration::from_millis(10))).questions {
+            for question in inbox.wait(Some(Duration::from_millis(10))).owner_requests {
                 questions += 1;
                 question.send("TCP 10.96.0.1:443 a/b\n".to_owned()).unwrap();
             }
