@@ -166,7 +166,7 @@ fn watch_config(
             let new = Config::parse(text, &flags).map_err(|error| words::chain(&error))?;
             let findings = trial::check(&new, Tester::Agent(&in_force), api.as_ref(), &runtime);
             findings.notes.iter().for_each(|note| tracing::warn!("the new configuration: {note}"));
-            if findings.wrong.is_empty() { Ok(()) } else { Err(findings.wrong.join("; ")) }
+            if findings.errors.is_empty() { Ok(()) } else { Err(findings.errors.join("; ")) }
         };
         ConfigReload::new(&path, &text, in_force.reload).wait(check);
         tracing::info!("stopping, to be started with the new configuration");
