@@ -23,7 +23,6 @@ struct InboxState {
 pub struct Mail {
     /// Parts of the kernel that another program changed, or may have changed.
     pub changed: BTreeSet<Part>,
-    /// An audit is requested.
     pub audit: bool,
     /// The agent is to stop.
     pub stop: bool,
@@ -35,7 +34,6 @@ pub struct Mail {
     pub owner_requests: Vec<Sender<String>>,
 }
 
-/// The inbox of the reconcile loop.
 #[derive(Debug, Default)]
 pub struct Inbox {
     state: Mutex<InboxState>,
@@ -60,7 +58,6 @@ impl Inbox {
         self.with(|mail| _ = mail.changed.insert(part));
     }
 
-    /// Requests an audit soon.
     pub fn audit(&self) {
         self.with(|mail| mail.audit = true);
     }
@@ -85,7 +82,6 @@ impl Inbox {
         self.with(|mail| mail.owner_requests.push(answer));
     }
 
-    /// Whether a message is waiting.
     #[cfg(test)]
     pub fn is_woken(&self) -> bool {
         lock(&self.state).woken

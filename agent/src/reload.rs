@@ -24,14 +24,12 @@ struct CheckedText {
     at: Instant,
 }
 
-/// Watches one file.
 #[derive(Debug)]
 pub struct ConfigReload<'a> {
     path: &'a Path,
     in_force: &'a str,
     reload: Reload,
     checked: Option<CheckedText>,
-    /// When the restart is due.
     due: Option<Instant>,
 }
 

@@ -22,7 +22,6 @@ const METRICS: &str = "metricsBindAddress";
 /// Timeout of the request to the API server.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The result of the checks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     /// Why the start would fail, or no Service would be programmed.
@@ -31,7 +30,6 @@ pub struct Findings {
     pub notes: Vec<String>,
 }
 
-/// Who runs the checks.
 #[derive(Clone, Copy, Debug)]
 pub enum Tester<'a> {
     /// The agent that runs with this configuration: it does not check values that stay the same.

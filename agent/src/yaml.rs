@@ -11,9 +11,7 @@ const VALUES_OF_ALIASES: usize = 4;
 /// How to read a key that is given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DuplicateKeys {
-    /// An error.
     Refused,
-    /// Its last value is used.
     LastWins,
 }
 

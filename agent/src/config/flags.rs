@@ -18,7 +18,6 @@ pub struct ConfigFlags {
     pub(super) given: Vec<(&'static Field, &'static str, String)>,
     /// `--healthz-port`; 0: no health server.
     pub(super) healthz_port: Option<u16>,
-    /// `--metrics-port`
     pub(super) metrics_port: Option<u16>,
 }
 

@@ -53,23 +53,15 @@ pub struct Config {
     pub bind_address_hard_fail: bool,
     /// `healthzBindAddress`; `None`: no health server.
     pub healthz_address: Option<SocketAddr>,
-    /// `metricsBindAddress`.
     pub metrics_address: SocketAddr,
     /// `clientConnection.kubeconfig`; empty when absent.
     pub kubeconfig: String,
-    /// `oomScoreAdj`.
     pub oom_score_adj: i64,
-    /// `logging.format`.
     pub log_format: log::Format,
-    /// `logging.verbosity`.
     pub verbosity: u32,
-    /// `ipvs.minSyncPeriod`.
     pub min_sync_period: Duration,
-    /// `ipvs.syncPeriod`.
     pub sync_period: Duration,
-    /// `ipvs.strictARP`.
     pub strict_arp: bool,
-    /// `conntrack`.
     pub conntrack: Conntrack,
     /// `detectLocalMode: NodeCIDR`: the value is in the Node object.
     pub local_from_node: bool,
@@ -84,7 +76,6 @@ pub struct Config {
     pub settings: Settings,
     /// Warnings for the operator: unknown fields, fields without effect.
     pub warnings: Vec<String>,
-    /// The value and origin of every field.
     pub values: Values,
 }
 

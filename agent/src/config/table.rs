@@ -2,16 +2,11 @@
 //! Every field of the configuration: its type, its default, its flag, and whether it has an effect. The parser, the
 //! flags, `kube-ipvs config` and `/configz` are all made from this table.
 
-/// The type of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldType {
-    /// `true` or `false`.
     Bool,
-    /// A whole number.
     Int,
-    /// A number.
     Float,
-    /// Text.
     Text,
     /// A Go duration.
     Duration,
@@ -23,7 +18,6 @@ pub enum FieldType {
     Any,
 }
 
-/// The effect of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// As in kube-proxy, or as docs/configuration.md says for our own fields.
@@ -36,12 +30,10 @@ pub enum Effect {
     Missing(&'static str),
 }
 
-/// One field.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
     /// Its path, e.g. `ipvs.syncPeriod`.
     pub path: &'static str,
-    /// Its type.
     pub field_type: FieldType,
     /// Its default, as text of its type.
     pub default: &'static str,
@@ -51,7 +43,6 @@ pub struct Field {
     pub flag_overrides: bool,
     /// A zero in the file is a value; for other fields a zero means the default.
     pub zero_is_value: bool,
-    /// Its effect.
     pub effect: Effect,
 }
 
@@ -89,7 +80,6 @@ impl Field {
     }
 }
 
-/// The field at `path`.
 pub fn find(path: &str) -> Option<&'static Field> {
     FIELDS.iter().find(|field| field.path == path)
 }

@@ -18,12 +18,9 @@ const QUOTED: usize = 60;
 
 static NULL: Value = Value::Null;
 
-/// Where a value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The default.
     Default,
-    /// The configuration file.
     File,
     /// The flag of this name.
     Flag(&'static str),
@@ -44,7 +41,6 @@ impl fmt::Display for Origin {
 pub struct Values {
     values: BTreeMap<&'static str, (Value, Origin)>,
     pub(super) warnings: Vec<String>,
-    /// The content of the file.
     pub(super) file_text: Option<String>,
 }
 
@@ -113,7 +109,6 @@ impl Values {
         Ok(())
     }
 
-    /// Replaces the default of a field.
     pub(super) fn set_default(&mut self, path: &'static str, text: &str) {
         if let Some(field) = find(path)
             && let Ok(value) = from_text(field.field_type, text)
@@ -272,7 +267,6 @@ fn quoted(value: &Value) -> String {
     text.chars().take(QUOTED).chain("…".chars()).collect()
 }
 
-/// Checks the range of a field.
 pub(super) fn in_range(path: &str, value: i64, range: std::ops::RangeInclusive<i64>) -> anyhow::Result<i64> {
     ensure!(range.contains(&value), "{path}: {value} is not in {}–{}", range.start(), range.end());
     Ok(value)

@@ -43,7 +43,6 @@ pub struct FileWatch {
     open: BTreeMap<PathBuf, Opened>,
 }
 
-/// A file that is open for writing.
 #[derive(Clone, Copy, Debug)]
 struct Opened {
     since: Instant,

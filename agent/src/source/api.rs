@@ -19,7 +19,6 @@ const WITH_ADDRESS: &str = "spec.clusterIP!=None";
 /// Selects the slices of such Services.
 const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
 
-/// Objects from the API.
 pub struct ApiSource {
     api: ApiClient,
     node: String,
@@ -44,7 +43,6 @@ impl ApiSource {
         Self { services, ..self }
     }
 
-    /// Replaces the default timing.
     #[must_use]
     pub fn with_timing(self, timing: Timing) -> Self {
         Self { timing, ..self }

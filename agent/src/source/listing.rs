@@ -23,7 +23,6 @@ use super::watch_events::{Events, gather, put};
 use crate::store::Store;
 use crate::words;
 
-/// Objects of one page.
 const PAGE: u32 = 500;
 /// Marks the bookmark at the end of a streamed list.
 const END_OF_LIST: &str = "k8s.io/initial-events-end";
@@ -34,14 +33,12 @@ pub(super) struct CompleteList<K: Watched> {
     pub events: Option<Events<K>>,
 }
 
-/// A failed streamed list.
 struct StreamFailure {
     failure: ApiFailure,
     /// The server had accepted the request.
     began: bool,
 }
 
-/// Lists and watches one kind.
 pub(super) struct Lister<K: Watched> {
     client: Client,
     route: Route,
@@ -96,7 +93,6 @@ impl<K: Watched> Lister<K> {
         list
     }
 
-    /// Opens a watch from a version.
     pub async fn watch(&self, version: &str) -> Result<Events<K>, ApiFailure> {
         let request = Request::new(K::path(None)).watch(&self.selectors.watch(), version);
         self.open(request).await.map_err(|error| self.failure(&error))

@@ -12,16 +12,13 @@ use super::client::ApiClient;
 use super::failure::ApiFailure;
 use crate::core::model::address;
 
-/// Nodes in one page of objects.
 const PAGE: usize = 500;
 
-/// The requested format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// The columns of `kubectl get nodes -o wide`, about 400 bytes for each Node. A table has only the first address of
     /// each type. An API server without tables answers with objects.
     Table,
-    /// Complete objects.
     Objects,
 }
 

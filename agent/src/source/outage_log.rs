@@ -14,7 +14,6 @@ use crate::words;
 /// The intervals between lines.
 const INTERVALS: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(1800));
 
-/// A line to write.
 #[derive(Debug, PartialEq, Eq)]
 enum OutageLine {
     Begins,

@@ -9,12 +9,9 @@ use kube::core::{ObjectList, Request};
 use super::resource::{Received, Services, Slices, Watched};
 use crate::store::{Object, Store};
 
-/// The namespace of the API server's Service.
 const API_NAMESPACE: &str = "default";
-/// The namespace of the DNS Service.
 const DNS_NAMESPACE: &str = "kube-system";
 
-/// The selectors of the lists.
 #[derive(Clone, Debug)]
 pub(super) struct PriorityLists {
     /// The label selector of Services, for this proxy.

@@ -14,7 +14,6 @@ use crate::store::{Decoded, Kind, Update};
 /// A watch is to end after this time; the next one continues at its last version.
 pub(super) const WATCH_SECONDS: u32 = 290;
 
-/// Ties a type to a resource.
 pub(super) trait Watched: Clone + Debug + Send + Sync + 'static {
     const KIND: Kind;
     /// The path before the namespace.
@@ -64,13 +63,11 @@ impl<'de, K: Watched> Deserialize<'de> for Received<K> {
 }
 
 impl<K: Watched> Received<K> {
-    /// Puts the object into the store.
     pub fn put(self, update: &mut Update<'_>) {
         update.put_decoded(K::KIND, &self.name, self.decoded);
     }
 }
 
-/// Which objects of a resource are watched.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selectors {
     pub labels: Option<String>,

@@ -15,7 +15,6 @@ use crate::store::Update;
 /// Events that are put into the store at once.
 const GROUP: usize = 256;
 
-/// An open watch.
 pub(super) type Events<K> = BoxStream<'static, kube::Result<WatchEvent<Received<K>>>>;
 
 /// Returns the next event with those that have already arrived, and how the stream continues: with more events, with
@@ -43,17 +42,14 @@ pub(super) fn gather<T, E>(
     }
 }
 
-/// Why a watch ends.
 pub(super) enum WatchEnd {
     /// The server ended it.
     Closed,
-    /// Its version has expired on the server.
     Expired,
     /// The server is at an older version than the one that the watch began with.
     WentBack,
     /// No event arrived within the timeout.
     Silent,
-    /// It failed.
     Failed(ApiFailure),
 }
 

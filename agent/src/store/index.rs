@@ -42,10 +42,8 @@ impl<T: Named> Eq for ByName<T> {}
 /// The name of an empty entry, which is never stored.
 static NOBODY: LazyLock<ObjectName> = LazyLock::new(ObjectName::default);
 
-/// The Service of the API server.
 static API_SERVER: LazyLock<ObjectName> = LazyLock::new(|| ObjectName::new("default", "kubernetes"));
 
-/// A Service, its slices, or both.
 #[derive(Debug, Default)]
 struct Entry {
     service: Option<Arc<Service>>,
@@ -72,7 +70,6 @@ impl Named for Arc<EndpointSlice> {
     }
 }
 
-/// Services, slices and VIPs.
 #[derive(Debug, Default)]
 pub struct Index {
     entries: HashSet<ByName<Entry>>,
@@ -81,7 +78,6 @@ pub struct Index {
 }
 
 impl Index {
-    /// The external and load-balancer IPs.
     pub fn vips(&self) -> &VipIndex {
         &self.vips
     }
@@ -114,17 +110,14 @@ impl Index {
         })
     }
 
-    /// The names of all Services.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.entries.iter().filter_map(|entry| Some(&entry.0.service.as_ref()?.name))
     }
 
-    /// The names of all slices.
     pub fn slices(&self) -> impl Iterator<Item = &ObjectName> {
         self.slices.iter().map(|slice| &slice.0.name)
     }
 
-    /// Adds a Service or replaces it.
     pub fn put_service(&mut self, mut service: Service) {
         let mut entry = self.take(&service.name);
         if let Some(name) = entry.known_name() {

@@ -55,7 +55,6 @@ thread_local! {
     static PLACES: RefCell<Pool<Place>> = RefCell::default();
 }
 
-/// A shared text.
 pub fn text(text: &str) -> Arc<str> {
     TEXTS.with_borrow_mut(|texts| texts.share(text))
 }

@@ -14,7 +14,6 @@ use crate::store::Object;
 const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// The used fields of a Node.
 pub(super) const FIELDS: &[UsedField] = &[
     METADATA,
     UsedField("spec", &[plain("podCIDR"), plain("podCIDRs"), UsedField("taints", &[plain("key")])]),

@@ -16,7 +16,6 @@ pub(super) const DNS_LABEL: &str = "k8s-app";
 /// The API server's default for `sessionAffinityConfig`.
 const DEFAULT_AFFINITY: u32 = 10800;
 
-/// The used fields of a Service.
 pub(super) const FIELDS: &[UsedField] = &[
     METADATA,
     UsedField(

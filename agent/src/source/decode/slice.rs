@@ -19,7 +19,6 @@ pub(super) const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-/// The used fields of an EndpointSlice.
 pub(super) const FIELDS: &[UsedField] = &[
     METADATA,
     plain("addressType"),

@@ -18,7 +18,6 @@ const CAPACITY: usize = 128;
 #[derive(Debug)]
 pub struct UsedField(pub &'static str, pub &'static [UsedField]);
 
-/// A field with a plain value.
 pub const fn plain(name: &'static str) -> UsedField {
     UsedField(name, &[])
 }
@@ -210,7 +209,6 @@ impl<'a> TapeItem<'a> {
         }
     }
 
-    /// Whether the value is null.
     pub fn is_null(self) -> bool {
         matches!(self.tokens[self.at], Token::Null)
     }

@@ -37,7 +37,6 @@ struct Cached {
     items: Vec<FileItem>,
 }
 
-/// Objects from files.
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
