@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The front door. Everything that needs a kernel with IPVS runs under integration/guest/run, which
-# uses this machine's kernel where it can and a guest where it cannot.
+# Entry point for all tasks. Whatever needs a kernel with IPVS runs under integration/guest/run, which uses this
+# machine's kernel if it has IPVS and a guest otherwise.
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -10,33 +10,32 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 GUEST := integration/guest/run
 CORPUS ?= ../shared/conformance
-# Scenarios of CORPUS to run, comma separated; empty: all.
+# Scenarios of CORPUS to run, comma separated. Empty: all.
 ONLY ?=
-# `make fuzz`: seconds for all targets together, and which; empty: all.
+# `make fuzz`: seconds for all targets together, and the targets, comma separated. Empty: all.
 SECONDS ?= 300
 FUZZ ?=
 # `make benchmarks`: numbers of Services, comma separated.
 BENCH_SIZES ?= 100,300,1000,3000,10000,30000,50000
 BENCH_TIMEOUT ?= 3600
-# `make test-kernels`: suites of Debian, oldest kernel first.
+# `make test-kernels`: Debian suites, oldest kernel first.
 KERNELS ?= bullseye bookworm trixie sid
-# `make chaos`: agents to kill, and where random numbers begin.
+# `make chaos`: number of agents to kill, and the random seed.
 KILLS ?= 25
 SEED ?= 1
 
 .PHONY: help build image manifests tools check test demo parity test-kernels smoke-kernels chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
 
-help: ## Show the targets
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-# Linked statically, so that one binary is what the tests run and what the image holds. The flag concerns
-# the last step only: everything before it is shared with the other programs. Packed relocations are a
-# twentieth of the size.
+# The binary is linked statically, so the tests and the image use the same file. The flags affect only the last step:
+# all other build results are shared with the other programs. Packed relocations take a twentieth of the size.
 build: ## Build the agent: target/release/kube-ipvs
 	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs -- -C target-feature=+crt-static \
 		-C link-arg=-Wl,-z,pack-relative-relocs
 
-image: build ## Build the image: target/image/kube-ipvs.tar, for docker load, podman load, ctr images import
+image: build ## Build the image target/image/kube-ipvs.tar, for docker load, podman load or ctr images import
 	image/base-root $(TARGET)/image/base
 	image/pack $(TARGET)/image/base $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs.tar
 
@@ -47,61 +46,62 @@ tools:
 manifests: ## Render manifests/ into manifests/install; needs kubectl
 	integration/checks/manifests --render
 
-check: ## Formatting, lints, documentation, rules of the house, licences
+check: ## Check formatting, lints, documentation, house rules, licences, manifests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	integration/checks/house-rules
+	integration/checks/unused-dependencies
 	integration/checks/parity-doc
 	integration/checks/licences
 	@integration/guest/install.sh --promtool
 	integration/checks/manifests
 
-test: tools image ## Every test: on this machine, then under a kernel with IPVS
+test: tools image ## Run every test: on this machine, then under a kernel with IPVS
 	cargo test --workspace --doc --locked --quiet
 	cargo nextest run --locked --workspace
 	integration/guest/nextest --locked
 
-demo: tools build ## Watch the agent balance real connections on a node of network namespaces
+demo: tools build ## Balance real connections on a node made of network namespaces
 	cargo build --release --locked -p integration --bin demo
 	$(GUEST) -- $(TARGET)/release/demo
 
 parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS=DIR [ONLY=NAME,NAME]
 	cargo build --release --locked -p integration --bin parity
 	$(TARGET)/release/parity --corpus "$(CORPUS)" $(if $(ONLY),--only $(ONLY)) --faults
-	@# A guest shows this folder, but not every other one (its /tmp is its own).
+	@# The guest sees this folder, but not all others: it has its own /tmp.
 	@test -d "$(CORPUS)" || { echo "parity: no folder $(CORPUS): make parity CORPUS=DIR" >&2; exit 2; }
 	@rm -rf $(TARGET)/guest/corpus && cp -rL --no-preserve=mode "$(CORPUS)" $(TARGET)/guest/corpus
 	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY))
 
-# The oldest and the newest kernel that is supported, and those between.
-test-kernels: tools build ## Every kernel test and recording on Linux 5.10, 6.1, 6.12 and 7.x: about an hour
+# The oldest and the newest supported kernel, and two between them.
+test-kernels: tools build ## Run every kernel test and recording on Linux 5.10, 6.1, 6.12 and 7.x: about an hour
 	cargo build --release --locked -p integration --bin parity
 	integration/guest/kernels --corpus "$(CORPUS)" $(KERNELS)
 
-smoke-kernels: tools build ## A few of them on the oldest and the newest
+smoke-kernels: tools build ## Run a few kernel tests and recordings on the oldest and the newest kernel
 	cargo build --release --locked -p integration --bin parity
 	integration/guest/kernels --smoke --corpus "$(CORPUS)" $(firstword $(KERNELS)) $(lastword $(KERNELS))
 
-# Random numbers begin with SEED: the same seed makes the same changes and faults.
-chaos: tools build ## Kill agents and break what they depend on while traffic flows: make chaos [KILLS=1000] [SEED=2]
+# The same SEED makes the same changes and faults.
+chaos: tools build ## Kill agents and inject failures while traffic flows: make chaos [KILLS=1000] [SEED=2]
 	cargo build --release --locked -p integration --bin chaos
 	$(GUEST) --timeout 7200 -- $(TARGET)/release/chaos --kills $(KILLS) --seed $(SEED)
 
 bench-programs: tools build
 	cargo build --release --locked -p integration --bin bench
 
-# Both are run and shown, whatever the first one says.
-bench: bench-programs ## What the agent costs beside what it may cost: about 12 minutes
+# The second benchmark runs even if the first one fails.
+bench: bench-programs ## Measure costs and compare them with their limits: about 12 minutes
 	@code=0; \
 	$(GUEST) --timeout 1200 -- $(TARGET)/release/bench table || code=$$?; \
 	$(GUEST) --icount --timeout 900 -- $(TARGET)/release/bench endpoint || code=$$?; \
 	exit $$code
 
-bench-quick: bench-programs ## What can be counted, against what it may be: below 3 minutes
+bench-quick: bench-programs ## Compare counts with their limits: below 3 minutes
 	$(GUEST) --timeout 180 -- $(TARGET)/release/bench quick
 
-benchmarks: bench-programs ## Costs at BENCH_SIZES into docs/benchmarks, by a clock that counts instructions: about ten minutes
+benchmarks: bench-programs ## Regenerate docs/benchmarks at BENCH_SIZES, with a clock that counts instructions: about ten minutes
 	rm -f $(TARGET)/guest/out/costs.csv
 	$(GUEST) --icount --timeout $(BENCH_TIMEOUT) -- $(TARGET)/release/bench series \
 		--sizes $(BENCH_SIZES) --csv $(TARGET)/guest/out/costs.csv
@@ -112,11 +112,11 @@ benchmarks: bench-programs ## Costs at BENCH_SIZES into docs/benchmarks, by a cl
 fuzz-program:
 	@integration/guest/install.sh --compiler
 
-fuzz: fuzz-program ## Feed the decoders what nobody would send: make fuzz [SECONDS=n] [FUZZ=TARGET,TARGET]
+fuzz: fuzz-program ## Fuzz the decoders of external input: make fuzz [SECONDS=n] [FUZZ=TARGET,TARGET]
 	fuzz/run $(SECONDS) $(FUZZ)
 
-fuzz-corpus: fuzz-program ## Add what `make fuzz` found to reach more code to fuzz/corpus
+fuzz-corpus: fuzz-program ## Add inputs of `make fuzz` that reach new code to fuzz/corpus
 	fuzz/run --merge $(FUZZ)
 
-clean: ## Remove everything built, the guest kernel included
+clean: ## Remove all build results, including the guest kernel
 	cargo clean

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::core::model::changes::Changes;
 use crate::core::model::{ObjectName, VsKey};
 use crate::core::service::desired::Desired;
-use crate::core::service::fragment::{Remark, VirtualServer};
+use crate::core::service::fragment::{self, VirtualServer};
 use crate::core::service::node_facts::Binding;
 use crate::events::{About, Notice, Reason};
 use crate::words;
@@ -18,12 +18,12 @@ const NAMED: usize = 3;
 /// every node's own address: that works as with kube-proxy and needs nobody's attention.
 pub fn log_own_addresses(desired: &Desired, changes: &Changes) {
     let own_addresses = |name| {
-        desired.remarks(name).iter().filter_map(move |remark| match remark {
-            Remark::SpecialVip(ip, Binding::OnLink) => Some((name, *ip)),
+        desired.notices(name).iter().filter_map(move |remark| match remark {
+            fragment::Notice::SpecialVip(ip, Binding::OnLink) => Some((name, *ip)),
             _ => None,
         })
     };
-    let own: Vec<(&ObjectName, IpAddr)> = changes.remarked.iter().flat_map(own_addresses).collect();
+    let own: Vec<(&ObjectName, IpAddr)> = changes.noticed.iter().flat_map(own_addresses).collect();
     match own[..] {
         [] => {}
         [(name, ip)] => tracing::info!("{}", vip_message(name, ip, Binding::OnLink)),
@@ -44,8 +44,8 @@ pub fn build(desired: &Desired, changes: &Changes) -> Vec<Notice> {
         let Some(winner) = desired.virtual_server(key) else { continue };
         notices.extend(desired.losers(key).map(|loser| conflict(winner, loser)));
     }
-    for name in &changes.remarked {
-        notices.extend(desired.remarks(name).iter().filter_map(|r| remark(name, r)));
+    for name in &changes.noticed {
+        notices.extend(desired.notices(name).iter().filter_map(|r| remark(name, r)));
     }
     notices
 }
@@ -63,21 +63,23 @@ fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> Notice {
     }
 }
 
-fn remark(name: &ObjectName, remark: &Remark) -> Option<Notice> {
+fn remark(name: &ObjectName, remark: &fragment::Notice) -> Option<Notice> {
     let (reason, message) = match remark {
-        Remark::SpecialVip(_, Binding::OnLink) => return None,
-        Remark::SpecialVip(ip, binding @ Binding::Translated) => {
+        fragment::Notice::SpecialVip(_, Binding::OnLink) => return None,
+        fragment::Notice::SpecialVip(ip, binding @ Binding::Translated) => {
             (Reason::NodeAddressAsVIP, vip_message(name, *ip, *binding))
         }
-        Remark::SpecialVip(ip, binding) => (Reason::AddressNotBound, vip_message(name, *ip, *binding)),
-        Remark::ApiServerPort(key) => (
+        fragment::Notice::SpecialVip(ip, binding) => {
+            (Reason::AddressNotBound, vip_message(name, *ip, *binding))
+        }
+        fragment::Notice::ApiServerPort(key) => (
             Reason::AddressNotBound,
             format!(
                 "{key} of Service {name} is not served: this node reaches the API server at it; give the Service \
                  an address or a port of its own"
             ),
         ),
-        Remark::ExternalIpRefused(ip) => (
+        fragment::Notice::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
             format!(
                 "external IP {ip} of Service {name} is not served: it is outside of the networks in \
@@ -133,16 +135,16 @@ mod tests {
     fn only_what_needs_attention_is_a_notice() {
         let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
         let remarks = vec![
-            Remark::ExternalIpRefused(ip(1)),
-            Remark::SpecialVip(ip(2), Binding::OnLink),
-            Remark::SpecialVip(ip(3), Binding::Protected(Protection::Gateway)),
-            Remark::SpecialVip(ip(4), Binding::Translated),
+            fragment::Notice::ExternalIpRefused(ip(1)),
+            fragment::Notice::SpecialVip(ip(2), Binding::OnLink),
+            fragment::Notice::SpecialVip(ip(3), Binding::Protected(Protection::Gateway)),
+            fragment::Notice::SpecialVip(ip(4), Binding::Translated),
         ];
         let name = ObjectName::new("d", "a");
         let (mut desired, mut changes) = (Desired::default(), Changes::default());
         desired.update(
             &name,
-            Some(Fragment { remarks: remarks.into(), ..Fragment::default() }),
+            Some(Fragment { notices: remarks.into(), ..Fragment::default() }),
             &mut changes,
         );
         let notices = build(&desired, &changes);

@@ -4,26 +4,29 @@
 
 mod drain_tests;
 
+use crate::core::plan::outcome::{ObserveError, OpError, Outcome, Progress};
+use crate::core::plan::pass::{Due, Pass};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::mirror::ObservedServer;
-use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::map::Set;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{Settings, Sysctl};
 use crate::core::model::*;
 use crate::core::plan::op::{Op, OpKind};
 use crate::core::plan::outcome::Cause;
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Finished, Kernel, ObserveError, OpError, Outcome, Probed, Progress, Runner};
-use crate::reconcile::schedule::{Due, Schedule};
-use crate::reconcile::{Outlets, Pass, Reconciler};
+use crate::kernel::{Kernel, Probed, Runner};
+use crate::reconcile::schedule::Schedule;
+use crate::reconcile::{Reconciler, Reporting};
 use crate::serve::health::{Health, LoopLag, SharedHealth};
 use crate::store::{Kind, Object, Store};
-use crate::testing::outlets;
+use crate::testing::reporting;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/vs/conntrack";
 
@@ -45,7 +48,7 @@ fn new_store() -> Arc<Store> {
 }
 
 fn reconciler(store: &Arc<Store>, kernel: FakeKernel) -> Reconciler<FakeKernel> {
-    Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets())
+    Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting())
 }
 
 fn service(name: &str, number: u8, external: Option<u8>) -> Object {
@@ -236,10 +239,10 @@ fn an_address_that_the_node_gets_leaves_the_device() {
 }
 
 /// A kernel that another thread can look at while the loop owns it.
-struct Shared(Arc<std::sync::Mutex<FakeKernel>>);
+struct SharedKernel(Arc<std::sync::Mutex<FakeKernel>>);
 
-impl Kernel for Shared {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+impl Kernel for SharedKernel {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         self.0.lock().unwrap().read(step)
     }
 
@@ -281,7 +284,8 @@ fn the_loop_waits_for_every_list_answers_questions_and_stops() {
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     let kernel = Arc::new(std::sync::Mutex::new(FakeKernel::new(&[SYSCTL])));
-    let mut r = Reconciler::new(Shared(kernel.clone()), store.clone(), settings(), "n1", false, outlets());
+    let mut r =
+        Reconciler::new(SharedKernel(kernel.clone()), store.clone(), settings(), "n1", false, reporting());
     let loop_inbox = inbox.clone();
     let schedule = Schedule::new(Duration::ZERO, Duration::from_secs(3600));
     let thread = std::thread::spawn(move || r.run(&loop_inbox, schedule));
@@ -324,7 +328,7 @@ fn pod_cidrs_of_the_node_are_waited_for_and_followed() {
         store.update(|u| u.put(Object::Node(Node { name: "n1".into(), pod_cidrs, ..Node::default() })));
     };
     let kernel = FakeKernel::new(&[SYSCTL]);
-    let mut r = Reconciler::new(kernel, store.clone(), settings(), "n1", true, outlets());
+    let mut r = Reconciler::new(kernel, store.clone(), settings(), "n1", true, reporting());
     assert!(!r.is_ready(), "without them all traffic would look foreign");
     node(Some("10.244.1.0/24"));
     assert!(r.is_ready());
@@ -391,8 +395,9 @@ fn a_deleted_node_object_changes_nothing() {
 fn a_change_that_a_pass_takes_by_itself_counts_for_health() {
     let store = new_store();
     let health = SharedHealth::new(Health::new(&Family::ALL, Duration::from_secs(60)));
-    let outlets = Outlets { health: health.clone(), ..outlets() };
-    let mut r = Reconciler::new(FakeKernel::new(&[SYSCTL]), store.clone(), settings(), "n1", false, outlets);
+    let reporting = Reporting { health: health.clone(), ..reporting() };
+    let mut r =
+        Reconciler::new(FakeKernel::new(&[SYSCTL]), store.clone(), settings(), "n1", false, reporting);
     let later = || {
         let later = std::time::SystemTime::now() + Duration::from_secs(3600);
         health.with(|h| h.is_family_healthy(Family::V4, later, LoopLag::default()))

@@ -1,14 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Makes sure that the Debian packages of the kernel tests are installed, and fetches what is only
-# unpacked: Prometheus for the metrics and alert rules, the seccomp filter of container runtimes, and a
-# kernel for the guest (kernel.sh). Does nothing, quickly, when all is there. Usage:
+# Installs the Debian packages of the kernel tests, and downloads files that are only unpacked: Prometheus for the
+# metrics and alert rules, the seccomp filter of container runtimes, and a kernel for the guest (kernel.sh). Returns at
+# once if nothing is missing. Usage:
 # install.sh [--tools|--promtool|--compiler]
-#   --tools      only what the tests need in plain network namespaces: no QEMU and no kernel
+#   --tools      only the tools for tests in network namespaces: no QEMU and no kernel
 #   --promtool   only Prometheus with promtool, as target/guest/prometheus
 #   --compiler   only the C++ compiler that builds libFuzzer
-# KUBE_IPVS_KERNEL names a suite of Debian to take the kernel from.
+# KUBE_IPVS_KERNEL selects the Debian suite of the kernel.
 set -euo pipefail
 
 tools=(ipvsadm ipset iptables nftables iproute2 conntrack kmod util-linux procps crun busybox-static)
@@ -33,7 +33,7 @@ removed_by() {
     apt-get install -s -q --no-install-recommends "$@" 2>/dev/null | sed -n 's/^Remv \([^ ]*\).*/\1/p'
 }
 
-# Installs what is missing of "$@". Nothing that the machine has is removed for it.
+# Installs the missing packages of "$@". Never removes a package of the machine.
 install_packages() {
     local -a absent
     local removed
@@ -52,8 +52,8 @@ remove ${removed% } yourself"
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-remove --no-install-recommends "${absent[@]}" >&2
 }
 
-# QEMU as the machine has it, else installed. Where that would remove packages of the machine, such as a
-# newer qemu-utils, QEMU is only unpacked, into $guest_dir/qemu, and its libraries are installed.
+# Uses the machine's QEMU, or installs it. If installing would remove packages of the machine, such as a newer
+# qemu-utils, QEMU is only unpacked into $guest_dir/qemu, and its libraries are installed.
 provide_qemu() {
     local package work
     local -a libraries
@@ -80,14 +80,14 @@ provide_qemu() {
     trap - EXIT
 }
 
-# update_lists PACKAGE: after a failed download. Old lists name versions which the mirror no longer has.
+# update_lists PACKAGE: called after a failed download. Outdated lists name versions that the mirror no longer has.
 update_lists() {
     [[ $(id -u) -eq 0 ]] || die "cannot download $1; run 'apt-get update' as root and try again"
     apt-get update -q >&2
 }
 
-# fetch_path PACKAGE PATH NAME: takes a file or folder out of a package, as $guest_dir/NAME. Nothing is
-# installed: Prometheus would run as a service.
+# fetch_path PACKAGE PATH NAME: extracts a file or folder of a package to $guest_dir/NAME. The package is not installed:
+# Prometheus would run as a service.
 fetch_path() {
     local work
     [[ ! -e $guest_dir/$3 ]] || return 0
@@ -108,7 +108,7 @@ fetch_path() {
 
 fetch_prometheus() { fetch_path prometheus usr/bin prometheus; }
 
-# The filter that container runtimes put on every container unless told otherwise.
+# The default seccomp filter of container runtimes.
 fetch_seccomp() { fetch_path golang-github-containers-common usr/share/containers/seccomp.json seccomp.json; }
 
 case ${1:-} in

@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Fetches a kernel for the guest and unpacks it; nothing is installed. Does nothing, quickly, when it is
-# there. Usage: kernel.sh [SUITE]
-#   without SUITE   linux-image-amd64 as the machine's apt knows it, into target/guest/kernel
-#   SUITE           the same package of this suite of Debian, into target/guest/kernels/SUITE. The lists of
-#                   the suite stay apart from the machine's, so root is not needed.
-# The folder holds boot/vmlinuz-VERSION, perhaps boot/vmlinux, lib/modules/VERSION and version.
+# Downloads a kernel for the guest and unpacks it, without installing it. Returns at once if the kernel exists. Usage:
+# kernel.sh [SUITE]
+#   without SUITE   linux-image-amd64 from the machine's apt sources, into target/guest/kernel
+#   SUITE           the same package of this Debian suite, into target/guest/kernels/SUITE. The package lists of the
+#                   suite are separate from the machine's, so root is not needed.
+# The folder contains boot/vmlinuz-VERSION, optionally boot/vmlinux, lib/modules/VERSION and version.
 set -euo pipefail
 
 workspace=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -26,10 +26,9 @@ mkdir -p "$guest_dir"
 work=$(mktemp -d "$guest_dir/fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# --- where packages come from ------------------------------------------------------------------------
+# --- sources of packages ------------------------------------------------------------------------
 
-# The mirror that the machine uses for Debian, then Debian's own; suites move to the archive some years
-# after their last change.
+# The machine's Debian mirror, then Debian's own servers. Suites move to the archive some years after their last change.
 mirrors() {
     apt-get indextargets --format '$(LABEL)|$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
         sed -n 's/^Debian|//p' | sort -u
@@ -37,8 +36,8 @@ mirrors() {
     echo http://archive.debian.org/debian/
 }
 
-# Fills apt_options so that apt knows nothing but SUITE of one mirror. Proxies and logins of the machine
-# still apply. Lists in the archive are out of date by nature; their signature is checked all the same.
+# Sets apt_options so that apt uses only SUITE of one mirror. The machine's proxies and logins still apply. Lists in the
+# archive have expired; their signatures are still checked.
 use_suite() {
     local mirror dated log=$work/apt.log
     [[ -e $keyring ]] || die "$keyring is missing; install the package debian-archive-keyring"
@@ -60,19 +59,18 @@ use_suite() {
     die "no mirror has linux-image-amd64 of Debian's suite $suite; what apt said is above"
 }
 
-# depends PACKAGE: the names of what it depends on.
+# depends PACKAGE: the names of its dependencies.
 depends() {
     apt-cache "${apt_options[@]}" show --no-all-versions "$1" 2>/dev/null |
         sed -n 's/^Depends: //p' | tr ',|' '\n\n' | awk '{ print $1 }'
 }
 
-# The real package behind linux-image-amd64, for example linux-image-6.1.0-56-amd64. The cloud image is
-# not an option: it has no 9p.
+# The real package behind linux-image-amd64, for example linux-image-6.1.0-56-amd64. The cloud image lacks 9p.
 kernel_package() {
     depends linux-image-amd64 | grep '^linux-image-[0-9]' | head -n 1 || true
 }
 
-# What holds the kernel and its modules: one package, or since 7.x one for each that the first depends on.
+# The packages with the kernel and its modules: one, or since 7.x also the dependencies that contain them.
 packages() {
     echo "$package"
     depends "$package" | grep -xF -e "${package/image/base}" -e "${package/image/binary}" -e "${package/image/modules}" || true
@@ -84,7 +82,7 @@ download() {
     (cd "$work" && apt-get "${apt_options[@]}" download -q "${names[@]}" >&2)
 }
 
-# Old lists of the machine name versions which the mirror no longer has.
+# Outdated lists of the machine name versions that the mirror no longer has.
 update_lists() {
     [[ $(id -u) -eq 0 ]] || die "cannot download ${package:-linux-image-amd64}; run 'apt-get update' as root and try again"
     apt-get update -q >&2
@@ -97,8 +95,8 @@ update_lists() {
 # number FILE OFFSET BYTES
 number() { od -An -t "u$3" -j "$2" -N "$3" "$1" | tr -d ' '; }
 
-# The kernel inside of a vmlinuz, see the kernel's Documentation/x86/boot: QEMU starts that directly, while
-# unpacking it in an emulated machine takes four seconds. Optional: vmlinuz does, too.
+# Extracts the kernel from a vmlinuz, see the kernel's Documentation/x86/boot. QEMU boots it directly; unpacking it in
+# an emulated machine takes four seconds. Optional, because QEMU also boots a vmlinuz.
 unpack_vmlinux() {
     local packed=$1 plain=$2 start length size
     local -a unpack
@@ -110,13 +108,13 @@ unpack_vmlinux() {
     1f8b08*) unpack=(gzip -dcq) ;;
     *) return 0 ;;
     esac
-    # The size of the result stands behind the packed data; programs complain about that and go on.
+    # The unpacked size follows the packed data. The programs warn about it and continue.
     size=$(number "$packed" $((start + length - 4)) 4)
     (tail -c "+$((start + 1))" "$packed" || true) | head -c "$length" | "${unpack[@]}" > "$plain" 2>/dev/null || true
     [[ $(stat -c %s "$plain") -eq $size ]] || rm -f "$plain"
 }
 
-# Unpacked once here, modules load quicker and by every modprobe and insmod.
+# Unpacked modules load faster, and every modprobe and insmod can load them.
 unpack_modules() {
     local ending
     local -A unpack=([xz]="xz -d" [zst]="zstd -dq --rm" [gz]="gzip -d")
@@ -125,7 +123,7 @@ unpack_modules() {
     done
 }
 
-# --- all together ------------------------------------------------------------------------------------
+# --- main ------------------------------------------------------------------------------------
 
 apt_options=() package=
 if [[ -n $suite ]]; then
@@ -146,7 +144,7 @@ fi
 tree=$work/kernel
 mkdir "$tree"
 for file in "$work"/*.deb; do dpkg -x "$file" "$tree"; done
-# With a merged /usr the modules are there, and since 7.x the kernel is beside them.
+# With a merged /usr the modules are in /usr/lib, and since 7.x the kernel is in their folder.
 if [[ ! -e $tree/lib && -d $tree/usr/lib/modules ]]; then ln -s usr/lib "$tree/lib"; fi
 if [[ -e $tree/lib/modules/$version/vmlinuz ]]; then
     mkdir -p "$tree/boot"
@@ -157,7 +155,7 @@ fi
 unpack_modules "$tree/lib/modules/$version/"
 PATH=$PATH:/usr/sbin:/sbin depmod -b "$tree" "$version"
 unpack_vmlinux "$tree/boot/vmlinuz-$version" "$tree/boot/vmlinux"
-# The version file comes last: without it the folder counts as incomplete.
+# Write the version file last: a folder without it is incomplete.
 echo "$version" > "$tree/version"
 mkdir -p "$(dirname "$kernel")"
 rm -rf "$kernel"

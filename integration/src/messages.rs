@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kube_ipvs::log::text::render;
+use kube_ipvs::log::render_text;
 use tracing_subscriber::layer::{Context, Layer};
 
 /// Words of libraries and of the language, which mean nothing to whoever reads a log.
@@ -121,7 +121,7 @@ impl<S: tracing::Subscriber> Layer<S> for Reader {
             return;
         }
         *self.read.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        let message = render(event);
+        let message = render_text(event);
         if let Some(complaint) = complaint(&message) {
             let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
             wrong.push(format!("{complaint}: {message}"));

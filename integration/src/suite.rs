@@ -2,6 +2,7 @@
 //! What every [`Kernel`] must do, run on the fake one and, under a kernel with IPVS, on the real one.
 //! That the fake passes is what makes the tests of the loop worth something.
 
+use kube_ipvs::core::plan::outcome::{OpError, Progress};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use kube_ipvs::core::model::sets::{Entry, SetId, SetKind};
 use kube_ipvs::core::model::settings::{Settings, Timeouts};
 use kube_ipvs::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use kube_ipvs::core::plan::op::{FlowsOp, GrowOp, Op, RulesOp};
+use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::rules::build_chains;
-use kube_ipvs::kernel::{Finished, Kernel, OpError, Progress};
+use kube_ipvs::kernel::Kernel;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap_or_else(|_| panic!("{text} is no address"))
@@ -181,7 +183,7 @@ fn rules(kernel: &mut dyn Kernel) {
         let chains = build_chains(family, &settings, &|_| true, &closed);
         let jumps = observe(kernel).rules[family.index()].broken_jumps();
         assert_eq!(jumps.len(), 6, "every built-in chain lacks its jumps");
-        let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false, hands_over: false };
+        let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false, is_takeover: false };
         done(kernel, &Op::WriteRules(Box::new(op.clone())));
         // A second write replaces the chains and adds no jump.
         done(kernel, &Op::WriteRules(Box::new(RulesOp { jumps: Vec::new(), ..op })));

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use kube_ipvs::core::plan::outcome::{ObserveError, OpError, Progress};
+use kube_ipvs::core::plan::pass::Due;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +13,18 @@ use std::time::Duration;
 use integration::lab::Netns;
 use kube_ipvs::config::host;
 use kube_ipvs::core::mirror::ObservedServer;
-use kube_ipvs::core::mirror::comparison::{Piece, Step};
+use kube_ipvs::core::mirror::comparison::{Piece, ReadStep};
 use kube_ipvs::core::model::map::Set;
 use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::plan::op::{Lane, Op};
+use kube_ipvs::core::plan::op::{Op, Subsystem};
+use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
-use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
-use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
-use kube_ipvs::reconcile::schedule::Due;
-use kube_ipvs::reconcile::{Outlets, Reconciler};
+use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
+use kube_ipvs::kernel::{Kernel, Probed, Runner};
+use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store};
 
 const SERVICES: u16 = 1000;
@@ -84,7 +86,7 @@ struct Counting {
 }
 
 impl Kernel for Counting {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         self.kernel.read(step)
     }
 
@@ -122,7 +124,7 @@ impl Kernel for Counting {
         let cost = cost(before, self.kernel.traffic());
         for (sends, bytes) in cost.sends.iter().zip(cost.bytes) {
             // One question beside the commands: whether the device is there, and its index.
-            let asks = matches!(ops[0].lane(), Lane::Addresses | Lane::Device);
+            let asks = matches!(ops[0].subsystem(), Subsystem::Addresses | Subsystem::Device);
             let question = u64::from(asks && *sends > 0);
             let limit = bytes.div_ceil(64 * 1024) + question;
             assert!(*sends <= limit, "{:?}: {sends} sends for {bytes} bytes", ops[0].phase());
@@ -137,12 +139,12 @@ fn new_reconciler() -> (Arc<Store>, Reconciler<Counting>) {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     let settings = settings();
     let kernel = Counting { kernel: LinuxKernel::open(&settings).unwrap(), groups: 0 };
-    (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false, Outlets::log_only().unwrap()))
+    (store.clone(), Reconciler::new(kernel, store, settings, "node-a", false, Reporting::log_only().unwrap()))
 }
 
-fn cost(before: Traffic, after: Traffic) -> Traffic {
+fn cost(before: KernelCounters, after: KernelCounters) -> KernelCounters {
     let each = |a: [u64; 3], b: [u64; 3]| std::array::from_fn(|i| b[i] - a[i]);
-    Traffic {
+    KernelCounters {
         sends: each(before.sends, after.sends),
         bytes: each(before.bytes, after.bytes),
         commands: after.commands - before.commands,

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::cli::CleanupArgs;
 use crate::config::{Config, ConfigFlags, host};
-use crate::core::plan::cleanup_plan::{Scope, build_steps};
+use crate::core::plan::cleanup_plan::{CleanupScope, build_steps};
 use crate::inspect::owners;
 use crate::kernel::teardown::Teardown;
 
@@ -19,7 +19,7 @@ use crate::kernel::teardown::Teardown;
 /// Names what is left; also when an agent runs, which would make everything anew.
 pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     let exclude_cidrs = exclude_cidrs(args.config.as_deref(), &ConfigFlags::default())?;
-    clean(&Scope { every_mode: false, exclude_cidrs }, args.dry_run)
+    clean(&CleanupScope { every_mode: false, exclude_cidrs }, args.dry_run)
 }
 
 /// Runs `--cleanup`.
@@ -27,7 +27,7 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn run_every_mode(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<()> {
-    clean(&Scope { every_mode: true, exclude_cidrs: exclude_cidrs(config, flags)? }, false)
+    clean(&CleanupScope { every_mode: true, exclude_cidrs: exclude_cidrs(config, flags)? }, false)
 }
 
 fn exclude_cidrs(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<Vec<IpNet>> {
@@ -35,7 +35,7 @@ fn exclude_cidrs(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<V
     Config::read_exclude_cidrs(config, flags)
 }
 
-fn clean(scope: &Scope, dry_run: bool) -> anyhow::Result<()> {
+fn clean(scope: &CleanupScope, dry_run: bool) -> anyhow::Result<()> {
     // An agent that runs, or starts meanwhile, would make everything anew.
     let _alone = if dry_run { None } else { Some(owners::claim()?) };
     let mut teardown = Teardown::open()?;

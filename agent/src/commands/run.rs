@@ -24,7 +24,7 @@ use crate::memory;
 use crate::metrics::{Metrics, rest};
 use crate::pace::FailurePace;
 use crate::reconcile::schedule::Schedule;
-use crate::reconcile::{Outlets, Reconciler};
+use crate::reconcile::{Reconciler, Reporting};
 use crate::reload::ConfigReload;
 use crate::serve::connections::Connections;
 use crate::serve::health::{Health, SharedHealth};
@@ -75,7 +75,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     set_oom_score_adj(config.oom_score_adj);
     memory::limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.spawn(tell_suppressed_lines());
+    runtime.spawn(report_suppressed_lines());
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
@@ -88,20 +88,21 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(limit) = config.service_metrics {
         metrics.serve_traffic(limit, traffic::reader())?;
     }
-    let outlets =
+    let reporting =
         start_servers(&config, &settings, &name, (events.clone(), metrics.clone()), verbosity, &runtime)?;
-    outlets.health.watch(store.clone());
+    reporting.health.watch(store.clone());
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
-        kernel.count_flows(metrics.flows());
+        kernel.observe_flows(metrics.flow_observer());
         kernel.check_scheduler(&settings.scheduler)?;
         let woken = inbox.clone();
         kernel.wake(Arc::new(move || woken.wake()));
         watches::start(&kernel, &inbox)?;
-        outlets.health.beat();
-        watchdog::start(outlets.health.clone(), nix::unistd::gettid(), config.min_sync_period)?;
-        let mut reconciler = Reconciler::new(kernel, store, settings, &name, config.local_from_node, outlets);
+        reporting.health.beat();
+        watchdog::start(reporting.health.clone(), nix::unistd::gettid(), config.min_sync_period)?;
+        let mut reconciler =
+            Reconciler::new(kernel, store, settings, &name, config.local_from_node, reporting);
         reconciler.run(&inbox, schedule);
     }
     tracing::info!("stopped; the kernel keeps everything as it is");
@@ -118,7 +119,7 @@ fn start_servers(
     (events, metrics): (EventSink, Metrics),
     verbosity: Verbosity,
     runtime: &tokio::runtime::Runtime,
-) -> anyhow::Result<Outlets> {
+) -> anyhow::Result<Reporting> {
     let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
     let hard_fail = config.bind_address_hard_fail;
     if let Some(address) = config.healthz_address {
@@ -143,7 +144,7 @@ fn start_servers(
     let connections = Connections::new(NODE_PORT_CONNECTIONS, NODE_PORT_CONNECTIONS / 8);
     let node_ports = NodePorts { wanted, health: health.clone(), events: events.clone(), node, connections };
     runtime.spawn(node_ports.run());
-    Ok(Outlets { events, metrics, health, health_checks })
+    Ok(Reporting { events, metrics, health, health_checks })
 }
 
 /// Ends the agent when its configuration file changes to another that can be used; whoever started it
@@ -260,11 +261,11 @@ fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells now and then how many log lines were not written.
-async fn tell_suppressed_lines() {
+/// Reports suppressed log lines once a second.
+async fn report_suppressed_lines() {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        log::tell_suppressed();
+        log::report_suppressed();
     }
 }
 

@@ -199,7 +199,7 @@ impl Config {
     }
 }
 
-fn settings(v: &Values, beside_another: bool) -> anyhow::Result<Settings> {
+fn settings(v: &Values, shares_node: bool) -> anyhow::Result<Settings> {
     let cidrs = |path| fields::cidrs(path, v.list(path));
     let bit = values::in_range("iptables.masqueradeBit", v.int("iptables.masqueradeBit"), 0..=31)?;
     Ok(Settings {
@@ -215,7 +215,7 @@ fn settings(v: &Values, beside_another: bool) -> anyhow::Result<Settings> {
         drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
         keep_established: v.bool("kubeIPVS.keepEstablished"),
         protected: cidrs("kubeIPVS.protectedCIDRs")?,
-        beside_another,
+        shares_node,
         ..Settings::default()
     })
 }

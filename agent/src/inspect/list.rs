@@ -187,6 +187,6 @@ fn service_json(service: &Service, destinations: &[Destination], owners: &Owners
 impl Owners {
     /// The Service behind a virtual server.
     fn name_of(&self, id: &ServiceId) -> Option<&str> {
-        crate::kernel::linux::vs_key(id).and_then(|key| self.get(&key.to_string()))
+        crate::kernel::ipvs::vs_key(id).and_then(|key| self.get(&key.to_string()))
     }
 }

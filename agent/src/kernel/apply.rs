@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Runs a plan: phase by phase, lane by lane, each lane in as few sends as the kernel allows. A failed op
+//! Runs a plan: phase by phase, subsystem by subsystem, each subsystem in as few sends as the kernel allows. A failed op
 //! blocks its dependents only, and one whose next try is later is held back like one that failed.
 //!
 //! Where many addresses are to be opened, each part of them is opened as soon as the virtual servers
 //! behind it are acknowledged, while those of the next part are being added: IPVS and addresses have
 //! different locks in the kernel and cost about as much as each other.
 
+use crate::core::plan::outcome::{OpError, Outcome, Progress, Report};
 use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::{Finished, Kernel, OpError, Outcome, Progress, Report};
+use super::Kernel;
+use crate::core::model::Family;
 use crate::core::model::map::Map;
-use crate::core::model::{Family, VsKey};
 use crate::core::plan::failures::Failures;
-use crate::core::plan::op::{Lane, Op, Phase, Plan};
+use crate::core::plan::op::{Op, Phase, Plan, Subsystem};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::retries::Retries;
 
 /// So many addresses are opened together: as many as fill a send.
@@ -23,7 +25,7 @@ const PART: usize = 1600;
 /// What each of some ops ended with before it ran, if it must not run.
 type Verdicts = Vec<Option<Outcome>>;
 
-/// Something that runs ops of one lane.
+/// Something that runs ops of one subsystem.
 pub type Runner<'a> = dyn FnMut(&[&Op]) -> Vec<Result<Progress, OpError>> + Send + 'a;
 
 /// How a plan went.
@@ -55,9 +57,10 @@ pub fn apply(kernel: &mut dyn Kernel, plan: &Plan, terms: Terms<'_>) -> Applied 
     let outcomes = Vec::with_capacity(plan.ops.len());
     let (patience, progress) = (terms.patience, terms.progress);
     let mut run = Run { kernel, plan, failures, outcomes, finished: Vec::new(), patience, progress };
-    let (first, rest) = plan.ops.split_at(plan.first);
+    let (first, rest) = plan.ops.split_at(plan.priority);
     for part in [first, rest] {
-        let mut groups = part.chunk_by(|a, b| (a.phase(), a.lane()) == (b.phase(), b.lane())).peekable();
+        let mut groups =
+            part.chunk_by(|a, b| (a.phase(), a.subsystem()) == (b.phase(), b.subsystem())).peekable();
         while let Some(group) = groups.next() {
             (run.progress)();
             match groups.next_if(|next| overlaps(group, next)) {
@@ -71,9 +74,12 @@ pub fn apply(kernel: &mut dyn Kernel, plan: &Plan, terms: Terms<'_>) -> Applied 
 
 /// Whether the second group may run beside the first.
 fn overlaps(serve: &[Op], open: &[Op]) -> bool {
-    let is =
-        |group: &[Op], phase, lane| group.first().is_some_and(|op| (op.phase(), op.lane()) == (phase, lane));
-    is(serve, Phase::Serve, Lane::Ipvs) && is(open, Phase::Open, Lane::Addresses) && open.len() > PART
+    let is = |group: &[Op], phase, subsystem| {
+        group.first().is_some_and(|op| (op.phase(), op.subsystem()) == (phase, subsystem))
+    };
+    is(serve, Phase::Serve, Subsystem::Ipvs)
+        && is(open, Phase::Open, Subsystem::Addresses)
+        && open.len() > PART
 }
 
 struct Run<'a> {
@@ -143,7 +149,7 @@ impl Run<'_> {
         let mut served: Vec<Option<Outcome>> = vec![None; serve.len()];
         let mut opened: Vec<Option<Outcome>> = vec![None; open.len()];
         let (failures, progress) = (&mut self.failures, self.progress);
-        let mut servers = |part: &Part, run: &mut Runner<'_>| {
+        let mut servers = |part: &Batch, run: &mut Runner<'_>| {
             let ops: Vec<&Op> = part.serve.iter().map(|i| &serve[*i]).collect();
             let (free, verdicts) = sort_out(failures, &ops);
             let results = run(&free);
@@ -184,34 +190,24 @@ impl Run<'_> {
 }
 
 /// Addresses that are opened together, and what has to stand behind them, as places in their groups.
-struct Part {
+struct Batch {
     serve: Vec<usize>,
     open: std::ops::Range<usize>,
 }
 
 /// Splits addresses into parts, with the servers of each; servers without an address to open come first.
-fn split(serve: &[Op], open: &[Op]) -> Vec<Part> {
+fn split(serve: &[Op], open: &[Op]) -> Vec<Batch> {
     let count = open.len().div_ceil(PART);
     let range = |n: usize| n * PART..((n + 1) * PART).min(open.len());
-    let mut parts: Vec<Part> = (0..count).map(|n| Part { serve: Vec::new(), open: range(n) }).collect();
+    let mut parts: Vec<Batch> = (0..count).map(|n| Batch { serve: Vec::new(), open: range(n) }).collect();
     let address = |op: &Op| if let Op::Bind(addr) = op { Some(*addr) } else { None };
     let places: Map<IpAddr, usize> =
         open.iter().enumerate().filter_map(|(i, op)| Some((address(op)?, i / PART))).collect();
     for (i, op) in serve.iter().enumerate() {
-        let part = server(op).and_then(|vs| places.get(&vs.addr)).copied().unwrap_or(0);
+        let part = op.subject().virtual_server().and_then(|vs| places.get(&vs.addr)).copied().unwrap_or(0);
         parts[part].serve.push(i);
     }
     parts
-}
-
-fn server(op: &Op) -> Option<&VsKey> {
-    match op {
-        Op::AddVirtualServer(vs, _)
-        | Op::EditVirtualServer(vs, _)
-        | Op::AddRealServer(vs, _)
-        | Op::EditRealServer(vs, _) => Some(vs),
-        _ => None,
-    }
 }
 
 /// How each op ended. `verdicts` say of every op why it did not run, `results` how those that ran did.

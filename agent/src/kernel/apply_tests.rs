@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use crate::core::plan::outcome::ObserveError;
 use std::sync::Mutex;
 
 use super::*;
 use crate::core::mirror::ObservedServer;
-use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
-use crate::core::model::{Protocol, RsKey, VsSpec};
+use crate::core::model::{Protocol, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::OpKind;
 use crate::core::plan::subject::Part as Part_;
+use crate::kernel::Probed;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{ObserveError, Probed};
 use crate::testing::run_plan;
 
 /// Notes the ops in the order in which they are executed.
@@ -22,7 +23,7 @@ struct Noting {
 }
 
 impl Kernel for Noting {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         self.kernel.read(step)
     }
 
@@ -92,7 +93,7 @@ fn plan(count: u16) -> Plan {
     let node_port = VsKey { addr: [192, 168, 50, 2].into(), ..vs(0, Protocol::Tcp) };
     ops.push(Op::AddVirtualServer(node_port, spec));
     ops.extend((0..count).map(|n| Op::Bind(vs(n, Protocol::Tcp).addr)));
-    Plan { ops, first: 0 }
+    Plan { ops, priority: 0 }
 }
 
 fn run(plan: &Plan, fail: Option<OpKind>) -> (Report, Noting) {
@@ -113,7 +114,7 @@ fn an_address_is_opened_after_its_servers_and_before_all_others() {
     for op in &done {
         match op {
             Op::Bind(addr) => assert_eq!(standing[addr], 4, "{addr} is opened too early"),
-            op => *standing.entry(server(op).unwrap().addr).or_default() += 1,
+            op => *standing.entry(op.subject().virtual_server().unwrap().addr).or_default() += 1,
         }
     }
     let first_bind = done.iter().position(|op| matches!(op, Op::Bind(_))).unwrap();

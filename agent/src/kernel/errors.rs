@@ -2,11 +2,11 @@
 //! From the errors of the netlink libraries to causes, and to words with the remedy. None names its object:
 //! the same failure of many objects is one line in the log.
 
+use crate::core::plan::outcome::{Cause, OpError};
 use dummy_iface::AddressErrorKind;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
 
-use super::{Cause, OpError};
 use crate::core::plan::op::Op;
 use crate::core::plan::ownership::DEVICE;
 

@@ -2,6 +2,7 @@
 //! A kernel in memory, with the errnos of the real one and a switch that fails the next op of a
 //! kind. The kernel suite runs the same cases on it and on a real kernel.
 
+use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -10,20 +11,21 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
-use crate::core::mirror::comparison::{Addresses, Piece, Rest, Step};
+use super::{Kernel, Probed, Runner};
+use crate::core::mirror::comparison::{Addresses, NodeState, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::map::Set;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::{Family, ONE_PACKET, PERSISTENT, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, OpKind};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::name_set;
 use crate::core::rules::save::ObservedRules;
 
 /// What a fake kernel was asked to do, for tests that assert counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct OpCounts {
     /// Ops by kind, failed ones included.
     pub ops: HashMap<OpKind, usize>,
     /// Readings begun.
@@ -46,7 +48,7 @@ pub struct FakeKernel {
     /// Its state; tests may change it behind the agent's back.
     pub state: Observed,
     /// What it was asked to do.
-    pub counts: Counts,
+    pub counts: OpCounts,
     fail_next: Vec<OpKind>,
     /// Ops that fail until further notice.
     refused: HashMap<Subject, OpError>,
@@ -63,7 +65,7 @@ pub struct FakeKernel {
     degrade_rules: bool,
     stop_after: Option<usize>,
     fail_at: Option<(usize, bool)>,
-    place: Option<Place>,
+    place: Option<ReadPosition>,
 }
 
 impl FakeKernel {
@@ -288,40 +290,42 @@ impl FakeKernel {
     }
 
     /// The piece that comes when the reading is `at` this place, and the next place.
-    fn piece(&self, at: Place) -> (Option<Piece>, Place) {
+    fn piece(&self, at: ReadPosition) -> (Option<Piece>, ReadPosition) {
         let server = |key: &VsKey| &self.state.virtual_servers[key];
         match at {
-            Place::Listed(last) => match self.servers_after(last) {
-                keys if keys.is_empty() => self.piece(Place::Shown(None)),
+            ReadPosition::Listed(last) => match self.servers_after(last) {
+                keys if keys.is_empty() => self.piece(ReadPosition::Shown(None)),
                 keys => {
                     let list = keys.iter().map(|key| (*key, server(key).spec.clone())).collect();
-                    (Some(Piece::Listed(list)), Place::Listed(keys.last().copied()))
+                    (Some(Piece::Listed(list)), ReadPosition::Listed(keys.last().copied()))
                 }
             },
-            Place::Shown(last) => match self.servers_after(last) {
-                keys if keys.is_empty() => self.piece(Place::Set(0)),
+            ReadPosition::Shown(last) => match self.servers_after(last) {
+                keys if keys.is_empty() => self.piece(ReadPosition::Set(0)),
                 keys => {
                     let list = keys
                         .iter()
                         .map(|key| (*key, shown(&server(key).spec), server(key).real_servers.clone()))
                         .collect();
-                    (Some(Piece::Shown(list)), Place::Shown(keys.last().copied()))
+                    (Some(Piece::Shown(list)), ReadPosition::Shown(keys.last().copied()))
                 }
             },
-            Place::Set(n) => match Family::ALL.into_iter().flat_map(SetId::all).nth(n) {
-                Some(id) => (Some(Piece::Set(id, self.state.sets.get(&id).cloned())), Place::Set(n + 1)),
-                None => self.piece(Place::Addresses),
+            ReadPosition::Set(n) => match Family::ALL.into_iter().flat_map(SetId::all).nth(n) {
+                Some(id) => {
+                    (Some(Piece::Set(id, self.state.sets.get(&id).cloned())), ReadPosition::Set(n + 1))
+                }
+                None => self.piece(ReadPosition::Addresses),
             },
-            Place::Addresses => {
+            ReadPosition::Addresses => {
                 let addresses = Addresses {
                     device: self.state.device,
                     bound: self.state.addresses.clone(),
                     elsewhere: self.state.node_addresses.clone(),
                 };
-                (Some(Piece::Addresses(addresses)), Place::Rest)
+                (Some(Piece::Addresses(addresses)), ReadPosition::Rest)
             }
-            Place::Rest => {
-                let rest = Rest {
+            ReadPosition::Rest => {
+                let rest = NodeState {
                     timeouts: self.state.timeouts,
                     sysctls: self.state.sysctls.clone(),
                     next_hops: self.state.next_hops.clone(),
@@ -330,9 +334,9 @@ impl FakeKernel {
                     listeners: self.state.listeners.clone(),
                     nft_tables: self.state.nft_tables,
                 };
-                (Some(Piece::Rest(rest)), Place::End)
+                (Some(Piece::Rest(rest)), ReadPosition::End)
             }
-            Place::End => (None, Place::End),
+            ReadPosition::End => (None, ReadPosition::End),
         }
     }
 
@@ -362,7 +366,7 @@ fn shown(spec: &VsSpec) -> VsSpec {
 
 /// How far a reading is.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum ReadPosition {
     Listed(Option<VsKey>),
     Shown(Option<VsKey>),
     Set(usize),
@@ -372,12 +376,13 @@ enum Place {
 }
 
 impl Kernel for FakeKernel {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
-        if step != Step::Next {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
+        if step != ReadStep::Next {
             self.counts.observations += 1;
             self.place = None;
         }
-        let first = if step == Step::Compare { Place::Shown(None) } else { Place::Listed(None) };
+        let first =
+            if step == ReadStep::Compare { ReadPosition::Shown(None) } else { ReadPosition::Listed(None) };
         let (piece, next) = self.piece(self.place.unwrap_or(first));
         self.place = Some(next);
         if std::mem::take(&mut self.fail_observe) {
@@ -386,7 +391,7 @@ impl Kernel for FakeKernel {
         match piece.as_ref().and_then(|piece| self.refuses(piece)) {
             Some(error) => {
                 if error.part == Part::Ipvs {
-                    self.place = Some(Place::Set(0));
+                    self.place = Some(ReadPosition::Set(0));
                 }
                 Err(error)
             }
@@ -398,10 +403,10 @@ impl Kernel for FakeKernel {
         let place = match part {
             Part::Set(id) => {
                 let n = Family::ALL.into_iter().flat_map(SetId::all).position(|set| set == id);
-                Place::Set(n.unwrap_or_default())
+                ReadPosition::Set(n.unwrap_or_default())
             }
-            Part::Addresses => Place::Addresses,
-            Part::Node => Place::Rest,
+            Part::Addresses => ReadPosition::Addresses,
+            Part::Node => ReadPosition::Rest,
             Part::Ipvs | Part::Rules(_) => return Err(injected(part)),
         };
         let piece = self.piece(place).0.ok_or_else(|| injected(part))?;

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is what tells")]
 
-use super::host::name_servers::Named;
+use super::host::name_servers::NamedHosts;
 use super::host::sockets;
 use super::iptables::flavour::{self, Flavour};
 use super::ipvs::proc_ip_vs::{Parser, Shown};
@@ -133,7 +133,7 @@ fn proc_ip_vs(bytes: &[u8]) {
 /// The files of resolvers and DHCP clients.
 fn name_servers(bytes: &[u8]) {
     let text = text_of(bytes);
-    let mut named = Named::default();
+    let mut named = NamedHosts::default();
     named.take(&text);
     assert!(named.servers.len() + named.routers.len() <= text.len());
 }

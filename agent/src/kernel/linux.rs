@@ -2,6 +2,7 @@
 //! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
 //! that the process runs in. The translator on the kernel's side.
 
+use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,24 +16,24 @@ use super::errors::{address_error, client_error, device_error, ipvs_error};
 use super::host::sysctl;
 use super::iptables::Iptables;
 use super::iptables::worker::{Rules, Wake};
-use super::ipvs::proc_ip_vs;
+use super::ipvs::{proc_ip_vs, service_id};
 use super::netfilter::conntrack::ConntrackClient;
 use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_watch::Children;
-use super::reading::{Reading, failed};
-use super::{Cause, Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use super::reading::{ReadState, failed};
+use super::{Kernel, Probed, Runner};
 use crate::core::mirror::ObservedServer;
-use crate::core::mirror::comparison::{Piece, Step};
+use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
-use crate::core::plan::op::{Lane, Op};
+use crate::core::model::{Family, RsKey, VsKey, VsSpec};
+use crate::core::plan::op::{Op, Subsystem};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
-use crate::metrics::proxy::FlowCounter;
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
 /// kernel's table in one go.
@@ -42,7 +43,7 @@ const LOOKED_UP_ONE_BY_ONE: usize = 256;
 
 /// What went to the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct KernelCounters {
     /// Datagrams sent to IPVS, to the set subsystem, and for addresses.
     pub sends: [u64; 3],
     /// Bytes in them.
@@ -57,6 +58,9 @@ pub struct Traffic {
     pub tables: u64,
 }
 
+/// Receives the family, the duration and the number of deleted flows of each search for stale flows.
+pub type FlowObserver = Box<dyn Fn(Family, Duration, u64) + Send>;
+
 /// The real kernel.
 pub struct LinuxKernel {
     pub(super) ipvs: ipvs::Client,
@@ -67,14 +71,14 @@ pub struct LinuxKernel {
     pub(super) nft: NfSocket,
     pub(super) families: Vec<Family>,
     rules: Rules,
-    reading: Reading,
+    reading: ReadState,
     /// The name of the scheduler that nearly all virtual servers have.
     pub(super) scheduler: Arc<str>,
     pub(super) sysctls: Vec<&'static str>,
     pub(super) tables: u64,
     /// Dumps over sockets that are closed by now.
     pub(super) lists: u64,
-    flows: Option<FlowCounter>,
+    flows: Option<FlowObserver>,
 }
 
 impl LinuxKernel {
@@ -94,7 +98,7 @@ impl LinuxKernel {
             iptables,
             nft: NfSocket::open().context("netfilter is not usable")?,
             families: settings.families.clone(),
-            reading: Reading::End,
+            reading: ReadState::End,
             scheduler: settings.scheduler.clone(),
             lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
@@ -108,9 +112,9 @@ impl LinuxKernel {
         self.rules.wake(wake);
     }
 
-    /// Counts the stale flows that are forgotten.
-    pub fn count_flows(&mut self, counter: FlowCounter) {
-        self.flows = Some(counter);
+    /// Reports each search for stale flows to `observer`.
+    pub fn observe_flows(&mut self, observer: FlowObserver) {
+        self.flows = Some(observer);
     }
 
     /// The netlink port that address changes of ours carry.
@@ -150,9 +154,9 @@ impl LinuxKernel {
     }
 
     /// What went to the kernel so far.
-    pub fn traffic(&self) -> Traffic {
+    pub fn traffic(&self) -> KernelCounters {
         let (ipvs, sets, addresses) = (self.ipvs.counters(), self.sets.counters(), self.device.counters());
-        Traffic {
+        KernelCounters {
             sends: [ipvs.sends, sets.sends, addresses.sends],
             bytes: [ipvs.bytes_sent, sets.bytes, addresses.bytes_sent],
             commands: ipvs.commands,
@@ -166,8 +170,8 @@ impl LinuxKernel {
         let start = Instant::now();
         let count = self.conntrack.forget(filter);
         let count = count.map_err(|error| OpError::plain(Cause::Other, error.to_string()))?;
-        if let Some(counter) = &self.flows {
-            counter.forgot(filter.family, start.elapsed(), count);
+        if let Some(observe) = &self.flows {
+            observe(filter.family, start.elapsed(), count);
         }
         if count > 0 {
             tracing::info!(count, family = %filter.family, "forgot stale UDP flows");
@@ -187,18 +191,30 @@ impl LinuxKernel {
             Op::WriteRules(_) | Op::RemoveLeftovers(_) => {
                 return self.rules.execute(op).map(|()| Progress::Started);
             }
-            other => Err(OpError::plain(Cause::Other, format!("{other} is not executed one by one"))),
+            Op::AddVirtualServer(..)
+            | Op::EditVirtualServer(..)
+            | Op::RemoveVirtualServer(_)
+            | Op::AddRealServer(..)
+            | Op::EditRealServer(..)
+            | Op::DrainRealServer(..)
+            | Op::RemoveRealServer(..) => return execute_ipvs(&mut self.ipvs, &[op]).swap_remove(0),
+            Op::DestroySet(_)
+            | Op::CreateSet(_)
+            | Op::GrowSet(_)
+            | Op::AddEntry(..)
+            | Op::RemoveEntry(..) => return self.sets.execute(&[op]).swap_remove(0),
+            Op::Bind(_) | Op::Unbind(_) => return execute_addresses(&mut self.device, &[op]).swap_remove(0),
         };
         done.map(|()| Progress::Done)
     }
 }
 
 impl Kernel for LinuxKernel {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
-        if step != Step::Next {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
+        if step != ReadStep::Next {
             self.reading = self.begin_reading(step);
         }
-        let reading = std::mem::replace(&mut self.reading, Reading::End);
+        let reading = std::mem::replace(&mut self.reading, ReadState::End);
         let (piece, next) = self.read_piece(reading);
         self.reading = next;
         piece
@@ -262,14 +278,18 @@ impl Kernel for LinuxKernel {
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
-        match ops.first().map(|op| op.lane()) {
+        match ops.first().map(|op| op.subsystem()) {
             None => Vec::new(),
-            Some(Lane::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
-            Some(Lane::Sets) => self.sets.execute(ops),
-            Some(Lane::Addresses) => execute_addresses(&mut self.device, ops),
-            Some(Lane::Sysctl | Lane::Device | Lane::Conntrack | Lane::Rules | Lane::Leftovers) => {
-                ops.iter().map(|op| self.execute_one(op)).collect()
-            }
+            Some(Subsystem::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
+            Some(Subsystem::Sets) => self.sets.execute(ops),
+            Some(Subsystem::Addresses) => execute_addresses(&mut self.device, ops),
+            Some(
+                Subsystem::Sysctl
+                | Subsystem::Device
+                | Subsystem::Conntrack
+                | Subsystem::Rules
+                | Subsystem::Leftovers,
+            ) => ops.iter().map(|op| self.execute_one(op)).collect(),
         }
     }
 }
@@ -332,32 +352,6 @@ fn has_connections(dest: &Destination) -> bool {
     dest.active_connections > 0 || dest.inactive_connections > 0
 }
 
-/// Our name of an IPVS service, if it can be one of ours.
-pub fn vs_key(id: &ServiceId) -> Option<VsKey> {
-    match id {
-        ServiceId::Address { protocol, addr, port } => {
-            let protocol = match protocol {
-                ipvs::Protocol::Tcp => Protocol::Tcp,
-                ipvs::Protocol::Udp => Protocol::Udp,
-                ipvs::Protocol::Sctp => Protocol::Sctp,
-                _ => return None,
-            };
-            Some(VsKey { protocol, addr: *addr, port: *port })
-        }
-        _ => None,
-    }
-}
-
-/// The IPVS service of that name.
-pub(super) fn service_id(key: &VsKey) -> ServiceId {
-    let protocol = match key.protocol {
-        Protocol::Tcp => ipvs::Protocol::Tcp,
-        Protocol::Udp => ipvs::Protocol::Udp,
-        Protocol::Sctp => ipvs::Protocol::Sctp,
-    };
-    ServiceId::Address { protocol, addr: key.addr, port: key.port }
-}
-
 fn service(key: &VsKey, spec: &VsSpec) -> Service {
     let mut service = Service::new(service_id(key), spec.scheduler.as_ref());
     service.flags = ServiceFlags::from_bits(spec.flags);
@@ -379,7 +373,19 @@ fn command(op: &Op) -> Option<Command> {
             Command::SetDest(service_id(vs), draining)
         }
         Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), target(rs)),
-        _ => return None,
+        Op::SetSysctl(_)
+        | Op::SetTimeouts(_)
+        | Op::CreateDevice
+        | Op::DestroySet(_)
+        | Op::CreateSet(_)
+        | Op::GrowSet(_)
+        | Op::AddEntry(..)
+        | Op::RemoveEntry(..)
+        | Op::WriteRules(_)
+        | Op::RemoveLeftovers(_)
+        | Op::ForgetFlows(_)
+        | Op::Bind(_)
+        | Op::Unbind(_) => return None,
     })
 }
 

@@ -17,45 +17,23 @@ pub mod netfilter;
 mod reading;
 pub mod teardown;
 
-pub use crate::core::plan::outcome::{Cause, OpError, Outcome, Progress, Report};
+use crate::core::plan::outcome::{Finished, ObserveError, OpError, Progress};
 pub use apply::{Applied, Runner, Terms, apply};
 
 use std::time::{Duration, Instant};
 
-use crate::core::mirror::comparison::{Audit, Piece, Step};
+use crate::core::mirror::comparison::{Audit, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, ObservedSet};
 use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::plan::op::Op;
-use crate::core::plan::subject::{Part, Subject};
-use crate::core::rules::save::ObservedRules;
+use crate::core::plan::subject::Part;
 
 /// Sets that cannot be read are passed over in the first reading for so long.
 const SETS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the first reading waits for the programs that print rules, after everything else is read.
 const RULES_PATIENCE: Duration = Duration::from_secs(2);
-
-/// A part of the kernel could not be read. Nothing is known about it then, so the mirror keeps what it has.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot read {part}: {error}")]
-pub struct ObserveError {
-    /// What was being read.
-    pub part: Part,
-    /// What went wrong, and the remedy where there is one.
-    pub error: OpError,
-}
-
-/// The end of something that a program did beside the loop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finished {
-    /// The rules of a family were read; `None`: nobody changed them since the last reading.
-    Rules(Family, Result<Option<Box<ObservedRules>>, OpError>),
-    /// An op that was [`Progress::Started`] has ended.
-    Op(Subject, Result<(), OpError>),
-    /// A set could not be read: its members are not known.
-    Unread(SetId, OpError),
-}
 
 /// What a look at a few objects showed, of each by itself: what cannot be read says nothing about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,7 +51,7 @@ pub trait Kernel {
     ///
     /// # Errors
     /// When a part cannot be read; the next call goes on after it.
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError>;
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError>;
 
     /// Reads one piece by itself: a set, the addresses, or the rest.
     ///
@@ -104,7 +82,7 @@ pub trait Kernel {
     /// When they cannot be read.
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError>;
 
-    /// Runs ops of one phase and one lane, in order, and returns one result per op. A failed op
+    /// Runs ops of one phase and one subsystem, in order, and returns one result per op. A failed op
     /// does not stop the others. Ops that need a program are only started.
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>>;
 
@@ -121,9 +99,9 @@ pub trait Kernel {
     fn observe(&mut self, families: &[Family], other: &mut Vec<Finished>) -> Result<Observed, ObserveError> {
         let (mut audit, mut observed) = (Audit::fill(), Observed::default());
         self.read_rules(families, true);
-        let (mut step, began) = (Step::Fill, Instant::now());
+        let (mut step, began) = (ReadStep::Fill, Instant::now());
         loop {
-            match self.read(std::mem::replace(&mut step, Step::Next)) {
+            match self.read(std::mem::replace(&mut step, ReadStep::Next)) {
                 Ok(Some(piece)) => audit.take(piece, &mut observed),
                 Ok(None) => break,
                 // A subsystem that does not answer at all is no matter of one set.

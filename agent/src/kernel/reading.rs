@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reading the real kernel, a piece at a time.
+//! ReadState the real kernel, a piece at a time.
 
+use crate::core::plan::outcome::{Cause, ObserveError, OpError};
 use std::net::IpAddr;
 use std::path::Path;
 
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Client, Destination, ErrorKind, Service, ServiceList};
 
-use super::host::name_servers::Named;
+use super::host::name_servers::NamedHosts;
 use super::host::{sockets, sysctl};
 use super::ipvs::proc_ip_vs::{Shown, TableReader};
-use super::linux::{LinuxKernel, service_id, vs_key};
+use super::ipvs::{service_id, vs_key};
+use super::linux::LinuxKernel;
 use super::netfilter::nft_tables;
-use super::{Cause, ObserveError, OpError};
-use crate::core::mirror::comparison::{Addresses, Audit, Piece, Rest, Step};
+use crate::core::mirror::comparison::{Addresses, Audit, NodeState, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Timeouts;
@@ -29,7 +30,7 @@ const FLAGGED: [&str; 2] = ["mh", "sh"];
 
 /// How far a reading is.
 #[derive(Debug)]
-pub(super) enum Reading {
+pub(super) enum ReadState {
     List,
     /// Over a socket of its own: a socket has one dump at a time, and commands go on meanwhile.
     Listed(Box<(Client, ServiceList)>),
@@ -49,46 +50,49 @@ pub(super) fn failed(part: Part) -> impl Fn(&dyn std::fmt::Display) -> ObserveEr
 
 impl LinuxKernel {
     /// Where a reading begins.
-    pub(super) fn begin_reading(&self, step: Step) -> Reading {
+    pub(super) fn begin_reading(&self, step: ReadStep) -> ReadState {
         // The table shows everything but the flags that two schedulers have.
-        if step == Step::Compare && !FLAGGED.contains(&&*self.scheduler) {
-            Reading::Table
+        if step == ReadStep::Compare && !FLAGGED.contains(&&*self.scheduler) {
+            ReadState::Table
         } else {
-            Reading::List
+            ReadState::List
         }
     }
 
     /// The next piece, and where the reading goes on after it.
-    pub(super) fn read_piece(&mut self, reading: Reading) -> (Result<Option<Piece>, ObserveError>, Reading) {
+    pub(super) fn read_piece(
+        &mut self,
+        reading: ReadState,
+    ) -> (Result<Option<Piece>, ObserveError>, ReadState) {
         match reading {
-            Reading::List => match self.open_list() {
-                Ok(list) => self.read_piece(Reading::Listed(list)),
-                Err(error) => (Err(failed(Part::Ipvs)(&error)), Reading::Sets(0)),
+            ReadState::List => match self.open_list() {
+                Ok(list) => self.read_piece(ReadState::Listed(list)),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::Sets(0)),
             },
-            Reading::Listed(mut list) => match self.read_listed(&mut list) {
-                Ok(Some(listed)) => (Ok(Some(Piece::Listed(listed))), Reading::Listed(list)),
-                Ok(None) => self.read_piece(Reading::Table),
-                Err(error) => (Err(failed(Part::Ipvs)(&error)), Reading::Sets(0)),
+            ReadState::Listed(mut list) => match self.read_listed(&mut list) {
+                Ok(Some(listed)) => (Ok(Some(Piece::Listed(listed))), ReadState::Listed(list)),
+                Ok(None) => self.read_piece(ReadState::Table),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::Sets(0)),
             },
-            Reading::Table => {
+            ReadState::Table => {
                 self.tables += 1;
                 match TableReader::open(self.scheduler.clone()) {
-                    Ok(table) => self.read_piece(Reading::Shown(Box::new(table))),
-                    Err(error) => (Err(failed(Part::Ipvs)(&error)), Reading::Sets(0)),
+                    Ok(table) => self.read_piece(ReadState::Shown(Box::new(table))),
+                    Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::Sets(0)),
                 }
             }
-            Reading::Shown(mut table) => match table.next(SHOWN) {
-                Ok(Some(shown)) => (Ok(Some(shown_piece(shown))), Reading::Shown(table)),
-                Ok(None) => self.read_piece(Reading::Sets(0)),
-                Err(error) => (Err(failed(Part::Ipvs)(&error)), Reading::Sets(0)),
+            ReadState::Shown(mut table) => match table.next(SHOWN) {
+                Ok(Some(shown)) => (Ok(Some(shown_piece(shown))), ReadState::Shown(table)),
+                Ok(None) => self.read_piece(ReadState::Sets(0)),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::Sets(0)),
             },
-            Reading::Sets(n) => match self.families.iter().flat_map(|family| SetId::all(*family)).nth(n) {
-                Some(id) => (self.read_set(id).map(Some), Reading::Sets(n + 1)),
-                None => self.read_piece(Reading::Addresses),
+            ReadState::Sets(n) => match self.families.iter().flat_map(|family| SetId::all(*family)).nth(n) {
+                Some(id) => (self.read_set(id).map(Some), ReadState::Sets(n + 1)),
+                None => self.read_piece(ReadState::Addresses),
             },
-            Reading::Addresses => (self.read_addresses().map(Some), Reading::Rest),
-            Reading::Rest => (self.read_rest().map(Some), Reading::End),
-            Reading::End => (Ok(None), Reading::End),
+            ReadState::Addresses => (self.read_addresses().map(Some), ReadState::Rest),
+            ReadState::Rest => (self.read_rest().map(Some), ReadState::End),
+            ReadState::End => (Ok(None), ReadState::End),
         }
     }
 
@@ -176,9 +180,9 @@ impl LinuxKernel {
     }
 
     pub(super) fn read_rest(&mut self) -> Result<Piece, ObserveError> {
-        let Named { servers, routers } = Named::read(Path::new("/"));
+        let NamedHosts { servers, routers } = NamedHosts::read(Path::new("/"));
         let config = self.ipvs.config().map_err(|error| failed(Part::Node)(&error))?;
-        Ok(Piece::Rest(Rest {
+        Ok(Piece::Rest(NodeState {
             timeouts: Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp },
             sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
             next_hops: self.device.next_hops().map_err(|error| failed(Part::Node)(&error))?,

@@ -10,13 +10,13 @@ use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
 
 use super::iptables::Iptables;
-use super::linux::{service_id, vs_key};
+use super::ipvs::{service_id, vs_key};
 use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink::{NfError, NfSocket};
 use super::netfilter::nft_tables;
 use crate::core::model::Family;
 use crate::core::model::sets::SetId;
-use crate::core::plan::cleanup_plan::{Found, Step};
+use crate::core::plan::cleanup_plan::{CleanupStep, Found};
 use crate::core::plan::ownership::DEVICE;
 
 /// A set is busy for a moment after the last rule over it went: the kernel frees rules late.
@@ -96,19 +96,20 @@ impl Teardown {
     ///
     /// # Errors
     /// Why it is still there.
-    pub fn run(&mut self, step: &Step) -> Result<(), String> {
+    pub fn run(&mut self, step: &CleanupStep) -> Result<(), String> {
         match step {
-            Step::Device(_) => self.device.remove().map(drop).map_err(|error| error.to_string()),
-            Step::Server(vs) => match self.ipvs.as_mut().map(|ipvs| ipvs.del_service(&service_id(vs))) {
+            CleanupStep::Device(_) => self.device.remove().map(drop).map_err(|error| error.to_string()),
+            CleanupStep::Server(vs) => match self.ipvs.as_mut().map(|ipvs| ipvs.del_service(&service_id(vs)))
+            {
                 None | Some(Ok(())) => Ok(()),
                 Some(Err(ipvs::Error::Command(error))) if error.kind == ErrorKind::NoSuchService => Ok(()),
                 Some(Err(error)) => Err(error.to_string()),
             },
-            Step::Rules(family, removal) => {
+            CleanupStep::Rules(family, removal) => {
                 self.iptables.remove(*family, removal).map_err(|error| error.to_string())
             }
-            Step::Set(set) => self.destroy(*set),
-            Step::NftTable(family) => {
+            CleanupStep::Set(set) => self.destroy(*set),
+            CleanupStep::NftTable(family) => {
                 nft_tables::remove(&mut self.nft, *family).map_err(|error| error.to_string())
             }
         }

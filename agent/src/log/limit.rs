@@ -1,52 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
-//! At most so many lines a second, whatever the cause; the rest is counted. What matters more finds places that
-//! the rest cannot take: no storm of notices or warnings hides an error, and nothing hides that the node is ready.
+//! At most [`PER_SECOND`] lines in any second; the others are counted. Lines of higher levels have places that lower
+//! levels cannot take: no storm of warnings hides an error, and nothing hides that the node is ready.
 //!
-//! Lines that only `-v 2` and more show are not limited: whoever asks for them wants all of them.
+//! Lines that only `-v 2` and more show are not limited.
 
 use std::collections::VecDeque;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter};
 
-use crate::reconcile::READY;
+use super::READY;
+use crate::lock::lock;
 
 /// Lines in any second.
 pub const PER_SECOND: usize = 10;
-/// One of them is kept for the line that counts the others.
-const OWN: usize = 1;
+/// One place is kept for the line that reports the suppressed lines.
+const RESERVED: usize = 1;
 /// The target of that line.
 const TARGET: &str = "kube_ipvs::suppressed";
-/// In a second with so many lines there are no more warnings, …
-const WITH_WARNINGS: usize = 7;
-/// … and in one with so many no more lines of a lower level.
-const WITH_NOTICES: usize = 6;
+/// Lines in a second from which on warnings are suppressed.
+const WARNINGS: usize = 7;
+/// Lines in a second from which on information is suppressed.
+const INFORMATION: usize = 6;
 
-/// In a second with so many lines there is no more such line. The last place is for the line that ends the
-/// start, the one before for errors.
+/// Lines in a second from which on such a line is suppressed.
 fn places(line: &Metadata<'_>) -> usize {
     match *line.level() {
-        _ if line.target() == READY => PER_SECOND - OWN,
-        Level::ERROR => PER_SECOND - OWN - 1,
-        Level::WARN => WITH_WARNINGS,
-        _ => WITH_NOTICES,
+        _ if line.target() == READY => PER_SECOND - RESERVED,
+        Level::ERROR => PER_SECOND - RESERVED - 1,
+        Level::WARN => WARNINGS,
+        _ => INFORMATION,
     }
 }
 
 /// Counts the lines of the last second. Pure: the time is an argument.
 #[derive(Debug, Default)]
 struct Window {
-    /// When each of the last lines was written.
+    /// When each line of the last second was written.
     lines: VecDeque<Duration>,
-    /// Not written since the last line about that.
+    /// Suppressed and not reported yet.
     suppressed: u64,
     total: u64,
 }
 
 impl Window {
-    /// Whether a line may be written at the time `now` that finds no place among so many others.
+    /// Whether a line of the time `now` is written: fewer than `places` lines were written in the last second.
     fn admit(&mut self, now: Duration, places: usize) -> bool {
         while self.lines.front().is_some_and(|line| *line + Duration::from_secs(1) <= now) {
             self.lines.pop_front();
@@ -60,7 +60,7 @@ impl Window {
         false
     }
 
-    /// How many lines were not written since the last call, if any.
+    /// The number of lines suppressed since the last call, if any.
     fn take_suppressed(&mut self) -> Option<u64> {
         Some(std::mem::take(&mut self.suppressed)).filter(|count| *count > 0)
     }
@@ -68,19 +68,15 @@ impl Window {
 
 static WINDOW: LazyLock<(Instant, Mutex<Window>)> = LazyLock::new(|| (Instant::now(), Mutex::default()));
 
-fn with_window<R>(use_it: impl FnOnce(&mut Window, Duration) -> R) -> R {
-    let (start, window) = &*WINDOW;
-    use_it(&mut window.lock().unwrap_or_else(PoisonError::into_inner), start.elapsed())
-}
-
-/// Lines that were not written since the start.
+/// The number of lines suppressed since the start.
 pub fn suppressed() -> u64 {
-    with_window(|window, _| window.total)
+    lock(&WINDOW.1).total
 }
 
-/// Writes how many lines were not written, if any. To be called once a second.
-pub fn tell_suppressed() {
-    if let Some(count) = with_window(|window, _| window.take_suppressed()) {
+/// Logs how many lines were suppressed, if any. Call it once a second.
+pub fn report_suppressed() {
+    let suppressed = lock(&WINDOW.1).take_suppressed();
+    if let Some(count) = suppressed {
         tracing::warn!(
             target: TARGET,
             suppressed = count,
@@ -100,9 +96,10 @@ impl<S: Subscriber> Filter<S> for Limit {
 
     fn event_enabled(&self, event: &tracing::Event<'_>, _: &Context<'_, S>) -> bool {
         let metadata = event.metadata();
+        let (start, window) = &*WINDOW;
         *metadata.level() > Level::INFO
             || metadata.target() == TARGET
-            || with_window(|window, now| window.admit(now, places(metadata)))
+            || lock(window).admit(start.elapsed(), places(metadata))
     }
 }
 
@@ -114,9 +111,9 @@ mod tests {
 
     use super::*;
 
-    const MOST: usize = PER_SECOND - OWN;
+    const MOST: usize = PER_SECOND - RESERVED;
 
-    /// Notes how many places each line has.
+    /// Collects the places of each line.
     #[derive(Clone, Default)]
     struct Places(Arc<Mutex<Vec<usize>>>);
 
@@ -127,9 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn no_second_has_more_lines_and_the_rest_is_counted() {
+    fn no_second_has_more_lines_and_the_others_are_counted() {
         let mut window = Window::default();
-        let places = [WITH_NOTICES, WITH_WARNINGS, MOST - 1, MOST];
+        let places = [INFORMATION, WARNINGS, MOST - 1, MOST];
         let written: Vec<u64> = (5600..9600)
             .filter(|ms| window.admit(Duration::from_millis(*ms), places[*ms as usize % places.len()]))
             .collect();
@@ -143,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matters_more_finds_places_that_the_rest_cannot_take() {
+    fn higher_levels_have_places_that_lower_ones_cannot_take() {
         let seen = Places::default();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(seen.clone()), || {
             tracing::info!("a VIP is an address of this node");

@@ -4,9 +4,10 @@
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec};
 
-use super::{catch_up, lock, register_counter, register_counters, register_floats, register_gauges, seconds};
+use super::register::{catch_up, declare, seconds};
+use crate::lock::lock;
 use crate::source::monitor::WatchState;
 use crate::store::{Kind, Tally};
 
@@ -16,72 +17,36 @@ const STATES: [(WatchState, &str); 3] = [
     (WatchState::Failing, "failing"),
 ];
 
-#[derive(Debug)]
-pub(super) struct Input {
-    malformed: IntCounterVec,
-    synced: IntGaugeVec,
-    events_dropped: IntCounter,
-    watch_state: IntGaugeVec,
-    watch_since: GaugeVec,
-    watch_lists: IntCounterVec,
-    watch_failures: IntCounterVec,
-    /// The current state of each kind.
-    states: Mutex<[Option<WatchState>; Kind::ALL.len()]>,
+declare! {
+    pub(super) struct InputMetrics {
+        malformed: IntCounterVec = "kube_ipvs_malformed_objects_total" ["kind"]
+            => "Objects that could not be decoded, counted each time that they are received.";
+        synced: IntGaugeVec = "kube_ipvs_objects_synced" ["kind"]
+            => "1 once all objects of a kind have been listed; before that, nothing is programmed.";
+        events_dropped: IntCounter = "kube_ipvs_events_dropped_total"
+            => "Events that were not sent because too many were waiting.";
+        watch_state: IntGaugeVec = "kube_ipvs_watch_state" ["kind", "state"]
+            => "1 for the current state of watching the API, by kind of object.";
+        watch_since: GaugeVec = "kube_ipvs_watch_state_since_timestamp_seconds" ["kind"]
+            => "When the current state began; 0 when the API is not watched.";
+        watch_lists: IntCounterVec = "kube_ipvs_watch_lists_total" ["kind"] => "Lists that were requested.";
+        watch_failures: IntCounterVec = "kube_ipvs_watch_failures_total" ["kind"] => "Lists and watches that failed.";
+    }
+    with {
+        /// The current state of each kind.
+        states: Mutex<[Option<WatchState>; Kind::ALL.len()]> = Mutex::default();
+    }
 }
 
-impl Input {
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let input = Self {
-            malformed: register_counters(
-                registry,
-                "kube_ipvs_malformed_objects_total",
-                "Objects that could not be decoded, counted each time that they are received.",
-                &["kind"],
-            )?,
-            synced: register_gauges(
-                registry,
-                "kube_ipvs_objects_synced",
-                "1 once all objects of a kind have been listed; before that, nothing is programmed.",
-                &["kind"],
-            )?,
-            events_dropped: register_counter(
-                registry,
-                "kube_ipvs_events_dropped_total",
-                "Events that were not sent because too many were waiting.",
-            )?,
-            watch_state: register_gauges(
-                registry,
-                "kube_ipvs_watch_state",
-                "1 for the current state of watching the API, by kind of object.",
-                &["kind", "state"],
-            )?,
-            watch_since: register_floats(
-                registry,
-                "kube_ipvs_watch_state_since_timestamp_seconds",
-                "When the current state began; 0 when the API is not watched.",
-                &["kind"],
-            )?,
-            watch_lists: register_counters(
-                registry,
-                "kube_ipvs_watch_lists_total",
-                "Lists that were requested.",
-                &["kind"],
-            )?,
-            watch_failures: register_counters(
-                registry,
-                "kube_ipvs_watch_failures_total",
-                "Lists and watches that failed.",
-                &["kind"],
-            )?,
-            states: Mutex::default(),
-        };
+impl InputMetrics {
+    /// Shows every series of the watches from zero.
+    pub fn show_watches(&self) {
         for kind in Kind::ALL.map(|kind| kind.to_string()) {
-            STATES.iter().for_each(|(_, name)| drop(input.watch_state.with_label_values(&[&*kind, *name])));
-            input.watch_since.with_label_values(&[&kind]);
-            input.watch_lists.with_label_values(&[&kind]);
-            input.watch_failures.with_label_values(&[&kind]);
+            STATES.iter().for_each(|(_, name)| drop(self.watch_state.with_label_values(&[&*kind, *name])));
+            self.watch_since.with_label_values(&[&kind]);
+            self.watch_lists.with_label_values(&[&kind]);
+            self.watch_failures.with_label_values(&[&kind]);
         }
-        Ok(input)
     }
 
     /// Updates what the store and the Events count.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use crate::core::plan::outcome::{ObserveError, OpError, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::services::Counts;
 use super::*;
 use crate::core::model::settings::Settings;
 use crate::core::model::{EndpointSlice, Protocol, RsKey, Service, ServicePort, SlicePort, VsKey};
@@ -11,11 +11,11 @@ use crate::core::plan::subject::{Part, Subject};
 use crate::core::service::fragment::build_fragment;
 use crate::core::service::node_facts::NodeFacts;
 use crate::inbox::Inbox;
-use crate::kernel::{ObserveError, OpError, Outcome};
+use crate::kernel::ipvs::traffic::ServerCounters;
 use crate::reconcile::Reconciler;
 use crate::source::monitor::{Monitor, WatchState};
 use crate::store::{Decoded, Kind, Object};
-use crate::testing::{self, exposition, exposition::Family as Read};
+use crate::testing::{self, exposition, exposition::MetricFamily as Read};
 use hyper::{Method, StatusCode};
 
 const VS: VsKey = VsKey {
@@ -73,7 +73,7 @@ fn slice(name: &str, endpoints: Vec<crate::core::model::Endpoint>) -> EndpointSl
 }
 
 fn pass(ops: Vec<Op>, outcomes: Vec<Outcome>) -> Pass {
-    Pass { plan: Plan { ops, first: 0 }, report: Report { outcomes }, ..Pass::default() }
+    Pass { plan: Plan { ops, priority: 0 }, report: Report { outcomes }, ..Pass::default() }
 }
 
 fn rules(family: Family) -> Op {
@@ -82,7 +82,7 @@ fn rules(family: Family) -> Op {
         chains: BTreeMap::new(),
         jumps: Vec::new(),
         tidy: false,
-        hands_over: false,
+        is_takeover: false,
     }))
 }
 
@@ -113,7 +113,7 @@ fn busy() -> Metrics {
     metrics.pass(&Pass { synced: Family::ALL.into(), ..Pass::default() }, Due::Audit, Duration::ZERO);
     metrics.set_unprogrammed(&[((SubjectKind::RealServer, Cause::InvalidArgument), 1)].into());
     metrics.watch_state(Kind::Service, WatchState::Listing);
-    let reader: Reader = Box::new(|| Ok(vec![(VS, Counts::default())]));
+    let reader: ReadCounters = Box::new(|| Ok(vec![(VS, ServerCounters::default())]));
     metrics.serve_traffic(10, reader).unwrap();
     metrics
 }
@@ -345,8 +345,8 @@ fn the_state_of_a_watch_is_one_of_three() {
 #[test]
 fn health_answers_are_counted_by_code() {
     let metrics = Metrics::new().unwrap();
-    metrics.answered(Probe::Healthz, 503);
-    metrics.answered(Probe::Livez, 200);
+    metrics.answered_healthz(503);
+    metrics.answered_livez(200);
     for (sample, count) in [
         ("healthz_total{code=\"200\"}", 0.0),
         ("healthz_total{code=\"503\"}", 1.0),
@@ -381,10 +381,10 @@ fn the_loser_of_a_conflict_is_named_until_it_is_none() {
 #[test]
 fn the_loop_counts_what_it_does() {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    let outlets = testing::outlets();
-    let metrics = outlets.metrics.clone();
+    let reporting = testing::reporting();
+    let metrics = reporting.metrics.clone();
     let mut agent =
-        Reconciler::new(testing::kernel(), store.clone(), testing::settings(), "n1", false, outlets);
+        Reconciler::new(testing::kernel(), store.clone(), testing::settings(), "n1", false, reporting);
     let at = SystemTime::now() + Duration::from_secs(1);
     store.update(|u| {
         u.put(Object::Service(service("a", 1)));

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the agent tells Prometheus. One value is made at start and handed to whoever counts; labels
-//! come from closed sets, but for the names of Services, of which only so many are shown.
+//! Metrics for Prometheus. Labels come from closed sets, except the names of Services, whose number is limited.
 //!
-//! `proxy` has the families of kube-proxy, with its names, labels and buckets; `work`, `holdings` and
-//! `input` ours, `kube_ipvs_*`; [`rest`] requests to the API server; `process` this process;
-//! [`services`] traffic per Service. docs/metrics.md explains each family.
+//! `proxy` has the metrics of kube-proxy, with its names, labels and buckets; `work`, `objects` and `input` have ours,
+//! `kube_ipvs_*`; [`rest`] counts requests to the API server; `process` is about this process; [`services`] counts
+//! traffic per Service. docs/metrics.md explains each metric.
 
-mod holdings;
-pub mod input;
+mod input;
+mod objects;
 pub(crate) mod process;
-pub mod programming;
-pub mod proxy;
+mod programming;
+mod proxy;
 mod register;
 pub mod rest;
-pub mod services;
+mod services;
 mod work;
 
 use std::collections::BTreeMap;
@@ -21,6 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::apimachinery::pkg::version::Info;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGaugeVec, Registry, TextEncoder};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -29,27 +29,24 @@ use crate::core::model::changes::Changes;
 use crate::core::model::trigger::Trigger;
 use crate::core::model::{Family, ObjectName};
 use crate::core::plan::op::{Op, OpKind, Plan};
-use crate::core::plan::outcome::Cause;
+use crate::core::plan::outcome::{Cause, OpError, Report};
+use crate::core::plan::pass::{Due, Pass};
 use crate::core::plan::subject::SubjectKind;
 use crate::core::service::desired::Desired;
 use crate::events::EventSink;
-use crate::kernel::{OpError, Report};
-use crate::reconcile::Pass;
-use crate::reconcile::schedule::Due;
-use crate::serve::health::Probe;
+use crate::kernel::ipvs::traffic::ReadCounters;
+use crate::kernel::linux::FlowObserver;
+use crate::lock::lock;
 use crate::store::Store;
-use holdings::Holdings;
-use input::Input;
-use process::Process;
-use programming::Programming;
-use proxy::{FlowCounter, Proxy};
-use register::{
-    catch_up, label, lock, register_counter, register_counters, register_float, register_floats,
-    register_gauge, register_gauges, register_histogram, seconds,
-};
-use rest::Rest;
-use services::{Reader, ServiceTraffic};
-use work::Work;
+use input::InputMetrics;
+use objects::ObjectMetrics;
+use process::ProcessMetrics;
+use programming::ProgrammingMetrics;
+use proxy::ProxyMetrics;
+use register::declare;
+use rest::RequestMetrics;
+use services::ServiceTraffic;
+use work::SyncMetrics;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -61,87 +58,86 @@ pub struct Metrics(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
-    proxy: Proxy,
-    work: Work,
-    holdings: Holdings,
-    input: Input,
-    rest: Rest,
-    process: Process,
-    kubernetes: IntGaugeVec,
-    programming: Mutex<Programming>,
-    /// What is asked when somebody scrapes.
+    versions: VersionMetrics,
+    proxy: ProxyMetrics,
+    work: SyncMetrics,
+    objects: ObjectMetrics,
+    input: InputMetrics,
+    rest: RequestMetrics,
+    process: ProcessMetrics,
+    programming: Mutex<ProgrammingMetrics>,
+    /// Read at every scrape.
     sources: OnceLock<(Arc<Store>, EventSink)>,
     services: OnceLock<ServiceTraffic>,
-    /// One scrape after another.
+    /// One scrape at a time.
     scrape: Mutex<()>,
 }
 
+declare! {
+    struct VersionMetrics {
+        agent: IntGaugeVec = "kube_ipvs_build_info" ["version"] => "1; the label is the version of this agent.";
+        kubernetes: IntGaugeVec = "kubernetes_build_info" [
+            "major", "minor", "git_version", "git_commit", "git_tree_state", "build_date", "go_version", "compiler",
+            "platform"
+        ] => "1; the labels are the version of the API server of this node.";
+    }
+}
+
 impl Metrics {
-    /// Metrics that nobody has counted in yet.
+    /// Registers all metrics.
     ///
     /// # Errors
-    /// When two of them have one name.
+    /// When two metrics have the same name.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        build_info(&registry)?;
+        registry.register(Box::new(ProcessCollector::for_self()))?;
         let inner = Inner {
-            proxy: Proxy::new(&registry)?,
-            work: Work::new(&registry)?,
-            holdings: Holdings::new(&registry)?,
-            input: Input::new(&registry)?,
-            rest: Rest::new(&registry)?,
-            process: Process::new(&registry)?,
-            kubernetes: register_gauges(
-                &registry,
-                "kubernetes_build_info",
-                "1; the labels are the version of the API server, whose nodes this agent is part of.",
-                &[
-                    "major",
-                    "minor",
-                    "git_version",
-                    "git_commit",
-                    "git_tree_state",
-                    "build_date",
-                    "go_version",
-                    "compiler",
-                    "platform",
-                ],
-            )?,
-            programming: Mutex::new(Programming::new(&registry)?),
+            versions: VersionMetrics::register(&registry)?,
+            proxy: ProxyMetrics::register(&registry)?,
+            work: SyncMetrics::register(&registry)?,
+            objects: ObjectMetrics::register(&registry)?,
+            input: InputMetrics::register(&registry)?,
+            rest: RequestMetrics::register(&registry)?,
+            process: ProcessMetrics::register(&registry)?,
+            programming: Mutex::new(ProgrammingMetrics::register(&registry)?),
             sources: OnceLock::new(),
             services: OnceLock::new(),
             scrape: Mutex::default(),
             registry,
         };
+        inner.versions.agent.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        inner.proxy.show_health();
+        inner.input.show_watches();
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Shows what comes into the store, and how many Events are dropped.
+    /// Includes what the store counts, and the number of dropped Events.
     pub fn watch(&self, store: &Arc<Store>, events: &EventSink) {
         // There is one of each in a process.
         let _ = self.0.sources.set((store.clone(), events.clone()));
     }
 
-    /// Shows the traffic of Services, at most `limit` of them by name. Reads the kernel at once, so call
-    /// it before anything is programmed.
+    /// Includes the traffic of Services, at most `limit` of them by name. The first reading is the base, so call this
+    /// before the first sync.
     ///
     /// # Errors
-    /// When no thread can be started.
-    pub fn serve_traffic(&self, limit: usize, reader: Reader) -> anyhow::Result<()> {
+    /// When the thread cannot be started.
+    pub fn serve_traffic(&self, limit: usize, reader: ReadCounters) -> anyhow::Result<()> {
         let services = ServiceTraffic::start(&self.0.registry, limit, services::MIN_PAUSE, reader)?;
         let _ = self.0.services.set(services);
         Ok(())
     }
 
-    /// Counts stale flows.
-    pub fn flows(&self) -> FlowCounter {
-        self.0.proxy.flows()
+    /// Counts the stale flows that the kernel deletes.
+    pub fn flow_observer(&self) -> FlowObserver {
+        self.0.proxy.flow_observer()
     }
 
-    /// The version of the API server. The agent takes part in the cluster as a component of that
-    /// version: alerts that compare the versions of components would fire at ours.
+    /// Sets the version of the API server. The agent reports that version as its own Kubernetes version: alerts
+    /// that compare the versions of components would fire at the agent's.
     pub fn set_kubernetes(&self, info: &Info) {
-        self.0.kubernetes.reset();
+        let kubernetes = &self.0.versions.kubernetes;
+        kubernetes.reset();
         let labels = [
             &info.major,
             &info.minor,
@@ -153,42 +149,47 @@ impl Metrics {
             &info.compiler,
             &info.platform,
         ];
-        self.0.kubernetes.with_label_values(&labels).set(1);
+        kubernetes.with_label_values(&labels).set(1);
     }
 
-    /// `/healthz` or `/livez` was answered.
-    pub fn answered(&self, probe: Probe, code: u16) {
-        self.0.proxy.answered(probe, code);
+    /// Counts an answer of `/healthz`.
+    pub fn answered_healthz(&self, code: u16) {
+        self.0.proxy.answered_healthz(code);
     }
 
-    /// Which families are programmed.
+    /// Counts an answer of `/livez`.
+    pub fn answered_livez(&self, code: u16) {
+        self.0.proxy.answered_livez(code);
+    }
+
+    /// Sets the families that are programmed.
     pub fn set_families(&self, families: &[Family]) {
         if self.0.proxy.set_families(families) {
             lock(&self.0.programming).set_families(families);
         }
     }
 
-    /// Changes that came in since then are about to be programmed.
+    /// Changes received since then are about to be programmed.
     pub fn working_on(&self, since: Option<Instant>) {
         self.0.work.working_on(since);
     }
 
-    /// The Service is about to be programmed because of these.
+    /// The Service is about to be programmed because of these triggers.
     pub fn triggered(&self, service: &ObjectName, triggers: Vec<Trigger>) {
         lock(&self.0.programming).add(service, triggers);
     }
 
-    /// An op repaired what somebody else had changed.
+    /// An op repaired a change of another program.
     pub fn repaired(&self, kind: OpKind) {
         self.0.work.repaired(kind);
     }
 
-    /// An op was acknowledged; `observed` is the mirror before it.
+    /// The kernel acknowledged an op; `observed` is the mirror before it.
     pub fn done(&self, op: &Op, observed: &Observed) {
-        self.0.holdings.done(op, observed);
+        self.0.objects.done(op, observed);
     }
 
-    /// An op that a program worked on has ended.
+    /// An op that a program executed has ended.
     pub fn ended(&self, op: &Op, result: &Result<(), OpError>) {
         self.0.work.ended(op, result.is_ok());
         if let (Op::WriteRules(rules), Err(_)) = (op, result) {
@@ -196,52 +197,51 @@ impl Metrics {
         }
     }
 
-    /// How many objects cannot be programmed, by kind and cause.
+    /// Sets the number of objects that cannot be programmed, by kind and cause.
     pub fn set_unprogrammed(&self, counts: &BTreeMap<(SubjectKind, Cause), usize>) {
         self.0.work.set_unprogrammed(counts);
     }
 
     /// The kernel was read completely.
     pub fn audited(&self, observed: &Observed) {
-        self.0.holdings.count_servers(observed);
+        self.0.objects.count_servers(observed);
     }
 
-    /// A plan was carried out; wanted and observed state after it.
+    /// A plan was executed; `desired` and `observed` are the state after it.
     pub fn applied(&self, plan: &Plan, report: &Report, desired: &Desired, observed: &Observed) {
         lock(&self.0.programming).applied(plan, report, desired, SystemTime::now());
-        self.0.holdings.set_sizes(desired, observed);
+        self.0.objects.set_sizes(desired, observed);
         self.0.proxy.set_no_local(desired);
     }
 
-    /// Shows what changed among the Services.
+    /// The desired state changed.
     pub fn changed(&self, desired: &Desired, changes: &Changes, drains: usize) {
         if !changes.contested.is_empty() {
-            self.0.holdings.set_conflicts(desired);
+            self.0.objects.set_conflicts(desired);
         }
-        if !changes.remarked.is_empty() || changes.everything {
-            self.0.holdings.set_unbound(desired);
+        if !changes.noticed.is_empty() || changes.everything {
+            self.0.objects.set_unbound(desired);
         }
-        self.0.holdings.set_drains(drains);
+        self.0.objects.set_drains(drains);
         if let Some(services) = self.0.services.get() {
             let owner = |vs| desired.virtual_server(vs).map(|wanted| wanted.service.clone());
             services.own(changes.virtual_servers.iter().map(|vs| (*vs, owner(vs))));
         }
     }
 
-    /// A pass ended.
+    /// A sync ended.
     pub fn pass(&self, pass: &Pass, due: Due, took: Duration) {
         let now = SystemTime::now();
         self.0.proxy.pass(pass, took, now);
         self.0.work.pass(pass, due, now);
     }
 
-    /// The text that Prometheus reads. May take a moment: the kernel is asked for the traffic of
-    /// Services.
+    /// All metrics in Prometheus' text format. May block on a reading of the kernel's traffic counters.
     ///
     /// # Errors
-    /// When a metric cannot be written as text.
+    /// When a metric cannot be encoded.
     pub fn render(&self) -> prometheus::Result<String> {
-        // Other tasks of this thread go on elsewhere meanwhile.
+        // Other tasks move to another thread meanwhile.
         match Handle::try_current().map(|handle| handle.runtime_flavor()) {
             Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| self.gather()),
             _ => self.gather(),
@@ -261,13 +261,6 @@ impl Metrics {
         inner.process.refresh();
         TextEncoder::new().encode_to_string(&inner.registry.gather())
     }
-}
-
-fn build_info(registry: &Registry) -> prometheus::Result<()> {
-    let help = "1; the version of this agent is a label.";
-    let info = register_gauges(registry, "kube_ipvs_build_info", help, &["version"])?;
-    info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    Ok(())
 }
 
 #[cfg(test)]

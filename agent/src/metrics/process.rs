@@ -1,50 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What Go programs tell about their process and the `prometheus` crate does not.
+//! `process_*` metrics of Go programs that the `prometheus` crate lacks, and suppressed log lines.
 
 use std::fs;
 
-use prometheus::process_collector::ProcessCollector;
-use prometheus::{Gauge, IntCounter, Registry};
+use prometheus::{Gauge, IntCounter};
 
-use super::{catch_up, register_counter, register_float};
+use super::register::{catch_up, declare};
 use crate::log;
 
-#[derive(Debug)]
-pub(super) struct Process {
-    virtual_memory_max: Gauge,
-    received: IntCounter,
-    sent: IntCounter,
-    suppressed: IntCounter,
+declare! {
+    pub(super) struct ProcessMetrics {
+        virtual_memory_max: Gauge = "process_virtual_memory_max_bytes"
+            => "Limit of the virtual memory in bytes; 2^64 without a limit.";
+        received: IntCounter = "process_network_receive_bytes_total"
+            => "Bytes received over IPv4 in the network namespace of the process.";
+        sent: IntCounter = "process_network_transmit_bytes_total"
+            => "Bytes sent over IPv4 in the network namespace of the process.";
+        suppressed: IntCounter = "kube_ipvs_log_lines_suppressed_total"
+            => "Log lines that were suppressed; the limit is ten lines a second, some of them kept for errors.";
+    }
 }
 
-impl Process {
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        registry.register(Box::new(ProcessCollector::for_self()))?;
-        Ok(Self {
-            virtual_memory_max: register_float(
-                registry,
-                "process_virtual_memory_max_bytes",
-                "Limit of the virtual memory in bytes; 2^64 when there is none.",
-            )?,
-            received: register_counter(
-                registry,
-                "process_network_receive_bytes_total",
-                "Bytes that came over IPv4 into the network namespace of the process.",
-            )?,
-            sent: register_counter(
-                registry,
-                "process_network_transmit_bytes_total",
-                "Bytes that went over IPv4 out of the network namespace of the process.",
-            )?,
-            suppressed: register_counter(
-                registry,
-                "kube_ipvs_log_lines_suppressed_total",
-                "Log lines that were not written because there were too many in a second: ten at most, some of them kept for errors.",
-            )?,
-        })
-    }
-
-    /// Reads anew. What cannot be read stays as it is.
+impl ProcessMetrics {
+    /// Reads the values again. A value that cannot be read stays as it is.
     pub fn refresh(&self) {
         catch_up(&self.suppressed, log::suppressed());
         if let Some(limit) = fs::read_to_string("/proc/self/limits").ok().as_deref().and_then(address_space) {
@@ -69,7 +47,7 @@ pub(crate) fn address_space(limits: &str) -> Option<f64> {
     }
 }
 
-/// `InOctets` and `OutOctets` of the lines `IpExt:`, one of names and one of values.
+/// `InOctets` and `OutOctets` of the two lines `IpExt:`, first names, then values.
 pub(crate) fn octets(netstat: &str) -> Option<[u64; 2]> {
     let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("IpExt:"));
     let (names, values) = (lines.next()?, lines.next()?);

@@ -1,58 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How long a change of endpoints takes from its cause to the kernel.
+//! The time from the cause of a change of endpoints to the kernel.
 
+use crate::core::plan::outcome::{Outcome, Report};
 use std::collections::{BTreeSet, HashMap};
 use std::time::SystemTime;
 
-use prometheus::{HistogramVec, Registry};
+use prometheus::HistogramVec;
 
-use super::{label, register_histogram};
+use super::register::{declare, label};
 use crate::core::model::trigger::{MAX_TRIGGERS, Trigger};
 use crate::core::model::{Family, ObjectName};
 use crate::core::plan::op::{Op, Plan};
 use crate::core::service::desired::Desired;
-use crate::kernel::{Outcome, Report};
 
-/// Causes of changes that are not in the kernel yet.
-#[derive(Debug)]
-pub(super) struct Programming {
-    waiting: HashMap<ObjectName, Vec<Trigger>>,
-    pub duration: HistogramVec,
+declare! {
+    pub(super) struct ProgrammingMetrics {
+        duration: HistogramVec = "kubeproxy_network_programming_duration_seconds" ["ip_family"], buckets()
+            => "Time from the change of a pod or Service until this node has programmed the change.";
+    }
+    with {
+        /// Causes of changes that are not in the kernel yet.
+        waiting: HashMap<ObjectName, Vec<Trigger>> = HashMap::new();
+    }
 }
 
-/// kube-proxy's buckets: a quarter and half a second, every second of a minute, every five of the next,
-/// every thirty up to five minutes.
+/// kube-proxy's buckets: 0.25, 0.5, every second to 60, every 5 s to 120, every 30 s to 300.
 fn buckets() -> Vec<f64> {
     let steps = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
     [0.25, 0.5].into_iter().chain(steps.map(f64::from)).collect()
 }
 
-impl Programming {
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let duration = register_histogram(
-            registry,
-            "kubeproxy_network_programming_duration_seconds",
-            "Time from the change of a pod or Service to its being programmed on this node.",
-            &["ip_family"],
-            buckets(),
-        )?;
-        Ok(Self { waiting: HashMap::new(), duration })
-    }
-
-    /// Shows these families and no others, from zero.
+impl ProgrammingMetrics {
+    /// Shows exactly these families, from zero.
     pub fn set_families(&self, families: &[Family]) {
         for family in Family::ALL {
             let of = &[label(family)];
             if families.contains(&family) {
                 self.duration.with_label_values(of);
             } else {
-                // Nothing is there to remove where the family was never shown.
+                // An error means that the family was not shown.
                 let _ = self.duration.remove_label_values(of);
             }
         }
     }
 
-    /// The Service is about to be programmed because of these.
+    /// The Service is about to be programmed because of these triggers.
     pub fn add(&mut self, service: &ObjectName, triggers: Vec<Trigger>) {
         if triggers.is_empty() {
             return;
@@ -62,7 +54,7 @@ impl Programming {
         waiting.truncate(MAX_TRIGGERS);
     }
 
-    /// A plan was carried out: measures what is in the kernel now. What failed goes on waiting.
+    /// A plan was executed: measures the triggers that are in the kernel now. Triggers of failed ops keep waiting.
     pub fn applied(&mut self, plan: &Plan, report: &Report, desired: &Desired, now: SystemTime) {
         if self.waiting.is_empty() {
             return;
@@ -71,7 +63,7 @@ impl Programming {
         let duration = &self.duration;
         self.waiting.retain(|service, triggers| {
             triggers.retain(|trigger| {
-                let waits = failed.concerns(service, trigger.family);
+                let waits = failed.affects(service, trigger.family);
                 if !waits {
                     // The clock of the other machine may be ahead of ours.
                     let took = now.duration_since(trigger.at).unwrap_or_default();
@@ -84,10 +76,10 @@ impl Programming {
     }
 }
 
-/// What a plan did not achieve.
+/// What a plan failed to program.
 #[derive(Default)]
 struct Failed<'a> {
-    /// Nothing of these families can be said to work.
+    /// Families that miss something that all their Services need.
     families: BTreeSet<Family>,
     services: BTreeSet<(&'a ObjectName, Family)>,
 }
@@ -116,20 +108,22 @@ impl<'a> Failed<'a> {
         failed
     }
 
-    fn concerns(&self, service: &ObjectName, family: Family) -> bool {
+    fn affects(&self, service: &ObjectName, family: Family) -> bool {
         self.families.contains(&family) || self.services.contains(&(service, family))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use prometheus::Registry;
+
     use super::*;
     use crate::core::model::changes::Changes;
     use crate::core::model::settings::Settings;
     use crate::core::model::{Protocol, RsKey, Service, ServicePort, VsKey};
+    use crate::core::plan::outcome::{Cause, OpError};
     use crate::core::service::fragment::build_fragment;
     use crate::core::service::node_facts::NodeFacts;
-    use crate::kernel::{Cause, OpError};
     use std::time::Duration;
 
     const WEB: VsKey = VsKey { protocol: Protocol::Tcp, addr: ip(1), port: 80 };
@@ -160,15 +154,15 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_is_measured_when_it_is_done() {
-        let (mut programming, desired) = (Programming::new(&Registry::new()).unwrap(), desired());
+    fn a_failed_change_is_measured_when_it_succeeds() {
+        let (mut programming, desired) = (ProgrammingMetrics::register(&Registry::new()).unwrap(), desired());
         for name in ["web", "dns"] {
             programming.add(&ObjectName::new("d", name), vec![Trigger { family: Family::V4, at: at(100) }]);
         }
         let duration = programming.duration.with_label_values(&["IPv4"]);
         let measured = || (duration.get_sample_count(), duration.get_sample_sum());
         let op = Op::AddRealServer(WEB, RsKey { addr: ip(9), port: 80 });
-        let plan = Plan { ops: vec![op], first: 0 };
+        let plan = Plan { ops: vec![op], priority: 0 };
         let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain(Cause::Other, "no"))] };
         programming.applied(&plan, &failed, &desired, at(103));
         assert_eq!(measured(), (1, 3.0), "the other Service works");
@@ -179,11 +173,11 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_missing_concerns_everybody() {
-        let (mut programming, desired) = (Programming::new(&Registry::new()).unwrap(), desired());
+    fn a_missing_device_affects_all_services() {
+        let (mut programming, desired) = (ProgrammingMetrics::register(&Registry::new()).unwrap(), desired());
         let family = Family::V4;
         programming.add(&ObjectName::new("d", "dns"), vec![Trigger { family, at: at(100) }; 40]);
-        let plan = Plan { ops: vec![Op::CreateDevice], first: 0 };
+        let plan = Plan { ops: vec![Op::CreateDevice], priority: 0 };
         let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain(Cause::Other, "no"))] };
         programming.applied(&plan, &failed, &desired, at(101));
         let duration = programming.duration.with_label_values(&["IPv4"]);

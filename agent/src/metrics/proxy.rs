@@ -1,25 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! kube-proxy's families: same names, types, labels and buckets, so that dashboards and alerts that
-//! were made for it work.
+//! kube-proxy's metrics, with the same names, types, labels and buckets, so that its dashboards and alerts work.
 
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
-use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::{
-    catch_up, label, lock, register_counter, register_counters, register_floats, register_gauge,
-    register_gauges, register_histogram, seconds,
-};
+use super::register::{catch_up, declare, label, seconds};
 use crate::core::model::Family;
 use crate::core::plan::op::Op;
+use crate::core::plan::outcome::Outcome;
+use crate::core::plan::pass::Pass;
 use crate::core::service::desired::Desired;
-use crate::kernel::Outcome;
-use crate::reconcile::Pass;
-use crate::serve::health::Probe;
+use crate::kernel::linux::FlowObserver;
+use crate::lock::lock;
 use crate::store::Tally;
 
-const FAMILY: &[&str] = &["ip_family"];
 /// The codes of a health answer.
 const CODES: [&str; 2] = ["200", "503"];
 const POLICIES: [&str; 2] = ["internal", "external"];
@@ -29,102 +25,48 @@ fn sync_buckets() -> Vec<f64> {
     (0..15).map(|power| 0.001 * f64::from(1 << power)).collect()
 }
 
-#[derive(Debug)]
-pub(super) struct Proxy {
-    families: Mutex<Vec<Family>>,
-    sync: HistogramVec,
-    synced: GaugeVec,
-    queued: GaugeVec,
-    slices_pending: IntGauge,
-    slices: IntCounter,
-    services_pending: IntGauge,
-    services: IntCounter,
-    healthz: IntCounterVec,
-    livez: IntCounterVec,
-    no_local: IntGaugeVec,
-    restore_failures: IntCounterVec,
-    flows: FlowCounter,
+declare! {
+    pub(super) struct ProxyMetrics {
+        sync: HistogramVec = "kubeproxy_sync_proxy_rules_duration_seconds" ["ip_family"], sync_buckets()
+            => "Duration of a sync, successful or not.";
+        synced: GaugeVec = "kubeproxy_sync_proxy_rules_last_timestamp_seconds" ["ip_family"]
+            => "Time of the last successful sync of this IP family.";
+        queued: GaugeVec = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds" ["ip_family"]
+            => "Time of the newest change of an object.";
+        slices_pending: IntGauge = "kubeproxy_sync_proxy_rules_endpoint_changes_pending"
+            => "Changes of EndpointSlices that no sync has taken yet.";
+        slices: IntCounter = "kubeproxy_sync_proxy_rules_endpoint_changes_total"
+            => "Changes of EndpointSlices that were received.";
+        services_pending: IntGauge = "kubeproxy_sync_proxy_rules_service_changes_pending"
+            => "Services with a change that no sync has taken yet.";
+        services: IntCounter = "kubeproxy_sync_proxy_rules_service_changes_total"
+            => "Changes of Services that were received; as in kube-proxy each counts once per IP family.";
+        healthz: IntCounterVec = "kubeproxy_proxy_healthz_total" ["code"] => "Answers of /healthz.";
+        livez: IntCounterVec = "kubeproxy_proxy_livez_total" ["code"] => "Answers of /livez.";
+        no_local: IntGaugeVec = "kubeproxy_sync_proxy_rules_no_local_endpoints_total" ["ip_family", "traffic_policy"]
+            => "Services with a Local traffic policy that have endpoints, but none on this node.";
+        restore_failures: IntCounterVec = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total" ["ip_family"]
+            => "Failures to write iptables rules.";
+        flow_duration: HistogramVec = "kubeproxy_conntrack_reconciler_sync_duration_seconds" ["ip_family"], sync_buckets()
+            => "Duration of finding and deleting stale UDP flows.";
+        flows_deleted: IntCounterVec = "kubeproxy_conntrack_reconciler_deleted_entries_total" ["ip_family"]
+            => "Stale UDP flows that were deleted.";
+    }
+    with {
+        families: Mutex<Vec<Family>> = Mutex::default();
+    }
 }
 
-impl Proxy {
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        const SYNC: &str = "kubeproxy_sync_proxy_rules_";
-        let name = |rest: &str| format!("{SYNC}{rest}");
-        let proxy = Self {
-            families: Mutex::default(),
-            sync: register_histogram(
-                registry,
-                &name("duration_seconds"),
-                "Duration of a pass, whatever became of it.",
-                FAMILY,
-                sync_buckets(),
-            )?,
-            synced: register_floats(
-                registry,
-                &name("last_timestamp_seconds"),
-                "End of the last pass that did everything.",
-                FAMILY,
-            )?,
-            queued: register_floats(
-                registry,
-                &name("last_queued_timestamp_seconds"),
-                "When the newest change came in.",
-                FAMILY,
-            )?,
-            slices_pending: register_gauge(
-                registry,
-                &name("endpoint_changes_pending"),
-                "Changes of EndpointSlices that no pass has taken yet.",
-            )?,
-            slices: register_counter(
-                registry,
-                &name("endpoint_changes_total"),
-                "Changes of EndpointSlices that came in.",
-            )?,
-            services_pending: register_gauge(
-                registry,
-                &name("service_changes_pending"),
-                "Services with a change that no pass has taken yet.",
-            )?,
-            services: register_counter(
-                registry,
-                &name("service_changes_total"),
-                "Changes of Services that came in; as in kube-proxy each counts once per IP family.",
-            )?,
-            healthz: register_counters(
-                registry,
-                "kubeproxy_proxy_healthz_total",
-                "Answers of /healthz.",
-                &["code"],
-            )?,
-            livez: register_counters(
-                registry,
-                "kubeproxy_proxy_livez_total",
-                "Answers of /livez.",
-                &["code"],
-            )?,
-            no_local: register_gauges(
-                registry,
-                &name("no_local_endpoints_total"),
-                "Services with a Local traffic policy and endpoints, but none on this node.",
-                &["ip_family", "traffic_policy"],
-            )?,
-            restore_failures: register_counters(
-                registry,
-                &name("iptables_restore_failures_total"),
-                "Failures to write the rules.",
-                FAMILY,
-            )?,
-            flows: FlowCounter::new(registry)?,
-        };
+impl ProxyMetrics {
+    /// Shows the counters of health answers from zero.
+    pub fn show_health(&self) {
         for code in CODES {
-            proxy.healthz.with_label_values(&[code]);
-            proxy.livez.with_label_values(&[code]);
+            self.healthz.with_label_values(&[code]);
+            self.livez.with_label_values(&[code]);
         }
-        Ok(proxy)
     }
 
-    /// Shows these families and no others, each from zero: a rate needs a first value.
+    /// Shows exactly these families, each from zero: a rate needs a first value. True if they are new.
     pub fn set_families(&self, families: &[Family]) -> bool {
         let mut shown = lock(&self.families);
         if *shown == families {
@@ -132,21 +74,18 @@ impl Proxy {
         }
         for family in Family::ALL {
             let of = &[label(family)];
+            let histograms = [&self.sync, &self.flow_duration];
+            let counters = [&self.restore_failures, &self.flows_deleted];
             if families.contains(&family) {
-                self.sync.with_label_values(of);
-                self.restore_failures.with_label_values(of);
-                self.flows.show(family);
+                histograms.iter().for_each(|histogram| _ = histogram.with_label_values(of));
+                counters.iter().for_each(|counter| _ = counter.with_label_values(of));
                 continue;
             }
-            // Nothing is there to remove where the family was never shown.
-            let _ = self.sync.remove_label_values(of);
-            let _ = self.synced.remove_label_values(of);
-            let _ = self.queued.remove_label_values(of);
-            let _ = self.restore_failures.remove_label_values(of);
-            for policy in POLICIES {
-                let _ = self.no_local.remove_label_values(&[of[0], policy]);
-            }
-            self.flows.hide(family);
+            // An error means that the series was not shown.
+            histograms.iter().for_each(|histogram| _ = histogram.remove_label_values(of));
+            counters.iter().for_each(|counter| _ = counter.remove_label_values(of));
+            [&self.synced, &self.queued].iter().for_each(|gauge| _ = gauge.remove_label_values(of));
+            POLICIES.iter().for_each(|policy| _ = self.no_local.remove_label_values(&[of[0], *policy]));
         }
         *shown = families.to_vec();
         true
@@ -179,15 +118,15 @@ impl Proxy {
         }
     }
 
-    pub fn answered(&self, probe: Probe, code: u16) {
-        let counter = match probe {
-            Probe::Healthz => &self.healthz,
-            Probe::Livez => &self.livez,
-        };
-        counter.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
+    pub fn answered_healthz(&self, code: u16) {
+        self.healthz.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
     }
 
-    /// Follows what came into the store.
+    pub fn answered_livez(&self, code: u16) {
+        self.livez.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
+    }
+
+    /// Updates what the store counts.
     pub fn set_tally(&self, tally: &Tally) {
         let families = lock(&self.families);
         self.slices_pending.set(tally.pending_slices as i64);
@@ -199,50 +138,12 @@ impl Proxy {
         }
     }
 
-    pub fn flows(&self) -> FlowCounter {
-        self.flows.clone()
-    }
-}
-
-/// Counts stale flows that were looked for and forgotten.
-#[derive(Clone, Debug)]
-pub struct FlowCounter {
-    duration: HistogramVec,
-    deleted: IntCounterVec,
-}
-
-impl FlowCounter {
-    fn new(registry: &Registry) -> prometheus::Result<Self> {
-        Ok(Self {
-            duration: register_histogram(
-                registry,
-                "kubeproxy_conntrack_reconciler_sync_duration_seconds",
-                "Duration of looking for stale UDP flows and forgetting them.",
-                FAMILY,
-                sync_buckets(),
-            )?,
-            deleted: register_counters(
-                registry,
-                "kubeproxy_conntrack_reconciler_deleted_entries_total",
-                "Stale UDP flows that were forgotten.",
-                FAMILY,
-            )?,
+    /// Counts the stale flows that the kernel side deletes.
+    pub fn flow_observer(&self) -> FlowObserver {
+        let (duration, deleted) = (self.flow_duration.clone(), self.flows_deleted.clone());
+        Box::new(move |family, took, count| {
+            duration.with_label_values(&[label(family)]).observe(took.as_secs_f64());
+            deleted.with_label_values(&[label(family)]).inc_by(count);
         })
-    }
-
-    fn show(&self, family: Family) {
-        self.duration.with_label_values(&[label(family)]);
-        self.deleted.with_label_values(&[label(family)]);
-    }
-
-    fn hide(&self, family: Family) {
-        let _ = self.duration.remove_label_values(&[label(family)]);
-        let _ = self.deleted.remove_label_values(&[label(family)]);
-    }
-
-    /// The table was read, and so many flows forgotten; not called when it could not be read.
-    pub fn forgot(&self, family: Family, took: Duration, deleted: u64) {
-        self.duration.with_label_values(&[label(family)]).observe(took.as_secs_f64());
-        self.deleted.with_label_values(&[label(family)]).inc_by(deleted);
     }
 }

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Making families. Every one is registered where it is made, so none can be forgotten.
+//! Declares metrics. A metric is registered where it is declared, so none can be forgotten.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, Result,
@@ -12,64 +10,75 @@ use prometheus::{
 
 use crate::core::model::Family;
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C> {
-    registry.register(Box::new(collector.clone()))?;
-    Ok(collector)
+/// A kind of metric that [`declare`] knows.
+pub(super) trait Metric: Sized {
+    fn register(registry: &Registry, opts: Opts, labels: &[&str], buckets: Vec<f64>) -> Result<Self>;
 }
 
-pub(super) fn register_counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter> {
-    registered(registry, IntCounter::new(name, help)?)
+macro_rules! kinds {
+    ($($kind:ident: |$opts:ident, $labels:ident, $buckets:ident| $new:expr;)*) => {$(
+        impl Metric for $kind {
+            fn register(registry: &Registry, $opts: Opts, $labels: &[&str], $buckets: Vec<f64>) -> Result<Self> {
+                let metric = $new?;
+                registry.register(Box::new(metric.clone()))?;
+                Ok(metric)
+            }
+        }
+    )*};
 }
 
-pub(super) fn register_counters(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> Result<IntCounterVec> {
-    registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+kinds! {
+    IntCounter: |opts, _labels, _buckets| IntCounter::with_opts(opts);
+    IntCounterVec: |opts, labels, _buckets| IntCounterVec::new(opts, labels);
+    IntGauge: |opts, _labels, _buckets| IntGauge::with_opts(opts);
+    IntGaugeVec: |opts, labels, _buckets| IntGaugeVec::new(opts, labels);
+    Gauge: |opts, _labels, _buckets| Gauge::with_opts(opts);
+    GaugeVec: |opts, labels, _buckets| GaugeVec::new(opts, labels);
+    HistogramVec: |opts, labels, buckets| HistogramVec::new(HistogramOpts::from(opts).buckets(buckets), labels);
 }
 
-pub(super) fn register_gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge> {
-    registered(registry, IntGauge::new(name, help)?)
+/// Gauges with the label `ip_family`, by [`Family::index`].
+impl Metric for [IntGauge; 2] {
+    fn register(registry: &Registry, opts: Opts, labels: &[&str], buckets: Vec<f64>) -> Result<Self> {
+        let gauges = IntGaugeVec::register(registry, opts, labels, buckets)?;
+        Ok(Family::ALL.map(|family| gauges.with_label_values(&[label(family)])))
+    }
 }
 
-pub(super) fn register_gauges(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> Result<IntGaugeVec> {
-    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
-}
+/// Declares a struct of metrics and its function `register`. A metric is
+/// `field: Kind = "name" ["label", …], buckets => "help";` labels and buckets are optional. `with` adds other fields.
+macro_rules! declare {
+    ($(#[$meta:meta])* $visibility:vis struct $struct:ident {
+        $(
+            $(#[$field_meta:meta])* $field:ident: $kind:ty = $name:literal $([$($label:literal),*])?
+            $(, $buckets:expr)? => $help:literal;
+        )*
+    } $(with { $($(#[$state_meta:meta])* $state:ident: $state_type:ty = $init:expr;)* })?) => {
+        $(#[$meta])*
+        #[derive(Debug)]
+        $visibility struct $struct {
+            $($(#[$field_meta])* $field: $kind,)*
+            $($($(#[$state_meta])* $state: $state_type,)*)?
+        }
 
-/// A gauge that is no whole number, for times most of all.
-pub(super) fn register_float(registry: &Registry, name: &str, help: &str) -> Result<Gauge> {
-    registered(registry, Gauge::new(name, help)?)
+        impl $struct {
+            pub fn register(registry: &prometheus::Registry) -> prometheus::Result<Self> {
+                Ok(Self {
+                    $($field: $crate::metrics::register::Metric::register(
+                        registry,
+                        prometheus::Opts::new($name, $help),
+                        &[$($($label),*)?],
+                        Vec::<Vec<f64>>::from([$($buckets)?]).concat(),
+                    )?,)*
+                    $($($state: $init,)*)?
+                })
+            }
+        }
+    };
 }
+pub(super) use declare;
 
-/// As [`register_float`], with labels.
-pub(super) fn register_floats(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> Result<GaugeVec> {
-    registered(registry, GaugeVec::new(Opts::new(name, help), labels)?)
-}
-
-pub(super) fn register_histogram(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-    buckets: Vec<f64>,
-) -> Result<HistogramVec> {
-    let opts = HistogramOpts::new(name, help).buckets(buckets);
-    registered(registry, HistogramVec::new(opts, labels)?)
-}
-
-/// How kube-proxy names a family.
+/// The value of the label `ip_family`, as in kube-proxy.
 pub(super) fn label(family: Family) -> &'static str {
     match family {
         Family::V4 => "IPv4",
@@ -77,7 +86,7 @@ pub(super) fn label(family: Family) -> &'static str {
     }
 }
 
-/// Brings a counter up to a total that is counted elsewhere and never falls.
+/// Raises a counter to a total that is counted elsewhere and never falls.
 pub(super) fn catch_up(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }
@@ -85,9 +94,4 @@ pub(super) fn catch_up(counter: &IntCounter, total: u64) {
 /// Seconds since the epoch.
 pub(super) fn seconds(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-/// A panic elsewhere leaves numbers, at worst, a little wrong.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

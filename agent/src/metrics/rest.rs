@@ -4,14 +4,18 @@
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
-use prometheus::{HistogramVec, IntCounterVec, Registry};
+use prometheus::{HistogramVec, IntCounterVec};
 
-use super::{Metrics, register_counters, register_histogram};
+use super::Metrics;
+use super::register::declare;
 use crate::source::monitor::{Monitor, WatchState};
 use crate::store::Kind;
 
 /// The code of a request without an answer, as in client-go.
 const NO_ANSWER: &str = "<error>";
+
+/// The buckets of client-go.
+const SECONDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 
 /// The version is read every hour, because servers are upgraded while agents run.
 const VERSION_PERIOD: Duration = Duration::from_secs(3600);
@@ -34,29 +38,12 @@ pub async fn follow_version(client: kube::Client, metrics: Metrics) {
     }
 }
 
-#[derive(Debug)]
-pub(super) struct Rest {
-    requests: IntCounterVec,
-    duration: HistogramVec,
-}
-
-impl Rest {
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        Ok(Self {
-            requests: register_counters(
-                registry,
-                "rest_client_requests_total",
-                "Requests to the API server by code, method and host; without an answer the code is <error>.",
-                &["code", "method", "host"],
-            )?,
-            duration: register_histogram(
-                registry,
-                "rest_client_request_duration_seconds",
-                "Time to the head of the API server's answer, by method and host.",
-                &["verb", "host"],
-                vec![0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0],
-            )?,
-        })
+declare! {
+    pub(super) struct RequestMetrics {
+        requests: IntCounterVec = "rest_client_requests_total" ["code", "method", "host"]
+            => "Requests to the API server by code, method and host; without an answer the code is <error>.";
+        duration: HistogramVec = "rest_client_request_duration_seconds" ["verb", "host"], SECONDS.to_vec()
+            => "Time until the header of the API server's answer, by method and host.";
     }
 }
 

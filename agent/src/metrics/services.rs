@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Traffic per Service, from the kernel's own counters.
 //!
-//! A scrape asks a thread of its own for a fresh reading, which is one dump. The reconcile loop only
-//! notes whose virtual server is whose; nothing here holds it up. The kernel counts per virtual server
-//! and forgets when one is removed, so what is shown are the sums of what was seen to be added.
+//! A scrape asks a thread of its own for a fresh reading, which is one dump. The reconcile loop only reports which
+//! Service owns a virtual server, and never waits. The kernel counts per virtual server and drops the counters when
+//! one is removed, so the metrics sum up the increments that were seen.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -11,95 +11,54 @@ use std::time::{Duration, Instant};
 
 use prometheus::{IntCounter, IntCounterVec, Registry};
 
-use super::{lock, register_counters};
+use super::register::declare;
 use crate::core::model::{ObjectName, VsKey};
+use crate::kernel::ipvs::traffic::{ReadCounters, ServerCounters};
+use crate::lock::lock;
 
 /// Readings are at least so far apart; scrapes in between show the last one.
 pub const MIN_PAUSE: Duration = Duration::from_secs(5);
-/// The kernel is not busy with dumps for more than one part in so many.
+/// Dumps take at most one part in so many of the time.
 const DUTY: u32 = 20;
 /// A scrape waits so long for a fresh reading, then it shows the last one.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// So many changes of ownership wait for the thread before it takes them unasked.
+/// With so many pending changes of ownership the thread takes them without a scrape.
 const MAX_CHANGES: usize = 4096;
-/// The Service of the series that sums up those without one of their own; its namespace is empty.
+/// The Service of the series for all Services without a series of their own; its namespace is empty.
 const OTHER: &str = "other";
 
-/// What the kernel counted for a virtual server. It never says less than before unless it began anew.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Connections.
-    pub connections: u64,
-    /// Packets from clients, and to them.
-    pub packets: [u64; 2],
-    /// Bytes from clients, and to them.
-    pub bytes: [u64; 2],
-}
-
-impl Counts {
-    fn all(&self) -> [u64; 5] {
-        [self.connections, self.packets[0], self.packets[1], self.bytes[0], self.bytes[1]]
-    }
-
-    /// What was added since `before`; all of it when the kernel began anew.
-    fn since(&self, before: &Counts) -> [u64; 5] {
-        let (now, before) = (self.all(), before.all());
-        if now.iter().zip(before).any(|(now, before)| *now < before) {
-            return now;
-        }
-        std::array::from_fn(|i| now[i] - before[i])
+declare! {
+    struct TrafficMetrics {
+        connections: IntCounterVec = "kube_ipvs_service_connections_total" ["namespace", "service"]
+            => "Connections to a Service through this node.";
+        packets: IntCounterVec = "kube_ipvs_service_packets_total" ["namespace", "service", "direction"]
+            => "Packets from (in) and to (out) the clients of a Service through this node.";
+        bytes: IntCounterVec = "kube_ipvs_service_bytes_total" ["namespace", "service", "direction"]
+            => "Bytes from (in) and to (out) the clients of a Service through this node.";
+        readings: IntCounterVec = "kube_ipvs_service_readings_total" ["result"]
+            => "Readings of the kernel's counters for Services, by result.";
     }
 }
 
-/// Every virtual server of the kernel with its counts.
-pub type Reading = Vec<(VsKey, Counts)>;
-
-/// Reads the kernel; an error says why it cannot.
-pub type Reader = Box<dyn FnMut() -> Result<Reading, String> + Send>;
-
-/// The series.
-#[derive(Clone, Debug)]
-struct Families {
-    connections: IntCounterVec,
-    packets: IntCounterVec,
-    bytes: IntCounterVec,
-    readings: IntCounterVec,
+/// Connections, packets in and out, bytes in and out.
+fn in_order(counters: &ServerCounters) -> [u64; 5] {
+    let ServerCounters { connections, packets, bytes } = counters;
+    [*connections, packets[0], packets[1], bytes[0], bytes[1]]
 }
 
-/// The counters of one Service, in the order of [`Counts::all`].
+/// The increments since `before`; all of `now` when the kernel has started again from zero.
+fn increments(now: &ServerCounters, before: &ServerCounters) -> [u64; 5] {
+    let (now, before) = (in_order(now), in_order(before));
+    if now.iter().zip(before).any(|(now, before)| *now < before) {
+        return now;
+    }
+    std::array::from_fn(|i| now[i] - before[i])
+}
+
+/// The counters of one Service, in the order of [`in_order`].
 type Series = [IntCounter; 5];
 
-impl Families {
-    fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let directions = &["namespace", "service", "direction"];
-        Ok(Self {
-            connections: register_counters(
-                registry,
-                "kube_ipvs_service_connections_total",
-                "Connections to a Service through this node.",
-                &["namespace", "service"],
-            )?,
-            packets: register_counters(
-                registry,
-                "kube_ipvs_service_packets_total",
-                "Packets from (in) and to (out) the clients of a Service through this node.",
-                directions,
-            )?,
-            bytes: register_counters(
-                registry,
-                "kube_ipvs_service_bytes_total",
-                "Bytes from (in) and to (out) the clients of a Service through this node.",
-                directions,
-            )?,
-            readings: register_counters(
-                registry,
-                "kube_ipvs_service_readings_total",
-                "Readings of the kernel's counters for Services, by result.",
-                &["result"],
-            )?,
-        })
-    }
-
+impl TrafficMetrics {
     fn series(&self, namespace: &str, service: &str) -> Series {
         let with = |vec: &IntCounterVec, direction| vec.with_label_values(&[namespace, service, direction]);
         [
@@ -113,7 +72,7 @@ impl Families {
 
     fn remove(&self, name: &ObjectName) {
         let (namespace, service) = (&*name.namespace, &*name.name);
-        // They exist: they were made together.
+        // All exist: `series` creates them together.
         let _ = self.connections.remove_label_values(&[namespace, service]);
         for direction in ["in", "out"] {
             let _ = self.packets.remove_label_values(&[namespace, service, direction]);
@@ -128,27 +87,26 @@ type Change = (VsKey, Option<ObjectName>);
 /// Sums up readings.
 #[derive(Debug)]
 struct Account {
-    families: Families,
-    /// So many Services have series of their own.
+    metrics: TrafficMetrics,
+    /// The number of Services with series of their own.
     limit: usize,
-    /// The first reading is only a base: what was counted before the start is not ours to tell, and a
-    /// counter that does not begin at zero would look as if it all happened at once.
+    /// The first reading was taken as the base: counters start at zero, without the traffic before the start.
     based: bool,
     owners: HashMap<VsKey, ObjectName>,
-    last: HashMap<VsKey, Counts>,
+    last: HashMap<VsKey, ServerCounters>,
     named: HashMap<ObjectName, Series>,
     other: Series,
 }
 
 impl Account {
-    fn new(families: Families, limit: usize) -> Self {
-        let other = families.series("", OTHER);
+    fn new(metrics: TrafficMetrics, limit: usize) -> Self {
+        let other = metrics.series("", OTHER);
         let (owners, last, named) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { families, limit, based: false, owners, last, named, other }
+        Self { metrics, limit, based: false, owners, last, named, other }
     }
 
-    /// Follows changes of ownership. Series of Services that are gone end; the room goes to Services
-    /// that have none, by name.
+    /// Applies changes of ownership. Removes the series of deleted Services; Services without a series get the free
+    /// places in the order of their names.
     fn change(&mut self, changes: Vec<Change>) {
         if changes.is_empty() {
             return;
@@ -160,11 +118,11 @@ impl Account {
             };
         }
         let services: BTreeSet<&ObjectName> = self.owners.values().collect();
-        let families = &self.families;
+        let metrics = &self.metrics;
         self.named.retain(|name, _| {
             let stays = services.contains(name);
             if !stays {
-                families.remove(name);
+                metrics.remove(name);
             }
             stays
         });
@@ -172,21 +130,20 @@ impl Account {
             if self.named.len() >= self.limit {
                 break;
             }
-            let series = || families.series(&name.namespace, &name.name);
+            let series = || metrics.series(&name.namespace, &name.name);
             self.named.entry(name.clone()).or_insert_with(series);
         }
     }
 
-    /// The kernel's dumps count positions in a table: while it changes they may show a virtual server
-    /// twice, or not at all.
-    fn take(&mut self, reading: &[(VsKey, Counts)]) {
+    /// A dump of a table that changes meanwhile may have a virtual server twice, or not at all.
+    fn take(&mut self, reading: &[(VsKey, ServerCounters)]) {
         let mut seen = HashSet::with_capacity(reading.len());
         for (key, counts) in reading {
             if !seen.insert(*key) {
                 continue;
             }
             let Some(owner) = self.owners.get(key) else {
-                // Whoever gets it later goes on from here.
+                // The base for a later owner.
                 if !self.based {
                     self.last.insert(*key, *counts);
                 }
@@ -195,7 +152,7 @@ impl Account {
             let before = self.last.insert(*key, *counts);
             if self.based || before.is_some() {
                 let series = self.named.get(owner).unwrap_or(&self.other);
-                for (counter, added) in series.iter().zip(counts.since(&before.unwrap_or_default())) {
+                for (counter, added) in series.iter().zip(increments(counts, &before.unwrap_or_default())) {
                     counter.inc_by(added);
                 }
             }
@@ -207,41 +164,44 @@ impl Account {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ScrapeState {
     changes: Vec<Change>,
     /// A scrape waits.
     asked: bool,
-    /// No reading is due yet.
+    /// The last reading is recent: no new one yet.
     resting: bool,
     /// Readings so far.
     readings: u64,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct Scrapes {
+    state: Mutex<ScrapeState>,
     condvar: Condvar,
 }
 
-/// The loop's and the scrapes' side.
+/// Handle for the reconcile loop and for scrapes.
 #[derive(Debug)]
-pub(super) struct ServiceTraffic(Arc<Shared>);
+pub(super) struct ServiceTraffic(Arc<Scrapes>);
 
 impl ServiceTraffic {
-    /// Starts the thread, which reads at once: what the kernel has counted so far is the base.
-    /// Readings are at least `pause` apart.
-    pub fn start(registry: &Registry, limit: usize, pause: Duration, reader: Reader) -> anyhow::Result<Self> {
-        let families = Families::new(registry)?;
-        let account = Account::new(families, limit);
-        let shared = Arc::new(Shared::default());
-        let threads = shared.clone();
+    /// Starts the thread, which takes the first reading, the base, at once. Readings are at least `pause` apart.
+    pub fn start(
+        registry: &Registry,
+        limit: usize,
+        pause: Duration,
+        reader: ReadCounters,
+    ) -> anyhow::Result<Self> {
+        let account = Account::new(TrafficMetrics::register(registry)?, limit);
+        let shared = Arc::new(Scrapes::default());
+        let of_thread = shared.clone();
         std::thread::Builder::new()
             .name("traffic".to_owned())
-            .spawn(move || run(&threads, account, pause, reader))?;
+            .spawn(move || run(&of_thread, account, pause, reader))?;
         Ok(Self(shared))
     }
 
-    /// Notes whose virtual servers they are.
+    /// Changes the owners of virtual servers.
     pub fn own(&self, changes: impl Iterator<Item = Change>) {
         let mut state = lock(&self.0.state);
         state.changes.extend(changes);
@@ -259,15 +219,15 @@ impl ServiceTraffic {
         let before = state.readings;
         state.asked = true;
         self.0.condvar.notify_all();
-        let fresh = |state: &mut State| state.readings == before;
+        let fresh = |state: &mut ScrapeState| state.readings == before;
         drop(
             self.0.condvar.wait_timeout_while(state, PATIENCE, fresh).unwrap_or_else(PoisonError::into_inner),
         );
     }
 }
 
-fn run(shared: &Shared, mut account: Account, pause: Duration, mut reader: Reader) {
-    let results = ["done", "failed"].map(|result| account.families.readings.with_label_values(&[result]));
+fn run(shared: &Scrapes, mut account: Account, pause: Duration, mut reader: ReadCounters) {
+    let results = ["done", "failed"].map(|result| account.metrics.readings.with_label_values(&[result]));
     loop {
         let start = Instant::now();
         let reading = reader();
@@ -280,7 +240,7 @@ fn run(shared: &Shared, mut account: Account, pause: Duration, mut reader: Reade
             }
             Err(error) => {
                 results[1].inc();
-                tracing::debug!("no traffic of Services: {error}");
+                tracing::debug!("cannot read the traffic of Services: {error}");
             }
         }
         finish(shared, (took * DUTY).max(pause));
@@ -288,13 +248,13 @@ fn run(shared: &Shared, mut account: Account, pause: Duration, mut reader: Reade
     }
 }
 
-/// Tells who waits, and lets nobody ask for a while.
-fn finish(shared: &Shared, pause: Duration) {
+/// Wakes the scrapes that wait, and takes no new reading for a while.
+fn finish(shared: &Scrapes, pause: Duration) {
     let mut state = lock(&shared.state);
     state.readings += 1;
     state.asked = false;
     shared.condvar.notify_all();
-    // The base is followed by the first real reading as soon as somebody asks.
+    // The first scrape does not wait after the base.
     if state.readings > 1 {
         state.resting = true;
         drop(state);
@@ -303,11 +263,11 @@ fn finish(shared: &Shared, pause: Duration) {
     }
 }
 
-/// Waits for a scrape, and keeps changes of ownership from piling up.
-fn wait(shared: &Shared, account: &mut Account) {
+/// Waits for a scrape; meanwhile applies changes of ownership when too many are pending.
+fn wait(shared: &Scrapes, account: &mut Account) {
     let mut state = lock(&shared.state);
     while !state.asked {
-        let idle = |state: &mut State| !state.asked && state.changes.len() < MAX_CHANGES;
+        let idle = |state: &mut ScrapeState| !state.asked && state.changes.len() < MAX_CHANGES;
         state = shared.condvar.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
         let changes = std::mem::take(&mut state.changes);
         drop(state);

@@ -2,45 +2,46 @@
 //! Comparing the mirror with the kernel, a piece at a time, so that changes need not wait for the end. A part
 //! that cannot be read leaves the mirror of that part as it is; the others are compared.
 
+use crate::core::plan::outcome::ObserveError;
+use crate::core::plan::pass::{Due, Pass};
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{PassScope, Reconciler};
 use crate::core::mirror::Observed;
-use crate::core::mirror::comparison::{Audit, Piece, Step};
+use crate::core::mirror::comparison::{Audit, Piece, ReadStep};
 use crate::core::model::Family;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
 use crate::core::plan::subject::Part;
-use crate::kernel::{Kernel, ObserveError};
-use crate::reconcile::schedule::Due;
+use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// Whether an audit goes on.
     pub(super) fn is_auditing(&self) -> bool {
-        self.comparison.is_some()
+        self.mirror.audit().is_some()
     }
 
     /// One step of an audit at the time `now`, the first one if none goes on: reads and compares a piece, or
     /// is the pass after the last piece.
     pub fn audit_step(&mut self, now: Duration) -> Option<Pass> {
         let found = self.audit_piece(now)?;
-        Some(self.audited(Look::Found(found), now))
+        Some(self.audited(PassScope::Found(found), now))
     }
 
     /// Reads and compares one more piece. What differed, once that was the last one.
     fn audit_piece(&mut self, now: Duration) -> Option<Changes> {
-        let Some(mut observed) = self.observed.take() else { return Some(Changes::default()) };
-        let (mut comparison, step) = match self.comparison.take() {
-            Some(comparison) => (comparison, Step::Next),
+        let Some(mut observed) = self.mirror.lend() else { return Some(Changes::default()) };
+        let (mut comparison, step) = match self.mirror.take_audit() {
+            Some(comparison) => (comparison, ReadStep::Next),
             None => {
                 self.kernel.read_rules(&self.settings.families, false);
-                (Audit::compare(&observed), Step::Compare)
+                (Audit::compare(&observed), ReadStep::Compare)
             }
         };
         let more = self.compare_piece(&mut comparison, step, &mut observed, now);
-        self.observed = Some(observed);
+        self.mirror.put_back(observed);
         if more {
-            self.comparison = Some(comparison);
+            self.mirror.set_audit(comparison);
             return None;
         }
         Some(comparison.finish())
@@ -50,7 +51,7 @@ impl<K: Kernel> Reconciler<K> {
     fn compare_piece(
         &mut self,
         comparison: &mut Audit,
-        step: Step,
+        step: ReadStep,
         observed: &mut Observed,
         now: Duration,
     ) -> bool {
@@ -87,22 +88,22 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// A whole audit in one go; the first one fills the mirror, if that was not done just before.
-    pub(super) fn audit(&mut self, now: Duration) -> Result<Look, ObserveError> {
+    pub(super) fn audit(&mut self, now: Duration) -> Result<PassScope, ObserveError> {
         if !self.is_whole() {
-            if !self.has_fresh_mirror(now) {
+            if !self.mirror.is_fresh(now) {
                 self.read_everything(now)?;
             }
-            return Ok(Look::Everything);
+            return Ok(PassScope::Everything);
         }
         // From the beginning: somebody wants to know how things are now. What was found is in the mirror
         // already and must not be forgotten.
-        if let Some(comparison) = self.comparison.take() {
+        if let Some(comparison) = self.mirror.take_audit() {
             self.pending.append(comparison.finish());
         }
         loop {
             if let Some(found) = self.audit_piece(now) {
                 self.poll_finished(now);
-                return Ok(Look::Found(found));
+                return Ok(PassScope::Found(found));
             }
         }
     }
@@ -111,8 +112,10 @@ impl<K: Kernel> Reconciler<K> {
     pub(super) fn read_everything(&mut self, now: Duration) -> Result<(), ObserveError> {
         let mut other = Vec::new();
         let observed = self.kernel.observe(&self.settings.families, &mut other);
-        let result = observed.map(|observed| self.observed = Some(observed));
-        if result.is_ok() {
+        let result = observed.map(|observed| self.mirror.fill(observed, now));
+        if result.is_err() {
+            self.mirror.failed(now);
+        } else {
             for part in [Part::Ipvs, Part::Addresses, Part::Node] {
                 self.retries.read(part, &mut self.pending);
             }
@@ -124,15 +127,15 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// The pass after an audit.
-    pub(super) fn audited(&mut self, look: Look, now: Duration) -> Pass {
-        if let Some(observed) = &mut self.observed {
-            self.handover.look(observed, self.settings.beside_another);
+    pub(super) fn audited(&mut self, scope: PassScope, now: Duration) -> Pass {
+        if let Some(observed) = self.mirror.observed_mut() {
+            self.takeover.review(observed, self.settings.shares_node);
         }
-        if let Some(observed) = &self.observed {
-            self.outlets.metrics.set_families(&self.settings.families);
-            self.outlets.metrics.audited(observed);
+        if let Some(observed) = self.mirror.observed() {
+            self.reporting.metrics.set_families(&self.settings.families);
+            self.reporting.metrics.audited(observed);
         }
-        self.pass(Due::Audit, look, now)
+        self.pass(Due::Audit, scope, now)
     }
 }
 

@@ -103,7 +103,7 @@ impl Day {
 }
 
 /// How a subject or a reading fails, and how that ends.
-struct Trouble {
+struct TestFault {
     name: &'static str,
     begin: fn(&mut FakeKernel),
     end: fn(&mut FakeKernel),
@@ -123,9 +123,9 @@ fn bad_endpoint() -> Subject {
     Subject::RealServer(vs, crate::core::model::RsKey { addr: [10, 244, 1, 5].into(), port: 8080 })
 }
 
-fn troubles() -> Vec<Trouble> {
+fn troubles() -> Vec<TestFault> {
     vec![
-        Trouble {
+        TestFault {
             name: "an unwritable sysctl",
             begin: |kernel| {
                 kernel.state.sysctls.insert(SYSCTL, 0);
@@ -134,13 +134,13 @@ fn troubles() -> Vec<Trouble> {
             end: |kernel| kernel.accept(&Subject::Sysctl(SYSCTL)),
             closed: None,
         },
-        Trouble {
+        TestFault {
             name: "an endpoint that the kernel refuses",
             begin: |kernel| kernel.refuse(bad_endpoint(), refused(Cause::InvalidArgument)),
             end: |kernel| kernel.accept(&bad_endpoint()),
             closed: None,
         },
-        Trouble {
+        TestFault {
             name: "addresses of a disabled family",
             begin: |kernel| {
                 for n in 1..=2u16 {
@@ -157,7 +157,7 @@ fn troubles() -> Vec<Trouble> {
             },
             closed: None,
         },
-        Trouble {
+        TestFault {
             name: "a device of another kind",
             begin: |kernel| {
                 kernel.state.device = false;
@@ -167,7 +167,7 @@ fn troubles() -> Vec<Trouble> {
             end: |kernel| kernel.accept(&Subject::Device),
             closed: Some(Family::V4),
         },
-        Trouble {
+        TestFault {
             name: "an ipset of another type in use",
             begin: |kernel| {
                 kernel.state.sets.get_mut(&LOOP_BACK).unwrap().misfit = true;
@@ -177,7 +177,7 @@ fn troubles() -> Vec<Trouble> {
             // The rules over it stand.
             closed: None,
         },
-        Trouble {
+        TestFault {
             name: "iptables-restore that fails",
             begin: |kernel| {
                 kernel.state.rules[0].chains.clear();
@@ -187,7 +187,7 @@ fn troubles() -> Vec<Trouble> {
             end: |kernel| kernel.accept(&Subject::Rules(Family::V4)),
             closed: Some(Family::V4),
         },
-        Trouble {
+        TestFault {
             name: "ip6tables-save that fails",
             begin: |kernel| {
                 kernel.set_unreadable(Part::Rules(SIX), Some(refused(Cause::ProgramFailed)));
@@ -196,19 +196,19 @@ fn troubles() -> Vec<Trouble> {
             end: |kernel| kernel.set_unreadable(Part::Rules(SIX), None),
             closed: None,
         },
-        Trouble {
+        TestFault {
             name: "a set that cannot be read",
             begin: |kernel| kernel.set_unreadable(Part::Set(LOOP_BACK), Some(refused(Cause::Other))),
             end: |kernel| kernel.set_unreadable(Part::Set(LOOP_BACK), None),
             closed: None,
         },
-        Trouble {
+        TestFault {
             name: "IPVS that cannot be read",
             begin: |kernel| kernel.set_unreadable(Part::Ipvs, Some(refused(Cause::TimedOut))),
             end: |kernel| kernel.set_unreadable(Part::Ipvs, None),
             closed: None,
         },
-        Trouble {
+        TestFault {
             name: "iptables-restore that hangs",
             begin: |kernel| {
                 kernel.state.rules[0].chains.clear();
@@ -226,7 +226,7 @@ fn troubles() -> Vec<Trouble> {
 fn one_failing_thing_stays_one_thing() {
     for from_start in [false, true] {
         // Without IPVS an agent that has no memory cannot do anything.
-        let known = |trouble: &Trouble| !from_start || trouble.name != "IPVS that cannot be read";
+        let known = |trouble: &TestFault| !from_start || trouble.name != "IPVS that cannot be read";
         for trouble in troubles().into_iter().filter(known) {
             let name = format!("{} ({})", trouble.name, if from_start { "from the start" } else { "later" });
             // From the start: on a node that another agent has left.
@@ -434,12 +434,12 @@ fn health_check_ports_are_right_for_each_service_whatever_fails_elsewhere() {
             .slice("bad", &["10.244.1.9@n1"], &["p/TCP/8080"])
     };
     objects(&["10.244.1.5@n1"]).put(&store);
-    let outlets = crate::testing::outlets();
-    let told = outlets.health_checks.subscribe();
+    let reporting = crate::testing::reporting();
+    let told = reporting.health_checks.subscribe();
     let mut node = kernel();
     let vip: ipnet::IpNet = "203.0.113.2/32".parse().unwrap();
     node.refuse(Subject::Address(vip.addr()), refused(Cause::Other));
-    let mut agent = Reconciler::new(node, store.clone(), crate::testing::settings(), "n1", false, outlets);
+    let mut agent = Reconciler::new(node, store.clone(), crate::testing::settings(), "n1", false, reporting);
     let local = |name: &str| {
         let name = crate::core::model::ObjectName::new("d", name);
         told.borrow().services.get(&name).and_then(|check| check.local[0])

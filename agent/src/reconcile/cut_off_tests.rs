@@ -2,6 +2,7 @@
 //! A VIP that somebody else has whom the node needs is never bound, and unbound as soon as that is known.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use crate::core::plan::pass::Due;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,11 +16,11 @@ use crate::core::model::sets::{Entry, SetId};
 use crate::core::model::{ObjectName, Protocol, VsKey, VsSpec};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::reconcile::schedule::{Due, Schedule};
+use crate::reconcile::schedule::Schedule;
 use crate::source::decode::decode;
 use crate::store::{Kind, Store};
 use crate::testing::cluster::Cluster;
-use crate::testing::{Agent, kernel, lines, outlets, settings};
+use crate::testing::{Agent, kernel, lines, reporting, settings};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -145,7 +146,7 @@ fn left(set: &str, vips: &[&str]) -> FakeKernel {
 fn what_keeps_the_agent_from_the_api_server_goes_before_any_list_comes() {
     let turn = |kernel| {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets());
+        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting());
         let mut agent = Agent { store, reconciler, now: Duration::ZERO };
         peers(&agent, &[], &["192.168.50.100"]);
         let mut schedule = Schedule::new(Duration::ZERO, Duration::from_secs(30));

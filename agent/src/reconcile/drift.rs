@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What another program changed, and what of other programs is removed.
 
+use crate::core::plan::outcome::{Outcome, Report};
 use std::collections::BTreeSet;
 
 use super::Reconciler;
@@ -10,7 +11,7 @@ use crate::core::model::changes::Changes;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::ownership;
 use crate::core::rules::save::ObservedRules;
-use crate::kernel::{Kernel, Outcome, Report};
+use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// The ops that repaired what another program changed, by their places in the plan.
@@ -32,7 +33,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             match outcome {
                 Outcome::Done => {
-                    self.outlets.metrics.repaired(op.kind());
+                    self.reporting.metrics.repaired(op.kind());
                     drift.push(i);
                 }
                 Outcome::Started => _ = self.repairing.insert(subject),
@@ -52,7 +53,7 @@ impl<K: Kernel> Reconciler<K> {
         let bound = observed.addresses.iter().map(ipnet::IpNet::addr).collect();
         let foreign: BTreeSet<VsKey> =
             removed.filter(|vs| !ownership::is_provably_ours(vs, &bound, &observed.sets)).collect();
-        self.reporter.removed_foreign_servers(&foreign, &self.outlets.events);
+        self.reporter.removed_foreign_servers(&foreign, &self.reporting.events);
     }
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What changed in the last minute, in one line.
 
+use crate::core::plan::pass::{Pass, Touched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Pass, Touched};
 use crate::core::model::ObjectName;
 use crate::core::plan::op::OpKind;
 use crate::core::plan::outcome::Outcome;

@@ -5,9 +5,8 @@ mod audit;
 #[cfg(test)]
 mod cut_off_tests;
 mod drift;
-pub mod handover;
 mod minute;
-mod pass;
+mod mirror;
 #[cfg(test)]
 mod probe_tests;
 mod recheck;
@@ -19,11 +18,16 @@ mod services_of;
 mod shadow;
 mod shared_failures;
 mod start;
+mod sync;
 mod take_changes;
+pub mod takeover;
 #[cfg(test)]
 mod told_tests;
 mod turn;
 
+use crate::core::plan::outcome::ObserveError;
+use crate::core::plan::pass::Due;
+use crate::core::plan::pass::{Pass, Touched};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,91 +36,34 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use crate::core::mirror::Observed;
-use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, Node, ObjectName};
+use crate::core::model::{Family, Node};
 use crate::core::plan::RulesBasis;
 use crate::core::plan::drain::Drains;
-use crate::core::plan::op::{Op, Plan};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::retries::Retries;
 use crate::core::plan::subject::Subject;
 use crate::core::service::desired::Desired;
 use crate::core::service::node_facts::NodeFacts;
 use crate::core::service::protected::Protected;
 use crate::events::EventSink;
-use crate::kernel::{Finished, Kernel, ObserveError, Report};
+use crate::kernel::Kernel;
 use crate::metrics::Metrics;
-use crate::reconcile::handover::Handover;
-use crate::reconcile::schedule::Due;
+use crate::reconcile::takeover::Takeover;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
+use mirror::Mirror;
 use recheck::{ProbeCursor, Recheck};
 use report::Reporter;
 pub use report::{CHANGES, READY};
 use shadow::Shadows;
 use shared_failures::SharedFailures;
-use start::Stage;
-
-/// The Services that a pass is about: the first few names, and how many there are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    /// Names, at most [`Touched::NAMED`].
-    pub names: Vec<ObjectName>,
-    /// How many.
-    pub count: usize,
-}
-
-impl Touched {
-    /// So many are named.
-    pub const NAMED: usize = 5;
-
-    /// Notes one more.
-    pub fn add(&mut self, name: &ObjectName) {
-        self.count += 1;
-        if self.names.len() < Self::NAMED {
-            self.names.push(name.clone());
-        }
-    }
-}
-
-/// How one pass ended.
-#[must_use]
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pass {
-    /// What was planned.
-    pub plan: Plan,
-    /// How it went.
-    pub report: Report,
-    /// Ops that repaired what another program changed, by their places in the plan.
-    pub drift: Vec<usize>,
-    /// Services that changed.
-    pub services: Touched,
-    /// Families of which everything that every Service needs is in place.
-    pub synced: Vec<Family>,
-    /// Some family that this node can have is not among them.
-    pub incomplete: bool,
-    /// Why the kernel could not be read, if so. Nothing was written then.
-    pub unreadable: Option<ObserveError>,
-}
-
-impl Pass {
-    /// True when the node is now as wanted.
-    pub fn is_clean(&self) -> bool {
-        self.unreadable.is_none() && self.report.is_clean()
-    }
-
-    /// The ops that repaired what another program changed.
-    pub fn repairs(&self) -> impl Iterator<Item = &Op> {
-        self.drift.iter().filter_map(|i| self.plan.ops.get(*i))
-    }
-}
 
 /// Where the loop tells what it found.
 #[derive(Clone, Debug)]
-pub struct Outlets {
+pub struct Reporting {
     /// Events for operators.
     pub events: EventSink,
     /// Numbers for Prometheus.
@@ -127,8 +74,8 @@ pub struct Outlets {
     pub health_checks: watch::Sender<HealthChecks>,
 }
 
-impl Outlets {
-    /// Outlets that reach nobody but the log.
+impl Reporting {
+    /// Reporting that reach nobody but the log.
     ///
     /// # Errors
     /// When the metrics cannot be set up.
@@ -154,25 +101,22 @@ pub struct Reconciler<K> {
     /// Addresses that the node must reach somewhere else.
     protected: Arc<Protected>,
     desired: Desired,
-    observed: Option<Observed>,
+    mirror: Mirror,
     drains: Drains,
-    handover: Handover,
+    takeover: Takeover,
     /// What the next pass looks at besides the changes of objects.
     pending: Changes,
     /// What failed, and when it is tried again.
     retries: Retries,
-    outlets: Outlets,
+    reporting: Reporting,
     reporter: Reporter,
     shadows: Shadows,
     shared_failures: SharedFailures,
     /// The health-check node ports do not answer yet as they must.
     health_checks_changed: bool,
-    stage: Stage,
-    /// When the kernel was read before the first whole pass.
-    looked_at: Duration,
-    /// An audit that goes on.
-    comparison: Option<Audit>,
-    /// How long it has worked.
+    /// The priority Services had their turn before the lists were complete.
+    had_priority_turn: bool,
+    /// How long the audit that is not complete has worked.
     audit_worked: Duration,
     /// What the installed rules of each family were made of, by [`Family::index`]; `None`: unknown.
     rules: [Option<RulesBasis>; 2],
@@ -194,11 +138,11 @@ pub struct Reconciler<K> {
 }
 
 /// What a pass looks at, besides the changes of objects.
-enum Look {
+enum PassScope {
     /// Nothing else.
     Changes,
     /// Of the changes only the first Services.
-    Ahead,
+    Priority,
     /// What a reading found to differ from the mirror.
     Found(Changes),
     /// All that is wanted or there: the mirror is new.
@@ -218,7 +162,7 @@ impl<K: Kernel> Reconciler<K> {
         settings: Settings,
         node: &str,
         local_from_node: bool,
-        outlets: Outlets,
+        reporting: Reporting,
     ) -> Self {
         let protected = Protected { listed: settings.protected.clone(), ..Protected::default() };
         // The same for every agent of this node, and another on every node.
@@ -234,19 +178,17 @@ impl<K: Kernel> Reconciler<K> {
             node: NodeFacts { name: node.into(), ..NodeFacts::default() },
             protected: Arc::new(protected),
             desired: Desired::default(),
-            observed: None,
+            mirror: Mirror::default(),
             drains: Drains::default(),
-            handover: Handover::default(),
+            takeover: Takeover::default(),
             pending: Changes::default(),
             retries: Retries::new(seed),
-            outlets,
+            reporting,
             reporter: Reporter::default(),
             shadows: Shadows::default(),
             shared_failures: SharedFailures::default(),
             health_checks_changed: false,
-            stage: Stage::default(),
-            looked_at: Duration::ZERO,
-            comparison: None,
+            had_priority_turn: false,
             audit_worked: Duration::ZERO,
             rules: [None, None],
             recheck: Recheck::default(),
@@ -268,7 +210,7 @@ impl<K: Kernel> Reconciler<K> {
     /// What the loop tells the health endpoints, for tests.
     #[cfg(test)]
     pub fn health(&self) -> SharedHealth {
-        self.outlets.health.clone()
+        self.reporting.health.clone()
     }
 
     /// The wanted state, for tests and questions.
@@ -310,10 +252,13 @@ impl<K: Kernel> Reconciler<K> {
             self.take_finished(finished, now);
             let more = self.sync(Due::Changes, now);
             for (op, outcome) in pass.plan.ops.iter().zip(&mut pass.report.outcomes) {
-                let waits =
-                    matches!(outcome, crate::kernel::Outcome::Started | crate::kernel::Outcome::Blocked(_));
+                let waits = matches!(
+                    outcome,
+                    crate::core::plan::outcome::Outcome::Started
+                        | crate::core::plan::outcome::Outcome::Blocked(_)
+                );
                 if waits && !self.retries.fails(&op.subject()) {
-                    *outcome = crate::kernel::Outcome::Done;
+                    *outcome = crate::core::plan::outcome::Outcome::Done;
                 }
             }
             pass.plan.ops.extend(more.plan.ops);
@@ -327,11 +272,11 @@ impl<K: Kernel> Reconciler<K> {
     /// what was acknowledged. An audit is made in one go.
     pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
         if due != Due::Audit && self.is_whole() {
-            let look = self.found.take().map_or(Look::Changes, Look::Found);
-            return self.pass(due, look, now);
+            let scope = self.found.take().map_or(PassScope::Changes, PassScope::Found);
+            return self.pass(due, scope, now);
         }
         match self.audit(now) {
-            Ok(look) => self.audited(look, now),
+            Ok(scope) => self.audited(scope, now),
             Err(error) => unreadable(error),
         }
     }

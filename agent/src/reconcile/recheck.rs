@@ -2,19 +2,22 @@
 //! Reading parts of the kernel again, because a notification, a refusal or a probe says that they may have
 //! changed; and following what ended beside the loop.
 
+use crate::core::plan::outcome::{ObserveError, OpError};
+use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{PassScope, Reconciler};
 use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, VsKey};
 use crate::core::plan::op::Op;
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::save::ObservedRules;
-use crate::kernel::{Finished, Kernel, ObserveError, OpError};
-use crate::reconcile::schedule::{Due, Schedule};
+use crate::kernel::Kernel;
+use crate::reconcile::schedule::Schedule;
 
 /// Virtual servers that are looked at in one probe.
 pub(super) const PROBED: usize = 4;
@@ -61,7 +64,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Reads what is to be read again, and repairs what differs.
     pub fn recheck(&mut self, now: Duration) -> Pass {
         let Recheck { parts, servers } = std::mem::take(&mut self.recheck);
-        let Some(mut observed) = self.observed.take() else { return Pass::default() };
+        let Some(mut observed) = self.mirror.lend() else { return Pass::default() };
         let mut audit = Audit::partial();
         for part in parts {
             match part {
@@ -83,15 +86,15 @@ impl<K: Kernel> Reconciler<K> {
             }
             Err(error) => self.retries.fail_reading(error.part, &error.error, now),
         }
-        self.observed = Some(observed);
+        self.mirror.put_back(observed);
         self.poll_finished(now);
-        self.pass(Due::Recheck, Look::Found(audit.finish()), now)
+        self.pass(Due::Recheck, PassScope::Found(audit.finish()), now)
     }
 
     /// Looks at a few objects; true when some are gone, so that everything is to be read. What cannot be looked
     /// at does not count.
     pub fn probe(&mut self) -> bool {
-        let Some(observed) = &self.observed else { return false };
+        let Some(observed) = self.mirror.observed() else { return false };
         if self.probe.sample.len() < PROBED {
             self.probe.sample = observed.virtual_servers.keys().take(SAMPLE).copied().collect();
         }
@@ -148,7 +151,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn rules_read(&mut self, family: Family, rules: ObservedRules) {
-        let Some(observed) = &mut self.observed else { return };
+        let Some(observed) = self.mirror.observed_mut() else { return };
         let index = family.index();
         let was_unread = std::mem::take(&mut observed.unread_rules[index]);
         if !was_unread && observed.rules[index] == rules {
@@ -159,7 +162,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         observed.rules[index] = rules;
         self.rules[index] = None;
-        self.handover.look(observed, self.settings.beside_another);
+        self.takeover.review(observed, self.settings.shares_node);
         // Nothing that another program did is there to repair when the rules are read for the first time.
         if was_unread {
             self.pending.common = true;
@@ -171,7 +174,7 @@ impl<K: Kernel> Reconciler<K> {
     fn op_ended(&mut self, subject: &Subject, result: &Result<(), OpError>, now: Duration) {
         let Some(op) = self.retries.finish(subject, result, now, &mut self.pending) else { return };
         let repairs = self.repairing.remove(subject);
-        self.outlets.metrics.ended(&op, result);
+        self.reporting.metrics.ended(&op, result);
         let family = match &op {
             Op::WriteRules(rules) => rules.family,
             Op::RemoveLeftovers(leftovers) => leftovers.family,
@@ -181,11 +184,11 @@ impl<K: Kernel> Reconciler<K> {
         self.pending.common = true;
         match result {
             Ok(()) => {
-                if let Some(observed) = &mut self.observed {
+                if let Some(observed) = self.mirror.observed_mut() {
                     observed.record(&op);
                 }
                 if repairs {
-                    self.outlets.metrics.repaired(op.kind());
+                    self.reporting.metrics.repaired(op.kind());
                     self.reporter.repaired(&[&op], now);
                 }
             }

@@ -2,35 +2,36 @@
 //! What is bound to `kube-ipvs0` at the start and keeps the agent from the API server. No list comes then, so it cannot
 //! wait for one.
 
+use crate::core::plan::outcome::Outcome;
 use std::time::Duration;
 
-use super::{Reconciler, pass};
+use super::{Reconciler, sync};
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::ownership::{may_be_cluster_ip, may_remove};
 use crate::core::service::protected::{Protected, Protection};
-use crate::kernel::{Kernel, Outcome};
+use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// Before every list is complete: unbinds addresses of the API server, gateways, DNS and DHCP servers and what the
     /// operator lists, except ClusterIPs, and removes virtual servers that take connections to the API server.
     pub(super) fn release(&mut self, now: Duration) {
-        let Some(mut observed) = self.observed.take() else { return };
+        let Some(mut observed) = self.mirror.lend() else { return };
         let mut protected = (*self.protected).clone();
         protected.learn(&observed);
         protected.peers = self.store.peers();
         let ops = self.to_release(&observed, &protected);
         if !ops.is_empty() {
             let plan = Plan::new(ops, &Changes::default());
-            let applied = self.apply(&plan, &observed, now, pass::PATIENCE);
+            let applied = self.apply(&plan, &observed, now, sync::PATIENCE);
             self.follow(&plan, &applied.report, &mut observed, now);
             for (op, outcome) in plan.ops.iter().zip(&applied.report.outcomes) {
                 self.tell_released(op, outcome, &protected);
             }
             self.take_finished(applied.finished, now);
         }
-        self.observed = Some(observed);
+        self.mirror.put_back(observed);
     }
 
     fn to_release(&self, observed: &Observed, protected: &Protected) -> Vec<Op> {

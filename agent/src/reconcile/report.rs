@@ -5,12 +5,14 @@
 //! one when that is over, one a minute about changes, and drift. What happens again and again is counted and
 //! said at growing intervals.
 
+use crate::core::plan::outcome::ObserveError;
+use crate::core::plan::pass::{Due, Pass, Touched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::Reconciler;
 use super::drift::describe_difference;
 use super::minute::{Minute, milliseconds};
-use super::{Pass, Reconciler, Touched};
 use crate::core::model::{Family, ObjectName, VsKey};
 use crate::core::plan::op::Op;
 use crate::core::plan::outcome::Cause;
@@ -18,9 +20,8 @@ use crate::core::plan::retries::{Failing, News, Retries};
 use crate::core::plan::subject::{Subject, SubjectKind};
 use crate::core::rules::save::ObservedRules;
 use crate::events::{About, EventSink, Notice, Reason};
-use crate::kernel::{Kernel, ObserveError};
+use crate::kernel::Kernel;
 use crate::pace::Pace;
-use crate::reconcile::schedule::Due;
 use crate::words;
 
 /// Objects named in one line.
@@ -35,10 +36,7 @@ const SERVERS: usize = 100;
 const LISTED: usize = 100;
 /// How often the list of what fails is made anew.
 const LISTING: Duration = Duration::from_secs(1);
-/// The target of lines that `-v 2` adds.
-pub const CHANGES: &str = "kube_ipvs::changes";
-/// The target of the line that ends the start: no other line takes its place in the log.
-pub const READY: &str = "kube_ipvs::ready";
+pub use crate::log::{CHANGES, READY};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -337,7 +335,7 @@ fn describe_unprogrammed(retries: &Retries, now: Duration) -> (Vec<String>, usiz
 impl<K: Kernel> Reconciler<K> {
     /// Tells about a pass, in the log, as metrics and as Events.
     pub(super) fn report(&mut self, pass: &Pass, due: Due, took: Duration, now: Duration) {
-        self.outlets.metrics.pass(pass, due, took);
+        self.reporting.metrics.pass(pass, due, took);
         match &pass.unreadable {
             Some(error) => self.retries.fail_reading(error.part, &error.error, now),
             None => self.reporter.pass(pass, due, took, now),
@@ -365,16 +363,16 @@ impl<K: Kernel> Reconciler<K> {
             })
         };
         let notices: Vec<Notice> = services.iter().take(EVENTS).filter_map(notice).collect();
-        self.outlets.events.send(notices);
+        self.reporting.events.send(notices);
         self.tell_shared_failures();
-        self.outlets.metrics.set_unprogrammed(&self.retries.counts());
+        self.reporting.metrics.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
-        self.outlets.health.with(|health| health.set_unprogrammed(lines, count));
+        self.reporting.health.with(|health| health.set_unprogrammed(lines, count));
     }
 
     /// The first whole pass is done.
     fn report_ready(&mut self, pass: &Pass, now: Duration) {
-        let Some(observed) = &self.observed else { return };
+        let Some(observed) = self.mirror.observed() else { return };
         let all = self.settings.families.iter().all(|family| pass.synced.contains(family));
         let families: Vec<String> = pass.synced.iter().map(ToString::to_string).collect();
         let real_servers: usize =

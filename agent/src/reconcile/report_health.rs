@@ -29,7 +29,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         let now = SystemTime::now();
         let awaits_nodes = self.awaits_nodes();
-        self.outlets.health.with(|health| {
+        self.reporting.health.with(|health| {
             if !awaits_nodes {
                 health.tried(&families, &synced, now);
             }
@@ -42,7 +42,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Whether everything that every address of the family needs is in place.
     fn guard_stands(&self, family: Family) -> bool {
-        let unread = self.observed.as_ref().is_none_or(|observed| observed.unread_rules[family.index()]);
+        let unread = self.mirror.observed().is_none_or(|observed| observed.unread_rules[family.index()]);
         let needs = |set: SetId| is_always_named(set.kind) || self.desired.has_members(set.kind, set.family);
         !unread && self.retries.guard_stands(family, &needs)
     }
@@ -55,7 +55,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Whether this node cannot have the family: a program that it needs is not installed.
     fn is_absent(&self, family: Family) -> bool {
         let reading = Subject::Reading(Part::Rules(family));
-        let unread = self.observed.as_ref().is_some_and(|observed| observed.unread_rules[family.index()]);
+        let unread = self.mirror.observed().is_some_and(|observed| observed.unread_rules[family.index()]);
         unread
             && self
                 .retries
@@ -82,7 +82,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         let addresses = self.node.health_check_addresses(&self.settings);
         let new = HealthChecks { services, addresses };
-        self.outlets.health_checks.send_if_modified(|current| {
+        self.reporting.health_checks.send_if_modified(|current| {
             let modified = *current != new;
             if modified {
                 *current = new;
@@ -93,7 +93,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Whether everything of the Service is in the kernel, as far as a client needs it.
     fn is_served(&self, name: &ObjectName, family: Family) -> bool {
-        let (Some(fragment), Some(observed)) = (self.desired.fragment(name), &self.observed) else {
+        let (Some(fragment), Some(observed)) = (self.desired.fragment(name), self.mirror.observed()) else {
             return false;
         };
         let mut servers = fragment.virtual_servers.iter().filter(|vs| vs.key.family() == family);

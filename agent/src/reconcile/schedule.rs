@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! When to run next. Pure: the time passed is an argument.
 
+use crate::core::plan::pass::Due;
 use std::time::Duration;
 
 use crate::core::plan::retries::BACKOFF;
@@ -16,21 +17,6 @@ const PROBE_PERIOD: Duration = Duration::from_secs(1);
 /// Auditing takes at most one part in so many of a core: where reading the kernel takes long, audits are
 /// further apart than the period.
 const AUDIT_SHARE: u32 = 150;
-
-/// Why a pass runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
-    /// Objects changed.
-    Changes,
-    /// What failed is to be tried again.
-    Retry,
-    /// Real servers drain: those without connections, or past the deadline, are to go.
-    Drains,
-    /// Parts of the kernel that may have changed are to be read again.
-    Recheck,
-    /// Everything is to be compared with a fresh reading of the kernel.
-    Audit,
-}
 
 /// What waits for a pass.
 #[derive(Clone, Copy, Debug, Default)]

@@ -8,7 +8,7 @@ use crate::core::mirror::OpenPort;
 use crate::core::model::changes::Changes;
 use crate::core::model::{ObjectName, VsKey};
 use crate::core::service::desired::Desired;
-use crate::core::service::fragment::Remark;
+use crate::core::service::fragment::Notice;
 use crate::core::service::node_facts::Binding;
 use crate::kernel::Kernel;
 use crate::notices;
@@ -24,9 +24,9 @@ pub(super) struct Shadows {
 
 impl Shadows {
     fn follow(&mut self, desired: &Desired, changes: &Changes) {
-        let is_own = |remark: &Remark| matches!(remark, Remark::SpecialVip(_, Binding::OnLink));
-        for name in &changes.remarked {
-            if desired.remarks(name).iter().any(is_own) {
+        let is_own = |notice: &Notice| matches!(notice, Notice::SpecialVip(_, Binding::OnLink));
+        for name in &changes.noticed {
+            if desired.notices(name).iter().any(is_own) {
                 self.at_own_address.insert(name.clone());
             } else {
                 self.at_own_address.remove(name);
@@ -59,14 +59,14 @@ impl<K: Kernel> Reconciler<K> {
     /// Tells which programs newly get nothing any more.
     pub(super) fn tell_shadowed(&mut self, changes: &Changes) {
         self.shadows.follow(&self.desired, changes);
-        let Some(observed) = &self.observed else { return };
+        let Some(observed) = self.mirror.observed() else { return };
         if self.shadows.at_own_address.is_empty() {
             return self.shadows.told.clear();
         }
         let is_own = |key: &VsKey| self.node.addresses.binary_search(&key.addr).is_ok();
         let found = self.shadows.find(&self.desired, is_own, &observed.listeners);
         let new = found.difference(&self.shadows.told);
-        self.outlets.events.send(new.map(|(key, name)| notices::shadowed(name, key)));
+        self.reporting.events.send(new.map(|(key, name)| notices::shadowed(name, key)));
         self.shadows.told = found;
     }
 }

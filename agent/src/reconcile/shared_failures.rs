@@ -51,12 +51,12 @@ impl<K: Kernel> Reconciler<K> {
                 Notice { about: About::Node, reason: Reason::NotProgrammed, message }
             })
             .collect();
-        self.outlets.events.send(notices);
+        self.reporting.events.send(notices);
     }
 
     /// Who waits for these subjects, in words.
     fn waiting(&self, causes: &[&Subject]) -> String {
-        if self.observed.is_none() {
+        if self.mirror.observed().is_none() {
             return "; no Service is programmed on this node until it works".to_owned();
         }
         let subjects = self.retries.waiting_for(causes);
@@ -95,9 +95,9 @@ mod tests {
     use crate::core::plan::subject::Part;
     use crate::events::EventSink;
     use crate::kernel::fake::FakeKernel;
-    use crate::reconcile::{Outlets, Reconciler};
+    use crate::reconcile::{Reconciler, Reporting};
     use crate::testing::cluster::Cluster;
-    use crate::testing::{Agent, Clocked, SYSCTL, kernel, outlets, settings};
+    use crate::testing::{Agent, Clocked, SYSCTL, kernel, reporting, settings};
 
     /// A loop over four Services, and its notices.
     fn start(kernel: FakeKernel) -> (Clocked, Receiver<Notice>) {
@@ -107,8 +107,8 @@ mod tests {
         });
         let mut agent = Agent::start(FakeKernel::default(), &cluster);
         let (events, notices) = EventSink::kept();
-        let outlets = Outlets { events, ..outlets() };
-        agent.reconciler = Reconciler::new(kernel, agent.store.clone(), settings(), "n1", false, outlets);
+        let reporting = Reporting { events, ..reporting() };
+        agent.reconciler = Reconciler::new(kernel, agent.store.clone(), settings(), "n1", false, reporting);
         (Clocked::new(agent), notices)
     }
 

@@ -8,9 +8,10 @@ use crate::core::model::VsKey;
 use crate::core::plan::op::OpKind;
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
+use crate::reconcile::mirror::FRESH;
 use crate::store::{Kind, Object, Store};
 use crate::testing::cluster::Cluster;
-use crate::testing::{Agent, kernel, outlets, settings};
+use crate::testing::{Agent, kernel, reporting, settings};
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -44,7 +45,7 @@ fn starting(kernel: FakeKernel, first: bool) -> Agent {
             update.set_priority_known();
         }
     });
-    let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets());
+    let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting());
     Agent { store, reconciler, now: NOW }
 }
 
@@ -126,7 +127,7 @@ fn an_early_reading_is_repeated_when_it_is_old_or_wrong_or_failed() {
         agent.reconciler.prepare(NOW);
         agent.kernel().state.virtual_servers.clear();
         if changed {
-            agent.reconciler.kernel_changed();
+            agent.reconciler.mirror.outdated();
         }
         let later = if changed { NOW } else { NOW + FRESH * 2 };
         assert_eq!(whole_pass(&mut agent, later), (before + 1, 2), "changed: {changed}");

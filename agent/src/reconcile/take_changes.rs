@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use super::{Look, Reconciler};
+use super::{PassScope, Reconciler};
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::LocalTraffic;
 use crate::core::service::fragment::build_fragment;
@@ -23,10 +23,10 @@ const MANY: usize = 1000;
 impl<K: Kernel> Reconciler<K> {
     /// Takes what changed, or ahead of all others the first Services. When a fact about the node changed,
     /// every fragment is built again.
-    pub(super) fn take_changes(&mut self, look: &Look) -> Changes {
+    pub(super) fn take_changes(&mut self, scope: &PassScope) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
-        changes.everything = matches!(look, Look::Everything);
-        let ahead = matches!(look, Look::Ahead);
+        changes.everything = matches!(scope, PassScope::Everything);
+        let ahead = matches!(scope, PassScope::Priority);
         let mut dirty = if ahead { self.store.priority() } else { self.take_dirty() };
         if self.learn_node() && !ahead {
             let gone: Vec<Dirty> = dirty.into_iter().filter(|d| d.service.is_none()).collect();
@@ -64,14 +64,14 @@ impl<K: Kernel> Reconciler<K> {
 
     fn take_dirty(&self) -> Vec<Dirty> {
         let since = self.store.waiting_since();
-        self.outlets.metrics.working_on(since);
+        self.reporting.metrics.working_on(since);
         if since.is_some() {
             // One that came in while this pass was reading the kernel was not noticed before.
-            self.outlets.health.with(|health| health.changed(SystemTime::now()));
+            self.reporting.health.with(|health| health.changed(SystemTime::now()));
         }
         let mut dirty = self.store.take_dirty();
         for dirty in &mut dirty {
-            self.outlets.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
+            self.reporting.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
         }
         dirty
     }
@@ -109,8 +109,8 @@ impl<K: Kernel> Reconciler<K> {
         }
         // As with kube-proxy, what a Node that is gone last said stays in force.
         let eligible = node.as_ref().is_some_and(|n| !n.leaving);
-        self.outlets.health.with(|health| health.set_eligible(eligible));
-        let Some(observed) = &self.observed else { return false };
+        self.reporting.health.with(|health| health.set_eligible(eligible));
+        let Some(observed) = self.mirror.observed() else { return false };
         let peers = self.store.peers();
         if !self.protected.knows(observed, &peers) {
             let protected = Arc::make_mut(&mut self.protected);
@@ -137,6 +137,7 @@ impl<K: Kernel> Reconciler<K> {
 
 #[cfg(test)]
 mod tests {
+    use crate::core::plan::pass::Due;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -146,9 +147,8 @@ mod tests {
     use crate::inbox::Inbox;
     use crate::kernel::fake::FakeKernel;
     use crate::reconcile::Reconciler;
-    use crate::reconcile::schedule::Due;
     use crate::store::{Kind, Object, Store};
-    use crate::testing::outlets;
+    use crate::testing::reporting;
 
     fn put(store: &Store, numbers: std::ops::Range<usize>) {
         store.update(|update| {
@@ -177,7 +177,7 @@ mod tests {
             let store = Arc::new(Store::new(Arc::new(Inbox::default())));
             let settings = Settings::default();
             let mut agent =
-                Reconciler::new(FakeKernel::default(), store.clone(), settings, "n1", false, outlets());
+                Reconciler::new(FakeKernel::default(), store.clone(), settings, "n1", false, reporting());
             store.update(|update| Kind::ALL.into_iter().for_each(|kind| update.finish_list(kind)));
             for start in (0..most).step_by(group) {
                 put(&store, start..most.min(start + group));

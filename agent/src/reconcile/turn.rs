@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs passes when they are due, and answers mail between them.
 
+use crate::core::plan::pass::{Due, Pass};
 use std::time::{Duration, Instant};
 
-use super::{Pass, Reconciler};
+use super::Reconciler;
 use crate::core::plan::subject::Part;
 use crate::inbox::{Inbox, Mail};
 use crate::kernel::Kernel;
 use crate::memory;
-use crate::reconcile::schedule::{Due, Schedule, Waiting};
+use crate::reconcile::schedule::{Schedule, Waiting};
 
 /// The loop turns at least so often, so that others can see that it does.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -36,7 +37,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Does what is due by the clock; how long to wait then, if nothing happens.
     pub(crate) fn turn(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
-        self.outlets.health.beat();
+        self.reporting.health.beat();
         let finished = self.kernel.finished(Duration::ZERO);
         self.take_finished(finished, clock());
         let pause = if self.is_ready() {
@@ -143,7 +144,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Takes the mail.
     pub(super) fn answer(&mut self, mail: &Mail) {
         if !mail.changed.is_empty() && !self.is_whole() {
-            self.kernel_changed();
+            self.mirror.outdated();
         }
         mail.changed.iter().for_each(|part| self.recheck.add_part(*part));
         if mail.addresses.iter().any(|(net, added)| self.contradicts(net, *added)) {

@@ -85,14 +85,17 @@ fn not_found() -> Answer {
 /// for `?verbose`. See [`health`].
 pub fn health_handler(health: SharedHealth, metrics: Metrics) -> Handler {
     Arc::new(move |ask: &Ask| {
-        let probe = match ask.path.as_str() {
-            "/healthz" => Probe::Healthz,
-            "/livez" => Probe::Livez,
+        let (code, body) = match ask.path.as_str() {
+            "/healthz" => health.answer(Probe::Healthz),
+            "/livez" => health.answer(Probe::Livez),
             "/readyz" => return readyz(ask, &health),
             _ => return not_found(),
         };
-        let (code, body) = health.answer(probe);
-        metrics.answered(probe, code);
+        if ask.path == "/healthz" {
+            metrics.answered_healthz(code)
+        } else {
+            metrics.answered_livez(code)
+        }
         Answer::json(code, body)
     })
 }

@@ -9,7 +9,7 @@ use super::node_addresses::NodeAddressSource;
 use super::outage_log::OutageLog;
 use super::priority::PriorityLists;
 use super::reflector::Reflector;
-use super::resource::{Nodes, Selectors, Services, Slices, Watched};
+use super::resource::{ApiResource, Nodes, Selectors, Services, Slices};
 use super::timing::Timing;
 use super::{Source, api_servers};
 use crate::store::Store;
@@ -48,7 +48,7 @@ impl ApiSource {
         Self { timing, ..self }
     }
 
-    fn reflector<K: Watched>(
+    fn reflector<K: ApiResource>(
         &self,
         selectors: Selectors,
         store: &Arc<Store>,

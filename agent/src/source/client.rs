@@ -130,13 +130,13 @@ fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
     kubeconfig.clusters.iter().find(|c| c.name == context.cluster)?.cluster.as_ref()
 }
 
-type Answer = hyper::Response<hyper::body::Incoming>;
+type HttpResponse = hyper::Response<hyper::body::Incoming>;
 
 /// The layers of a request, from its path to its connection.
 fn connection(
     config: &kube::Config,
 ) -> anyhow::Result<
-    impl tower::Service<hyper::Request<Body>, Response = Answer, Error = BoxError, Future: Send>
+    impl tower::Service<hyper::Request<Body>, Response = HttpResponse, Error = BoxError, Future: Send>
     + Send
     + 'static
     + use<>,

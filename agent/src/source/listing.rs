@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::client::ApiClient;
 use super::failure::ApiFailure;
-use super::resource::{Received, Selectors, Watched};
+use super::resource::{ApiObject, ApiResource, Selectors};
 use super::route::Route;
 use super::timing::Timing;
 use super::version;
@@ -28,7 +28,7 @@ const PAGE: u32 = 500;
 const END_OF_LIST: &str = "k8s.io/initial-events-end";
 
 /// A complete list: the version from which to watch, and after a streamed list the open watch.
-pub(super) struct CompleteList<K: Watched> {
+pub(super) struct CompleteList<K: ApiResource> {
     pub version: String,
     pub events: Option<Events<K>>,
 }
@@ -39,7 +39,7 @@ struct StreamFailure {
     began: bool,
 }
 
-pub(super) struct Lister<K: Watched> {
+pub(super) struct Lister<K: ApiResource> {
     client: Client,
     route: Route,
     selectors: Selectors,
@@ -53,7 +53,7 @@ pub(super) struct Lister<K: Watched> {
     kind: PhantomData<K>,
 }
 
-impl<K: Watched> Lister<K> {
+impl<K: ApiResource> Lister<K> {
     pub fn new(api: &ApiClient, selectors: Selectors, timing: Timing) -> Self {
         let (route, client) = (api.route.clone(), api.client.clone());
         let (paged_until, whole, listed) = (None, false, false);
@@ -116,7 +116,7 @@ impl<K: Watched> Lister<K> {
         Ok(self.client.request_events(request).await?.boxed())
     }
 
-    async fn page(&self, params: &ListParams) -> Result<ObjectList<Received<K>>, ApiFailure> {
+    async fn page(&self, params: &ListParams) -> Result<ObjectList<ApiObject<K>>, ApiFailure> {
         let request = Request::new(K::path(None)).list(params).map_err(kube::Error::BuildRequest);
         let request = request.map_err(|error| self.failure(&error))?;
         let page = timeout(self.timing.stall, self.client.request(request)).await;

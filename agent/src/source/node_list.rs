@@ -94,7 +94,7 @@ pub(super) struct NodeList {
     #[serde(default)]
     column_definitions: Vec<Column>,
     #[serde(default)]
-    rows: Vec<Row>,
+    rows: Vec<TableRow>,
     #[serde(default)]
     items: Vec<NodeObject>,
 }
@@ -111,7 +111,7 @@ struct Column {
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct TableRow {
     cells: Vec<serde_json::Value>,
 }
 
@@ -151,7 +151,7 @@ impl NodeList {
     fn lacks_v4(&self) -> bool {
         let columns = self.columns();
         // A row without any address is a Node that registered a moment ago.
-        let lacks = |row: &Row| {
+        let lacks = |row: &TableRow| {
             let mut addresses = row.addresses(&columns).peekable();
             addresses.peek().is_some() && !addresses.any(|address| address.is_ipv4())
         };
@@ -159,7 +159,7 @@ impl NodeList {
     }
 }
 
-impl Row {
+impl TableRow {
     fn addresses(&self, columns: &[usize]) -> impl Iterator<Item = IpAddr> {
         columns.iter().filter_map(|column| address::parse_ip(self.cells.get(*column)?.as_str()?))
     }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use super::vips::VipIndex;
-use crate::core::model::few::Few;
+use crate::core::model::Few;
 use crate::core::model::{EndpointSlice, ObjectName, Protocol, Service};
 
 /// A value with a name, for sets that are searched by name.
@@ -45,20 +45,20 @@ static NOBODY: LazyLock<ObjectName> = LazyLock::new(ObjectName::default);
 static API_SERVER: LazyLock<ObjectName> = LazyLock::new(|| ObjectName::new("default", "kubernetes"));
 
 #[derive(Debug, Default)]
-struct Entry {
+struct ServiceEntry {
     service: Option<Arc<Service>>,
     /// Sorted by name.
     slices: Few<Arc<EndpointSlice>>,
 }
 
-impl Entry {
+impl ServiceEntry {
     fn known_name(&self) -> Option<&ObjectName> {
         let of_slice = || self.slices.first().map(|slice| &slice.service);
         self.service.as_ref().map(|service| &service.name).or_else(of_slice)
     }
 }
 
-impl Named for Entry {
+impl Named for ServiceEntry {
     fn name(&self) -> &ObjectName {
         self.known_name().unwrap_or_else(|| &NOBODY)
     }
@@ -72,7 +72,7 @@ impl Named for Arc<EndpointSlice> {
 
 #[derive(Debug, Default)]
 pub struct Index {
-    entries: HashSet<ByName<Entry>>,
+    entries: HashSet<ByName<ServiceEntry>>,
     slices: HashSet<ByName<Arc<EndpointSlice>>>,
     vips: VipIndex,
 }
@@ -149,10 +149,9 @@ impl Index {
             slice.service = name.clone();
         }
         let slice = Arc::new(slice);
-        let mut slices = entry.slices.into_vec();
+        let slices = &mut entry.slices;
         let at = slices.partition_point(|other| other.name < slice.name);
         slices.insert(at, slice.clone());
-        entry.slices = slices.into();
         self.keep(entry);
         let changed = self.vips.slice(&slice, true);
         self.slices.insert(ByName(slice));
@@ -169,11 +168,11 @@ impl Index {
         Some((slice, changed))
     }
 
-    fn take(&mut self, name: &ObjectName) -> Entry {
+    fn take(&mut self, name: &ObjectName) -> ServiceEntry {
         self.entries.take(name).map(|entry| entry.0).unwrap_or_default()
     }
 
-    fn keep(&mut self, entry: Entry) {
+    fn keep(&mut self, entry: ServiceEntry) {
         if entry.known_name().is_some() {
             self.entries.insert(ByName(entry));
         }

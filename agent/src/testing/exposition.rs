@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A family as it was read.
 #[derive(Debug, Default)]
-pub struct Family {
+pub struct MetricFamily {
     /// `counter`, `gauge` or `histogram`.
     pub kind: String,
     /// Names of the labels of any sample, `le` not among them.
@@ -17,7 +17,7 @@ pub struct Family {
     pub samples: BTreeMap<String, f64>,
 }
 
-impl Family {
+impl MetricFamily {
     /// The value of the sample whose name and labels are written so.
     pub fn value(&self, sample: &str) -> f64 {
         *self.samples.get(sample).unwrap_or_else(|| panic!("no {sample} in {:?}", self.samples))
@@ -28,9 +28,9 @@ impl Family {
 ///
 /// # Panics
 /// On anything that is not as it must be.
-pub fn parse(text: &str) -> BTreeMap<String, Family> {
+pub fn parse(text: &str) -> BTreeMap<String, MetricFamily> {
     assert!(text.ends_with('\n') && !text.contains("\r"), "lines end with a line feed");
-    let mut families: BTreeMap<String, Family> = BTreeMap::new();
+    let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
     let mut current = String::new();
     let mut help = None;
     for line in text.lines() {
@@ -42,7 +42,7 @@ pub fn parse(text: &str) -> BTreeMap<String, Family> {
             let (name, kind) = rest.split_once(' ').expect("a type after the name");
             assert_eq!(help.take().as_deref(), Some(name), "help comes first");
             check_name(name, kind);
-            let family = Family { kind: kind.to_owned(), ..Family::default() };
+            let family = MetricFamily { kind: kind.to_owned(), ..MetricFamily::default() };
             assert!(families.insert(name.to_owned(), family).is_none(), "{name} comes twice");
             current = name.to_owned();
         } else {
@@ -69,7 +69,7 @@ fn check_name(name: &str, kind: &str) {
     assert!(!["_count", "_sum", "_bucket"].iter().any(|end| name.ends_with(end)), "{name} looks like a part");
 }
 
-fn parse_sample(family_name: &str, line: &str, family: &mut Family) {
+fn parse_sample(family_name: &str, line: &str, family: &mut MetricFamily) {
     let (sample, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value: {line}"));
     let value: f64 = value.replace("+Inf", "inf").parse().unwrap_or_else(|_| panic!("no number: {line}"));
     let (name, labels) = match sample.split_once('{') {
@@ -119,7 +119,7 @@ fn parse_labels(mut rest: &str) -> Vec<(String, String)> {
 }
 
 /// Buckets rise to `+Inf`, which holds everything.
-fn check_histogram(name: &str, family: &Family) {
+fn check_histogram(name: &str, family: &MetricFamily) {
     assert_eq!(family.buckets.last().map(String::as_str), Some("+Inf"), "{name}");
     let bounds: Vec<f64> = family.buckets.iter().map(|b| b.replace("+Inf", "inf").parse().unwrap()).collect();
     assert!(bounds.is_sorted(), "{name}: {bounds:?}");

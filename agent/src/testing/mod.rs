@@ -8,6 +8,8 @@ pub mod random;
 mod scenarios;
 mod sweep;
 
+use crate::core::plan::outcome::Report;
+use crate::core::plan::pass::{Due, Pass};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +24,9 @@ use crate::core::plan::op::Plan;
 use crate::core::plan::retries::Retries;
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Kernel, Report, Terms, apply};
-use crate::reconcile::schedule::{Due, Schedule};
-use crate::reconcile::{Outlets, Pass, Reconciler};
+use crate::kernel::{Kernel, Terms, apply};
+use crate::reconcile::schedule::Schedule;
+use crate::reconcile::{Reconciler, Reporting};
 use crate::serve::health::SharedHealth;
 use crate::store::Store;
 use cluster::Cluster;
@@ -46,8 +48,8 @@ pub fn settings() -> Settings {
 }
 
 /// Nobody listens.
-pub fn outlets() -> Outlets {
-    Outlets::log_only().unwrap()
+pub fn reporting() -> Reporting {
+    Reporting::log_only().unwrap()
 }
 
 /// This node.
@@ -95,7 +97,7 @@ impl Agent {
     pub fn start(kernel: FakeKernel, cluster: &Cluster) -> Self {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         cluster.put(&store);
-        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, outlets());
+        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting());
         Self { store, reconciler, now: Duration::ZERO }
     }
 
@@ -200,7 +202,7 @@ struct Log(Arc<std::sync::Mutex<Vec<String>>>);
 
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Log {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        let line = format!("{} {}", event.metadata().level(), crate::log::text::render(event));
+        let line = format!("{} {}", event.metadata().level(), crate::log::render_text(event));
         self.0.lock().unwrap().push(line);
     }
 }

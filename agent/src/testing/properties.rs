@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What holds for every cluster and whatever happens.
 
+use crate::core::plan::pass::Due;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,7 +19,6 @@ use crate::core::model::{RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, OpKind, Phase};
 use crate::inbox::Inbox;
 use crate::kernel::Kernel;
-use crate::reconcile::schedule::Due;
 use crate::store::Store;
 
 /// The state that the cluster leads to from nothing.
@@ -78,7 +78,7 @@ impl World {
                 self.named.extend(&cluster.node.addresses);
                 self.cluster = *cluster;
             }
-            Event::Fail(kind) => self.agent.kernel().fail_next(*kind.get(&OpKind::ALL)),
+            Event::Fail(kind) => self.agent.kernel().fail_next(*kind.get(OpKind::ALL)),
             Event::Restart(ops) => {
                 self.agent.kernel().stop_after(Some(ops.into()));
                 let _ = self.agent.reconciler.sync(Due::Audit, self.now);
@@ -179,7 +179,7 @@ proptest! {
         let mut agent = Agent::start(kernel(), &Cluster::default());
         agent.store = store.clone();
         agent.reconciler = crate::reconcile::Reconciler::new(
-            kernel(), store, super::settings(), "n1", false, super::outlets(),
+            kernel(), store, super::settings(), "n1", false, super::reporting(),
         );
         let mut n = seed;
         while !objects.is_empty() {
@@ -204,7 +204,7 @@ proptest! {
             exclude_cidrs: vec!["9.9.9.0/24".parse().unwrap()],
             ..super::settings()
         };
-        let mut agent = crate::reconcile::Reconciler::new(node, store.clone(), settings, "n1", false, super::outlets());
+        let mut agent = crate::reconcile::Reconciler::new(node, store.clone(), settings, "n1", false, super::reporting());
         for cluster in [&a, &b] {
             cluster.put(&store);
             prop_assert!(agent.sync(Due::Audit, Duration::ZERO).is_clean());
@@ -220,7 +220,7 @@ proptest! {
             let before = probe.kernel().state.clone();
             cluster.put(&probe.store);
             let pass = probe.sync(Due::Audit);
-            for part in [&pass.plan.ops[..pass.plan.first], &pass.plan.ops[pass.plan.first..]] {
+            for part in [&pass.plan.ops[..pass.plan.priority], &pass.plan.ops[pass.plan.priority..]] {
                 let phases: Vec<Phase> = part.iter().map(Op::phase).collect();
                 prop_assert!(phases.is_sorted());
             }

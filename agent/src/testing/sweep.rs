@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every op of every scenario fails once, and a process dies between any two of them.
 
+use crate::core::plan::pass::Due;
 use std::collections::BTreeSet;
 
 use super::cluster::Cluster;
@@ -8,7 +9,6 @@ use super::scenarios::{Scenario, all};
 use super::{Agent, kernel};
 use crate::core::mirror::Observed;
 use crate::core::plan::op::{Op, OpKind};
-use crate::reconcile::schedule::Due;
 
 /// An agent that is done with `before`, and then the meanwhile has happened and `after` is wanted.
 /// `Due` is what its loop does next: what others did it finds out by an audit.
@@ -60,7 +60,7 @@ fn every_op_fails_once_in_every_scenario_and_the_next_pass_converges() {
             }
         }
     }
-    let missing: Vec<OpKind> = OpKind::ALL.into_iter().filter(|kind| !failed.contains(kind)).collect();
+    let missing: Vec<OpKind> = OpKind::ALL.iter().copied().filter(|kind| !failed.contains(kind)).collect();
     assert!(missing.is_empty(), "no scenario needs {missing:?}");
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What an audit of everything costs, and how long changes wait for one.
 
+use kube_ipvs::core::plan::pass::Due;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kube_ipvs::core::model::VsKey;
 use kube_ipvs::inbox::Inbox;
-use kube_ipvs::reconcile::schedule::Due;
 use kube_ipvs::store::Store;
 use nix::time::{ClockId, clock_gettime};
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kube_ipvs::kernel::linux::Traffic;
+use kube_ipvs::kernel::linux::KernelCounters;
 
 use super::allocations::{Allocations, counted};
 use super::events::{difference, rolling_restart, service_created};
@@ -114,7 +114,7 @@ fn compare(expected: &[(&str, &'static str, Bound)], counts: &Counts) -> Result<
 }
 
 /// Notes under one name what went to the kernel.
-fn note(counts: &mut Counts, what: &str, cost: Traffic) {
+fn note(counts: &mut Counts, what: &str, cost: KernelCounters) {
     let parts = [
         ("IPVS commands", cost.commands),
         ("sends", cost.sends.iter().sum()),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kube_ipvs::core::model::{RsKey, VsKey};
 use kube_ipvs::core::plan::op::Op;
-use kube_ipvs::kernel::linux::Traffic;
+use kube_ipvs::kernel::linux::KernelCounters;
 use kube_ipvs::reconcile::schedule::Schedule;
 use nix::sys::socket::SockProtocol;
 
@@ -83,9 +83,9 @@ fn endpoint_limit(size: Size, step: u32) -> Result<Duration> {
 }
 
 /// What went to the kernel between two readings of the counters.
-pub fn difference(before: Traffic, after: Traffic) -> Traffic {
+pub fn difference(before: KernelCounters, after: KernelCounters) -> KernelCounters {
     let each = |a: [u64; 3], b: [u64; 3]| std::array::from_fn(|i| b[i] - a[i]);
-    Traffic {
+    KernelCounters {
         sends: each(before.sends, after.sends),
         bytes: each(before.bytes, after.bytes),
         commands: after.commands - before.commands,
@@ -99,7 +99,7 @@ pub fn difference(before: Traffic, after: Traffic) -> Traffic {
 ///
 /// # Errors
 /// When the kernel refuses something.
-pub fn service_created(node: &mut Node, size: Size) -> Result<Traffic> {
+pub fn service_created(node: &mut Node, size: Size) -> Result<KernelCounters> {
     let before = node.traffic();
     node.store.update(|update| {
         put_service(update, size.services, 0);

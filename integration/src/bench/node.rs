@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent's loop in this process on a real kernel, and the same work by nothing but sends.
 
+use kube_ipvs::core::plan::outcome::{ObserveError, OpError, Progress};
+use kube_ipvs::core::plan::pass::Due;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,21 +13,21 @@ use anyhow::{Context, Result, ensure};
 use dummy_iface::DummyDevice;
 use kube_ipvs::config::host;
 use kube_ipvs::core::mirror::ObservedServer;
-use kube_ipvs::core::mirror::comparison::{Piece, Step};
+use kube_ipvs::core::mirror::comparison::{Piece, ReadStep};
 use kube_ipvs::core::model::map::Set;
 use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::plan::op::{Lane, Op, Phase, Plan};
+use kube_ipvs::core::plan::op::{Op, Phase, Plan, Subsystem};
+use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::plan::ownership::DEVICE;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
-use kube_ipvs::kernel::linux::{LinuxKernel, Traffic};
+use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
 use kube_ipvs::kernel::netfilter::ipset::IpsetClient;
-use kube_ipvs::kernel::{Finished, Kernel, ObserveError, OpError, Probed, Progress, Runner};
+use kube_ipvs::kernel::{Kernel, Probed, Runner};
 use kube_ipvs::metrics::Metrics;
-use kube_ipvs::reconcile::schedule::Due;
-use kube_ipvs::reconcile::{Outlets, Reconciler};
+use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store, Update};
 use nix::sys::socket::SockProtocol;
 
@@ -67,10 +69,10 @@ pub struct Watched {
 }
 
 impl Kernel for Watched {
-    fn read(&mut self, step: Step) -> Result<Option<Piece>, ObserveError> {
+    fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         let piece = self.kernel.read(step);
         let more = matches!(piece, Ok(Some(_)));
-        self.auditing.store(more && step != Step::Fill, Ordering::Relaxed);
+        self.auditing.store(more && step != ReadStep::Fill, Ordering::Relaxed);
         piece
     }
 
@@ -110,7 +112,7 @@ impl Kernel for Watched {
             return vec![Ok(Progress::Done); ops.len()];
         }
         let results = self.kernel.execute(ops);
-        if ops.first().is_some_and(|op| op.lane() == Lane::Ipvs) {
+        if ops.first().is_some_and(|op| op.subsystem() == Subsystem::Ipvs) {
             let now = Instant::now();
             let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
             for op in ops {
@@ -155,9 +157,9 @@ impl Node {
         let kernel = LinuxKernel::open(&settings)?;
         let kernel =
             Watched { kernel, binds, changed: Arc::clone(&changed), auditing: Arc::clone(&auditing) };
-        let outlets = Outlets::log_only()?;
-        let metrics = outlets.metrics.clone();
-        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", false, outlets);
+        let reporting = Reporting::log_only()?;
+        let metrics = reporting.metrics.clone();
+        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", false, reporting);
         Ok(Self { store, inbox, reconciler, changed, auditing, metrics })
     }
 
@@ -179,7 +181,7 @@ impl Node {
     }
 
     /// What went to the kernel so far.
-    pub fn traffic(&mut self) -> Traffic {
+    pub fn traffic(&mut self) -> KernelCounters {
         self.reconciler.kernel().kernel.traffic()
     }
 
@@ -254,13 +256,13 @@ pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
 /// # Errors
 /// When the kernel refuses one.
 pub fn replay(plan: &Plan) -> Result<Duration> {
-    let of = |phase, lane| -> Vec<&Op> {
-        plan.ops.iter().filter(|op| op.phase() == phase && op.lane() == lane).collect()
+    let of = |phase, subsystem| -> Vec<&Op> {
+        plan.ops.iter().filter(|op| op.phase() == phase && op.subsystem() == subsystem).collect()
     };
     let mut ipvs = RawSocket::open(SockProtocol::NetlinkGeneric)?;
-    let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Lane::Ipvs));
+    let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Subsystem::Ipvs));
     let (sets, entries): (Vec<&Op>, Vec<&Op>) =
-        of(Phase::Guard, Lane::Sets).into_iter().partition(|op| matches!(op, Op::CreateSet(_)));
+        of(Phase::Guard, Subsystem::Sets).into_iter().partition(|op| matches!(op, Op::CreateSet(_)));
     ensure!(
         IpsetClient::open().context("ipset")?.execute(&sets).iter().all(Result::is_ok),
         "a set was refused"
@@ -270,7 +272,7 @@ pub fn replay(plan: &Plan) -> Result<Duration> {
     let mut device = DummyDevice::open(DEVICE)?;
     device.ensure()?;
     let index = device.state()?.context("no device")?.index;
-    let bound = of(Phase::Open, Lane::Addresses);
+    let bound = of(Phase::Open, Subsystem::Addresses);
     let bound: Vec<IpAddr> =
         bound.iter().filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None }).collect();
     let mut route = RawSocket::open(SockProtocol::NetlinkRoute)?;

@@ -111,15 +111,15 @@ fn play_folder(folder: &Path, args: &Args, options: &Options) -> (String, bool) 
     if !failures.is_empty() {
         return (failures, false);
     }
-    let mut remarks = String::new();
+    let mut notices = String::new();
     for (index, step) in scenario.steps.iter().enumerate() {
         if let Some(why) = &step.unsettled {
-            remarks.push_str(&format!("     {name} step-{} is not compared: {why}\n", index + 1));
+            notices.push_str(&format!("     {name} step-{} is not compared: {why}\n", index + 1));
         }
     }
     let sources: Vec<&str> = args.sources.iter().map(|source| source.name()).collect();
     let seconds = started.elapsed().as_secs_f32();
-    (format!("PASS {name} ({}) {seconds:.1}s\n{remarks}", sources.join(", ")), true)
+    (format!("PASS {name} ({}) {seconds:.1}s\n{notices}", sources.join(", ")), true)
 }
 
 /// Plays all folders, several at a time: each has namespaces of its own. Returns how many passed.

@@ -2,6 +2,7 @@
 //! The recorded scenarios on a kernel in memory: every op of every step fails once, and the agent dies
 //! between any two of them; the next pass, or the next start, must end where an undisturbed one does.
 
+use kube_ipvs::core::plan::pass::{Due, Pass};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,7 @@ use kube_ipvs::core::model::Family;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::fake::FakeKernel;
-use kube_ipvs::reconcile::schedule::Due;
-use kube_ipvs::reconcile::{Outlets, Pass, Reconciler};
+use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::source::decode::decode;
 use kube_ipvs::store::{Kind, Object, Store};
 use serde_json::Value;
@@ -78,9 +78,9 @@ struct Agent {
 impl Agent {
     fn start(kernel: FakeKernel, wanted: &Wanted) -> Result<Self> {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-        let outlets = Outlets::log_only()?;
+        let reporting = Reporting::log_only()?;
         let (settings, from_node) = (wanted.settings.clone(), wanted.config.local_from_node);
-        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", from_node, outlets);
+        let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", from_node, reporting);
         let agent = Self { store, reconciler, now: Duration::ZERO };
         agent.follow(wanted);
         Ok(agent)

@@ -33,12 +33,12 @@ pub enum Piece {
     /// The device with its addresses.
     Addresses(Addresses),
     /// What is small.
-    Rest(Rest),
+    Rest(NodeState),
 }
 
 /// What to read next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ReadStep {
     /// The first piece, for a mirror that is empty.
     Fill,
     /// The first piece, to compare it with a mirror.
@@ -60,7 +60,7 @@ pub struct Addresses {
 
 /// Everything that no other piece has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rest {
+pub struct NodeState {
     /// IPVS timeouts.
     pub timeouts: Timeouts,
     /// Current values of the sysctls asked for.

@@ -46,10 +46,10 @@ pub struct ObservedServer {
 /// Real servers of one virtual server, sorted, each once. A list and not a map: there are many lists, and
 /// nearly all are short.
 #[derive(Clone, Debug)]
-pub struct RealServers(List);
+pub struct RealServers(ServerList);
 
 #[derive(Clone, Debug)]
-enum List {
+enum ServerList {
     /// Exactly those that are wanted, as they must be: the list is the one of the wanted state.
     Wanted(Arc<[RsKey]>),
     Other(Vec<(RsKey, RsState)>),
@@ -61,31 +61,31 @@ impl RealServers {
         let same =
             |((rs, state), wanted): ((&RsKey, &RsState), &RsKey)| rs == wanted && *state == RsState::WANTED;
         if self.len() == wanted.len() && self.iter().zip(wanted.iter()).all(same) {
-            self.0 = List::Wanted(wanted.clone());
+            self.0 = ServerList::Wanted(wanted.clone());
         }
     }
 
     fn at(&self, i: usize) -> (&RsKey, &RsState) {
         match &self.0 {
-            List::Wanted(keys) => (&keys[i], &RsState::WANTED),
-            List::Other(list) => (&list[i].0, &list[i].1),
+            ServerList::Wanted(keys) => (&keys[i], &RsState::WANTED),
+            ServerList::Other(list) => (&list[i].0, &list[i].1),
         }
     }
 
     fn find(&self, rs: &RsKey) -> Result<usize, usize> {
         match &self.0 {
-            List::Wanted(keys) => keys.binary_search(rs),
-            List::Other(list) => list.binary_search_by_key(rs, |(key, _)| *key),
+            ServerList::Wanted(keys) => keys.binary_search(rs),
+            ServerList::Other(list) => list.binary_search_by_key(rs, |(key, _)| *key),
         }
     }
 
     fn list_mut(&mut self) -> &mut Vec<(RsKey, RsState)> {
-        if let List::Wanted(keys) = &self.0 {
-            self.0 = List::Other(keys.iter().map(|rs| (*rs, RsState::WANTED)).collect());
+        if let ServerList::Wanted(keys) = &self.0 {
+            self.0 = ServerList::Other(keys.iter().map(|rs| (*rs, RsState::WANTED)).collect());
         }
         match &mut self.0 {
-            List::Other(list) => list,
-            List::Wanted(_) => unreachable!("it was just replaced"),
+            ServerList::Other(list) => list,
+            ServerList::Wanted(_) => unreachable!("it was just replaced"),
         }
     }
 
@@ -133,8 +133,8 @@ impl RealServers {
     /// How many.
     pub fn len(&self) -> usize {
         match &self.0 {
-            List::Wanted(keys) => keys.len(),
-            List::Other(list) => list.len(),
+            ServerList::Wanted(keys) => keys.len(),
+            ServerList::Other(list) => list.len(),
         }
     }
 
@@ -146,7 +146,7 @@ impl RealServers {
 
 impl Default for RealServers {
     fn default() -> Self {
-        Self(List::Other(Vec::new()))
+        Self(ServerList::Other(Vec::new()))
     }
 }
 
@@ -167,7 +167,7 @@ impl FromIterator<(RsKey, RsState)> for RealServers {
         list.reverse();
         list.dedup_by_key(|(rs, _)| *rs);
         list.reverse();
-        Self(List::Other(list))
+        Self(ServerList::Other(list))
     }
 }
 

@@ -24,8 +24,8 @@ pub struct Changes {
     pub flows: BTreeSet<ObjectName>,
     /// Virtual servers that a Service newly claims in vain, or claims no longer.
     pub contested: BTreeSet<VsKey>,
-    /// Services with other remarks than before.
-    pub remarked: BTreeSet<ObjectName>,
+    /// Services with other notices than before.
+    pub noticed: BTreeSet<ObjectName>,
     /// Health-check node ports have other answers than before.
     pub health_checks: bool,
     /// What every plan looks at has changed: device, sets, rules, sysctls.
@@ -60,7 +60,7 @@ impl Changes {
         self.entries.append(&mut others.entries);
         self.flows.append(&mut others.flows);
         self.contested.append(&mut others.contested);
-        self.remarked.append(&mut others.remarked);
+        self.noticed.append(&mut others.noticed);
         self.health_checks |= others.health_checks;
         self.common |= others.common;
     }

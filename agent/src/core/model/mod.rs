@@ -5,7 +5,6 @@
 pub mod address;
 pub mod backoff;
 pub mod changes;
-pub mod few;
 pub mod flows;
 pub mod map;
 pub mod members;
@@ -18,6 +17,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+
+/// A list that nearly always has one member, kept for every Service: the one needs no allocation.
+pub type Few<T> = smallvec::SmallVec<[T; 1]>;
 
 /// An IP family. Dual stack is two independent halves, as in kube-proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -119,7 +119,7 @@ pub struct Settings {
     pub protected: Vec<IpNet>,
     /// Another service proxy serves the other Services of this node (`serviceProxyName`): what looks
     /// like leftovers of kube-proxy is in use.
-    pub beside_another: bool,
+    pub shares_node: bool,
 }
 
 impl Default for Settings {
@@ -139,7 +139,7 @@ impl Default for Settings {
             drain_deadline: None,
             keep_established: false,
             protected: Vec::new(),
-            beside_another: false,
+            shares_node: false,
         }
     }
 }

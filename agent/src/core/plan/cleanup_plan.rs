@@ -31,7 +31,7 @@ pub struct Found {
 
 /// What may go.
 #[derive(Clone, Debug, Default)]
-pub struct Scope {
+pub struct CleanupScope {
     /// Not only what is ours: everything that any mode of kube-proxy makes.
     pub every_mode: bool,
     /// Virtual servers with an address in one of these are others'.
@@ -40,7 +40,7 @@ pub struct Scope {
 
 /// One thing to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum CleanupStep {
     /// `kube-ipvs0`, with so many addresses: traffic stops before its servers go.
     Device(usize),
     /// A virtual server with its real servers.
@@ -54,12 +54,12 @@ pub enum Step {
 }
 
 /// One line for each thing.
-impl fmt::Display for Step {
+impl fmt::Display for CleanupStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::Device(addresses) => write!(f, "device {DEVICE} with {addresses} addresses"),
-            Step::Server(vs) => write!(f, "virtual server {vs}"),
-            Step::Rules(family, removal) => {
+            CleanupStep::Device(addresses) => write!(f, "device {DEVICE} with {addresses} addresses"),
+            CleanupStep::Server(vs) => write!(f, "virtual server {vs}"),
+            CleanupStep::Rules(family, removal) => {
                 let mut lines = Vec::new();
                 for (table, found) in &removal.tables {
                     let rules = found.rules.iter();
@@ -68,16 +68,17 @@ impl fmt::Display for Step {
                 }
                 f.write_str(&lines.join("\n"))
             }
-            Step::Set(set) => write!(f, "ipset {set}"),
-            Step::NftTable(family) => write!(f, "{family} nftables: table kube-proxy"),
+            CleanupStep::Set(set) => write!(f, "ipset {set}"),
+            CleanupStep::NftTable(family) => write!(f, "{family} nftables: table kube-proxy"),
         }
     }
 }
 
 /// The steps, in their order, and what has to stay, in words.
-pub fn build_steps(found: &Found, scope: &Scope) -> (Vec<Step>, Vec<String>) {
-    let mut steps: Vec<Step> = found.bound.iter().map(|bound| Step::Device(bound.len())).collect();
-    steps.extend(own_servers(found, scope).into_iter().map(Step::Server));
+pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Vec<String>) {
+    let mut steps: Vec<CleanupStep> =
+        found.bound.iter().map(|bound| CleanupStep::Device(bound.len())).collect();
+    steps.extend(own_servers(found, scope).into_iter().map(CleanupStep::Server));
     let mut kept = Vec::new();
     for (family, text) in &found.rules {
         let extent = match scope.every_mode {
@@ -89,23 +90,22 @@ pub fn build_steps(found: &Found, scope: &Scope) -> (Vec<Step>, Vec<String>) {
         kept.extend(removal.kept.iter().map(|chain| format!("{family} {chain}")));
         // Each table by itself: one that cannot be changed does not keep the others.
         steps.extend(
-            removal
-                .tables
-                .into_iter()
-                .map(|table| Step::Rules(*family, Removal { tables: [table].into(), kept: Vec::new() })),
+            removal.tables.into_iter().map(|table| {
+                CleanupStep::Rules(*family, Removal { tables: [table].into(), kept: Vec::new() })
+            }),
         );
     }
     let mut sets: Vec<SetId> = found.sets.keys().copied().collect();
     sets.sort_unstable_by_key(|set| (set.family, set.kind));
-    steps.extend(sets.into_iter().map(Step::Set));
+    steps.extend(sets.into_iter().map(CleanupStep::Set));
     let families = Family::ALL.into_iter().filter(|f| scope.every_mode && found.nft_tables[f.index()]);
-    steps.extend(families.map(Step::NftTable));
+    steps.extend(families.map(CleanupStep::NftTable));
     (steps, kept)
 }
 
 /// The virtual servers that are provably ours. The sets that prove it go last, so that a cleanup that was
 /// interrupted can be finished.
-fn own_servers(found: &Found, scope: &Scope) -> BTreeSet<VsKey> {
+fn own_servers(found: &Found, scope: &CleanupScope) -> BTreeSet<VsKey> {
     let bound: Set<IpAddr> = found.bound.iter().flatten().map(IpNet::addr).collect();
     let is_ours = |vs: &&VsKey| is_provably_ours(vs, &bound, &found.sets);
     let excluded = |vs: &&VsKey| scope.exclude_cidrs.iter().any(|net| net.contains(&vs.addr));
@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    fn lines(scope: &Scope) -> String {
+    fn lines(scope: &CleanupScope) -> String {
         let (steps, kept) = build_steps(&node(), scope);
         steps
             .iter()
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn golden_only_ours_goes_and_in_which_order() {
-        let scope = Scope { every_mode: false, exclude_cidrs: vec!["10.96.0.9/32".parse().unwrap()] };
+        let scope = CleanupScope { every_mode: false, exclude_cidrs: vec!["10.96.0.9/32".parse().unwrap()] };
         assert_eq!(
             lines(&scope),
             "device kube-ipvs0 with 2 addresses\n\
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn every_mode_takes_more_and_still_no_foreign_server() {
-        let text = lines(&Scope { every_mode: true, ..Scope::default() });
+        let text = lines(&CleanupScope { every_mode: true, ..CleanupScope::default() });
         assert!(text.contains("IPv4 nat: chain KUBE-SVC-A\n"), "{text}");
         assert!(text.contains("IPv4 nftables: table kube-proxy\n"), "{text}");
         assert!(!text.contains("IPv6 nftables"), "{text}");
@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn an_empty_node_needs_nothing() {
-        let (steps, kept) = build_steps(&Found::default(), &Scope { every_mode: true, ..Scope::default() });
+        let (steps, kept) =
+            build_steps(&Found::default(), &CleanupScope { every_mode: true, ..CleanupScope::default() });
         assert!(steps.is_empty() && kept.is_empty());
     }
 }

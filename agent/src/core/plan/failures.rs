@@ -111,13 +111,13 @@ impl<'a> Failures<'a> {
             Op::WriteRules(rules) if rules.tidy && self.rules.contains(&rules.family) => {
                 Some(Subject::Rules(rules.family))
             }
-            Op::WriteRules(rules) if rules.hands_over => self.blocks_hand_over(rules.family),
+            Op::WriteRules(rules) if rules.is_takeover => self.blocks_takeover(rules.family),
             Op::WriteRules(rules) if rules.tidy => None,
             Op::WriteRules(rules) => {
                 let needs = |set: &&SetId| set.family == rules.family && name_set(&rules.chains, **set);
                 self.sets.iter().find(needs).map(|set| Subject::Set(*set))
             }
-            Op::RemoveLeftovers(leftovers) if leftovers.hands_over => self.blocks_hand_over(leftovers.family),
+            Op::RemoveLeftovers(leftovers) if leftovers.is_takeover => self.blocks_takeover(leftovers.family),
             Op::AddRealServer(vs, _) if self.virtual_servers.contains(vs) => {
                 Some(Subject::VirtualServer(*vs))
             }
@@ -130,7 +130,7 @@ impl<'a> Failures<'a> {
     }
 
     /// The rules of another kube-proxy mode serve until everything of the family does.
-    fn blocks_hand_over(&self, family: Family) -> Option<Subject> {
+    fn blocks_takeover(&self, family: Family) -> Option<Subject> {
         self.unserved[family.index()].first().copied()
     }
 

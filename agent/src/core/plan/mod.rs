@@ -7,6 +7,7 @@ pub mod failures;
 pub mod op;
 pub mod outcome;
 pub mod ownership;
+pub mod pass;
 #[cfg(test)]
 mod plan_tests;
 mod record;
@@ -32,7 +33,7 @@ use crate::core::service::fragment::VirtualServer;
 
 /// What is wanted, and what there is.
 #[derive(Clone, Copy, Debug)]
-pub struct Goal<'a> {
+pub struct PlanInput<'a> {
     /// The wanted state.
     pub desired: &'a Desired,
     /// The mirror of the kernel.
@@ -41,11 +42,10 @@ pub struct Goal<'a> {
     pub settings: &'a Settings,
     /// Real servers whose drain has lasted long enough.
     pub expired: &'a BTreeSet<(VsKey, RsKey)>,
-    /// What another mode of kube-proxy left serves until everything of ours does.
-    pub hands_over: bool,
-    /// What the installed rules of each family were made of, by [`Family::index`]; `None`: unknown, the rules
-    /// are compared in full.
-    pub settled: &'a [Option<RulesBasis>; 2],
+    /// True while rules of another kube-proxy mode must be kept because ours are not all in place.
+    pub takeover_pending: bool,
+    /// Inputs of the installed rules of each family. `None`: unknown, compare the rules in full.
+    pub installed: &'a [Option<RulesBasis>; 2],
 }
 
 /// Everything that one family's rules follow from, but for settings: which sets hold anything, wanted and
@@ -69,23 +69,23 @@ impl RulesBasis {
 /// Builds the plan that turns the observed state into the desired one as far as `keys` go, and forgets
 /// the stale flows of these Services. Device, sets, rules, timeouts and sysctls are few and looked at
 /// every time.
-pub fn build_plan(goal: Goal<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) -> Plan {
+pub fn build_plan(input: PlanInput<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) -> Plan {
     let mut ops = Vec::new();
-    goal.diff_node(&mut ops);
-    goal.diff_sets(&keys.entries, &mut ops);
-    for &family in goal.settings.families.iter().filter(|family| !goal.rules_stand(**family)) {
-        goal.diff_rules(family, &mut ops);
-        goal.diff_leftovers(family, &mut ops);
+    input.diff_node(&mut ops);
+    input.diff_sets(&keys.entries, &mut ops);
+    for &family in input.settings.families.iter().filter(|family| !input.rules_stand(**family)) {
+        input.diff_rules(family, &mut ops);
+        input.diff_leftovers(family, &mut ops);
     }
     for key in &keys.virtual_servers {
-        let wanted = goal.desired.virtual_server(key).map(|vs| &**vs);
-        goal.diff_server(key, wanted, goal.observed.virtual_servers.get(key), &mut ops);
+        let wanted = input.desired.virtual_server(key).map(|vs| &**vs);
+        input.diff_server(key, wanted, input.observed.virtual_servers.get(key), &mut ops);
     }
-    goal.diff_addresses(keys, &mut ops);
-    for filter in goal.desired.stale_flows(flows) {
+    input.diff_addresses(keys, &mut ops);
+    for filter in input.desired.stale_flows(flows) {
         ops.push(Op::ForgetFlows(Box::new(FlowsOp { services: flows.clone(), filter })));
     }
-    Plan::new(ops, &goal.desired.first_keys())
+    Plan::new(ops, &input.desired.priority_keys())
 }
 
 fn is_host(net: &IpNet) -> bool {
@@ -115,12 +115,12 @@ fn shuts_out(kind: SetKind) -> bool {
     kind == SetKind::LoadBalancerFw
 }
 
-impl Goal<'_> {
+impl PlanInput<'_> {
     /// Whether the rules of a family need no comparison, or cannot be compared because they were not read.
     fn rules_stand(&self, family: Family) -> bool {
-        let settled = self.settled[family.index()].as_ref();
+        let installed = self.installed[family.index()].as_ref();
         self.observed.unread_rules[family.index()]
-            || settled.is_some_and(|basis| *basis == RulesBasis::build(family, self.desired, self.observed))
+            || installed.is_some_and(|basis| *basis == RulesBasis::build(family, self.desired, self.observed))
     }
 
     fn diff_node(&self, ops: &mut Vec<Op>) {
@@ -192,10 +192,10 @@ impl Goal<'_> {
         let either = |kind: SetKind| wanted_set(kind) || self.observed.has_members(kind, family);
         let mut meanwhile = build_chains(family, self.settings, &either, &closed);
         keep_closed(&has.chains, &mut meanwhile);
-        let hands_over = keep_dispatch(&has.chains, &mut meanwhile) && self.hands_over;
+        let takes_over = keep_dispatch(&has.chains, &mut meanwhile) && self.takeover_pending;
         let write = |chains, jumps, tidy| {
-            let hands_over = hands_over && tidy;
-            Op::WriteRules(Box::new(RulesOp { family, chains, jumps, tidy, hands_over }))
+            let is_takeover = takes_over && tidy;
+            Op::WriteRules(Box::new(RulesOp { family, chains, jumps, tidy, is_takeover }))
         };
         let guarded = has.chains == meanwhile && jumps.is_empty();
         if meanwhile != wanted {
@@ -211,8 +211,8 @@ impl Goal<'_> {
         let removal = self.observed.rules[family.index()].leftovers.clone();
         let nft_table = self.observed.nft_tables[family.index()];
         if !removal.is_empty() || nft_table {
-            let hands_over = self.hands_over;
-            ops.push(Op::RemoveLeftovers(Box::new(LeftoversOp { family, removal, nft_table, hands_over })));
+            let is_takeover = self.takeover_pending;
+            ops.push(Op::RemoveLeftovers(Box::new(LeftoversOp { family, removal, nft_table, is_takeover })));
         }
     }
 

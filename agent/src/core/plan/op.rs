@@ -6,7 +6,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use strum::{EnumDiscriminants, IntoStaticStr, VariantArray};
 
+use super::subject::Subject;
 use crate::core::model::changes::Changes;
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::sets::{Entry, SetId};
@@ -35,10 +37,9 @@ pub enum Phase {
     Tidy,
 }
 
-/// The kernel subsystem that an op goes to. Ops of one phase and lane travel together.
+/// The kernel subsystem that an op goes to. Ops of one phase and subsystem travel together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "named after the subsystem")]
-pub enum Lane {
+pub enum Subsystem {
     Sysctl,
     Device,
     Sets,
@@ -60,8 +61,8 @@ pub struct RulesOp {
     pub jumps: Vec<JumpFix>,
     /// False while traffic is being set up, true when only clearing away what nobody needs.
     pub tidy: bool,
-    /// It takes out the rules of another mode of kube-proxy, which serve until everything else does.
-    pub hands_over: bool,
+    /// It removes jumps of another kube-proxy mode: it runs only when all of ours is in place.
+    pub is_takeover: bool,
 }
 
 /// What other modes of kube-proxy left in one family.
@@ -73,8 +74,8 @@ pub struct LeftoversOp {
     pub removal: Removal,
     /// The table of the nftables mode is to go.
     pub nft_table: bool,
-    /// It waits for everything else to be served.
-    pub hands_over: bool,
+    /// It runs only when all of ours is in place.
+    pub is_takeover: bool,
 }
 
 /// A set that has become too small, to be made anew with its members and put in its place at once.
@@ -97,9 +98,10 @@ pub struct FlowsOp {
     pub filter: FlowFilter,
 }
 
-/// One change to the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the kernel objects that the variant names")]
+/// One change to the kernel. Its fields are the kernel objects that the variant names.
+#[derive(Clone, Debug, PartialEq, Eq, EnumDiscriminants)]
+#[strum_discriminants(name(OpKind), derive(PartialOrd, Ord, Hash, VariantArray, IntoStaticStr))]
+#[strum_discriminants(strum(serialize_all = "snake_case"))]
 pub enum Op {
     /// Write a sysctl.
     SetSysctl(Sysctl),
@@ -143,162 +145,65 @@ pub enum Op {
     RemoveLeftovers(Box<LeftoversOp>),
 }
 
-/// The kind of an op, for counting and for failing one kind at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "see `Op`")]
-pub enum OpKind {
-    SetSysctl,
-    SetTimeouts,
-    CreateDevice,
-    DestroySet,
-    CreateSet,
-    GrowSet,
-    AddEntry,
-    WriteRules,
-    AddVirtualServer,
-    EditVirtualServer,
-    AddRealServer,
-    EditRealServer,
-    Bind,
-    Unbind,
-    DrainRealServer,
-    RemoveRealServer,
-    RemoveVirtualServer,
-    RemoveEntry,
-    ForgetFlows,
-    RemoveLeftovers,
-}
-
 impl OpKind {
-    /// Every kind.
-    pub const ALL: [OpKind; 20] = [
-        OpKind::SetSysctl,
-        OpKind::SetTimeouts,
-        OpKind::CreateDevice,
-        OpKind::DestroySet,
-        OpKind::CreateSet,
-        OpKind::GrowSet,
-        OpKind::AddEntry,
-        OpKind::WriteRules,
-        OpKind::AddVirtualServer,
-        OpKind::EditVirtualServer,
-        OpKind::AddRealServer,
-        OpKind::EditRealServer,
-        OpKind::Bind,
-        OpKind::Unbind,
-        OpKind::DrainRealServer,
-        OpKind::RemoveRealServer,
-        OpKind::RemoveVirtualServer,
-        OpKind::RemoveEntry,
-        OpKind::ForgetFlows,
-        OpKind::RemoveLeftovers,
-    ];
+    /// Every kind, in the order of [`Op`].
+    pub const ALL: &'static [OpKind] = OpKind::VARIANTS;
 }
 
 impl Op {
     /// The kind.
     pub fn kind(&self) -> OpKind {
-        match self {
-            Op::SetSysctl(_) => OpKind::SetSysctl,
-            Op::SetTimeouts(_) => OpKind::SetTimeouts,
-            Op::CreateDevice => OpKind::CreateDevice,
-            Op::DestroySet(_) => OpKind::DestroySet,
-            Op::CreateSet(_) => OpKind::CreateSet,
-            Op::GrowSet(_) => OpKind::GrowSet,
-            Op::AddEntry(..) => OpKind::AddEntry,
-            Op::WriteRules(_) => OpKind::WriteRules,
-            Op::AddVirtualServer(..) => OpKind::AddVirtualServer,
-            Op::EditVirtualServer(..) => OpKind::EditVirtualServer,
-            Op::AddRealServer(..) => OpKind::AddRealServer,
-            Op::EditRealServer(..) => OpKind::EditRealServer,
-            Op::Bind(_) => OpKind::Bind,
-            Op::Unbind(_) => OpKind::Unbind,
-            Op::DrainRealServer(..) => OpKind::DrainRealServer,
-            Op::RemoveRealServer(..) => OpKind::RemoveRealServer,
-            Op::RemoveVirtualServer(_) => OpKind::RemoveVirtualServer,
-            Op::RemoveEntry(..) => OpKind::RemoveEntry,
-            Op::ForgetFlows(_) => OpKind::ForgetFlows,
-            Op::RemoveLeftovers(_) => OpKind::RemoveLeftovers,
-        }
+        self.into()
     }
 
     /// The phase it runs in.
     pub fn phase(&self) -> Phase {
-        match self.kind() {
-            OpKind::SetSysctl | OpKind::SetTimeouts | OpKind::CreateDevice => Phase::Prepare,
-            OpKind::DestroySet | OpKind::CreateSet | OpKind::GrowSet | OpKind::AddEntry => Phase::Guard,
-            OpKind::WriteRules => match self {
-                Op::WriteRules(rules) if rules.tidy => Phase::Tidy,
-                _ => Phase::Guard,
-            },
-            OpKind::AddVirtualServer
-            | OpKind::EditVirtualServer
-            | OpKind::AddRealServer
-            | OpKind::EditRealServer => Phase::Serve,
-            OpKind::Bind => Phase::Open,
-            OpKind::Unbind => Phase::Close,
-            OpKind::DrainRealServer | OpKind::RemoveRealServer | OpKind::RemoveVirtualServer => Phase::Remove,
-            OpKind::RemoveEntry | OpKind::ForgetFlows | OpKind::RemoveLeftovers => Phase::Tidy,
+        match self {
+            Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => Phase::Prepare,
+            Op::WriteRules(rules) if rules.tidy => Phase::Tidy,
+            Op::DestroySet(_) | Op::CreateSet(_) | Op::GrowSet(_) | Op::AddEntry(..) | Op::WriteRules(_) => {
+                Phase::Guard
+            }
+            Op::AddVirtualServer(..)
+            | Op::EditVirtualServer(..)
+            | Op::AddRealServer(..)
+            | Op::EditRealServer(..) => Phase::Serve,
+            Op::Bind(_) => Phase::Open,
+            Op::Unbind(_) => Phase::Close,
+            Op::DrainRealServer(..) | Op::RemoveRealServer(..) | Op::RemoveVirtualServer(_) => Phase::Remove,
+            Op::RemoveEntry(..) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => Phase::Tidy,
         }
     }
 
-    /// The subsystem it goes to.
-    pub fn lane(&self) -> Lane {
-        match self.kind() {
-            OpKind::SetSysctl | OpKind::SetTimeouts => Lane::Sysctl,
-            OpKind::CreateDevice => Lane::Device,
-            OpKind::DestroySet
-            | OpKind::CreateSet
-            | OpKind::GrowSet
-            | OpKind::AddEntry
-            | OpKind::RemoveEntry => Lane::Sets,
-            OpKind::ForgetFlows => Lane::Conntrack,
-            OpKind::RemoveLeftovers => Lane::Leftovers,
-            OpKind::WriteRules => Lane::Rules,
-            OpKind::Bind | OpKind::Unbind => Lane::Addresses,
-            _ => Lane::Ipvs,
-        }
+    /// The subsystem that executes it.
+    pub fn subsystem(&self) -> Subsystem {
+        self.subject().subsystem()
     }
-}
 
-impl Op {
     /// Whether traffic of the family depends on it. Sysctls, stale flows and what other modes left leave
     /// what is programmed as it is.
     pub fn serves(&self, family: Family) -> bool {
-        match self {
-            Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => false,
-            Op::CreateDevice => true,
-            Op::DestroySet(set) | Op::CreateSet(set) => set.family == family,
-            Op::GrowSet(grow) => grow.set.family == family,
-            Op::AddEntry(set, _) | Op::RemoveEntry(set, _) => set.family == family,
-            Op::WriteRules(rules) => rules.family == family,
-            Op::AddVirtualServer(vs, _)
-            | Op::EditVirtualServer(vs, _)
-            | Op::AddRealServer(vs, _)
-            | Op::EditRealServer(vs, _)
-            | Op::DrainRealServer(vs, _)
-            | Op::RemoveRealServer(vs, _)
-            | Op::RemoveVirtualServer(vs) => vs.family() == family,
-            Op::Bind(addr) => Family::of(*addr) == family,
-            Op::Unbind(net) => Family::of_net(net) == family,
+        match self.subsystem() {
+            Subsystem::Sysctl | Subsystem::Conntrack | Subsystem::Leftovers => false,
+            Subsystem::Device
+            | Subsystem::Sets
+            | Subsystem::Rules
+            | Subsystem::Ipvs
+            | Subsystem::Addresses => self.subject().family().is_none_or(|of| of == family),
         }
     }
 
-    /// Whether it belongs to the first part of a plan: everybody needs it, or its key is in `keys`.
+    /// Whether it belongs to the first part of a plan: every Service needs it, or its object is among `keys`.
     /// What closes or removes comes last in any case.
-    fn is_first(&self, keys: &Changes) -> bool {
-        match self {
-            Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => true,
-            Op::DestroySet(_) | Op::CreateSet(_) | Op::GrowSet(_) => true,
-            Op::WriteRules(rules) => !rules.tidy,
-            Op::AddEntry(set, entry) => keys.entries.contains(&(*set, *entry)),
-            Op::AddVirtualServer(vs, _)
-            | Op::EditVirtualServer(vs, _)
-            | Op::AddRealServer(vs, _)
-            | Op::EditRealServer(vs, _) => keys.virtual_servers.contains(vs),
-            Op::Bind(addr) => keys.addresses.contains(addr),
-            Op::Unbind(_) | Op::RemoveEntry(..) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => false,
-            Op::DrainRealServer(..) | Op::RemoveRealServer(..) | Op::RemoveVirtualServer(_) => false,
+    fn is_priority(&self, keys: &Changes) -> bool {
+        match self.phase() {
+            Phase::Prepare => true,
+            Phase::Guard => match self.subject() {
+                entry @ Subject::Entry(..) => keys.contains(&entry),
+                _ => true,
+            },
+            Phase::Serve | Phase::Open => keys.contains(&self.subject()),
+            Phase::Close | Phase::Remove | Phase::Tidy => false,
         }
     }
 }
@@ -341,24 +246,24 @@ impl fmt::Display for Op {
     }
 }
 
-/// What to do, in the order in which to do it: what the first Services need, then the rest; each by
-/// phase, then lane, then object.
+/// What to do, in the order in which to do it: what the priority Services need, then the rest; each by
+/// phase, then subsystem, then object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The ops.
     pub ops: Vec<Op>,
-    /// So many of them, at the start, are for the first Services or for all.
-    pub first: usize,
+    /// So many of them, at the start, are for the priority Services or for all.
+    pub priority: usize,
 }
 
 impl Plan {
-    /// A plan of these ops, put into order. `keys` are those of the Services to be programmed first.
-    /// Ops of one phase and lane keep their relative order.
+    /// A plan of these ops, put into order. `keys` are those of the priority Services.
+    /// Ops of one phase and subsystem keep their relative order.
     pub fn new(mut ops: Vec<Op>, keys: &Changes) -> Self {
-        let is_first = |op: &Op| !keys.is_empty() && op.is_first(keys);
-        ops.sort_by_cached_key(|op| (!is_first(op), op.phase(), op.lane()));
-        let first = ops.partition_point(is_first);
-        Self { ops, first }
+        let is_priority = |op: &Op| !keys.is_empty() && op.is_priority(keys);
+        ops.sort_by_cached_key(|op| (!is_priority(op), op.phase(), op.subsystem()));
+        let priority = ops.partition_point(is_priority);
+        Self { ops, priority }
     }
 
     /// True when there is nothing to do.
@@ -377,7 +282,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut phase = None;
         for (i, op) in self.ops.iter().enumerate() {
-            if phase != Some(op.phase()) || i == self.first {
+            if phase != Some(op.phase()) || i == self.priority {
                 phase = Some(op.phase());
                 writeln!(f, "{:?}", op.phase())?;
             }

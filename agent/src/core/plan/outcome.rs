@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How ops end.
 
-use super::subject::Subject;
+use strum::IntoStaticStr;
+
+use super::subject::{Part, Subject};
+use crate::core::model::Family;
+use crate::core::model::sets::SetId;
+use crate::core::rules::save::ObservedRules;
 
 /// Why the kernel, or a program, refuses something. A closed set: it is a label of metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Cause {
     /// `EPERM`: a capability is missing.
     NotPermitted,
@@ -41,23 +47,7 @@ pub enum Cause {
 impl Cause {
     /// The value of a metric's label `reason`.
     pub fn label(self) -> &'static str {
-        match self {
-            Cause::NotPermitted => "not_permitted",
-            Cause::ReadOnly => "read_only",
-            Cause::InvalidArgument => "invalid_argument",
-            Cause::Exists => "exists",
-            Cause::Missing => "missing",
-            Cause::InUse => "in_use",
-            Cause::Full => "full",
-            Cause::NotSupported => "not_supported",
-            Cause::FamilyDisabled => "family_disabled",
-            Cause::WrongKind => "wrong_kind",
-            Cause::ProgramFailed => "program_failed",
-            Cause::ProgramMissing => "program_missing",
-            Cause::TimedOut => "timed_out",
-            Cause::Blocked => "blocked",
-            Cause::Other => "other",
-        }
+        self.into()
     }
 
     /// The cause behind an errno of `<asm-generic/errno.h>`.
@@ -114,6 +104,16 @@ impl OpError {
     }
 }
 
+/// A part of the kernel could not be read. Nothing is known about it then, so the mirror keeps what it has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot read {part}: {error}")]
+pub struct ObserveError {
+    /// What was being read.
+    pub part: Part,
+    /// What went wrong, and the remedy where there is one.
+    pub error: OpError,
+}
+
 /// What the kernel did with an op that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -146,6 +146,17 @@ impl From<Result<Progress, OpError>> for Outcome {
             Err(error) => Outcome::Failed(error),
         }
     }
+}
+
+/// The end of something that a program did beside the loop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// The rules of a family were read; `None`: nobody changed them since the last reading.
+    Rules(Family, Result<Option<Box<ObservedRules>>, OpError>),
+    /// An op that was [`Progress::Started`] has ended.
+    Op(Subject, Result<(), OpError>),
+    /// A set could not be read: its members are not known.
+    Unread(SetId, OpError),
 }
 
 /// How every op of a plan ended, in the plan's order.

@@ -8,7 +8,7 @@ use crate::core::model::changes::Changes;
 use crate::core::model::settings::{LocalTraffic, Settings, Sysctl};
 use crate::core::model::*;
 use crate::core::plan::op::{Op, OpKind, Plan, RulesOp};
-use crate::core::plan::{Goal, all_keys, build_plan};
+use crate::core::plan::{PlanInput, all_keys, build_plan};
 use crate::core::rules::chains::Table;
 use crate::core::rules::save::{ObservedRules, parse_save};
 use crate::core::service::desired::Desired;
@@ -74,11 +74,17 @@ fn plan(desired: &Desired, observed: &Observed, changes: Option<&Changes>) -> Pl
 /// The plan for these changes, or for everything.
 fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, changes: Option<&Changes>) -> Plan {
     let expired = BTreeSet::new();
-    let goal =
-        Goal { desired, observed, settings, expired: &expired, hands_over: true, settled: &[None, None] };
+    let input = PlanInput {
+        desired,
+        observed,
+        settings,
+        expired: &expired,
+        takeover_pending: true,
+        installed: &[None, None],
+    };
     match changes {
-        Some(changes) => build_plan(goal, changes, &changes.flows),
-        None => build_plan(goal, &all_keys(desired, observed), &BTreeSet::new()),
+        Some(changes) => build_plan(input, changes, &changes.flows),
+        None => build_plan(input, &all_keys(desired, observed), &BTreeSet::new()),
     }
 }
 
@@ -240,15 +246,15 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     desired.update(&name, Some(with(&[3])), &mut changes);
     let step = |observed: &Observed, expired: &[RsKey]| {
         let (settings, expired) = (settings(), expired.iter().map(|rs| (vs, *rs)).collect());
-        let goal = Goal {
+        let input = PlanInput {
             desired: &desired,
             observed,
             settings: &settings,
             expired: &expired,
-            hands_over: true,
-            settled: &[None, None],
+            takeover_pending: true,
+            installed: &[None, None],
         };
-        build_plan(goal, &changes, &changes.flows).to_string()
+        build_plan(input, &changes, &changes.flows).to_string()
     };
     assert_eq!(
         step(&observed, &[]),
@@ -319,15 +325,15 @@ fn the_iptables_mode_goes_on_while_anything_of_the_family_fails() {
         kernel.fail_next(OpKind::Bind);
         let expired = BTreeSet::new();
         let settings = settings();
-        let goal = Goal {
+        let input = PlanInput {
             desired: &desired,
             observed: &kernel.state.clone(),
             settings: &settings,
             expired: &expired,
-            hands_over: patient,
-            settled: &[None, None],
+            takeover_pending: patient,
+            installed: &[None, None],
         };
-        let plan = build_plan(goal, &all_keys(&desired, &kernel.state), &BTreeSet::new());
+        let plan = build_plan(input, &all_keys(&desired, &kernel.state), &BTreeSet::new());
         let report = run_plan(&mut kernel, &plan);
         assert!(!report.is_clean());
         assert_eq!(!kernel.state.rules[0].leftovers.is_empty(), stays);

@@ -31,7 +31,7 @@ fn pass(retries: &mut Retries, ops: &[(Op, Outcome)], now: Duration) -> Changes 
     let (mut keys, mut pending) = (Changes::default(), Changes::default());
     retries.begin(now, &mut keys);
     ops.iter().for_each(|(op, _)| keys.add_op(op));
-    let plan = Plan { ops: ops.iter().map(|(op, _)| op.clone()).collect(), first: 0 };
+    let plan = Plan { ops: ops.iter().map(|(op, _)| op.clone()).collect(), priority: 0 };
     retries.consider(&plan);
     let report = Report { outcomes: ops.iter().map(|(_, outcome)| outcome.clone()).collect() };
     retries.follow(&keys, &plan, &report, now, &mut pending);
@@ -128,7 +128,7 @@ fn chains_of_causes_are_tried_as_one() {
         chains: Default::default(),
         jumps: Vec::new(),
         tidy: false,
-        hands_over: false,
+        is_takeover: false,
     }));
     let ops = [
         (Op::CreateSet(set), refused()),
@@ -182,7 +182,7 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
             chains: Default::default(),
             jumps: Vec::new(),
             tidy,
-            hands_over: false,
+            is_takeover: false,
         }))
     };
     let subject = Subject::Rules(Family::V6);
@@ -199,7 +199,7 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
     let mut due = Changes::default();
     assert!(retries.begin(s(21), &mut due) && due.addresses.contains(&ip(1)));
     let ops = [(rules(false), Outcome::Started), (Op::Bind(ip(1)), Outcome::Blocked(subject))];
-    let plan = Plan { ops: ops.iter().map(|(op, _)| op.clone()).collect(), first: 0 };
+    let plan = Plan { ops: ops.iter().map(|(op, _)| op.clone()).collect(), priority: 0 };
     let report = Report { outcomes: ops.iter().map(|(_, outcome)| outcome.clone()).collect() };
     retries.follow(&due, &plan, &report, s(21), &mut keys);
     assert!(retries.finish(&subject, &Ok(()), s(22), &mut keys).is_some());

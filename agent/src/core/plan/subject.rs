@@ -5,8 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use strum::IntoStaticStr;
 
-use super::op::Op;
+use super::op::{Op, Subsystem};
 use super::ownership::DEVICE;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::{Entry, SetId};
@@ -70,57 +71,31 @@ pub enum Subject {
     Leftovers(Family),
 }
 
-/// The kinds of [`Subject`], for counting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "see `Subject`")]
+/// The kinds of [`Subject`], for counting. Its text is the value of a metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum SubjectKind {
     Reading,
     Sysctl,
     Timeouts,
     Device,
+    #[strum(serialize = "ipset")]
     Set,
+    #[strum(serialize = "ipset_entry")]
     Entry,
     Rules,
     VirtualServer,
     RealServer,
     Address,
+    #[strum(serialize = "udp_flows")]
     Flows,
     Leftovers,
 }
 
 impl SubjectKind {
-    /// Every kind.
-    pub const ALL: [SubjectKind; 12] = [
-        SubjectKind::Reading,
-        SubjectKind::Sysctl,
-        SubjectKind::Timeouts,
-        SubjectKind::Device,
-        SubjectKind::Set,
-        SubjectKind::Entry,
-        SubjectKind::Rules,
-        SubjectKind::VirtualServer,
-        SubjectKind::RealServer,
-        SubjectKind::Address,
-        SubjectKind::Flows,
-        SubjectKind::Leftovers,
-    ];
-
     /// The value of a metric's label `kind`.
     pub fn label(self) -> &'static str {
-        match self {
-            SubjectKind::Reading => "reading",
-            SubjectKind::Sysctl => "sysctl",
-            SubjectKind::Timeouts => "timeouts",
-            SubjectKind::Device => "device",
-            SubjectKind::Set => "ipset",
-            SubjectKind::Entry => "ipset_entry",
-            SubjectKind::Rules => "rules",
-            SubjectKind::VirtualServer => "virtual_server",
-            SubjectKind::RealServer => "real_server",
-            SubjectKind::Address => "address",
-            SubjectKind::Flows => "udp_flows",
-            SubjectKind::Leftovers => "leftovers",
-        }
+        self.into()
     }
 
     /// The words for `count` of them: `1 real server`, `3 real servers`.
@@ -162,6 +137,40 @@ impl Subject {
         }
     }
 
+    /// The subsystem that changes or reads it.
+    pub fn subsystem(&self) -> Subsystem {
+        match self {
+            Subject::Sysctl(_) | Subject::Timeouts | Subject::Reading(Part::Node) => Subsystem::Sysctl,
+            Subject::Device => Subsystem::Device,
+            Subject::Set(_) | Subject::Entry(..) | Subject::Reading(Part::Set(_)) => Subsystem::Sets,
+            Subject::Rules(_) | Subject::Reading(Part::Rules(_)) => Subsystem::Rules,
+            Subject::VirtualServer(_) | Subject::RealServer(..) | Subject::Reading(Part::Ipvs) => {
+                Subsystem::Ipvs
+            }
+            Subject::Address(_) | Subject::Network(_) | Subject::Reading(Part::Addresses) => {
+                Subsystem::Addresses
+            }
+            Subject::Flows(_) => Subsystem::Conntrack,
+            Subject::Leftovers(_) => Subsystem::Leftovers,
+        }
+    }
+
+    /// The only family that it concerns; `None`: both.
+    pub fn family(&self) -> Option<Family> {
+        match self {
+            Subject::Sysctl(_) | Subject::Timeouts | Subject::Device => None,
+            Subject::Reading(Part::Ipvs | Part::Addresses | Part::Node) => None,
+            Subject::Set(set) | Subject::Entry(set, _) | Subject::Reading(Part::Set(set)) => Some(set.family),
+            Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => Some(vs.family()),
+            Subject::Address(addr) => Some(Family::of(*addr)),
+            Subject::Network(net) => Some(Family::of_net(net)),
+            Subject::Rules(family)
+            | Subject::Reading(Part::Rules(family))
+            | Subject::Flows(family)
+            | Subject::Leftovers(family) => Some(*family),
+        }
+    }
+
     /// Whether every address of the family depends on it: what stands before the first packet. `needs`: whether some
     /// rule is over a set.
     pub fn guards(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
@@ -175,21 +184,14 @@ impl Subject {
 
     /// Whether it is the node's and no Service's: any number of Services may wait for it.
     pub fn is_shared(&self) -> bool {
-        match self {
-            Subject::Reading(_)
-            | Subject::Sysctl(_)
-            | Subject::Timeouts
-            | Subject::Device
-            | Subject::Set(_)
-            | Subject::Rules(_)
-            | Subject::Flows(_)
-            | Subject::Leftovers(_) => true,
+        !matches!(
+            self,
             Subject::Entry(..)
-            | Subject::VirtualServer(_)
-            | Subject::RealServer(..)
-            | Subject::Address(_)
-            | Subject::Network(_) => false,
-        }
+                | Subject::VirtualServer(_)
+                | Subject::RealServer(..)
+                | Subject::Address(_)
+                | Subject::Network(_)
+        )
     }
 
     /// The virtual server that it belongs to.
@@ -297,10 +299,9 @@ mod tests {
     use crate::core::model::Protocol;
 
     #[test]
-    fn kinds_are_in_the_order_of_their_list_and_count_in_words() {
-        for (i, kind) in SubjectKind::ALL.into_iter().enumerate() {
-            assert_eq!(kind as usize, i);
-        }
+    fn kinds_have_labels_and_count_in_words() {
+        assert_eq!(SubjectKind::Entry.label(), "ipset_entry");
+        assert_eq!(SubjectKind::VirtualServer.label(), "virtual_server");
         assert_eq!(SubjectKind::Address.count(1), "1 address");
         assert_eq!(SubjectKind::Entry.count(2), "2 ipset entries");
     }

@@ -40,6 +40,11 @@ pub const CHAINS: [(Table, &str); 11] = [
     (Table::Filter, "KUBE-IPVS-OUT-FILTER"),
 ];
 
+/// Whether the chain of that table is one of [`CHAINS`].
+pub fn is_ours(table: &str, chain: &str) -> bool {
+    CHAINS.iter().any(|(t, c)| t.name() == table && *c == chain)
+}
+
 /// A jump from a built-in chain to one of ours.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Jump {

@@ -7,6 +7,7 @@
 pub mod chains;
 pub mod removal;
 pub mod save;
+pub mod save_text;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -54,7 +55,7 @@ enum Match {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Target {
+enum RuleTarget {
     Accept,
     Return,
     Drop,
@@ -70,7 +71,7 @@ struct Rule {
     table: Table,
     chain: &'static str,
     matches: Vec<Match>,
-    target: Target,
+    target: RuleTarget,
 }
 
 /// The text of all our chains of one family: each chain with its rules, in order, without the
@@ -123,7 +124,7 @@ fn over(kind: SetKind, dir: Dir) -> Vec<Match> {
     vec![Match::Comment(kind.comment()), Match::Set(kind, dir)]
 }
 
-const TO_MARK: Target = Target::Chain("KUBE-MARK-MASQ");
+const TO_MARK: RuleTarget = RuleTarget::Chain("KUBE-MARK-MASQ");
 
 fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool) -> Vec<Rule> {
     use Match::{Comment, DstLocal, NotMark, Set, Source};
@@ -133,40 +134,43 @@ fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool)
         Family::V4 => "127.0.0.0/8",
         Family::V6 => "::1/128",
     };
-    add("KUBE-SERVICES", vec![Source(loopback.to_owned())], Target::Return);
+    add("KUBE-SERVICES", vec![Source(loopback.to_owned())], RuleTarget::Return);
     if has(SetKind::LoopBack) {
-        let target = Target::Masquerade { random: false };
+        let target = RuleTarget::Masquerade { random: false };
         add("KUBE-POSTROUTING", over(SetKind::LoopBack, Dir::DstDstSrc), target);
     }
     if has(SetKind::LoadBalancer) {
-        let target = Target::Chain("KUBE-LOAD-BALANCER");
+        let target = RuleTarget::Chain("KUBE-LOAD-BALANCER");
         add("KUBE-SERVICES", over(SetKind::LoadBalancer, Dir::DstDst), target);
     }
     if has(SetKind::LoadBalancerLocal) {
-        add("KUBE-LOAD-BALANCER", over(SetKind::LoadBalancerLocal, Dir::DstDst), Target::Return);
+        add("KUBE-LOAD-BALANCER", over(SetKind::LoadBalancerLocal, Dir::DstDst), RuleTarget::Return);
     }
     node_port_rules(has, &mut add);
     if has(SetKind::ClusterIp) {
         add("KUBE-SERVICES", cluster_ip_matches(family, settings), TO_MARK);
     }
     external_ip_rules(has, &mut add);
-    add("KUBE-SERVICES", vec![DstLocal], Target::Chain("KUBE-NODE-PORT"));
+    add("KUBE-SERVICES", vec![DstLocal], RuleTarget::Chain("KUBE-NODE-PORT"));
     add("KUBE-LOAD-BALANCER", vec![], TO_MARK);
     for kind in [SetKind::ClusterIp, SetKind::LoadBalancer] {
         if has(kind) {
-            add("KUBE-SERVICES", vec![Set(kind, Dir::DstDst)], Target::Accept);
+            add("KUBE-SERVICES", vec![Set(kind, Dir::DstDst)], RuleTarget::Accept);
         }
     }
-    add("KUBE-POSTROUTING", vec![NotMark], Target::Return);
-    add("KUBE-POSTROUTING", vec![], Target::ClearMark);
+    add("KUBE-POSTROUTING", vec![NotMark], RuleTarget::Return);
+    add("KUBE-POSTROUTING", vec![], RuleTarget::ClearMark);
     let snat = vec![Comment("kubernetes service traffic requiring SNAT")];
-    add("KUBE-POSTROUTING", snat, Target::Masquerade { random: true });
-    add("KUBE-MARK-MASQ", vec![], Target::SetMark);
+    add("KUBE-POSTROUTING", snat, RuleTarget::Masquerade { random: true });
+    add("KUBE-MARK-MASQ", vec![], RuleTarget::SetMark);
     rules
 }
 
 /// Traffic to node ports is masqueraded unless its policy is Local.
-fn node_port_rules(has: &dyn Fn(SetKind) -> bool, add: &mut impl FnMut(&'static str, Vec<Match>, Target)) {
+fn node_port_rules(
+    has: &dyn Fn(SetKind) -> bool,
+    add: &mut impl FnMut(&'static str, Vec<Match>, RuleTarget),
+) {
     use SetKind as K;
     let protocols = [
         (Protocol::Tcp, K::NodePortLocalTcp, K::NodePortTcp, Dir::Dst),
@@ -174,7 +178,7 @@ fn node_port_rules(has: &dyn Fn(SetKind) -> bool, add: &mut impl FnMut(&'static 
         (Protocol::Sctp, K::NodePortLocalSctp, K::NodePortSctp, Dir::DstDst),
     ];
     for (protocol, local, all, dir) in protocols {
-        for (kind, target) in [(local, Target::Return), (all, TO_MARK)] {
+        for (kind, target) in [(local, RuleTarget::Return), (all, TO_MARK)] {
             if has(kind) {
                 let matches = std::iter::once(Match::Protocol(protocol)).chain(over(kind, dir));
                 add("KUBE-NODE-PORT", matches.collect(), target);
@@ -185,7 +189,10 @@ fn node_port_rules(has: &dyn Fn(SetKind) -> bool, add: &mut impl FnMut(&'static 
 
 /// Traffic to external IPs is masqueraded unless its policy is Local, and accepted where it comes
 /// from outside or where the address is local.
-fn external_ip_rules(has: &dyn Fn(SetKind) -> bool, add: &mut impl FnMut(&'static str, Vec<Match>, Target)) {
+fn external_ip_rules(
+    has: &dyn Fn(SetKind) -> bool,
+    add: &mut impl FnMut(&'static str, Vec<Match>, RuleTarget),
+) {
     for kind in [SetKind::ExternalIp, SetKind::ExternalIpLocal] {
         if !has(kind) {
             continue;
@@ -195,7 +202,7 @@ fn external_ip_rules(has: &dyn Fn(SetKind) -> bool, add: &mut impl FnMut(&'stati
         }
         for extra in [Match::NotBridgedNotFromLocal, Match::DstLocal] {
             let matches = over(kind, Dir::DstDst).into_iter().chain([extra]).collect();
-            add("KUBE-SERVICES", matches, Target::Accept);
+            add("KUBE-SERVICES", matches, RuleTarget::Accept);
         }
     }
 }
@@ -219,49 +226,49 @@ fn filter_rules(settings: &Settings, has: &dyn Fn(SetKind) -> bool, closed: &[Vs
     let mut rules = Vec::new();
     let mut add = |chain, matches, target| rules.push(Rule { table: Table::Filter, chain, matches, target });
     if has(SetKind::LoadBalancerFw) {
-        let target = Target::Chain("KUBE-SOURCE-RANGES-FIREWALL");
+        let target = RuleTarget::Chain("KUBE-SOURCE-RANGES-FIREWALL");
         add("KUBE-PROXY-FIREWALL", over(SetKind::LoadBalancerFw, Dir::DstDst), target);
     }
     if settings.keep_established {
         let standing = vec![ConntrackState("RELATED,ESTABLISHED")];
-        add("KUBE-SOURCE-RANGES-FIREWALL", standing, Target::Return);
+        add("KUBE-SOURCE-RANGES-FIREWALL", standing, RuleTarget::Return);
     }
     for kind in [SetKind::LoadBalancerSourceCidr, SetKind::LoadBalancerSourceIp] {
         if has(kind) {
-            add("KUBE-SOURCE-RANGES-FIREWALL", over(kind, Dir::DstDstSrc), Target::Return);
+            add("KUBE-SOURCE-RANGES-FIREWALL", over(kind, Dir::DstDstSrc), RuleTarget::Return);
         }
     }
-    add("KUBE-SOURCE-RANGES-FIREWALL", vec![], Target::Drop);
+    add("KUBE-SOURCE-RANGES-FIREWALL", vec![], RuleTarget::Drop);
     for server in closed {
         // What the node itself sends to a VIP has the VIP as its source.
         let source = Match::Source(ipnet::IpNet::from(server.addr).to_string());
-        add(OUT_FILTER.1, vec![source, Match::Ipvs(*server)], Target::Drop);
+        add(OUT_FILTER.1, vec![source, Match::Ipvs(*server)], RuleTarget::Drop);
     }
-    add("KUBE-FORWARD", vec![Comment("kubernetes forwarding rules"), Mark], Target::Accept);
+    add("KUBE-FORWARD", vec![Comment("kubernetes forwarding rules"), Mark], RuleTarget::Accept);
     add(
         "KUBE-FORWARD",
         vec![Comment("kubernetes forwarding conntrack rule"), ConntrackState("RELATED,ESTABLISHED")],
-        Target::Accept,
+        RuleTarget::Accept,
     );
     let health = SetKind::HealthCheckNodePort;
-    add("KUBE-NODE-PORT", over(health, Dir::Dst), Target::Accept);
+    add("KUBE-NODE-PORT", over(health, Dir::Dst), RuleTarget::Accept);
     let passed = [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal];
     for kind in passed {
-        add("KUBE-IPVS-FILTER", vec![Set(kind, Dir::DstDst)], Target::Return);
+        add("KUBE-IPVS-FILTER", vec![Set(kind, Dir::DstDst)], RuleTarget::Return);
     }
-    add("KUBE-IPVS-FILTER", vec![Set(health, Dir::Dst)], Target::Return);
-    add("KUBE-IPVS-FILTER", vec![ConntrackState("NEW"), Set(SetKind::IpvsIps, Dir::Dst)], Target::Reject);
+    add("KUBE-IPVS-FILTER", vec![Set(health, Dir::Dst)], RuleTarget::Return);
+    add("KUBE-IPVS-FILTER", vec![ConntrackState("NEW"), Set(SetKind::IpvsIps, Dir::Dst)], RuleTarget::Reject);
     rules
 }
 
 fn render_rule(rule: &Rule, family: Family, mark: u32) -> String {
     let mut words: Vec<String> = Vec::new();
     // iptables-save prints source, interface and protocol before any extension.
-    let is_first = |m: &&Match| {
+    let is_priority = |m: &&Match| {
         matches!(m, Match::Source(_) | Match::NotSource(_) | Match::NotInterface(_) | Match::Protocol(_))
     };
-    let first = rule.matches.iter().filter(is_first);
-    let rest = rule.matches.iter().filter(|m| !is_first(m));
+    let first = rule.matches.iter().filter(is_priority);
+    let rest = rule.matches.iter().filter(|m| !is_priority(m));
     words.extend(first.chain(rest).map(|m| render_match(m, family, mark)));
     words.push(render_target(&rule.target, family, mark));
     words.join(" ")
@@ -290,20 +297,20 @@ fn render_match(m: &Match, family: Family, mark: u32) -> String {
     }
 }
 
-fn render_target(target: &Target, family: Family, mark: u32) -> String {
+fn render_target(target: &RuleTarget, family: Family, mark: u32) -> String {
     match target {
-        Target::Accept => "-j ACCEPT".to_owned(),
-        Target::Return => "-j RETURN".to_owned(),
-        Target::Drop => "-j DROP".to_owned(),
-        Target::Reject => match family {
+        RuleTarget::Accept => "-j ACCEPT".to_owned(),
+        RuleTarget::Return => "-j RETURN".to_owned(),
+        RuleTarget::Drop => "-j DROP".to_owned(),
+        RuleTarget::Reject => match family {
             Family::V4 => "-j REJECT --reject-with icmp-port-unreachable".to_owned(),
             Family::V6 => "-j REJECT --reject-with icmp6-port-unreachable".to_owned(),
         },
-        Target::Masquerade { random: true } => "-j MASQUERADE --random-fully".to_owned(),
-        Target::Masquerade { random: false } => "-j MASQUERADE".to_owned(),
-        Target::SetMark => format!("-j MARK --set-xmark {mark:#x}/{mark:#x}"),
-        Target::ClearMark => format!("-j MARK --set-xmark {mark:#x}/0x0"),
-        Target::Chain(chain) => format!("-j {chain}"),
+        RuleTarget::Masquerade { random: true } => "-j MASQUERADE --random-fully".to_owned(),
+        RuleTarget::Masquerade { random: false } => "-j MASQUERADE".to_owned(),
+        RuleTarget::SetMark => format!("-j MARK --set-xmark {mark:#x}/{mark:#x}"),
+        RuleTarget::ClearMark => format!("-j MARK --set-xmark {mark:#x}/0x0"),
+        RuleTarget::Chain(chain) => format!("-j {chain}"),
     }
 }
 

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::chains::{CHAINS, JUMPS, Table};
+use super::chains::{JUMPS, Table, is_ours};
+use super::save_text::split_save;
 
 /// What is to go from one table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,10 +92,6 @@ pub fn is_of_other_modes(table: &str, chain: &str) -> bool {
     OTHERS.contains(&(table, chain)) || (table == "nat" && HASHED.iter().any(|p| chain.starts_with(p)))
 }
 
-fn is_ours(table: &str, chain: &str) -> bool {
-    CHAINS.iter().any(|(t, c)| t.name() == table && *c == chain)
-}
-
 /// The chain that a rule leads to.
 pub fn target(rule: &str) -> Option<&str> {
     // What a comment says comes before, in quotes.
@@ -146,29 +143,6 @@ impl Extent {
     fn is_rewritten(self, table: &str, from: &str) -> bool {
         self == Extent::OtherModes && is_ours(table, from)
     }
-}
-
-/// Chains and rules of one table, as printed.
-#[derive(Default)]
-struct Saved<'a> {
-    chains: BTreeSet<&'a str>,
-    rules: Vec<(&'a str, &'a str)>,
-}
-
-fn split_save(text: &str) -> BTreeMap<&str, Saved<'_>> {
-    let mut tables: BTreeMap<&str, Saved<'_>> = BTreeMap::new();
-    let mut table = "";
-    for line in text.lines().map(str::trim_end) {
-        if let Some(name) = line.strip_prefix('*') {
-            table = name;
-        } else if let Some(declaration) = line.strip_prefix(':') {
-            let chain = declaration.split_whitespace().next().unwrap_or_default();
-            tables.entry(table).or_default().chains.insert(chain);
-        } else if let Some(rule) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
-            tables.entry(table).or_default().rules.push(rule);
-        }
-    }
-    tables
 }
 
 /// Finds in the output of `iptables-save` what is to go.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::core::model::Family;
 use crate::core::model::settings::Settings;
+use crate::core::rules::chains::CHAINS;
 use crate::core::rules::save::{ObservedRules, parse_save};
 use crate::core::rules::{build_chains, render_restore};
 

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use super::Chains;
-use super::chains::{CHAINS, JUMPS, JumpFix, Table, jump_chains, wanted_jumps};
+use super::chains::{JUMPS, JumpFix, Table, is_ours, jump_chains, wanted_jumps};
 use super::removal::{Extent, Removal, find_removal};
+use super::save_text::split_save;
 
 /// What a family's iptables hold of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,38 +39,27 @@ impl ObservedRules {
     }
 }
 
-/// Parses `iptables-save` output. Tables, chains and rules of others are passed over.
+/// Parses `iptables-save` output. Tables, chains and rules of others are ignored.
 pub fn parse_save(text: &str) -> ObservedRules {
     let leftovers = find_removal(text, Extent::OtherModes);
     let mut observed = ObservedRules { leftovers, ..ObservedRules::default() };
-    let mut table = None;
-    for line in text.lines() {
-        let line = line.trim_end();
-        if let Some(name) = line.strip_prefix('*') {
-            table = Table::ALL.into_iter().find(|t| t.name() == name);
+    let saved = split_save(text);
+    for (table, saved) in Table::ALL.into_iter().filter_map(|table| Some((table, saved.get(table.name())?))) {
+        for chain in saved.chains.iter().filter(|chain| is_ours(table.name(), chain)) {
+            observed.chains.entry((table, (*chain).to_owned())).or_default();
         }
-        let Some(table) = table else { continue };
-        if let Some(declaration) = line.strip_prefix(':') {
-            let chain = declaration.split_whitespace().next().unwrap_or_default();
-            if is_ours(table, chain) {
-                observed.chains.entry((table, chain.to_owned())).or_default();
-            }
-        } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|r| r.split_once(' ')) {
-            if is_ours(table, chain) {
-                observed.chains.entry((table, chain.to_owned())).or_default().push(rule.to_owned());
+        for (chain, rule) in &saved.rules {
+            if is_ours(table.name(), chain) {
+                observed.chains.entry((table, (*chain).to_owned())).or_default().push((*rule).to_owned());
             }
             for (i, jump) in JUMPS.iter().enumerate() {
-                if jump.table == table && jump.from == chain && jump.spec() == rule {
+                if jump.table == table && jump.from == *chain && jump.spec() == *rule {
                     observed.jumps.entry((table, jump.from)).or_default().push(i);
                 }
             }
         }
     }
     observed
-}
-
-fn is_ours(table: Table, chain: &str) -> bool {
-    CHAINS.iter().any(|(t, c)| *t == table && *c == chain)
 }
 
 #[cfg(test)]

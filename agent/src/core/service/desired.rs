@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::fragment::{Fragment, HealthCheck, Remark, VirtualServer};
+use super::fragment::{Fragment, HealthCheck, Notice, VirtualServer};
 use super::node_facts::Binding;
+use crate::core::model::Few;
 use crate::core::model::changes::Changes;
-use crate::core::model::few::Few;
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Map;
 use crate::core::model::members::Members;
@@ -74,9 +74,9 @@ impl Desired {
                 changes.flows.insert(name.clone());
             }
         }
-        if old.remarks != next.remarks {
-            changes.remarked.insert(name.clone());
-            self.count_unbound(&old.remarks, &next.remarks);
+        if old.notices != next.notices {
+            changes.noticed.insert(name.clone());
+            self.count_unbound(&old.notices, &next.notices);
         }
         self.count_no_local(&old, &next);
         if old.health != next.health {
@@ -87,7 +87,7 @@ impl Desired {
             };
         }
         self.first.remove(name);
-        if !next.virtual_servers.is_empty() || !next.remarks.is_empty() {
+        if !next.virtual_servers.is_empty() || !next.notices.is_empty() {
             if next.first {
                 self.first.insert(name.clone());
             }
@@ -118,9 +118,9 @@ impl Desired {
         }
     }
 
-    fn count_unbound(&mut self, old: &[Remark], next: &[Remark]) {
-        let binding = |remark: &Remark| match remark {
-            Remark::SpecialVip(_, binding) if !binding.is_bound() => Some(*binding),
+    fn count_unbound(&mut self, old: &[Notice], next: &[Notice]) {
+        let binding = |notice: &Notice| match notice {
+            Notice::SpecialVip(_, binding) if !binding.is_bound() => Some(*binding),
             _ => None,
         };
         for binding in next.iter().filter_map(binding) {
@@ -153,10 +153,9 @@ impl Desired {
         let keys: BTreeSet<VsKey> =
             old.virtual_servers.iter().chain(&next.virtual_servers).map(|vs| vs.key).collect();
         for key in keys {
-            let claims_before = self.virtual_servers.remove(&key).unwrap_or_default();
-            let losers_before = claims_before.len().saturating_sub(1);
-            let before = claims_before.first().cloned();
-            let mut claims = claims_before.into_vec();
+            let mut claims = self.virtual_servers.remove(&key).unwrap_or_default();
+            let losers_before = claims.len().saturating_sub(1);
+            let before = claims.first().cloned();
             claims.retain(|claim| claim.service != *name);
             if let Ok(i) = next.virtual_servers.binary_search_by_key(&key, |vs| vs.key) {
                 let claim = next.virtual_servers[i].clone();
@@ -166,7 +165,7 @@ impl Desired {
             let losers = claims.len().saturating_sub(1);
             let after = claims.first().cloned();
             if !claims.is_empty() {
-                self.virtual_servers.insert(key, claims.into());
+                self.virtual_servers.insert(key, claims);
             }
             if losers > 0 {
                 self.contested.insert(key);
@@ -224,8 +223,8 @@ impl Desired {
     }
 
     /// What the operator should know about a Service.
-    pub fn remarks(&self, name: &ObjectName) -> &[Remark] {
-        self.fragments.get(name).map_or(&[], |fragment| &fragment.remarks)
+    pub fn notices(&self, name: &ObjectName) -> &[Notice] {
+        self.fragments.get(name).map_or(&[], |fragment| &fragment.notices)
     }
 
     /// Every wanted virtual server, in no order.
@@ -242,7 +241,7 @@ impl Desired {
     }
 
     /// Everything that the Services to be programmed first want.
-    pub fn first_keys(&self) -> Changes {
+    pub fn priority_keys(&self) -> Changes {
         let mut keys = Changes::default();
         for fragment in self.first.iter().filter_map(|name| self.fragments.get(name)) {
             for server in &fragment.virtual_servers {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::endpoints::{self, PortEndpoint, Selection};
 use super::node_facts::{Binding, NodeFacts};
-use crate::core::model::few::Few;
+use crate::core::model::Few;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{ExternalIps, Settings};
 use crate::core::model::{
@@ -55,7 +55,7 @@ pub struct UdpPort {
 
 /// Something that the operator should know about the Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Remark {
+pub enum Notice {
     /// The external IP is not on the allow-list.
     ExternalIpRefused(IpAddr),
     /// The VIP is an address of the node, of its next hop, or of no use as one.
@@ -88,7 +88,7 @@ pub struct Fragment {
     /// UDP ports with endpoints.
     pub udp: Box<[UdpPort]>,
     /// What the operator should know.
-    pub remarks: Box<[Remark]>,
+    pub notices: Box<[Notice]>,
     /// Whether a policy Local finds endpoints, but none on this node, of each family, by
     /// [`Family::index`]: the internal policy, then the external one.
     pub no_local: [[bool; 2]; 2],
@@ -142,17 +142,17 @@ struct Builder<'a> {
 /// A fragment in the making.
 #[derive(Default)]
 struct Draft {
-    virtual_servers: Vec<Arc<VirtualServer>>,
-    addresses: Vec<IpAddr>,
-    entries: Vec<(SetId, Entry)>,
+    virtual_servers: Few<Arc<VirtualServer>>,
+    addresses: Few<IpAddr>,
+    entries: Few<(SetId, Entry)>,
     udp: Vec<UdpPort>,
-    remarks: Vec<Remark>,
+    notices: Vec<Notice>,
     no_local: [[bool; 2]; 2],
     health: Option<HealthCheck>,
 }
 
 impl Builder<'_> {
-    /// All VIPs of a family; external IPs that are refused become remarks.
+    /// All VIPs of a family; external IPs that are refused become notices.
     fn vips(&mut self, family: Family, cluster_ip: IpAddr) -> Vec<(VipKind, IpAddr)> {
         let mut vips = vec![(VipKind::ClusterIp, cluster_ip)];
         for ip in self.service.external_ips(family) {
@@ -161,7 +161,7 @@ impl Builder<'_> {
                 ExternalIps::Within(nets) if nets.iter().any(|net| net.contains(&ip)) => {
                     vips.push((VipKind::ExternalIp, ip));
                 }
-                ExternalIps::Within(_) => self.draft.remarks.push(Remark::ExternalIpRefused(ip)),
+                ExternalIps::Within(_) => self.draft.notices.push(Notice::ExternalIpRefused(ip)),
                 ExternalIps::None => {}
             }
         }
@@ -232,12 +232,12 @@ impl Builder<'_> {
         // Pods reach the API server at a ClusterIP, and that works.
         if kind != VipKind::ClusterIp && self.node.protected.is_way_to_api_server(&key) {
             self.add_address(kind, vip);
-            return self.draft.remarks.push(Remark::ApiServerPort(key));
+            return self.draft.notices.push(Notice::ApiServerPort(key));
         }
         let member = Entry::IpPort(vip, port.protocol, port.port);
         let external_local = self.service.external_local;
         let set = |kind| SetId { kind, family };
-        let mut entries = Vec::new();
+        let mut entries = Few::new();
         let mut closed_to_node = false;
         match kind {
             VipKind::ClusterIp => entries.push((set(SetKind::ClusterIp), member)),
@@ -257,7 +257,7 @@ impl Builder<'_> {
     }
 
     /// Adds what guards a restricted VIP; true when the node itself is outside of the ranges.
-    fn add_source_ranges(&self, port: &ServicePort, vip: IpAddr, entries: &mut Vec<(SetId, Entry)>) -> bool {
+    fn add_source_ranges(&self, port: &ServicePort, vip: IpAddr, entries: &mut Few<(SetId, Entry)>) -> bool {
         let family = Family::of(vip);
         let ranges = self.service.source_ranges(family);
         if ranges.is_empty() {
@@ -295,7 +295,7 @@ impl Builder<'_> {
             }
             // Soon it is known, and then there is something to say, if at all.
             Binding::Unknown => {}
-            binding => self.draft.remarks.push(Remark::SpecialVip(vip, binding)),
+            binding => self.draft.notices.push(Notice::SpecialVip(vip, binding)),
         }
     }
 
@@ -319,7 +319,7 @@ impl Builder<'_> {
         }
         for addr in addresses {
             let key = VsKey { protocol: port.protocol, addr: *addr, port: port.node_port };
-            self.add_server(port, key, selection.of(external_local), Vec::new(), false);
+            self.add_server(port, key, selection.of(external_local), Few::new(), false);
         }
         true
     }
@@ -329,9 +329,10 @@ impl Builder<'_> {
         port: &ServicePort,
         key: VsKey,
         real_servers: Arc<[RsKey]>,
-        entries: Vec<(SetId, Entry)>,
+        mut entries: Few<(SetId, Entry)>,
         closed_to_node: bool,
     ) {
+        entries.shrink_to_fit();
         let affinity = self.service.affinity;
         let scheduler = self.settings.scheduler.clone();
         let persistent = if affinity.is_some() { PERSISTENT } else { 0 };
@@ -340,7 +341,7 @@ impl Builder<'_> {
             key,
             spec: VsSpec { scheduler, flags, timeout: affinity.unwrap_or(0) },
             real_servers,
-            entries: entries.into(),
+            entries,
             closed_to_node,
             first: self.service.first,
             created: self.service.created,
@@ -369,37 +370,40 @@ impl Builder<'_> {
         merge_servers(&mut draft.virtual_servers);
         sort(&mut draft.addresses);
         sort(&mut draft.entries);
-        sort(&mut draft.remarks);
+        draft.notices.sort_unstable();
+        draft.notices.dedup();
+        draft.virtual_servers.shrink_to_fit();
         Fragment {
             first: self.service.first,
-            virtual_servers: draft.virtual_servers.into(),
-            addresses: draft.addresses.into(),
-            entries: draft.entries.into(),
+            virtual_servers: draft.virtual_servers,
+            addresses: draft.addresses,
+            entries: draft.entries,
             udp: draft.udp.into(),
-            remarks: draft.remarks.into(),
+            notices: draft.notices.into(),
             no_local: draft.no_local,
             health: draft.health,
         }
     }
 }
 
-fn sort<T: Ord>(list: &mut Vec<T>) {
+fn sort<T: Ord>(list: &mut Few<T>) {
     list.sort_unstable();
     list.dedup();
+    list.shrink_to_fit();
 }
 
 /// One address may be several VIPs of one Service, e.g. external IP and load balancer: the later
 /// kind decides about the servers, as in kube-proxy, and all kinds keep their set entries.
-fn merge_servers(servers: &mut Vec<Arc<VirtualServer>>) {
+fn merge_servers(servers: &mut Few<Arc<VirtualServer>>) {
     servers.sort_by_key(|vs| vs.key);
     servers.dedup_by(|later, kept| {
         if later.key != kept.key {
             return false;
         }
         let mut merged = VirtualServer::clone(later);
-        let mut entries: Vec<(SetId, Entry)> = later.entries.iter().chain(&kept.entries).copied().collect();
+        let mut entries: Few<(SetId, Entry)> = later.entries.iter().chain(&kept.entries).copied().collect();
         sort(&mut entries);
-        merged.entries = entries.into();
+        merged.entries = entries;
         merged.closed_to_node |= kept.closed_to_node;
         *kept = Arc::new(merged);
         true

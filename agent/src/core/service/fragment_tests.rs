@@ -77,7 +77,8 @@ fn build(service: &Service, slices: &[EndpointSlice]) -> Fragment {
 fn entries(fragment: &Fragment) -> Vec<String> {
     let of_servers = fragment.virtual_servers.iter().flat_map(|vs| &vs.entries);
     let mut all: Vec<(SetId, Entry)> = fragment.entries.iter().chain(of_servers).copied().collect();
-    sort(&mut all);
+    all.sort_unstable();
+    all.dedup();
     all.iter().map(|(set, entry)| format!("{} {entry}", &set.name()[5..])).collect()
 }
 
@@ -116,12 +117,12 @@ fn vips_that_would_cut_the_node_off_are_served_but_not_guarded() {
     let guarded: Vec<String> = entries(&f).into_iter().filter(|e| e.starts_with("IPVS-IPS")).collect();
     assert_eq!(guarded, ["IPVS-IPS 10.96.0.5", "IPVS-IPS 198.51.100.20"]);
     assert_eq!(
-        *f.remarks,
+        *f.notices,
         [
-            Remark::SpecialVip(ip("127.0.0.1"), Binding::Special),
-            Remark::SpecialVip(ip("192.168.50.1"), Binding::Protected(Protection::Gateway)),
-            Remark::SpecialVip(ip("192.168.50.2"), Binding::OnLink),
-            Remark::SpecialVip(ip("203.0.113.7"), Binding::Translated),
+            Notice::SpecialVip(ip("127.0.0.1"), Binding::Special),
+            Notice::SpecialVip(ip("192.168.50.1"), Binding::Protected(Protection::Gateway)),
+            Notice::SpecialVip(ip("192.168.50.2"), Binding::OnLink),
+            Notice::SpecialVip(ip("203.0.113.7"), Binding::Translated),
         ]
     );
 }
@@ -129,7 +130,7 @@ fn vips_that_would_cut_the_node_off_are_served_but_not_guarded() {
 #[test]
 fn a_cluster_ip_is_bound_even_if_the_node_has_it_elsewhere() {
     let f = build(&Service { cluster_ips: [Some(ip("192.168.50.2")), None], ..service() }, &[]);
-    assert_eq!((f.addresses.len(), f.remarks.len()), (1, 0));
+    assert_eq!((f.addresses.len(), f.notices.len()), (1, 0));
 }
 
 #[test]
@@ -140,10 +141,10 @@ fn external_ips_can_be_refused() {
     };
     let within = with(ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
     assert_eq!(within.virtual_servers.len(), 2);
-    assert_eq!(*within.remarks, [Remark::ExternalIpRefused(ip("203.0.113.9"))]);
+    assert_eq!(*within.notices, [Notice::ExternalIpRefused(ip("203.0.113.9"))]);
     let none = with(ExternalIps::None);
     assert_eq!(
-        (none.virtual_servers.len(), none.remarks.len()),
+        (none.virtual_servers.len(), none.notices.len()),
         (1, 0),
         "the gate is silent, as kube-proxy's"
     );

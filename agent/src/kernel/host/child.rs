@@ -86,7 +86,7 @@ impl fmt::Display for Stuck {
 static STUCK: Mutex<Vec<(String, Child)>> = Mutex::new(Vec::new());
 
 /// How one sees whether a process has ended.
-type Look = fn(&mut Child) -> std::io::Result<Option<ExitStatus>>;
+type WaitFn = fn(&mut Child) -> std::io::Result<Option<ExitStatus>>;
 
 /// Runs a program with text on its standard input and returns its standard output. `started` is told the
 /// process id before the program does anything. A program that runs longer than `limit` is killed, with
@@ -104,14 +104,14 @@ pub fn run(
     run_with(program, args, input, limit, started, Child::try_wait)
 }
 
-/// As [`run`]; `look` tells whether a program that was killed has ended.
+/// As [`run`]; `wait` tells whether a program that was killed has ended.
 fn run_with(
     program: &str,
     args: &[&str],
     input: &str,
     limit: Duration,
     started: impl FnOnce(u32),
-    look: Look,
+    wait: WaitFn,
 ) -> Result<String, ChildError> {
     let unusable = |error: &std::io::Error| ChildError::Unusable(program.into(), words::io_error(error));
     refuse_beside_stuck(program)?;
@@ -126,7 +126,7 @@ fn run_with(
     started(child.id());
     let mut running = Running { child, deadline: Instant::now() + limit, ended: false };
     let end = running.talk(input.as_bytes());
-    let stuck = if running.ended { None } else { kill(program, running.child, look) };
+    let stuck = if running.ended { None } else { kill(program, running.child, wait) };
     match end {
         Ok(Some(End { status, stdout, .. })) if status.success() => {
             Ok(String::from_utf8_lossy(&stdout).into_owned())
@@ -164,11 +164,11 @@ fn refuse_beside_stuck(program: &str) -> Result<(), ChildError> {
 
 /// Kills a program with everything that it started, and waits a moment for its end. One that does not end is
 /// left to be reaped later, and returned.
-fn kill(program: &str, mut child: Child, look: Look) -> Option<Stuck> {
+fn kill(program: &str, mut child: Child, wait: WaitFn) -> Option<Stuck> {
     let group = i32::try_from(child.id()).map(Pid::from_raw);
     let _ = group.map(|group| killpg(group, Signal::SIGKILL));
     let deadline = Instant::now() + KILLED;
-    while matches!(look(&mut child), Ok(None)) {
+    while matches!(wait(&mut child), Ok(None)) {
         if Instant::now() >= deadline {
             let pid = child.id();
             all_stuck().push((program.to_owned(), child));

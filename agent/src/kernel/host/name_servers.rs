@@ -18,14 +18,14 @@ const BYTES: u64 = 256 << 10;
 
 /// What the files name; sorted, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Named {
+pub struct NamedHosts {
     /// DNS and DHCP servers.
     pub servers: Vec<IpAddr>,
     /// Routers of leases.
     pub routers: Vec<IpAddr>,
 }
 
-impl Named {
+impl NamedHosts {
     /// Reads the files under `root`, `/` but in tests. One that is not there or cannot be read names nobody.
     pub fn read(root: &Path) -> Self {
         let mut named = Self::default();
@@ -121,12 +121,12 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         fs::create_dir_all(root.path().join("var/lib/dhcp/folder")).unwrap();
-        let named = Named::read(root.path());
+        let named = NamedHosts::read(root.path());
         let texts = |list: &[IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
         let servers =
             ["10.0.0.2", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.53", "10.0.0.54", "127.0.0.53"];
         assert_eq!(texts(&named.servers), [&servers[..], &["fd00::5", "fe80::1"]].concat());
         assert_eq!(texts(&named.routers), ["10.0.0.1", "10.0.0.3"]);
-        assert_eq!(Named::read(Path::new("/nonexistent")), Named::default());
+        assert_eq!(NamedHosts::read(Path::new("/nonexistent")), NamedHosts::default());
     }
 }

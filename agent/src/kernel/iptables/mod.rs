@@ -4,11 +4,11 @@
 pub mod flavour;
 pub mod worker;
 
+use crate::core::plan::outcome::{Cause, OpError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::{Cause, OpError};
 use crate::core::model::Family;
 use crate::core::plan::op::RulesOp;
 use crate::core::rules::removal::Removal;
@@ -96,9 +96,9 @@ impl Iptables {
     ///
     /// # Errors
     /// Names the program and what it said.
-    pub fn read(&self, family: Family) -> Result<Saved, OpError> {
+    pub fn read(&self, family: Family) -> Result<SavedRules, OpError> {
         let text = self.save(family)?;
-        Ok(Saved { rules: parse_save(&text), in_nft: is_in_nft(&text) })
+        Ok(SavedRules { rules: parse_save(&text), in_nft: is_in_nft(&text) })
     }
 
     /// Writes the rules of a family, each table atomically.
@@ -174,7 +174,7 @@ fn op_error(error: &ChildError, writes: bool) -> OpError {
 
 /// What a family has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Saved {
+pub struct SavedRules {
     /// The rules.
     pub rules: ObservedRules,
     /// They are in nf_tables.

@@ -6,16 +6,16 @@
 //! have changed. nf_tables has a number that goes up with every change, whoever makes it; the legacy flavour
 //! has none and is read every time.
 
+use crate::core::plan::outcome::{Cause, OpError};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use super::{Cause, OpError};
-use super::{Iptables, Saved};
+use super::{Iptables, SavedRules};
 use crate::core::model::Family;
 use crate::core::plan::op::{LeftoversOp, Op, RulesOp};
+use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::Subject;
-use crate::kernel::Finished;
 use crate::kernel::netfilter::nfnetlink::NfSocket;
 use crate::kernel::netfilter::nft_tables;
 
@@ -29,22 +29,22 @@ enum Job {
 }
 
 enum Ended {
-    Read(Family, Result<Saved, OpError>),
+    Read(Family, Result<SavedRules, OpError>),
     Op(Subject, Result<(), OpError>),
 }
 
 /// What is known about the rules of one family.
 #[derive(Default)]
-struct State {
+struct FamilyState {
     jobs: Option<Sender<Job>>,
     /// The generation that was read last, if nothing is known to have changed since.
     known: Option<u32>,
     /// A reading that runs.
-    reading: Option<Reading>,
+    reading: Option<RulesReading>,
 }
 
 #[derive(Default)]
-struct Reading {
+struct RulesReading {
     /// The generation before it began.
     generation: Option<u32>,
     /// This agent wrote rules since: what is read says nothing.
@@ -56,7 +56,7 @@ struct Reading {
 /// See the module.
 pub(in crate::kernel) struct Rules {
     iptables: Iptables,
-    states: [State; 2],
+    states: [FamilyState; 2],
     ended: Receiver<Ended>,
     tell: Sender<Ended>,
     under_way: usize,
@@ -109,7 +109,7 @@ impl Rules {
     }
 
     fn begin_reading(&mut self, family: Family, generation: Option<u32>) -> Result<(), OpError> {
-        self.states[family.index()].reading = Some(Reading { generation, ..Reading::default() });
+        self.states[family.index()].reading = Some(RulesReading { generation, ..RulesReading::default() });
         let started = self.start(family, Job::Read);
         if started.is_err() {
             self.states[family.index()].reading = None;
@@ -172,9 +172,9 @@ impl Rules {
         finished
     }
 
-    fn ended_reading(&mut self, family: Family, result: Result<Saved, OpError>) -> Option<Finished> {
+    fn ended_reading(&mut self, family: Family, result: Result<SavedRules, OpError>) -> Option<Finished> {
         let state = &mut self.states[family.index()];
-        let Reading { generation, stale, again } = state.reading.take().unwrap_or_default();
+        let RulesReading { generation, stale, again } = state.reading.take().unwrap_or_default();
         // Rules were written meanwhile: what was read may be older.
         if stale {
             return self.begin_reading(family, None).err().map(|error| Finished::Rules(family, Err(error)));

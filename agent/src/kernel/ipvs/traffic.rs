@@ -3,9 +3,22 @@
 
 use ipvs_netlink::{Client, Service};
 
+use super::vs_key;
 use crate::core::model::VsKey;
-use crate::kernel::linux::vs_key;
-use crate::metrics::services::{Counts, Reader, Reading};
+
+/// The kernel's counters of a virtual server. They start again from zero when the virtual server is created again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerCounters {
+    /// Connections.
+    pub connections: u64,
+    /// Packets from clients, and to them.
+    pub packets: [u64; 2],
+    /// Bytes from clients, and to them.
+    pub bytes: [u64; 2],
+}
+
+/// Reads the counters of every virtual server; an error is a text for the log.
+pub type ReadCounters = Box<dyn FnMut() -> Result<Vec<(VsKey, ServerCounters)>, String> + Send>;
 
 /// Reads the counters of the network namespace that it is called in.
 #[derive(Debug, Default)]
@@ -15,34 +28,34 @@ struct TrafficReader {
 }
 
 impl TrafficReader {
-    fn read(&mut self) -> Result<Reading, ipvs_netlink::Error> {
+    fn read(&mut self) -> Result<Vec<(VsKey, ServerCounters)>, ipvs_netlink::Error> {
         let client = match &mut self.client {
             Some(client) => client,
             None => self.client.insert(Client::open()?),
         };
-        Ok(client.services()?.iter().filter_map(counts).collect())
+        Ok(client.services()?.iter().filter_map(counters).collect())
     }
 }
 
-/// A reader for [`crate::metrics::Metrics::serve_traffic`].
-pub fn reader() -> Reader {
+/// Reads the counters over a socket that is opened again after an error.
+pub fn reader() -> ReadCounters {
     let mut reader = TrafficReader::default();
     Box::new(move || {
         reader.read().map_err(|error| {
-            // A socket in an unknown state is not used on.
+            // The state of the socket is unknown.
             reader.client = None;
             format!("cannot read the counters of IPVS: {error}")
         })
     })
 }
 
-/// Services by fwmark, and such without counters, are somebody else's.
-fn counts(service: &Service) -> Option<(VsKey, Counts)> {
+/// Ignores services by fwmark and services without counters: other programs created them.
+fn counters(service: &Service) -> Option<(VsKey, ServerCounters)> {
     let (key, stats) = (vs_key(&service.id)?, service.stats?);
-    let counts = Counts {
+    let counters = ServerCounters {
         connections: stats.connections,
         packets: [stats.packets_in, stats.packets_out],
         bytes: [stats.bytes_in, stats.bytes_out],
     };
-    Some((key, counts))
+    Some((key, counters))
 }

@@ -90,7 +90,7 @@ impl ConntrackClient {
     }
 
     /// The stale flows, in one dump.
-    fn stale(&mut self, filter: &FlowFilter) -> Result<Vec<Entry>, NfError> {
+    fn stale(&mut self, filter: &FlowFilter) -> Result<Vec<FlowEntry>, NfError> {
         let mut stale = self.dump(filter);
         if self.filtered && matches!(stale, Err(NfError::Refused(EINVAL | EOPNOTSUPP))) {
             // Either the kernel does not like to filter, or it does not know these dumps at all.
@@ -105,7 +105,7 @@ impl ConntrackClient {
         })
     }
 
-    fn dump(&mut self, filter: &FlowFilter) -> Result<Vec<Entry>, NfError> {
+    fn dump(&mut self, filter: &FlowFilter) -> Result<Vec<FlowEntry>, NfError> {
         let attrs = if self.filtered { only_udp() } else { Attrs::default() };
         let request =
             Request { kind: SUBSYSTEM | MSG_GET, flags: 0, family: nf_family(filter.family), attrs };
@@ -126,7 +126,7 @@ impl ConntrackClient {
 
 /// A UDP flow, and the attributes that name it to the kernel.
 #[derive(Debug)]
-pub(in crate::kernel) struct Entry {
+pub(in crate::kernel) struct FlowEntry {
     pub(in crate::kernel) flow: Flow,
     pub(in crate::kernel) identity: Attrs,
 }
@@ -170,7 +170,7 @@ struct Tuple {
 }
 
 /// Reads one entry of a dump; `None` when it is not UDP.
-pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<Entry>, NfError> {
+pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<FlowEntry>, NfError> {
     let (mut orig, mut reply, mut id, mut zone) = (None, None, None, None);
     for attr in AttrIter(part) {
         match attr? {
@@ -200,7 +200,7 @@ pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<Entry>, NfErr
             identity.put(kind, value);
         }
     }
-    Ok(Some(Entry { flow: Flow { orig_dst, orig_dst_port, reply_src, reply_src_port }, identity }))
+    Ok(Some(FlowEntry { flow: Flow { orig_dst, orig_dst_port, reply_src, reply_src_port }, identity }))
 }
 
 fn parse_tuple(bytes: &[u8]) -> Result<Tuple, NfError> {

@@ -5,8 +5,8 @@
 use crate::core::mirror::Observed;
 use crate::core::model::Family;
 use crate::core::plan::op::{Op, Plan};
+use crate::core::plan::outcome::{Outcome, Report};
 use crate::core::plan::subject::Subject;
-use crate::kernel::{Outcome, Report};
 
 /// What another mode's rules wait for may fail so many times in a row before they go all the same: they get
 /// older with every change of a Service.
@@ -14,14 +14,14 @@ const PATIENCE: u32 = 3;
 
 /// How far it is.
 #[derive(Debug, Default)]
-pub struct Handover {
+pub struct Takeover {
     held: u32,
     /// What the other mode left of each family is gone, by [`Family::index`].
     gone: [bool; 2],
     warned: bool,
 }
 
-impl Handover {
+impl Takeover {
     /// Whether the other mode's rules may go on serving while something of ours does not.
     pub fn waits(&self) -> bool {
         self.held < PATIENCE
@@ -29,10 +29,10 @@ impl Handover {
 
     /// Looks at rules that were read. On a node shared with another proxy its rules are ignored. If rules
     /// reappear after they were removed, a kube-proxy is running: warn, and leave them alone.
-    pub fn look(&mut self, observed: &mut Observed, beside_another: bool) {
+    pub fn review(&mut self, observed: &mut Observed, shares_node: bool) {
         let mut found = false;
         for family in Family::ALL {
-            if beside_another || self.gone[family.index()] {
+            if shares_node || self.gone[family.index()] {
                 found |= pass_over(observed, family);
                 continue;
             }
@@ -43,7 +43,7 @@ impl Handover {
                 );
             });
         }
-        if beside_another {
+        if shares_node {
             return;
         }
         if found && !self.warned {
@@ -92,9 +92,9 @@ fn pass_over(observed: &mut Observed, family: Family) -> bool {
 mod tests {
     use super::*;
     use crate::core::plan::op::OpKind;
+    use crate::core::plan::pass::Due;
     use crate::core::rules::save::parse_save;
     use crate::kernel::fake::FakeKernel;
-    use crate::reconcile::schedule::Due;
     use crate::testing::cluster::Cluster;
     use crate::testing::{Agent, kernel};
     use serde_json::json;
@@ -149,10 +149,10 @@ mod tests {
     #[test]
     fn beside_another_proxy_its_rules_are_no_leftovers() {
         let mut observed = Observed { nft_tables: [true, false], ..Observed::default() };
-        let mut handover = Handover::default();
-        handover.look(&mut observed, false);
+        let mut takeover = Takeover::default();
+        takeover.review(&mut observed, false);
         assert_eq!(observed.nft_tables, [true, false], "alone they are to go");
-        handover.look(&mut observed, true);
+        takeover.review(&mut observed, true);
         assert_eq!(observed.nft_tables, [false, false]);
     }
 }

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The log on standard error: text, or JSON with the keys of Kubernetes components. The level can be changed
-//! at run time. No cause can fill a disk: lines beyond [`PER_SECOND`] are counted instead of written.
+//! The log on standard error. The level can be changed at run time. At most [`PER_SECOND`] lines a second are
+//! written; the others are counted, so no cause can fill a disk.
 
-mod json;
+mod format;
 mod limit;
-pub mod text;
 
 use std::io::IsTerminal;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,43 +16,26 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::reconcile::CHANGES;
-pub use limit::{PER_SECOND, suppressed, tell_suppressed};
+pub use format::{Format, render_text};
+pub use limit::{PER_SECOND, report_suppressed, suppressed};
 
-/// How lines look (`logging.format`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
+/// The target of lines about syncs that change something: `-v 2` shows them.
+pub const CHANGES: &str = "kube_ipvs::changes";
+/// The target of the line that ends the start: the limit keeps a place for it.
+pub const READY: &str = "kube_ipvs::ready";
 
-impl FromStr for Format {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> anyhow::Result<Self> {
-        match text {
-            "text" => Ok(Format::Text),
-            "json" => Ok(Format::Json),
-            other => anyhow::bail!("{other:?} is not text or json"),
-        }
-    }
-}
-
-/// From here on every pass that changes something is logged.
+/// The level that logs every sync that changes something.
 const SYNCS: u32 = 2;
-/// From here on every pass is logged.
+/// The level that logs every sync.
 const PASSES: u32 = 4;
-/// From here on every operation is logged.
+/// The level that logs every operation.
 const OPERATIONS: u32 = 6;
 
-/// Changes the level of the log that runs. Cheap to clone.
+/// Reads and changes the level of the running log. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Verbosity {
     level: Arc<AtomicU32>,
-    filter: Option<reload::Handle<Targets, Registry>>,
+    filter: reload::Handle<Targets, Registry>,
 }
 
 impl Verbosity {
@@ -65,9 +46,7 @@ impl Verbosity {
 
     /// Logs as if started with `-v=LEVEL`.
     pub fn set(&self, level: u32) {
-        if let Some(filter) = &self.filter
-            && filter.reload(targets(level)).is_ok()
-        {
+        if self.filter.reload(targets(level)).is_ok() {
             self.level.store(level, Ordering::Relaxed);
         }
     }
@@ -76,18 +55,18 @@ impl Verbosity {
 /// Starts the log of this process.
 pub fn start(format: Format, verbosity: u32) -> Verbosity {
     let (filter, handle) = reload::Layer::new(targets(verbosity));
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
-    let layer = match format {
-        Format::Text => layer.with_ansi(std::io::stderr().is_terminal()).event_format(text::Text).boxed(),
-        Format::Json => layer.event_format(json::KubeJson).boxed(),
-    };
-    let layer = layer.with_filter(limit::Limit).with_filter(filter);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .event_format(format)
+        .with_filter(limit::Limit)
+        .with_filter(filter);
     // Only a second start in one process could fail.
     let _ = tracing_subscriber::registry().with(layer).try_init();
-    Verbosity { level: Arc::new(AtomicU32::new(verbosity)), filter: Some(handle) }
+    Verbosity { level: Arc::new(AtomicU32::new(verbosity)), filter: handle }
 }
 
-/// What is logged at a level of `-v`.
+/// The lines that a level of `-v` shows.
 pub(crate) fn targets(verbosity: u32) -> Targets {
     let level = match verbosity {
         0..PASSES => LevelFilter::INFO,
@@ -95,7 +74,7 @@ pub(crate) fn targets(verbosity: u32) -> Targets {
         _ => LevelFilter::TRACE,
     };
     let changes = if verbosity < SYNCS { LevelFilter::INFO } else { LevelFilter::DEBUG };
-    // Libraries speak up only about errors; kube-client repeats whole bodies in its own.
+    // Libraries log errors only; kube-client repeats whole bodies in its own.
     Targets::new()
         .with_default(LevelFilter::ERROR)
         .with_target("kube_ipvs", level)
@@ -117,11 +96,5 @@ mod tests {
         assert!(enabled(6, "kube_ipvs::app", Level::TRACE));
         assert!(!enabled(1, CHANGES, Level::DEBUG) && enabled(2, CHANGES, Level::DEBUG));
         assert!(!enabled(10, "kube_client::client", Level::ERROR) && !enabled(10, "hyper", Level::WARN));
-    }
-
-    #[test]
-    fn formats_have_names() {
-        assert_eq!("json".parse::<Format>().unwrap(), Format::Json);
-        assert!("xml".parse::<Format>().unwrap_err().to_string().contains("text or json"));
     }
 }

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One pass: plan, apply, follow what was acknowledged.
 
+use crate::core::plan::outcome::{Outcome, Report};
+use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Look, Pass, Reconciler};
+use super::{PassScope, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
 use crate::core::model::map::Set;
 use crate::core::model::{Family, ObjectName, VsKey};
 use crate::core::plan::drain;
 use crate::core::plan::op::{Op, Plan};
-use crate::core::plan::{Goal, RulesBasis, all_keys, build_plan};
-use crate::kernel::{Applied, Kernel, Outcome, Report, Terms, apply};
+use crate::core::plan::{PlanInput, RulesBasis, all_keys, build_plan};
+use crate::kernel::{Applied, Kernel, Terms, apply};
 use crate::notices;
-use crate::reconcile::schedule::Due;
 
 /// How long new addresses wait for the program that writes their filter: as long as such a program takes
 /// when nothing is wrong. What takes longer goes on beside the loop.
@@ -23,13 +24,13 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
 impl<K: Kernel> Reconciler<K> {
-    pub(super) fn pass(&mut self, due: Due, look: Look, now: Duration) -> Pass {
-        let first = matches!(look, Look::Everything);
-        let mut changes = self.take_changes(&look);
+    pub(super) fn pass(&mut self, due: Due, scope: PassScope, now: Duration) -> Pass {
+        let first = matches!(scope, PassScope::Everything);
+        let mut changes = self.take_changes(&scope);
         if first {
-            self.stage = super::Stage::Whole;
+            self.mirror.begin_sync();
         }
-        let Some(mut observed) = self.observed.take() else {
+        let Some(mut observed) = self.mirror.lend() else {
             self.pending.append(changes);
             return Pass::default();
         };
@@ -38,18 +39,18 @@ impl<K: Kernel> Reconciler<K> {
         if matches!(due, Due::Drains | Due::Audit) {
             changes.virtual_servers.append(&mut self.drains.virtual_servers());
         }
-        let audit = !matches!(look, Look::Changes | Look::Ahead);
-        let mut keys = match look {
-            Look::Everything => {
+        let audit = !matches!(scope, PassScope::Changes | PassScope::Priority);
+        let mut keys = match scope {
+            PassScope::Everything => {
                 let flows = changes.flows.clone();
                 Changes { flows, ..all_keys(&self.desired, &observed) }
             }
-            Look::Found(found) => {
+            PassScope::Found(found) => {
                 let mut keys = changes.clone();
                 keys.append(found);
                 keys
             }
-            Look::Changes | Look::Ahead => changes.clone(),
+            PassScope::Changes | PassScope::Priority => changes.clone(),
         };
         keys.append(retried.clone());
         if audit {
@@ -67,16 +68,16 @@ impl<K: Kernel> Reconciler<K> {
         self.follow(&plan, &report, &mut observed, now);
         self.retries.follow(&keys, &plan, &report, now, &mut self.pending);
         let looked = (audit, observed.unread_rules);
-        self.handover.follow(&plan, &report, looked, |subject| self.retries.tries(subject));
+        self.takeover.follow(&plan, &report, looked, |subject| self.retries.tries(subject));
         self.share_lists(&keys, &mut observed);
         self.settle_rules(&plan, &report, &observed);
         // Who has connections is asked anew whenever it matters.
         observed.busy = Set::default();
-        self.outlets.metrics.applied(&plan, &report, &self.desired, &observed);
-        self.observed = Some(observed);
+        self.reporting.metrics.applied(&plan, &report, &self.desired, &observed);
+        self.mirror.put_back(observed);
         self.take_finished(finished, now);
         self.tell(&changes);
-        if audit || !changes.remarked.is_empty() {
+        if audit || !changes.noticed.is_empty() {
             self.tell_shadowed(&changes);
         }
         let services = std::mem::take(&mut self.touched);
@@ -88,10 +89,10 @@ impl<K: Kernel> Reconciler<K> {
         const UNKNOWN: [Option<RulesBasis>; 2] = [None, None];
         let expired = self.drains.expired(now, self.settings.drain_deadline);
         let (desired, settings) = (&self.desired, &self.settings);
-        let hands_over = self.handover.waits();
-        let settled = if audit { &UNKNOWN } else { &self.rules };
-        let goal = Goal { desired, observed, settings, expired: &expired, hands_over, settled };
-        build_plan(goal, keys, &keys.flows)
+        let takeover_pending = self.takeover.waits();
+        let installed = if audit { &UNKNOWN } else { &self.rules };
+        let input = PlanInput { desired, observed, settings, expired: &expired, takeover_pending, installed };
+        build_plan(input, keys, &keys.flows)
     }
 
     pub(super) fn apply(
@@ -102,7 +103,7 @@ impl<K: Kernel> Reconciler<K> {
         patience: Duration,
     ) -> Applied {
         let unread = Family::ALL.into_iter().filter(|family| observed.unread_rules[family.index()]).collect();
-        let health = self.outlets.health.clone();
+        let health = self.reporting.health.clone();
         let progress = || health.beat();
         let terms = Terms { retries: &self.retries, now, unread, patience, progress: &progress };
         apply(&mut self.kernel, plan, terms)
@@ -114,7 +115,7 @@ impl<K: Kernel> Reconciler<K> {
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             match outcome {
                 Outcome::Done => {
-                    self.outlets.metrics.done(op, observed);
+                    self.reporting.metrics.done(op, observed);
                     observed.record(op);
                     self.drains.record(op, now);
                     // A wider prefix of a wanted address is gone: now there is room for ours.
@@ -198,10 +199,10 @@ impl<K: Kernel> Reconciler<K> {
         observed.busy.extend(busy);
     }
 
-    /// Tells the operator what changed in conflicts and remarks.
+    /// Tells the operator what changed in conflicts and notices.
     fn tell(&self, changes: &Changes) {
         notices::log_own_addresses(&self.desired, changes);
-        self.outlets.events.send(notices::build(&self.desired, changes));
-        self.outlets.metrics.changed(&self.desired, changes, self.drains.len());
+        self.reporting.events.send(notices::build(&self.desired, changes));
+        self.reporting.metrics.changed(&self.desired, changes, self.drains.len());
     }
 }

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `kube_ipvs_*`: the desired objects, and the objects in the kernel.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use prometheus::{IntGauge, IntGaugeVec};
+
+use super::register::declare;
+use crate::core::mirror::Observed;
+use crate::core::model::sets::SetId;
+use crate::core::plan::op::Op;
+use crate::core::service::desired::Desired;
+use crate::core::service::node_facts::Binding;
+use crate::core::service::protected::Protection;
+use crate::lock::lock;
+
+/// Conflicts with a series of their own; the gauge without labels counts all.
+const MAX_CONFLICTS: usize = 100;
+
+declare! {
+    pub(super) struct ObjectMetrics {
+        contested: IntGauge = "kube_ipvs_contested_virtual_servers"
+            => "Virtual servers that more than one Service claims; the oldest Service gets the virtual server.";
+        conflicts: IntGaugeVec = "kube_ipvs_address_conflict" ["namespace", "service", "virtual_server", "winner"]
+            => "1 for a Service that is not served at an address and port because an older Service claims them.";
+        unbound: IntGaugeVec = "kube_ipvs_unbound_vips" ["reason"]
+            => "External and load-balancer IPs of Services that are not bound to kube-ipvs0, by reason.";
+        drains: IntGauge = "kube_ipvs_draining_real_servers"
+            => "Real servers that get no new connections and are removed when their connections have ended.";
+        services: IntGauge = "kube_ipvs_services" => "Services that this node serves.";
+        virtual_servers: [IntGauge; 2] = "kube_ipvs_virtual_servers" ["ip_family"]
+            => "Virtual servers in the kernel, including those of other programs.";
+        real_servers: [IntGauge; 2] = "kube_ipvs_real_servers" ["ip_family"]
+            => "Real servers in the kernel, including draining ones and those of other programs.";
+        entries: IntGaugeVec = "kube_ipvs_set_entries" ["set"] => "Entries of the ipsets that exist.";
+        addresses: IntGauge = "kube_ipvs_bound_addresses" => "Addresses on the device kube-ipvs0.";
+    }
+    with {
+        /// The series of `entries`: a lookup by label allocates.
+        entries_by_set: Mutex<BTreeMap<SetId, IntGauge>> = Mutex::default();
+    }
+}
+
+impl ObjectMetrics {
+    /// Replaces all series of conflicts.
+    pub fn set_conflicts(&self, desired: &Desired) {
+        self.contested.set(desired.contested().len() as i64);
+        self.conflicts.reset();
+        let losers = desired.contested().iter().flat_map(|key| {
+            let winner = desired.virtual_server(key).map(|vs| vs.service.to_string()).unwrap_or_default();
+            desired.losers(key).map(move |loser| (key, winner.clone(), loser))
+        });
+        for (key, winner, loser) in losers.take(MAX_CONFLICTS) {
+            let name = &loser.service;
+            let labels = [&*name.namespace, &*name.name, &*key.to_string(), &*winner];
+            self.conflicts.with_label_values(&labels).set(1);
+        }
+    }
+
+    /// Sets the number of unbound VIPs by reason.
+    pub fn set_unbound(&self, desired: &Desired) {
+        let protections = Protection::ALL.map(Binding::Protected);
+        for binding in protections.into_iter().chain([Binding::Special]) {
+            let reason = match binding {
+                Binding::Protected(protection) => protection.name(),
+                _ => "NotUsable",
+            };
+            let count = desired.unbound().get(&binding).copied().unwrap_or_default();
+            self.unbound.with_label_values(&[reason]).set(i64::from(count));
+        }
+    }
+
+    pub fn set_drains(&self, count: usize) {
+        self.drains.set(count as i64);
+    }
+
+    /// Counts all servers, after an audit.
+    pub fn count_servers(&self, observed: &Observed) {
+        let (mut virtual_servers, mut real_servers) = ([0; 2], [0; 2]);
+        for (vs, server) in &observed.virtual_servers {
+            virtual_servers[vs.family().index()] += 1;
+            real_servers[vs.family().index()] += server.real_servers.len() as i64;
+        }
+        for (gauge, count) in self.virtual_servers.iter().zip(virtual_servers) {
+            gauge.set(count);
+        }
+        for (gauge, count) in self.real_servers.iter().zip(real_servers) {
+            gauge.set(count);
+        }
+    }
+
+    /// The kernel acknowledged an op; `observed` is the mirror before it.
+    pub fn done(&self, op: &Op, observed: &Observed) {
+        match op {
+            Op::AddVirtualServer(vs, _) => self.virtual_servers[vs.family().index()].inc(),
+            Op::RemoveVirtualServer(vs) => {
+                self.virtual_servers[vs.family().index()].dec();
+                let removed = observed.virtual_servers.get(vs).map_or(0, |server| server.real_servers.len());
+                self.real_servers[vs.family().index()].sub(removed as i64);
+            }
+            Op::AddRealServer(vs, _) => self.real_servers[vs.family().index()].inc(),
+            Op::RemoveRealServer(vs, _) => self.real_servers[vs.family().index()].dec(),
+            _ => {}
+        }
+    }
+
+    /// Sets what is cheap to count, after every sync.
+    pub fn set_sizes(&self, desired: &Desired, observed: &Observed) {
+        self.services.set(desired.service_count() as i64);
+        self.addresses.set(observed.addresses.len() as i64);
+        for (id, set) in &observed.sets {
+            let gauge = || self.entries.with_label_values(&[id.name()]);
+            let entries = lock(&self.entries_by_set).entry(*id).or_insert_with(gauge).clone();
+            entries.set(set.members.len() as i64);
+        }
+    }
+}

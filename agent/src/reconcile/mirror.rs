@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the loop knows about the kernel, from the start on.
+
+use std::time::Duration;
+
+use crate::core::mirror::Observed;
+use crate::core::mirror::comparison::Audit;
+
+/// A reading older than this is repeated before the first whole sync.
+pub(super) const FRESH: Duration = Duration::from_secs(10);
+
+/// What is known about the kernel.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each agent")]
+pub(super) enum Mirror {
+    /// Nothing: the kernel was not read, the reading failed, or another program changed it since. `tried`: the
+    /// time of the last try.
+    Unread { tried: Option<Duration> },
+    /// The kernel as it was read at the time `at`; no whole sync was made.
+    Read { observed: Observed, at: Duration },
+    /// A whole sync was made: the mirror follows acknowledged ops. `audit`: a comparison that is not complete.
+    Synced { observed: Observed, audit: Option<Audit> },
+}
+
+impl Default for Mirror {
+    fn default() -> Self {
+        Self::Unread { tried: None }
+    }
+}
+
+impl Mirror {
+    pub fn observed(&self) -> Option<&Observed> {
+        match self {
+            Mirror::Unread { .. } => None,
+            Mirror::Read { observed, .. } | Mirror::Synced { observed, .. } => Some(observed),
+        }
+    }
+
+    pub fn observed_mut(&mut self) -> Option<&mut Observed> {
+        match self {
+            Mirror::Unread { .. } => None,
+            Mirror::Read { observed, .. } | Mirror::Synced { observed, .. } => Some(observed),
+        }
+    }
+
+    /// Lends the observed state to a sync, which gives it back with [`Self::put_back`].
+    pub fn lend(&mut self) -> Option<Observed> {
+        self.observed_mut().map(std::mem::take)
+    }
+
+    /// The end of [`Self::lend`].
+    pub fn put_back(&mut self, lent: Observed) {
+        if let Some(observed) = self.observed_mut() {
+            *observed = lent;
+        }
+    }
+
+    /// Whether a whole sync was made.
+    pub fn is_synced(&self) -> bool {
+        matches!(self, Mirror::Synced { .. })
+    }
+
+    /// A whole sync begins.
+    pub fn begin_sync(&mut self) {
+        if let Mirror::Read { observed, .. } = self {
+            *self = Mirror::Synced { observed: std::mem::take(observed), audit: None };
+        }
+    }
+
+    /// The kernel was read in full at the time `at`.
+    pub fn fill(&mut self, observed: Observed, at: Duration) {
+        *self = Mirror::Read { observed, at };
+    }
+
+    /// A reading failed at the time `now`: before the first whole sync nothing is known then.
+    pub fn failed(&mut self, now: Duration) {
+        if !self.is_synced() {
+            *self = Mirror::Unread { tried: Some(now) };
+        }
+    }
+
+    /// What was read does not hold any more. A mirror that follows acknowledged ops is compared instead.
+    pub fn outdated(&mut self) {
+        if let Mirror::Read { at, .. } = self {
+            *self = Mirror::Unread { tried: Some(*at) };
+        }
+    }
+
+    /// Whether the first whole sync at the time `now` can begin with what was read.
+    pub fn is_fresh(&self, now: Duration) -> bool {
+        matches!(self, Mirror::Read { at, .. } if now.saturating_sub(*at) <= FRESH)
+    }
+
+    /// Whether it is time to read the kernel although no list is complete.
+    pub fn wants_reading(&self, now: Duration) -> bool {
+        match self {
+            Mirror::Unread { tried } => tried.is_none_or(|tried| now.saturating_sub(tried) > FRESH),
+            Mirror::Read { .. } | Mirror::Synced { .. } => false,
+        }
+    }
+
+    /// The comparison that is not complete.
+    pub fn audit(&self) -> Option<&Audit> {
+        match self {
+            Mirror::Synced { audit, .. } => audit.as_ref(),
+            Mirror::Unread { .. } | Mirror::Read { .. } => None,
+        }
+    }
+
+    /// Takes the comparison that is not complete.
+    pub fn take_audit(&mut self) -> Option<Audit> {
+        match self {
+            Mirror::Synced { audit, .. } => audit.take(),
+            Mirror::Unread { .. } | Mirror::Read { .. } => None,
+        }
+    }
+
+    /// The comparison goes on later.
+    pub fn set_audit(&mut self, comparison: Audit) {
+        if let Mirror::Synced { audit, .. } = self {
+            *audit = Some(comparison);
+        }
+    }
+}
