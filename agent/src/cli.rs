@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The command line: kube-proxy's own, and a few words more.
+//! The command line: that of kube-proxy, and a few subcommands.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::ConfigFlags;
 use crate::inspect::ipvs_table::ListFormat;
 
-/// Kubernetes Services on the kernel's IPVS load balancer, in place of kube-proxy's ipvs mode.
+/// Kubernetes Services on the kernel's IPVS load balancer: a replacement for kube-proxy's ipvs mode.
 ///
-/// Without a command the agent runs: it keeps this node's IPVS, addresses, ipsets and rules as the
-/// Services want them. SIGTERM stops it and leaves everything in the kernel as it is: connections go
-/// on, and the next start adopts what it finds.
+/// Without a command, runs the agent: it programs IPVS, addresses, ipsets and rules of this node for the Services.
+/// SIGTERM stops it and leaves the kernel's state in place: connections continue, and the next start adopts
+/// the state.
 #[derive(Debug, Parser)]
 #[command(name = "kube-ipvs", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// How to run.
+    /// The arguments of the agent.
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -34,37 +34,37 @@ pub enum Command {
     ///
     /// `kube-ipvs -Ln` is the same.
     List(ListArgs),
-    /// Print the configuration in force, and where each value comes from, and try what a start would try.
+    /// Print the configuration in force with the origin of each value, and check whether a start would work.
     ///
-    /// Takes the flags that the agent is started with. Exits with 1 when a start would fail: the scheduler is
-    /// tried on this machine's kernel, the addresses are listened at, the API server is asked.
+    /// Takes the flags of the agent. Exits with 1 if a start would fail: it tries the scheduler on this machine's
+    /// kernel, listens at the addresses and sends a request to the API server.
     Config(ConfigArgs),
-    /// Remove what the agent put on this node, and nothing else; stop the agent first.
+    /// Remove everything that the agent programmed on this node; stop the agent first.
     ///
-    /// Everything of kube-proxy's ipvs mode has the same names and goes, too. With rules of kube-proxy's
-    /// iptables mode in force, what both share stays.
+    /// Also removes the state of kube-proxy's ipvs mode, which has the same names. Keeps chains that rules of
+    /// kube-proxy's iptables mode use.
     Cleanup(CleanupArgs),
 }
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Where the configuration is.
+    /// The configuration.
     #[command(flatten)]
     pub source: ConfigSource,
-    /// Take objects from this file or folder of YAML or JSON (the output of `kubectl get -o yaml`)
-    /// instead of the Kubernetes API, and follow its changes.
+    /// Read objects from this file or folder of YAML or JSON (the output of `kubectl get -o yaml`) instead of
+    /// the Kubernetes API, and watch it for changes.
     #[arg(long, value_name = "PATH")]
     pub objects: Option<PathBuf>,
     /// URL of the API server, instead of the kubeconfig's or the pod's.
     #[arg(long, value_name = "URL", conflicts_with = "objects")]
     pub master: Option<String>,
-    /// Set sysctls and IPVS timeouts and try the scheduler, then exit: for an init container with more
-    /// privileges than the agent needs.
+    /// Set sysctls and IPVS timeouts and check the scheduler, then exit: for an init container with more
+    /// privileges than the agent.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", action = clap::ArgAction::Set)]
     pub init_only: bool,
-    /// Remove what any mode of kube-proxy makes (ipvs, iptables, nftables, userspace), then exit; stop the
+    /// Remove the state of every mode of kube-proxy (ipvs, iptables, nftables, userspace), then exit; stop the
     /// agent first.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", action = clap::ArgAction::Set)]
@@ -74,7 +74,7 @@ pub struct RunArgs {
     pub write_config_to: Option<PathBuf>,
 }
 
-/// Where the configuration comes from.
+/// The arguments of the configuration.
 #[derive(Debug, Args)]
 pub struct ConfigSource {
     /// The configuration: a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON.
@@ -88,22 +88,21 @@ pub struct ConfigSource {
 /// Arguments of `config`.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
-    /// Where the configuration is.
+    /// The configuration.
     #[command(flatten)]
     pub source: ConfigSource,
-    /// Objects come from here instead of the Kubernetes API, which is then not tried.
+    /// The agent's `--objects`: the API server is then not checked.
     #[arg(long, value_name = "PATH")]
     pub objects: Option<PathBuf>,
     /// URL of the API server, instead of the kubeconfig's or the pod's.
     #[arg(long, value_name = "URL", conflicts_with = "objects")]
     pub master: Option<String>,
-    /// How to print: `table` names the origin of each value; `yaml` and `json` are a
-    /// KubeProxyConfiguration.
+    /// Output format: `table` has the origin of each value; `yaml` and `json` are a KubeProxyConfiguration.
     #[arg(short, long, value_enum, default_value_t = ConfigFormat::Table)]
     pub output: ConfigFormat,
 }
 
-/// How the configuration is printed.
+/// The format of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "named after the format")]
 pub enum ConfigFormat {
@@ -115,10 +114,10 @@ pub enum ConfigFormat {
 /// Arguments of `cleanup`.
 #[derive(Debug, Args)]
 pub struct CleanupArgs {
-    /// The configuration whose `ipvs.excludeCIDRs` name addresses of others' virtual servers.
+    /// The configuration: virtual servers in its `ipvs.excludeCIDRs` are kept.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Only say what would go.
+    /// Print what would be removed, and remove nothing.
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -126,8 +125,8 @@ pub struct CleanupArgs {
 /// Arguments of `list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// How to print; `wide` and `json` name the Service behind each virtual server, which the
-    /// agent of this node is asked for.
+    /// Output format; `wide` and `json` have the Service of each virtual server, as the agent of this node
+    /// reports it.
     #[arg(short, long, value_enum, default_value_t = ListFormat::Ipvsadm)]
     pub output: ListFormat,
 }
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_runs_with_and_without_the_word() {
+    fn the_agent_runs_with_and_without_the_subcommand() {
         let flags = ["--config=/c", "--objects=/o", "--hostname_override=n", "-v=2"];
         let with: Vec<&str> = std::iter::once("run").chain(flags).collect();
         let Some(Command::Run(run)) = parse(&with).unwrap().command else { panic!() };
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn cleanup_is_a_word_and_a_flag() {
+    fn cleanup_is_a_subcommand_and_a_flag() {
         let Some(Command::Cleanup(args)) = parse(&["cleanup", "--config=/c", "--dry-run"]).unwrap().command
         else {
             panic!()
@@ -231,23 +230,23 @@ mod tests {
             ]),
         )
         .unwrap();
-        assert_eq!((config.scheduler.as_str(), config.oom_score_adj), ("lc", -500));
-        assert!(config.masquerade_all && !config.strict_arp);
+        assert_eq!((&*config.settings.scheduler, config.oom_score_adj), ("lc", -500));
+        assert!(config.settings.masquerade_all && !config.strict_arp);
         assert_eq!(config.min_sync_period.as_secs(), 1, "0s in a file, 1s for flags, as in kube-proxy");
-        assert_eq!(config.values.list("nodePortAddresses").map(<[String]>::len), Some(2));
+        assert_eq!(config.values.list("nodePortAddresses").map(|list| list.len()), Some(2));
         assert_eq!(config.conntrack.tcp_established, 3600);
-        assert_eq!(config.external_ips, crate::core::model::settings::ExternalIps::None);
+        assert_eq!(config.settings.external_ips, crate::core::model::settings::ExternalIps::None);
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
         let last = Config::read(None, &flags(&["--ipvs-scheduler=lc", "--ipvs-scheduler=sh"])).unwrap();
-        assert_eq!(last.scheduler, "sh", "the last one counts");
+        assert_eq!(&*last.settings.scheduler, "sh", "the last flag is used");
     }
 
     #[test]
-    fn beside_a_file_flags_are_passed_over_but_for_those_that_win() {
+    fn with_a_file_only_overriding_flags_are_used() {
         let given =
             flags(&["--config=/c", "--ipvs-scheduler=lc", "--hostname-override=a", "--logging-format=json"]);
         let config = Config::parse(&format!("{HEAD}hostnameOverride: b\n"), &given).unwrap();
-        assert_eq!((config.scheduler.as_str(), config.hostname_override.as_str()), ("rr", "a"));
+        assert_eq!((&*config.settings.scheduler, config.hostname_override.as_str()), ("rr", "a"));
         assert_eq!(config.log_format, crate::log::LogFormat::Json);
         assert!(config.warnings.iter().any(|w| w.contains("--ipvs-scheduler")), "{:?}", config.warnings);
     }

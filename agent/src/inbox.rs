@@ -1,64 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How other threads reach the reconcile loop: flags and questions behind one condition variable.
+//! Messages of other threads to the reconcile loop, behind one condition variable.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::mpsc::Sender;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::core::plan::subject::Part;
-
-/// Which Service is behind which virtual server, as text lines `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
-pub type Owners = String;
+use crate::lock::lock;
 
 #[derive(Debug, Default)]
-struct State {
+struct InboxState {
     woken: bool,
-    changed: BTreeSet<Part>,
-    audit: bool,
-    stop: bool,
-    addresses: Vec<(IpNet, bool)>,
-    gateways: Vec<IpAddr>,
-    questions: Vec<Sender<Owners>>,
+    mail: Mail,
 }
 
-/// What the loop found in its inbox.
+/// The messages that the loop takes at once.
 #[derive(Debug, Default)]
 pub struct Mail {
-    /// Parts of the kernel that another program changed, or may have.
+    /// Parts of the kernel that another program changed, or may have changed.
     pub changed: BTreeSet<Part>,
-    /// Everything is to be read again soon.
     pub audit: bool,
-    /// The agent is to end.
+    /// The agent is to stop.
     pub stop: bool,
-    /// Addresses that came to (`true`) or went from (`false`) `kube-ipvs0`.
+    /// Addresses that were added to `kube-ipvs0` (`true`) or removed from it (`false`).
     pub addresses: Vec<(IpNet, bool)>,
-    /// Gateways of routes that came.
+    /// Gateways of new routes.
     pub gateways: Vec<IpAddr>,
-    /// Who wants to know the owners of the virtual servers.
-    pub questions: Vec<Sender<Owners>>,
+    /// Requests for the owners of the virtual servers: lines `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
+    pub owner_requests: Vec<Sender<String>>,
 }
 
-/// See the module.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<InboxState>,
     condvar: Condvar,
 }
 
 impl Inbox {
-    fn with(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.lock();
-        change(&mut state);
+    fn with(&self, change: impl FnOnce(&mut Mail)) {
+        let mut state = lock(&self.state);
+        change(&mut state.mail);
         state.woken = true;
         self.condvar.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The store changed.
@@ -66,45 +53,43 @@ impl Inbox {
         self.with(|_| {});
     }
 
-    /// Another program changed this part of the kernel, or may have.
+    /// Another program changed this part of the kernel, or may have changed it.
     pub fn changed(&self, part: Part) {
-        self.with(|state| _ = state.changed.insert(part));
+        self.with(|mail| _ = mail.changed.insert(part));
     }
 
-    /// Asks for an audit soon.
     pub fn audit(&self) {
-        self.with(|state| state.audit = true);
+        self.with(|mail| mail.audit = true);
     }
 
-    /// An address came to `kube-ipvs0` (`added`) or went from it.
+    /// An address was added to `kube-ipvs0` or removed from it.
     pub fn address(&self, net: IpNet, added: bool) {
-        self.with(|state| state.addresses.push((net, added)));
+        self.with(|mail| mail.addresses.push((net, added)));
     }
 
-    /// A route through these gateways came.
+    /// Routes through these gateways were added.
     pub fn gateways(&self, gateways: Vec<IpAddr>) {
-        self.with(|state| state.gateways.extend(gateways));
+        self.with(|mail| mail.gateways.extend(gateways));
     }
 
-    /// The agent is to end.
+    /// Requests the end of the agent.
     pub fn stop(&self) {
-        self.with(|state| state.stop = true);
+        self.with(|mail| mail.stop = true);
     }
 
-    /// Asks for the owners of all virtual servers.
-    pub fn ask(&self, answer: Sender<Owners>) {
-        self.with(|state| state.questions.push(answer));
+    /// Requests the owners of all virtual servers.
+    pub fn request_owners(&self, answer: Sender<String>) {
+        self.with(|mail| mail.owner_requests.push(answer));
     }
 
-    /// Whether somebody has called.
     #[cfg(test)]
     pub fn is_woken(&self) -> bool {
-        self.lock().woken
+        lock(&self.state).woken
     }
 
-    /// Waits until somebody calls or `timeout` is over, and takes what is there.
+    /// Waits for a message, until `timeout`, and takes all messages. A requested stop stays.
     pub fn wait(&self, timeout: Option<Duration>) -> Mail {
-        let state = self.lock();
+        let state = lock(&self.state);
         let mut state = match timeout {
             None => self.condvar.wait_while(state, |s| !s.woken).unwrap_or_else(PoisonError::into_inner),
             Some(timeout) => {
@@ -113,13 +98,8 @@ impl Inbox {
             }
         };
         state.woken = false;
-        Mail {
-            changed: std::mem::take(&mut state.changed),
-            audit: std::mem::take(&mut state.audit),
-            stop: state.stop,
-            addresses: std::mem::take(&mut state.addresses),
-            gateways: std::mem::take(&mut state.gateways),
-            questions: std::mem::take(&mut state.questions),
-        }
+        let mail = std::mem::take(&mut state.mail);
+        state.mail.stop = mail.stop;
+        mail
     }
 }

@@ -291,7 +291,7 @@ fn the_loop_waits_for_every_list_answers_questions_and_stops() {
     let thread = std::thread::spawn(move || r.run(&loop_inbox, schedule));
     let ask = || {
         let (sender, receiver) = std::sync::mpsc::channel();
-        inbox.ask(sender);
+        inbox.request_owners(sender);
         receiver.recv_timeout(Duration::from_secs(20)).unwrap()
     };
     before(&store);

@@ -1,54 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A configuration file that changed: it is tried completely, and only what a start could use leads to a
-//! restart, at a random time, so that the nodes of a fleet do not restart together.
+//! Watches the configuration file. A changed file is checked completely, and only one that a start could use leads to a
+//! restart, after a random time, so that the nodes of a fleet do not restart together.
 
-use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::chance::Chance;
 use crate::config::Reload;
 use crate::file_watch::FileWatch;
 use crate::words;
 
-/// What could not be used is tried again after so long: the file may be right and something else wrong.
+/// A file that cannot be used is checked again after this time: the cause may be outside of the file.
 const RETRY: Duration = Duration::from_secs(60);
-/// Pause after a watch that failed, and where a file is away or being written when it is time to restart.
+/// The pause after a failed watch, and if the file is missing or being written when the restart is due.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// What was last found in the file.
+/// The last content that was checked.
 #[derive(Debug)]
-struct Tried {
+struct CheckedText {
     text: String,
     /// Why it cannot be used.
     error: Option<String>,
     at: Instant,
 }
 
-/// Follows one file.
 #[derive(Debug)]
 pub struct ConfigReload<'a> {
     path: &'a Path,
     in_force: &'a str,
     reload: Reload,
-    tried: Option<Tried>,
-    /// When the restart is due.
+    checked: Option<CheckedText>,
     due: Option<Instant>,
 }
 
 impl<'a> ConfigReload<'a> {
-    /// Follows `path`, whose content `in_force` was read before.
+    /// Watches `path`; `in_force` is the content that was read at the start.
     pub fn new(path: &'a Path, in_force: &'a str, reload: Reload) -> Self {
-        Self { path, in_force, reload, tried: None, due: None }
+        Self { path, in_force, reload, checked: None, due: None }
     }
 
-    /// Returns when it is time to restart. `check` tells why a content cannot be used.
+    /// Returns when the restart is due. `check` returns why a content cannot be used.
     pub fn wait(&mut self, check: impl Fn(&str) -> Result<(), String>) {
-        let mut told = false;
+        let mut reported = false;
         while let Err(error) = self.follow(&check) {
             let error = words::chain(&error);
-            if !std::mem::replace(&mut told, true) {
+            if !std::mem::replace(&mut reported, true) {
                 tracing::warn!(
-                    "cannot watch the configuration file: {error}; its changes are not noticed; retried"
+                    "cannot watch the configuration file, changes are not noticed: {error}; retried"
                 );
             }
             std::thread::sleep(PAUSE);
@@ -58,67 +56,62 @@ impl<'a> ConfigReload<'a> {
     fn follow(&mut self, check: &impl Fn(&str) -> Result<(), String>) -> anyhow::Result<()> {
         let mut watch = FileWatch::new()?;
         loop {
-            // The watch stands before the file is read, so no change falls between the two.
+            // Watch before reading, so that no change is missed between the two.
             watch.cover([self.path])?;
-            // A file that is away for a moment, or is being written, comes with another event.
+            // A file that is missing or being written causes another event when it is complete.
             let text = watch.read(self.path).ok().flatten();
             let is_there = text.is_some();
             if let Some(text) = text {
-                self.look(text, check);
+                self.check_text(text, check);
             }
             let now = Instant::now();
-            // A start would read what is there then: it must be what was tried.
+            // A start would read the file: its content must be the one that was checked.
             if is_there && self.due.is_some_and(|due| due <= now) {
                 return Ok(());
             }
-            let failed = self.tried.as_ref().is_some_and(|tried| tried.error.is_some());
+            let failed = self.checked.as_ref().is_some_and(|checked| checked.error.is_some());
             let left = self.due.map(|due| due.saturating_duration_since(now));
             let left = left.map(|left| if left.is_zero() { PAUSE } else { left }).or(failed.then_some(RETRY));
             watch.wait(left)?;
         }
     }
 
-    fn look(&mut self, text: String, check: impl Fn(&str) -> Result<(), String>) {
+    fn check_text(&mut self, text: String, check: impl Fn(&str) -> Result<(), String>) {
         if text == self.in_force {
-            if self.tried.take().is_some() {
+            if self.checked.take().is_some() {
                 self.due = None;
-                tracing::info!("the configuration file is again as it was at the start: no restart");
+                tracing::info!("the configuration file has its old content again: no restart");
             }
             return;
         }
-        let before = self.tried.as_ref().filter(|tried| tried.text == text);
-        if before.is_some_and(|tried| tried.error.is_none() || tried.at.elapsed() < RETRY) {
+        let before = self.checked.as_ref().filter(|checked| checked.text == text);
+        if before.is_some_and(|checked| checked.error.is_none() || checked.at.elapsed() < RETRY) {
             return;
         }
         let error = check(&text).err();
-        let is_news = before.is_none_or(|tried| tried.error != error);
+        let is_news = before.is_none_or(|checked| checked.error != error);
         self.due = None;
         match (&error, self.reload) {
             (Some(error), _) if is_news => tracing::error!(
-                "the new content of {} cannot be used: {error}; the old one stays in force; fix the file",
+                "the new content of {} cannot be used, the old one stays in force: {error}; fix the file",
                 self.path.display()
             ),
             (Some(_), _) => {}
             (None, Reload::Ignore) => tracing::info!(
-                "the configuration file changed: it counts from the next start \
+                "the configuration file changed: the change takes effect at the next start \
                  (kubeIPVS.configReload.mode: ignore)"
             ),
             (None, Reload::Restart(spread)) => {
-                let pause = spread.mul_f64(random());
+                let pause = spread.mul_f64(Chance::default().of(0));
                 self.due = Some(Instant::now() + pause);
                 tracing::info!(
-                    "the configuration file changed and can be used: restart in {}",
+                    "the configuration file changed and is valid: restart in {}",
                     words::time(pause)
                 );
             }
         }
-        self.tried = Some(Tried { text, error, at: Instant::now() });
+        self.checked = Some(CheckedText { text, error, at: Instant::now() });
     }
-}
-
-/// From 0 to 1.
-fn random() -> f64 {
-    (RandomState::new().hash_one(0) % 1000) as f64 / 1000.0
 }
 
 #[cfg(test)]
@@ -129,7 +122,7 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::mpsc::{Receiver, channel};
 
-    /// A ConfigMap that is mounted: a link to a link that is swapped.
+    /// A mounted ConfigMap: a link to a link that is replaced.
     struct Mounted(tempfile::TempDir);
 
     impl Mounted {
@@ -152,7 +145,7 @@ mod tests {
         }
     }
 
-    /// Follows in a thread of its own; what was checked, and the end.
+    /// Watches in a thread; returns the checked contents and the thread.
     fn follow(path: PathBuf, reload: Reload) -> (Receiver<String>, std::thread::JoinHandle<()>) {
         let (sender, checked) = channel();
         let follow = move || {
@@ -168,7 +161,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     #[test]
-    fn a_config_map_that_is_swapped_is_tried_and_only_a_good_one_leads_to_a_restart() {
+    fn a_changed_config_map_is_checked_and_only_a_valid_one_leads_to_a_restart() {
         let mounted = Mounted::new("old");
         let (checked, waiting) = follow(mounted.path("config.conf"), AT_ONCE);
         mounted.swap("v1", "old");
@@ -181,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_change_between_the_start_and_the_first_look_is_noticed() {
+    fn a_change_between_the_start_and_the_watch_is_noticed() {
         let mounted = Mounted::new("good");
         let (_checked, waiting) = follow(mounted.path("config.conf"), AT_ONCE);
         waiting.join().unwrap();
     }
 
     #[test]
-    fn a_file_that_is_open_for_writing_is_tried_when_it_is_closed() {
+    fn a_file_that_is_open_for_writing_is_checked_when_it_is_closed() {
         use std::io::Write;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.conf");
@@ -203,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_taken_back_or_ignored_leads_to_no_restart() {
+    fn a_change_that_is_reverted_or_ignored_leads_to_no_restart() {
         for reload in [Reload::Ignore, Reload::Restart(Duration::from_secs(3600))] {
             let mounted = Mounted::new("old");
             let (checked, waiting) = follow(mounted.path("config.conf"), reload);
@@ -214,12 +207,5 @@ mod tests {
             assert_eq!(checked.recv_timeout(LIMIT).unwrap(), "good again");
             assert!(!waiting.is_finished());
         }
-    }
-
-    #[test]
-    fn restarts_are_spread() {
-        let values: Vec<f64> = (0..100).map(|_| random()).collect();
-        assert!(values.iter().any(|v| *v < 0.3) && values.iter().any(|v| *v > 0.7));
-        assert!(values.iter().all(|v| (0.0..1.0).contains(v)));
     }
 }

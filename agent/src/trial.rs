@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a start with a configuration would find: the kernel knows the scheduler, the addresses can be listened
-//! at, the credentials work. For a file that changed, and for `kube-ipvs config`.
+//! Checks whether a start with a configuration would work: the kernel has the scheduler, the agent can listen at the
+//! addresses, the credentials are valid. For a changed file, and for `kube-ipvs config`.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -16,27 +16,25 @@ use crate::source::client::ApiAccess;
 use crate::source::describe;
 use crate::words;
 
-/// The fields that say where the agent listens.
+/// The fields of the addresses that the agent listens at.
 const HEALTHZ: &str = "healthzBindAddress";
 const METRICS: &str = "metricsBindAddress";
-/// How long an API server may take to answer.
+/// Timeout of the request to the API server.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// The start would fail, or serve nobody.
-    pub wrong: Vec<String>,
-    /// It would go on; or it cannot be said from here.
+    /// Why the start would fail, or no Service would be programmed.
+    pub errors: Vec<String>,
+    /// Findings that do not stop a start, or that cannot be checked here.
     pub notes: Vec<String>,
 }
 
-/// Who tries.
 #[derive(Clone, Copy, Debug)]
 pub enum Tester<'a> {
-    /// The agent that runs with this configuration: what is the same is in use and known to work.
+    /// The agent that runs with this configuration: it does not check values that stay the same.
     Agent(&'a Config),
-    /// Somebody at a terminal, perhaps on another machine or without privileges.
+    /// A user at a terminal, maybe on another machine or without privileges.
     Person,
 }
 
@@ -46,8 +44,7 @@ impl Tester<'_> {
     }
 }
 
-/// Tries everything. `master`: the flag that replaces the API server's URL; without `api` the objects come
-/// from files.
+/// Runs all checks. `api`: the flag `--master`, which replaces the API server's URL; `None`: the objects come from files.
 pub fn check(
     config: &Config,
     tester: Tester<'_>,
@@ -56,7 +53,7 @@ pub fn check(
 ) -> Findings {
     let mut findings = Findings::default();
     if let Err(error) = host::node_name(&config.hostname_override) {
-        findings.wrong.push(words::chain(&error));
+        findings.errors.push(words::chain(&error));
     }
     check_scheduler(config, tester, &mut findings);
     // Listeners belong to a runtime.
@@ -72,22 +69,22 @@ pub fn check(
 }
 
 fn check_scheduler(config: &Config, tester: Tester<'_>, findings: &mut Findings) {
-    if tester.has(|c| c.scheduler.clone(), config) {
+    if tester.has(|c| c.settings.scheduler.clone(), config) {
         return;
     }
-    let settings = match config.settings() {
+    let settings = match config.node_settings() {
         Ok(settings) => settings,
-        Err(error) => return findings.wrong.push(words::chain(&error)),
+        Err(error) => return findings.errors.push(words::chain(&error)),
     };
     match (LinuxKernel::open(&settings), tester) {
         (Ok(mut kernel), _) => {
             if let Err(error) = kernel.check_scheduler(&settings.scheduler) {
-                findings.wrong.push(words::chain(&error));
+                findings.errors.push(words::chain(&error));
             }
         }
-        (Err(error), Tester::Agent(_)) => findings.wrong.push(words::chain(&error)),
+        (Err(error), Tester::Agent(_)) => findings.errors.push(words::chain(&error)),
         (Err(error), Tester::Person) => {
-            findings.notes.push(format!("ipvs.scheduler was not tried here: {}", words::chain(&error)));
+            findings.notes.push(format!("ipvs.scheduler was not checked here: {}", words::chain(&error)));
         }
     }
 }
@@ -104,24 +101,23 @@ fn check_address(
     let message = format!("{field}: cannot listen at {address}: {}", words::io_error(&error));
     let is_taken = error.kind() == ErrorKind::AddrInUse;
     match tester {
-        Tester::Agent(running) if is_taken && only_we_are_in_the_way(address, running) => {}
-        // The agent that runs has it.
+        Tester::Agent(running) if is_taken && only_own_listeners_collide(address, running) => {}
         Tester::Person if is_taken => {
-            findings.notes.push(format!("{message}; by the agent, if it runs"));
+            findings.notes.push(format!("{message}; the running agent may use it"));
         }
         Tester::Person if !config.bind_address_hard_fail => findings.notes.push(message),
-        _ => findings.wrong.push(message),
+        _ => findings.errors.push(message),
     }
 }
 
-/// Whether nothing but the agent's own listeners, which end with it, keeps it from listening at the address.
-fn only_we_are_in_the_way(address: SocketAddr, running: &Config) -> bool {
+/// Whether only the agent's own listeners, which end with it, use the address.
+fn only_own_listeners_collide(address: SocketAddr, running: &Config) -> bool {
     let ours: Vec<SocketAddr> = [running.healthz_address, Some(running.metrics_address)]
         .into_iter()
         .flatten()
         .filter(|held| http::collide(*held, address))
         .collect();
-    // A kernel that does not tell who listens leaves it at what the configuration says.
+    // If the kernel does not list the listeners, the configuration decides.
     let listeners = sockets::listeners().unwrap_or_default();
     let is_ours = |listener: &SocketAddr| {
         let both = |held: &SocketAddr| held.ip().is_unspecified() && listener.ip().is_unspecified();
@@ -135,7 +131,7 @@ fn only_we_are_in_the_way(address: SocketAddr, running: &Config) -> bool {
     !ours.is_empty() && in_the_way.all(|listener| is_ours(&listener))
 }
 
-/// Both servers at one port: whichever comes second is tried again for ever, or ends the agent.
+/// Both servers at one port: the second one is retried for ever, or ends the agent.
 fn check_collision(config: &Config, tester: Tester<'_>, findings: &mut Findings) {
     let metrics = config.metrics_address;
     let Some(healthz) = config.healthz_address.filter(|healthz| http::collide(*healthz, metrics)) else {
@@ -143,16 +139,16 @@ fn check_collision(config: &Config, tester: Tester<'_>, findings: &mut Findings)
     };
     let message = format!(
         "{HEALTHZ} ({healthz}) and {METRICS} ({metrics}) have one port, and only one server can listen at it: \
-         give each a port of its own"
+         give each its own port"
     );
     let of = |c: &Config| (c.healthz_address, c.metrics_address);
     match tester {
-        // As bad as it is, it is so already.
+        // The running agent has the same collision.
         Tester::Agent(running) if of(running) == of(config) && !config.bind_address_hard_fail => {
             findings.notes.push(message);
         }
         Tester::Person if !config.bind_address_hard_fail => findings.notes.push(message),
-        _ => findings.wrong.push(message),
+        _ => findings.errors.push(message),
     }
 }
 
@@ -168,7 +164,7 @@ fn check_api(
     let _ = rustls::crypto::ring::default_provider().install_default();
     let api = match runtime.block_on(access.client(Arc::new(()), ANSWER)) {
         Ok(api) => api,
-        Err(error) => return findings.wrong.push(words::chain(&error)),
+        Err(error) => return findings.errors.push(words::chain(&error)),
     };
     if tester.has(|c| c.kubeconfig.clone(), config) {
         return;
@@ -176,7 +172,7 @@ fn check_api(
     if let Err(error) = runtime.block_on(api.client.apiserver_version()) {
         let message = describe(&error, &api.route);
         match tester {
-            Tester::Agent(_) => findings.wrong.push(message),
+            Tester::Agent(_) => findings.errors.push(message),
             Tester::Person => findings.notes.push(message),
         }
     }
@@ -200,34 +196,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_same_is_not_tried_again() {
+    fn unchanged_values_are_not_checked_again() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let body = format!("metricsBindAddress: {}\nhostnameOverride: node\n", taken.local_addr().unwrap());
         let running = config(&body);
         assert_eq!(found(&running, Tester::Agent(&running), false), Findings::default());
         let other = config("hostnameOverride: node\n");
         let findings = found(&running, Tester::Agent(&other), false);
-        assert_eq!(findings.wrong.len(), 1, "{findings:?}");
-        assert!(findings.wrong[0].contains("metricsBindAddress: cannot listen at 127.0.0.1"), "{findings:?}");
+        assert_eq!(findings.errors.len(), 1, "{findings:?}");
+        assert!(
+            findings.errors[0].contains("metricsBindAddress: cannot listen at 127.0.0.1"),
+            "{findings:?}"
+        );
         let person = found(&running, Tester::Person, false);
-        assert!(person.notes.iter().any(|note| note.contains("by the agent, if it runs")), "{person:?}");
+        assert!(person.notes.iter().any(|note| note.contains("the running agent may use it")), "{person:?}");
     }
 
-    /// A configuration with these addresses for health and metrics, and more of it.
+    /// A configuration with these addresses for health and metrics, and more fields.
     fn listening(healthz: &str, metrics: &str, more: &str) -> Config {
         config(&format!(
             "healthzBindAddress: \"{healthz}\"\nmetricsBindAddress: \"{metrics}\"\nhostnameOverride: node\n{more}"
         ))
     }
 
-    /// Two ports that nobody has.
+    /// Two free ports.
     fn free_ports() -> [u16; 2] {
         let listeners = [(), ()].map(|()| TcpListener::bind("0.0.0.0:0").unwrap());
         listeners.map(|listener| listener.local_addr().unwrap().port())
     }
 
     #[test]
-    fn the_agents_own_listeners_are_not_in_its_way() {
+    fn the_agents_own_listeners_do_not_collide() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _entered = runtime.enter();
         let [a, b] = free_ports();
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_else_at_the_new_address_is_in_the_way_though_the_agent_has_the_port_too() {
+    fn another_listener_at_the_new_address_collides_although_the_agent_has_the_port_too() {
         let ours = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = ours.local_addr().unwrap().port();
         let running = listening("127.0.0.1", &format!("127.0.0.1:{port}"), "");
@@ -257,9 +256,9 @@ mod tests {
         assert_eq!(found(&new, Tester::Agent(&running), false), Findings::default());
         let _another = TcpListener::bind(("127.0.0.2", port)).unwrap();
         let findings = found(&new, Tester::Agent(&running), false);
-        assert_eq!(findings.wrong.len(), 1, "{findings:?}");
+        assert_eq!(findings.errors.len(), 1, "{findings:?}");
         assert!(
-            findings.wrong[0].starts_with("metricsBindAddress: cannot listen at 0.0.0.0"),
+            findings.errors[0].starts_with("metricsBindAddress: cannot listen at 0.0.0.0"),
             "{findings:?}"
         );
     }
@@ -281,27 +280,27 @@ mod tests {
                 (&hard, Tester::Person),
             ] {
                 let findings = found(new, tester, false);
-                let wrong = &findings.wrong[..];
-                assert_eq!(wrong.len(), 1, "{findings:?}");
-                assert!(wrong[0].contains(HEALTHZ) && wrong[0].contains(METRICS), "{findings:?}");
+                let errors = &findings.errors[..];
+                assert_eq!(errors.len(), 1, "{findings:?}");
+                assert!(errors[0].contains(HEALTHZ) && errors[0].contains(METRICS), "{findings:?}");
             }
             // The start goes on with one of the two.
             for tester in [Tester::Agent(&soft), Tester::Person] {
                 let findings = found(&soft, tester, false);
-                assert!(findings.wrong.is_empty(), "{findings:?}");
+                assert!(findings.errors.is_empty(), "{findings:?}");
                 assert!(findings.notes.iter().any(|note| note.contains("have one port")), "{findings:?}");
             }
         }
     }
 
     #[test]
-    fn addresses_and_credentials_are_tried() {
+    fn addresses_and_credentials_are_checked() {
         let running = config("hostnameOverride: node\n");
         let elsewhere = config("healthzBindAddress: 192.0.2.1:10256\n");
         let findings = found(&elsewhere, Tester::Agent(&running), false);
-        assert!(findings.wrong[0].contains("Cannot assign requested address"), "{findings:?}");
+        assert!(findings.errors[0].contains("Cannot assign requested address"), "{findings:?}");
         let missing = config("clientConnection: {kubeconfig: /nonexistent/kubeconfig}\n");
         let findings = found(&missing, Tester::Agent(&running), true);
-        assert!(findings.wrong[0].contains("/nonexistent/kubeconfig"), "{findings:?}");
+        assert!(findings.errors[0].contains("/nonexistent/kubeconfig"), "{findings:?}");
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::{cleanup, init, show_config};
 use crate::cli::{ConfigSource, RunArgs};
 use crate::config::{Config, host};
+use crate::core::model::backoff::Backoff;
 use crate::core::model::settings::Settings;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
@@ -41,7 +42,8 @@ use crate::words;
 
 /// The limit of connections of other hosts to all health-check node ports together.
 const NODE_PORT_CONNECTIONS: usize = 1024;
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// The pauses between tries to open the kernel.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 /// The time before a warning about missing first lists.
 const SYNC_NOTICE: Duration = Duration::from_secs(10);
 
@@ -63,7 +65,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         tracing::warn!("configuration: {warning}");
     }
     let name = host::node_name(&config.hostname_override)?;
-    let settings = config.settings()?;
+    let settings = config.node_settings()?;
     let families: Vec<String> = settings.families.iter().map(ToString::to_string).collect();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!("kube-ipvs {version} starts on node {name}, {}", families.join(" and "));
@@ -165,7 +167,7 @@ fn watch_config(
             let new = Config::parse(text, &flags).map_err(|error| words::chain(&error))?;
             let findings = trial::check(&new, Tester::Agent(&in_force), api.as_ref(), &runtime);
             findings.notes.iter().for_each(|note| tracing::warn!("the new configuration: {note}"));
-            if findings.wrong.is_empty() { Ok(()) } else { Err(findings.wrong.join("; ")) }
+            if findings.errors.is_empty() { Ok(()) } else { Err(findings.errors.join("; ")) }
         };
         ConfigReload::new(&path, &text, in_force.reload).wait(check);
         tracing::info!("stopping, to be started again with the new configuration");
@@ -210,7 +212,7 @@ fn source(
 /// Opens the kernel, with retries while a module or a privilege is missing; `None` on a stop signal.
 fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option<LinuxKernel> {
     let start = Instant::now();
-    let mut pause = Duration::from_secs(1);
+    let mut pauses = PAUSES;
     let mut pace = FailurePace::default();
     loop {
         match LinuxKernel::open(settings) {
@@ -236,13 +238,12 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
                 events.send([EventRequest { about: About::Node, reason: Reason::KernelNotUsable, message }]);
             }
         }
-        let until = Instant::now() + pause;
+        let until = Instant::now() + pauses.next_pause();
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if inbox.wait(Some(left)).stop {
                 return None;
             }
         }
-        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

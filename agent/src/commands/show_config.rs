@@ -28,7 +28,7 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     for note in config.warnings.iter().chain(&findings.notes) {
         eprintln!("kube-ipvs: {note}");
     }
-    ensure!(findings.wrong.is_empty(), "a start would fail: {}", findings.wrong.join("; "));
+    ensure!(findings.errors.is_empty(), "a start would fail: {}", findings.errors.join("; "));
     Ok(())
 }
 

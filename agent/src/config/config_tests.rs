@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use crate::core::model::settings::{LocalTraffic, NodePortAddresses};
 
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
@@ -16,28 +17,28 @@ fn the_config_map_of_kubeadm_gives_the_defaults() {
          strictARP: false\n  syncPeriod: 0s\n  tcpFinTimeout: 0s\nmetricsBindAddress: \"\"\nbindAddress: 0.0.0.0\nenableProfiling: true\n",
     )
     .unwrap();
-    assert_eq!(config.scheduler, "rr");
+    assert_eq!(&*config.settings.scheduler, "rr");
     assert_eq!((config.min_sync_period, config.sync_period), (Duration::ZERO, Duration::from_secs(30)));
-    assert_eq!(config.masquerade_mark, 0x4000);
+    assert_eq!(config.settings.masquerade_mark, 0x4000);
     assert_eq!(config.warnings.len(), 1, "zero values are not worth a line: {:?}", config.warnings);
     assert!(config.warnings[0].starts_with("enableProfiling has no effect"), "{:?}", config.warnings);
-    assert_eq!(config.drain_deadline, Some(Duration::from_secs(86400)));
-    assert_eq!((config.bind_address, config.timeouts), (None, Timeouts::default()));
+    assert_eq!(config.settings.drain_deadline, Some(Duration::from_secs(86400)));
+    assert_eq!((config.settings.bind_address, config.settings.timeouts), (None, Timeouts::default()));
 }
 
 #[test]
 fn cluster_cidrs_are_kept_by_family() {
     let config = parse("clusterCIDR: fd00:244::/48,10.244.0.0/16\n").unwrap();
-    let LocalTraffic::Cidrs(cidrs) = config.local else { panic!() };
+    let LocalTraffic::Cidrs(cidrs) = config.settings.local else { panic!() };
     assert_eq!(cidrs.map(|c| c.unwrap().to_string()), ["10.244.0.0/16", "fd00:244::/48"]);
 }
 
 #[test]
 fn every_way_to_detect_local_traffic() {
     let prefix = parse("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}\n");
-    assert_eq!(prefix.unwrap().local, LocalTraffic::Interface("veth+".into()));
+    assert_eq!(prefix.unwrap().settings.local, LocalTraffic::Interface("veth+".into()));
     let bridge = parse("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n");
-    assert_eq!(bridge.unwrap().local, LocalTraffic::Interface("cni0".into()));
+    assert_eq!(bridge.unwrap().settings.local, LocalTraffic::Interface("cni0".into()));
     assert!(parse("detectLocalMode: NodeCIDR\n").unwrap().local_from_node);
 }
 
@@ -75,7 +76,7 @@ fn each_mistake_is_named() {
         ("ipvs: {tcpTimeout: -1s}\n", "ipvs.tcpTimeout: -1s is negative"),
         ("conntrack: {min: -1}\n", "conntrack.min: -1"),
         ("conntrack: {udpTimeout: -1s}\n", "conntrack.udpTimeout: -1s is negative"),
-        ("nodePortAddresses: [primary, 10.0.0.0/8]\n", "primary stands alone"),
+        ("nodePortAddresses: [primary, 10.0.0.0/8]\n", "primary cannot be combined"),
         ("nodePortAddresses: [10.0.0.0]\n", "nodePortAddresses: \"10.0.0.0\""),
         ("metricsBindAddress: here\n", "metricsBindAddress: \"here\""),
         ("metricsBindAddress: 1.2.3.4:0\n", "the port of"),
@@ -106,20 +107,20 @@ fn our_own_settings_are_in_one_place() {
         "kubeIPVS:\n  drainDeadline: 0s\n  keepEstablished: true\n  serviceProxyName: kube-ipvs\n  externalIPs:\n    allow: [198.51.100.9/24]\n",
     )
     .unwrap();
-    assert_eq!(config.drain_deadline, None, "0s: no deadline, as kube-proxy");
-    assert!(config.keep_established);
+    assert_eq!(config.settings.drain_deadline, None, "0s: no deadline, as kube-proxy");
+    assert!(config.settings.keep_established);
     assert_eq!(config.service_proxy_name.as_deref(), Some("kube-ipvs"));
     assert_eq!(parse("").unwrap().service_proxy_name, None);
-    assert_eq!(config.external_ips, ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
+    assert_eq!(config.settings.external_ips, ExternalIps::Within(vec!["198.51.100.0/24".parse().unwrap()]));
     let none = parse("featureGates: {AllowServiceExternalIPs: false}\n").unwrap();
-    assert_eq!(none.external_ips, ExternalIps::None);
+    assert_eq!(none.settings.external_ips, ExternalIps::None);
     assert_eq!(config.service_metrics, None);
     let traffic =
         |text: &str| parse(&format!("kubeIPVS: {{metrics: {{{text}}}}}\n")).unwrap().service_metrics;
     assert_eq!((traffic("perService: true"), traffic("maxServices: 5")), (Some(1000), None));
     assert_eq!(traffic("perService: true, maxServices: 0"), Some(0));
     let nobody = parse("kubeIPVS: {externalIPs: {allow: []}}\n").unwrap();
-    assert_eq!(nobody.external_ips, ExternalIps::Within(Vec::new()), "an empty list allows none");
+    assert_eq!(nobody.settings.external_ips, ExternalIps::Within(Vec::new()), "an empty list allows none");
 }
 
 #[test]
@@ -129,16 +130,16 @@ fn what_reaches_the_kernel() {
          conntrack: {maxPerCore: 0, tcpBeLiberal: true, udpTimeout: 40s, tcpEstablishedTimeout: 0s}\n",
     )
     .unwrap();
-    assert_eq!(config.timeouts, Timeouts { tcp: 0, tcp_fin: 20, udp: 0 });
-    assert_eq!(config.node_port_addresses, NodePortAddresses::Primary);
-    assert_eq!(config.bind_address, Some("10.1.1.1".parse().unwrap()));
+    assert_eq!(config.settings.timeouts, Timeouts { tcp: 0, tcp_fin: 20, udp: 0 });
+    assert_eq!(config.settings.node_port_addresses, NodePortAddresses::Primary);
+    assert_eq!(config.settings.bind_address, Some("10.1.1.1".parse().unwrap()));
     assert_eq!(config.metrics_address.to_string(), "127.0.0.1:10249");
     let v6 = parse("bindAddress: \"::\"\n").unwrap();
-    assert_eq!((v6.bind_address, v6.metrics_address.to_string().as_str()), (None, "[::1]:10249"));
+    assert_eq!((v6.settings.bind_address, v6.metrics_address.to_string().as_str()), (None, "[::1]:10249"));
     let bare = parse("metricsBindAddress: 0.0.0.0\n").unwrap();
     assert_eq!(bare.metrics_address.to_string(), "0.0.0.0:10249");
     let sysctls: Vec<String> = config
-        .settings()
+        .node_settings()
         .unwrap()
         .sysctls
         .iter()
@@ -166,31 +167,31 @@ fn addresses_and_networks_are_read_as_kube_proxy_reads_them() {
     )
     .unwrap();
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
-    assert_eq!(config.bind_address, Some("10.1.1.1".parse().unwrap()));
+    assert_eq!(config.settings.bind_address, Some("10.1.1.1".parse().unwrap()));
     assert_eq!(config.healthz_address, Some("0.0.0.0:10256".parse().unwrap()));
     assert_eq!(config.metrics_address, "127.0.0.1:10249".parse().unwrap());
-    let LocalTraffic::Cidrs([v4, v6]) = config.local else { panic!("{:?}", config.local) };
+    let LocalTraffic::Cidrs([v4, v6]) = config.settings.local else { panic!("{:?}", config.settings.local) };
     assert_eq!([v4, v6].map(Option::unwrap).to_vec(), nets(&["10.244.0.0/16", "fd00::/64"]));
-    assert_eq!(config.node_port_addresses, NodePortAddresses::Cidrs(nets(&["192.168.50.0/24"])));
+    assert_eq!(config.settings.node_port_addresses, NodePortAddresses::Cidrs(nets(&["192.168.50.0/24"])));
     assert_eq!(
-        (config.exclude_cidrs, config.protected_cidrs),
+        (config.settings.exclude_cidrs, config.settings.protected),
         (nets(&["10.0.0.0/8"]), nets(&["10.1.0.0/16"]))
     );
-    assert_eq!(config.external_ips, ExternalIps::Within(nets(&["198.51.100.0/24"])));
+    assert_eq!(config.settings.external_ips, ExternalIps::Within(nets(&["198.51.100.0/24"])));
     let mapped =
         parse("bindAddress: \"::ffff:10.1.1.1\"\nmetricsBindAddress: \"[::ffff:127.0.0.1]:80\"\n").unwrap();
-    assert_eq!(mapped.bind_address, Some("10.1.1.1".parse().unwrap()));
+    assert_eq!(mapped.settings.bind_address, Some("10.1.1.1".parse().unwrap()));
     assert_eq!(mapped.metrics_address, "127.0.0.1:80".parse().unwrap());
     assert_eq!(mapped.healthz_address, Some("0.0.0.0:10256".parse().unwrap()), "its family is IPv4");
 }
 
 #[test]
-fn what_kube_proxy_would_decode_leniently_is_a_warning() {
+fn unknown_and_duplicate_fields_are_warnings() {
     let config = parse(
         "mode: ipvs\nnonsense: 1\nipvs: {sheduler: lc, scheduler: rr, scheduler: wlc}\nkubeIPVS: {x: 1}\n",
     );
     let config = config.unwrap();
-    assert_eq!(config.scheduler, "wlc", "the last one counts");
+    assert_eq!(&*config.settings.scheduler, "wlc", "the last value is used");
     for expected in
         ["unknown field nonsense", "unknown field ipvs.sheduler", "unknown field kubeIPVS.x", "twice"]
     {
@@ -201,30 +202,30 @@ fn what_kube_proxy_would_decode_leniently_is_a_warning() {
     assert!(gates.warnings[0].contains("AllowServiceExternalIP "), "{:?}", gates.warnings);
 }
 
-/// What a field of the type can be set to that is neither its zero nor its default.
+/// A value for the field that is neither its zero nor its default.
 fn sample(field: &table::Field) -> Value {
     use serde_json::json;
-    match (field.path, field.kind) {
+    match (field.path, field.field_type) {
         ("mode", _) => json!("ipvs"),
         ("detectLocalMode", _) => json!("NodeCIDR"),
         ("bindAddress", _) => json!("192.0.2.1"),
         ("logging.format", _) => json!("json"),
         ("kubeIPVS.configReload.mode", _) => json!("ignore"),
         ("clusterCIDR", _) => json!("192.0.2.0/24"),
-        (path, table::Kind::Text) if path.ends_with("BindAddress") => json!("192.0.2.1:1234"),
-        (path, table::Kind::Bool) => json!(!path.ends_with("localhostNodePorts")),
-        (_, table::Kind::Int) => json!(7),
-        (_, table::Kind::Float) => json!(7.5),
-        (_, table::Kind::Text) => json!("text"),
-        (_, table::Kind::Duration) => json!("25s"),
-        (_, table::Kind::List) => json!(["192.0.2.0/24"]),
-        (_, table::Kind::Gates) => json!({"AllowServiceExternalIPs": false}),
-        (_, table::Kind::Any) => json!({"a": "b"}),
+        (path, table::FieldType::Text) if path.ends_with("BindAddress") => json!("192.0.2.1:1234"),
+        (path, table::FieldType::Bool) => json!(!path.ends_with("localhostNodePorts")),
+        (_, table::FieldType::Int) => json!(7),
+        (_, table::FieldType::Float) => json!(7.5),
+        (_, table::FieldType::Text) => json!("text"),
+        (_, table::FieldType::Duration) => json!("25s"),
+        (_, table::FieldType::List) => json!(["192.0.2.0/24"]),
+        (_, table::FieldType::Gates) => json!({"AllowServiceExternalIPs": false}),
+        (_, table::FieldType::Any) => json!({"a": "b"}),
     }
 }
 
-/// A field that is said to act changes the configuration; one that is said not to changes nothing but,
-/// where it would have mattered, the warnings.
+/// A field with an effect changes the configuration. A field without changes nothing but the warnings, if it has an
+/// effect in kube-proxy.
 #[test]
 fn every_field_does_what_the_table_says() {
     let plain = Config::read(None, &ConfigFlags::default()).unwrap();

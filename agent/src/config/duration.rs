@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Durations as Go writes them, e.g. `1h5m0s` or `300ms`.
+//! Durations in Go's format, e.g. `1h5m0s` or `300ms`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 
 const UNITS: [(&str, u128); 3] = [("ms", 1_000_000), ("µs", 1_000), ("ns", 1)];
 const SECOND: u128 = 1_000_000_000;
-/// What may be read; the second `µs` has the Greek letter.
+/// The accepted units; the second `µs` has the Greek letter.
 const UNITS_READ: [(&str, u128); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -22,7 +22,7 @@ const UNITS_READ: [(&str, u128); 8] = [
 ];
 /// The longest duration of Go, in nanoseconds: some 292 years.
 const LONGEST: u64 = i64::MAX as u64;
-/// Digits of a fraction that are read.
+/// The digits of a fraction that are parsed.
 const FRACTION: usize = 18;
 
 /// A duration that is not negative.

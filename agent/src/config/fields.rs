@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Single fields of the file. Errors name the field and what is wrong.
+//! Parsers of single fields. Errors name the field and what is wrong.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,11 +15,11 @@ fn cidr(field: &str, text: &str) -> anyhow::Result<IpNet> {
     address::parse_net(text.trim()).with_context(|| format!("{field}: {text:?} is not a CIDR"))
 }
 
-pub(super) fn cidrs(field: &str, texts: Option<&[String]>) -> anyhow::Result<Vec<IpNet>> {
+pub(super) fn cidrs(field: &str, texts: Option<Vec<&str>>) -> anyhow::Result<Vec<IpNet>> {
     texts.unwrap_or_default().iter().map(|text| cidr(field, text)).collect()
 }
 
-/// An unspecified address says nothing.
+/// `None` for an unspecified address.
 pub(super) fn bind_address(text: &str) -> anyhow::Result<Option<IpAddr>> {
     if text.is_empty() {
         return Ok(None);
@@ -29,7 +29,7 @@ pub(super) fn bind_address(text: &str) -> anyhow::Result<Option<IpAddr>> {
     Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
 }
 
-/// `IP:PORT`, or an IP that gets the usual port.
+/// `IP:PORT`, or an IP with the default port.
 pub(super) fn address_with_port(field: &str, text: &str, port: u16) -> anyhow::Result<SocketAddr> {
     if let Some(ip) = address::parse_ip(text) {
         return Ok(SocketAddr::new(ip, port));
@@ -40,10 +40,10 @@ pub(super) fn address_with_port(field: &str, text: &str, port: u16) -> anyhow::R
     Ok(address)
 }
 
-pub(super) fn node_port_addresses(texts: Option<&[String]>) -> anyhow::Result<NodePortAddresses> {
+pub(super) fn node_port_addresses(texts: Option<Vec<&str>>) -> anyhow::Result<NodePortAddresses> {
     let texts = texts.unwrap_or_default();
-    if texts.iter().any(|text| text == "primary") {
-        ensure!(texts.len() == 1, "nodePortAddresses: primary stands alone");
+    if texts.contains(&"primary") {
+        ensure!(texts.len() == 1, "nodePortAddresses: primary cannot be combined with other values");
         return Ok(NodePortAddresses::Primary);
     }
     Ok(NodePortAddresses::Cidrs(cidrs("nodePortAddresses", Some(texts))?))
@@ -52,7 +52,7 @@ pub(super) fn node_port_addresses(texts: Option<&[String]>) -> anyhow::Result<No
 pub(super) fn local_traffic(v: &Values) -> anyhow::Result<LocalTraffic> {
     let interface = |path: &str, suffix: &str| {
         let name = v.text(path);
-        ensure!(!name.is_empty(), "{path} is empty but detectLocalMode asks for it");
+        ensure!(!name.is_empty(), "{path} is empty, but detectLocalMode needs it");
         Ok(LocalTraffic::Interface(format!("{name}{suffix}")))
     };
     match v.text("detectLocalMode") {
@@ -89,7 +89,7 @@ pub(super) fn label_value(field: &str, text: &str) -> anyhow::Result<Option<Stri
             && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
             && ends(text.chars().next())
             && ends(text.chars().last()),
-        "{field}: {text:?} cannot be the value of a label: letters, digits, and -_. between them, 63 at most"
+        "{field}: {text:?} is not a valid value of a label: up to 63 letters and digits, with -_. between them"
     );
     Ok(Some(text.to_owned()))
 }

@@ -1,30 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The flags of kube-proxy that set a field of the configuration, made from the table.
+//! kube-proxy's flags for the fields of the configuration, made from the table.
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 
-use super::table::{FIELDS, Field, IDLE_FLAGS, Kind};
+use super::table::{FIELDS, Field, FieldType, IDLE_FLAGS};
 
-const HEADING: &str =
-    "Configuration without a file (flags of kube-proxy; beside --config most are passed over)";
+const HEADING: &str = "Configuration without a file (flags of kube-proxy; most are ignored with --config)";
 const HEALTHZ_PORT: &str = "healthz-port";
 const METRICS_PORT: &str = "metrics-port";
 const VERBOSITY: &str = "v";
 
-/// What the command line says about the configuration.
+/// The flags that set the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigFlags {
-    /// Fields that flags set: the field, the flag, its text.
+    /// The given flags: the field, the flag, its text.
     pub(super) given: Vec<(&'static Field, &'static str, String)>,
     /// `--healthz-port`; 0: no health server.
     pub(super) healthz_port: Option<u16>,
-    /// `--metrics-port`
     pub(super) metrics_port: Option<u16>,
 }
 
 impl ConfigFlags {
-    /// As if these flags had been given, e.g. `("ipvs-scheduler", "lc")`; unknown ones are left out.
+    /// The flags as if given on the command line, e.g. `("ipvs-scheduler", "lc")`; unknown flags are ignored.
     pub fn of(flags: &[(&str, &str)]) -> Self {
         let given = flags.iter().filter_map(|(name, text)| {
             let field = FIELDS.iter().find(|f| f.flag == Some(name))?;
@@ -42,17 +40,17 @@ fn build_arg(field: &'static Field, flag: &'static str) -> Arg {
         .action(ArgAction::Append)
         .allow_negative_numbers(true)
         .help(format!("Sets {}{default}", field.path))
-        .help_heading(if field.flag_wins { None } else { Some(HEADING) });
-    match field.kind {
-        // As in Go a truth without `=` is true and takes no other word.
-        Kind::Bool => {
+        .help_heading(if field.flag_overrides { None } else { Some(HEADING) });
+    match field.field_type {
+        // As in Go, a boolean flag without `=` is true and takes no value.
+        FieldType::Bool => {
             arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true")
         }
-        Kind::Int | Kind::Float => arg.value_name("NUMBER"),
-        Kind::Duration => arg.value_name("DURATION"),
-        Kind::List => arg.value_name("CIDR,..."),
-        Kind::Gates => arg.value_name("GATE=BOOL,..."),
-        Kind::Text | Kind::Any => arg.value_name("TEXT"),
+        FieldType::Int | FieldType::Float => arg.value_name("NUMBER"),
+        FieldType::Duration => arg.value_name("DURATION"),
+        FieldType::List => arg.value_name("CIDR,..."),
+        FieldType::Gates => arg.value_name("GATE=BOOL,..."),
+        FieldType::Text | FieldType::Any => arg.value_name("TEXT"),
     }
 }
 
@@ -75,7 +73,7 @@ impl Args for ConfigFlags {
                 command = command.arg(if flag == VERBOSITY {
                     arg.short('v')
                         .value_name("LEVEL")
-                        .help("How much to log: 0 changes and troubles, 4 every pass, 6 every operation")
+                        .help("Log level: 0 changes and failures, 4 every sync, 6 every operation")
                 } else if flag == "hostname-override" {
                     arg.value_name("NAME").help(
                         "Name of this node's Node object [default: hostnameOverride of the configuration, then \
@@ -91,7 +89,7 @@ impl Args for ConfigFlags {
             command = command.arg(arg.require_equals(true).default_missing_value("true"));
         }
         command
-            .arg(port_arg(HEALTHZ_PORT, "0: no health server; any other number has no effect"))
+            .arg(port_arg(HEALTHZ_PORT, "0 disables the health server; any other number has no effect"))
             .arg(port_arg(METRICS_PORT, "Has no effect; use --metrics-bind-address"))
     }
 
@@ -109,15 +107,14 @@ impl FromArgMatches for ConfigFlags {
             let Some(flag) = field.flag else { continue };
             let Some(texts) = matches.get_many::<String>(flag) else { continue };
             let texts: Vec<&str> = texts.map(String::as_str).collect();
-            let text = match field.kind {
-                Kind::List | Kind::Gates => texts.join(","),
+            let text = match field.field_type {
+                FieldType::List | FieldType::Gates => texts.join(","),
                 _ => texts.last().map(ToString::to_string).unwrap_or_default(),
             };
             flags.given.push((field, flag, text));
         }
         if flags.metrics_port == Some(0) {
-            let text =
-                "--metrics-port=0: the metrics server cannot be switched off; use --metrics-bind-address";
+            let text = "--metrics-port=0: the metrics server cannot be disabled; use --metrics-bind-address";
             return Err(Error::raw(ErrorKind::ValueValidation, format!("{text}\n")));
         }
         Ok(flags)

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the agent finds out about the machine before it starts: node name, families, kernel version.
+//! What the configuration needs to know about this machine: node name, IP families, kernel version, CPUs.
 
 use std::fs;
 
 use anyhow::{Context, ensure};
 
-use super::Conntrack;
 use crate::core::model::Family;
 use crate::core::model::settings::Sysctl;
 
 /// The node's name: `hostnameOverride`, else the host name; trimmed, lower case.
 ///
 /// # Errors
-/// When the name is blank.
+/// The name is blank.
 pub fn node_name(configured: &str) -> anyhow::Result<String> {
     let name = match configured {
         "" => fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?,
@@ -26,7 +25,7 @@ pub fn node_name(configured: &str) -> anyhow::Result<String> {
     Ok(name)
 }
 
-/// The families that this network namespace has.
+/// The IP families of this network namespace.
 pub fn families() -> Vec<Family> {
     let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
     // /proc/net is the main thread's namespace; /proc/thread-self/net is ours.
@@ -38,10 +37,10 @@ pub fn families() -> Vec<Family> {
 /// Major and minor version of the running kernel.
 ///
 /// # Errors
-/// When `/proc/sys/kernel/osrelease` cannot be read or understood.
+/// `/proc/sys/kernel/osrelease` cannot be read or parsed.
 pub fn kernel_version() -> anyhow::Result<(u32, u32)> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel version")?;
-    parse_version(&text).with_context(|| format!("cannot understand the kernel version {:?}", text.trim()))
+    parse_version(&text).with_context(|| format!("cannot parse the kernel version {:?}", text.trim()))
 }
 
 pub(crate) fn parse_version(text: &str) -> Option<(u32, u32)> {
@@ -49,7 +48,7 @@ pub(crate) fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// How many CPUs the machine has online; a container's quota does not count.
+/// The number of CPUs online in the machine, whatever the quota of the container is.
 pub fn cpus() -> i64 {
     let online = fs::read_to_string("/sys/devices/system/cpu/online").ok();
     let counted = online.and_then(|text| parse_cpus(&text)).filter(|n| *n > 0);
@@ -65,10 +64,10 @@ pub(crate) fn parse_cpus(text: &str) -> Option<i64> {
     })
 }
 
-/// The sysctls that IPVS mode needs on this kernel, as kube-proxy sets them.
+/// The sysctls that the ipvs mode needs on this kernel, as in kube-proxy.
 pub fn sysctls((major, minor): (u32, u32), strict_arp: bool) -> Vec<Sysctl> {
     let mut sysctls = vec![Sysctl::exactly("/proc/sys/net/ipv4/vs/conntrack", 1)];
-    // From 5.9 on the kernel's default no longer delays reused connections by a second.
+    // Since Linux 5.9 the kernel's default does not delay reused connections by a second.
     if (4, 1) <= (major, minor) && (major, minor) < (5, 9) {
         sysctls.push(Sysctl::exactly("/proc/sys/net/ipv4/vs/conn_reuse_mode", 0));
     }
@@ -82,11 +81,30 @@ pub fn sysctls((major, minor): (u32, u32), strict_arp: bool) -> Vec<Sysctl> {
     sysctls
 }
 
-/// The largest table that `conntrack.maxPerCore` alone makes, as in kube-proxy.
+/// Connection tracking (`conntrack`). 0: leave the kernel's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conntrack {
+    /// Table entries for each CPU.
+    pub max_per_core: i64,
+    /// The least number of table entries, if `max_per_core` is set.
+    pub min: i64,
+    /// Seconds that idle established TCP connections are kept.
+    pub tcp_established: i64,
+    /// Seconds that half-closed TCP connections are kept.
+    pub tcp_close_wait: i64,
+    /// Packets outside of the window do not end a TCP connection.
+    pub tcp_be_liberal: bool,
+    /// Seconds that a UDP flow without answer is kept.
+    pub udp: i64,
+    /// Seconds that a UDP flow with answers is kept.
+    pub udp_stream: i64,
+}
+
+/// The largest table by `conntrack.maxPerCore` alone, as in kube-proxy.
 const CONNTRACK_CAP: i64 = 1 << 20;
 
 impl Conntrack {
-    /// The sysctls of connection tracking on a machine with so many CPUs.
+    /// The sysctls of connection tracking on a machine with this number of CPUs.
     pub fn sysctls(&self, cpus: i64) -> Vec<Sysctl> {
         let mut sysctls = Vec::new();
         if self.max_per_core > 0 {
@@ -123,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_of_distributions_are_understood() {
+    fn versions_of_distributions_are_parsed() {
         for (text, version) in [("6.1.0-56-amd64\n", (6, 1)), ("5.9", (5, 9)), ("4.18.0-80.el8", (4, 18))] {
             assert_eq!(parse_version(text), Some(version));
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The configuration: a `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1), from a file or from
-//! kube-proxy's flags. Our own settings are under `kubeIPVS`, which kube-proxy passes over.
+//! The configuration: a `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1), from a file or from kube-proxy's
+//! flags. Our own settings are under `kubeIPVS`, which kube-proxy ignores.
 
 pub(crate) mod duration;
 mod fields;
@@ -9,7 +9,7 @@ pub mod host;
 pub mod table;
 mod values;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::core::model::address;
-use crate::core::model::settings::{ExternalIps, LocalTraffic, NodePortAddresses, Settings, Timeouts};
+use crate::core::model::settings::{ExternalIps, Settings, Timeouts};
 use crate::file_watch;
 use crate::log;
-use crate::yaml::{self, Twice};
+use crate::yaml::{self, DuplicateKeys};
 pub use flags::ConfigFlags;
+pub use host::Conntrack;
+use values::{API_VERSION, KIND};
 pub use values::{Origin, Values};
 
-const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
-const KIND: &str = "KubeProxyConfiguration";
 /// kube-proxy's default for a configuration of flags; that of a file is 0s.
 const MIN_SYNC_PERIOD_OF_FLAGS: &str = "1s";
-/// Gates of kube-proxy that it is no mistake to name.
+/// Feature gates of kube-proxy, which cause no warning.
 const GATES: [&str; 11] = [
     "AllAlpha",
     "AllBeta",
@@ -49,97 +49,47 @@ const GATES: [&str; 11] = [
 pub struct Config {
     /// `hostnameOverride`; empty when absent.
     pub hostname_override: String,
-    /// `bindAddress`, unless it is unspecified.
-    pub bind_address: Option<IpAddr>,
-    /// `bindAddressHardFail`: a port that is taken ends the process.
+    /// `bindAddressHardFail`: a port in use ends the process.
     pub bind_address_hard_fail: bool,
     /// `healthzBindAddress`; `None`: no health server.
     pub healthz_address: Option<SocketAddr>,
-    /// `metricsBindAddress`.
     pub metrics_address: SocketAddr,
     /// `clientConnection.kubeconfig`; empty when absent.
     pub kubeconfig: String,
-    /// `oomScoreAdj`.
     pub oom_score_adj: i64,
-    /// `logging.format`.
     pub log_format: log::LogFormat,
-    /// `logging.verbosity`.
     pub verbosity: u32,
-    /// `ipvs.scheduler`, `rr` when empty.
-    pub scheduler: String,
-    /// `ipvs.minSyncPeriod`.
     pub min_sync_period: Duration,
-    /// `ipvs.syncPeriod`.
     pub sync_period: Duration,
-    /// `ipvs.excludeCIDRs`.
-    pub exclude_cidrs: Vec<IpNet>,
-    /// `ipvs.strictARP`.
     pub strict_arp: bool,
-    /// `ipvs.tcpTimeout`, `tcpFinTimeout` and `udpTimeout`.
-    pub timeouts: Timeouts,
-    /// `conntrack`.
     pub conntrack: Conntrack,
-    /// `detectLocalMode` with its value, but for NodeCIDR.
-    pub local: LocalTraffic,
-    /// `detectLocalMode: NodeCIDR`: the Node object has the value.
+    /// `detectLocalMode: NodeCIDR`: the value is in the Node object.
     pub local_from_node: bool,
-    /// `iptables.masqueradeAll`.
-    pub masquerade_all: bool,
-    /// The mark of `iptables.masqueradeBit`.
-    pub masquerade_mark: u32,
-    /// `nodePortAddresses`.
-    pub node_port_addresses: NodePortAddresses,
-    /// `kubeIPVS.externalIPs.allow`, and the feature gate `AllowServiceExternalIPs`.
-    pub external_ips: ExternalIps,
-    /// `kubeIPVS.drainDeadline`; `None` when `0s`: no deadline.
-    pub drain_deadline: Option<Duration>,
-    /// `kubeIPVS.keepEstablished`.
-    pub keep_established: bool,
-    /// `kubeIPVS.metrics.perService`: how many Services have traffic metrics of their own
-    /// (`maxServices`); `None`: no traffic is told.
+    /// `kubeIPVS.metrics.perService`: the number of Services with traffic metrics of their own (`maxServices`);
+    /// `None`: no traffic metrics.
     pub service_metrics: Option<usize>,
-    /// `kubeIPVS.configReload`: what becomes of a change of the file.
+    /// `kubeIPVS.configReload`: what to do when the file changes.
     pub reload: Reload,
-    /// `kubeIPVS.protectedCIDRs`: addresses that are never bound.
-    pub protected_cidrs: Vec<IpNet>,
-    /// `kubeIPVS.serviceProxyName`; `None` when empty: Services without such a label are served.
+    /// `kubeIPVS.serviceProxyName`; `None` when empty: Services without such a label.
     pub service_proxy_name: Option<String>,
-    /// What the operator should know: unknown fields, fields without effect.
+    /// The settings of the sync, without what depends on this node: see [`Self::node_settings`].
+    pub settings: Settings,
+    /// Warnings for the operator: unknown fields, fields without effect.
     pub warnings: Vec<String>,
-    /// Every field's value and origin.
     pub values: Values,
 }
 
-/// What becomes of a change of the configuration file.
+/// What to do when the configuration file changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
-    /// The agent stops within this time, to be started anew: the nodes of a fleet do so one after another.
+    /// Stop within this time, to be started again: the nodes of a fleet restart one after another.
     Restart(Duration),
-    /// It counts from the next start.
+    /// Nothing: the change takes effect at the next start.
     Ignore,
 }
 
-/// Connection tracking. 0 and `None`: leave the kernel's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conntrack {
-    /// Table entries for each CPU.
-    pub max_per_core: i64,
-    /// Table entries at least, where `max_per_core` is set.
-    pub min: i64,
-    /// Seconds that idle established TCP connections are kept.
-    pub tcp_established: i64,
-    /// Seconds that half-closed TCP connections are kept.
-    pub tcp_close_wait: i64,
-    /// Packets out of window do not end a TCP connection.
-    pub tcp_be_liberal: bool,
-    /// Seconds that a UDP flow without answer is kept.
-    pub udp: i64,
-    /// Seconds that a UDP flow with answers is kept.
-    pub udp_stream: i64,
-}
-
 impl Config {
-    /// Reads a file, or takes the flags alone when there is none.
+    /// Reads a file, or only the flags when there is no file.
     ///
     /// # Errors
     /// Names the file, the field or the flag, and what is wrong.
@@ -148,7 +98,7 @@ impl Config {
         Self::parse(&read_file(path)?, flags).with_context(|| in_file(path))
     }
 
-    /// Parses YAML or JSON. Of the flags those count that count beside a file.
+    /// Parses YAML or JSON. Only the flags that override a file are used.
     ///
     /// # Errors
     /// Names the field and what is wrong.
@@ -164,7 +114,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Only `ipvs.excludeCIDRs`, of a file for any mode of kube-proxy: for whoever removes what a mode left.
+    /// Only `ipvs.excludeCIDRs`, of a file for any mode of kube-proxy, for `cleanup`.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -188,12 +138,13 @@ impl Config {
             values.set_default("ipvs.minSyncPeriod", MIN_SYNC_PERIOD_OF_FLAGS);
         }
         for (field, flag, text_of_flag) in &flags.given {
-            if text.is_none() || field.flag_wins {
+            if text.is_none() || field.flag_overrides {
                 values.take_flag(field, flag, text_of_flag)?;
             } else {
-                let warning =
-                    format!("--{flag} is passed over beside --config, as in kube-proxy: set {}", field.path);
-                values.warnings.push(warning);
+                values.warnings.push(format!(
+                    "--{flag} is ignored with --config, as in kube-proxy: set {} in the file",
+                    field.path
+                ));
             }
         }
         Ok(values)
@@ -208,12 +159,12 @@ impl Config {
         }
         fill_addresses(&mut v);
         let warnings = warnings(&v);
-        let bit = values::in_range("iptables.masqueradeBit", v.int("iptables.masqueradeBit"), 0..=31)?;
         let (min_sync_period, sync_period) = periods(&v)?;
         let address = |path, port| fields::address_with_port(path, v.text(path), port);
+        let service_proxy_name =
+            fields::label_value("kubeIPVS.serviceProxyName", v.text("kubeIPVS.serviceProxyName"))?;
         Ok(Self {
             hostname_override: v.text("hostnameOverride").to_owned(),
-            bind_address: fields::bind_address(v.text("bindAddress"))?,
             bind_address_hard_fail: v.bool("bindAddressHardFail"),
             healthz_address: Some(address("healthzBindAddress", 10256)?),
             metrics_address: address("metricsBindAddress", 10249)?,
@@ -223,62 +174,54 @@ impl Config {
             verbosity: u32::try_from(v.int("logging.verbosity"))
                 .ok()
                 .context("logging.verbosity is negative")?,
-            timeouts: timeouts(&v)?,
-            conntrack: conntrack(&v)?,
-            strict_arp: v.bool("ipvs.strictARP"),
-            exclude_cidrs: fields::cidrs("ipvs.excludeCIDRs", v.list("ipvs.excludeCIDRs"))?,
-            scheduler: Some(v.text("ipvs.scheduler")).filter(|s| !s.is_empty()).unwrap_or("rr").to_owned(),
             min_sync_period,
             sync_period,
+            strict_arp: v.bool("ipvs.strictARP"),
+            conntrack: conntrack(&v)?,
             local_from_node: v.text("detectLocalMode") == "NodeCIDR",
-            local: fields::local_traffic(&v)?,
-            masquerade_all: v.bool("iptables.masqueradeAll"),
-            masquerade_mark: 1 << bit,
-            node_port_addresses: fields::node_port_addresses(v.list("nodePortAddresses"))?,
-            external_ips: external_ips(&v)?,
-            drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
-            keep_established: v.bool("kubeIPVS.keepEstablished"),
             service_metrics: service_metrics(&v)?,
             reload: reload(&v)?,
-            protected_cidrs: fields::cidrs("kubeIPVS.protectedCIDRs", v.list("kubeIPVS.protectedCIDRs"))?,
-            service_proxy_name: fields::label_value(
-                "kubeIPVS.serviceProxyName",
-                v.text("kubeIPVS.serviceProxyName"),
-            )?,
+            settings: settings(&v, service_proxy_name.is_some())?,
+            service_proxy_name,
             warnings,
             values: v,
         })
     }
 
-    /// The settings of the plan on this machine.
+    /// The settings of the sync on this node: with its IP families, and the sysctls for its kernel and CPUs.
     ///
     /// # Errors
-    /// When the machine cannot tell its kernel version.
-    pub fn settings(&self) -> anyhow::Result<Settings> {
+    /// The kernel version cannot be read.
+    pub fn node_settings(&self) -> anyhow::Result<Settings> {
         let mut sysctls = host::sysctls(host::kernel_version()?, self.strict_arp);
         sysctls.extend(self.conntrack.sysctls(host::cpus()));
-        Ok(Settings {
-            families: host::families(),
-            scheduler: self.scheduler.as_str().into(),
-            local: self.local.clone(),
-            masquerade_all: self.masquerade_all,
-            masquerade_mark: self.masquerade_mark,
-            sysctls,
-            timeouts: self.timeouts,
-            exclude_cidrs: self.exclude_cidrs.clone(),
-            node_port_addresses: self.node_port_addresses.clone(),
-            bind_address: self.bind_address,
-            external_ips: self.external_ips.clone(),
-            drain_deadline: self.drain_deadline,
-            keep_established: self.keep_established,
-            protected: self.protected_cidrs.clone(),
-            shares_node: self.service_proxy_name.is_some(),
-        })
+        Ok(Settings { families: host::families(), sysctls, ..self.settings.clone() })
     }
 }
 
+fn settings(v: &Values, shares_node: bool) -> anyhow::Result<Settings> {
+    let cidrs = |path| fields::cidrs(path, v.list(path));
+    let bit = values::in_range("iptables.masqueradeBit", v.int("iptables.masqueradeBit"), 0..=31)?;
+    Ok(Settings {
+        scheduler: Some(v.text("ipvs.scheduler")).filter(|name| !name.is_empty()).unwrap_or("rr").into(),
+        local: fields::local_traffic(v)?,
+        masquerade_all: v.bool("iptables.masqueradeAll"),
+        masquerade_mark: 1 << bit,
+        timeouts: timeouts(v)?,
+        exclude_cidrs: cidrs("ipvs.excludeCIDRs")?,
+        node_port_addresses: fields::node_port_addresses(v.list("nodePortAddresses"))?,
+        bind_address: fields::bind_address(v.text("bindAddress"))?,
+        external_ips: external_ips(v)?,
+        drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
+        keep_established: v.bool("kubeIPVS.keepEstablished"),
+        protected: cidrs("kubeIPVS.protectedCIDRs")?,
+        shares_node,
+        ..Settings::default()
+    })
+}
+
 fn read_file(path: &Path) -> anyhow::Result<String> {
-    // The log begins when the configuration is known.
+    // The log is not set up yet.
     let text = file_watch::read_complete(path, |line| eprintln!("kube-ipvs: {line}"));
     text.with_context(|| format!("cannot read the configuration file {}", path.display()))
 }
@@ -287,15 +230,15 @@ fn in_file(path: &Path) -> String {
     format!("in the configuration file {}", path.display())
 }
 
-/// Strictly first; a key that is there twice then counts as its last, with a warning, as in kube-proxy.
+/// As in kube-proxy, a duplicate key is a warning, and its last value is used.
 fn parse_yaml(text: &str, warnings: &mut Vec<String>) -> anyhow::Result<Value> {
-    let error = match yaml::read(text, Twice::Refused) {
+    let error = match yaml::read(text, DuplicateKeys::Refused) {
         Ok(value) => return Ok(value),
         Err(error) => error,
     };
-    match yaml::read(text, Twice::LastWins) {
+    match yaml::read(text, DuplicateKeys::LastWins) {
         Ok(value) => {
-            warnings.push(format!("a field is there twice, the last one counts: {error}"));
+            warnings.push(format!("a field is given twice, its last value is used: {error}"));
             Ok(value)
         }
         Err(error) => bail!("not valid YAML: {error}"),
@@ -328,14 +271,15 @@ fn check_kind(file: &Value) -> anyhow::Result<()> {
 }
 
 fn warnings(v: &Values) -> Vec<String> {
-    let unknown = v.gates("featureGates").into_keys().filter(|name| !GATES.contains(&name.as_str()));
-    let gates = unknown.map(|name| format!("featureGates.{name} is not known here: check its spelling"));
+    let gates = v.get("featureGates").as_object().into_iter().flat_map(|gates| gates.keys());
+    let unknown = gates.filter(|name| !GATES.contains(&name.as_str()));
+    let gates = unknown.map(|name| format!("featureGates.{name} is unknown: check its spelling"));
     v.warnings.iter().cloned().chain(v.missing()).chain(gates).collect()
 }
 
-/// Every address for health, loopback for metrics, in the family of `bindAddress`.
+/// Defaults: all addresses for health and loopback for metrics, in the family of `bindAddress`.
 fn fill_addresses(v: &mut Values) {
-    // What is no address at all is refused later.
+    // An invalid address is refused later.
     let v6 = address::parse_ip(v.text("bindAddress")).is_some_and(|ip| ip.is_ipv6());
     let (any, loopback) =
         if v6 { ("[::]:10256", "[::1]:10249") } else { ("0.0.0.0:10256", "127.0.0.1:10249") };
@@ -383,7 +327,7 @@ fn conntrack(v: &Values) -> anyhow::Result<Conntrack> {
 
 fn external_ips(v: &Values) -> anyhow::Result<ExternalIps> {
     const ALLOW: &str = "kubeIPVS.externalIPs.allow";
-    if v.gates("featureGates").get("AllowServiceExternalIPs") == Some(&false) {
+    if v.get("featureGates")["AllowServiceExternalIPs"] == false {
         return Ok(ExternalIps::None);
     }
     match v.list(ALLOW) {

@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Every field of the configuration: its type, its default, its flag, and whether it acts. Reading,
-//! flags, `kube-ipvs config` and `/configz` all follow this one table.
+//! Every field of the configuration: its type, its default, its flag, and whether it has an effect. The parser, the
+//! flags, `kube-ipvs config` and `/configz` are all made from this table.
 
-/// The type of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// `true` or `false`.
+pub enum FieldType {
     Bool,
-    /// A whole number.
     Int,
-    /// A number.
     Float,
-    /// Text.
     Text,
     /// A Go duration.
     Duration,
@@ -19,44 +14,48 @@ pub enum Kind {
     List,
     /// A map from names to `true` or `false`.
     Gates,
-    /// Anything: nothing in it acts.
+    /// Any value; it has no effect.
     Any,
 }
 
-/// What a field does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// What it says.
+    /// As in kube-proxy, or as docs/configuration.md says for our own fields.
     Acts,
-    /// Nothing, as in kube-proxy's ipvs mode.
+    /// None, as in kube-proxy's ipvs mode.
     NoneInIpvsMode,
-    /// Nothing, although it acts in kube-proxy; why nobody misses it.
+    /// None, other than in kube-proxy; the reason why the field is not needed.
     NotNeeded(&'static str),
-    /// Nothing, although it acts in kube-proxy: worth a warning when set; what to do instead.
+    /// None, other than in kube-proxy. A warning when the field is set names what to do instead.
     Missing(&'static str),
 }
 
-/// One field.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
-    /// Where it is, e.g. `ipvs.syncPeriod`.
+    /// Its path, e.g. `ipvs.syncPeriod`.
     pub path: &'static str,
-    /// Its type.
-    pub kind: Kind,
+    pub field_type: FieldType,
     /// Its default, as text of its type.
     pub default: &'static str,
     /// The flag of kube-proxy that sets it.
     pub flag: Option<&'static str>,
-    /// The flag counts even beside a configuration file.
-    pub flag_wins: bool,
-    /// A zero in the file is a value, not the wish for the default.
-    pub zero_counts: bool,
-    /// What it does.
+    /// The flag overrides the configuration file; other flags are ignored with a file.
+    pub flag_overrides: bool,
+    /// A zero in the file is a value; for other fields a zero means the default.
+    pub zero_is_value: bool,
     pub effect: Effect,
 }
 
-const fn field(path: &'static str, kind: Kind, default: &'static str) -> Field {
-    Field { path, kind, default, flag: None, flag_wins: false, zero_counts: false, effect: Effect::Acts }
+const fn field(path: &'static str, field_type: FieldType, default: &'static str) -> Field {
+    Field {
+        path,
+        field_type,
+        default,
+        flag: None,
+        flag_overrides: false,
+        zero_is_value: false,
+        effect: Effect::Acts,
+    }
 }
 
 impl Field {
@@ -64,12 +63,12 @@ impl Field {
         Self { flag: Some(flag), ..self }
     }
 
-    const fn flag_wins(self, flag: &'static str) -> Self {
-        Self { flag: Some(flag), flag_wins: true, ..self }
+    const fn flag_overrides(self, flag: &'static str) -> Self {
+        Self { flag: Some(flag), flag_overrides: true, ..self }
     }
 
-    const fn zero_counts(self) -> Self {
-        Self { zero_counts: true, ..self }
+    const fn zero_is_value(self) -> Self {
+        Self { zero_is_value: true, ..self }
     }
 
     const fn effect(self, effect: Effect) -> Self {
@@ -81,7 +80,6 @@ impl Field {
     }
 }
 
-/// The field at `path`.
 pub fn find(path: &str) -> Option<&'static Field> {
     FIELDS.iter().find(|field| field.path == path)
 }
@@ -92,87 +90,87 @@ const BUFFERS: Effect = Effect::NotNeeded("every line is written at once");
 
 /// Every field, sorted by path.
 pub const FIELDS: &[Field] = &[
-    field("bindAddress", Kind::Text, "0.0.0.0").flag("bind-address"),
-    field("bindAddressHardFail", Kind::Bool, "false").flag("bind-address-hard-fail"),
-    field("clientConnection.acceptContentTypes", Kind::Text, "").effect(JSON),
-    field("clientConnection.burst", Kind::Int, "10").flag("kube-api-burst").effect(NO_LIMIT),
-    field("clientConnection.contentType", Kind::Text, "application/vnd.kubernetes.protobuf")
+    field("bindAddress", FieldType::Text, "0.0.0.0").flag("bind-address"),
+    field("bindAddressHardFail", FieldType::Bool, "false").flag("bind-address-hard-fail"),
+    field("clientConnection.acceptContentTypes", FieldType::Text, "").effect(JSON),
+    field("clientConnection.burst", FieldType::Int, "10").flag("kube-api-burst").effect(NO_LIMIT),
+    field("clientConnection.contentType", FieldType::Text, "application/vnd.kubernetes.protobuf")
         .flag("kube-api-content-type")
         .effect(JSON),
-    field("clientConnection.kubeconfig", Kind::Text, "").flag("kubeconfig"),
-    field("clientConnection.qps", Kind::Float, "5").flag("kube-api-qps").effect(NO_LIMIT),
-    field("clusterCIDR", Kind::Text, "").flag("cluster-cidr"),
-    field("configSyncPeriod", Kind::Duration, "15m")
+    field("clientConnection.kubeconfig", FieldType::Text, "").flag("kubeconfig"),
+    field("clientConnection.qps", FieldType::Float, "5").flag("kube-api-qps").effect(NO_LIMIT),
+    field("clusterCIDR", FieldType::Text, "").flag("cluster-cidr"),
+    field("configSyncPeriod", FieldType::Duration, "15m")
         .flag("config-sync-period")
         .effect(Effect::NotNeeded("nothing is missed between two lists")),
-    field("conntrack.maxPerCore", Kind::Int, "32768").flag("conntrack-max-per-core").zero_counts(),
-    field("conntrack.min", Kind::Int, "131072").flag("conntrack-min").zero_counts(),
-    field("conntrack.tcpBeLiberal", Kind::Bool, "false").flag("conntrack-tcp-be-liberal"),
-    field("conntrack.tcpCloseWaitTimeout", Kind::Duration, "1h")
+    field("conntrack.maxPerCore", FieldType::Int, "32768").flag("conntrack-max-per-core").zero_is_value(),
+    field("conntrack.min", FieldType::Int, "131072").flag("conntrack-min").zero_is_value(),
+    field("conntrack.tcpBeLiberal", FieldType::Bool, "false").flag("conntrack-tcp-be-liberal"),
+    field("conntrack.tcpCloseWaitTimeout", FieldType::Duration, "1h")
         .flag("conntrack-tcp-timeout-close-wait")
-        .zero_counts(),
-    field("conntrack.tcpEstablishedTimeout", Kind::Duration, "24h")
+        .zero_is_value(),
+    field("conntrack.tcpEstablishedTimeout", FieldType::Duration, "24h")
         .flag("conntrack-tcp-timeout-established")
-        .zero_counts(),
-    field("conntrack.udpStreamTimeout", Kind::Duration, "0s").flag("conntrack-udp-timeout-stream"),
-    field("conntrack.udpTimeout", Kind::Duration, "0s").flag("conntrack-udp-timeout"),
-    field("detectLocal.bridgeInterface", Kind::Text, "").flag("pod-bridge-interface"),
-    field("detectLocal.interfaceNamePrefix", Kind::Text, "").flag("pod-interface-name-prefix"),
-    field("detectLocalMode", Kind::Text, "").flag("detect-local-mode"),
-    field("enableProfiling", Kind::Bool, "false")
+        .zero_is_value(),
+    field("conntrack.udpStreamTimeout", FieldType::Duration, "0s").flag("conntrack-udp-timeout-stream"),
+    field("conntrack.udpTimeout", FieldType::Duration, "0s").flag("conntrack-udp-timeout"),
+    field("detectLocal.bridgeInterface", FieldType::Text, "").flag("pod-bridge-interface"),
+    field("detectLocal.interfaceNamePrefix", FieldType::Text, "").flag("pod-interface-name-prefix"),
+    field("detectLocalMode", FieldType::Text, "").flag("detect-local-mode"),
+    field("enableProfiling", FieldType::Bool, "false")
         .flag("profiling")
         .effect(Effect::Missing("profile the process with perf")),
-    field("featureGates", Kind::Gates, "").flag("feature-gates"),
-    field("healthzBindAddress", Kind::Text, "").flag("healthz-bind-address"),
-    field("hostnameOverride", Kind::Text, "").flag_wins("hostname-override"),
-    field("iptables.localhostNodePorts", Kind::Bool, "true")
+    field("featureGates", FieldType::Gates, "").flag("feature-gates"),
+    field("healthzBindAddress", FieldType::Text, "").flag("healthz-bind-address"),
+    field("hostnameOverride", FieldType::Text, "").flag_overrides("hostname-override"),
+    field("iptables.localhostNodePorts", FieldType::Bool, "true")
         .flag("iptables-localhost-nodeports")
-        .zero_counts()
+        .zero_is_value()
         .none_in_ipvs_mode(),
-    field("iptables.masqueradeAll", Kind::Bool, "false").flag("masquerade-all"),
-    field("iptables.masqueradeBit", Kind::Int, "14").flag("iptables-masquerade-bit").zero_counts(),
-    field("iptables.minSyncPeriod", Kind::Duration, "1s")
+    field("iptables.masqueradeAll", FieldType::Bool, "false").flag("masquerade-all"),
+    field("iptables.masqueradeBit", FieldType::Int, "14").flag("iptables-masquerade-bit").zero_is_value(),
+    field("iptables.minSyncPeriod", FieldType::Duration, "1s")
         .flag("iptables-min-sync-period")
         .none_in_ipvs_mode(),
-    field("iptables.syncPeriod", Kind::Duration, "30s").flag("iptables-sync-period").none_in_ipvs_mode(),
-    field("ipvs.excludeCIDRs", Kind::List, "").flag("ipvs-exclude-cidrs"),
-    field("ipvs.minSyncPeriod", Kind::Duration, "0s").flag("ipvs-min-sync-period"),
-    field("ipvs.scheduler", Kind::Text, "").flag("ipvs-scheduler"),
-    field("ipvs.strictARP", Kind::Bool, "false").flag("ipvs-strict-arp"),
-    field("ipvs.syncPeriod", Kind::Duration, "30s").flag("ipvs-sync-period"),
-    field("ipvs.tcpFinTimeout", Kind::Duration, "0s").flag("ipvs-tcpfin-timeout"),
-    field("ipvs.tcpTimeout", Kind::Duration, "0s").flag("ipvs-tcp-timeout"),
-    field("ipvs.udpTimeout", Kind::Duration, "0s").flag("ipvs-udp-timeout"),
-    field("kubeIPVS.configReload.mode", Kind::Text, "restart"),
-    field("kubeIPVS.configReload.spread", Kind::Duration, "60s").zero_counts(),
-    field("kubeIPVS.drainDeadline", Kind::Duration, "24h").zero_counts(),
-    field("kubeIPVS.externalIPs.allow", Kind::List, "").zero_counts(),
-    field("kubeIPVS.keepEstablished", Kind::Bool, "false"),
-    field("kubeIPVS.metrics.maxServices", Kind::Int, "1000").zero_counts(),
-    field("kubeIPVS.metrics.perService", Kind::Bool, "false"),
-    field("kubeIPVS.protectedCIDRs", Kind::List, ""),
-    field("kubeIPVS.serviceProxyName", Kind::Text, ""),
-    field("logging.flushFrequency", Kind::Any, "").flag_wins("log-flush-frequency").effect(BUFFERS),
-    field("logging.format", Kind::Text, "text").flag_wins("logging-format"),
-    field("logging.options", Kind::Any, "").effect(BUFFERS),
-    field("logging.verbosity", Kind::Int, "0").flag_wins("v"),
-    field("logging.vmodule", Kind::Any, "")
-        .flag_wins("vmodule")
+    field("iptables.syncPeriod", FieldType::Duration, "30s").flag("iptables-sync-period").none_in_ipvs_mode(),
+    field("ipvs.excludeCIDRs", FieldType::List, "").flag("ipvs-exclude-cidrs"),
+    field("ipvs.minSyncPeriod", FieldType::Duration, "0s").flag("ipvs-min-sync-period"),
+    field("ipvs.scheduler", FieldType::Text, "").flag("ipvs-scheduler"),
+    field("ipvs.strictARP", FieldType::Bool, "false").flag("ipvs-strict-arp"),
+    field("ipvs.syncPeriod", FieldType::Duration, "30s").flag("ipvs-sync-period"),
+    field("ipvs.tcpFinTimeout", FieldType::Duration, "0s").flag("ipvs-tcpfin-timeout"),
+    field("ipvs.tcpTimeout", FieldType::Duration, "0s").flag("ipvs-tcp-timeout"),
+    field("ipvs.udpTimeout", FieldType::Duration, "0s").flag("ipvs-udp-timeout"),
+    field("kubeIPVS.configReload.mode", FieldType::Text, "restart"),
+    field("kubeIPVS.configReload.spread", FieldType::Duration, "60s").zero_is_value(),
+    field("kubeIPVS.drainDeadline", FieldType::Duration, "24h").zero_is_value(),
+    field("kubeIPVS.externalIPs.allow", FieldType::List, "").zero_is_value(),
+    field("kubeIPVS.keepEstablished", FieldType::Bool, "false"),
+    field("kubeIPVS.metrics.maxServices", FieldType::Int, "1000").zero_is_value(),
+    field("kubeIPVS.metrics.perService", FieldType::Bool, "false"),
+    field("kubeIPVS.protectedCIDRs", FieldType::List, ""),
+    field("kubeIPVS.serviceProxyName", FieldType::Text, ""),
+    field("logging.flushFrequency", FieldType::Any, "").flag_overrides("log-flush-frequency").effect(BUFFERS),
+    field("logging.format", FieldType::Text, "text").flag_overrides("logging-format"),
+    field("logging.options", FieldType::Any, "").effect(BUFFERS),
+    field("logging.verbosity", FieldType::Int, "0").flag_overrides("v"),
+    field("logging.vmodule", FieldType::Any, "")
+        .flag_overrides("vmodule")
         .effect(Effect::Missing("levels are for the whole agent: use -v")),
-    field("metricsBindAddress", Kind::Text, "").flag("metrics-bind-address"),
-    field("mode", Kind::Text, "").flag("proxy-mode"),
-    field("nftables", Kind::Any, "").none_in_ipvs_mode(),
-    field("nodePortAddresses", Kind::List, "").flag("nodeport-addresses"),
-    field("oomScoreAdj", Kind::Int, "-999").flag("oom-score-adj").zero_counts(),
-    field("portRange", Kind::Text, "").none_in_ipvs_mode(),
-    field("showHiddenMetricsForVersion", Kind::Text, "")
+    field("metricsBindAddress", FieldType::Text, "").flag("metrics-bind-address"),
+    field("mode", FieldType::Text, "").flag("proxy-mode"),
+    field("nftables", FieldType::Any, "").none_in_ipvs_mode(),
+    field("nodePortAddresses", FieldType::List, "").flag("nodeport-addresses"),
+    field("oomScoreAdj", FieldType::Int, "-999").flag("oom-score-adj").zero_is_value(),
+    field("portRange", FieldType::Text, "").none_in_ipvs_mode(),
+    field("showHiddenMetricsForVersion", FieldType::Text, "")
         .flag("show-hidden-metrics-for-version")
         .effect(Effect::Missing("no metric is hidden")),
-    field("windowsRunAsService", Kind::Bool, "false").none_in_ipvs_mode(),
-    field("winkernel", Kind::Any, "").none_in_ipvs_mode(),
+    field("windowsRunAsService", FieldType::Bool, "false").none_in_ipvs_mode(),
+    field("winkernel", FieldType::Any, "").none_in_ipvs_mode(),
 ];
 
-/// Flags of kube-proxy that set no field and do nothing here.
+/// Flags of kube-proxy that set no field and have no effect here.
 pub const IDLE_FLAGS: [&str; 6] = [
     "boot-id-file",
     "machine-id-file",
@@ -195,19 +193,19 @@ mod tests {
     }
 
     #[test]
-    fn no_field_lies_inside_another() {
+    fn no_field_is_inside_another() {
         for field in FIELDS {
             let inside = format!("{}.", field.path);
             assert!(!FIELDS.iter().any(|f| f.path.starts_with(&inside)), "{inside}");
         }
     }
 
-    /// The table of docs/configuration.md, one line per field.
+    /// The table of docs/configuration.md, one line for each field.
     fn documented() -> String {
         let line = |f: &Field| {
             let default = if f.default.is_empty() { "–".to_owned() } else { format!("`{}`", f.default) };
             let flag = match f.flag {
-                Some(flag) if f.flag_wins => format!("`--{flag}` (wins)"),
+                Some(flag) if f.flag_overrides => format!("`--{flag}` (wins)"),
                 Some(flag) => format!("`--{flag}`"),
                 None => "–".to_owned(),
             };

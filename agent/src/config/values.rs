@@ -5,32 +5,22 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use super::duration::GoDuration;
-use super::table::{Effect, FIELDS, Field, Kind, find};
+use super::table::{Effect, FIELDS, Field, FieldType, find};
 
-/// A value of one of the types of the table.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Setting {
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Text(String),
-    Duration(GoDuration),
-    /// `None`: null.
-    List(Option<Vec<String>>),
-    Gates(BTreeMap<String, bool>),
-    Any(Value),
-}
+pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub(super) const KIND: &str = "KubeProxyConfiguration";
+/// The longest part of a value that an error quotes, in characters.
+const QUOTED: usize = 60;
 
-/// Where a value came from.
+static NULL: Value = Value::Null;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The default.
     Default,
-    /// The configuration file.
     File,
     /// The flag of this name.
     Flag(&'static str),
@@ -46,13 +36,11 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Every field's value.
+/// The value of every field, in one form for equal values: durations as Go prints them, whole numbers as integers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Values {
-    values: BTreeMap<&'static str, (Setting, Origin)>,
-    /// What is worth a warning.
+    values: BTreeMap<&'static str, (Value, Origin)>,
     pub(super) warnings: Vec<String>,
-    /// The file that it was read from.
     pub(super) file_text: Option<String>,
 }
 
@@ -69,7 +57,7 @@ impl Values {
         self.file_text.as_deref()
     }
 
-    /// Takes the fields of a file. Unknown ones become warnings.
+    /// Takes the fields of a file. Unknown fields become warnings.
     ///
     /// # Errors
     /// Names a field of the wrong type.
@@ -83,18 +71,18 @@ impl Values {
 
     fn take(&mut self, path: &str, value: &Value) -> anyhow::Result<()> {
         if let Some(field) = find(path) {
-            let setting = from_json(field.kind, value).with_context(|| path.to_owned())?;
-            match setting {
-                Some(setting) if field.zero_counts || !is_zero(&setting) => {
-                    self.values.insert(field.path, (setting, Origin::File));
+            // A null is as good as an absent field.
+            if !value.is_null() {
+                let value = from_json(field.field_type, value).with_context(|| path.to_owned())?;
+                if field.zero_is_value || !is_zero(field.field_type, &value) {
+                    self.values.insert(field.path, (value, Origin::File));
                 }
-                _ => {}
             }
             return Ok(());
         }
         let inside = format!("{path}.");
         if !FIELDS.iter().any(|f| f.path.starts_with(&inside)) {
-            self.warnings.push(format!("unknown field {path} is passed over: check its spelling"));
+            self.warnings.push(format!("unknown field {path} is ignored: check its spelling"));
             return Ok(());
         }
         match value {
@@ -102,81 +90,73 @@ impl Values {
             Value::Object(fields) => {
                 fields.iter().try_for_each(|(name, value)| self.take(&format!("{inside}{name}"), value))
             }
-            other => bail!("{path}: {} is not a mapping of fields", shown(other)),
+            other => bail!("{path}: {} is not a mapping of fields", quoted(other)),
         }
     }
 
     /// Takes a field from the text of its flag.
     ///
     /// # Errors
-    /// When the text is not of the field's type.
+    /// The text is not of the field's type.
     pub(super) fn take_flag(
         &mut self,
         field: &'static Field,
         flag: &'static str,
         text: &str,
     ) -> anyhow::Result<()> {
-        let setting = from_text(field.kind, text).with_context(|| format!("--{flag}"))?;
-        self.values.insert(field.path, (setting, Origin::Flag(flag)));
+        let value = from_text(field.field_type, text).with_context(|| format!("--{flag}"))?;
+        self.values.insert(field.path, (value, Origin::Flag(flag)));
         Ok(())
     }
 
-    /// Gives a field another default.
     pub(super) fn set_default(&mut self, path: &'static str, text: &str) {
         if let Some(field) = find(path)
-            && let Ok(setting) = from_text(field.kind, text)
+            && let Ok(value) = from_text(field.field_type, text)
         {
-            self.values.insert(field.path, (setting, Origin::Default));
+            self.values.insert(field.path, (value, Origin::Default));
         }
     }
 
-    /// Fields that are set to something that would have mattered, with what to do instead.
+    /// A warning for each field that is set, has an effect in kube-proxy and has none here.
     pub(super) fn missing(&self) -> impl Iterator<Item = String> + '_ {
-        FIELDS.iter().filter_map(|field| match (field.effect, self.values.get(field.path)) {
-            (Effect::Missing(instead), Some((setting, _))) if *setting != default(field) => {
+        FIELDS.iter().filter_map(|field| match field.effect {
+            Effect::Missing(instead) if *self.get(field.path) != default(field) => {
                 Some(format!("{} has no effect: {instead}", field.path))
             }
             _ => None,
         })
     }
 
-    fn get(&self, path: &str) -> Option<&Setting> {
+    pub(super) fn get(&self, path: &str) -> &Value {
         debug_assert!(self.values.contains_key(path), "{path} is not in the table");
-        self.values.get(path).map(|(setting, _)| setting)
+        self.values.get(path).map_or(&NULL, |(value, _)| value)
     }
 
     pub(super) fn bool(&self, path: &str) -> bool {
-        matches!(self.get(path), Some(Setting::Bool(true)))
+        self.get(path).as_bool().unwrap_or_default()
     }
 
     pub(super) fn int(&self, path: &str) -> i64 {
-        if let Some(Setting::Int(n)) = self.get(path) { *n } else { 0 }
+        self.get(path).as_i64().unwrap_or_default()
     }
 
     pub(super) fn text(&self, path: &str) -> &str {
-        if let Some(Setting::Text(text)) = self.get(path) { text } else { "" }
+        self.get(path).as_str().unwrap_or_default()
     }
 
     pub(super) fn duration(&self, path: &str) -> Duration {
-        if let Some(Setting::Duration(d)) = self.get(path) { d.0 } else { Duration::ZERO }
+        self.text(path).parse::<GoDuration>().unwrap_or_default().0
     }
 
     /// `None`: null.
-    pub(crate) fn list(&self, path: &str) -> Option<&[String]> {
-        if let Some(Setting::List(list)) = self.get(path) { list.as_deref() } else { None }
-    }
-
-    pub(super) fn gates(&self, path: &str) -> BTreeMap<String, bool> {
-        if let Some(Setting::Gates(gates)) = self.get(path) { gates.clone() } else { BTreeMap::new() }
+    pub(crate) fn list(&self, path: &str) -> Option<Vec<&str>> {
+        Some(self.get(path).as_array()?.iter().filter_map(Value::as_str).collect())
     }
 
     /// Everything as a `KubeProxyConfiguration`.
     pub fn document(&self) -> Value {
-        let mut root = json!({
-            "apiVersion": super::API_VERSION,
-            "kind": super::KIND,
-        });
-        for (path, (setting, _)) in &self.values {
+        let mut root = json!({"apiVersion": API_VERSION, "kind": KIND});
+        for (path, (value, _)) in &self.values {
             let mut at = &mut root;
             for part in path.split('.') {
                 if at.is_null() {
@@ -184,90 +164,92 @@ impl Values {
                 }
                 at = &mut at[part];
             }
-            *at = to_json(setting);
+            *at = value.clone();
         }
         root
     }
 
-    /// One line per field: its name, its value, where that came from.
+    /// The name, the value and the origin of every field.
     pub fn lines(&self) -> impl Iterator<Item = (&'static str, String, Origin)> + '_ {
-        self.values.iter().map(|(path, (setting, origin))| (*path, to_json(setting).to_string(), *origin))
+        self.values.iter().map(|(path, (value, origin))| (*path, value.to_string(), *origin))
     }
 }
 
-fn default(field: &Field) -> Setting {
-    // The table's own texts are checked by a test.
-    from_text(field.kind, field.default).unwrap_or(Setting::Any(Value::Null))
+fn default(field: &Field) -> Value {
+    // A test checks the texts of the table.
+    from_text(field.field_type, field.default).unwrap_or_default()
 }
 
-fn is_zero(setting: &Setting) -> bool {
-    match setting {
-        Setting::Bool(value) => !value,
-        Setting::Int(n) => *n == 0,
-        Setting::Float(n) => *n == 0.0,
-        Setting::Text(text) => text.is_empty(),
-        Setting::Duration(d) => d.0.is_zero(),
-        Setting::List(list) => list.as_ref().is_none_or(Vec::is_empty),
-        Setting::Gates(gates) => gates.is_empty(),
-        Setting::Any(value) => value.is_null(),
+fn is_zero(field_type: FieldType, value: &Value) -> bool {
+    match (field_type, value) {
+        (_, Value::Null) => true,
+        (FieldType::Any, _) => false,
+        (FieldType::Duration, Value::String(text)) => text == "0s",
+        (_, Value::Bool(value)) => !value,
+        (_, Value::Number(n)) => n.as_f64() == Some(0.0),
+        (_, Value::String(text)) => text.is_empty(),
+        (_, Value::Array(items)) => items.is_empty(),
+        (_, Value::Object(fields)) => fields.is_empty(),
     }
 }
 
-/// `None`: null, which is as good as absent.
-fn from_json(kind: Kind, value: &Value) -> anyhow::Result<Option<Setting>> {
-    if value.is_null() {
-        return Ok(None);
-    }
-    let wrong = |wanted: &str| anyhow::anyhow!("{} is not {wanted}", shown(value));
-    let text = || value.as_str().map(str::to_owned);
-    Ok(Some(match kind {
-        Kind::Bool => Setting::Bool(value.as_bool().ok_or_else(|| wrong("true or false"))?),
-        Kind::Int => Setting::Int(value.as_i64().ok_or_else(|| wrong("a whole number"))?),
-        Kind::Float => Setting::Float(value.as_f64().ok_or_else(|| wrong("a number"))?),
-        Kind::Text => Setting::Text(text().ok_or_else(|| wrong("a text"))?),
-        Kind::Duration => {
-            Setting::Duration(text().ok_or_else(|| wrong("a duration such as \"30s\""))?.parse()?)
+/// Checks the type of a value that is not null.
+fn from_json(field_type: FieldType, value: &Value) -> anyhow::Result<Value> {
+    let (is_right, wanted) = match field_type {
+        FieldType::Bool => (value.is_boolean(), "true or false"),
+        FieldType::Int => (value.is_i64(), "a whole number"),
+        FieldType::Float => (value.is_number(), "a number"),
+        FieldType::Text => (value.is_string(), "a text"),
+        FieldType::Duration => (value.is_string(), "a duration such as \"30s\""),
+        FieldType::List => {
+            (value.as_array().is_some_and(|items| items.iter().all(Value::is_string)), "a list of texts")
         }
-        Kind::List => {
-            let items = value.as_array().ok_or_else(|| wrong("a list of texts"))?;
-            let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
-            Setting::List(Some(texts.collect::<Option<_>>().ok_or_else(|| wrong("a list of texts"))?))
-        }
-        Kind::Gates => {
-            let gates = value.as_object().ok_or_else(|| wrong("a mapping from gates to true or false"))?;
-            let gates = gates.iter().map(|(name, on)| Some((name.clone(), on.as_bool()?)));
-            Setting::Gates(gates.collect::<Option<_>>().ok_or_else(|| wrong("true or false for each gate"))?)
-        }
-        Kind::Any => Setting::Any(value.clone()),
-    }))
-}
-
-fn from_text(kind: Kind, text: &str) -> anyhow::Result<Setting> {
-    let items = || text.split(',').filter(|item| !item.is_empty());
-    Ok(match kind {
-        Kind::Bool => Setting::Bool(bool_from_text(text)?),
-        Kind::Int => Setting::Int(text.parse().with_context(|| format!("{text:?} is not a whole number"))?),
-        Kind::Float => Setting::Float(text.parse().with_context(|| format!("{text:?} is not a number"))?),
-        Kind::Text => Setting::Text(text.to_owned()),
-        Kind::Duration => Setting::Duration(text.parse()?),
-        Kind::List => {
-            Setting::List(Some(items().map(str::to_owned).collect()).filter(|l: &Vec<_>| !l.is_empty()))
-        }
-        Kind::Gates => {
-            let mut gates = BTreeMap::new();
-            for item in items() {
-                let gate = item.split_once('=');
-                let (name, on) = gate.with_context(|| format!("{item:?} is not Gate=true or Gate=false"))?;
-                gates.insert(name.trim().to_owned(), bool_from_text(on.trim())?);
-            }
-            Setting::Gates(gates)
-        }
-        Kind::Any if text.is_empty() => Setting::Any(Value::Null),
-        Kind::Any => Setting::Any(text.into()),
+        FieldType::Gates => (
+            value.as_object().is_some_and(|gates| gates.values().all(Value::is_boolean)),
+            "a mapping from gates to true or false",
+        ),
+        FieldType::Any => (true, ""),
+    };
+    ensure!(is_right, "{} is not {wanted}", quoted(value));
+    Ok(match field_type {
+        FieldType::Duration => duration(value.as_str().unwrap_or_default())?,
+        FieldType::Float => float(value.as_f64().unwrap_or_default()),
+        _ => value.clone(),
     })
 }
 
-/// The words that Go takes.
+fn from_text(field_type: FieldType, text: &str) -> anyhow::Result<Value> {
+    let items = || text.split(',').filter(|item| !item.is_empty());
+    let not = |wanted: &str| anyhow!("{text:?} is not {wanted}");
+    Ok(match field_type {
+        FieldType::Bool => bool_from_text(text)?.into(),
+        FieldType::Int => text.parse::<i64>().map_err(|_| not("a whole number"))?.into(),
+        FieldType::Float => float(text.parse().map_err(|_| not("a number"))?),
+        FieldType::Text => text.into(),
+        FieldType::Duration => duration(text)?,
+        FieldType::List | FieldType::Any if text.is_empty() => Value::Null,
+        FieldType::List => items().collect(),
+        FieldType::Gates => {
+            let gate = |item: &str| {
+                let gate = item.split_once('=');
+                let (name, on) = gate.with_context(|| format!("{item:?} is not Gate=true or Gate=false"))?;
+                anyhow::Ok((name.trim().to_owned(), bool_from_text(on.trim())?.into()))
+            };
+            Value::Object(items().map(gate).collect::<anyhow::Result<_>>()?)
+        }
+        FieldType::Any => text.into(),
+    })
+}
+
+fn duration(text: &str) -> anyhow::Result<Value> {
+    Ok(text.parse::<GoDuration>()?.to_string().into())
+}
+
+fn float(number: f64) -> Value {
+    if number.fract() == 0.0 { (number as i64).into() } else { number.into() }
+}
+
+/// The words that Go accepts.
 fn bool_from_text(text: &str) -> anyhow::Result<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -276,27 +258,15 @@ fn bool_from_text(text: &str) -> anyhow::Result<bool> {
     }
 }
 
-fn to_json(setting: &Setting) -> Value {
-    match setting {
-        Setting::Bool(value) => json!(value),
-        Setting::Int(n) => json!(n),
-        Setting::Float(n) if n.fract() == 0.0 => json!(*n as i64),
-        Setting::Float(n) => json!(n),
-        Setting::Text(text) => json!(text),
-        Setting::Duration(d) => json!(d.to_string()),
-        Setting::List(list) => json!(list),
-        Setting::Gates(gates) => json!(gates),
-        Setting::Any(value) => value.clone(),
-    }
-}
-
-/// A value short enough for an error.
-fn shown(value: &Value) -> String {
+/// A value, cut to a length that fits into an error.
+fn quoted(value: &Value) -> String {
     let text = value.to_string();
-    if text.chars().count() <= 60 { text } else { text.chars().take(60).chain("…".chars()).collect() }
+    if text.chars().count() <= QUOTED {
+        return text;
+    }
+    text.chars().take(QUOTED).chain("…".chars()).collect()
 }
 
-/// Refuses a field outside of a range.
 pub(super) fn in_range(path: &str, value: i64, range: std::ops::RangeInclusive<i64>) -> anyhow::Result<i64> {
     ensure!(range.contains(&value), "{path}: {value} is not in {}–{}", range.start(), range.end());
     Ok(value)
@@ -309,7 +279,7 @@ mod tests {
     #[test]
     fn the_defaults_of_the_table_are_of_their_types() {
         for field in FIELDS {
-            assert!(from_text(field.kind, field.default).is_ok(), "{}", field.path);
+            assert!(from_text(field.field_type, field.default).is_ok(), "{}", field.path);
         }
     }
 

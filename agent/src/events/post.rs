@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use super::request::{About, EventRequest};
 use super::throttle::{Limits, RequestPacer};
+use crate::core::model::backoff::Backoff;
 use crate::words;
 
 /// The reason of a cause when a namespace is being removed (`NamespaceTerminatingCause` of Kubernetes).
@@ -160,13 +161,12 @@ impl Poster {
         api: &Api<Event>,
         request: &EventCall<'_>,
     ) -> Result<(), PostError> {
-        let mut pause = self.limits.retry;
+        let mut pauses = Backoff::new(self.limits.retry, Duration::MAX);
         for _ in 1..TRIES {
             match self.send(api, request).await {
-                Err(PostError { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pause).await,
+                Err(PostError { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pauses.next_pause()).await,
                 done => return done,
             }
-            pause = pause.saturating_mul(2);
         }
         self.send(api, request).await
     }

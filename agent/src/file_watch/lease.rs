@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether another program has a file open for writing. The kernel tells that when it is asked for a read lease,
-//! which it refuses then. While the lease is held, who opens the file for writing or cuts it short waits: what
-//! is read is complete.
+//! Detects whether another program has a file open for writing: the kernel then refuses a read lease. While the lease is
+//! held, a program that opens the file for writing or truncates it waits, so the text that is read is complete.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,29 +10,29 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::statfs::fstatfs;
 
-/// Of `<asm-generic/fcntl.h>`; the crate `libc` leaves it out.
+/// From `<asm-generic/fcntl.h>`; missing in the crate `libc`.
 const F_SETSIG: libc::c_int = 10;
-/// NFS, CIFS and SMB refuse a lease with the same error where the server did not grant a delegation.
+/// NFS, CIFS and SMB refuse a lease with the same error if the server did not grant a delegation.
 const OF_A_SERVER: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
-/// What the kernel says about a lease.
+/// The result of the request for a lease.
 #[derive(Debug)]
-enum Asked<'a> {
-    /// Nobody has the file open for writing, and nobody can open it so while the lease is there.
+enum LeaseAnswer<'a> {
+    /// No program has the file open for writing, and none can open it for writing while the lease is held.
     Granted(Lease<'a>),
     /// Another program has it open for writing.
     Refused,
-    /// There are no leases for this user, or on this file system.
+    /// This user or this file system has no leases.
     Unknown,
 }
 
-/// A read lease; given back when this goes away.
+/// A read lease; dropping it returns it.
 #[derive(Debug)]
 struct Lease<'a>(&'a File);
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        // At the latest the kernel takes it back when the file is closed.
+        // The kernel also takes it back when the file is closed.
         let _ = set(self.0, libc::F_SETLEASE, libc::F_UNLCK);
     }
 }
@@ -41,10 +40,10 @@ impl Drop for Lease<'_> {
 /// The text of a file; `None`: another program has it open for writing.
 pub(super) fn read(path: &Path) -> io::Result<Option<String>> {
     let mut file = &File::open(path)?;
-    let _lease = match ask(file) {
-        Asked::Refused => return Ok(None),
-        Asked::Granted(lease) => Some(lease),
-        Asked::Unknown => None,
+    let _lease = match request(file) {
+        LeaseAnswer::Refused => return Ok(None),
+        LeaseAnswer::Granted(lease) => Some(lease),
+        LeaseAnswer::Unknown => None,
     };
     let mut text = String::new();
     file.read_to_string(&mut text)?;
@@ -53,16 +52,16 @@ pub(super) fn read(path: &Path) -> io::Result<Option<String>> {
 
 /// Whether another program is known to have a file open for writing.
 pub(super) fn is_open_for_writing(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| matches!(ask(&file), Asked::Refused))
+    File::open(path).is_ok_and(|file| matches!(request(&file), LeaseAnswer::Refused))
 }
 
-fn ask(file: &File) -> Asked<'_> {
-    // The signal for a lease that somebody waits for is SIGIO, which ends a process; SIGURG is ignored.
-    let asked = set(file, F_SETSIG, libc::SIGURG).and_then(|()| set(file, libc::F_SETLEASE, libc::F_RDLCK));
-    match asked {
-        Ok(()) => Asked::Granted(Lease(file)),
-        Err(Errno::EAGAIN) if !is_of_a_server(file) => Asked::Refused,
-        Err(_) => Asked::Unknown,
+fn request(file: &File) -> LeaseAnswer<'_> {
+    // The default signal when another program waits for the lease is SIGIO, which ends a process; SIGURG is ignored.
+    let result = set(file, F_SETSIG, libc::SIGURG).and_then(|()| set(file, libc::F_SETLEASE, libc::F_RDLCK));
+    match result {
+        Ok(()) => LeaseAnswer::Granted(Lease(file)),
+        Err(Errno::EAGAIN) if !is_of_a_server(file) => LeaseAnswer::Refused,
+        Err(_) => LeaseAnswer::Unknown,
     }
 }
 
@@ -100,18 +99,18 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_leases_is_read_as_ever() {
-        assert!(matches!(ask(&File::open("/dev/null").unwrap()), Asked::Unknown));
+    fn a_file_without_leases_is_read_all_the_same() {
+        assert!(matches!(request(&File::open("/dev/null").unwrap()), LeaseAnswer::Unknown));
         assert!(read(Path::new("/proc/self/stat")).unwrap().is_some());
     }
 
     #[test]
-    fn who_wants_to_write_meanwhile_waits_and_the_reader_lives_on() {
+    fn a_writer_waits_for_the_reader_and_the_signal_ends_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         fs::write(&path, "whole").unwrap();
         let mut file = &File::open(&path).unwrap();
-        let Asked::Granted(lease) = ask(file) else { panic!("no lease") };
+        let LeaseAnswer::Granted(lease) = request(file) else { panic!("no lease") };
         let (sender, opened) = channel();
         let writer = std::thread::spawn({
             let path = path.clone();
@@ -120,7 +119,7 @@ mod tests {
                 sender.send(()).unwrap();
             }
         });
-        // The signal comes meanwhile.
+        // The signal arrives meanwhile.
         assert!(opened.recv_timeout(Duration::from_millis(200)).is_err(), "it waits");
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Notices that files changed, wherever symbolic links lead, and which of them are being written just now: those
-//! that another program has open for writing, and where the kernel does not tell that (see `lease`), those that were
-//! written to a moment ago.
+//! Watches files for changes, through symbolic links, and detects files that are being written: those that another
+//! program has open for writing, or if the kernel does not report that (see `lease`), those written to a moment ago.
 
 mod lease;
 
@@ -18,55 +17,54 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 
 use crate::words;
 
-/// Quiet time after which a change is taken for complete, and how many times it may be put off: an editor that
-/// moves the old file away and writes a new one is one change.
+/// A change is complete after this time without another event, which may extend it `MAX_SETTLES` times: an editor that
+/// moves the old file away and writes a new one makes one change.
 const SETTLE: Duration = Duration::from_millis(20);
 const MAX_SETTLES: usize = 25;
-/// A file that nobody wrote to for so long is complete, unless it is known to be open for writing.
+/// A file that was not written to for this long is complete, unless it is known to be open for writing.
 const QUIET: Duration = Duration::from_secs(2);
-/// A file that is open for writing for longer is named in the log.
+/// A file that is open for writing for longer is reported in the log.
 const NOTICE: Duration = Duration::from_secs(5);
-/// A file that is open for longer is read as it is: whoever has it open does not write it, or never ends to.
+/// A file that is open for longer is read as it is: its writer may never close it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause between looks at a file that an agent needs for its start.
+/// The interval of checks of a file that the start needs.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Links that are followed, as by the kernel.
+/// The most symbolic links in a path, as in the kernel.
 const LINKS: usize = 40;
 
-/// Watches folders: a file that is replaced by a rename shows up there, not on the file.
+/// Watches folders, because the replacement of a file by rename is an event of the folder, not of the file.
 #[derive(Debug)]
 pub struct FileWatch {
     inotify: Inotify,
     folders: BTreeMap<PathBuf, WatchDescriptor>,
-    /// Files that were written to and not closed, and when last.
+    /// Files that were written to and not closed, with the time of the last write.
     writing: BTreeMap<PathBuf, Instant>,
-    /// Files that were to be read while another program had them open for writing.
+    /// Files that could not be read because another program has them open for writing.
     open: BTreeMap<PathBuf, Opened>,
 }
 
-/// Since when a file is known to be open for writing, and whether that was told.
 #[derive(Clone, Copy, Debug)]
 struct Opened {
     since: Instant,
-    told: bool,
+    reported: bool,
     was_overdue: bool,
 }
 
 impl Opened {
     fn now() -> Self {
-        Self { since: Instant::now(), told: false, was_overdue: false }
+        Self { since: Instant::now(), reported: false, was_overdue: false }
     }
 
-    /// What is to be told now, once.
+    /// A line for the log, once, if the file is open for long.
     fn notice(&mut self, path: &Path) -> Option<String> {
-        if self.told || self.since.elapsed() < NOTICE {
+        if self.reported || self.since.elapsed() < NOTICE {
             return None;
         }
-        self.told = true;
+        self.reported = true;
         let file = path.display();
         Some(format!(
             "{file} is still open for writing by another program: it is read when that program closes it, or \
-             as it is after {}; `fuser -v {file}` names the program",
+             as it is after {}; find the program with `fuser -v {file}`",
             words::time(PATIENCE)
         ))
     }
@@ -76,7 +74,7 @@ impl Opened {
         self.since.elapsed() >= PATIENCE
     }
 
-    /// The text of the file; `None`: another program has it open for writing, and not for too long.
+    /// The text of the file; `None`: another program has it open for writing, and is not overdue.
     fn read(&self, path: &Path) -> io::Result<Option<String>> {
         match lease::read(path)? {
             None if self.is_overdue() => fs::read_to_string(path).map(Some),
@@ -85,18 +83,19 @@ impl Opened {
     }
 }
 
-/// The text of a file once no other program has it open for writing. `tell` gets a line if that takes long.
+/// Waits until no other program has a file open for writing, and returns its text. `report` gets a line if that takes
+/// long.
 ///
 /// # Errors
-/// When the file cannot be read.
-pub fn read_complete(path: &Path, tell: impl Fn(&str)) -> io::Result<String> {
+/// The file cannot be read.
+pub fn read_complete(path: &Path, report: impl Fn(&str)) -> io::Result<String> {
     let mut opened = Opened::now();
     loop {
         if let Some(text) = opened.read(path)? {
             return Ok(text);
         }
         if let Some(line) = opened.notice(path) {
-            tell(&line);
+            report(&line);
         }
         std::thread::sleep(PAUSE);
     }
@@ -106,7 +105,7 @@ impl FileWatch {
     /// Watches nothing yet.
     ///
     /// # Errors
-    /// When the kernel gives no inotify instance.
+    /// The kernel refuses an inotify instance.
     pub fn new() -> anyhow::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context(
             "cannot use inotify: raise fs.inotify.max_user_instances if other programs use them all",
@@ -114,8 +113,8 @@ impl FileWatch {
         Ok(Self { inotify, folders: BTreeMap::new(), writing: BTreeMap::new(), open: BTreeMap::new() })
     }
 
-    /// Watches every folder that one of these paths leads through: those of links and of what they point at.
-    /// A path that is a folder is watched itself.
+    /// Watches every folder of these paths: those of links and of their targets. A path that is a folder is watched
+    /// itself.
     ///
     /// # Errors
     /// Names the folder that cannot be watched.
@@ -130,7 +129,7 @@ impl FileWatch {
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_CREATE
-            // Permissions, which may make it readable.
+            // New permissions may make a file readable.
             | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF
@@ -139,7 +138,7 @@ impl FileWatch {
             if wanted.remove(&folder) {
                 self.folders.insert(folder, watch);
             } else {
-                // It may be gone, and its watch with it.
+                // Fails if the folder was deleted.
                 let _ = self.inotify.rm_watch(watch);
             }
         }
@@ -153,11 +152,10 @@ impl FileWatch {
         Ok(())
     }
 
-    /// The text of a file; `None`: somebody writes to it. It is to be left alone: another change comes when it is
-    /// complete.
+    /// The text of a file; `None`: it is being written, and [`Self::wait`] reports a change when it is complete.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// The file cannot be read.
     pub fn read(&mut self, path: &Path) -> io::Result<Option<String>> {
         if self.was_written_to(path) {
             return Ok(None);
@@ -172,13 +170,13 @@ impl FileWatch {
         Ok(text)
     }
 
-    /// Whether somebody wrote to this file a moment ago and did not close it.
+    /// Whether the file was written to a moment ago and not closed.
     fn was_written_to(&self, path: &Path) -> bool {
         !self.writing.is_empty() && fs::canonicalize(path).is_ok_and(|path| self.writing.contains_key(&path))
     }
 
-    /// Forgets the files that nobody has open for writing any more: true when there are some, or one is overdue. An
-    /// event does not tell that: it comes before the file counts as closed, and for each of several writers.
+    /// Drops the files that no program has open for writing any more. Returns whether there are such files or one is
+    /// overdue. The event is not enough: it comes before the kernel counts the file as closed, and once for each writer.
     fn forget_closed(&mut self) -> bool {
         let before = self.open.len();
         self.open.retain(|path, _| lease::is_open_for_writing(path));
@@ -192,11 +190,11 @@ impl FileWatch {
         is_overdue || self.open.len() < before
     }
 
-    /// Waits until something changed and all is quiet for a moment, or a file that was being written is
-    /// complete: true. False when nothing did within `limit`.
+    /// Waits until a file changed or a file that was being written is complete. Returns false if neither happened within
+    /// `limit`.
     ///
     /// # Errors
-    /// When a watched folder was removed or moved away, and when the kernel cannot be asked.
+    /// A watched folder was removed or moved away, or a system call failed.
     pub fn wait(&mut self, limit: Option<Duration>) -> anyhow::Result<bool> {
         let start = Instant::now();
         loop {
@@ -234,7 +232,7 @@ impl FileWatch {
         }
     }
 
-    /// Takes the events that are there; true when one of them is more than a write that goes on.
+    /// Reads the waiting events. Returns whether any of them is more than a write to a file that stays open.
     fn take(&mut self) -> anyhow::Result<bool> {
         let mut changed = false;
         for event in self.inotify.read_events().context("inotify")? {
@@ -245,7 +243,7 @@ impl FileWatch {
 
     fn event(&mut self, event: &InotifyEvent) -> anyhow::Result<bool> {
         let folder = self.folders.iter().find(|(_, watch)| **watch == event.wd).map(|(folder, _)| folder);
-        // One that is not watched any more.
+        // An event of a folder that is no longer watched.
         let Some(folder) = folder else { return Ok(event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)) };
         let lost = AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         if event.mask.intersects(lost) {
@@ -256,7 +254,7 @@ impl FileWatch {
         let Some(name) = &event.name else { return Ok(true) };
         let path = folder.join(name);
         if event.mask.intersects(AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE) {
-            // A link, a folder and a second name of a file come complete.
+            // Links, folders and hard links are complete when they appear.
             if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file()) {
                 self.writing.insert(path, Instant::now());
                 return Ok(false);
@@ -270,8 +268,7 @@ impl FileWatch {
     }
 }
 
-/// Adds the folders that a path leads through where it has links, and the last one, without links in their own
-/// paths.
+/// Adds the folders of all links in a path and the folder at its end, as paths without links.
 fn folders(path: &Path, found: &mut BTreeSet<PathBuf>) {
     let mut path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     'links: for _ in 0..LINKS {
@@ -314,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn every_folder_on_the_way_is_found() {
+    fn every_folder_of_a_path_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(dir.path()).unwrap();
         let at = |name: &str| root.join(name);
@@ -333,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_being_written_is_known_until_it_is_closed() {
+    fn a_file_that_is_being_written_is_not_read_until_it_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         let mut watch = FileWatch::new().unwrap();
@@ -349,7 +346,7 @@ mod tests {
         assert_eq!(watch.read(&path).unwrap().as_deref(), Some("half"));
         let file = fs::OpenOptions::new().append(true).open(&path).unwrap();
         (&file).write_all(b" more").unwrap();
-        // Who writes nothing for a while and keeps it open is waited for.
+        // A writer that pauses and keeps the file open is waited for.
         while watch.open.is_empty() {
             watch.wait(None).unwrap();
             assert!(watch.read(&path).unwrap().is_none());
@@ -365,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_open_before_the_watch_is_read_when_the_last_writer_closes_it() {
+    fn a_file_that_was_open_before_the_watch_is_read_when_its_last_writer_closes_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         let writers = [fs::File::create(&path).unwrap(), fs::File::create(&path).unwrap()];
@@ -384,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_stays_open_is_named_once() {
+    fn a_file_that_stays_open_is_reported_once() {
         let mut opened = Opened::now();
         assert_eq!(opened.notice(Path::new("/a.yaml")), None);
         opened.since = Instant::now().checked_sub(NOTICE).unwrap();
@@ -403,14 +400,14 @@ mod tests {
         watch.cover([dir.path()]).unwrap();
         assert!(watch.read(&path).unwrap().is_none());
         watch.open.get_mut(&path).unwrap().since = Instant::now().checked_sub(PATIENCE).unwrap();
-        assert!(watch.wait(Some(QUIET)).unwrap(), "somebody who waits is woken");
+        assert!(watch.wait(Some(QUIET)).unwrap(), "the wait ends");
         assert_eq!(watch.read(&path).unwrap().as_deref(), Some("half"));
         assert!(!watch.wait(Some(QUIET)).unwrap(), "once");
         drop(keeps);
     }
 
     #[test]
-    fn a_start_waits_for_its_file() {
+    fn the_start_waits_for_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
         let mut file = fs::File::create(&path).unwrap();

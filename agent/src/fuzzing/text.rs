@@ -11,7 +11,7 @@ use crate::core::rules::removal::{Extent, find_removal, iptables_mode_is_in_forc
 use crate::core::rules::save::{ObservedRules, parse_save};
 use crate::inspect::owners::ServiceOwners;
 use crate::metrics::process;
-use crate::yaml::{self, Twice};
+use crate::yaml::{self, DuplicateKeys};
 
 pub(super) const TARGETS: &[Target] = &[
     ("address", address),
@@ -48,8 +48,7 @@ fn config(bytes: &[u8]) {
     let document = config.values.document();
     let again = Config::parse(&document.to_string(), &flags).unwrap();
     assert_eq!(again.values.document(), document);
-    let read =
-        |c: &Config| format!("{:?}", (c.conntrack, c.timeouts, c.sync_period, &c.local, &c.exclude_cidrs));
+    let read = |c: &Config| format!("{:?}", (c.conntrack, c.sync_period, &c.settings));
     assert_eq!(read(&again), read(&config));
     let _ = config.conntrack.sysctls(8);
     assert!(config.values.lines().count() > 0);
@@ -120,8 +119,8 @@ fn proc_files(bytes: &[u8]) {
 /// Input that is valid when read strictly has the same value when read leniently; an error is one line.
 fn yaml(bytes: &[u8]) {
     let text = text_of(bytes);
-    let lenient = yaml::read(&text, Twice::LastWins);
-    match yaml::read(&text, Twice::Refused) {
+    let lenient = yaml::read(&text, DuplicateKeys::LastWins);
+    match yaml::read(&text, DuplicateKeys::Refused) {
         Ok(value) => assert_eq!(lenient.as_ref(), Ok(&value)),
         Err(error) => assert!(!error.contains('\n'), "{error}"),
     }

@@ -149,7 +149,7 @@ fn answer(listener: &UnixListener, inbox: &Inbox) {
         }
         if last.as_ref().is_none_or(|(at, _)| at.elapsed() >= AGE) {
             let (sender, receiver) = mpsc::channel();
-            inbox.ask(sender);
+            inbox.request_owners(sender);
             last = receiver.recv_timeout(TIMEOUT).ok().map(|text| (Instant::now(), text));
         }
         // The client sees the closed connection when the loop was too slow.
@@ -227,7 +227,7 @@ mod tests {
         });
         let mut questions = 0;
         while !asking.is_finished() {
-            for question in inbox.wait(Some(Duration::from_millis(10))).questions {
+            for question in inbox.wait(Some(Duration::from_millis(10))).owner_requests {
                 questions += 1;
                 question.send("TCP 10.96.0.1:443 a/b\n".to_owned()).unwrap();
             }

@@ -4,7 +4,7 @@
 use crate::core::plan::pass::Due;
 use std::time::Duration;
 
-use crate::core::plan::retries::{MAX_BACKOFF, MIN_BACKOFF};
+use crate::core::plan::retries::BACKOFF;
 
 /// How often draining real servers are looked at.
 const DRAIN_PERIOD: Duration = Duration::from_secs(10);
@@ -182,7 +182,7 @@ impl Schedule {
     fn backoff(&self) -> Duration {
         match self.failures {
             0 => Duration::ZERO,
-            n => MIN_BACKOFF.saturating_mul(1 << (n - 1).min(16)).min(MAX_BACKOFF),
+            n => BACKOFF.after(n),
         }
     }
 }

@@ -9,12 +9,11 @@ use super::Reconciler;
 use crate::core::model::ObjectName;
 use crate::core::model::map::Map;
 use crate::core::plan::subject::Subject;
-use crate::inbox::Owners;
 use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// The owners of all virtual servers.
-    pub fn owners(&self) -> Owners {
+    pub fn owners(&self) -> String {
         let mut text = String::new();
         for vs in self.desired.virtual_servers() {
             let colon = if vs.port_name.is_empty() { "" } else { ":" };

@@ -151,7 +151,7 @@ impl<K: Kernel> Reconciler<K> {
             self.recheck.add_part(Part::Addresses);
         }
         self.learn_gateways(&mail.gateways);
-        for question in &mail.questions {
+        for question in &mail.owner_requests {
             // The asker may have gone away.
             let _ = question.send(self.owners());
         }

@@ -9,7 +9,7 @@ use super::node_addresses::NodeAddressSource;
 use super::outage_log::OutageLog;
 use super::priority::PriorityLists;
 use super::reflector::Reflector;
-use super::resource::{Nodes, Selectors, Services, Slices, Watched};
+use super::resource::{ApiResource, Nodes, Selectors, Services, Slices};
 use super::timing::Timing;
 use super::{Source, api_servers};
 use crate::store::Store;
@@ -19,7 +19,6 @@ const WITH_ADDRESS: &str = "spec.clusterIP!=None";
 /// Selects the slices of such Services.
 const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
 
-/// Objects from the API.
 pub struct ApiSource {
     api: ApiClient,
     node: String,
@@ -44,13 +43,12 @@ impl ApiSource {
         Self { services, ..self }
     }
 
-    /// Replaces the default timing.
     #[must_use]
     pub fn with_timing(self, timing: Timing) -> Self {
         Self { timing, ..self }
     }
 
-    fn reflector<K: Watched>(
+    fn reflector<K: ApiResource>(
         &self,
         selectors: Selectors,
         store: &Arc<Store>,

@@ -38,14 +38,10 @@ pub struct ApiAccess {
     pub master: Option<String>,
 }
 
-/// A client of the API server.
 #[derive(Clone)]
 pub struct ApiClient {
-    /// The client.
     pub client: Client,
-    /// The route of its requests.
     pub route: Route,
-    /// The pause that the server requested.
     pub retry_after: RetryAfter,
     /// Receives reports of requests and watches.
     pub monitor: Arc<dyn Monitor>,
@@ -128,20 +124,19 @@ impl ApiAccess {
     }
 }
 
-/// The cluster of the current context.
 fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
     let current = kubeconfig.current_context.as_ref()?;
     let context = kubeconfig.contexts.iter().find(|c| c.name == *current)?.context.as_ref()?;
     kubeconfig.clusters.iter().find(|c| c.name == context.cluster)?.cluster.as_ref()
 }
 
-type Answer = hyper::Response<hyper::body::Incoming>;
+type HttpResponse = hyper::Response<hyper::body::Incoming>;
 
 /// The layers of a request, from its path to its connection.
 fn connection(
     config: &kube::Config,
 ) -> anyhow::Result<
-    impl tower::Service<hyper::Request<Body>, Response = Answer, Error = BoxError, Future: Send>
+    impl tower::Service<hyper::Request<Body>, Response = HttpResponse, Error = BoxError, Future: Send>
     + Send
     + 'static
     + use<>,

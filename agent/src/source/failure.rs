@@ -20,11 +20,8 @@ const LONGEST: usize = 300;
 pub(super) struct ApiFailure {
     /// The status of the answer, if one came.
     pub code: Option<u16>,
-    /// The server refused the connection.
     pub refused_connection: bool,
-    /// What failed.
     pub what: String,
-    /// What to do about it.
     pub remedy: String,
 }
 
@@ -69,7 +66,6 @@ impl ApiFailure {
         Self { code: None, refused_connection, what, remedy }
     }
 
-    /// Whether the requested version has expired.
     pub fn is_expired(&self) -> bool {
         self.code == Some(410)
     }
@@ -112,7 +108,6 @@ fn kinds(error: &kube::Error) -> impl Iterator<Item = io::ErrorKind> {
     chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind)
 }
 
-/// What failed and the remedy.
 fn explain(error: &kube::Error, route: &Route) -> (String, String) {
     if find::<tower::timeout::error::Elapsed>(error).is_some() {
         let what = format!("{} does not answer", route.server);

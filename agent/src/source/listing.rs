@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::client::ApiClient;
 use super::failure::ApiFailure;
-use super::resource::{Received, Selectors, Watched};
+use super::resource::{ApiObject, ApiResource, Selectors};
 use super::route::Route;
 use super::timing::Timing;
 use super::version;
@@ -23,26 +23,23 @@ use super::watch_events::{Events, gather, put};
 use crate::store::Store;
 use crate::words;
 
-/// Objects of one page.
 const PAGE: u32 = 500;
 /// Marks the bookmark at the end of a streamed list.
 const END_OF_LIST: &str = "k8s.io/initial-events-end";
 
 /// A complete list: the version from which to watch, and after a streamed list the open watch.
-pub(super) struct CompleteList<K: Watched> {
+pub(super) struct CompleteList<K: ApiResource> {
     pub version: String,
     pub events: Option<Events<K>>,
 }
 
-/// A failed streamed list.
 struct StreamFailure {
     failure: ApiFailure,
     /// The server had accepted the request.
     began: bool,
 }
 
-/// Lists and watches one kind.
-pub(super) struct Lister<K: Watched> {
+pub(super) struct Lister<K: ApiResource> {
     client: Client,
     route: Route,
     selectors: Selectors,
@@ -56,7 +53,7 @@ pub(super) struct Lister<K: Watched> {
     kind: PhantomData<K>,
 }
 
-impl<K: Watched> Lister<K> {
+impl<K: ApiResource> Lister<K> {
     pub fn new(api: &ApiClient, selectors: Selectors, timing: Timing) -> Self {
         let (route, client) = (api.route.clone(), api.client.clone());
         let (paged_until, whole, listed) = (None, false, false);
@@ -96,7 +93,6 @@ impl<K: Watched> Lister<K> {
         list
     }
 
-    /// Opens a watch from a version.
     pub async fn watch(&self, version: &str) -> Result<Events<K>, ApiFailure> {
         let request = Request::new(K::path(None)).watch(&self.selectors.watch(), version);
         self.open(request).await.map_err(|error| self.failure(&error))
@@ -120,7 +116,7 @@ impl<K: Watched> Lister<K> {
         Ok(self.client.request_events(request).await?.boxed())
     }
 
-    async fn page(&self, params: &ListParams) -> Result<ObjectList<Received<K>>, ApiFailure> {
+    async fn page(&self, params: &ListParams) -> Result<ObjectList<ApiObject<K>>, ApiFailure> {
         let request = Request::new(K::path(None)).list(params).map_err(kube::Error::BuildRequest);
         let request = request.map_err(|error| self.failure(&error))?;
         let page = timeout(self.timing.stall, self.client.request(request)).await;

@@ -33,7 +33,6 @@ pub fn describe(error: &kube::Error, route: &client::Route) -> String {
     failure::ApiFailure::of(error, route).text()
 }
 
-/// A source of objects.
 pub trait Source: Send {
     /// Starts to fill `store`, marks each kind as listed, and keeps the store up to date until the process ends. A
     /// failure that can pass (an unreachable server, an unreadable file) is logged and retried with backoff.

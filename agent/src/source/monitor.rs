@@ -7,7 +7,6 @@ use hyper::{Method, StatusCode};
 
 use crate::store::Kind;
 
-/// The state of watching one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchState {
     /// A list is being read.

@@ -41,7 +41,6 @@ pub(super) struct NodeAddressSource {
     waiting_since: Option<Instant>,
 }
 
-/// The last list.
 #[derive(Clone, Copy, Debug)]
 struct LastList {
     at: Instant,

@@ -12,16 +12,13 @@ use super::client::ApiClient;
 use super::failure::ApiFailure;
 use crate::core::model::address;
 
-/// Nodes in one page of objects.
 const PAGE: usize = 500;
 
-/// The requested format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// The columns of `kubectl get nodes -o wide`, about 400 bytes for each Node. A table has only the first address of
     /// each type. An API server without tables answers with objects.
     Table,
-    /// Complete objects.
     Objects,
 }
 
@@ -97,7 +94,7 @@ pub(super) struct NodeList {
     #[serde(default)]
     column_definitions: Vec<Column>,
     #[serde(default)]
-    rows: Vec<Row>,
+    rows: Vec<TableRow>,
     #[serde(default)]
     items: Vec<NodeObject>,
 }
@@ -114,7 +111,7 @@ struct Column {
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct TableRow {
     cells: Vec<serde_json::Value>,
 }
 
@@ -154,7 +151,7 @@ impl NodeList {
     fn lacks_v4(&self) -> bool {
         let columns = self.columns();
         // A row without any address is a Node that registered a moment ago.
-        let lacks = |row: &Row| {
+        let lacks = |row: &TableRow| {
             let mut addresses = row.addresses(&columns).peekable();
             addresses.peek().is_some() && !addresses.any(|address| address.is_ipv4())
         };
@@ -162,7 +159,7 @@ impl NodeList {
     }
 }
 
-impl Row {
+impl TableRow {
     fn addresses(&self, columns: &[usize]) -> impl Iterator<Item = IpAddr> {
         columns.iter().filter_map(|column| address::parse_ip(self.cells.get(*column)?.as_str()?))
     }

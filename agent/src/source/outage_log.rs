@@ -14,7 +14,6 @@ use crate::words;
 /// The intervals between lines.
 const INTERVALS: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(1800));
 
-/// A line to write.
 #[derive(Debug, PartialEq, Eq)]
 enum OutageLine {
     Begins,
@@ -36,7 +35,7 @@ impl Outage {
         self.failing.insert(kind, why.to_owned());
         let (began, due, intervals) = self.began.get_or_insert_with(|| {
             let mut intervals = INTERVALS;
-            (now, now + intervals.next(), intervals)
+            (now, now + intervals.next_pause(), intervals)
         });
         if !is_known {
             return Some(OutageLine::Begins);
@@ -44,7 +43,7 @@ impl Outage {
         if now < *due {
             return None;
         }
-        *due = now + intervals.next();
+        *due = now + intervals.next_pause();
         Some(OutageLine::StillFails(now.duration_since(*began)))
     }
 

@@ -6,15 +6,12 @@ use kube::Client;
 use kube::api::ListParams;
 use kube::core::{ObjectList, Request};
 
-use super::resource::{Received, Services, Slices, Watched};
+use super::resource::{ApiObject, ApiResource, Services, Slices};
 use crate::store::{Object, Store};
 
-/// The namespace of the API server's Service.
 const API_NAMESPACE: &str = "default";
-/// The namespace of the DNS Service.
 const DNS_NAMESPACE: &str = "kube-system";
 
-/// The selectors of the lists.
 #[derive(Clone, Debug)]
 pub(super) struct PriorityLists {
     /// The label selector of Services, for this proxy.
@@ -50,7 +47,7 @@ impl PriorityLists {
 }
 
 /// The well-formed objects of a list, of any version that the server has cached: a complete list follows.
-async fn list<K: Watched>(
+async fn list<K: ApiResource>(
     client: &Client,
     namespace: &str,
     labels: &str,
@@ -58,6 +55,6 @@ async fn list<K: Watched>(
 ) -> kube::Result<Vec<Object>> {
     let params = ListParams::default().labels(labels).fields(fields).match_any();
     let request = Request::new(K::path(Some(namespace))).list(&params).map_err(kube::Error::BuildRequest)?;
-    let list: ObjectList<Received<K>> = client.request(request).await?;
+    let list: ObjectList<ApiObject<K>> = client.request(request).await?;
     Ok(list.items.into_iter().filter_map(|received| received.decoded.object.ok()).collect())
 }

@@ -13,7 +13,7 @@ use super::failure::ApiFailure;
 use super::listing::{CompleteList, Lister};
 use super::monitor::WatchState;
 use super::outage_log::OutageLog;
-use super::resource::{Selectors, WATCH_SECONDS, Watched};
+use super::resource::{ApiResource, Selectors, WATCH_SECONDS};
 use super::timing::{RetryPauses, Timing};
 use super::watch_events::{Events, WatchEnd, gather, put, sort};
 use crate::store::Store;
@@ -22,7 +22,7 @@ use crate::store::Store;
 const REGULAR: Duration = Duration::from_secs(WATCH_SECONDS as u64 - 10);
 
 /// Lists and watches one kind.
-pub(super) struct Reflector<K: Watched> {
+pub(super) struct Reflector<K: ApiResource> {
     api: ApiClient,
     lister: Lister<K>,
     store: Arc<Store>,
@@ -33,7 +33,7 @@ pub(super) struct Reflector<K: Watched> {
     failing: bool,
 }
 
-impl<K: Watched> Reflector<K> {
+impl<K: ApiResource> Reflector<K> {
     pub fn new(
         api: ApiClient,
         selectors: Selectors,

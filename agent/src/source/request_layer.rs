@@ -36,7 +36,6 @@ impl RetryAfter {
     }
 }
 
-/// The layer.
 #[derive(Clone)]
 pub(super) struct RequestLayer {
     pub monitor: Arc<dyn Monitor>,
@@ -52,7 +51,6 @@ impl<S> Layer<S> for RequestLayer {
     }
 }
 
-/// A service under the layer.
 #[derive(Clone)]
 pub(super) struct Monitored<S> {
     inner: S,

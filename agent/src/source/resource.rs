@@ -14,8 +14,7 @@ use crate::store::{Decoded, Kind, Update};
 /// A watch is to end after this time; the next one continues at its last version.
 pub(super) const WATCH_SECONDS: u32 = 290;
 
-/// Ties a type to a resource.
-pub(super) trait Watched: Clone + Debug + Send + Sync + 'static {
+pub(super) trait ApiResource: Clone + Debug + Send + Sync + 'static {
     const KIND: Kind;
     /// The path before the namespace.
     const API: &'static str;
@@ -32,7 +31,7 @@ macro_rules! watched {
     ($type:ident, $kind:ident, $api:literal, $plural:literal) => {
         #[derive(Clone, Debug)]
         pub(super) struct $type;
-        impl Watched for $type {
+        impl ApiResource for $type {
             const KIND: Kind = Kind::$kind;
             const API: &'static str = $api;
             const PLURAL: &'static str = $plural;
@@ -46,7 +45,7 @@ watched!(Nodes, Node, "/api/v1", "nodes");
 
 /// An object from the API server. A malformed object is no error of the list or watch.
 #[derive(Clone, Debug)]
-pub(super) struct Received<K> {
+pub(super) struct ApiObject<K> {
     pub name: ObjectName,
     /// Its `resourceVersion`.
     pub version: Option<Box<str>>,
@@ -54,7 +53,7 @@ pub(super) struct Received<K> {
     kind: PhantomData<K>,
 }
 
-impl<'de, K: Watched> Deserialize<'de> for Received<K> {
+impl<'de, K: ApiResource> Deserialize<'de> for ApiObject<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let object = RawObject::read(K::KIND, deserializer)?;
         let name = object.name();
@@ -63,14 +62,12 @@ impl<'de, K: Watched> Deserialize<'de> for Received<K> {
     }
 }
 
-impl<K: Watched> Received<K> {
-    /// Puts the object into the store.
+impl<K: ApiResource> ApiObject<K> {
     pub fn put(self, update: &mut Update<'_>) {
         update.put_decoded(K::KIND, &self.name, self.decoded);
     }
 }
 
-/// Which objects of a resource are watched.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selectors {
     pub labels: Option<String>,
@@ -98,7 +95,7 @@ mod tests {
     #[test]
     fn a_malformed_object_still_has_its_name_and_version() {
         let text = r#"{"metadata":{"name":"a","namespace":"d","resourceVersion":"7"},"spec":{"ports":5}}"#;
-        let object: Received<Services> = serde_json::from_str(text).unwrap();
+        let object: ApiObject<Services> = serde_json::from_str(text).unwrap();
         assert_eq!(object.name.to_string(), "d/a");
         assert_eq!(object.version.as_deref(), Some("7"));
         assert!(object.decoded.object.is_err());
@@ -120,7 +117,7 @@ mod tests {
                 format!(r#"{{"type":"ADDED","object":{object}}}"#),
                 format!(r#"{{"object":{object},"type":"ADDED"}}"#),
             ] {
-                let event: WatchEvent<Received<Services>> = serde_json::from_str(&text).unwrap();
+                let event: WatchEvent<ApiObject<Services>> = serde_json::from_str(&text).unwrap();
                 let WatchEvent::Added(object) = event else { panic!("{text}") };
                 assert_eq!(object.name.to_string(), "d/a-1");
                 assert_eq!(object.version.as_deref(), Some("7"));
@@ -129,7 +126,7 @@ mod tests {
         }
         for no_object in ["5", "[]", "null", r#"{"metadata":[],"spec":null}"#] {
             let text = format!(r#"{{"type":"ADDED","object":{no_object}}}"#);
-            let event: WatchEvent<Received<Nodes>> = serde_json::from_str(&text).unwrap();
+            let event: WatchEvent<ApiObject<Nodes>> = serde_json::from_str(&text).unwrap();
             assert!(matches!(event, WatchEvent::Added(object) if object.decoded.object.is_err()), "{text}");
         }
     }

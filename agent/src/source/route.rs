@@ -8,7 +8,6 @@ use hyper_util::client::proxy::matcher::Matcher;
 /// The route to the API server, as messages name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// The URL of the API server.
     pub server: String,
     /// The proxy, and where it is configured.
     pub proxy: Option<String>,

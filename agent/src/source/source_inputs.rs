@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::decode::RawObject;
 use super::failure::ApiFailure;
 use super::files::parse::{ObjectFilter, parse};
-use super::resource::{Nodes, Received, Services, Slices, Watched};
+use super::resource::{ApiObject, ApiResource, Nodes, Services, Slices};
 use super::watch_events::sort;
 use super::{node_list, version};
 use crate::core::model::ObjectName;
@@ -83,8 +83,8 @@ fn check(kind: Kind, name: &ObjectName, decoded: &Decoded, length: usize) {
 
 /// A list, in one page or many.
 fn page(bytes: &[u8]) {
-    fn read<K: Watched>(json: &[u8]) {
-        let Ok(list) = serde_json::from_slice::<ObjectList<Received<K>>>(json) else { return };
+    fn read<K: ApiResource>(json: &[u8]) {
+        let Ok(list) = serde_json::from_slice::<ObjectList<ApiObject<K>>>(json) else { return };
         for item in &list.items {
             check(K::KIND, &item.name, &item.decoded, json.len());
         }
@@ -99,9 +99,9 @@ fn page(bytes: &[u8]) {
 
 /// Events of a watch, one in a line. A group of events gives the same as the events one by one.
 fn watch(bytes: &[u8]) {
-    fn read<K: Watched>(lines: &[u8]) {
+    fn read<K: ApiResource>(lines: &[u8]) {
         let lines = lines.split(|byte| *byte == b'\n');
-        let events: Vec<WatchEvent<Received<K>>> =
+        let events: Vec<WatchEvent<ApiObject<K>>> =
             lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
         let (mut at_once, mut stepwise) = ("5".to_owned(), "5".to_owned());
         let (sorted, end) = sort(events.clone(), &mut at_once);

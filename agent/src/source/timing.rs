@@ -27,7 +27,6 @@ pub struct Timing {
     /// First pause after a failure; doubles up to `max_pause`. Each pause is up to half shorter or longer by chance,
     /// so that the nodes of a cluster do not retry all at the same moment.
     pub min_pause: Duration,
-    /// Longest pause.
     pub max_pause: Duration,
     /// After this long without a failure the pauses begin with `min_pause` again.
     pub reset: Duration,
@@ -74,7 +73,7 @@ impl RetryPauses {
         }
         self.last = Some(now);
         self.failures = self.failures.wrapping_add(1);
-        let pause = self.backoff.next();
+        let pause = self.backoff.next_pause();
         self.about(pause).max(requested)
     }
 

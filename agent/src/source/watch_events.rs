@@ -8,15 +8,14 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use kube::core::WatchEvent;
 
 use super::failure::ApiFailure;
-use super::resource::{Received, Watched};
+use super::resource::{ApiObject, ApiResource};
 use super::version;
 use crate::store::Update;
 
 /// Events that are put into the store at once.
 const GROUP: usize = 256;
 
-/// An open watch.
-pub(super) type Events<K> = BoxStream<'static, kube::Result<WatchEvent<Received<K>>>>;
+pub(super) type Events<K> = BoxStream<'static, kube::Result<WatchEvent<ApiObject<K>>>>;
 
 /// Returns the next event with those that have already arrived, and how the stream continues: with more events, with
 /// an error, or not at all. It does not wait, so no event is delayed.
@@ -43,26 +42,23 @@ pub(super) fn gather<T, E>(
     }
 }
 
-/// Why a watch ends.
 pub(super) enum WatchEnd {
     /// The server ended it.
     Closed,
-    /// Its version has expired on the server.
     Expired,
     /// The server is at an older version than the one that the watch began with.
     WentBack,
     /// No event arrived within the timeout.
     Silent,
-    /// It failed.
     Failed(ApiFailure),
 }
 
 /// Returns the events that change an object, and why the watch ends, if it does. `version` becomes that of the last
 /// event.
-pub(super) fn sort<K: Watched>(
-    group: Vec<WatchEvent<Received<K>>>,
+pub(super) fn sort<K: ApiResource>(
+    group: Vec<WatchEvent<ApiObject<K>>>,
     version: &mut String,
-) -> (Vec<WatchEvent<Received<K>>>, Option<WatchEnd>) {
+) -> (Vec<WatchEvent<ApiObject<K>>>, Option<WatchEnd>) {
     let mut events = Vec::with_capacity(group.len());
     for event in group {
         let of_event = match &event {
@@ -94,7 +90,7 @@ pub(super) fn sort<K: Watched>(
 }
 
 /// Puts the object of an event into the store.
-pub(super) fn put<K: Watched>(update: &mut Update<'_>, event: WatchEvent<Received<K>>) {
+pub(super) fn put<K: ApiResource>(update: &mut Update<'_>, event: WatchEvent<ApiObject<K>>) {
     match event {
         WatchEvent::Added(object) | WatchEvent::Modified(object) => object.put(update),
         WatchEvent::Deleted(object) => update.remove(K::KIND, &object.name),
@@ -122,7 +118,7 @@ mod tests {
         assert_eq!(gather(None, &mut quiet), (vec![], ControlFlow::Break(None)));
     }
 
-    fn event(kind: &str, version: &str) -> WatchEvent<Received<Services>> {
+    fn event(kind: &str, version: &str) -> WatchEvent<ApiObject<Services>> {
         let object = match kind {
             "ERROR" => r#"{"code":410,"reason":"Expired","message":"x","status":"Failure"}"#.to_owned(),
             _ => {

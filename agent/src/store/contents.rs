@@ -27,7 +27,6 @@ pub(super) struct Contents {
     /// For each kind that is being listed: the objects known before that the list has not named yet.
     pub unseen: HashMap<Kind, HashSet<ObjectName>>,
     pub synced: HashSet<Kind>,
-    /// When the last list became complete.
     pub synced_at: Option<Instant>,
     /// The priority Services and their slices are in the store.
     pub priority_known: bool,

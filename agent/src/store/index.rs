@@ -42,25 +42,23 @@ impl<T: Named> Eq for ByName<T> {}
 /// The name of an empty entry, which is never stored.
 static NOBODY: LazyLock<ObjectName> = LazyLock::new(ObjectName::default);
 
-/// The Service of the API server.
 static API_SERVER: LazyLock<ObjectName> = LazyLock::new(|| ObjectName::new("default", "kubernetes"));
 
-/// A Service, its slices, or both.
 #[derive(Debug, Default)]
-struct Entry {
+struct ServiceEntry {
     service: Option<Arc<Service>>,
     /// Sorted by name.
     slices: Few<Arc<EndpointSlice>>,
 }
 
-impl Entry {
+impl ServiceEntry {
     fn known_name(&self) -> Option<&ObjectName> {
         let of_slice = || self.slices.first().map(|slice| &slice.service);
         self.service.as_ref().map(|service| &service.name).or_else(of_slice)
     }
 }
 
-impl Named for Entry {
+impl Named for ServiceEntry {
     fn name(&self) -> &ObjectName {
         self.known_name().unwrap_or_else(|| &NOBODY)
     }
@@ -72,16 +70,14 @@ impl Named for Arc<EndpointSlice> {
     }
 }
 
-/// Services, slices and VIPs.
 #[derive(Debug, Default)]
 pub struct Index {
-    entries: HashSet<ByName<Entry>>,
+    entries: HashSet<ByName<ServiceEntry>>,
     slices: HashSet<ByName<Arc<EndpointSlice>>>,
     vips: VipIndex,
 }
 
 impl Index {
-    /// The external and load-balancer IPs.
     pub fn vips(&self) -> &VipIndex {
         &self.vips
     }
@@ -114,17 +110,14 @@ impl Index {
         })
     }
 
-    /// The names of all Services.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.entries.iter().filter_map(|entry| Some(&entry.0.service.as_ref()?.name))
     }
 
-    /// The names of all slices.
     pub fn slices(&self) -> impl Iterator<Item = &ObjectName> {
         self.slices.iter().map(|slice| &slice.0.name)
     }
 
-    /// Adds a Service or replaces it.
     pub fn put_service(&mut self, mut service: Service) {
         let mut entry = self.take(&service.name);
         if let Some(name) = entry.known_name() {
@@ -175,11 +168,11 @@ impl Index {
         Some((slice, changed))
     }
 
-    fn take(&mut self, name: &ObjectName) -> Entry {
+    fn take(&mut self, name: &ObjectName) -> ServiceEntry {
         self.entries.take(name).map(|entry| entry.0).unwrap_or_default()
     }
 
-    fn keep(&mut self, entry: Entry) {
+    fn keep(&mut self, entry: ServiceEntry) {
         if entry.known_name().is_some() {
             self.entries.insert(ByName(entry));
         }

@@ -30,9 +30,7 @@ pub use update::Update;
 /// A summary of the external and load-balancer IPs of all Services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VipSummary {
-    /// Some Service has such an address.
     pub any: bool,
-    /// Some Service has such an IPv6 address.
     pub any_v6: bool,
     /// The number of such addresses added so far.
     pub added: u64,
@@ -43,7 +41,6 @@ pub struct VipSummary {
 pub struct Store {
     contents: Mutex<Contents>,
     inbox: Arc<Inbox>,
-    /// The number of VIPs added so far.
     vips_added: watch::Sender<u64>,
 }
 
@@ -125,7 +122,6 @@ impl Store {
         names.into_iter().map(read).collect()
     }
 
-    /// Every Service in the store.
     pub fn all(&self) -> Vec<Dirty> {
         let mut contents = self.lock();
         contents.index.count_vips();
@@ -142,7 +138,6 @@ impl Store {
         self.lock().tally.malformed.iter().sum()
     }
 
-    /// The counts of changes so far.
     pub fn tally(&self) -> Tally {
         self.lock().tally.clone()
     }
@@ -155,7 +150,6 @@ impl Store {
         Some(since.elapsed())
     }
 
-    /// When the oldest pending change was put.
     pub fn waiting_since(&self) -> Option<Instant> {
         self.lock().tally.waiting_since
     }

@@ -11,16 +11,13 @@ use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
 /// The kinds of object that the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// `v1` Service.
     Service,
-    /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
     /// `v1` Node; only the Node that the agent runs on.
     Node,
 }
 
 impl Kind {
-    /// Every kind.
     pub const ALL: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
 }
 
@@ -30,22 +27,17 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A well-formed object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
-    /// A Service to proxy.
     Service(Service),
-    /// An EndpointSlice to use.
     EndpointSlice(EndpointSlice),
     /// An EndpointSlice with the time of the change that caused it.
     TriggeredSlice(EndpointSlice, Trigger),
-    /// A Node.
     Node(Node),
     /// An object that this agent does not proxy, with the reason. The store drops an earlier version of it.
     NotOurs(Kind, ObjectName, &'static str),
 }
 
-/// The result of decoding an object.
 #[derive(Clone, Debug)]
 pub struct Decoded {
     /// The object, or a sentence that names the field and what is wrong with it.
@@ -57,7 +49,6 @@ pub struct Decoded {
 /// A change of one Service: its new version and its slices.
 #[derive(Clone, Debug)]
 pub struct Dirty {
-    /// The name of the Service.
     pub name: ObjectName,
     /// Its current version; `None` when it was deleted.
     pub service: Option<Arc<Service>>,

@@ -11,13 +11,10 @@ use crate::core::model::{Family, ObjectName};
 /// Counts of changes. An object that equals its earlier version is no change.
 #[derive(Clone, Debug)]
 pub struct Tally {
-    /// Changes of Services.
     pub services: u64,
     /// Changes of EndpointSlices of each family, by [`Family::index`].
     pub slices: [u64; 2],
-    /// Services with a pending change.
     pub pending_services: BTreeSet<ObjectName>,
-    /// Pending changes of EndpointSlices.
     pub pending_slices: u64,
     /// Objects that could not be decoded, by [`Kind`].
     pub malformed: [u64; Kind::ALL.len()],

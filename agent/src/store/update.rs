@@ -29,7 +29,6 @@ impl Update<'_> {
         contents.unseen.insert(kind, known);
     }
 
-    /// Ends the list of `kind`.
     pub fn finish_list(&mut self, kind: Kind) {
         for name in self.0.unseen.remove(&kind).unwrap_or_default() {
             self.remove(kind, &name);

@@ -14,13 +14,11 @@ struct Vip {
     endpoints: Option<u32>,
 }
 
-/// The VIPs of all Services.
 #[derive(Debug, Default)]
 pub struct VipIndex {
     known: HashMap<IpAddr, Vip>,
     /// The endpoints of some VIP have not been counted.
     has_uncounted: bool,
-    /// The number of VIPs added so far.
     added: u64,
 }
 
@@ -29,12 +27,10 @@ fn vips_of(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
 }
 
 impl VipIndex {
-    /// Whether no Service has a VIP.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }
 
-    /// Adds the VIPs of a Service.
     pub fn add(&mut self, service: &Service) {
         for addr in vips_of(service) {
             let vip = self.known.entry(addr).or_default();
@@ -46,7 +42,6 @@ impl VipIndex {
         }
     }
 
-    /// Removes the VIPs of a Service.
     pub fn remove(&mut self, service: &Service) {
         for addr in vips_of(service) {
             if let Some(vip) = self.known.get_mut(&addr) {
@@ -108,12 +103,10 @@ impl VipIndex {
         vips_of(service).filter(has).collect()
     }
 
-    /// The number of VIPs added so far.
     pub fn added(&self) -> u64 {
         self.added
     }
 
-    /// Whether any VIP is an IPv6 address.
     pub fn has_v6(&self) -> bool {
         self.known.keys().any(IpAddr::is_ipv6)
     }

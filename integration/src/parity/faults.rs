@@ -55,7 +55,7 @@ pub fn sweep(scenario: &Scenario) -> Result<Survived> {
 
 fn wanted(scenario: &Scenario, list: &Value) -> Result<Wanted> {
     let config = Config::parse(&scenario.config, &ConfigFlags::default())?;
-    let settings = Settings { families: Family::ALL.to_vec(), ..config.settings()? };
+    let settings = Settings { families: Family::ALL.to_vec(), ..config.node_settings()? };
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut objects = Vec::new();
     for item in items.iter().chain([&scenario.node]) {

@@ -12,10 +12,13 @@ use super::op::{Op, Plan};
 use super::outcome::{Cause, OpError, Outcome, Report};
 use super::subject::{Part, Subject, SubjectKind};
 use crate::core::model::Family;
+use crate::core::model::backoff::Backoff;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
 
-/// First pause after a failure; doubles up to [`MAX_BACKOFF`].
+/// The pauses between tries.
+pub const BACKOFF: Backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
+/// First pause after a failure.
 pub const MIN_BACKOFF: Duration = Duration::from_millis(250);
 /// Longest pause between tries.
 pub const MAX_BACKOFF: Duration = Duration::from_secs(30);
@@ -229,7 +232,7 @@ impl Retries {
     /// The pause after so many failures. All failures of one pass get the same, so that they are retried in
     /// one pass again; other passes and other agents get others.
     fn backoff(&self, tries: u32) -> Duration {
-        let pause = MIN_BACKOFF.saturating_mul(1 << (tries - 1).min(16)).min(MAX_BACKOFF);
+        let pause = BACKOFF.after(tries);
         // Weyl's sequence: as good as chance here, and the same in every run of a test.
         let chance = (self.seed.wrapping_add(self.passes).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as u32;
         let percent = 100 + chance % 25;

@@ -69,14 +69,14 @@ fn each_error_names_its_field() {
 }
 
 #[test]
-fn a_bad_external_ip_leaves_the_others_in_force() {
+fn a_bad_external_ip_is_ignored_and_the_others_are_used() {
     let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": ["", "x", "198.51.100.1"], "ports": []});
     let Ok(Object::Service(s)) = service(spec) else { panic!() };
     assert_eq!(s.external_ips.len(), 1);
 }
 
 #[test]
-fn absent_conditions_mean_ready_and_useless_ports_are_passed_over() {
+fn absent_conditions_mean_ready_and_incomplete_ports_are_ignored() {
     let body = json!({"addressType": "IPv4",
         "ports": [{"name": "", "port": 80}, {"port": 1}, {"name": "x"}, {"name": "y", "port": 0}],
         "endpoints": [{"addresses": ["10.0.0.1", "10.0.0.2"]}, {"addresses": []},
@@ -89,17 +89,14 @@ fn absent_conditions_mean_ready_and_useless_ports_are_passed_over() {
 }
 
 #[test]
-fn one_bad_part_of_a_slice_leaves_the_others_in_force() {
+fn a_bad_part_of_a_slice_is_ignored_and_the_others_are_used() {
     let body = json!({"addressType": "IPv4",
         "ports": [{"name": "a", "port": 70000}, {"name": "b", "port": 80}, {"name": "c", "port": 80, "protocol": "X"}],
         "endpoints": [{"addresses": ["x"]}, {"addresses": ["fd00::1"]}, {"addresses": ["10.0.0.1"]}]});
     let Ok(Object::EndpointSlice(s)) = slice(body) else { panic!() };
     assert_eq!((s.ports.len(), s.endpoints.len()), (1, 1));
     let all_bad = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["x"]}, {"addresses": ["y"]}]});
-    assert!(
-        slice(all_bad).unwrap_err().contains("endpoints[0]"),
-        "its last good version is better than nothing"
-    );
+    assert!(slice(all_bad).unwrap_err().contains("endpoints[0]"), "the last good version stays in force");
 }
 
 fn ignored(kind: Kind, value: &Value) -> Vec<String> {
@@ -108,7 +105,7 @@ fn ignored(kind: Kind, value: &Value) -> Vec<String> {
 }
 
 #[test]
-fn addresses_that_reach_nobody_are_left_out_and_named() {
+fn unusable_addresses_are_ignored_and_reported() {
     let useless = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"];
     let addresses: Vec<Value> =
         useless.iter().chain(&["10.0.0.1"]).map(|a| json!({"addresses": [a]})).collect();
@@ -116,13 +113,13 @@ fn addresses_that_reach_nobody_are_left_out_and_named() {
         "addressType": "IPv4", "endpoints": addresses});
     let Ok(Object::EndpointSlice(decoded)) = decode(Kind::EndpointSlice, &slice) else { panic!() };
     assert_eq!(decoded.endpoints.len(), 1);
-    let told = ignored(Kind::EndpointSlice, &slice);
-    assert_eq!(told.len(), 4, "{told:?}");
+    let reported = ignored(Kind::EndpointSlice, &slice);
+    assert_eq!(reported.len(), 4, "{reported:?}");
     assert_eq!(
-        told[3],
+        reported[3],
         "endpoints[3].addresses[0]: 255.255.255.255 is the broadcast address: no endpoint can have it"
     );
-    // Nobody else can be reached instead of them.
+    // A slice with unusable addresses only is not malformed.
     let all = json!({"metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: "web"}},
         "addressType": "IPv4", "endpoints": [{"addresses": ["255.255.255.255"]}]});
     let Ok(Object::EndpointSlice(decoded)) = decode(Kind::EndpointSlice, &all) else { panic!() };
@@ -154,15 +151,18 @@ fn addresses_are_read_as_kube_proxy_reads_them() {
 }
 
 #[test]
-fn slices_that_are_not_for_us() {
+fn slices_of_no_service_and_of_other_address_types() {
     let headless =
         json!({"metadata": {"name": "s", "labels": {SERVICE_NAME_LABEL: "w", HEADLESS_LABEL: ""}}});
     for mut value in [headless, json!({"metadata": {"name": "s"}})] {
-        assert!(matches!(decode(Kind::EndpointSlice, &value), Ok(Object::NotOurs(..))), "nobody is served");
+        assert!(
+            matches!(decode(Kind::EndpointSlice, &value), Ok(Object::NotOurs(..))),
+            "it belongs to no Service"
+        );
         value["addressType"] = json!("IPv4");
         value["endpoints"] = json!([{"addresses": ["10.0.0.1"]}]);
         let Ok(Object::EndpointSlice(slice)) = decode(Kind::EndpointSlice, &value) else { panic!() };
-        assert!(slice.service.name.is_empty() && slice.endpoints.len() == 1, "its addresses are somebody's");
+        assert!(slice.service.name.is_empty() && slice.endpoints.len() == 1, "its addresses are kept");
     }
     assert!(matches!(slice(json!({"addressType": "FQDN"})), Ok(Object::NotOurs(..))));
 }
@@ -207,7 +207,7 @@ fn a_load_balancer_in_full() {
 }
 
 #[test]
-fn a_policy_counts_only_where_there_is_an_outside() {
+fn the_external_policy_needs_an_external_address() {
     let with = |kind: &str, external: Value| {
         decoded(
             json!({"type": kind, "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
@@ -222,7 +222,7 @@ fn a_policy_counts_only_where_there_is_an_outside() {
 }
 
 #[test]
-fn ranges_that_are_all_wrong_do_not_open_the_service() {
+fn invalid_source_ranges_do_not_open_the_service() {
     let error = service(json!({"clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ["x", "y"]}));
     assert!(error.unwrap_err().contains("spec.loadBalancerSourceRanges"));
 }
@@ -234,15 +234,17 @@ fn affinity_without_its_configuration_has_the_api_servers_default() {
 }
 
 #[test]
-fn the_api_server_and_dns_come_first() {
-    let first = |namespace: &str, name: &str, label: &str| {
+fn the_api_server_and_dns_are_priority_services() {
+    let is_priority = |namespace: &str, name: &str, label: &str| {
         let value = json!({"metadata": {"name": name, "namespace": namespace, "labels": {"k8s-app": label}},
             "spec": {"clusterIP": "10.96.0.1"}});
         matches!(decode(Kind::Service, &value), Ok(Object::Service(s)) if s.first)
     };
-    assert!(first("default", "kubernetes", ""));
-    assert!(first("kube-system", "kube-dns", "") && first("kube-system", "rke2-coredns", "kube-dns"));
-    assert!(!first("shop", "kube-dns", "kube-dns") && !first("kube-system", "metrics", ""));
+    assert!(is_priority("default", "kubernetes", ""));
+    assert!(
+        is_priority("kube-system", "kube-dns", "") && is_priority("kube-system", "rke2-coredns", "kube-dns")
+    );
+    assert!(!is_priority("shop", "kube-dns", "kube-dns") && !is_priority("kube-system", "metrics", ""));
 }
 
 #[test]
@@ -267,7 +269,7 @@ fn hints_and_the_node() {
 }
 
 #[test]
-fn a_slice_may_say_when_its_cause_happened() {
+fn the_trigger_of_a_slice_is_decoded() {
     let slice = |time: &str| {
         let metadata = json!({"name": "s", "labels": {SERVICE_NAME_LABEL: "w"},
             "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": time}});
@@ -278,11 +280,11 @@ fn a_slice_may_say_when_its_cause_happened() {
         let at = std::time::UNIX_EPOCH + std::time::Duration::new(1_767_323_045, nanos);
         assert_eq!((s.family, trigger.family, trigger.at), (Family::V6, Family::V6, at));
     }
-    assert!(matches!(slice("yesterday"), Object::EndpointSlice(_)), "one that cannot be read is no error");
+    assert!(matches!(slice("yesterday"), Object::EndpointSlice(_)), "an invalid time is no error");
 }
 
 #[test]
-fn the_type_of_a_service_matters_to_nothing_that_its_fields_say() {
+fn the_type_of_a_service_does_not_change_its_other_fields() {
     for kind in ["ClusterIP", "NodePort", "LoadBalancer"] {
         let spec =
             json!({"type": kind, "clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30080}]});
@@ -293,7 +295,7 @@ fn the_type_of_a_service_matters_to_nothing_that_its_fields_say() {
 }
 
 #[test]
-fn names_that_objects_repeat_are_kept_once() {
+fn repeated_names_are_shared() {
     let of = |node: &str| {
         let endpoint = |n: u8| json!({"addresses": [format!("10.0.0.{n}")], "nodeName": node});
         let body = json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 80}],
@@ -310,7 +312,7 @@ fn names_that_objects_repeat_are_kept_once() {
 }
 
 #[test]
-fn a_node_that_is_about_to_go_is_leaving() {
+fn a_node_that_is_about_to_be_deleted_is_leaving() {
     let leaving = |metadata: Value, spec: Value| {
         let node = decode(Kind::Node, &json!({"metadata": metadata, "spec": spec}));
         matches!(node, Ok(Object::Node(node)) if node.leaving)

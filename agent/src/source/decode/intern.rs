@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Values that many objects repeat, such as the names of nodes, are kept once for each thread that
-//! decodes, for as long as an object has them.
+//! Shares values that many objects repeat, such as names of nodes: one copy for each thread that decodes, dropped when no
+//! object uses it.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use crate::core::model::{Hints, ObjectName, Place};
 
-/// Values in use, and some that are no more.
+/// Shared values, including some that are no longer used.
 #[derive(Debug)]
 struct Pool<T: ?Sized> {
     values: HashSet<Arc<T>>,
-    /// Uses until those are dropped that nobody else has; in proportion to the work that takes.
+    /// Calls until unused values are dropped; in proportion to the cost of dropping.
     left: usize,
 }
 
@@ -55,17 +55,16 @@ thread_local! {
     static PLACES: RefCell<Pool<Place>> = RefCell::default();
 }
 
-/// A text that other objects have, too.
 pub fn text(text: &str) -> Arc<str> {
     TEXTS.with_borrow_mut(|texts| texts.share(text))
 }
 
-/// The name of an object, whose namespace others have, too.
+/// The name of an object, with a shared namespace.
 pub fn name(namespace: &str, name: &str) -> ObjectName {
     ObjectName { namespace: text(namespace), name: name.into() }
 }
 
-/// Where an endpoint is and for whom it is meant; nothing when neither is known.
+/// The node of an endpoint and its hints; `None` if both are absent.
 pub fn place(node: Option<&str>, hints: Hints) -> Option<Arc<Place>> {
     let place = Place { node: node.map(text), hints };
     (place != Place::default()).then(|| PLACES.with_borrow_mut(|places| places.share(place)))
@@ -76,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_values_are_kept_once_and_only_while_they_are_used() {
+    fn equal_values_are_shared_and_dropped_when_unused() {
         let mut pool = Pool::<str>::default();
         let kept = pool.share("a");
         assert!(Arc::ptr_eq(&kept, &pool.share("a")));

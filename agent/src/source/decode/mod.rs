@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the JSON of a Kubernetes object to the compact model: slim types that read only what is
-//! used, and checks that name what is wrong. The translator on the Kubernetes side.
+//! Decodes the JSON of a Kubernetes object to the compact model: types with only the used fields, and checks that name
+//! what is wrong.
 
 mod intern;
 mod node;
 mod service;
 mod slice;
 mod tape;
-mod wrong;
+mod wrong_value;
 
 use serde::{Deserialize, Deserializer};
 
 use crate::core::model::{ObjectName, Protocol};
 use crate::store::{Decoded, Kind, Object};
-use tape::{Field, Tape, plain};
+use tape::{Tape, UsedField, plain};
 
-/// Names the proxy that is to serve a Service; without it every node's usual proxy does.
+/// The label of a Service for another proxy than the node's usual one.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
-/// What is read of the metadata of any object.
-const METADATA: Field = Field(
+/// The fields of the metadata of all kinds.
+const METADATA: UsedField = UsedField(
     "metadata",
     &[
         plain("name"),
@@ -27,7 +27,7 @@ const METADATA: Field = Field(
         plain("resourceVersion"),
         plain("creationTimestamp"),
         plain("deletionTimestamp"),
-        Field(
+        UsedField(
             "labels",
             &[
                 plain(PROXY_NAME_LABEL),
@@ -37,7 +37,7 @@ const METADATA: Field = Field(
                 plain(node::ZONE_LABEL),
             ],
         ),
-        Field("annotations", &[plain(slice::TRIGGER_ANNOTATION)]),
+        UsedField("annotations", &[plain(slice::TRIGGER_ANNOTATION)]),
     ],
 );
 
@@ -52,10 +52,11 @@ struct RawPort<'a> {
 }
 
 impl RawPort<'_> {
-    const FIELDS: &'static [Field] = &[plain("name"), plain("protocol"), plain("port"), plain("nodePort")];
+    const FIELDS: &'static [UsedField] =
+        &[plain("name"), plain("protocol"), plain("port"), plain("nodePort")];
 }
 
-/// An object of a known kind, read but not understood yet.
+/// An object of a known kind that is read but not decoded yet.
 #[derive(Debug)]
 pub struct RawObject<'de> {
     kind: Kind,
@@ -63,10 +64,10 @@ pub struct RawObject<'de> {
 }
 
 impl<'de> RawObject<'de> {
-    /// Reads an object. One that is malformed can be read as well.
+    /// Reads an object, also a malformed one.
     ///
     /// # Errors
-    /// When it is not in the format of the deserializer.
+    /// It is not in the format of the deserializer.
     pub fn read<D: Deserializer<'de>>(kind: Kind, deserializer: D) -> Result<Self, D::Error> {
         let fields = match kind {
             Kind::Service => service::FIELDS,
@@ -76,8 +77,7 @@ impl<'de> RawObject<'de> {
         Ok(Self { kind, tape: Tape::read(deserializer, fields)? })
     }
 
-    /// Namespace and name, of a malformed object too. A namespaced object without a namespace is in
-    /// `default`, as for kubectl.
+    /// Namespace and name, also of a malformed object. As in kubectl the default namespace is `default`.
     pub fn name(&self) -> ObjectName {
         let field = |name| self.tape.text(&["metadata", name]).unwrap_or_default();
         let namespace = match (self.kind, field("namespace")) {
@@ -93,12 +93,12 @@ impl<'de> RawObject<'de> {
         self.tape.text(&["metadata", "resourceVersion"])
     }
 
-    /// The proxy that the object is for, if it is for one in particular.
+    /// The proxy that the object requests by label, if any.
     pub fn proxy(&self) -> Option<&str> {
         label(&self.tape, PROXY_NAME_LABEL)
     }
 
-    /// Decodes the object of this [`Self::name`]. Which proxy it is for is not looked at: API servers select by that.
+    /// Decodes the object of this [`Self::name`]. The caller checks the proxy: API servers select by its label.
     pub fn decode(&self, name: &ObjectName) -> Decoded {
         let mut ignored = Vec::new();
         let object = match self.kind {
@@ -133,7 +133,7 @@ fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, String> {
     }
 }
 
-/// A port number; 0 when absent.
+/// A port number; 0 if absent.
 fn port_or_zero(field: &str, number: Option<u32>) -> Result<u16, String> {
     u16::try_from(number.unwrap_or(0)).map_err(|_| format!("{field} is not in 0-65535"))
 }
@@ -141,3 +141,6 @@ fn port_or_zero(field: &str, number: Option<u32>) -> Result<u16, String> {
 #[cfg(test)]
 #[path = "decode_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod field_tests;

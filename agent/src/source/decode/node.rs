@@ -4,35 +4,34 @@
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::tape::{Field, Tape, plain};
+use super::tape::{Tape, UsedField, plain};
 use super::{METADATA, label};
 use crate::core::model::address;
 use crate::core::model::{Family, Node, ObjectName};
 use crate::store::Object;
 
-/// Set by the cluster autoscaler before it deletes a node, whatever value and effect it has.
+/// A taint of the cluster autoscaler on a node that it is about to delete, with any value and effect.
 const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// What is read of a Node.
-pub(super) const FIELDS: &[Field] = &[
+pub(super) const FIELDS: &[UsedField] = &[
     METADATA,
-    Field("spec", &[plain("podCIDR"), plain("podCIDRs"), Field("taints", &[plain("key")])]),
-    Field("status", &[Field("addresses", &[plain("type"), plain("address")])]),
+    UsedField("spec", &[plain("podCIDR"), plain("podCIDRs"), UsedField("taints", &[plain("key")])]),
+    UsedField("status", &[UsedField("addresses", &[plain("type"), plain("address")])]),
 ];
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawNode<'a> {
+pub(super) struct RawNode<'a> {
     #[serde(borrow)]
-    spec: RawSpec<'a>,
+    spec: RawNodeSpec<'a>,
     #[serde(borrow)]
-    status: RawStatus<'a>,
+    status: RawNodeStatus<'a>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawSpec<'a> {
+struct RawNodeSpec<'a> {
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<&'a str>,
     #[serde(rename = "podCIDRs", borrow)]
@@ -49,7 +48,7 @@ struct RawTaint<'a> {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawStatus<'a> {
+struct RawNodeStatus<'a> {
     #[serde(borrow)]
     addresses: Option<Vec<RawAddress<'a>>>,
 }
@@ -72,7 +71,7 @@ pub(super) fn decode(name: &ObjectName, tape: &Tape<'_>) -> Result<Object, Strin
         pod_cidrs[Family::of_net(&net).index()].get_or_insert(net);
     }
     let given = status.addresses.unwrap_or_default();
-    // Host names stand among the addresses, too; they are passed over.
+    // Host names among the addresses are ignored.
     let of_kind = |kind: &'static str| {
         given.iter().filter(move |a| a.kind == kind).filter_map(|a| address::parse_ip(a.address))
     };

@@ -6,23 +6,22 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::tape::{Field, Tape, plain};
+use super::tape::{Tape, UsedField, plain};
 use super::{METADATA, RawPort, intern, label, port_or_zero, protocol};
 use crate::core::model::address;
 use crate::core::model::{Family, ObjectName, Service, ServicePort};
 use crate::store::{Kind, Object};
 
 pub(super) const DNS_LABEL: &str = "k8s-app";
-/// What the API server sets where `sessionAffinityConfig` is left out.
+/// The API server's default for `sessionAffinityConfig`.
 const DEFAULT_AFFINITY: u32 = 10800;
 
-/// What is read of a Service.
-pub(super) const FIELDS: &[Field] = &[
+pub(super) const FIELDS: &[UsedField] = &[
     METADATA,
-    Field(
+    UsedField(
         "spec",
         &[
-            Field("ports", RawPort::FIELDS),
+            UsedField("ports", RawPort::FIELDS),
             plain("clusterIP"),
             plain("clusterIPs"),
             plain("type"),
@@ -33,24 +32,27 @@ pub(super) const FIELDS: &[Field] = &[
             plain("externalIPs"),
             plain("healthCheckNodePort"),
             plain("loadBalancerSourceRanges"),
-            Field("sessionAffinityConfig", &[Field("clientIP", &[plain("timeoutSeconds")])]),
+            UsedField("sessionAffinityConfig", &[UsedField("clientIP", &[plain("timeoutSeconds")])]),
         ],
     ),
-    Field("status", &[Field("loadBalancer", &[Field("ingress", &[plain("ip"), plain("ipMode")])])]),
+    UsedField(
+        "status",
+        &[UsedField("loadBalancer", &[UsedField("ingress", &[plain("ip"), plain("ipMode")])])],
+    ),
 ];
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawService<'a> {
+pub(super) struct RawService<'a> {
     #[serde(borrow)]
-    spec: RawSpec<'a>,
+    spec: RawServiceSpec<'a>,
     #[serde(borrow)]
-    status: RawStatus<'a>,
+    status: RawServiceStatus<'a>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct RawSpec<'a> {
+struct RawServiceSpec<'a> {
     #[serde(rename = "type")]
     service_type: Option<&'a str>,
     #[serde(rename = "clusterIP")]
@@ -87,7 +89,7 @@ struct RawClientIp {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct RawStatus<'a> {
+struct RawServiceStatus<'a> {
     #[serde(borrow)]
     load_balancer: Option<RawLoadBalancer<'a>>,
 }
@@ -142,8 +144,8 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
     }))
 }
 
-/// What every pod needs before anything else: the API server, and the cluster's DNS by the label
-/// and name that every distribution keeps.
+/// Whether every pod needs the Service first: the API server's, and that of DNS by the label and the names that all
+/// distributions use.
 fn is_priority(name: &ObjectName, tape: &Tape<'_>) -> bool {
     match (&*name.namespace, &*name.name) {
         ("default", "kubernetes") | ("kube-system", "kube-dns" | "coredns") => true,
@@ -152,16 +154,20 @@ fn is_priority(name: &ObjectName, tape: &Tape<'_>) -> bool {
     }
 }
 
-/// Seconds since the epoch of `metadata.creationTimestamp`; an object without one is the youngest.
+/// `metadata.creationTimestamp` in seconds since the epoch; an object without it is the youngest.
 fn created(tape: &Tape<'_>) -> i64 {
     tape.text(&["metadata", "creationTimestamp"])
         .and_then(|t| t.parse::<jiff::Timestamp>().ok())
         .map_or(i64::MAX, jiff::Timestamp::as_second)
 }
 
-/// The ClusterIP of a family: the entry of `clusterIPs` beside it in `ipFamilies`, or `clusterIP`
-/// where no families are given.
-fn family_cluster_ip(family: Family, cluster_ip: &str, spec: &RawSpec<'_>) -> Result<Option<IpAddr>, String> {
+/// The ClusterIP of a family: the entry of `clusterIPs` at its index in `ipFamilies`, or `clusterIP` if there are no
+/// `ipFamilies`.
+fn family_cluster_ip(
+    family: Family,
+    cluster_ip: &str,
+    spec: &RawServiceSpec<'_>,
+) -> Result<Option<IpAddr>, String> {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let text = if families.is_empty() {
         cluster_ip
@@ -180,7 +186,7 @@ fn family_cluster_ip(family: Family, cluster_ip: &str, spec: &RawSpec<'_>) -> Re
     Ok((Family::of(ip) == family).then_some(ip))
 }
 
-/// Valid addresses; what is none, or can be none of a Service, is left out, and the others serve.
+/// The valid addresses. Others are ignored: texts that are no address, and addresses that no Service can have.
 fn addresses<'a>(
     field: &str,
     texts: impl Iterator<Item = &'a str>,
@@ -201,15 +207,15 @@ fn addresses<'a>(
     valid
 }
 
-/// Addresses that nodes are to serve: with ipMode `Proxy` something else does.
-fn load_balancer_ips(status: &RawStatus<'_>, ignored: &mut Vec<String>) -> Vec<IpAddr> {
+/// The addresses that nodes serve: those with ipMode `Proxy` are served by the load balancer.
+fn load_balancer_ips(status: &RawServiceStatus<'_>, ignored: &mut Vec<String>) -> Vec<IpAddr> {
     let ingress = status.load_balancer.iter().filter_map(|lb| lb.ingress.as_deref()).flatten();
     let vips = ingress.filter(|i| i.ip_mode.unwrap_or("VIP") == "VIP");
     addresses("status.loadBalancer.ingress", vips.filter_map(|i| i.ip), ignored)
 }
 
-/// Networks, as kube-proxy reads them: blanks around are fine, and so are host bits and leading
-/// zeros. A bad one is left out, unless nothing would be left of the restriction.
+/// Networks, parsed as in kube-proxy: with blanks around, host bits and leading zeros. An invalid one is ignored, unless
+/// no valid one is left: the Service would then be open to all.
 fn source_ranges(texts: &[&str], ignored: &mut Vec<String>) -> Result<Vec<IpNet>, String> {
     let mut ranges = Vec::new();
     let mut bad = Vec::new();
@@ -227,16 +233,16 @@ fn source_ranges(texts: &[&str], ignored: &mut Vec<String>) -> Result<Vec<IpNet>
     Ok(ranges)
 }
 
-/// `externalTrafficPolicy` counts only where the Service can be reached from outside.
-fn external_local(spec: &RawSpec<'_>) -> bool {
-    let outside = match spec.service_type {
+/// `externalTrafficPolicy` has an effect only if the Service is reachable from outside.
+fn external_local(spec: &RawServiceSpec<'_>) -> bool {
+    let is_external = match spec.service_type {
         Some("LoadBalancer" | "NodePort") => true,
         _ => spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()),
     };
-    outside && spec.external_traffic_policy == Some("Local")
+    is_external && spec.external_traffic_policy == Some("Local")
 }
 
-fn affinity(spec: &RawSpec<'_>) -> Option<u32> {
+fn affinity(spec: &RawServiceSpec<'_>) -> Option<u32> {
     if spec.session_affinity != Some("ClientIP") {
         return None;
     }
@@ -244,7 +250,7 @@ fn affinity(spec: &RawSpec<'_>) -> Option<u32> {
     Some(client_ip.and_then(|c| c.timeout_seconds).unwrap_or(DEFAULT_AFFINITY))
 }
 
-fn health_check_node_port(spec: &RawSpec<'_>, external_local: bool) -> Result<u16, String> {
+fn health_check_node_port(spec: &RawServiceSpec<'_>, external_local: bool) -> Result<u16, String> {
     let port = port_or_zero("spec.healthCheckNodePort", spec.health_check_node_port)?;
     let has_one = external_local && spec.service_type == Some("LoadBalancer");
     Ok(if has_one { port } else { 0 })

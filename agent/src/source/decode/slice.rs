@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::tape::{Field, Tape, plain};
+use super::tape::{Tape, UsedField, plain};
 use super::{METADATA, RawPort, intern, label, protocol};
 use crate::core::model::address;
 use crate::core::model::trigger::Trigger;
@@ -19,25 +19,27 @@ pub(super) const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-/// What is read of an EndpointSlice.
-pub(super) const FIELDS: &[Field] = &[
+pub(super) const FIELDS: &[UsedField] = &[
     METADATA,
     plain("addressType"),
-    Field("ports", RawPort::FIELDS),
-    Field(
+    UsedField("ports", RawPort::FIELDS),
+    UsedField(
         "endpoints",
         &[
             plain("addresses"),
-            Field("conditions", &[plain("ready"), plain("serving"), plain("terminating")]),
+            UsedField("conditions", &[plain("ready"), plain("serving"), plain("terminating")]),
             plain("nodeName"),
-            Field("hints", &[Field("forZones", &[plain("name")]), Field("forNodes", &[plain("name")])]),
+            UsedField(
+                "hints",
+                &[UsedField("forZones", &[plain("name")]), UsedField("forNodes", &[plain("name")])],
+            ),
         ],
     ),
 ];
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct RawSlice<'a> {
+pub(super) struct RawSlice<'a> {
     address_type: Option<&'a str>,
     #[serde(borrow)]
     ports: Option<Vec<RawPort<'a>>>,
@@ -123,8 +125,7 @@ fn decode_slice(
     })
 }
 
-/// The parts of a slice that can be used; one bad endpoint takes no other out of service. Where none
-/// can be used and some are bad, the slice is malformed.
+/// The valid parts of a slice; invalid ones are ignored. The slice is malformed if it has invalid parts and no valid one.
 fn usable<T>(
     parts: impl Iterator<Item = Result<Option<T>, String>>,
     ignored: &mut Vec<String>,
@@ -146,14 +147,13 @@ fn usable<T>(
     Ok(good.into())
 }
 
-/// When the pod or Service changed that the slice follows. It is only measured by, so one that cannot
-/// be read is as good as none.
+/// When the pod or Service changed that caused the change of the slice. Only metrics use it: an invalid time is ignored.
 fn trigger(tape: &Tape<'_>) -> Option<SystemTime> {
     let text = tape.text(&["metadata", "annotations", TRIGGER_ANNOTATION])?;
     text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
-/// A slice port without a name or a number serves nobody and is passed over.
+/// A slice port without a name or a number is ignored.
 fn decode_port(index: usize, port: &RawPort<'_>) -> Result<Option<SlicePort>, String> {
     let field = format!("ports[{index}]");
     let (Some(name), Some(number)) = (port.name, port.port.filter(|n| *n > 0)) else {
@@ -166,8 +166,8 @@ fn decode_port(index: usize, port: &RawPort<'_>) -> Result<Option<SlicePort>, St
     }))
 }
 
-/// Only the first address counts. An endpoint without one is passed over, and so is one at which nothing can
-/// be reached.
+/// The endpoint of the first address. An endpoint without address is ignored, and so is an address that no endpoint can
+/// have.
 fn decode_endpoint(
     index: usize,
     endpoint: &RawEndpoint<'_>,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is read of an object, as a flat list of tokens. One pass over the text makes it: what nobody
-//! reads is skipped, texts stay where they are, and nothing about the values can be wrong yet, so that
-//! a malformed object does not end the list or the watch that it comes in.
+//! The used fields of an object as a flat list of tokens, made in one pass over the text. Other fields are skipped and
+//! texts are borrowed. The pass does not check values, so a malformed object does not end its list or watch.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,18 +9,17 @@ use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 
-use super::wrong::Wrong;
+use super::wrong_value::WrongValue;
 
-/// Tokens of a usual object.
-const ROOM: usize = 128;
+/// The capacity for a usual object.
+const CAPACITY: usize = 128;
 
-/// A field that is read, and which ones are read of its value; those of a list are those of its items.
+/// A field, with the used fields of its value, or of the items of a list.
 #[derive(Debug)]
-pub struct Field(pub &'static str, pub &'static [Field]);
+pub struct UsedField(pub &'static str, pub &'static [UsedField]);
 
-/// A field with a plain value.
-pub const fn plain(name: &'static str) -> Field {
-    Field(name, &[])
+pub const fn plain(name: &'static str) -> UsedField {
+    UsedField(name, &[])
 }
 
 #[derive(Debug)]
@@ -34,13 +32,13 @@ enum Token<'de> {
     Text(Cow<'de, str>),
     /// Before each value of a map.
     Key(&'static str),
-    /// Begins a list, which ends before this position.
+    /// The start of a list, and the position after its end.
     List(usize),
-    /// Begins a map, which ends before this position.
+    /// The start of a map, and the position after its end.
     Map(usize),
 }
 
-/// See the module.
+/// The tokens of one object.
 #[derive(Debug)]
 pub struct Tape<'de>(Vec<Token<'de>>);
 
@@ -48,20 +46,23 @@ impl<'de> Tape<'de> {
     /// Reads these fields of an object.
     ///
     /// # Errors
-    /// Only what is no object in the format of the deserializer at all.
-    pub fn read<D: Deserializer<'de>>(deserializer: D, fields: &'static [Field]) -> Result<Self, D::Error> {
-        let mut tokens = Vec::with_capacity(ROOM);
-        Reader { tokens: &mut tokens, fields }.deserialize(deserializer)?;
+    /// The text is not in the format of the deserializer.
+    pub fn read<D: Deserializer<'de>>(
+        deserializer: D,
+        fields: &'static [UsedField],
+    ) -> Result<Self, D::Error> {
+        let mut tokens = Vec::with_capacity(CAPACITY);
+        TapeReader { tokens: &mut tokens, fields }.deserialize(deserializer)?;
         Ok(Self(tokens))
     }
 
-    /// The value at the end of a path, if there is one.
-    pub fn at(&self, path: &[&str]) -> Option<Item<'_>> {
-        let root = Item { tokens: &self.0, at: 0 };
+    /// The value at a path, if there is one.
+    pub fn at(&self, path: &[&str]) -> Option<TapeItem<'_>> {
+        let root = TapeItem { tokens: &self.0, at: 0 };
         path.iter().try_fold(root, |item, key| item.get(key))
     }
 
-    /// The text at the end of a path, if there is one.
+    /// The text at a path, if there is one.
     pub fn text(&self, path: &[&str]) -> Option<&str> {
         self.at(path)?.text()
     }
@@ -71,19 +72,19 @@ impl<'de> Tape<'de> {
     /// # Errors
     /// The path of the first field that is wrong, and what is wrong with it.
     pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, String> {
-        let root = Item { tokens: &self.0, at: 0 };
-        // The path costs more than the value, and is hardly ever wanted.
+        let root = TapeItem { tokens: &self.0, at: 0 };
+        // Tracking the path costs more than the value: only after an error.
         T::deserialize(root)
             .or_else(|_| serde_path_to_error::deserialize(root).map_err(|error| error.to_string()))
     }
 }
 
-struct Reader<'t, 'de> {
+struct TapeReader<'t, 'de> {
     tokens: &'t mut Vec<Token<'de>>,
-    fields: &'static [Field],
+    fields: &'static [UsedField],
 }
 
-impl<'de> DeserializeSeed<'de> for Reader<'_, 'de> {
+impl<'de> DeserializeSeed<'de> for TapeReader<'_, 'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -100,7 +101,7 @@ macro_rules! keep {
     )*};
 }
 
-impl<'de> Visitor<'de> for Reader<'_, 'de> {
+impl<'de> Visitor<'de> for TapeReader<'_, 'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -126,7 +127,7 @@ impl<'de> Visitor<'de> for Reader<'_, 'de> {
         let (tokens, fields) = (self.tokens, self.fields);
         let at = tokens.len();
         tokens.push(Token::List(at));
-        while list.next_element_seed(Reader { tokens, fields })?.is_some() {}
+        while list.next_element_seed(TapeReader { tokens, fields })?.is_some() {}
         tokens[at] = Token::List(tokens.len());
         Ok(())
     }
@@ -135,11 +136,11 @@ impl<'de> Visitor<'de> for Reader<'_, 'de> {
         let tokens = self.tokens;
         let at = tokens.len();
         tokens.push(Token::Map(at));
-        while let Some(field) = map.next_key_seed(Known(self.fields))? {
+        while let Some(field) = map.next_key_seed(KeySeed(self.fields))? {
             match field {
-                Some(Field(name, fields)) => {
+                Some(UsedField(name, fields)) => {
                     tokens.push(Token::Key(name));
-                    map.next_value_seed(Reader { tokens, fields })?;
+                    map.next_value_seed(TapeReader { tokens, fields })?;
                 }
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -150,18 +151,18 @@ impl<'de> Visitor<'de> for Reader<'_, 'de> {
 }
 
 /// Finds the field of a key.
-struct Known(&'static [Field]);
+struct KeySeed(&'static [UsedField]);
 
-impl<'de> DeserializeSeed<'de> for Known {
-    type Value = Option<&'static Field>;
+impl<'de> DeserializeSeed<'de> for KeySeed {
+    type Value = Option<&'static UsedField>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for Known {
-    type Value = Option<&'static Field>;
+impl Visitor<'_> for KeySeed {
+    type Value = Option<&'static UsedField>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
@@ -174,12 +175,12 @@ impl Visitor<'_> for Known {
 
 /// A value on the tape.
 #[derive(Clone, Copy, Debug)]
-pub struct Item<'a> {
+pub struct TapeItem<'a> {
     tokens: &'a [Token<'a>],
     at: usize,
 }
 
-impl<'a> Item<'a> {
+impl<'a> TapeItem<'a> {
     /// The position after this value.
     fn end(self) -> usize {
         match self.tokens[self.at] {
@@ -192,7 +193,7 @@ impl<'a> Item<'a> {
         let Token::Map(end) = self.tokens[self.at] else { return None };
         let mut at = self.at + 1;
         while at < end {
-            let value = Item { at: at + 1, ..self };
+            let value = TapeItem { at: at + 1, ..self };
             if matches!(self.tokens[at], Token::Key(name) if name == key) {
                 return Some(value);
             }
@@ -208,20 +209,19 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// Whether there is nothing.
     pub fn is_null(self) -> bool {
         matches!(self.tokens[self.at], Token::Null)
     }
 }
 
-/// Errors are worded as those of `serde_json`.
-impl<'a> Deserializer<'a> for Item<'a> {
-    type Error = Wrong;
+/// The errors have the words of `serde_json`.
+impl<'a> Deserializer<'a> for TapeItem<'a> {
+    type Error = WrongValue;
 
     fn deserialize_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        let inside = |end| Inside { next: Item { at: self.at + 1, ..self }, end };
+        let inside = |end| ItemsLeft { next: TapeItem { at: self.at + 1, ..self }, end };
         match &self.tokens[self.at] {
-            // A key is only met as such.
+            // A key is only read by `MapAccess`.
             Token::Null | Token::Key(_) => visitor.visit_unit(),
             Token::Bool(value) => visitor.visit_bool(*value),
             Token::Unsigned(value) => visitor.visit_u64(*value),
@@ -249,21 +249,21 @@ impl<'a> Deserializer<'a> for Item<'a> {
 }
 
 /// The rest of a list or map.
-struct Inside<'a> {
-    next: Item<'a>,
+struct ItemsLeft<'a> {
+    next: TapeItem<'a>,
     end: usize,
 }
 
-impl<'a> Inside<'a> {
-    fn take(&mut self) -> Item<'a> {
+impl<'a> ItemsLeft<'a> {
+    fn take(&mut self) -> TapeItem<'a> {
         let item = self.next;
         self.next.at = item.end();
         item
     }
 }
 
-impl<'a> SeqAccess<'a> for Inside<'a> {
-    type Error = Wrong;
+impl<'a> SeqAccess<'a> for ItemsLeft<'a> {
+    type Error = WrongValue;
 
     fn next_element_seed<T: DeserializeSeed<'a>>(
         &mut self,
@@ -286,8 +286,8 @@ impl<'a> SeqAccess<'a> for Inside<'a> {
     }
 }
 
-impl<'a> MapAccess<'a> for Inside<'a> {
-    type Error = Wrong;
+impl<'a> MapAccess<'a> for ItemsLeft<'a> {
+    type Error = WrongValue;
 
     fn next_key_seed<T: DeserializeSeed<'a>>(&mut self, seed: T) -> Result<Option<T::Value>, Self::Error> {
         if self.next.at == self.end {

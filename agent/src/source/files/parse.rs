@@ -11,7 +11,6 @@ use crate::source::decode::RawObject;
 use crate::store::{Decoded, Kind, Object};
 use crate::yaml;
 
-/// A part of a file.
 #[derive(Clone, Debug)]
 pub enum FileItem {
     Object(Kind, ObjectName, Box<Decoded>),
@@ -19,7 +18,6 @@ pub enum FileItem {
     Peer(Vec<IpAddr>),
 }
 
-/// Which objects are used.
 #[derive(Debug)]
 pub struct ObjectFilter {
     pub node: String,
@@ -27,7 +25,6 @@ pub struct ObjectFilter {
     pub proxy: Option<String>,
 }
 
-/// The `apiVersion` of a kind.
 fn api_version(kind: Kind) -> &'static str {
     match kind {
         Kind::Service | Kind::Node => "v1",

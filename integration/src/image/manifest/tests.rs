@@ -184,7 +184,11 @@ fn config_maps_are_there_and_the_agent_reads_them() {
         let (maps, pod) = (config_maps(&objects), pod(&daemon_set(&objects)));
         let volume = pod.volumes.iter().flatten().find_map(|v| v.config_map.clone()).unwrap();
         let file = maps[&volume.name]["config.conf"].clone();
-        assert_eq!(Config::parse(&file, &ConfigFlags::default()).unwrap().scheduler, "rr", "{name}");
+        assert_eq!(
+            &*Config::parse(&file, &ConfigFlags::default()).unwrap().settings.scheduler,
+            "rr",
+            "{name}"
+        );
         for source in pod.containers[0].env_from.iter().flatten() {
             let map = &maps[&source.config_map_ref.clone().unwrap().name];
             assert_eq!(

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is wrong with a field, in the words of Kubernetes' documents and not of this program's types.
+//! Errors of fields, in the words of the Kubernetes documentation instead of the types of this program.
 
 use std::fmt;
 
 use serde::de::{self, Expected, Unexpected};
 
-/// A value that is not what it must be.
+/// A value of the wrong type.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong(String);
+pub struct WrongValue(String);
 
-impl fmt::Display for Wrong {
+impl fmt::Display for WrongValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Wrong {}
+impl std::error::Error for WrongValue {}
 
 fn found(value: Unexpected<'_>) -> String {
     match value {
@@ -31,7 +31,7 @@ fn found(value: Unexpected<'_>) -> String {
     }
 }
 
-/// serde describes what it expects by the types of the program.
+/// serde names the expected types of the program.
 fn wanted(expected: &dyn Expected) -> &'static str {
     match expected.to_string().as_str() {
         "u16" | "u32" | "u64" => "a number without sign",
@@ -43,7 +43,7 @@ fn wanted(expected: &dyn Expected) -> &'static str {
     }
 }
 
-impl de::Error for Wrong {
+impl de::Error for WrongValue {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self(message.to_string())
     }
