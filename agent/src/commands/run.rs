@@ -237,7 +237,7 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
                 events.send([Notice { about: About::Node, reason: Reason::KernelNotUsable, message }]);
             }
         }
-        let until = Instant::now() + pauses.next();
+        let until = Instant::now() + pauses.next_pause();
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if inbox.wait(Some(left)).stop {
                 return None;

@@ -160,7 +160,7 @@ impl Poster {
         let mut pauses = Backoff::new(self.limits.retry, Duration::MAX);
         for _ in 1..TRIES {
             match self.send(api, request).await {
-                Err(Trouble { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pauses.next()).await,
+                Err(Trouble { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pauses.next_pause()).await,
                 done => return done,
             }
         }

@@ -35,7 +35,7 @@ impl Outage {
         self.failing.insert(kind, why.to_owned());
         let (began, due, intervals) = self.began.get_or_insert_with(|| {
             let mut intervals = INTERVALS;
-            (now, now + intervals.next(), intervals)
+            (now, now + intervals.next_pause(), intervals)
         });
         if !is_known {
             return Some(OutageLine::Begins);
@@ -43,7 +43,7 @@ impl Outage {
         if now < *due {
             return None;
         }
-        *due = now + intervals.next();
+        *due = now + intervals.next_pause();
         Some(OutageLine::StillFails(now.duration_since(*began)))
     }
 

@@ -73,7 +73,7 @@ impl RetryPauses {
         }
         self.last = Some(now);
         self.failures = self.failures.wrapping_add(1);
-        let pause = self.backoff.next();
+        let pause = self.backoff.next_pause();
         self.about(pause).max(requested)
     }
 

@@ -23,7 +23,7 @@ impl Backoff {
     }
 
     /// The pause after one more failure.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_pause(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         self.after(self.failures)
     }
@@ -42,10 +42,10 @@ mod tests {
     fn pauses_double_up_to_the_limit_and_start_again_after_a_reset() {
         let seconds = Duration::from_secs;
         let mut backoff = Backoff::new(seconds(1), seconds(30));
-        let pauses: Vec<u64> = (0..7).map(|_| backoff.next().as_secs()).collect();
+        let pauses: Vec<u64> = (0..7).map(|_| backoff.next_pause().as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
         assert_eq!(backoff.after(u32::MAX), seconds(30));
         backoff.reset();
-        assert_eq!(backoff.next(), seconds(1));
+        assert_eq!(backoff.next_pause(), seconds(1));
     }
 }

@@ -191,7 +191,7 @@ impl Source for FileSource {
                         tracing::error!("{why}{kept}; retried until it works");
                     }
                 }
-                std::thread::sleep(pauses.next());
+                std::thread::sleep(pauses.next_pause());
                 if self.reads > before {
                     pauses.reset();
                 }
