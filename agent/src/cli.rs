@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigFlags;
-use crate::inspect::list::Format;
+use crate::inspect::ipvs_table::ListFormat;
 
 /// Kubernetes Services on the kernel's IPVS load balancer: a replacement for kube-proxy's ipvs mode.
 ///
@@ -127,8 +127,8 @@ pub struct CleanupArgs {
 pub struct ListArgs {
     /// Output format; `wide` and `json` have the Service of each virtual server, as the agent of this node
     /// reports it.
-    #[arg(short, long, value_enum, default_value_t = Format::Ipvsadm)]
-    pub output: Format,
+    #[arg(short, long, value_enum, default_value_t = ListFormat::Ipvsadm)]
+    pub output: ListFormat,
 }
 
 impl Cli {
@@ -172,7 +172,7 @@ mod tests {
             assert!(matches!(parse(args).unwrap().command, Some(Command::List(_))), "{args:?}");
         }
         let Some(Command::List(list)) = parse(&["-Ln", "-o", "json"]).unwrap().command else { panic!() };
-        assert_eq!(list.output, Format::Json);
+        assert_eq!(list.output, ListFormat::Json);
         assert!(parse(&["-n"]).is_err());
     }
 
@@ -247,7 +247,7 @@ mod tests {
             flags(&["--config=/c", "--ipvs-scheduler=lc", "--hostname-override=a", "--logging-format=json"]);
         let config = Config::parse(&format!("{HEAD}hostnameOverride: b\n"), &given).unwrap();
         assert_eq!((&*config.settings.scheduler, config.hostname_override.as_str()), ("rr", "a"));
-        assert_eq!(config.log_format, crate::log::Format::Json);
+        assert_eq!(config.log_format, crate::log::LogFormat::Json);
         assert!(config.warnings.iter().any(|w| w.contains("--ipvs-scheduler")), "{:?}", config.warnings);
     }
 

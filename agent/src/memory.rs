@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Gives memory back. A cold start needs several times what is kept afterwards, and the allocator would
-//! keep all of it.
+//! Returns free memory to the kernel. A cold start needs several times the memory of normal operation, and the
+//! allocator would keep it.
 
 #[cfg(target_env = "gnu")]
 #[allow(unsafe_code, reason = "glibc has no other way")]
 mod glibc {
-    /// One heap for all threads: each keeps holes of its own, and few threads allocate at a time.
+    /// One heap for all threads: every heap has free memory of its own, and few threads allocate at the same time.
     const ARENAS: libc::c_int = 1;
 
     pub fn limit() {
-        // SAFETY: mallopt may be called at any time; what it refuses changes nothing.
+        // SAFETY: mallopt may be called at any time; a rejected parameter changes nothing.
         unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
     }
 
@@ -19,16 +19,16 @@ mod glibc {
     }
 }
 
-/// Keeps the number of heaps small, and huge pages out of them: one that is nearly empty counts in full.
-/// To be called before the first thread starts.
+/// Limits the number of heaps and disables huge pages, which count in full when nearly empty. Call it before the
+/// first thread starts.
 pub fn limit() {
-    // A kernel that does not know huge pages has none.
+    // An error means that the kernel has no huge pages.
     let _ = nix::sys::prctl::set_thp_disable(true);
     #[cfg(target_env = "gnu")]
     glibc::limit();
 }
 
-/// Returns what is free to the kernel.
+/// Returns free memory to the kernel.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     glibc::trim();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From conflicts and remarks to sentences for the operator.
+//! Events and log lines about conflicts and VIPs.
 
 use std::net::IpAddr;
 
@@ -8,17 +8,17 @@ use crate::core::model::{ObjectName, VsKey};
 use crate::core::service::desired::Desired;
 use crate::core::service::fragment::{self, VirtualServer};
 use crate::core::service::node_facts::Binding;
-use crate::events::{About, Notice, Reason};
+use crate::events::{About, EventRequest, Reason};
 use crate::words;
 
-/// VIPs named in one line.
+/// The number of VIPs named in one line.
 const NAMED: usize = 3;
 
-/// Logs VIPs that are addresses on a link of this node, in one line. Load balancers of small clusters give
-/// every node's own address: that works as with kube-proxy and needs nobody's attention.
+/// Logs VIPs that are addresses on a link of this node, in one line and without an Event: load balancers of small
+/// clusters use the addresses of the nodes, which works as with kube-proxy.
 pub fn log_own_addresses(desired: &Desired, changes: &Changes) {
     let own_addresses = |name| {
-        desired.notices(name).iter().filter_map(move |remark| match remark {
+        desired.notices(name).iter().filter_map(move |notice| match notice {
             fragment::Notice::SpecialVip(ip, Binding::OnLink) => Some((name, *ip)),
             _ => None,
         })
@@ -29,7 +29,7 @@ pub fn log_own_addresses(desired: &Desired, changes: &Changes) {
         [(name, ip)] => tracing::info!("{}", vip_message(name, ip, Binding::OnLink)),
         _ => tracing::info!(
             count = own.len(),
-            "{} are addresses on links of this node: {}; they are served there and not bound to kube-ipvs0; the \
+            "{} are addresses on links of this node: {}; they are served there and not bound to kube-ipvs0, and the \
              node's other ports stay reachable at them",
             words::count(own.len(), "VIP"),
             words::some(own.iter().map(|(name, ip)| format!("{ip} of Service {name}")), NAMED, own.len())
@@ -37,34 +37,34 @@ pub fn log_own_addresses(desired: &Desired, changes: &Changes) {
     }
 }
 
-/// What the operator should act on after these changes.
-pub fn build(desired: &Desired, changes: &Changes) -> Vec<Notice> {
-    let mut notices = Vec::new();
+/// The Events that these changes need.
+pub fn build(desired: &Desired, changes: &Changes) -> Vec<EventRequest> {
+    let mut requests = Vec::new();
     for key in &changes.contested {
         let Some(winner) = desired.virtual_server(key) else { continue };
-        notices.extend(desired.losers(key).map(|loser| conflict(winner, loser)));
+        requests.extend(desired.losers(key).map(|loser| conflict(winner, loser)));
     }
     for name in &changes.noticed {
-        notices.extend(desired.notices(name).iter().filter_map(|r| remark(name, r)));
+        requests.extend(desired.notices(name).iter().filter_map(|n| from_notice(name, n)));
     }
-    notices
+    requests
 }
 
-fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> Notice {
+fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> EventRequest {
     let key = winner.key;
-    Notice {
+    EventRequest {
         about: About::Service(loser.service.clone()),
         reason: Reason::AddressConflict,
         message: format!(
-            "{key} belongs to Service {}, which is older: Service {} is not served there; give one of them \
+            "{key} belongs to Service {}, which is older, so Service {} is not served there; give one of them \
              another address or port",
             winner.service, loser.service
         ),
     }
 }
 
-fn remark(name: &ObjectName, remark: &fragment::Notice) -> Option<Notice> {
-    let (reason, message) = match remark {
+fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequest> {
+    let (reason, message) = match notice {
         fragment::Notice::SpecialVip(_, Binding::OnLink) => return None,
         fragment::Notice::SpecialVip(ip, binding @ Binding::Translated) => {
             (Reason::NodeAddressAsVIP, vip_message(name, *ip, *binding))
@@ -75,31 +75,31 @@ fn remark(name: &ObjectName, remark: &fragment::Notice) -> Option<Notice> {
         fragment::Notice::ApiServerPort(key) => (
             Reason::AddressNotBound,
             format!(
-                "{key} of Service {name} is not served: this node reaches the API server at it; give the Service \
-                 an address or a port of its own"
+                "{key} of Service {name} is not served, because it is the address of the API server for this node; \
+                 give the Service another address or port"
             ),
         ),
         fragment::Notice::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
             format!(
-                "external IP {ip} of Service {name} is not served: it is outside of the networks in \
-                 kubeIPVS.externalIPs.allow of the configuration"
+                "external IP {ip} of Service {name} is not served, because it is in none of the networks of \
+                 kubeIPVS.externalIPs.allow in the configuration"
             ),
         ),
     };
-    Some(Notice { about: About::Service(name.clone()), reason, message })
+    Some(EventRequest { about: About::Service(name.clone()), reason, message })
 }
 
 fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {
     let why = match binding {
         Binding::Guarded | Binding::Unknown => "is an ordinary VIP".to_owned(),
         Binding::Translated => {
-            "is an address of this node outside of its links: it is bound to kube-ipvs0, and \
-                                the node's other ports stay reachable at it"
+            "is listed as an address of this Node but is on no interface: it is bound to kube-ipvs0, \
+                                and the node's other ports stay reachable at it"
                 .to_owned()
         }
         Binding::OnLink => {
-            "is an address on a link of this node: it is served there and not bound to kube-ipvs0; \
+            "is an address on a link of this node: it is served there and not bound to kube-ipvs0, and \
                             the node's other ports stay reachable at it"
                 .to_owned()
         }
@@ -109,20 +109,20 @@ fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {
                 .to_owned()
         }
         Binding::Protected(protection) => format!(
-            "is not bound to kube-ipvs0: it is {protection}. This node reaches the Service at it, its pods and \
-             others reach whoever has it; give the Service an address of its own"
+            "is not bound to kube-ipvs0: it is {protection}. Only this node reaches the Service at this address; pods \
+             and other hosts reach the owner of the address. Give the Service another address"
         ),
     };
     format!("{ip} of Service {name} {why}")
 }
 
-/// A program of this node that a Service takes the traffic of.
-pub fn shadowed(name: &ObjectName, key: &VsKey) -> Notice {
+/// A program of this node gets no traffic, because a Service has its address and port.
+pub fn shadowed(name: &ObjectName, key: &VsKey) -> EventRequest {
     let message = format!(
-        "{key} is an address of this node at which one of its programs listens: Service {name} takes the traffic \
-         of that program; give the Service another port or another address"
+        "{key} is an address of this node at which one of its programs listens: the traffic of that program goes to \
+         Service {name}; give the Service another port or another address"
     );
-    Notice { about: About::Service(name.clone()), reason: Reason::ListenerShadowed, message }
+    EventRequest { about: About::Service(name.clone()), reason: Reason::ListenerShadowed, message }
 }
 
 #[cfg(test)]
@@ -132,9 +132,9 @@ mod tests {
     use crate::core::service::protected::Protection;
 
     #[test]
-    fn only_what_needs_attention_is_a_notice() {
+    fn own_addresses_on_a_link_get_no_event() {
         let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
-        let remarks = vec![
+        let notices = vec![
             fragment::Notice::ExternalIpRefused(ip(1)),
             fragment::Notice::SpecialVip(ip(2), Binding::OnLink),
             fragment::Notice::SpecialVip(ip(3), Binding::Protected(Protection::Gateway)),
@@ -144,18 +144,18 @@ mod tests {
         let (mut desired, mut changes) = (Desired::default(), Changes::default());
         desired.update(
             &name,
-            Some(Fragment { notices: remarks.into(), ..Fragment::default() }),
+            Some(Fragment { notices: notices.into(), ..Fragment::default() }),
             &mut changes,
         );
-        let notices = build(&desired, &changes);
-        let reasons: Vec<Reason> = notices.iter().map(|n| n.reason).collect();
+        let requests = build(&desired, &changes);
+        let reasons: Vec<Reason> = requests.iter().map(|request| request.reason).collect();
         assert_eq!(reasons, [Reason::ExternalIPRefused, Reason::AddressNotBound, Reason::NodeAddressAsVIP]);
-        let message = &notices[1].message;
+        let message = &requests[1].message;
         let expected =
             "198.51.100.3 of Service d/a is not bound to kube-ipvs0: it is a gateway of this node.";
         assert!(message.starts_with(expected), "{message}");
         let mut again = Changes::default();
         desired.update(&name, None, &mut again);
-        assert!(build(&desired, &again).is_empty(), "what is over is not told");
+        assert!(build(&desired, &again).is_empty(), "a deleted Service gets no Event");
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Log lines about something that happens again and again: the first one at once, later ones as a count, at
-//! growing intervals. Pure: the time is an argument.
+//! Limits log lines about repeated events: the first one is logged at once, later ones as a count at growing
+//! intervals. Pure: the time is an argument.
 
 use std::time::Duration;
 
@@ -9,18 +9,17 @@ const FIRST: Duration = Duration::from_secs(10);
 /// The longest interval.
 const LAST: Duration = Duration::from_secs(600);
 
-/// Paces the lines about one thing.
+/// Limits the lines about one kind of event.
 #[derive(Debug, Default)]
 pub struct Pace {
     interval: Duration,
-    /// When the next line may come; `None`: at once.
+    /// The earliest time of the next line; `None`: now.
     next: Option<Duration>,
     held: usize,
 }
 
 impl Pace {
-    /// Something happened `count` times at the time `now`. True when it is to be said at once; otherwise it is
-    /// counted for [`Pace::due`].
+    /// The event happened `count` times at the time `now`. True: log it now; otherwise [`Pace::due`] counts it.
     pub fn happened(&mut self, count: usize, now: Duration) -> bool {
         match self.next {
             Some(next) if now < next || self.held > 0 => {
@@ -34,11 +33,11 @@ impl Pace {
         }
     }
 
-    /// How many times it happened since the last line, and in which time, if that is to be said now.
+    /// If a line is due: how many times the event happened since the last line, and in which time.
     pub fn due(&mut self, now: Duration) -> Option<(usize, Duration)> {
         let next = self.next.filter(|next| *next <= now)?;
         if self.held == 0 {
-            // Calm for a whole interval: the next time is news again.
+            // After a whole interval without an event the next one is logged at once.
             if now >= next.saturating_add(self.interval) {
                 *self = Self::default();
             }
@@ -55,7 +54,7 @@ impl Pace {
     }
 }
 
-/// Paces the lines about a failure: another cause is news at once.
+/// Limits the lines about a failure: another cause is logged at once.
 #[derive(Debug, Default)]
 pub struct FailurePace {
     pace: Pace,
@@ -63,8 +62,8 @@ pub struct FailurePace {
 }
 
 impl FailurePace {
-    /// It failed for this cause at the time `now`. Whether that is to be said: `Some(0)` for news, else how many
-    /// times it failed since the last line.
+    /// It failed with this cause at the time `now`. `Some`: log it; 0 for a new cause, else the number of failures since
+    /// the last line.
     pub fn failed(&mut self, cause: &str, now: Duration) -> Option<usize> {
         if self.cause != cause {
             *self = Self { pace: Pace::default(), cause: cause.to_owned() };
@@ -85,15 +84,18 @@ mod tests {
     }
 
     #[test]
-    fn another_cause_is_news() {
+    fn another_cause_is_logged_at_once() {
         let mut pace = FailurePace::default();
-        let said: Vec<Option<usize>> = (0..12).map(|now| pace.failed("full", s(now))).collect();
-        assert_eq!((said[0], &said[1..10], said[10], said[11]), (Some(0), &[None; 9][..], Some(10), None));
+        let logged: Vec<Option<usize>> = (0..12).map(|now| pace.failed("full", s(now))).collect();
+        assert_eq!(
+            (logged[0], &logged[1..10], logged[10], logged[11]),
+            (Some(0), &[None; 9][..], Some(10), None)
+        );
         assert_eq!(pace.failed("gone", s(12)), Some(0));
     }
 
     #[test]
-    fn the_first_is_said_at_once_and_the_rest_in_growing_intervals() {
+    fn the_first_is_logged_at_once_and_the_others_at_growing_intervals() {
         let mut pace = Pace::default();
         let mut lines = Vec::new();
         for now in 0..3600 {
@@ -106,12 +108,12 @@ mod tests {
         }
         assert_eq!(lines[..4], [(0, 2), (10, 20), (30, 40), (70, 80)]);
         assert!(lines.len() < 12, "{lines:?}");
-        let said: usize = lines.iter().map(|(_, count)| count).sum();
-        assert!(said > 2 * 3600 - 1300, "nothing is lost but what is still held: {said}");
+        let logged: usize = lines.iter().map(|(_, count)| count).sum();
+        assert!(logged > 2 * 3600 - 1300, "nothing is lost but what is still held: {logged}");
     }
 
     #[test]
-    fn after_a_calm_time_it_is_news_again() {
+    fn after_a_quiet_interval_the_next_is_logged_at_once() {
         let mut pace = Pace::default();
         assert!(pace.happened(1, s(0)) && !pace.happened(1, s(1)));
         assert_eq!(pace.due(s(10)), Some((1, s(10))));

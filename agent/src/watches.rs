@@ -1,40 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Threads that notice at once what other programs do to addresses, devices, routes and rules, where the kernel
-//! reports it.
+//! Threads that receive the kernel's notifications about addresses, devices, routes and rules.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use dummy_iface::{Change, RouteWatch, Watch};
+use dummy_iface::{Change, Watch};
 
-use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
 use crate::inbox::Inbox;
+use crate::kernel::host::routes::RouteWatch;
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::netfilter::nft_watch::RulesWatch;
 use crate::pace::Pace;
+use crate::words;
 
-/// Pause after a notification that could not be read, and between notifications about rules: reading rules
-/// is dear, and the loop does so once a second at most.
+/// Pause after a failed read of a notification, and between notifications about rules: reading rules is expensive,
+/// and the loop does so at most once a second.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts the threads.
 ///
 /// # Errors
-/// When the kernel tells nothing about addresses, or no thread can be started.
+/// When addresses or routes cannot be watched, or a thread cannot be started.
 pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
-    let watch = Watch::open(DEVICE, kernel.address_port()).context("cannot watch addresses")?;
+    let watch = kernel.watch_addresses().context("cannot watch addresses")?;
     spawn("addresses", inbox, |inbox| watch_addresses(watch, inbox))?;
     let routes = RouteWatch::open().context("cannot watch routes")?;
     spawn("routes", inbox, |inbox| watch_routes(routes, inbox))?;
     match RulesWatch::open(kernel.rule_writers()) {
         Ok(watch) => spawn("rules", inbox, |inbox| watch_rules(watch, inbox))?,
         Err(error) => {
-            tracing::info!(
-                "the kernel does not report changes of rules ({error}): the next audit finds them"
-            );
+            let why = words::causes(&error);
+            tracing::info!("the kernel does not report changes of rules ({why}): the next audit finds them");
         }
     }
     Ok(())
@@ -45,28 +44,28 @@ fn spawn(name: &str, inbox: &Arc<Inbox>, run: impl FnOnce(&Inbox) + Send + 'stat
     std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&to)).map(drop)
 }
 
-/// Logs failures of a watch, paced.
-struct Trouble {
+/// Logs failures of a watch, at a limited rate.
+struct WatchFailures {
     what: &'static str,
     start: Instant,
     pace: Pace,
 }
 
-impl Trouble {
+impl WatchFailures {
     fn new(what: &'static str) -> Self {
         Self { what, start: Instant::now(), pace: Pace::default() }
     }
 
-    fn report(&mut self, error: &dyn std::fmt::Display) {
+    fn report(&mut self, error: &(dyn std::error::Error + 'static)) {
         let now = self.start.elapsed();
         let first = self.pace.happened(1, now);
         let due = self.pace.due(now);
         if first || due.is_some() {
             let times = due.map_or(1, |(count, _)| count);
-            let what = self.what;
+            let (what, error) = (self.what, words::causes(error));
             tracing::warn!(
                 times,
-                "cannot read a notification about {what}: {error}; they are read in full instead"
+                "cannot read a notification about {what}: {error}; reading all {what} instead"
             );
         }
         std::thread::sleep(PAUSE);
@@ -74,12 +73,12 @@ impl Trouble {
 }
 
 fn watch_addresses(mut watch: Watch, inbox: &Inbox) {
-    let mut trouble = Trouble::new("addresses");
+    let mut failures = WatchFailures::new("addresses");
     loop {
         match watch.next() {
-            // The agent's own creation of the device is reported as well; an audit then finds nothing.
+            // Also reported when the agent itself creates the device.
             Ok(Change::DeviceAppeared) => {}
-            // IPv6 changes do not say who made them: the loop knows what it wants.
+            // IPv6 notifications do not name the process: the loop compares them with the desired addresses.
             Ok(Change::Added(net)) => inbox.address(net, true),
             Ok(Change::Removed(net)) => inbox.address(net, false),
             Ok(change) => {
@@ -88,15 +87,15 @@ fn watch_addresses(mut watch: Watch, inbox: &Inbox) {
             }
             Err(error) => {
                 inbox.changed(Part::Addresses);
-                trouble.report(&error);
+                failures.report(&error);
             }
         }
     }
 }
 
-/// A gateway must be known before a Service may have its address, and stays known when its route goes.
+/// Gateways are protected addresses. They stay known when their route is removed.
 fn watch_routes(mut watch: RouteWatch, inbox: &Inbox) {
-    let mut trouble = Trouble::new("routes");
+    let mut failures = WatchFailures::new("routes");
     let mut known = BTreeSet::new();
     loop {
         match watch.next_gateways() {
@@ -108,21 +107,21 @@ fn watch_routes(mut watch: RouteWatch, inbox: &Inbox) {
             }
             Err(error) => {
                 inbox.changed(Part::Node);
-                trouble.report(&error);
+                failures.report(&error);
             }
         }
     }
 }
 
 fn watch_rules(mut watch: RulesWatch, inbox: &Inbox) {
-    let mut trouble = Trouble::new("rules");
+    let mut failures = WatchFailures::new("rules");
     loop {
         match watch.wait() {
             Ok(families) => {
                 families.into_iter().for_each(|family| inbox.changed(Part::Rules(family)));
                 std::thread::sleep(PAUSE);
             }
-            Err(error) => trouble.report(&error),
+            Err(error) => failures.report(&error),
         }
     }
 }

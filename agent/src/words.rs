@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Numbers, times and lists as people read them in log lines.
+//! Numbers, times, lists and errors in log lines.
 
 use std::fmt::Display;
 use std::io;
@@ -43,7 +43,7 @@ pub fn time(time: Duration) -> String {
     }
 }
 
-/// The first few of `count` things, and how many more there are: `a, b, c and 7 more`.
+/// The first `shown` of `count` things, and the number of the others: `a, b, c and 7 more`.
 pub fn some<T: Display>(things: impl IntoIterator<Item = T>, shown: usize, count: usize) -> String {
     let names: Vec<String> = things.into_iter().take(shown).map(|thing| thing.to_string()).collect();
     match count.saturating_sub(names.len()) {
@@ -52,7 +52,7 @@ pub fn some<T: Display>(things: impl IntoIterator<Item = T>, shown: usize, count
     }
 }
 
-/// What the system says about an error, without its number.
+/// The text of a system error, without its number.
 pub fn io_error(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(errno) => Errno::from_raw(errno).desc().to_owned(),
@@ -60,17 +60,26 @@ pub fn io_error(error: &io::Error) -> String {
     }
 }
 
-/// An error with its causes, each said once, without numbers of the system and names of types.
+/// An error with its causes, each once, without system error numbers.
 pub fn chain(error: &anyhow::Error) -> String {
+    said_once(error.chain())
+}
+
+/// As [`chain`], of an error of a library.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    said_once(anyhow::Chain::new(error))
+}
+
+fn said_once(chain: anyhow::Chain<'_>) -> String {
     let mut text = String::new();
-    for cause in error.chain() {
+    for cause in chain {
         let said = match cause.downcast_ref::<io::Error>() {
             Some(error) => io_error(error),
             None => cause.to_string(),
         };
-        // Some libraries draw pictures below the first line.
+        // Some libraries add a drawing below the first line.
         let said = said.lines().next().unwrap_or_default().to_owned();
-        // Some causes have those below them in their own text.
+        // Some causes repeat the causes below them.
         if said.is_empty() || text.contains(&said) {
             continue;
         }
@@ -102,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_each_cause_once() {
+    fn an_error_has_each_cause_once() {
         let lowest = anyhow::Error::from(io::Error::from_raw_os_error(30));
         let error = lowest.context("cannot write: Read-only file system").context("the file /x");
         assert_eq!(chain(&error), "the file /x: cannot write: Read-only file system");

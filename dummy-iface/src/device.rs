@@ -4,29 +4,19 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_batch::{Counters, Packet, Refusal, Socket, protocols};
+use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::AddressMessage;
+use nix::errno::Errno;
 
 use crate::error::{AddressError, Error};
-use crate::frame::NEW;
 use crate::message::{
     self, IFF_UP, RTM_DELADDR, RTM_DELLINK, RTM_GETADDR, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK,
 };
-use crate::route::{self, RTM_GETROUTE};
-use crate::socket::{Counters, RouteSocket};
+use crate::watch::Watch;
 
-const EEXIST: i32 = 17;
-const ENXIO: i32 = 6;
-const ENODEV: i32 = 19;
-const EOPNOTSUPP: i32 = 95;
-const EADDRNOTAVAIL: i32 = 99;
-
-/// What [`DummyDevice::ensure`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ensured {
-    /// The device was made.
-    Created,
-    /// It was there.
-    AlreadyThere,
-}
+/// The object must not exist yet.
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
 /// The state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,17 +56,17 @@ pub struct Addresses {
 #[derive(Debug)]
 pub struct DummyDevice {
     name: String,
-    socket: RouteSocket,
+    socket: Socket,
 }
 
 impl DummyDevice {
-    /// Opens a handle; nothing is asked or changed yet.
+    /// Opens a handle; nothing is requested or changed yet.
     ///
     /// # Errors
     /// [`Error::InvalidName`], or when there is no rtnetlink socket.
     pub fn open(name: &str) -> Result<Self, Error> {
         check_name(name)?;
-        Ok(Self { name: name.to_owned(), socket: RouteSocket::open()? })
+        Ok(Self { name: name.to_owned(), socket: Socket::open(protocols::NETLINK_ROUTE)? })
     }
 
     /// The name.
@@ -84,21 +74,16 @@ impl DummyDevice {
         &self.name
     }
 
-    /// The netlink port of this handle: notifications of changes made through it carry it.
-    pub fn port_number(&self) -> u32 {
-        self.socket.port()
-    }
-
     /// What went over the socket so far.
     pub fn counters(&self) -> Counters {
-        self.socket.counters
+        self.socket.counters()
     }
 
     fn link(&mut self) -> Result<Option<message::Link>, Error> {
-        match self.socket.ask(RTM_GETLINK, &message::link_by_name(&self.name))? {
+        match self.socket.ask(&Packet::new(RTM_GETLINK, message::link_by_name(&self.name)))? {
             Ok(payload) => Ok(Some(message::parse_link(&payload)?)),
-            Err(refusal) if refusal.errno == ENODEV => Ok(None),
-            Err(refusal) => Err(Error::refused(refusal)),
+            Err(refusal) if refusal.errno() == Errno::ENODEV => Ok(None),
+            Err(refusal) => Err(refusal.into()),
         }
     }
 
@@ -120,123 +105,80 @@ impl DummyDevice {
         self.state()?.map(|state| state.index).ok_or_else(|| Error::NoDevice(self.name.clone()))
     }
 
-    /// Makes the device unless it is there; it stays down. Like `ip link add NAME type dummy`.
+    /// Sends one request and waits for its acknowledgement; `Some` when it was refused.
+    fn request(&mut self, kind: u16, flags: u16, body: impl Emitable) -> Result<Option<Refusal>, Error> {
+        Ok(self.socket.batch([Packet { kind, flags, body }])?.pop().map(|(_, refusal)| refusal))
+    }
+
+    /// Creates the device, which stays down; false when it was there. Like `ip link add NAME type dummy`.
     ///
     /// # Errors
-    /// [`Error::WrongKind`], [`Error::NoDummySupport`], [`Error::PermissionDenied`].
-    pub fn ensure(&mut self) -> Result<Ensured, Error> {
+    /// [`Error::WrongKind`], [`Error::NoDummySupport`], [`Error::Netlink`] without `CAP_NET_ADMIN`.
+    pub fn create(&mut self) -> Result<bool, Error> {
         if self.state()?.is_some() {
-            return Ok(Ensured::AlreadyThere);
+            return Ok(false);
         }
-        match self.socket.request(RTM_NEWLINK, NEW, &message::new_dummy(&self.name))? {
-            None => Ok(Ensured::Created),
-            // Somebody else was faster: what matters is the kind.
-            Some(refusal) if refusal.errno == EEXIST => self.index().map(|_| Ensured::AlreadyThere),
-            Some(refusal) if refusal.errno == EOPNOTSUPP => Err(Error::NoDummySupport),
-            Some(refusal) => Err(Error::refused(refusal)),
+        let Some(refusal) = self.request(RTM_NEWLINK, NEW, message::new_dummy(&self.name))? else {
+            return Ok(true);
+        };
+        match refusal.errno() {
+            // Another program was faster: what matters is the kind.
+            Errno::EEXIST => self.index().map(|_| false),
+            Errno::EOPNOTSUPP => Err(Error::NoDummySupport),
+            _ => Err(refusal.into()),
         }
     }
 
-    /// Removes the device with its addresses; false when it was not there. Like `ip link delete NAME`.
+    /// Deletes the device with its addresses; false when it was not there. Like `ip link delete NAME`.
     ///
     /// # Errors
-    /// [`Error::WrongKind`]: only a dummy is removed.
-    pub fn remove(&mut self) -> Result<bool, Error> {
+    /// [`Error::WrongKind`]: only a dummy is deleted.
+    pub fn delete(&mut self) -> Result<bool, Error> {
         let Some(state) = self.state()? else { return Ok(false) };
         // By index: the name may be another device's by now.
-        match self.socket.request(RTM_DELLINK, 0, &message::link_by_index(state.index))? {
+        match self.request(RTM_DELLINK, 0, message::link_by_index(state.index))? {
             None => Ok(true),
-            Some(refusal) if refusal.errno == ENODEV => Ok(false),
-            Some(refusal) => Err(Error::refused(refusal)),
+            Some(refusal) if refusal.errno() == Errno::ENODEV => Ok(false),
+            Some(refusal) => Err(refusal.into()),
         }
     }
 
-    /// Every IPv4 and IPv6 address of the namespace.
-    fn dump(&mut self) -> Result<Vec<HostAddress>, Error> {
-        let request = netlink_packet_route::address::AddressMessage::default();
-        let found = std::cell::RefCell::new(Vec::new());
-        self.socket.dump(
-            "addresses",
-            RTM_GETADDR,
-            &request,
-            &mut || found.borrow_mut().clear(),
-            &mut |payload| {
-                found.borrow_mut().extend(message::parse_address(payload)?);
-                Ok(())
-            },
-        )?;
-        Ok(found.into_inner())
-    }
-
-    /// All addresses on the device, but for IPv6 link-local ones, which are the kernel's own.
-    ///
-    /// # Errors
-    /// [`Error::NoDevice`]; a list that could not be read whole.
-    pub fn list(&mut self) -> Result<Vec<IpNet>, Error> {
-        let index = self.index()?;
-        let all = self.dump()?;
-        Ok(all
-            .into_iter()
-            .filter(|found| found.index == index && !is_link_local(&found.addr))
-            .map(|found| found.addr)
-            .collect())
-    }
-
-    /// All addresses of the namespace, in one list. Works without the device, too.
+    /// All addresses of the namespace, in one dump. Works without the device, too.
     ///
     /// # Errors
     /// A list that could not be read whole.
     pub fn addresses(&mut self) -> Result<Addresses, Error> {
         let link = self.link()?;
         let index = link.as_ref().map(|link| link.index);
+        let request = Packet::new(RTM_GETADDR, AddressMessage::default());
+        let all: Vec<HostAddress> = self.socket.dump(&request, |found: &mut Vec<_>, payload| {
+            found.extend(message::parse_address(payload)?);
+            Ok::<(), Error>(())
+        })?;
         let (own, elsewhere): (Vec<_>, Vec<_>) =
-            self.dump()?.into_iter().partition(|found| Some(found.index) == index);
+            all.into_iter().partition(|found| Some(found.index) == index);
         let is_ours = link.is_some_and(|link| link.kind.as_deref() == Some("dummy"));
         let own = own.into_iter().map(|found| found.addr).filter(|addr| !is_link_local(addr));
         Ok(Addresses { own: is_ours.then(|| own.collect()), elsewhere })
-    }
-
-    /// Every gateway of the namespace's routes, in all tables and of both families, sorted and each
-    /// once: what `ip route show table all` has after `via`. Works without the device, too.
-    ///
-    /// A route that names a nexthop object has the gateways of that object in it, unless the sysctl
-    /// `net.ipv4.nexthop_compat_mode` is 0.
-    ///
-    /// # Errors
-    /// A list that could not be read whole.
-    pub fn next_hops(&mut self) -> Result<Vec<IpAddr>, Error> {
-        let request = netlink_packet_route::route::RouteMessage::default();
-        let found = std::cell::RefCell::new(Vec::new());
-        self.socket.dump(
-            "routes",
-            RTM_GETROUTE,
-            &request,
-            &mut || found.borrow_mut().clear(),
-            &mut |payload| route::parse_gateways(payload, &mut found.borrow_mut()),
-        )?;
-        let mut gateways = found.into_inner();
-        gateways.sort_unstable();
-        gateways.dedup();
-        Ok(gateways)
     }
 
     /// Adds addresses as `/32` or `/128`, scope global; one that is there is fine. Returns those
     /// refused, by their index. Like `ip addr add ADDR dev NAME` for each.
     ///
     /// # Errors
-    /// [`Error::NoDevice`]; [`Error::Lost`] and [`Error::Timeout`] when nobody knows what ran.
-    pub fn add(&mut self, addrs: &[IpAddr]) -> Result<Vec<(usize, AddressError)>, Error> {
+    /// [`Error::NoDevice`]; after [`Error::Netlink`] it is unknown which addresses were added.
+    pub fn add_addresses(&mut self, addrs: &[IpAddr]) -> Result<Vec<(usize, AddressError)>, Error> {
         let nets: Vec<IpNet> = addrs.iter().map(|addr| IpNet::from(*addr)).collect();
-        self.change(RTM_NEWADDR, NEW, &nets, &[EEXIST])
+        self.change(RTM_NEWADDR, NEW, &nets, &[Errno::EEXIST])
     }
 
-    /// Removes addresses with exactly these prefixes; one that is not there is fine. Returns those
+    /// Deletes addresses with exactly these prefixes; one that is not there is fine. Returns those
     /// refused, by their index. Like `ip addr del ADDR dev NAME` for each.
     ///
     /// # Errors
-    /// [`Error::NoDevice`]; [`Error::Lost`] and [`Error::Timeout`] when nobody knows what ran.
-    pub fn remove_addrs(&mut self, addrs: &[IpNet]) -> Result<Vec<(usize, AddressError)>, Error> {
-        self.change(RTM_DELADDR, 0, addrs, &[EADDRNOTAVAIL, ENXIO])
+    /// [`Error::NoDevice`]; after [`Error::Netlink`] it is unknown which addresses were deleted.
+    pub fn delete_addresses(&mut self, addrs: &[IpNet]) -> Result<Vec<(usize, AddressError)>, Error> {
+        self.change(RTM_DELADDR, 0, addrs, &[Errno::EADDRNOTAVAIL, Errno::ENXIO])
     }
 
     fn change(
@@ -244,18 +186,27 @@ impl DummyDevice {
         kind: u16,
         flags: u16,
         nets: &[IpNet],
-        fine: &[i32],
+        fine: &[Errno],
     ) -> Result<Vec<(usize, AddressError)>, Error> {
         if nets.is_empty() {
             return Ok(Vec::new());
         }
         let index = self.index()?;
-        let bodies: Vec<_> = nets.iter().map(|net| message::address(index, *net)).collect();
-        let refused = self.socket.batch(kind, flags, &bodies)?;
-        let refused = refused.into_iter().filter(|(_, refusal)| !fine.contains(&refusal.errno));
+        let requests = nets.iter().map(|net| Packet { kind, flags, body: message::address(index, *net) });
+        let refused = self.socket.batch(requests)?;
+        let refused = refused.into_iter().filter(|(_, refusal)| !fine.contains(&refusal.errno()));
         Ok(refused
             .filter_map(|(i, refusal)| Some((i, AddressError::new(nets.get(i)?.addr(), refusal))))
             .collect())
+    }
+
+    /// Watches the device and its addresses; see [`Watch`]. Changes made through this handle are left out as far as
+    /// the kernel says who made them.
+    ///
+    /// # Errors
+    /// When there is no rtnetlink socket, or the device cannot be read.
+    pub fn watch(&self) -> Result<Watch, Error> {
+        Watch::open(&self.name, self.socket.port_number())
     }
 }
 

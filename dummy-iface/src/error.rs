@@ -2,12 +2,10 @@
 //! Errors, with what can be done about them.
 
 use std::fmt;
-use std::io;
 use std::net::IpAddr;
 
+use netlink_batch::Refusal;
 use nix::errno::Errno;
-
-use crate::frame::Refusal;
 
 /// What can go wrong with the device or the conversation with the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -30,32 +28,15 @@ pub enum Error {
     /// The kernel cannot make dummy devices.
     #[error("the kernel has no dummy devices: load the module with `modprobe dummy`")]
     NoDummySupport,
-    /// Changes need `CAP_NET_ADMIN`.
-    #[error("not permitted: CAP_NET_ADMIN is needed")]
-    PermissionDenied,
-    /// The socket failed.
-    #[error("rtnetlink socket: {}", describe(.0))]
-    Io(#[from] io::Error),
-    /// The kernel refused a request.
-    #[error("the kernel refused: {}", describe(.0))]
-    Refused(io::Error),
-    /// A dump was interrupted by changes again and again.
-    #[error("the list of {0} changed while it was read")]
-    Interrupted(&'static str),
-    /// An answer could not be read. Nothing is made of the rest of it.
-    #[error("the kernel's answer cannot be read: {0}")]
-    Malformed(&'static str),
-    /// Answers were lost (`ENOBUFS`): nobody knows what ran.
-    #[error("the kernel's answers were lost: read the state again")]
-    Lost,
-    /// No answer came in time: nobody knows what ran.
-    #[error("the kernel did not answer in time: read the state again")]
-    Timeout,
+    /// The conversation failed, the kernel refused, or a privilege is missing.
+    #[error(transparent)]
+    Netlink(#[from] netlink_batch::Error),
 }
 
-/// What the system says, without its number.
-fn describe(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_owned())
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        netlink_batch::Error::from(refusal).into()
+    }
 }
 
 /// Why one address of many was refused.
@@ -97,33 +78,15 @@ impl fmt::Display for AddressErrorKind {
     }
 }
 
-const EPERM: i32 = 1;
-const EACCES: i32 = 13;
-const ENODEV: i32 = 19;
-const EOPNOTSUPP: i32 = 95;
-
 impl AddressError {
     pub(crate) fn new(addr: IpAddr, refusal: Refusal) -> Self {
-        let kind = match refusal.errno {
-            EPERM => AddressErrorKind::PermissionDenied,
-            EACCES | EOPNOTSUPP => AddressErrorKind::FamilyDisabled,
-            ENODEV => AddressErrorKind::NoDevice,
-            other => AddressErrorKind::Other(other),
+        let kind = match refusal.errno() {
+            Errno::EPERM => AddressErrorKind::PermissionDenied,
+            Errno::EACCES | Errno::EOPNOTSUPP => AddressErrorKind::FamilyDisabled,
+            Errno::ENODEV => AddressErrorKind::NoDevice,
+            _ => AddressErrorKind::Other(refusal.code),
         };
-        Self { addr, kind, extack: refusal.message }
-    }
-}
-
-impl Error {
-    pub(crate) fn refused(refusal: Refusal) -> Self {
-        let error = io::Error::from_raw_os_error(refusal.errno);
-        match (refusal.errno, refusal.message) {
-            (EPERM, _) => Error::PermissionDenied,
-            (_, Some(message)) => {
-                Error::Refused(io::Error::new(error.kind(), format!("{error} ({message})")))
-            }
-            (_, None) => Error::Refused(error),
-        }
+        Self { addr, kind, extack: refusal.text }
     }
 }
 
@@ -134,28 +97,28 @@ mod tests {
     #[test]
     fn an_address_error_names_the_address_and_the_reason() {
         let addr = "10.0.0.1".parse().unwrap();
-        let error = |errno, message: Option<&str>| {
-            AddressError::new(addr, Refusal { errno, message: message.map(str::to_owned) })
+        let error = |errno: Errno, text: Option<&str>| {
+            AddressError::new(addr, Refusal::new(errno as i32, text.map(str::to_owned)))
         };
         assert_eq!(
-            error(EPERM, None).to_string(),
+            error(Errno::EPERM, None).to_string(),
             "address 10.0.0.1: not permitted: CAP_NET_ADMIN is needed"
         );
         assert!(
-            error(22, Some("ipv4: Invalid prefix length"))
+            error(Errno::EINVAL, Some("ipv4: Invalid prefix length"))
                 .to_string()
                 .ends_with("(ipv4: Invalid prefix length)")
         );
         let table = [
-            (EPERM, AddressErrorKind::PermissionDenied),
-            (EACCES, AddressErrorKind::FamilyDisabled),
-            (EOPNOTSUPP, AddressErrorKind::FamilyDisabled),
-            (ENODEV, AddressErrorKind::NoDevice),
-            (12, AddressErrorKind::Other(12)),
+            (Errno::EPERM, AddressErrorKind::PermissionDenied),
+            (Errno::EACCES, AddressErrorKind::FamilyDisabled),
+            (Errno::EOPNOTSUPP, AddressErrorKind::FamilyDisabled),
+            (Errno::ENODEV, AddressErrorKind::NoDevice),
+            (Errno::ENOMEM, AddressErrorKind::Other(12)),
         ];
         for (errno, kind) in table {
             assert_eq!(error(errno, None).kind, kind, "{errno}");
         }
-        assert!(error(12, None).to_string().contains("memory"));
+        assert!(error(Errno::ENOMEM, None).to_string().contains("memory"));
     }
 }

@@ -6,12 +6,11 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::NlasIterator;
+use netlink_batch::{AttributeIter, Error, text};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-use crate::Error;
 use crate::device::HostAddress;
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
@@ -88,15 +87,13 @@ pub(crate) fn parse_link(payload: &[u8]) -> Result<Link, Error> {
     };
     let family = *payload.first().ok_or(SHORT)?;
     let mut link = Link { family, index: word(4)?, flags: word(8)?, ..Link::default() };
-    for nla in NlasIterator::new(payload.get(IFINFO_LEN..).ok_or(SHORT)?) {
-        let nla = nla.map_err(|_| Error::Malformed("a link attribute is cut off"))?;
-        match nla.kind() {
-            IFLA_IFNAME => link.name = text(nla.value()),
-            IFLA_LINKINFO => {
-                for info in NlasIterator::new(nla.value()) {
-                    let info = info.map_err(|_| Error::Malformed("a link attribute is cut off"))?;
-                    if info.kind() == IFLA_INFO_KIND {
-                        link.kind = Some(text(info.value()));
+    for attribute in AttributeIter::new(payload.get(IFINFO_LEN..).ok_or(SHORT)?) {
+        match attribute? {
+            (IFLA_IFNAME, value) => link.name = text(value),
+            (IFLA_LINKINFO, value) => {
+                for info in AttributeIter::new(value) {
+                    if let (IFLA_INFO_KIND, kind) = info? {
+                        link.kind = Some(text(kind));
                     }
                 }
             }
@@ -104,11 +101,6 @@ pub(crate) fn parse_link(payload: &[u8]) -> Result<Link, Error> {
         }
     }
     Ok(link)
-}
-
-pub(crate) fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// Reads an address message; `None` for one that is of neither IPv4 nor IPv6 (MCTP, Phonet: a dump
@@ -122,11 +114,10 @@ pub(crate) fn parse_address(payload: &[u8]) -> Result<Option<HostAddress>, Error
     }
     let (prefix, scope, index) = (payload[1], payload[3], &payload[4..IFADDR_LEN]);
     let (mut local, mut address) = (None, None);
-    for nla in NlasIterator::new(&payload[IFADDR_LEN..]) {
-        let nla = nla.map_err(|_| Error::Malformed("an address attribute is cut off"))?;
-        match nla.kind() {
-            IFA_LOCAL => local = Some(ip(nla.value())?),
-            IFA_ADDRESS => address = Some(ip(nla.value())?),
+    for attribute in AttributeIter::new(&payload[IFADDR_LEN..]) {
+        match attribute? {
+            (IFA_LOCAL, value) => local = Some(ip(value)?),
+            (IFA_ADDRESS, value) => address = Some(ip(value)?),
             _ => {}
         }
     }

@@ -4,16 +4,16 @@
 use std::collections::VecDeque;
 
 use ipnet::IpNet;
+use netlink_batch::{Error as NetlinkError, Listener, protocols};
 
 use crate::device::{DummyDevice, HostAddress, is_link_local};
 use crate::error::Error;
 use crate::message::{self, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
-use crate::socket::RouteSocket;
 
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`
 const GROUPS: [u32; 3] = [1, 5, 9];
 
-/// What somebody else changed.
+/// What another program changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
@@ -27,38 +27,34 @@ pub enum Change {
     DeviceAppeared,
     /// An address of another device came or went.
     OtherDevice,
-    /// Notifications were lost: look for yourself.
+    /// Notifications were lost: read the addresses again.
     Lost,
 }
 
-/// Watches one device by name, in the network namespace that it was opened in.
+/// Watches one device by name, in the network namespace that it was opened in; see
+/// [`DummyDevice::watch`].
+///
+/// The kernel says who made a change only for some: always for IPv4 addresses, never for IPv6 ones (it also
+/// reports these twice, before and after duplicate address detection), and for links in newer kernels (not in
+/// 6.1). The others are reported even if they are one's own: compare them with what is wanted.
 #[derive(Debug)]
 pub struct Watch {
     name: String,
     ignore: u32,
     index: Option<u32>,
-    socket: RouteSocket,
+    listener: Listener,
     device: DummyDevice,
     queue: VecDeque<Change>,
 }
 
 impl Watch {
-    /// Watches `name`, passing over changes that carry the netlink port `ignore`
-    /// ([`DummyDevice::port_number`]).
-    ///
-    /// The kernel gives the port only for some changes: always for IPv4 addresses, never for IPv6
-    /// ones (it also tells of these twice, before and after duplicate address detection), and for
-    /// links in newer kernels (not in 6.1). The others are told even if they are one's own: compare
-    /// them with what is wanted.
-    ///
-    /// # Errors
-    /// When there is no rtnetlink socket, or the device cannot be asked for.
-    pub fn open(name: &str, ignore: u32) -> Result<Self, Error> {
-        // Listen first, then ask: no change falls between the two.
-        let socket = RouteSocket::listen(&GROUPS)?;
+    /// Watches `name` and leaves out changes that carry the netlink port `ignore`.
+    pub(crate) fn open(name: &str, ignore: u32) -> Result<Self, Error> {
+        // Listen first, then read: no change falls between the two.
+        let listener = Listener::open(protocols::NETLINK_ROUTE, &GROUPS)?;
         let mut device = DummyDevice::open(name)?;
         let index = look(&mut device)?;
-        Ok(Self { name: name.to_owned(), ignore, index, socket, device, queue: VecDeque::new() })
+        Ok(Self { name: name.to_owned(), ignore, index, listener, device, queue: VecDeque::new() })
     }
 
     /// Waits for the next change.
@@ -71,20 +67,21 @@ impl Watch {
             if let Some(change) = self.queue.pop_front() {
                 return Ok(change);
             }
-            match self.socket.receive() {
+            match self.listener.receive() {
                 Ok(messages) => {
                     for message in messages {
+                        let message = message?;
                         let own = message.port == self.ignore && self.ignore != 0;
                         let change = change(&self.name, &mut self.index, message.kind, message.payload)?;
                         self.queue.extend(change.filter(|_| !own));
                     }
                 }
-                Err(Error::Lost) => {
+                Err(NetlinkError::Overrun) => {
                     // The device may be another one by now.
                     self.index = look(&mut self.device)?;
                     return Ok(Change::Lost);
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -105,7 +102,7 @@ pub(crate) fn change(
     index: &mut Option<u32>,
     kind: u16,
     payload: &[u8],
-) -> Result<Option<Change>, Error> {
+) -> Result<Option<Change>, NetlinkError> {
     Ok(match kind {
         RTM_NEWLINK => {
             let link = message::parse_link(payload)?;

@@ -47,7 +47,7 @@ fn row(dest: &Destination) -> String {
         ForwardMethod::Tunnel => "Tunnel",
         ForwardMethod::Route => "Route",
         ForwardMethod::Bypass => "Bypass",
-        ForwardMethod::Other(_) => "Unknown",
+        _ => "Unknown",
     };
     let addr = SocketAddr::new(dest.addr, dest.port).to_string();
     let (weight, active, inactive) = (dest.weight, dest.active_connections, dest.inactive_connections);

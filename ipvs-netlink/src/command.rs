@@ -4,15 +4,14 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use crate::control::{Config, SyncDaemon};
+use netlink_batch::Attributes;
+
+use crate::control::Config;
+use crate::daemon::SyncDaemon;
 use crate::destination::Destination;
-use crate::message::{
-    ATTR_DAEMON, ATTR_DEST, ATTR_SERVICE, ATTR_TIMEOUT_TCP, ATTR_TIMEOUT_TCP_FIN, ATTR_TIMEOUT_UDP,
-    IpvsCommand,
-};
+use crate::packet::{ATTR_DAEMON, ATTR_DEST, ATTR_SERVICE, IpvsAttribute, IpvsCommand};
 use crate::service::Service;
 use crate::types::ServiceId;
-use crate::wire::Writer;
 
 /// A command that changes something. [`Client`](crate::Client) has a method for each.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,44 +123,38 @@ impl Command {
     }
 
     /// Writes the attributes of the request.
-    pub(crate) fn write(&self, out: &mut Writer) {
+    pub(crate) fn write(&self, out: &mut Attributes) {
         match self {
             Command::NewService(service) | Command::SetService(service) => {
-                nest(out, ATTR_SERVICE, |inner| service.write(inner));
+                out.nest_with(ATTR_SERVICE, |inner| service.write(inner));
             }
             Command::DelService(id) | Command::Zero(Some(id)) => write_id(out, id),
             Command::NewDest(id, dest) | Command::SetDest(id, dest) => {
                 write_id(out, id);
-                nest(out, ATTR_DEST, |inner| dest.write(id.family(), inner));
+                out.nest_with(ATTR_DEST, |inner| dest.write(id.family(), inner));
             }
             Command::DelDest(id, dest) => {
                 write_id(out, id);
-                nest(out, ATTR_DEST, |inner| {
+                out.nest_with(ATTR_DEST, |inner| {
                     Destination::write_id(dest.ip(), dest.port(), id.family(), inner);
                 });
             }
             Command::Zero(None) | Command::Flush => {}
             Command::SetConfig(config) => {
-                out.put_u32(ATTR_TIMEOUT_TCP, config.tcp);
-                out.put_u32(ATTR_TIMEOUT_TCP_FIN, config.tcp_fin);
-                out.put_u32(ATTR_TIMEOUT_UDP, config.udp);
+                out.put_nla(&IpvsAttribute::TimeoutTcp(config.tcp));
+                out.put_nla(&IpvsAttribute::TimeoutTcpFin(config.tcp_fin));
+                out.put_nla(&IpvsAttribute::TimeoutUdp(config.udp));
             }
             Command::NewDaemon(daemon) | Command::DelDaemon(daemon) => {
-                nest(out, ATTR_DAEMON, |inner| daemon.write(inner));
+                out.nest_with(ATTR_DAEMON, |inner| daemon.write(inner));
             }
         }
     }
 }
 
 /// Writes the identity of a service as an attribute.
-pub(crate) fn write_id(out: &mut Writer, id: &ServiceId) {
-    nest(out, ATTR_SERVICE, |inner| id.write(inner));
-}
-
-fn nest(out: &mut Writer, kind: u16, fill: impl FnOnce(&mut Writer)) {
-    let mut inner = Writer::default();
-    fill(&mut inner);
-    out.put_nested(kind, &inner.bytes);
+pub(crate) fn write_id(out: &mut Attributes, id: &ServiceId) {
+    out.nest_with(ATTR_SERVICE, |inner| id.write(inner));
 }
 
 #[cfg(test)]
@@ -207,10 +200,10 @@ mod tests {
         let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(lines.len(), commands.len());
         for (command, line) in commands.iter().zip(lines) {
-            let mut out = Writer::default();
+            let mut out = Attributes::default();
             command.write(&mut out);
-            let header = [u8::from(command.kind().command), crate::message::VERSION, 0, 0];
-            let bytes = header.iter().chain(&out.bytes);
+            let header = [u8::from(command.kind().command), crate::packet::VERSION, 0, 0];
+            let bytes = header.iter().chain(out.as_bytes());
             let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
             assert_eq!(hex, line.trim(), "{}", command.kind());
         }

@@ -3,30 +3,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use netlink_batch::Attributes;
 use netlink_packet_core::{DecodeError, DefaultNla};
 
-use crate::stats::{Stats, StatsParts, Width};
+use crate::packet::DestinationAttribute;
+use crate::stats::{Stats, StatsParts};
 use crate::types::{Family, ForwardMethod};
-use crate::wire::{self, Writer};
 
-const ADDR: u16 = 1;
-const PORT: u16 = 2;
-const FWD_METHOD: u16 = 3;
-const WEIGHT: u16 = 4;
-const U_THRESH: u16 = 5;
-const L_THRESH: u16 = 6;
-const ACTIVE_CONNS: u16 = 7;
-const INACT_CONNS: u16 = 8;
-const PERSIST_CONNS: u16 = 9;
-const STATS: u16 = 10;
-const ADDR_FAMILY: u16 = 11;
-const STATS64: u16 = 12;
-const TUN_TYPE: u16 = 13;
-const TUN_PORT: u16 = 14;
-const TUN_FLAGS: u16 = 15;
+/// The forwarding method among the flags of connections, `IP_VS_CONN_F_FWD_MASK`.
+const FORWARD_MASK: u32 = 0x7;
 
 /// Encapsulation of a tunnelled destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TunnelKind {
     /// 0: IP in IP.
     IpIp,
@@ -122,82 +111,83 @@ impl Destination {
 
     /// Writes what identifies a destination. The family is left out where it is the service's, as
     /// kernels before 3.18 do not know it.
-    pub(crate) fn write_id(addr: IpAddr, port: u16, service: Family, out: &mut Writer) {
-        out.put_addr(ADDR, addr);
-        out.put_port(PORT, port);
+    pub(crate) fn write_id(addr: IpAddr, port: u16, service: Family, out: &mut Attributes) {
+        out.put_nla(&DestinationAttribute::Address(addr.into()));
+        out.put_nla(&DestinationAttribute::Port(port));
         if Family::of(addr) != service {
-            out.put_u16(ADDR_FAMILY, Family::of(addr).number());
+            out.put_nla(&DestinationAttribute::Family(Family::of(addr).number()));
         }
     }
 
-    /// The attributes inside `IPVS_CMD_ATTR_DEST`, for a service of this family.
-    pub(crate) fn write(&self, service: Family, out: &mut Writer) {
+    /// Writes the attributes inside `IPVS_CMD_ATTR_DEST`, for a service of this family.
+    pub(crate) fn write(&self, service: Family, out: &mut Attributes) {
+        use DestinationAttribute as A;
         Self::write_id(self.addr, self.port, service, out);
-        out.put_u32(FWD_METHOD, self.forward.into());
-        out.put_u32(WEIGHT, self.weight);
-        out.put_u32(U_THRESH, self.upper_threshold);
-        out.put_u32(L_THRESH, self.lower_threshold);
+        out.put_nla(&A::ForwardMethod(self.forward.into()));
+        out.put_nla(&A::Weight(self.weight));
+        out.put_nla(&A::UpperThreshold(self.upper_threshold));
+        out.put_nla(&A::LowerThreshold(self.lower_threshold));
         if let Some(tunnel) = self.tunnel {
-            out.put_u8(TUN_TYPE, tunnel.kind.into());
-            out.put_port(TUN_PORT, tunnel.port);
-            out.put_u16(TUN_FLAGS, tunnel.flags);
+            out.put_nla(&A::TunnelType(tunnel.kind.into()));
+            out.put_nla(&A::TunnelPort(tunnel.port));
+            out.put_nla(&A::TunnelFlags(tunnel.flags));
         }
-        out.put_others(&self.other);
+        self.other.iter().for_each(|other| _ = out.put_nla(other));
     }
 
-    /// The attributes as the kernel reports them: all of [`Self::write`] with family, connections
+    /// Writes the attributes as the kernel reports them: all of [`Self::write`] with family, connections
     /// and statistics.
-    pub(crate) fn write_report(&self, out: &mut Writer) {
+    pub(crate) fn write_report(&self, out: &mut Attributes) {
+        use DestinationAttribute as A;
         // The family is always there in a report; pretend that the service has the other one.
         let other = if self.addr.is_ipv4() { Family::Inet6 } else { Family::Inet };
         self.write(other, out);
-        out.put_u32(ACTIVE_CONNS, self.active_connections);
-        out.put_u32(INACT_CONNS, self.inactive_connections);
-        out.put_u32(PERSIST_CONNS, self.persistent_connections);
+        out.put_nla(&A::ActiveConnections(self.active_connections));
+        out.put_nla(&A::InactiveConnections(self.inactive_connections));
+        out.put_nla(&A::PersistentConnections(self.persistent_connections));
         if let Some(stats) = self.stats {
-            let mut inner = Writer::default();
-            stats.write(&mut inner);
-            out.put_nested(STATS64, &inner.bytes);
+            out.put_nla(&A::Stats64(stats));
         }
     }
 
-    /// Reads a destination. Kernels before 3.18 report no family: then the length of the address
-    /// cannot tell either, for it is padded to 16 bytes, so `service` decides.
-    pub(crate) fn parse(bytes: &[u8], service: Option<Family>) -> Result<Self, DecodeError> {
+    /// Collects a destination from its attributes. Kernels before 3.18 report no family: then the length of the
+    /// address cannot tell either, because it is padded to 16 bytes, so the family of its `service` decides.
+    ///
+    /// # Errors
+    /// The first error of an attribute; when address or port is missing.
+    pub fn from_attributes(
+        attributes: impl Iterator<Item = Result<DestinationAttribute, DecodeError>>,
+        service: Option<Family>,
+    ) -> Result<Self, DecodeError> {
+        use DestinationAttribute as A;
         let mut dest = Self::new(SocketAddr::new(IpAddr::from([0; 4]), 0));
         let (mut addr, mut port, mut family) = (None, None, None);
         let mut stats = StatsParts::default();
         let mut tunnel = Tunnel { kind: TunnelKind::IpIp, port: 0, flags: 0 };
         let mut has_tunnel = false;
-        for nla in wire::attributes(bytes) {
-            let nla = nla?;
-            let value = nla.value();
-            match nla.kind() {
-                ADDR => addr = Some(value.to_vec()),
-                PORT => port = Some(wire::get_port(value, "destination port")?),
-                ADDR_FAMILY => family = Some(Family::from_number(wire::get_u16(value, "family")?)?),
-                FWD_METHOD => {
-                    // The upper bits are flags of connections.
-                    dest.forward = (wire::get_u32(value, "forwarding method")? & 0x7).into();
-                }
-                WEIGHT => dest.weight = wire::get_u32(value, "weight")?,
-                U_THRESH => dest.upper_threshold = wire::get_u32(value, "threshold")?,
-                L_THRESH => dest.lower_threshold = wire::get_u32(value, "threshold")?,
-                ACTIVE_CONNS => dest.active_connections = wire::get_u32(value, "connections")?,
-                INACT_CONNS => dest.inactive_connections = wire::get_u32(value, "connections")?,
-                PERSIST_CONNS => dest.persistent_connections = wire::get_u32(value, "connections")?,
-                STATS => stats.narrow = Some(Stats::parse(value, Width::Narrow)?),
-                STATS64 => stats.wide = Some(Stats::parse(value, Width::Wide)?),
-                TUN_TYPE => (tunnel.kind, has_tunnel) = (wire::get_u8(value, "tunnel type")?.into(), true),
-                TUN_PORT => tunnel.port = wire::get_port(value, "tunnel port")?,
-                TUN_FLAGS => tunnel.flags = wire::get_u16(value, "tunnel flags")?,
-                _ => dest.other.push(wire::keep(&nla)?),
+        for attribute in attributes {
+            match attribute? {
+                A::Address(found) => addr = Some(found),
+                A::Port(found) => port = Some(found),
+                A::Family(number) => family = Some(Family::from_number(number)?),
+                A::ForwardMethod(method) => dest.forward = (method & FORWARD_MASK).into(),
+                A::Weight(weight) => dest.weight = weight,
+                A::UpperThreshold(threshold) => dest.upper_threshold = threshold,
+                A::LowerThreshold(threshold) => dest.lower_threshold = threshold,
+                A::ActiveConnections(count) => dest.active_connections = count,
+                A::InactiveConnections(count) => dest.inactive_connections = count,
+                A::PersistentConnections(count) => dest.persistent_connections = count,
+                A::Stats(narrow) => stats.narrow = Some(narrow),
+                A::Stats64(wide) => stats.wide = Some(wide),
+                A::TunnelType(kind) => (tunnel.kind, has_tunnel) = (kind.into(), true),
+                A::TunnelPort(port) => tunnel.port = port,
+                A::TunnelFlags(flags) => tunnel.flags = flags,
+                A::Other(nla) => dest.other.push(nla),
             }
         }
         let addr = addr.ok_or("a destination without an address")?;
-        let by_length = if addr.len() == 4 { Family::Inet } else { Family::Inet6 };
-        let family = family.or(service).unwrap_or(by_length);
-        dest.addr = wire::get_addr(&addr, family, "destination address")?;
+        let by_length = if addr.as_bytes().len() == 4 { Family::Inet } else { Family::Inet6 };
+        dest.addr = addr.of_family(family.or(service).unwrap_or(by_length))?;
         dest.port = port.ok_or("a destination without a port")?;
         dest.tunnel = has_tunnel.then_some(tunnel);
         dest.stats = stats.build();

@@ -2,12 +2,13 @@
 //! Errors that carry the command and its meaning.
 
 use std::fmt;
-use std::io;
 
+use netlink_batch::Refusal;
+use netlink_packet_core::DecodeError;
 use nix::errno::Errno;
 
 use crate::command::CommandKind;
-use crate::message::IpvsCommand;
+use crate::packet::IpvsCommand;
 
 /// What went wrong with the conversation or with a single command.
 #[derive(Debug, thiserror::Error)]
@@ -16,32 +17,18 @@ pub enum Error {
     /// The kernel has no IPVS.
     #[error("the kernel has no IPVS: load the module with `modprobe ip_vs`, or use a kernel that has it")]
     FamilyMissing,
-    /// The process may not use IPVS. In a user namespace nobody may.
+    /// The process may not use IPVS. In a user namespace no process may.
     #[error("not permitted to use IPVS: CAP_NET_ADMIN is needed, outside of a user namespace")]
     PermissionDenied,
     /// The kernel refused a command.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// A list changed again and again while it was read.
-    #[error("the list changed while it was read")]
-    DumpInterrupted,
-    /// An answer could not be read. Nothing is made of the rest of it.
-    #[error("the kernel's answer cannot be read: {0}")]
-    Malformed(String),
-    /// Answers were lost (`ENOBUFS`): nobody knows which commands ran. Read the state again.
-    #[error("the kernel's answers were lost: read the state again")]
-    Overrun,
-    /// No answer came in time: nobody knows which commands ran. Read the state again.
-    #[error("the kernel did not answer in time")]
-    Timeout,
-    /// The socket failed.
-    #[error("generic netlink socket: {}", describe(.0))]
-    Io(#[from] io::Error),
-}
-
-/// What the system says, without its number.
-fn describe(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_owned())
+    /// Attributes of an answer cannot be decoded. Nothing is made of the rest of it.
+    #[error("the kernel's answer cannot be read")]
+    Malformed(#[from] DecodeError),
+    /// The conversation failed: it is unknown which commands took effect. Read the state again.
+    #[error(transparent)]
+    Netlink(#[from] netlink_batch::Error),
 }
 
 /// What a refusal means for the command that was refused.
@@ -77,32 +64,23 @@ pub enum ErrorKind {
     Other(i32),
 }
 
-const EPERM: i32 = 1;
-const ENOENT: i32 = 2;
-const ESRCH: i32 = 3;
-const ENOMEM: i32 = 12;
-const EEXIST: i32 = 17;
-const EINVAL: i32 = 22;
-const EOPNOTSUPP: i32 = 95;
-const EAFNOSUPPORT: i32 = 97;
-
 impl ErrorKind {
-    /// The meaning of an errno for a command.
+    /// The meaning of a positive errno for a command.
     pub fn of(command: IpvsCommand, errno: i32) -> Self {
         use IpvsCommand as C;
-        match (command, errno) {
-            (C::NewDest, EEXIST) => ErrorKind::DestinationExists,
-            (C::NewDaemon, EEXIST) => ErrorKind::DaemonExists,
-            (_, EEXIST) => ErrorKind::ServiceExists,
-            (C::NewDaemon | C::DelDaemon | C::GetDaemon, ESRCH) => ErrorKind::NoSuchDaemon,
-            (_, ESRCH) => ErrorKind::NoSuchService,
-            (C::NewService | C::SetService, ENOENT) => ErrorKind::NoSuchScheduler,
-            (C::SetDest | C::DelDest, ENOENT) => ErrorKind::NoSuchDestination,
-            (_, EPERM) => ErrorKind::PermissionDenied,
-            (_, EINVAL) => ErrorKind::InvalidArgument,
-            (_, ENOMEM) => ErrorKind::OutOfMemory,
-            (_, EOPNOTSUPP | EAFNOSUPPORT) => ErrorKind::NotSupported,
-            (_, other) => ErrorKind::Other(other),
+        match (command, Errno::from_raw(errno)) {
+            (C::NewDest, Errno::EEXIST) => ErrorKind::DestinationExists,
+            (C::NewDaemon, Errno::EEXIST) => ErrorKind::DaemonExists,
+            (_, Errno::EEXIST) => ErrorKind::ServiceExists,
+            (C::NewDaemon | C::DelDaemon | C::GetDaemon, Errno::ESRCH) => ErrorKind::NoSuchDaemon,
+            (_, Errno::ESRCH) => ErrorKind::NoSuchService,
+            (C::NewService | C::SetService, Errno::ENOENT) => ErrorKind::NoSuchScheduler,
+            (C::SetDest | C::DelDest, Errno::ENOENT) => ErrorKind::NoSuchDestination,
+            (_, Errno::EPERM) => ErrorKind::PermissionDenied,
+            (_, Errno::EINVAL) => ErrorKind::InvalidArgument,
+            (_, Errno::ENOMEM) => ErrorKind::OutOfMemory,
+            (_, Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => ErrorKind::NotSupported,
+            _ => ErrorKind::Other(errno),
         }
     }
 }
@@ -146,16 +124,9 @@ pub struct CommandError {
 
 impl CommandError {
     pub(crate) fn new(command: CommandKind, refusal: Refusal) -> Self {
-        let kind = ErrorKind::of(command.command, refusal.errno);
-        Self { command, kind, errno: refusal.errno, extack: refusal.message }
+        let kind = ErrorKind::of(command.command, refusal.code);
+        Self { command, kind, errno: refusal.code, extack: refusal.text }
     }
-}
-
-/// An errno with the kernel's message.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub errno: i32,
-    pub message: Option<String>,
 }
 
 #[cfg(test)]
@@ -167,31 +138,31 @@ mod tests {
     fn the_same_errno_means_different_things() {
         use IpvsCommand as C;
         let table = [
-            (C::NewService, EEXIST, ErrorKind::ServiceExists),
-            (C::NewService, ENOENT, ErrorKind::NoSuchScheduler),
-            (C::SetService, ENOENT, ErrorKind::NoSuchScheduler),
-            (C::SetService, ESRCH, ErrorKind::NoSuchService),
-            (C::DelService, ESRCH, ErrorKind::NoSuchService),
-            (C::GetDest, ESRCH, ErrorKind::NoSuchService),
-            (C::NewDest, ESRCH, ErrorKind::NoSuchService),
-            (C::NewDest, EEXIST, ErrorKind::DestinationExists),
-            (C::SetDest, ENOENT, ErrorKind::NoSuchDestination),
-            (C::DelDest, ENOENT, ErrorKind::NoSuchDestination),
-            (C::NewDest, EINVAL, ErrorKind::InvalidArgument),
-            (C::NewDaemon, EEXIST, ErrorKind::DaemonExists),
-            (C::DelDaemon, ESRCH, ErrorKind::NoSuchDaemon),
-            (C::Flush, EPERM, ErrorKind::PermissionDenied),
-            (C::Zero, 5, ErrorKind::Other(5)),
+            (C::NewService, Errno::EEXIST, ErrorKind::ServiceExists),
+            (C::NewService, Errno::ENOENT, ErrorKind::NoSuchScheduler),
+            (C::SetService, Errno::ENOENT, ErrorKind::NoSuchScheduler),
+            (C::SetService, Errno::ESRCH, ErrorKind::NoSuchService),
+            (C::DelService, Errno::ESRCH, ErrorKind::NoSuchService),
+            (C::GetDest, Errno::ESRCH, ErrorKind::NoSuchService),
+            (C::NewDest, Errno::ESRCH, ErrorKind::NoSuchService),
+            (C::NewDest, Errno::EEXIST, ErrorKind::DestinationExists),
+            (C::SetDest, Errno::ENOENT, ErrorKind::NoSuchDestination),
+            (C::DelDest, Errno::ENOENT, ErrorKind::NoSuchDestination),
+            (C::NewDest, Errno::EINVAL, ErrorKind::InvalidArgument),
+            (C::NewDaemon, Errno::EEXIST, ErrorKind::DaemonExists),
+            (C::DelDaemon, Errno::ESRCH, ErrorKind::NoSuchDaemon),
+            (C::Flush, Errno::EPERM, ErrorKind::PermissionDenied),
+            (C::Zero, Errno::EIO, ErrorKind::Other(5)),
         ];
         for (command, errno, kind) in table {
-            assert_eq!(ErrorKind::of(command, errno), kind, "{command:?} {errno}");
+            assert_eq!(ErrorKind::of(command, errno as i32), kind, "{command:?} {errno}");
         }
     }
 
     #[test]
     fn a_message_names_the_command_its_object_and_the_kernels_words() {
         let id = ServiceId::tcp("10.0.0.1:80".parse().unwrap());
-        let refusal = Refusal { errno: ESRCH, message: Some("no luck".to_owned()) };
+        let refusal = Refusal::new(Errno::ESRCH as i32, Some("no luck".to_owned()));
         let error = CommandError::new(CommandKind::service(IpvsCommand::DelService, id), refusal);
         assert_eq!(
             error.to_string(),

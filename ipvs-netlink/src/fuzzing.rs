@@ -2,13 +2,13 @@
 //! The decoders by themselves, for fuzzing: each function takes what a kernel may send and panics when
 //! what it reads breaks a rule. No part of the API.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what tells")]
+#![allow(clippy::unwrap_used, reason = "a panic is the finding")]
 
+use netlink_batch::fuzzing::datagram;
 use netlink_packet_core::Emitable;
 
-use crate::client::parse_family;
-use crate::frame::{messages, refusal};
-use crate::message::IpvsMessage;
+use crate::client::request::parse_family;
+use crate::packet::{IpvsMessage, message_attributes};
 use crate::types::Family;
 
 /// A decoder: its name, and what reads an input.
@@ -17,26 +17,6 @@ pub type Target = (&'static str, fn(&[u8]));
 /// Every decoder.
 pub const TARGETS: &[Target] =
     &[("ipvs-datagram", datagram), ("ipvs-family", family), ("ipvs-message", message)];
-
-/// A datagram of many messages. Cut short it holds the first of them, or is an error.
-pub fn datagram(bytes: &[u8]) {
-    let Ok(all) = messages(bytes) else { return };
-    let total: usize = all.iter().map(|message| 16 + message.payload.len()).sum();
-    assert!(total <= bytes.len(), "{total} bytes of messages in {}", bytes.len());
-    for message in &all {
-        if let Ok(refusal) = refusal(message) {
-            let text = refusal.message.unwrap_or_default();
-            assert!(text.len() <= message.payload.len(), "{text:?}");
-        }
-    }
-    if let Ok(first) = messages(&bytes[..bytes.len() / 2]) {
-        assert!(first.len() <= all.len());
-        for (cut, whole) in first.iter().zip(&all) {
-            let parts = |m: &crate::frame::Received<'_>| (m.kind, m.flags, m.seq, m.payload.to_vec());
-            assert_eq!(parts(cut), parts(whole));
-        }
-    }
-}
 
 /// What the controller of generic netlink reports about a family.
 pub fn family(bytes: &[u8]) {
@@ -49,7 +29,7 @@ pub fn message(bytes: &[u8]) {
     let command = (*command).into();
     // Of an old kernel: the family of destinations is that of their service.
     for service in [Family::Inet, Family::Inet6] {
-        let _ = IpvsMessage::parse_for(command, attributes, Some(service));
+        let _ = message_attributes(command, attributes, Some(service)).count();
     }
     let Ok(message) = IpvsMessage::parse(command, attributes) else { return };
     let _ = (message.config(), message.info().version_text());

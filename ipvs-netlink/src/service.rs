@@ -3,21 +3,12 @@
 
 use std::net::Ipv4Addr;
 
+use netlink_batch::Attributes;
 use netlink_packet_core::{DecodeError, DefaultNla};
 
-use crate::stats::{Stats, StatsParts, Width};
-use crate::types::{
-    Family, IdParts, SVC_ADDR, SVC_AF, SVC_FWMARK, SVC_PORT, SVC_PROTOCOL, ServiceFlags, ServiceId,
-};
-use crate::wire::{self, Writer};
-
-const SCHED_NAME: u16 = 6;
-const FLAGS: u16 = 7;
-const TIMEOUT: u16 = 8;
-const NETMASK: u16 = 9;
-const STATS: u16 = 10;
-const PE_NAME: u16 = 11;
-const STATS64: u16 = 12;
+use crate::packet::ServiceAttribute;
+use crate::stats::{Stats, StatsParts};
+use crate::types::{Family, IdParts, ServiceFlags, ServiceId};
 
 /// Which clients a persistent service treats as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,21 +28,21 @@ impl PersistenceMask {
         }
     }
 
-    fn parse(value: &[u8], family: Family) -> Result<Self, DecodeError> {
-        let word = wire::get_u32(value, "netmask")?;
+    fn from_bytes(value: [u8; 4], family: Family) -> Result<Self, DecodeError> {
         match family {
-            Family::Inet => Ok(PersistenceMask::V4(Ipv4Addr::from(word.to_ne_bytes()))),
+            Family::Inet => Ok(PersistenceMask::V4(value.into())),
             Family::Inet6 => {
-                let prefix = u8::try_from(word).map_err(|_| format!("a prefix of {word} bits"))?;
+                let bits = u32::from_ne_bytes(value);
+                let prefix = u8::try_from(bits).map_err(|_| format!("a prefix of {bits} bits"))?;
                 Ok(PersistenceMask::V6(prefix))
             }
         }
     }
 
-    fn write(self, out: &mut Writer) {
+    fn to_bytes(self) -> [u8; 4] {
         match self {
-            PersistenceMask::V4(mask) => out.put(NETMASK, &mask.octets()),
-            PersistenceMask::V6(prefix) => out.put_u32(NETMASK, prefix.into()),
+            PersistenceMask::V4(mask) => mask.octets(),
+            PersistenceMask::V6(prefix) => u32::from(prefix).to_ne_bytes(),
         }
     }
 }
@@ -94,55 +85,55 @@ impl Service {
         }
     }
 
-    /// The attributes inside `IPVS_CMD_ATTR_SERVICE`.
-    pub(crate) fn write(&self, out: &mut Writer) {
+    /// Writes the attributes inside `IPVS_CMD_ATTR_SERVICE`.
+    pub(crate) fn write(&self, out: &mut Attributes) {
+        use ServiceAttribute as A;
         self.id.write(out);
-        out.put_text(SCHED_NAME, &self.scheduler);
-        // struct ip_vs_flags: flags, mask.
-        let mut flags = self.flags.bits().to_ne_bytes().to_vec();
-        flags.extend_from_slice(&u32::MAX.to_ne_bytes());
-        out.put(FLAGS, &flags);
-        out.put_u32(TIMEOUT, self.timeout);
-        self.persistence_mask.write(out);
+        out.put_nla(&A::Scheduler(self.scheduler.clone()));
+        out.put_nla(&A::Flags(self.flags));
+        out.put_nla(&A::Timeout(self.timeout));
+        out.put_nla(&A::Netmask(self.persistence_mask.to_bytes()));
         if let Some(name) = &self.pe_name {
-            out.put_text(PE_NAME, name);
+            out.put_nla(&A::PersistenceEngine(name.clone()));
         }
         if let Some(stats) = self.stats {
-            let mut inner = Writer::default();
-            stats.write(&mut inner);
-            out.put_nested(STATS64, &inner.bytes);
+            out.put_nla(&A::Stats64(stats));
         }
-        out.put_others(&self.other);
+        self.other.iter().for_each(|other| _ = out.put_nla(other));
     }
 
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut id = IdParts::default();
-        let mut stats = StatsParts::default();
+    /// Collects a service from its attributes.
+    ///
+    /// # Errors
+    /// The first error of an attribute; when one of those that identify a service is missing.
+    pub fn from_attributes(
+        attributes: impl Iterator<Item = Result<ServiceAttribute, DecodeError>>,
+    ) -> Result<Self, DecodeError> {
+        use ServiceAttribute as A;
+        let (mut id, mut stats) = (IdParts::default(), StatsParts::default());
         let (mut scheduler, mut flags, mut timeout, mut netmask, mut pe_name) =
             (String::new(), ServiceFlags::default(), 0, None, None);
         let mut other = Vec::new();
-        for nla in wire::attributes(bytes) {
-            let nla = nla?;
-            let value = nla.value();
-            match nla.kind() {
-                SVC_AF => id.family = Some(wire::get_u16(value, "service family")?),
-                SVC_PROTOCOL => id.protocol = Some(wire::get_u16(value, "protocol")?),
-                SVC_ADDR => id.addr = Some(value.to_vec()),
-                SVC_PORT => id.port = Some(wire::get_port(value, "service port")?),
-                SVC_FWMARK => id.mark = wire::get_u32(value, "mark")?,
-                SCHED_NAME => scheduler = wire::get_text(value, "scheduler name")?,
-                FLAGS => flags = ServiceFlags::from_bits(wire::get_u32(value, "flags")?),
-                TIMEOUT => timeout = wire::get_u32(value, "timeout")?,
-                NETMASK => netmask = Some(value.to_vec()),
-                PE_NAME => pe_name = Some(wire::get_text(value, "persistence engine")?),
-                STATS => stats.narrow = Some(Stats::parse(value, Width::Narrow)?),
-                STATS64 => stats.wide = Some(Stats::parse(value, Width::Wide)?),
-                _ => other.push(wire::keep(&nla)?),
+        for attribute in attributes {
+            match attribute? {
+                A::Family(family) => id.family = Some(family),
+                A::Protocol(protocol) => id.protocol = Some(protocol),
+                A::Address(addr) => id.addr = Some(addr),
+                A::Port(port) => id.port = Some(port),
+                A::Fwmark(mark) => id.mark = mark,
+                A::Scheduler(name) => scheduler = name,
+                A::Flags(found) => flags = found,
+                A::Timeout(seconds) => timeout = seconds,
+                A::Netmask(mask) => netmask = Some(mask),
+                A::PersistenceEngine(name) => pe_name = Some(name),
+                A::Stats(narrow) => stats.narrow = Some(narrow),
+                A::Stats64(wide) => stats.wide = Some(wide),
+                A::Other(nla) => other.push(nla),
             }
         }
         let id = id.build()?;
         let persistence_mask = match netmask {
-            Some(value) => PersistenceMask::parse(&value, id.family())?,
+            Some(mask) => PersistenceMask::from_bytes(mask, id.family())?,
             None => PersistenceMask::full(id.family()),
         };
         let stats = stats.build();

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Statistics (`IPVS_STATS_ATTR_*`).
 
+use netlink_batch::Attributes;
 use netlink_packet_core::DecodeError;
 
-use crate::wire::{self, Writer};
+use crate::packet::StatsAttribute;
 
 /// Counters and rates of a service or a destination. Rates are per second, averaged by the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,56 +32,61 @@ pub struct Stats {
     pub byte_rate_out: u64,
 }
 
-/// The two encodings: `STATS` has 32 bits but for bytes, `STATS64` (4.1 and later) has 64.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Width {
-    Narrow,
-    Wide,
-}
-
 impl Stats {
-    fn fields(&mut self) -> [&mut u64; 10] {
-        [
-            &mut self.connections,
-            &mut self.packets_in,
-            &mut self.packets_out,
-            &mut self.bytes_in,
-            &mut self.bytes_out,
-            &mut self.connection_rate,
-            &mut self.packet_rate_in,
-            &mut self.packet_rate_out,
-            &mut self.byte_rate_in,
-            &mut self.byte_rate_out,
-        ]
-    }
+    /// Number of fields.
+    pub(crate) const COUNT: usize = 10;
 
-    /// Reads the attributes; kinds 1 to 10 are the fields in their order, others are passed over.
-    pub(crate) fn parse(bytes: &[u8], width: Width) -> Result<Self, DecodeError> {
+    /// Collects statistics from their attributes. Kinds that this version does not know are skipped.
+    ///
+    /// # Errors
+    /// The first error of an attribute.
+    pub fn from_attributes(
+        attributes: impl Iterator<Item = Result<StatsAttribute, DecodeError>>,
+    ) -> Result<Self, DecodeError> {
+        use StatsAttribute as A;
         let mut stats = Self::default();
-        for nla in wire::attributes(bytes) {
-            let nla = nla?;
-            let index = usize::from(nla.kind()).wrapping_sub(1);
-            let is_bytes = index == 3 || index == 4;
-            if let Some(field) = stats.fields().get_mut(index) {
-                **field = if width == Width::Wide || is_bytes {
-                    wire::get_u64(nla.value(), "statistics")?
-                } else {
-                    wire::get_u32(nla.value(), "statistics")?.into()
-                };
+        for attribute in attributes {
+            match attribute? {
+                A::Connections(n) => stats.connections = n,
+                A::PacketsIn(n) => stats.packets_in = n,
+                A::PacketsOut(n) => stats.packets_out = n,
+                A::BytesIn(n) => stats.bytes_in = n,
+                A::BytesOut(n) => stats.bytes_out = n,
+                A::ConnectionRate(n) => stats.connection_rate = n,
+                A::PacketRateIn(n) => stats.packet_rate_in = n,
+                A::PacketRateOut(n) => stats.packet_rate_out = n,
+                A::ByteRateIn(n) => stats.byte_rate_in = n,
+                A::ByteRateOut(n) => stats.byte_rate_out = n,
+                A::Other(_) => {}
             }
         }
         Ok(stats)
     }
 
-    /// Writes all fields with 64 bits.
-    pub(crate) fn write(mut self, out: &mut Writer) {
-        for (kind, field) in (1..).zip(self.fields()) {
-            out.put_u64(kind, *field);
-        }
+    /// The attributes of all fields.
+    pub fn attributes(&self) -> [StatsAttribute; Self::COUNT] {
+        use StatsAttribute as A;
+        [
+            A::Connections(self.connections),
+            A::PacketsIn(self.packets_in),
+            A::PacketsOut(self.packets_out),
+            A::BytesIn(self.bytes_in),
+            A::BytesOut(self.bytes_out),
+            A::ConnectionRate(self.connection_rate),
+            A::PacketRateIn(self.packet_rate_in),
+            A::PacketRateOut(self.packet_rate_out),
+            A::ByteRateIn(self.byte_rate_in),
+            A::ByteRateOut(self.byte_rate_out),
+        ]
+    }
+
+    pub(crate) fn write(&self, out: &mut Attributes) {
+        self.attributes().iter().for_each(|attribute| _ = out.put_nla(attribute));
     }
 }
 
-/// The better of the two encodings that a message may carry at once.
+/// The better of the two encodings that a message may carry at once: `STATS` has 32 bits but for bytes, `STATS64`
+/// (4.1 and later) has 64.
 #[derive(Default)]
 pub(crate) struct StatsParts {
     pub narrow: Option<Stats>,
@@ -96,15 +102,14 @@ impl StatsParts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::attributes;
 
     #[test]
     fn the_narrow_form_has_wide_bytes() {
-        let mut out = Writer::default();
-        out.put_u32(1, 3);
-        out.put_u64(4, 1 << 40);
-        out.put_u32(6, 9);
+        let mut out = Attributes::default();
+        out.put(1, &3u32.to_ne_bytes()).put(4, &(1u64 << 40).to_ne_bytes()).put(6, &9u32.to_ne_bytes());
         out.put(11, &[]);
-        let stats = Stats::parse(&out.bytes, Width::Narrow).unwrap();
+        let stats = Stats::from_attributes(attributes(out.as_bytes())).unwrap();
         assert_eq!((stats.connections, stats.bytes_in, stats.connection_rate), (3, 1 << 40, 9));
     }
 

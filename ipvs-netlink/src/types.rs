@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The words of `<linux/ip_vs.h>`.
+//! The terms of `<linux/ip_vs.h>`.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::{DecodeError, DefaultNla, Nla};
+use netlink_batch::Attributes;
+use netlink_packet_core::DecodeError;
 
-use crate::wire::{self, Writer};
+use crate::packet::{RawAddress, ServiceAttribute};
 
 /// A transport protocol, by its IANA number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Protocol {
     /// 6
     Tcp,
@@ -136,15 +138,15 @@ impl ServiceId {
     }
 
     /// Writes the identifying attributes of a service (`IPVS_SVC_ATTR_*`).
-    pub(crate) fn write(&self, out: &mut Writer) {
-        out.put_u16(SVC_AF, self.family().number());
+    pub(crate) fn write(&self, out: &mut Attributes) {
+        out.put_nla(&ServiceAttribute::Family(self.family().number()));
         match *self {
             ServiceId::Address { protocol, addr, port } => {
-                out.put_u16(SVC_PROTOCOL, u8::from(protocol).into());
-                out.put_addr(SVC_ADDR, addr);
-                out.put_port(SVC_PORT, port);
+                out.put_nla(&ServiceAttribute::Protocol(u8::from(protocol).into()));
+                out.put_nla(&ServiceAttribute::Address(addr.into()));
+                out.put_nla(&ServiceAttribute::Port(port));
             }
-            ServiceId::Fwmark { mark, .. } => out.put_u32(SVC_FWMARK, mark),
+            ServiceId::Fwmark { mark, .. } => _ = out.put_nla(&ServiceAttribute::Fwmark(mark)),
         }
     }
 }
@@ -162,18 +164,12 @@ impl fmt::Display for ServiceId {
     }
 }
 
-pub(crate) const SVC_AF: u16 = 1;
-pub(crate) const SVC_PROTOCOL: u16 = 2;
-pub(crate) const SVC_ADDR: u16 = 3;
-pub(crate) const SVC_PORT: u16 = 4;
-pub(crate) const SVC_FWMARK: u16 = 5;
-
 /// The identifying attributes as they are found, in any order.
 #[derive(Default)]
 pub(crate) struct IdParts {
     pub family: Option<u16>,
     pub protocol: Option<u16>,
-    pub addr: Option<Vec<u8>>,
+    pub addr: Option<RawAddress>,
     pub port: Option<u16>,
     pub mark: u32,
 }
@@ -189,7 +185,7 @@ impl IdParts {
         let addr = self.addr.ok_or("a service without an address")?;
         Ok(ServiceId::Address {
             protocol: Protocol::from(number),
-            addr: wire::get_addr(&addr, family, "service address")?,
+            addr: addr.of_family(family)?,
             port: self.port.ok_or("a service without a port")?,
         })
     }
@@ -228,7 +224,7 @@ impl ServiceFlags {
         self.0 & other.0 == other.0
     }
 
-    /// The flags that somebody set: all but [`Self::HASHED`].
+    /// The flags that a request can set: all but [`Self::HASHED`].
     pub const fn without_hashed(self) -> Self {
         Self(self.0 & !Self::HASHED.0)
     }
@@ -244,6 +240,7 @@ impl std::ops::BitOr for ServiceFlags {
 
 /// How packets reach a destination, `IP_VS_CONN_F_FWD_MASK`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum ForwardMethod {
     /// 0: network address translation; `ipvsadm -m`.
     Masquerade,
@@ -283,11 +280,4 @@ impl From<ForwardMethod> for u32 {
             ForwardMethod::Other(other) => other,
         }
     }
-}
-
-/// Kind and value of a kept attribute, which the rust-netlink type does not show.
-pub(crate) fn raw_attribute(nla: &DefaultNla) -> (u16, Vec<u8>) {
-    let mut value = vec![0; nla.value_len()];
-    nla.emit_value(&mut value);
-    (nla.kind(), value)
 }

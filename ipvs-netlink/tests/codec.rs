@@ -4,8 +4,9 @@
 
 use std::net::IpAddr;
 
+use ipvs_netlink::packet::{DaemonAttribute, DestinationAttribute, ServiceAttribute};
 use ipvs_netlink::*;
-use netlink_packet_core::{DefaultNla, Emitable};
+use netlink_packet_core::{DefaultNla, Emitable, Nla, NlaBuffer, NlasIterator, Parseable};
 use proptest::prelude::*;
 
 fn emit(message: &IpvsMessage) -> Vec<u8> {
@@ -108,6 +109,20 @@ fn round_trip(command: IpvsCommand, attribute: IpvsAttribute) -> Result<(), Test
     Ok(())
 }
 
+/// Reads one level of attributes and writes it again, each attribute as it was.
+fn rewrite<'a, A>(bytes: &'a [u8]) -> Vec<u8>
+where
+    A: Nla + Parseable<NlaBuffer<&'a [u8]>>,
+{
+    let mut written = Vec::new();
+    for attribute in ipvs_netlink::packet::attributes::<A>(bytes).map(Result::unwrap) {
+        let start = written.len();
+        written.resize(start + attribute.buffer_len(), 0);
+        attribute.emit(&mut written[start..]);
+    }
+    written
+}
+
 /// As netlink-proto does it: through the traits of netlink-packet-generic.
 #[test]
 fn a_message_goes_through_generic_netlink() {
@@ -143,7 +158,7 @@ fn oversized_values_stay_inside_their_attributes() {
         IpvsAttribute::TimeoutTcp(7),
     ];
     let bytes = emit(&IpvsMessage { command: IpvsCommand::NewService, attributes });
-    let nlas: Vec<_> = netlink_packet_core::NlasIterator::new(&bytes[..]).map(Result::unwrap).collect();
+    let nlas: Vec<_> = NlasIterator::new(&bytes[..]).map(Result::unwrap).collect();
     assert_eq!(nlas.iter().map(|nla| nla.kind()).collect::<Vec<_>>(), [1, 101, 4]);
 }
 
@@ -173,6 +188,17 @@ proptest! {
         let message = IpvsMessage { command: IpvsCommand::SetConfig, attributes };
         let read = IpvsMessage::parse(IpvsCommand::SetConfig, &emit(&message)).unwrap();
         prop_assert_eq!(read.config(), Config { tcp, tcp_fin, udp });
+    }
+
+    #[test]
+    fn each_level_is_written_as_it_was_read(service in any_service(), dest in any_destination(), daemon in any_daemon()) {
+        let attributes =
+            vec![IpvsAttribute::Service(service), IpvsAttribute::Destination(dest), IpvsAttribute::Daemon(daemon)];
+        let bytes = emit(&IpvsMessage { command: IpvsCommand::NewDest, attributes });
+        let levels: Vec<_> = NlasIterator::new(&bytes[..]).map(Result::unwrap).collect();
+        prop_assert_eq!(rewrite::<ServiceAttribute>(levels[0].value()), levels[0].value());
+        prop_assert_eq!(rewrite::<DestinationAttribute>(levels[1].value()), levels[1].value());
+        prop_assert_eq!(rewrite::<DaemonAttribute>(levels[2].value()), levels[2].value());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Leaving a node: `kube-ipvs cleanup` removes what is ours, `--cleanup` what any mode of kube-proxy
-//! makes. Both say what they do, line by line, and fail only if something is left.
+//! `kube-ipvs cleanup` removes the objects of this agent, `--cleanup` those of every mode of kube-proxy. Both print one
+//! line per removed object, and fail only if an object is left.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::kernel::teardown::Teardown;
 /// Runs `kube-ipvs cleanup`.
 ///
 /// # Errors
-/// Names what is left; also when an agent runs, which would make everything anew.
+/// When an object is left, or when an agent runs, which would create everything again.
 pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     let exclude_cidrs = exclude_cidrs(args.config.as_deref(), &ConfigFlags::default())?;
     clean(&CleanupScope { every_mode: false, exclude_cidrs }, args.dry_run)
@@ -31,12 +31,12 @@ pub fn run_every_mode(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Res
 }
 
 fn exclude_cidrs(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<Vec<IpNet>> {
-    // Whoever moves away from ipvs changes the mode first.
+    // The mode may be another one already, so the rest of the file is not validated.
     Config::read_exclude_cidrs(config, flags)
 }
 
 fn clean(scope: &CleanupScope, dry_run: bool) -> anyhow::Result<()> {
-    // An agent that runs, or starts meanwhile, would make everything anew.
+    // No agent may run or start meanwhile: it would create everything again.
     let _alone = if dry_run { None } else { Some(owners::claim()?) };
     let mut teardown = Teardown::open()?;
     let (found, unreadable) = teardown.observe(&host::families());
@@ -58,6 +58,6 @@ fn clean(scope: &CleanupScope, dry_run: bool) -> anyhow::Result<()> {
         println!("nothing to remove");
     }
     left.iter().for_each(|thing| println!("left: {thing}"));
-    ensure!(left.is_empty(), "{} things are left on this node, named above", left.len());
+    ensure!(left.is_empty(), "{} objects are left on this node, listed above", left.len());
     Ok(())
 }

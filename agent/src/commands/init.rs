@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `--init-only`: what needs more privileges than the agent itself, done once before it starts.
+//! `--init-only`: the steps that need more privileges than the agent, once before it starts.
 
 use crate::core::model::settings::Settings;
 use crate::core::plan::op::Op;
@@ -8,11 +8,11 @@ use crate::kernel::host::{modules, sysctl};
 use crate::kernel::linux::LinuxKernel;
 use crate::words;
 
-/// Loads modules, sets sysctls and IPVS timeouts, and tries the scheduler. Creates nothing. A sysctl that
-/// cannot be set is logged: without it Services are served worse, without the agent not at all.
+/// Loads modules, sets sysctls and IPVS timeouts, and tests the scheduler. Creates nothing. A sysctl that cannot be set
+/// is only logged, because the agent works without it.
 ///
 /// # Errors
-/// What the agent cannot work without.
+/// A missing module, privilege or scheduler.
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
     modules::load(&settings.scheduler);
     let mut kernel = LinuxKernel::open(settings)?;
@@ -26,7 +26,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut failures = 0;
     for (op, error) in failed {
         failures += 1;
-        tracing::error!("cannot set {}: {error}; Services are served all the same", op.subject());
+        tracing::error!("cannot set {}: {error}; Services are served without this setting", op.subject());
     }
     let set = words::count(ops.len() - failures, "setting");
     tracing::info!(

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kube-ipvs list`: what IPVS holds, as `ipvsadm -Ln` prints it.
+//! `kube-ipvs list`: the IPVS table, as `ipvsadm -Ln` prints it.
 
 use std::io::Write as _;
 
 use crate::cli::ListArgs;
-use crate::inspect::list::{Format, Table};
-use crate::inspect::owners::Owners;
+use crate::inspect::ipvs_table::{IpvsTable, ListFormat};
+use crate::inspect::owners::ServiceOwners;
 use crate::words;
 
 /// Prints the table of the kernel.
 ///
 /// # Errors
-/// When the kernel has no IPVS or may not be asked.
+/// When the kernel has no IPVS, or a privilege is missing.
 pub fn run(args: &ListArgs) -> anyhow::Result<()> {
-    let table = Table::read()?;
-    let owners = if args.output == Format::Ipvsadm {
-        Owners::default()
+    let table = IpvsTable::read()?;
+    let owners = if args.output == ListFormat::Ipvsadm {
+        ServiceOwners::default()
     } else {
-        Owners::ask().unwrap_or_else(|error| {
+        ServiceOwners::ask().unwrap_or_else(|error| {
             eprintln!("kube-ipvs: Services are not shown: {}", words::chain(&error));
-            Owners::default()
+            ServiceOwners::default()
         })
     };
     let text = table.render(args.output, &owners);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The commands of the program, each as `main` calls it.
+//! The commands of the program.
 
 pub mod cleanup;
 pub mod init;

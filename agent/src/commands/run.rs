@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Wiring: configuration, store, source, kernel, loop, signals. No decisions about the data plane.
+//! `kube-ipvs run`: starts configuration, store, source, kernel, servers and the sync loop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::cli::{ConfigSource, RunArgs};
 use crate::config::{Config, host};
 use crate::core::model::backoff::Backoff;
 use crate::core::model::settings::Settings;
-use crate::events::{About, EventSink, Notice, Reason};
+use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
 use crate::inspect::owners;
 use crate::kernel::ipvs::traffic;
@@ -29,7 +29,7 @@ use crate::reload::ConfigReload;
 use crate::serve::connections::Connections;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::{HealthChecks, NodePorts};
-use crate::serve::{self, Server};
+use crate::serve::{self, HttpServer};
 use crate::source::api::ApiSource;
 use crate::source::client::ApiAccess;
 use crate::source::files::FileSource;
@@ -40,17 +40,17 @@ use crate::watchdog;
 use crate::watches;
 use crate::words;
 
-/// Connections of other hosts to all health-check node ports together.
+/// The limit of connections of other hosts to all health-check node ports together.
 const NODE_PORT_CONNECTIONS: usize = 1024;
 /// The pauses between tries to open the kernel.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-/// How long the first lists may take before a line says what is missing.
+/// The time before a warning about missing first lists.
 const SYNC_NOTICE: Duration = Duration::from_secs(10);
 
-/// Runs the agent until SIGTERM or SIGINT, or does the one thing that the flags ask for.
+/// Runs the agent until SIGTERM or SIGINT, or the one action that the flags select.
 ///
 /// # Errors
-/// What cannot heal by waiting.
+/// Errors that a retry cannot fix.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let ConfigSource { config: path, flags } = &args.source;
     if args.cleanup {
@@ -105,13 +105,13 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
             Reconciler::new(kernel, store, settings, &name, config.local_from_node, reporting);
         reconciler.run(&inbox, schedule);
     }
-    tracing::info!("stopped; the kernel keeps everything as it is");
+    tracing::info!("stopped; everything stays in the kernel");
     runtime.shutdown_background();
     ensure!(!changed.load(Ordering::Relaxed), "content of the proxy server's configuration file was updated");
     Ok(())
 }
 
-/// The servers, and what the loop tells them.
+/// Starts the HTTP servers; the result is for the sync loop.
 fn start_servers(
     config: &Config,
     settings: &Settings,
@@ -123,7 +123,7 @@ fn start_servers(
     let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
     let hard_fail = config.bind_address_hard_fail;
     if let Some(address) = config.healthz_address {
-        let server = Server {
+        let server = HttpServer {
             address,
             setting: "healthzBindAddress",
             reason: Reason::FailedToStartProxierHealthcheck,
@@ -131,7 +131,7 @@ fn start_servers(
         };
         runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone(), metrics.clone())));
     }
-    let server = Server {
+    let server = HttpServer {
         address: config.metrics_address,
         setting: "metricsBindAddress",
         reason: Reason::FailedToStartMetricServer,
@@ -147,8 +147,8 @@ fn start_servers(
     Ok(Reporting { events, metrics, health, health_checks })
 }
 
-/// Ends the agent when its configuration file changes to another that can be used; whoever started it
-/// starts it anew. True when that happened.
+/// Stops the agent when its configuration file changes to another valid one; the supervisor starts the agent again.
+/// The flag is true when this happened.
 fn watch_config(
     args: &RunArgs,
     config: &Config,
@@ -161,7 +161,7 @@ fn watch_config(
     };
     let (text, flags, in_force) = (text.to_owned(), args.source.flags.clone(), config.clone());
     let api = args.objects.is_none().then(|| args.master.clone());
-    let (told, runtime) = (changed.clone(), runtime.handle().clone());
+    let (has_changed, runtime) = (changed.clone(), runtime.handle().clone());
     std::thread::Builder::new().name("config".to_owned()).spawn(move || {
         let check = |text: &str| {
             let new = Config::parse(text, &flags).map_err(|error| words::chain(&error))?;
@@ -170,17 +170,17 @@ fn watch_config(
             if findings.errors.is_empty() { Ok(()) } else { Err(findings.errors.join("; ")) }
         };
         ConfigReload::new(&path, &text, in_force.reload).wait(check);
-        tracing::info!("stopping, to be started with the new configuration");
-        told.store(true, Ordering::Relaxed);
+        tracing::info!("stopping, to be started again with the new configuration");
+        has_changed.store(true, Ordering::Relaxed);
         inbox.stop();
     })?;
     Ok(changed)
 }
 
-/// Whom the kernel kills first when memory runs out. Not being allowed to is no reason to stop.
+/// Sets the OOM score. A missing privilege is only logged.
 fn set_oom_score_adj(value: i64) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
-        tracing::info!("oomScoreAdj stays as it is: {}", words::io_error(&error));
+        tracing::info!("cannot set oomScoreAdj: {}", words::io_error(&error));
     }
 }
 
@@ -192,23 +192,24 @@ fn source(
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
-        tracing::info!(path = %path.display(), "following objects in files");
+        tracing::info!(path = %path.display(), "reading objects from files");
         return Ok((
             Box::new(FileSource::new(path, node).serving(config.service_proxy_name.clone())),
             EventSink::log_only(),
         ));
     }
     let access = ApiAccess::new(&config.kubeconfig, args.master.clone());
-    // One TLS provider for the process; a second call would be the only way to fail.
+    // Fails only at a second call in one process.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let api = runtime.block_on(access.client(Arc::new(metrics.clone()), Timing::default().answer))?;
-    runtime.spawn(rest::follow_version(api.client.clone(), metrics.clone()));
+    let to = metrics.clone();
+    runtime.spawn(rest::follow_version(api.client.clone(), move |version| to.set_kubernetes(version)));
     let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
     let source = ApiSource::new(api, node, runtime.handle().clone());
     Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
 }
 
-/// Opens the kernel, trying again while a module or a privilege is missing; `None` when asked to stop.
+/// Opens the kernel, with retries while a module or a privilege is missing; `None` on a stop signal.
 fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option<LinuxKernel> {
     let start = Instant::now();
     let mut pauses = PAUSES;
@@ -222,19 +223,19 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
                 match pace.failed(&why, now) {
                     Some(0) => {
                         tracing::error!(
-                            "{why}; Services are not served on this node until it works; retried"
+                            "{why}; Services are not served on this node; retried until it works"
                         );
                     }
                     Some(count) => {
                         tracing::error!(
-                            "{why}; still so after {}, tried {count} times more",
+                            "{why}; still failing after {}, {count} more tries",
                             words::time(now)
                         );
                     }
                     None => {}
                 }
                 let message = format!("Services are not served on this node: {why}");
-                events.send([Notice { about: About::Node, reason: Reason::KernelNotUsable, message }]);
+                events.send([EventRequest { about: About::Node, reason: Reason::KernelNotUsable, message }]);
             }
         }
         let until = Instant::now() + pauses.next_pause();
@@ -246,7 +247,7 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
     }
 }
 
-/// Says once which lists are missing if they take long.
+/// Warns once about first lists that take long.
 fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
     std::thread::Builder::new().name("notice".to_owned()).spawn(move || {
         std::thread::sleep(SYNC_NOTICE);

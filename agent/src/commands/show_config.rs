@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The configuration in force, for people and for files.
+//! `kube-ipvs config`: the effective configuration.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
@@ -11,10 +11,10 @@ use crate::cli::{ConfigArgs, ConfigFormat};
 use crate::config::Config;
 use crate::trial::{self, Tester};
 
-/// Prints it.
+/// Prints the configuration and checks it.
 ///
 /// # Errors
-/// When it cannot be read or is not valid.
+/// When it cannot be read, is invalid, or a start with it would fail.
 pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = Config::read(args.source.config.as_deref(), &args.source.flags)?;
     let text = render(&config, args.output)?;
@@ -32,14 +32,14 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes it as YAML (`--write-config-to`).
+/// Writes the configuration as YAML (`--write-config-to`).
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn write(config: &Config, path: &Path) -> anyhow::Result<()> {
     let text = render(config, ConfigFormat::Yaml)?;
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    eprintln!("kube-ipvs: the configuration in force was written to {}", path.display());
+    eprintln!("kube-ipvs: wrote the effective configuration to {}", path.display());
     Ok(())
 }
 

@@ -57,7 +57,7 @@ pub struct Config {
     /// `clientConnection.kubeconfig`; empty when absent.
     pub kubeconfig: String,
     pub oom_score_adj: i64,
-    pub log_format: log::Format,
+    pub log_format: log::LogFormat,
     pub verbosity: u32,
     pub min_sync_period: Duration,
     pub sync_period: Duration,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The task that makes Events of notices.
+//! The task that creates Events.
 //!
-//! kube's `Recorder` is not used: it counts everything with the same reason about the same object as
-//! one Event and keeps the first message only, and it does not know what to do with an Event that is
-//! gone. Here an Event is one notice, and its count is how often that very notice came.
+//! kube's `Recorder` is not used: it counts all Events with the same reason and object as one, keeps only the first
+//! message, and fails when that Event was deleted. Here every request has its own Event, and the count of the Event is
+//! how often the same request came.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -18,62 +18,62 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::throttle::{Limits, Pace};
-use super::{About, Notice, log};
+use super::request::{About, EventRequest};
+use super::throttle::{Limits, RequestPacer};
 use crate::core::model::backoff::Backoff;
 use crate::words;
 
 /// The reason of a cause when a namespace is being removed (`NamespaceTerminatingCause` of Kubernetes).
 const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
 const CONTROLLER: &str = "kube-ipvs";
-/// Where Events about objects without a namespace are.
+/// The namespace of Events about objects without one.
 const NO_NAMESPACE: &str = "default";
 /// The API server's limits of the two fields, in bytes.
 const NOTE_BYTES: usize = 1024;
 const INSTANCE_BYTES: usize = 128;
 const TRIES: u32 = 3;
-/// How long a request may take: the client itself waits for ever, and tries again for hours.
+/// The timeout of an API request: the client itself has none, and retries for hours.
 const REQUEST_LIMIT: Duration = Duration::from_secs(15);
-/// API servers forget Events after an hour: an older one is not counted up but made anew.
+/// API servers delete Events after an hour: an older one is created again.
 const EVENT_LIFE: Duration = Duration::from_secs(3600);
 
-/// Sends what comes until nobody is left who could send.
-pub async fn run(client: Client, node: String, limits: Limits, mut waiting: mpsc::Receiver<Notice>) {
+/// Creates Events until every sender is dropped.
+pub async fn run(client: Client, node: String, limits: Limits, mut waiting: mpsc::Receiver<EventRequest>) {
     let mut poster = Poster {
         client,
         node,
         limits,
         start: Instant::now(),
-        pace: Pace::new(limits),
+        pacer: RequestPacer::new(limits),
         published: HashMap::new(),
-        troubles: HashSet::new(),
+        reported: HashSet::new(),
     };
-    while let Some(notice) = waiting.recv().await {
-        log(&notice);
-        if let Err(trouble) = poster.publish(&notice).await {
-            poster.report(&notice, &trouble);
+    while let Some(request) = waiting.recv().await {
+        request.log();
+        if let Err(error) = poster.publish(&request).await {
+            poster.report(&request, &error);
         }
     }
 }
 
-/// An Event that the API server has.
+/// An Event in the API server.
 struct Published {
     name: String,
     count: i32,
     last: Duration,
 }
 
-enum Request<'a> {
+enum EventCall<'a> {
     Create(&'a Event),
-    /// Sets how often the Event of this name happened.
+    /// Sets the count of the Event with this name.
     Count(&'a str, i32),
 }
 
-impl Request<'_> {
+impl EventCall<'_> {
     async fn send(&self, api: &Api<Event>) -> Result<Event, kube::Error> {
         match self {
-            Request::Create(event) => api.create(&PostParams::default(), event).await,
-            Request::Count(name, count) => {
+            EventCall::Create(event) => api.create(&PostParams::default(), event).await,
+            EventCall::Count(name, count) => {
                 let last = MicroTime(Timestamp::now());
                 let series = json!({"series": {"count": count, "lastObservedTime": last}});
                 api.patch(name, &PatchParams::default(), &Patch::Merge(&series)).await
@@ -82,16 +82,16 @@ impl Request<'_> {
     }
 }
 
-/// Why there is no Event.
-struct Trouble {
-    /// The HTTP status; 0 when there was no answer.
+/// A failed API request.
+struct PostError {
+    /// The HTTP status; 0 without an answer.
     code: u16,
     /// The namespace is being removed.
     terminating: bool,
     message: String,
 }
 
-impl Trouble {
+impl PostError {
     fn of_status(status: &Status) -> Self {
         let causes = status.details.as_ref().map_or(&[][..], |details| &details.causes);
         let terminating = causes.iter().any(|cause| cause.reason == NAMESPACE_TERMINATING);
@@ -104,13 +104,13 @@ impl Trouble {
 
     fn remedy(&self) -> &'static str {
         match self.code {
-            403 if self.terminating => "its namespace is being removed, nothing is to be done",
+            403 if self.terminating => "its namespace is being deleted, no action is needed",
             403 => {
                 "the agent's ClusterRole needs create and patch on events in the API group events.k8s.io; \
-                 until then notices are only in this log"
+                 until then the messages are only in this log"
             }
-            404 => "its namespace is gone",
-            _ => "notices are in this log all the same",
+            404 => "its namespace was deleted",
+            _ => "the message is in this log",
         }
     }
 }
@@ -120,60 +120,64 @@ struct Poster {
     node: String,
     limits: Limits,
     start: Instant,
-    pace: Pace,
-    published: HashMap<Notice, Published>,
-    /// What was reported already, by status.
-    troubles: HashSet<u16>,
+    pacer: RequestPacer,
+    published: HashMap<EventRequest, Published>,
+    /// Statuses that have a warning in the log.
+    reported: HashSet<u16>,
 }
 
 impl Poster {
-    async fn publish(&mut self, notice: &Notice) -> Result<(), Trouble> {
+    async fn publish(&mut self, request: &EventRequest) -> Result<(), PostError> {
         let now = self.start.elapsed();
         self.published.retain(|_, published| now < published.last.saturating_add(EVENT_LIFE));
-        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace(&notice.about));
-        if let Some(Published { name, count, .. }) = self.published.remove(notice) {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace(&request.about));
+        if let Some(Published { name, count, .. }) = self.published.remove(request) {
             let count = count.saturating_add(1);
-            match self.insist(&api, &Request::Count(&name, count)).await {
-                Ok(()) => return self.remember(notice, name, count),
-                // Somebody removed it.
-                Err(Trouble { code: 404, .. }) => {}
-                Err(trouble) => return Err(trouble),
+            match self.send_with_retries(&api, &EventCall::Count(&name, count)).await {
+                Ok(()) => return self.remember(request, name, count),
+                // The Event was deleted.
+                Err(PostError { code: 404, .. }) => {}
+                Err(error) => return Err(error),
             }
         }
-        let event = new_event(notice, &self.node, self.regarding(&notice.about).await);
-        match self.insist(&api, &Request::Create(&event)).await {
-            // There already: an earlier try got through, only its answer did not.
-            Ok(()) | Err(Trouble { code: 409, .. }) => {
-                self.remember(notice, event.metadata.name.unwrap_or_default(), 1)
+        let event = new_event(request, &self.node, self.regarding(&request.about).await);
+        match self.send_with_retries(&api, &EventCall::Create(&event)).await {
+            // The Event exists: an earlier try succeeded, but its answer was lost.
+            Ok(()) | Err(PostError { code: 409, .. }) => {
+                self.remember(request, event.metadata.name.unwrap_or_default(), 1)
             }
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         }
     }
 
-    fn remember(&mut self, notice: &Notice, name: String, count: i32) -> Result<(), Trouble> {
-        self.published.insert(notice.clone(), Published { name, count, last: self.start.elapsed() });
+    fn remember(&mut self, request: &EventRequest, name: String, count: i32) -> Result<(), PostError> {
+        self.published.insert(request.clone(), Published { name, count, last: self.start.elapsed() });
         Ok(())
     }
 
-    /// Sends a request in its turn, and again if it may go better then.
-    async fn insist(&mut self, api: &Api<Event>, request: &Request<'_>) -> Result<(), Trouble> {
+    /// Sends an API request in its turn, and retries errors that may be temporary.
+    async fn send_with_retries(
+        &mut self,
+        api: &Api<Event>,
+        request: &EventCall<'_>,
+    ) -> Result<(), PostError> {
         let mut pauses = Backoff::new(self.limits.retry, Duration::MAX);
         for _ in 1..TRIES {
             match self.send(api, request).await {
-                Err(Trouble { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pauses.next_pause()).await,
+                Err(PostError { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pauses.next_pause()).await,
                 done => return done,
             }
         }
         self.send(api, request).await
     }
 
-    async fn send(&mut self, api: &Api<Event>, request: &Request<'_>) -> Result<(), Trouble> {
-        tokio::time::sleep(self.pace.turn(self.start.elapsed())).await;
+    async fn send(&mut self, api: &Api<Event>, request: &EventCall<'_>) -> Result<(), PostError> {
+        tokio::time::sleep(self.pacer.turn(self.start.elapsed())).await;
         match tokio::time::timeout(REQUEST_LIMIT, request.send(api)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(kube::Error::Api(status))) => Err(Trouble::of_status(&status)),
-            Ok(Err(error)) => Err(Trouble::no_answer(words::chain(&error.into()))),
-            Err(_) => Err(Trouble::no_answer(format!("no answer within {}", words::time(REQUEST_LIMIT)))),
+            Ok(Err(kube::Error::Api(status))) => Err(PostError::of_status(&status)),
+            Ok(Err(error)) => Err(PostError::no_answer(words::chain(&error.into()))),
+            Err(_) => Err(PostError::no_answer(format!("no answer within {}", words::time(REQUEST_LIMIT)))),
         }
     }
 
@@ -186,7 +190,7 @@ impl Poster {
             ..ObjectReference::default()
         };
         match about {
-            // kubectl looks for a node's Events by its name in the place of the uid, as kubelet writes it.
+            // kubectl finds a node's Events by the node's name as uid, as kubelet writes them.
             About::Node => ObjectReference { uid: Some(self.node.clone()), ..reference("Node", &self.node) },
             About::Service(name) => {
                 let api: Api<Service> = Api::namespaced(self.client.clone(), &name.namespace);
@@ -194,7 +198,7 @@ impl Poster {
                 let params =
                     ListParams::default().match_any().fields(&format!("metadata.name={}", name.name));
                 let answer = tokio::time::timeout(REQUEST_LIMIT, api.list(&params)).await;
-                // Without it the Event is still worth something.
+                // An Event without uid is better than none.
                 let found = answer.ok().and_then(Result::ok).and_then(|list| list.items.into_iter().next());
                 ObjectReference {
                     namespace: Some(name.namespace.to_string()),
@@ -205,11 +209,11 @@ impl Poster {
         }
     }
 
-    /// One line per kind of trouble for the life of the agent: Events are not worth a storm.
-    fn report(&mut self, notice: &Notice, trouble: &Trouble) {
-        let (about, message) = (&notice.about, &trouble.message);
-        if self.troubles.insert(trouble.code) {
-            tracing::warn!("no Event about {about}: {message}; {}", trouble.remedy());
+    /// Warns once per status.
+    fn report(&mut self, request: &EventRequest, error: &PostError) {
+        let (about, message) = (&request.about, &error.message);
+        if self.reported.insert(error.code) {
+            tracing::warn!("no Event about {about}: {message}; {}", error.remedy());
         } else {
             tracing::debug!("no Event about {about}: {message}");
         }
@@ -223,21 +227,21 @@ fn namespace(about: &About) -> &str {
     }
 }
 
-fn new_event(notice: &Notice, node: &str, regarding: ObjectReference) -> Event {
+fn new_event(request: &EventRequest, node: &str, regarding: ObjectReference) -> Event {
     let now = Timestamp::now();
     let object = regarding.name.clone().unwrap_or_default();
     Event {
         metadata: ObjectMeta {
-            // As client libraries name Events: unique by its time.
+            // As client libraries name Events: unique by the time.
             name: Some(format!("{object}.{:x}", now.as_nanosecond())),
-            namespace: Some(namespace(&notice.about).to_owned()),
+            namespace: Some(namespace(&request.about).to_owned()),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
         type_: Some("Warning".to_owned()),
-        reason: Some(notice.reason.to_string()),
+        reason: Some(request.reason.to_string()),
         action: Some("Sync".to_owned()),
-        note: Some(shorten(&notice.message, NOTE_BYTES)),
+        note: Some(shorten(&request.message, NOTE_BYTES)),
         regarding: Some(regarding),
         reporting_controller: Some(CONTROLLER.to_owned()),
         reporting_instance: Some(shorten(node, INSTANCE_BYTES)),
@@ -272,9 +276,9 @@ mod tests {
     #[test]
     fn an_event_fits_the_limits_of_the_api() {
         let about = About::Service(ObjectName::new("web", "front"));
-        let notice = Notice { about, reason: Reason::AddressConflict, message: "x".repeat(2000) };
+        let request = EventRequest { about, reason: Reason::AddressConflict, message: "x".repeat(2000) };
         let regarding = ObjectReference { name: Some("front".to_owned()), ..ObjectReference::default() };
-        let event = new_event(&notice, &"n".repeat(253), regarding);
+        let event = new_event(&request, &"n".repeat(253), regarding);
         assert_eq!(event.metadata.namespace.as_deref(), Some("web"));
         assert!(event.metadata.name.unwrap().starts_with("front."));
         assert_eq!(event.note.unwrap().len(), 1024);
@@ -283,14 +287,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn the_remedy_depends_on_the_cause() {
         let forbidden = |details| {
             let status = json!({"code": 403, "message": "forbidden", "details": details});
-            Trouble::of_status(&serde_json::from_value(status).unwrap())
+            PostError::of_status(&serde_json::from_value(status).unwrap())
         };
         assert!(forbidden(json!({})).remedy().contains("create and patch on events"));
         let causes = json!({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace",
                                         "message": "namespace d is being terminated"}]});
-        assert!(forbidden(causes).remedy().contains("being removed"));
+        assert!(forbidden(causes).remedy().contains("being deleted"));
     }
 }

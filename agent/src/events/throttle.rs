@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How often Events may go. Pure: the time passed is an argument.
+//! Limits the rate of Events. Pure: the time is an argument.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::Notice;
+use super::request::EventRequest;
 
-/// How many Events an agent makes. Every node sees the same Services, so these times are per node and
-/// the API server gets them as often as there are nodes.
+/// The limits of one agent. Every node sees the same Services, so the API server gets this rate from every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The same notice is sent again only after so long.
+    /// The time before the same request is sent again.
     pub quiet: Duration,
-    /// Requests go this far apart …
+    /// The time between API requests …
     pub interval: Duration,
-    /// … but for the first few after a pause.
+    /// … except for so many after a pause.
     pub burst: u32,
-    /// Notices that may wait to be sent.
+    /// The length of the queue.
     pub queue: usize,
-    /// Notices that are remembered for `quiet`; beyond, new ones are dropped.
+    /// The number of requests remembered for `quiet`; with more, new ones are dropped.
     pub remembered: usize,
-    /// Pause before a request that failed is tried again; doubles.
+    /// The first pause before a failed API request is retried; doubles.
     pub retry: Duration,
 }
 
@@ -37,65 +36,64 @@ impl Default for Limits {
     }
 }
 
-/// What becomes of a notice.
+/// The decision about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It is to be sent.
+    /// Send it.
     New,
-    /// It was sent not long ago.
+    /// It was sent less than `quiet` ago.
     Repeat,
-    /// There are too many different ones.
+    /// Too many different requests are remembered.
     Full,
 }
 
-/// The notices that were sent lately. Times are durations since some fixed start.
+/// The requests that were sent recently. Times are durations since a fixed start.
 #[derive(Debug)]
 pub struct Recent {
     limits: Limits,
-    sent: HashMap<Notice, Duration>,
+    sent: HashMap<EventRequest, Duration>,
     cleaned: Duration,
 }
 
 impl Recent {
-    /// Remembers nothing yet.
     pub fn new(limits: Limits) -> Self {
         Self { limits, sent: HashMap::new(), cleaned: Duration::ZERO }
     }
 
-    /// Whether a notice is to be sent, which it counts as if so.
-    pub fn admit(&mut self, notice: &Notice, now: Duration) -> Admission {
+    /// Decides about a request, and remembers it if it is to be sent.
+    pub fn admit(&mut self, request: &EventRequest, now: Duration) -> Admission {
         let quiet = self.limits.quiet;
         let is_recent = |sent: Duration| now < sent.saturating_add(quiet);
-        // A look at all of them is dear when there are many: not at every notice.
+        // A scan of all is expensive with many: not at every request.
         if now >= self.cleaned.saturating_add(quiet / 10) {
             self.sent.retain(|_, sent| is_recent(*sent));
             self.cleaned = now;
         }
-        match self.sent.get(notice) {
+        match self.sent.get(request) {
             Some(sent) if is_recent(*sent) => return Admission::Repeat,
             None if self.sent.len() >= self.limits.remembered => return Admission::Full,
             _ => {}
         }
-        self.sent.insert(notice.clone(), now);
+        self.sent.insert(request.clone(), now);
         Admission::New
     }
 }
 
-/// Keeps requests apart. Times are durations since some fixed start.
+/// Spaces out API requests: a token bucket. Times are durations since a fixed start.
 #[derive(Debug)]
-pub struct Pace {
+pub struct RequestPacer {
     limits: Limits,
-    /// When the next request would go if there were no bursts.
+    /// The time of the next request without bursts.
     next: Duration,
 }
 
-impl Pace {
-    /// Starts with a whole burst.
+impl RequestPacer {
+    /// Starts with a full burst.
     pub fn new(limits: Limits) -> Self {
         Self { limits, next: Duration::ZERO }
     }
 
-    /// Takes the next turn and says how long to wait for it.
+    /// Takes the next turn and returns the time to wait for it.
     pub fn turn(&mut self, now: Duration) -> Duration {
         let turn = self.next.max(now);
         self.next = turn.saturating_add(self.limits.interval);
@@ -106,23 +104,23 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{About, Reason};
+    use super::super::request::{About, Reason};
     use super::*;
 
     const fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
     }
 
-    fn notice(message: &str) -> Notice {
-        Notice { about: About::Node, reason: Reason::NodeAddressAsVIP, message: message.to_owned() }
+    fn request(message: &str) -> EventRequest {
+        EventRequest { about: About::Node, reason: Reason::NodeAddressAsVIP, message: message.to_owned() }
     }
 
     #[test]
     fn a_repeat_waits_for_the_quiet_time_after_the_first_and_not_after_itself() {
         let mut recent = Recent::new(Limits::default());
-        let mut at = |message, now| recent.admit(&notice(message), seconds(now));
+        let mut at = |message, now| recent.admit(&request(message), seconds(now));
         assert_eq!(at("a", 7), Admission::New);
-        assert_eq!(at("b", 8), Admission::New, "another message is another notice");
+        assert_eq!(at("b", 8), Admission::New, "another message is another request");
         for now in [7, 300, 606] {
             assert_eq!(at("a", now), Admission::Repeat, "{now}");
         }
@@ -131,9 +129,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_has_an_end() {
+    fn the_number_of_remembered_requests_is_limited() {
         let mut recent = Recent::new(Limits { remembered: 2, ..Limits::default() });
-        let mut at = |message, now| recent.admit(&notice(message), seconds(now));
+        let mut at = |message, now| recent.admit(&request(message), seconds(now));
         assert_eq!(
             [at("a", 0), at("b", 300), at("c", 301)],
             [Admission::New, Admission::New, Admission::Full]
@@ -146,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_one_per_interval() {
-        let mut pace = Pace::new(Limits::default());
+        let mut pace = RequestPacer::new(Limits::default());
         for start in [0, 1000] {
             let pauses: Vec<u64> = (0..7).map(|_| pace.turn(seconds(start)).as_secs()).collect();
             assert_eq!(pauses, [0, 0, 0, 0, 0, 1, 2], "after {start} s");

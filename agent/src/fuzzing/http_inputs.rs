@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What askers of the health and metrics servers may send.
+//! Requests to the health and metrics servers.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,19 +11,19 @@ use super::Target;
 use crate::core::model::Family;
 use crate::metrics::Metrics;
 use crate::serve::health::{Health, SharedHealth};
-use crate::serve::http::{Handler, talk};
+use crate::serve::http::{Ends, Handler, talk};
 use crate::serve::{health_handler, metrics_handler};
 
 pub(super) const TARGETS: &[Target] = &[("http", http)];
 
-/// The other end is another host: who asks is not looked up in the kernel.
-const ENDS: (SocketAddr, SocketAddr) = {
+/// The client is another host, so the kernel is not asked for its user.
+const ENDS: Ends = {
     use std::net::{IpAddr, Ipv4Addr};
-    let asker = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40000);
-    (asker, SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)), 10256))
+    let peer = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40000);
+    Ends { peer, local: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)), 10256) }
 };
 
-/// Room for what is under way in one direction.
+/// Bytes in flight in one direction.
 const PIPE: usize = 64 * 1024;
 
 thread_local! {
@@ -31,15 +31,15 @@ thread_local! {
         (Builder::new_current_thread().enable_time().build().unwrap(), handlers());
 }
 
-/// Those of both servers; the first byte of an input chooses one.
+/// The handlers of both servers; the first byte of an input selects one.
 fn handlers() -> [Handler; 2] {
     let health = SharedHealth::new(Health::new(&Family::ALL, Duration::from_secs(60)));
     let metrics = Metrics::new().unwrap();
-    let verbosity = crate::log::start(crate::log::Format::Text, 0);
+    let verbosity = crate::log::start(crate::log::LogFormat::Text, 0);
     [health_handler(health, metrics.clone()), metrics_handler(metrics, "{}".to_owned(), verbosity)]
 }
 
-/// Every answer is one of those that the servers have, and says how long it is.
+/// Every answer has a known status.
 fn http(bytes: &[u8]) {
     let Some((which, request)) = bytes.split_first() else { return };
     let answers = SERVER.with(|(runtime, handlers)| {
@@ -47,12 +47,12 @@ fn http(bytes: &[u8]) {
         runtime.block_on(async {
             let (server, mut client) = tokio::io::duplex(PIPE);
             let mut answers = Vec::new();
-            let asker = async {
+            let client_side = async {
                 let _ = client.write_all(request).await;
                 let _ = client.shutdown().await;
                 let _ = client.read_to_end(&mut answers).await;
             };
-            tokio::join!(talk(server, ENDS, handler), asker);
+            tokio::join!(talk(server, ENDS, handler), client_side);
             answers
         })
     });

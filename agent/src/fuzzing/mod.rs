@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Every decoder of what comes from outside, as a function of bytes that panics when what it reads breaks a
-//! rule. The program in `fuzz/` looks for such bytes; a test replays those that are in `fuzz/corpus`, in a
-//! folder for each target. Built for these two only.
+//! Every decoder of external input, as a function of bytes that panics when the decoder breaks a rule. The program in
+//! `fuzz/` searches for such bytes; a test replays the inputs in `fuzz/corpus`, which has a folder per target. Built
+//! for these two only.
 //!
-//! The decoders of a room that shows nobody its own are in the `fuzzing` of that room.
+//! Targets for private decoders are in the folder of the decoder.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what tells")]
+#![allow(clippy::unwrap_used, reason = "a panic reports the failure")]
 
 #[cfg(test)]
 mod corpus;
 mod http_inputs;
 mod text;
 
-/// A decoder: its name, and what reads an input.
+/// A target: its name, and the function that reads an input.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// The longest input that is worth trying.
+/// The maximum length of an input.
 pub const LONGEST: usize = 4096;
 
 /// All targets, by name.
@@ -33,7 +33,7 @@ pub fn targets() -> Vec<Target> {
     all
 }
 
-/// The input as a text, as the files of others are read.
+/// The input as text, invalid UTF-8 replaced.
 pub(crate) fn text_of(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }

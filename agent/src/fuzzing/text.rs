@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Configuration, addresses, `iptables-save`, small files of the system, and the answer of a running agent.
+//! Configuration, addresses, `iptables-save`, files of `/proc`, and the answer of a running agent.
 
 use super::{Target, text_of};
 use crate::config::duration::GoDuration;
@@ -9,7 +9,7 @@ use crate::core::model::address::{parse_ip, parse_net, parse_socket, useless};
 use crate::core::rules::chains::{CHAINS, JUMPS};
 use crate::core::rules::removal::{Extent, find_removal, iptables_mode_is_in_force};
 use crate::core::rules::save::{ObservedRules, parse_save};
-use crate::inspect::owners::Owners;
+use crate::inspect::owners::ServiceOwners;
 use crate::metrics::process;
 use crate::yaml::{self, DuplicateKeys};
 
@@ -23,12 +23,12 @@ pub(super) const TARGETS: &[Target] = &[
     ("yaml", yaml),
 ];
 
-/// An address, one with a port and a network are the same when they are written and read again.
+/// Addresses, socket addresses and networks are equal after a round trip.
 fn address(bytes: &[u8]) {
     let text = text_of(bytes);
     if let Some(ip) = parse_ip(&text) {
         assert_eq!(parse_ip(&ip.to_string()), Some(ip));
-        assert_eq!(ip, ip.to_canonical(), "no IPv4 address in IPv6 clothes");
+        assert_eq!(ip, ip.to_canonical(), "no IPv4-mapped address");
         let _ = useless(ip);
     }
     if let Some(socket) = parse_socket(&text) {
@@ -40,7 +40,7 @@ fn address(bytes: &[u8]) {
     }
 }
 
-/// The document of a configuration is a configuration, and the same one.
+/// A configuration is equal after a round trip.
 fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let flags = ConfigFlags::default();
@@ -54,14 +54,13 @@ fn config(bytes: &[u8]) {
     assert!(config.values.lines().count() > 0);
 }
 
-/// A duration is the same when it is written and read again.
+/// A duration is equal after a round trip.
 fn duration(bytes: &[u8]) {
     let Ok(duration) = text_of(bytes).parse::<GoDuration>() else { return };
     assert_eq!(duration.to_string().parse::<GoDuration>().unwrap(), duration);
 }
 
-/// Only chains of ours are observed, what was observed is observed again when it is printed, and nothing is
-/// removed that is not there.
+/// Only our chains are observed, a printed observation is observed again, and only existing rules are removed.
 fn iptables_save(bytes: &[u8]) {
     let text = text_of(bytes);
     let observed = parse_save(&text);
@@ -86,7 +85,7 @@ fn iptables_save(bytes: &[u8]) {
     let _ = crate::kernel::kernel_inputs::flavour(&text);
 }
 
-/// As `iptables-save` prints what is ours.
+/// Our rules, as `iptables-save` prints them.
 fn print(rules: &ObservedRules) -> String {
     let chains = rules.chains.iter().map(|((table, chain), of_chain)| {
         let lines: String = of_chain.iter().map(|rule| format!("-A {chain} {rule}\n")).collect();
@@ -99,10 +98,10 @@ fn print(rules: &ObservedRules) -> String {
     chains.chain(jumps).collect()
 }
 
-/// The last line about a virtual server counts.
+/// The last line of a virtual server counts.
 fn owners(bytes: &[u8]) {
     let text = text_of(bytes);
-    let owners = Owners::parse(&text);
+    let owners = ServiceOwners::parse(&text);
     for line in text.lines() {
         if let Some((server, _)) = line.rsplit_once(' ') {
             assert!(owners.get(server).is_some_and(|service| text.contains(service)), "{server}");
@@ -110,14 +109,14 @@ fn owners(bytes: &[u8]) {
     }
 }
 
-/// The files of `/proc` and `/sys` about the machine and this process.
+/// Files of `/proc` and `/sys`.
 fn proc_files(bytes: &[u8]) {
     let text = text_of(bytes);
     let _ = (host::parse_version(&text), host::parse_cpus(&text));
     let _ = (process::address_space(&text), process::octets(&text));
 }
 
-/// What is read strictly is read the same leniently; an error is one line.
+/// Input that is valid when read strictly has the same value when read leniently; an error is one line.
 fn yaml(bytes: &[u8]) {
     let text = text_of(bytes);
     let lenient = yaml::read(&text, DuplicateKeys::LastWins);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the agent shows to a person: `kube-ipvs list`.
+//! The output of `kube-ipvs list`, and the socket for the Services in it.
 
-pub mod list;
+pub mod ipvs_table;
 pub mod owners;
 pub mod sort;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which Service is behind a virtual server: the running agent knows, and tells over a socket in
-//! the abstract namespace. That namespace belongs to the network namespace, so an asker reaches the
-//! agent of its own node, and no file is left behind.
+//! The Services of virtual servers. The running agent serves them at a socket in the abstract namespace, which belongs
+//! to the network namespace: a client reaches the agent of its own node, and no file remains.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,25 +20,23 @@ use crate::inbox::Inbox;
 use crate::words;
 
 const NAME: &[u8] = b"kube-ipvs/owners";
-/// How long an asker and the loop may take.
+/// The timeout of a client, and of the sync loop.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer is good for so long: the loop is asked at most once in it, whatever askers do.
+/// An answer is reused for so long, so that clients query the sync loop at most once in this time.
 const AGE: Duration = Duration::from_secs(1);
-/// A listener with a full queue is asked so many times.
+/// The number of connects to a listener with a full queue.
 const TRIES: usize = 10;
-/// Time between two tries to get the socket from somebody who has no right to it.
+/// The time between two tries to bind a socket that a process other than an agent has.
 const RETRY: Duration = Duration::from_secs(10);
 
 fn address() -> std::io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(NAME)
 }
 
-/// The process at the other end of a socket; of a connection to a listener the one that listens.
+/// The process at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Its user.
     user: u32,
-    /// Its process.
     process: i32,
 }
 
@@ -49,7 +46,7 @@ impl Holder {
         Ok(Self { user: peer.uid(), process: peer.pid() })
     }
 
-    /// Root runs agents. Tests run them as themselves.
+    /// Agents run as root; in tests as the user of the test.
     fn may_be_agent(self) -> bool {
         self.user == 0 || self.user == nix::unistd::geteuid().as_raw()
     }
@@ -61,16 +58,16 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The place of the one agent that may run in a network namespace.
+/// The socket that only one agent per network namespace has.
 #[derive(Debug)]
 pub enum Claim {
-    /// It is ours until it is dropped.
+    /// Bound until dropped.
     Ours(UnixListener),
-    /// Somebody who is no agent has it: any user may open a socket of any name. The holder, if it answers.
+    /// A process that is no agent has the socket, which any user may bind. The process, if it answers.
     Taken(Option<Holder>),
 }
 
-/// Takes the place of the one agent that may run in this network namespace.
+/// Binds the socket of the one agent that may run in this network namespace.
 ///
 /// # Errors
 /// When an agent runs.
@@ -89,11 +86,11 @@ pub fn claim() -> anyhow::Result<Claim> {
     }
 }
 
-/// Who listens at the socket. One that does not take connections is no agent: an agent takes them at once.
+/// The process that listens at the socket. `None` if it accepts no connection, which an agent does at once.
 fn holder() -> Option<Holder> {
     let address = UnixAddr::new_abstract(NAME).ok()?;
     for _ in 0..TRIES {
-        // Waiting for room in the queue of a listener could last for ever.
+        // A blocking connect could wait for ever for a full queue.
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
         match connect(socket.as_raw_fd(), &address) {
@@ -105,27 +102,27 @@ fn holder() -> Option<Holder> {
     None
 }
 
-/// Answers askers until the process ends. When somebody who is no agent has the socket, it is tried again
-/// and again, and everything else goes on.
+/// Answers clients until the process ends. While a process that is no agent has the socket, the bind is retried; the
+/// rest of the agent works.
 ///
 /// # Errors
 /// When another agent already runs in this network namespace.
 pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
-    let mut place = claim()?;
-    if let Claim::Taken(holder) = &place {
+    let mut claimed = claim()?;
+    if let Claim::Taken(holder) = &claimed {
         let holder = holder.map_or_else(|| "a process that does not answer".to_owned(), |h| h.to_string());
         tracing::warn!(
-            "{holder} has the socket @kube-ipvs/owners and is no kube-ipvs: until it is stopped, \
-             `kube-ipvs list` shows no Services, and a second agent on this node would not be noticed"
+            "{holder} has the socket @kube-ipvs/owners and is no kube-ipvs: until that process is stopped, \
+             `kube-ipvs list` shows no Services, and a second agent on this node is not detected"
         );
     }
     std::thread::Builder::new().name("owners".to_owned()).spawn(move || {
         loop {
-            if let Claim::Ours(listener) = place {
+            if let Claim::Ours(listener) = claimed {
                 return answer(&listener, &inbox);
             }
             std::thread::sleep(RETRY);
-            place = match claim() {
+            claimed = match claim() {
                 Ok(Claim::Ours(listener)) => {
                     tracing::info!(
                         "the socket @kube-ipvs/owners is free again: `kube-ipvs list` shows Services"
@@ -146,7 +143,7 @@ pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
 fn answer(listener: &UnixListener, inbox: &Inbox) {
     let mut last: Option<(Instant, String)> = None;
     for mut stream in listener.incoming().flatten() {
-        // Names of Services are for those who run this node.
+        // Only the operators of this node may read the names of Services.
         if !Holder::of(&stream).is_ok_and(Holder::may_be_agent) {
             continue;
         }
@@ -155,7 +152,7 @@ fn answer(listener: &UnixListener, inbox: &Inbox) {
             inbox.request_owners(sender);
             last = receiver.recv_timeout(TIMEOUT).ok().map(|text| (Instant::now(), text));
         }
-        // An asker that is gone, or a loop that is busy for long, is the asker's problem.
+        // The client sees the closed connection when the loop was too slow.
         let _ = stream.set_write_timeout(Some(TIMEOUT));
         if let Some((_, text)) = &last {
             let _ = stream.write_all(text.as_bytes());
@@ -163,15 +160,15 @@ fn answer(listener: &UnixListener, inbox: &Inbox) {
     }
 }
 
-/// The Services behind virtual servers, as far as known.
+/// The Services of virtual servers, as far as known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Owners(HashMap<String, String>);
+pub struct ServiceOwners(HashMap<String, String>);
 
-impl Owners {
-    /// Asks the agent that runs in this network namespace.
+impl ServiceOwners {
+    /// Queries the agent that runs in this network namespace.
     ///
     /// # Errors
-    /// When none runs, or it does not answer.
+    /// When no agent runs, or it does not answer.
     pub fn ask() -> anyhow::Result<Self> {
         let stream = address().and_then(|address| UnixStream::connect_addr(&address));
         let mut stream = stream.context("no kube-ipvs agent runs in this network namespace")?;
@@ -192,7 +189,7 @@ impl Owners {
         Self(text.lines().filter_map(line).collect())
     }
 
-    /// The Service behind a virtual server given as `PROTO ADDR:PORT`.
+    /// The Service of a virtual server given as `PROTO ADDR:PORT`.
     pub fn get(&self, server: &str) -> Option<&str> {
         self.0.get(server).map(String::as_str)
     }
@@ -204,14 +201,15 @@ mod tests {
 
     #[test]
     fn answers_are_lines() {
-        let owners = Owners::parse("TCP 10.96.0.1:443 default/kubernetes:https\nUDP [fd00::1]:53 a/b\n");
+        let owners =
+            ServiceOwners::parse("TCP 10.96.0.1:443 default/kubernetes:https\nUDP [fd00::1]:53 a/b\n");
         assert_eq!(owners.get("TCP 10.96.0.1:443"), Some("default/kubernetes:https"));
         assert_eq!(owners.get("UDP [fd00::1]:53"), Some("a/b"));
         assert_eq!(owners.get("TCP 1.1.1.1:1"), None);
     }
 
     #[test]
-    fn whoever_asks_again_and_again_is_answered_from_memory() {
+    fn frequent_clients_get_the_same_answer() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("owners");
         let listener = UnixListener::bind(&path).unwrap();

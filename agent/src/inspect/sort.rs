@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The order in which ipvsadm lists, which is not quite an order.
+//! The order of ipvsadm's list.
 //!
-//! ipvsadm compares IPv4 addresses by the sign of a 32-bit difference, so 10.0.0.0 < 100.64.0.0 <
-//! 192.168.0.0 < 10.0.0.0. What comes out then depends on the sorting algorithm as well: it is the
-//! merge sort of the C library, and so it is here.
+//! ipvsadm compares IPv4 addresses by the sign of a 32-bit difference, so 10.0.0.0 < 100.64.0.0 < 192.168.0.0 <
+//! 10.0.0.0. This is no total order, so the result depends on the algorithm: the merge sort of the C library.
 
 use std::cmp::Ordering;
 use std::net::IpAddr;
@@ -61,7 +60,7 @@ fn compare_addrs(a: &IpAddr, b: &IpAddr) -> Ordering {
     }
 }
 
-/// Halves, sorts both, merges; of equal elements the left one first.
+/// A stable merge sort that splits as the C library does.
 fn merge_sort<T>(items: &mut Vec<T>, compare: &dyn Fn(&T, &T) -> Ordering) {
     if items.len() <= 1 {
         return;

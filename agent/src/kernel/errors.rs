@@ -6,9 +6,11 @@ use crate::core::plan::outcome::{Cause, OpError};
 use dummy_iface::AddressErrorKind;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
+use netlink_batch::Error as Netlink;
 
 use crate::core::plan::op::Op;
 use crate::core::plan::ownership::DEVICE;
+use crate::words;
 
 /// An IPVS command was refused.
 pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {
@@ -32,13 +34,16 @@ pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {
     OpError { uncertain, ..OpError::plain(cause, message) }
 }
 
-/// A conversation about IPVS failed: nobody knows what ran.
+/// A conversation about IPVS failed: it is unknown which commands took effect.
 pub(super) fn client_error(error: &ipvs::Error) -> OpError {
+    let text = words::causes(error);
     match error {
-        ipvs::Error::PermissionDenied => OpError::plain(Cause::NotPermitted, error.to_string()),
-        ipvs::Error::FamilyMissing => OpError::plain(Cause::NotSupported, error.to_string()),
-        ipvs::Error::Timeout | ipvs::Error::Overrun => OpError::uncertain(Cause::TimedOut, error.to_string()),
-        _ => OpError::uncertain(Cause::Other, error.to_string()),
+        ipvs::Error::PermissionDenied => OpError::plain(Cause::NotPermitted, text),
+        ipvs::Error::FamilyMissing => OpError::plain(Cause::NotSupported, text),
+        ipvs::Error::Netlink(Netlink::Timeout | Netlink::Overrun) => {
+            OpError::uncertain(Cause::TimedOut, text)
+        }
+        _ => OpError::uncertain(Cause::Other, text),
     }
 }
 
@@ -68,13 +73,13 @@ pub(super) fn address_error(error: &dummy_iface::AddressError) -> OpError {
 /// The device, or the conversation about it, failed.
 pub(super) fn device_error(error: &dummy_iface::Error) -> OpError {
     use dummy_iface::Error as E;
-    let plain = |cause| OpError::plain(cause, error.to_string());
+    let text = words::causes(error);
     match error {
-        E::WrongKind { .. } | E::InvalidName(_) => plain(Cause::WrongKind),
-        E::NoDummySupport => plain(Cause::NotSupported),
-        E::PermissionDenied => plain(Cause::NotPermitted),
-        E::NoDevice(_) => OpError::uncertain(Cause::Missing, error.to_string()),
-        E::Lost | E::Timeout => OpError::uncertain(Cause::TimedOut, error.to_string()),
-        _ => OpError::uncertain(Cause::Other, error.to_string()),
+        E::WrongKind { .. } | E::InvalidName(_) => OpError::plain(Cause::WrongKind, text),
+        E::NoDummySupport => OpError::plain(Cause::NotSupported, text),
+        E::Netlink(Netlink::NotPermitted) => OpError::plain(Cause::NotPermitted, text),
+        E::NoDevice(_) => OpError::uncertain(Cause::Missing, text),
+        E::Netlink(Netlink::Overrun | Netlink::Timeout) => OpError::uncertain(Cause::TimedOut, text),
+        _ => OpError::uncertain(Cause::Other, text),
     }
 }

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the kernel and files of the system say, for [`crate::fuzzing`].
 
-#![allow(clippy::unwrap_used, reason = "a panic is what tells")]
+#![allow(clippy::unwrap_used, reason = "a panic is the finding")]
+
+use netlink_batch::{AttributeIter, messages};
+use netlink_packet_core::Parseable;
+use netlink_packet_sock_diag::inet::InetResponse;
 
 use super::host::name_servers::NamedHosts;
-use super::host::sockets;
+use super::host::{routes, sockets};
 use super::iptables::flavour::{self, Flavour};
 use super::ipvs::proc_ip_vs::{Parser, Shown};
 use super::netfilter::conntrack::{self, CTA_TUPLE_REPLY};
 use super::netfilter::ipset_codec::{encode_entry, parse_count, parse_entry, parse_part};
-use super::netfilter::nfnetlink::{AttrIter, messages, refusal};
-use super::netfilter::{nft_tables, nft_watch};
+use super::netfilter::{nfnetlink, nft_tables, nft_watch};
 use crate::core::mirror::ObservedSet;
 use crate::core::model::Protocol;
 use crate::core::model::map::Map;
@@ -24,6 +27,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("nf-datagram", nf_datagram),
     ("nft-generation", nft_generation),
     ("proc-ip-vs", proc_ip_vs),
+    ("rtnl-route", route),
     ("sock-diag", sock_diag),
 ];
 
@@ -32,24 +36,22 @@ pub(crate) fn flavour(text: &str) -> Option<Flavour> {
     flavour::choose(text, "").map(|(flavour, _)| flavour)
 }
 
-/// A datagram of netfilter: its messages, their refusals, and whom a notification concerns.
+/// A datagram of netfilter: its messages, and whom a notification concerns.
 fn nf_datagram(bytes: &[u8]) {
-    let mut total = 0;
-    let all: Vec<_> = messages(bytes).map_while(Result::ok).collect();
-    for message in &all {
-        total += 16 + message.payload.len();
-        let _ = (refusal(message.payload), nft_watch::concerned_family(message));
-        let attributes: usize = AttrIter(message.payload).flatten().map(|(_, value)| 4 + value.len()).sum();
-        assert!(attributes <= message.payload.len());
+    netlink_batch::fuzzing::datagram(bytes);
+    for message in messages(bytes).flatten() {
+        let family = nft_watch::concerned_family(&message);
+        assert!(family.is_none() || !nfnetlink::attributes(message.payload).is_empty());
     }
-    assert!(total <= bytes.len(), "{total} bytes of messages in {}", bytes.len());
-    let first = messages(&bytes[..bytes.len() / 2]).map_while(Result::ok);
-    for (cut, whole) in first.zip(&all) {
-        assert_eq!(
-            (cut.kind, cut.seq, cut.port, cut.payload),
-            (whole.kind, whole.seq, whole.port, whole.payload)
-        );
-    }
+}
+
+/// A route. Cut short it has no other gateways.
+fn route(bytes: &[u8]) {
+    let (mut whole, mut cut) = (Vec::new(), Vec::new());
+    let read = routes::parse_gateways(bytes, &mut whole).is_ok();
+    assert!(whole.len() <= bytes.len() / 8, "{} gateways in {} bytes", whole.len(), bytes.len());
+    let cut_read = routes::parse_gateways(&bytes[..bytes.len() / 2], &mut cut).is_ok();
+    assert!(!(read && cut_read) || whole.starts_with(&cut), "{cut:?} is no part of {whole:?}");
 }
 
 /// The number of a generation of nf_tables.
@@ -67,7 +69,7 @@ fn ipset(bytes: &[u8]) {
     let _ = parse_count(bytes);
     let Ok(whole) = read(bytes) else { return };
     // Of what is there twice the last counts, which a part cut short may not have.
-    let mut kinds: Vec<u16> = AttrIter(bytes).flatten().map(|(kind, _)| kind).collect();
+    let mut kinds: Vec<u16> = AttributeIter::new(bytes).flatten().map(|(kind, _)| kind).collect();
     kinds.sort_unstable();
     let once = kinds.windows(2).all(|pair| pair[0] != pair[1]);
     let cut = if once { read(&bytes[..bytes.len() / 2]).unwrap_or_default() } else { Map::default() };
@@ -92,7 +94,8 @@ fn ipset(bytes: &[u8]) {
 /// An entry of the table of connections. What names it to the kernel names the same one.
 fn conntrack(bytes: &[u8]) {
     let Ok(Some(entry)) = conntrack::parse_entry(bytes) else { return };
-    let reply = AttrIter(bytes).flatten().filter(|(kind, _)| *kind == CTA_TUPLE_REPLY).last().unwrap().1;
+    let reply =
+        AttributeIter::new(bytes).flatten().filter(|(kind, _)| *kind == CTA_TUPLE_REPLY).last().unwrap().1;
     let mut again = entry.identity.clone();
     again.nest_bytes(CTA_TUPLE_REPLY, reply);
     let read = conntrack::parse_entry(again.as_bytes()).unwrap().unwrap();
@@ -100,11 +103,11 @@ fn conntrack(bytes: &[u8]) {
     assert_eq!(read.identity.as_bytes(), entry.identity.as_bytes());
 }
 
-/// Sockets of programs; the first byte says whether a list was asked for.
+/// Sockets of programs; the first byte is not read, as in the inputs that there are.
 fn sock_diag(bytes: &[u8]) {
-    let Some((list, datagram)) = bytes.split_first() else { return };
-    let mut answers = Vec::new();
-    let _ = sockets::read_answers(datagram, list % 2 == 0, &mut answers);
+    let Some((_, datagram)) = bytes.split_first() else { return };
+    let answer = |message: netlink_batch::Received<'_>| InetResponse::parse(message.payload).ok();
+    let answers: Vec<_> = messages(datagram).flatten().filter_map(answer).collect();
     assert!(answers.len() <= datagram.len() / 16);
     let mut ports = Vec::new();
     answers.iter().for_each(|answer| sockets::add(&mut ports, Protocol::Tcp, answer));

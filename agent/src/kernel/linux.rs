@@ -8,18 +8,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use dummy_iface::DummyDevice;
+use dummy_iface::{DummyDevice, Watch};
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, ServiceId};
+use netlink_batch::{Error as Netlink, Socket};
 
 use super::errors::{address_error, client_error, device_error, ipvs_error};
+use super::host::routes::Routes;
 use super::host::sysctl;
 use super::iptables::Iptables;
 use super::iptables::worker::{Rules, Wake};
 use super::ipvs::{proc_ip_vs, service_id};
 use super::netfilter::conntrack::ConntrackClient;
 use super::netfilter::ipset::IpsetClient;
-use super::netfilter::nfnetlink::{NfError, NfSocket};
+use super::netfilter::nfnetlink;
 use super::netfilter::nft_watch::Children;
 use super::reading::{ReadState, failed};
 use super::{Kernel, Probed, Runner};
@@ -34,6 +36,7 @@ use crate::core::plan::op::{Op, Subsystem};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
+use crate::words;
 
 /// Up to so many virtual servers are asked one by one for their connections; more are read from the
 /// kernel's table in one go.
@@ -44,7 +47,7 @@ const LOOKED_UP_ONE_BY_ONE: usize = 256;
 /// What went to the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelCounters {
-    /// Datagrams sent to IPVS, to the set subsystem, and for addresses.
+    /// Datagrams sent to IPVS, to the set subsystem, and for addresses and routes.
     pub sends: [u64; 3],
     /// Bytes in them.
     pub bytes: [u64; 3],
@@ -68,7 +71,8 @@ pub struct LinuxKernel {
     pub(super) sets: IpsetClient,
     conntrack: ConntrackClient,
     iptables: Iptables,
-    pub(super) nft: NfSocket,
+    pub(super) nft: Socket,
+    pub(super) routes: Routes,
     pub(super) families: Vec<Family>,
     rules: Rules,
     reading: ReadState,
@@ -96,7 +100,8 @@ impl LinuxKernel {
             conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
             rules: Rules::new(iptables.clone()),
             iptables,
-            nft: NfSocket::open().context("netfilter is not usable")?,
+            nft: nfnetlink::open().context("netfilter is not usable")?,
+            routes: Routes::open().context("rtnetlink is not usable")?,
             families: settings.families.clone(),
             reading: ReadState::End,
             scheduler: settings.scheduler.clone(),
@@ -117,9 +122,13 @@ impl LinuxKernel {
         self.flows = Some(observer);
     }
 
-    /// The netlink port that address changes of ours carry.
-    pub fn address_port(&self) -> u32 {
-        self.device.port_number()
+    /// Watches the addresses of the device; changes through this kernel are left out where it is known whose they
+    /// are.
+    ///
+    /// # Errors
+    /// When the kernel reports no changes of addresses.
+    pub fn watch_addresses(&self) -> Result<Watch, dummy_iface::Error> {
+        self.device.watch()
     }
 
     /// The processes that write rules for this agent.
@@ -156,11 +165,12 @@ impl LinuxKernel {
     /// What went to the kernel so far.
     pub fn traffic(&self) -> KernelCounters {
         let (ipvs, sets, addresses) = (self.ipvs.counters(), self.sets.counters(), self.device.counters());
+        let (routes, flows) = (self.routes.counters(), self.conntrack.counters());
         KernelCounters {
-            sends: [ipvs.sends, sets.sends, addresses.sends],
-            bytes: [ipvs.bytes_sent, sets.bytes, addresses.bytes_sent],
+            sends: [ipvs.sends, sets.sends, addresses.sends + routes.sends],
+            bytes: [ipvs.bytes_sent, sets.bytes_sent, addresses.bytes_sent + routes.bytes_sent],
             commands: ipvs.commands,
-            dumps: ipvs.dumps + self.lists + sets.dumps + addresses.dumps + self.conntrack.counters().dumps,
+            dumps: ipvs.dumps + self.lists + sets.dumps + addresses.dumps + routes.dumps + flows.dumps,
             processes: self.iptables.started(),
             tables: self.tables,
         }
@@ -169,7 +179,7 @@ impl LinuxKernel {
     fn forget_flows(&mut self, filter: &FlowFilter) -> Result<(), OpError> {
         let start = Instant::now();
         let count = self.conntrack.forget(filter);
-        let count = count.map_err(|error| OpError::plain(Cause::Other, error.to_string()))?;
+        let count = count.map_err(|error| OpError::plain(Cause::Other, words::causes(&error)))?;
         if let Some(observe) = &self.flows {
             observe(filter.family, start.elapsed(), count);
         }
@@ -187,7 +197,7 @@ impl LinuxKernel {
                 self.ipvs.set_config(config).map_err(|error| client_error(&error))
             }
             Op::ForgetFlows(flows) => self.forget_flows(&flows.filter),
-            Op::CreateDevice => self.device.ensure().map(drop).map_err(|error| device_error(&error)),
+            Op::CreateDevice => self.device.create().map(drop).map_err(|error| device_error(&error)),
             Op::WriteRules(_) | Op::RemoveLeftovers(_) => {
                 return self.rules.execute(op).map(|()| Progress::Started);
             }
@@ -225,7 +235,9 @@ impl Kernel for LinuxKernel {
             Part::Set(id) => self.read_set(id),
             Part::Addresses => self.read_addresses(),
             Part::Node => self.read_rest(),
-            Part::Ipvs | Part::Rules(_) => Err(failed(part)(&"it is no single piece")),
+            Part::Ipvs | Part::Rules(_) => {
+                Err(ObserveError { part, error: OpError::plain(Cause::Other, "it is no single piece") })
+            }
         }
     }
 
@@ -241,11 +253,13 @@ impl Kernel for LinuxKernel {
         let exists = |vs: &VsKey| match self.ipvs.service(&service_id(vs)) {
             Ok(_) => Ok(true),
             Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchService => Ok(false),
-            Err(error) => Err((failed(Part::Ipvs)(&error), matches!(error, ipvs::Error::Timeout))),
+            Err(error) => {
+                Err((failed(Part::Ipvs)(&error), matches!(error, ipvs::Error::Netlink(Netlink::Timeout))))
+            }
         };
         let count = |set: &SetId| {
             let count = self.sets.count(*set);
-            count.map_err(|error| (failed(Part::Set(*set))(&error), matches!(error, NfError::Timeout)))
+            count.map_err(|error| (failed(Part::Set(*set))(&error), matches!(error, Netlink::Timeout)))
         };
         Probed { servers: ask_each(servers, exists), sets: ask_each(sets, count) }
     }
@@ -331,9 +345,9 @@ fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<Progre
     let failures = if bind.is_empty() {
         let unbind: Vec<_> =
             ops.iter().filter_map(|op| if let Op::Unbind(n) = op { Some(*n) } else { None }).collect();
-        device.remove_addrs(&unbind)
+        device.delete_addresses(&unbind)
     } else {
-        device.add(&bind)
+        device.add_addresses(&bind)
     };
     let mut results = vec![Ok(Progress::Done); ops.len()];
     match failures {
@@ -393,20 +407,24 @@ fn command(op: &Op) -> Option<Command> {
 mod tests {
     use super::*;
 
+    fn failure(why: &str) -> ObserveError {
+        ObserveError { part: Part::Ipvs, error: OpError::plain(Cause::Other, why) }
+    }
+
     #[test]
     fn a_refusal_is_one_answer_and_a_kernel_that_falls_silent_is_asked_no_more() {
         let mut asked = 0;
         let mut ask = |answer: &Option<bool>| {
             asked += 1;
-            answer.ok_or_else(|| (failed(Part::Ipvs)(&"refused"), false))
+            answer.ok_or_else(|| (failure("refused"), false))
         };
-        let refused = || Err(failed(Part::Ipvs)(&"refused"));
+        let refused = || Err(failure("refused"));
         assert_eq!(ask_each(&[Some(true), None, Some(false)], &mut ask), [Ok(true), refused(), Ok(false)]);
         assert_eq!(asked, 3);
         let mut asked = 0;
         let silent = |_: &u8| -> Result<bool, _> {
             asked += 1;
-            Err((failed(Part::Ipvs)(&"no answer"), true))
+            Err((failure("no answer"), true))
         };
         assert!(ask_each(&[1, 2, 3], silent).iter().all(Result::is_err));
         assert_eq!(asked, 1);

@@ -20,6 +20,7 @@ use crate::core::model::sets::SetId;
 use crate::core::model::settings::Timeouts;
 use crate::core::model::{RsKey, VsKey, VsSpec};
 use crate::core::plan::subject::Part;
+use crate::words;
 
 /// Datagrams of the list of virtual servers in one piece, some 130 virtual servers each.
 const LISTED: usize = 4;
@@ -44,8 +45,8 @@ pub(super) enum ReadState {
 }
 
 /// Why a part could not be read.
-pub(super) fn failed(part: Part) -> impl Fn(&dyn std::fmt::Display) -> ObserveError {
-    move |error| ObserveError { part, error: OpError::plain(Cause::Other, error.to_string()) }
+pub(super) fn failed(part: Part) -> impl Fn(&(dyn std::error::Error + 'static)) -> ObserveError {
+    move |error| ObserveError { part, error: OpError::plain(Cause::Other, words::causes(error)) }
 }
 
 impl LinuxKernel {
@@ -185,7 +186,7 @@ impl LinuxKernel {
         Ok(Piece::Rest(NodeState {
             timeouts: Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp },
             sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
-            next_hops: self.device.next_hops().map_err(|error| failed(Part::Node)(&error))?,
+            next_hops: self.routes.next_hops().map_err(|error| failed(Part::Node)(&error))?,
             lease_routers: routers,
             name_servers: servers,
             // Only told to the operator.

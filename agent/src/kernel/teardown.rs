@@ -8,16 +8,17 @@ use anyhow::Context;
 use dummy_iface::DummyDevice;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
+use netlink_batch::{Error as Netlink, Socket};
 
 use super::iptables::Iptables;
 use super::ipvs::{service_id, vs_key};
-use super::netfilter::ipset::IpsetClient;
-use super::netfilter::nfnetlink::{NfError, NfSocket};
-use super::netfilter::nft_tables;
+use super::netfilter::ipset::{IpsetClient, IpsetError};
+use super::netfilter::{nfnetlink, nft_tables};
 use crate::core::model::Family;
 use crate::core::model::sets::SetId;
 use crate::core::plan::cleanup_plan::{CleanupStep, Found};
 use crate::core::plan::ownership::DEVICE;
+use crate::words::causes;
 
 /// A set is busy for a moment after the last rule over it went: the kernel frees rules late.
 const TRIES: usize = 40;
@@ -29,7 +30,7 @@ pub struct Teardown {
     device: DummyDevice,
     sets: Option<IpsetClient>,
     iptables: Iptables,
-    nft: NfSocket,
+    nft: Socket,
 }
 
 impl Teardown {
@@ -44,7 +45,9 @@ impl Teardown {
         };
         let sets = match IpsetClient::open() {
             Ok(client) => Some(client),
-            Err(error @ NfError::NotPermitted) => return Err(error).context("ipset is not usable"),
+            Err(error @ IpsetError::Netlink(Netlink::NotPermitted)) => {
+                return Err(error).context("ipset is not usable");
+            }
             Err(_) => None,
         };
         Ok(Self {
@@ -52,7 +55,7 @@ impl Teardown {
             device: DummyDevice::open(DEVICE).context("rtnetlink is not usable")?,
             sets,
             iptables: Iptables::default(),
-            nft: NfSocket::open().context("netfilter is not usable")?,
+            nft: nfnetlink::open().context("netfilter is not usable")?,
         })
     }
 
@@ -62,21 +65,21 @@ impl Teardown {
         if let Some(ipvs) = &mut self.ipvs {
             match ipvs.services() {
                 Ok(services) => found.servers = services.iter().filter_map(|s| vs_key(&s.id)).collect(),
-                Err(error) => unreadable.push(format!("virtual servers: {error}")),
+                Err(error) => unreadable.push(format!("virtual servers: {}", causes(&error))),
             }
         }
         match self.device.state() {
             Ok(None) => {}
-            Ok(Some(_)) => match self.device.list() {
-                Ok(addresses) => found.bound = Some(addresses.into_iter().collect()),
-                Err(error) => unreadable.push(format!("device {DEVICE}: {error}")),
+            Ok(Some(_)) => match self.device.addresses() {
+                Ok(addresses) => found.bound = addresses.own.map(|own| own.into_iter().collect()),
+                Err(error) => unreadable.push(format!("device {DEVICE}: {}", causes(&error))),
             },
-            Err(error) => unreadable.push(format!("device {DEVICE}: {error}")),
+            Err(error) => unreadable.push(format!("device {DEVICE}: {}", causes(&error))),
         }
         if let Some(sets) = &mut self.sets {
             match sets.list() {
                 Ok(list) => found.sets = list,
-                Err(error) => unreadable.push(format!("ipsets: {error}")),
+                Err(error) => unreadable.push(format!("ipsets: {}", causes(&error))),
             }
         }
         for family in families {
@@ -87,7 +90,7 @@ impl Teardown {
         }
         match nft_tables::find(&mut self.nft) {
             Ok(tables) => found.nft_tables = tables,
-            Err(error) => unreadable.push(format!("nftables: {error}")),
+            Err(error) => unreadable.push(format!("nftables: {}", causes(&error))),
         }
         (found, unreadable)
     }
@@ -98,19 +101,19 @@ impl Teardown {
     /// Why it is still there.
     pub fn run(&mut self, step: &CleanupStep) -> Result<(), String> {
         match step {
-            CleanupStep::Device(_) => self.device.remove().map(drop).map_err(|error| error.to_string()),
+            CleanupStep::Device(_) => self.device.delete().map(drop).map_err(|error| causes(&error)),
             CleanupStep::Server(vs) => match self.ipvs.as_mut().map(|ipvs| ipvs.del_service(&service_id(vs)))
             {
                 None | Some(Ok(())) => Ok(()),
                 Some(Err(ipvs::Error::Command(error))) if error.kind == ErrorKind::NoSuchService => Ok(()),
-                Some(Err(error)) => Err(error.to_string()),
+                Some(Err(error)) => Err(causes(&error)),
             },
             CleanupStep::Rules(family, removal) => {
                 self.iptables.remove(*family, removal).map_err(|error| error.to_string())
             }
             CleanupStep::Set(set) => self.destroy(*set),
             CleanupStep::NftTable(family) => {
-                nft_tables::remove(&mut self.nft, *family).map_err(|error| error.to_string())
+                nft_tables::remove(&mut self.nft, *family).map_err(|error| causes(&error))
             }
         }
     }

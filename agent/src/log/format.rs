@@ -16,11 +16,11 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::{CHANGES, OPERATIONS, PASSES, SYNCS};
+use super::levels::{CHANGES, OPERATIONS, PASSES, SYNCS};
 
 /// The format of log lines (`logging.format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
+pub enum LogFormat {
     /// For people.
     #[default]
     Text,
@@ -28,19 +28,19 @@ pub enum Format {
     Json,
 }
 
-impl FromStr for Format {
+impl FromStr for LogFormat {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
         match text {
-            "text" => Ok(Format::Text),
-            "json" => Ok(Format::Json),
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
             other => anyhow::bail!("{other:?} is not text or json"),
         }
     }
 }
 
-impl<S, N> FormatEvent<S, N> for Format
+impl<S, N> FormatEvent<S, N> for LogFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -52,7 +52,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let (now, level) = (Timestamp::now(), *event.metadata().level());
-        if *self == Format::Json {
+        if *self == LogFormat::Json {
             return writeln!(writer, "{}", render_json(event, now));
         }
         let (on, off) = if writer.has_ansi_escapes() { (color(level), "\u{1b}[0m") } else { ("", "") };
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn formats_have_names() {
-        assert_eq!("json".parse::<Format>().unwrap(), Format::Json);
-        assert!("xml".parse::<Format>().unwrap_err().to_string().contains("text or json"));
+        assert_eq!("json".parse::<LogFormat>().unwrap(), LogFormat::Json);
+        assert!("xml".parse::<LogFormat>().unwrap_err().to_string().contains("text or json"));
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter};
 
-use super::READY;
+use super::levels::READY;
 use crate::lock::lock;
 
 /// Lines in any second.

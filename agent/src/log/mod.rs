@@ -3,6 +3,7 @@
 //! written; the others are counted, so no cause can fill a disk.
 
 mod format;
+mod levels;
 mod limit;
 
 use std::io::IsTerminal;
@@ -16,20 +17,10 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub use format::{Format, render_text};
+pub use format::{LogFormat, render_text};
+pub use levels::{CHANGES, READY};
+use levels::{OPERATIONS, PASSES, SYNCS};
 pub use limit::{PER_SECOND, report_suppressed, suppressed};
-
-/// The target of lines about syncs that change something: `-v 2` shows them.
-pub const CHANGES: &str = "kube_ipvs::changes";
-/// The target of the line that ends the start: the limit keeps a place for it.
-pub const READY: &str = "kube_ipvs::ready";
-
-/// The level that logs every sync that changes something.
-const SYNCS: u32 = 2;
-/// The level that logs every sync.
-const PASSES: u32 = 4;
-/// The level that logs every operation.
-const OPERATIONS: u32 = 6;
 
 /// Reads and changes the level of the running log. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -53,7 +44,7 @@ impl Verbosity {
 }
 
 /// Starts the log of this process.
-pub fn start(format: Format, verbosity: u32) -> Verbosity {
+pub fn start(format: LogFormat, verbosity: u32) -> Verbosity {
     let (filter, handle) = reload::Layer::new(targets(verbosity));
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)

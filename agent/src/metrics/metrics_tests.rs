@@ -13,10 +13,8 @@ use crate::core::service::node_facts::NodeFacts;
 use crate::inbox::Inbox;
 use crate::kernel::ipvs::traffic::ServerCounters;
 use crate::reconcile::Reconciler;
-use crate::source::monitor::{Monitor, WatchState};
-use crate::store::{Decoded, Kind, Object};
+use crate::store::{Decoded, Object};
 use crate::testing::{self, exposition, exposition::MetricFamily as Read};
-use hyper::{Method, StatusCode};
 
 const VS: VsKey = VsKey {
     protocol: Protocol::Tcp,

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use hyper::{Method, StatusCode};
 use k8s_openapi::apimachinery::pkg::version::Info;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGaugeVec, Registry, TextEncoder};
@@ -37,7 +38,8 @@ use crate::events::EventSink;
 use crate::kernel::ipvs::traffic::ReadCounters;
 use crate::kernel::linux::FlowObserver;
 use crate::lock::lock;
-use crate::store::Store;
+use crate::source::monitor::{Monitor, WatchState};
+use crate::store::{Kind, Store};
 use input::InputMetrics;
 use objects::ObjectMetrics;
 use process::ProcessMetrics;
@@ -53,10 +55,10 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All metrics. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<AllMetrics>);
 
 #[derive(Debug)]
-struct Inner {
+struct AllMetrics {
     registry: Registry,
     versions: VersionMetrics,
     proxy: ProxyMetrics,
@@ -91,7 +93,7 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
-        let inner = Inner {
+        let inner = AllMetrics {
             versions: VersionMetrics::register(&registry)?,
             proxy: ProxyMetrics::register(&registry)?,
             work: SyncMetrics::register(&registry)?,
@@ -260,6 +262,16 @@ impl Metrics {
         }
         inner.process.refresh();
         TextEncoder::new().encode_to_string(&inner.registry.gather())
+    }
+}
+
+impl Monitor for Metrics {
+    fn request_done(&self, host: &str, method: &Method, code: Option<StatusCode>, time: Duration) {
+        self.0.rest.count(host, method, code, time);
+    }
+
+    fn watch_state(&self, kind: Kind, state: WatchState) {
+        self.0.input.set_watch_state(kind, state);
     }
 }
 

@@ -4,12 +4,10 @@
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
+use k8s_openapi::apimachinery::pkg::version::Info;
 use prometheus::{HistogramVec, IntCounterVec};
 
-use super::Metrics;
 use super::register::declare;
-use crate::source::monitor::{Monitor, WatchState};
-use crate::store::Kind;
 
 /// The code of a request without an answer, as in client-go.
 const NO_ANSWER: &str = "<error>";
@@ -21,12 +19,12 @@ const SECONDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15
 const VERSION_PERIOD: Duration = Duration::from_secs(3600);
 const VERSION_RETRY: Duration = Duration::from_secs(60);
 
-/// Keeps the version of the API server in the metrics up to date.
-pub async fn follow_version(client: kube::Client, metrics: Metrics) {
+/// Reads the version of the API server again and again.
+pub async fn follow_version(client: kube::Client, set: impl Fn(&Info)) {
     loop {
         let pause = match client.apiserver_version().await {
             Ok(info) => {
-                metrics.set_kubernetes(&info);
+                set(&info);
                 VERSION_PERIOD
             }
             Err(error) => {
@@ -47,16 +45,12 @@ declare! {
     }
 }
 
-impl Monitor for Metrics {
-    fn request_done(&self, host: &str, method: &Method, code: Option<StatusCode>, time: Duration) {
-        let (rest, method) = (&self.0.rest, label(method));
+impl RequestMetrics {
+    pub fn count(&self, host: &str, method: &Method, code: Option<StatusCode>, time: Duration) {
+        let method = label(method);
         let code = code.as_ref().map_or(NO_ANSWER, StatusCode::as_str);
-        rest.requests.with_label_values(&[code, method, host]).inc();
-        rest.duration.with_label_values(&[method, host]).observe(time.as_secs_f64());
-    }
-
-    fn watch_state(&self, kind: Kind, state: WatchState) {
-        self.0.input.set_watch_state(kind, state);
+        self.requests.with_label_values(&[code, method, host]).inc();
+        self.duration.with_label_values(&[method, host]).observe(time.as_secs_f64());
     }
 }
 

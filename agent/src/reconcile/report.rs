@@ -19,7 +19,7 @@ use crate::core::plan::outcome::Cause;
 use crate::core::plan::retries::{Failing, News, Retries};
 use crate::core::plan::subject::{Subject, SubjectKind};
 use crate::core::rules::save::ObservedRules;
-use crate::events::{About, EventSink, Notice, Reason};
+use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::kernel::Kernel;
 use crate::pace::Pace;
 use crate::words;
@@ -180,7 +180,11 @@ impl Reporter {
                 words::count(servers.len(), "virtual server"),
                 words::some(&servers, NAMED, servers.len())
             );
-            events.send([Notice { about: About::Node, reason: Reason::RemovedForeignServers, message }]);
+            events.send([EventRequest {
+                about: About::Node,
+                reason: Reason::RemovedForeignServers,
+                message,
+            }]);
         }
     }
 
@@ -356,13 +360,13 @@ impl<K: Kernel> Reconciler<K> {
         self.reporter.news(&news, &self.retries, &services, now);
         let notice = |(subject, service): (&Subject, &ObjectName)| {
             let failing = self.retries.failing().find(|(failing, _)| *failing == subject)?.1;
-            Some(Notice {
+            Some(EventRequest {
                 about: About::Service(service.clone()),
                 reason: Reason::NotProgrammed,
                 message: format!("cannot program {subject}: {}", failing.error),
             })
         };
-        let notices: Vec<Notice> = services.iter().take(EVENTS).filter_map(notice).collect();
+        let notices: Vec<EventRequest> = services.iter().take(EVENTS).filter_map(notice).collect();
         self.reporting.events.send(notices);
         self.tell_shared_failures();
         self.reporting.metrics.set_unprogrammed(&self.retries.counts());

@@ -9,7 +9,7 @@ use super::report::{Alike, alike, describe};
 use crate::core::model::ObjectName;
 use crate::core::plan::retries::Retries;
 use crate::core::plan::subject::Subject;
-use crate::events::{About, Notice, Reason};
+use crate::events::{About, EventRequest, Reason};
 use crate::kernel::Kernel;
 use crate::words;
 
@@ -43,12 +43,12 @@ impl<K: Kernel> Reconciler<K> {
     /// Posts what keeps failing that Services share, and how many of them wait for it.
     pub(super) fn tell_shared_failures(&mut self) {
         let news = self.shared_failures.take_news(&self.retries);
-        let notices: Vec<Notice> = news
+        let notices: Vec<EventRequest> = news
             .into_iter()
             .map(|((kind, _, message), subjects)| {
                 let waiting = self.waiting(&subjects);
                 let message = format!("{}: {message}{waiting}", describe(kind, &subjects, None));
-                Notice { about: About::Node, reason: Reason::NotProgrammed, message }
+                EventRequest { about: About::Node, reason: Reason::NotProgrammed, message }
             })
             .collect();
         self.reporting.events.send(notices);
@@ -100,7 +100,7 @@ mod tests {
     use crate::testing::{Agent, Clocked, SYSCTL, kernel, reporting, settings};
 
     /// A loop over four Services, and its notices.
-    fn start(kernel: FakeKernel) -> (Clocked, Receiver<Notice>) {
+    fn start(kernel: FakeKernel) -> (Clocked, Receiver<EventRequest>) {
         let cluster = (1..=4).fold(Cluster::default(), |cluster, n| {
             let spec = json!({"clusterIP": format!("10.96.0.{n}"), "ports": [{"name": "p", "port": 80}]});
             cluster.service(&format!("web-{n}"), spec, &[])
@@ -121,7 +121,7 @@ mod tests {
     }
 
     /// What was told of the Node since the last call.
-    fn told(notices: &mut Receiver<Notice>) -> Vec<String> {
+    fn told(notices: &mut Receiver<EventRequest>) -> Vec<String> {
         let mut told = Vec::new();
         while let Ok(notice) = notices.try_recv() {
             assert_eq!((&notice.about, notice.reason), (&About::Node, Reason::NotProgrammed), "{notice:?}");

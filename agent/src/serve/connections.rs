@@ -1,62 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How many connections a server has at once: no one asker, and not all together, can take its memory and its
-//! file descriptors. Nor can they keep others out: where there are too many, a new one takes the place of the
-//! one that is idle for longest.
+//! Limits the connections of a server, in total and per client, so that clients can exhaust neither memory nor file
+//! descriptors. A new connection is always accepted: with too many, the one that is idle for longest is closed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
+
+use crate::lock::lock;
 
 /// Connections of one server, or of several that share a limit.
 #[derive(Clone, Debug)]
 pub struct Connections {
     open: Arc<Mutex<Open>>,
     all: usize,
-    of_one: usize,
+    per_client: usize,
 }
 
-/// Who asks.
+/// The client of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Asker {
-    /// This node, kubelet among others. It does not count among all.
+enum Client {
+    /// This node, for example kubelet. Not counted in the total.
     Node,
-    /// An IPv4 address, or the /64 of an IPv6 address: one host may have all of it.
+    /// An IPv4 address, or the /64 of an IPv6 address: one host may own a whole /64.
     Other(IpAddr),
 }
 
 #[derive(Debug, Default)]
 struct Open {
-    /// By a number of their own.
+    /// By a unique number.
     connections: BTreeMap<u64, Connection>,
-    /// A clock that goes on whenever something happens.
+    /// A logical clock.
     now: u64,
 }
 
 #[derive(Debug)]
 struct Connection {
-    asker: Asker,
-    /// A request is being answered, until the last byte is on its way.
+    client: Client,
+    /// True from a complete request until the last byte of its answer is sent.
     is_answering: bool,
-    /// Since when it is idle, or answering.
+    /// Start of the current state.
     since: u64,
-    /// When this goes away, the connection ends.
-    _stay: oneshot::Sender<()>,
+    /// Dropping this ends the connection.
+    _keep: oneshot::Sender<()>,
 }
 
-/// The place of one connection, given back when this goes away.
+/// The slot of one connection, released on drop.
 #[derive(Debug)]
-pub struct Place {
+pub struct Slot {
     usage: Usage,
-    taken: oneshot::Receiver<()>,
+    revoked: oneshot::Receiver<()>,
 }
 
-/// Tells what a connection does.
+/// Reports whether a connection is idle.
 #[derive(Clone, Debug)]
 pub struct Usage {
     open: Arc<Mutex<Open>>,
@@ -64,33 +65,32 @@ pub struct Usage {
 }
 
 impl Connections {
-    /// At most `all` connections of other hosts, and at most `of_one` of one asker. This node is an asker, too.
-    pub fn new(all: usize, of_one: usize) -> Self {
-        Self { open: Arc::default(), all, of_one }
+    /// At most `all` connections of other hosts, and at most `per_client` of one client, this node included.
+    pub fn new(all: usize, per_client: usize) -> Self {
+        Self { open: Arc::default(), all, per_client }
     }
 
-    /// A place for a connection from one address to another. Where there are too many, another one loses its
-    /// place.
-    pub fn take(&self, peer: IpAddr, local: IpAddr) -> Place {
-        let asker = Asker::new(peer, local);
+    /// A slot for a connection. With too many connections, another one loses its slot.
+    pub fn take(&self, peer: IpAddr, local: IpAddr) -> Slot {
+        let client = Client::new(peer, local);
         let mut open = lock(&self.open);
-        if let Some(loser) = open.loser(asker, self.all, self.of_one) {
-            open.connections.remove(&loser);
+        if let Some(victim) = open.victim(client, self.all, self.per_client) {
+            open.connections.remove(&victim);
         }
-        let (stay, taken) = oneshot::channel();
+        let (keep, revoked) = oneshot::channel();
         let number = open.tick();
-        let connection = Connection { asker, is_answering: false, since: number, _stay: stay };
+        let connection = Connection { client, is_answering: false, since: number, _keep: keep };
         open.connections.insert(number, connection);
-        Place { usage: Usage { open: self.open.clone(), number }, taken }
+        Slot { usage: Usage { open: self.open.clone(), number }, revoked }
     }
 }
 
-impl Asker {
+impl Client {
     fn new(peer: IpAddr, local: IpAddr) -> Self {
         match peer {
-            _ if peer.is_loopback() || peer == local => Asker::Node,
-            IpAddr::V6(ip) => Asker::Other(Ipv6Addr::from(u128::from(ip) >> 64 << 64).into()),
-            v4 => Asker::Other(v4),
+            _ if peer.is_loopback() || peer == local => Client::Node,
+            IpAddr::V6(ip) => Client::Other(Ipv6Addr::from(u128::from(ip) >> 64 << 64).into()),
+            v4 => Client::Other(v4),
         }
     }
 }
@@ -101,49 +101,49 @@ impl Open {
         self.now
     }
 
-    /// The connection that has to go before this asker gets one more: of this asker if it has all that it may
-    /// have, else of those that have the most, if there are too many in all. Idle ones go first.
-    fn loser(&self, asker: Asker, all: usize, of_one: usize) -> Option<u64> {
-        let mut counts: HashMap<Asker, usize> = HashMap::new();
+    /// The connection to close before this client gets one more: one of the client's own if it has its maximum, else
+    /// one of the client with the most if the total is reached. Idle connections are closed first.
+    fn victim(&self, client: Client, all: usize, per_client: usize) -> Option<u64> {
+        let mut counts: HashMap<Client, usize> = HashMap::new();
         for connection in self.connections.values() {
-            *counts.entry(connection.asker).or_default() += 1;
+            *counts.entry(connection.client).or_default() += 1;
         }
-        let has_most = counts.get(&asker).is_some_and(|count| *count >= of_one);
-        counts.remove(&Asker::Node);
+        let has_most = counts.get(&client).is_some_and(|count| *count >= per_client);
+        counts.remove(&Client::Node);
         let most = counts.values().copied().max().unwrap_or(0);
-        let too_many = asker != Asker::Node && counts.values().sum::<usize>() >= all;
-        let may_lose = |connection: &Connection| {
+        let too_many = client != Client::Node && counts.values().sum::<usize>() >= all;
+        let may_close = |connection: &Connection| {
             if has_most {
-                connection.asker == asker
+                connection.client == client
             } else {
-                too_many && counts.get(&connection.asker) == Some(&most)
+                too_many && counts.get(&connection.client) == Some(&most)
             }
         };
-        let losers = self.connections.iter().filter(|(_, connection)| may_lose(connection));
-        losers.min_by_key(|(_, c)| (c.is_answering, c.since)).map(|(number, _)| *number)
+        let candidates = self.connections.iter().filter(|(_, connection)| may_close(connection));
+        candidates.min_by_key(|(_, c)| (c.is_answering, c.since)).map(|(number, _)| *number)
     }
 }
 
-impl Place {
-    /// For whoever reads and writes.
+impl Slot {
+    /// For the stream of the connection.
     pub fn usage(&self) -> Usage {
         self.usage.clone()
     }
 
-    /// Returns when another connection took the place.
+    /// Returns when another connection took the slot.
     pub async fn lost(&mut self) {
-        let _ = (&mut self.taken).await;
+        let _ = (&mut self.revoked).await;
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         lock(&self.usage.open).connections.remove(&self.usage.number);
     }
 }
 
 impl Usage {
-    /// A request is here completely and is being answered.
+    /// A complete request was read and is being answered.
     pub fn answers(&self) {
         self.set(true);
     }
@@ -159,24 +159,20 @@ impl Usage {
     }
 }
 
-fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
-    open.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A stream whose connection is idle again when all that was written is on its way.
-pub struct Watched<S> {
+/// A stream that reports its connection as idle when everything written is sent.
+pub struct TrackedStream<S> {
     stream: S,
     usage: Usage,
 }
 
-impl<S> Watched<S> {
-    /// Tells `usage`.
+impl<S> TrackedStream<S> {
+    /// Reports to `usage`.
     pub fn new(stream: S, usage: Usage) -> Self {
         Self { stream, usage }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -186,7 +182,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -203,7 +199,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         self.stream.is_write_vectored()
     }
 
-    /// Is called when nothing is left to be written.
+    /// hyper flushes when an answer is complete.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if flushed.is_ready() {
@@ -223,38 +219,38 @@ mod tests {
 
     const NODE: &str = "10.0.0.1";
 
-    fn take(connections: &Connections, peer: &str) -> Place {
+    fn take(connections: &Connections, peer: &str) -> Slot {
         connections.take(peer.parse().unwrap(), NODE.parse().unwrap())
     }
 
-    fn has_lost(place: &mut Place) -> bool {
-        place.taken.try_recv() != Err(oneshot::error::TryRecvError::Empty)
+    fn has_lost(slot: &mut Slot) -> bool {
+        slot.revoked.try_recv() != Err(oneshot::error::TryRecvError::Empty)
     }
 
     #[test]
-    fn an_asker_with_too_many_loses_the_one_that_is_idle_for_longest() {
+    fn a_client_with_too_many_loses_the_one_that_is_idle_for_longest() {
         let connections = Connections::new(8, 3);
-        let mut places = ["fd00::1", "fd00::2", "fd00::3"].map(|ip| take(&connections, ip));
+        let mut slots = ["fd00::1", "fd00::2", "fd00::3"].map(|ip| take(&connections, ip));
         let mut other = take(&connections, "10.0.0.9");
-        places[0].usage().answers();
-        places[1].usage().answers();
-        places[1].usage().set(false);
+        slots[0].usage().answers();
+        slots[1].usage().answers();
+        slots[1].usage().set(false);
         // The first is being answered, the second was just now.
         let mut fourth = take(&connections, "fd00::4");
-        assert_eq!(places.each_mut().map(has_lost), [false, false, true]);
+        assert_eq!(slots.each_mut().map(has_lost), [false, false, true]);
         let mut fifth = take(&connections, "fd00::5");
-        assert_eq!(places.each_mut().map(has_lost), [false, true, true]);
+        assert_eq!(slots.each_mut().map(has_lost), [false, true, true]);
         assert!(![&mut fourth, &mut fifth, &mut other].into_iter().any(has_lost), "one host is one /64");
         // None is idle: the one that takes the longest.
-        for place in [&fourth, &fifth] {
-            place.usage().answers();
+        for slot in [&fourth, &fifth] {
+            slot.usage().answers();
         }
         let _sixth = take(&connections, "fd00::6");
-        assert!(has_lost(&mut places[0]) && !has_lost(&mut fourth));
+        assert!(has_lost(&mut slots[0]) && !has_lost(&mut fourth));
     }
 
     #[test]
-    fn where_all_places_are_taken_those_with_the_most_lose_one() {
+    fn with_all_slots_taken_the_client_with_the_most_loses_one() {
         let connections = Connections::new(5, 3);
         let mut one = take(&connections, "10.0.0.2");
         let mut many = ["10.0.0.3"; 3].map(|ip| take(&connections, ip));
@@ -269,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_node_itself_has_room_of_its_own() {
+    fn this_node_has_slots_of_its_own() {
         let connections = Connections::new(2, 2);
         let mut own = take(&connections, "127.0.0.1");
         let mut others = ["10.0.0.2", "10.0.0.3"].map(|ip| take(&connections, ip));
@@ -282,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_given_back() {
+    fn slots_are_released() {
         let connections = Connections::new(2, 2);
         drop([take(&connections, "10.0.0.2"), take(&connections, "127.0.0.1")]);
         assert!(connections.open.lock().unwrap().connections.is_empty());

@@ -1,79 +1,79 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the health endpoints answer, with kube-proxy's bodies. Pure: times are arguments.
+//! The answers of the health endpoints, with kube-proxy's bodies. Pure: times are arguments.
 //!
 //! | endpoint | 200 means |
 //! |---|---|
-//! | `/livez` | the loop turns and takes changes; a restart would not help with anything else |
-//! | `/healthz` | no family has a change that waits longer than twice the sync period, and the node may get new traffic |
-//! | `/readyz` | everything was tried once, and the guard of every family stands |
+//! | `/livez` | the sync loop iterates and takes changes; a restart fixes nothing else |
+//! | `/healthz` | in every family the oldest unprogrammed change is younger than twice the sync period, and the node may get new traffic |
+//! | `/readyz` | the first sync has ended, and the device, ipsets and rules of every family are in place |
 //!
-//! An object that the kernel refuses is no failed sync: it is listed by `/readyz?verbose`.
+//! An object that the kernel rejects is no failed sync: `/readyz?verbose` lists it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::core::model::Family;
+use crate::lock::lock;
 use crate::store::Store;
 
-/// What is known about one family.
+/// The health of one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct FamilyHealth {
     /// End of the last successful sync.
     updated: Option<SystemTime>,
-    /// When the oldest change came in that no successful sync has followed.
+    /// The time of the oldest change since the last successful sync.
     pending: Option<SystemTime>,
 }
 
-/// The loop is taken to hang when it is silent for so long, however short the sync period is.
+/// The minimum time without an iteration after which the loop counts as blocked.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
 
 /// The health of the agent and its node.
 #[derive(Clone, Debug)]
 pub struct Health {
     families: Vec<(Family, FamilyHealth)>,
-    /// A change that is not programmed for so long makes its family unhealthy.
+    /// A change that is unprogrammed for so long makes its family unhealthy.
     limit: Duration,
-    /// The Node object exists and the node is not about to go.
+    /// The Node object exists and the node is not being removed.
     eligible: bool,
-    /// Everything was tried once.
+    /// The first sync has ended.
     tried: bool,
-    /// Families whose guard stands.
+    /// Families whose device, ipsets and rules are in place.
     guarded: Vec<Family>,
-    /// What is not programmed, in lines, and how many objects that are.
+    /// Lines about unprogrammed objects, and the number of all of them.
     unprogrammed: (Vec<String>, usize),
 }
 
-/// What can be seen of the loop from outside.
+/// The delay of the sync loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopLag {
-    /// How long the oldest change waits that the loop has not taken.
+    /// The age of the oldest change that the loop has not taken.
     pub waiting: Duration,
-    /// How long ago the loop turned last.
+    /// The time since the last iteration.
     pub silent: Duration,
 }
 
-/// The health that the loop writes and the servers read.
+/// The health, written by the sync loop and read by the servers.
 #[derive(Clone, Debug)]
-pub struct SharedHealth(Arc<Shared>);
+pub struct SharedHealth(Arc<HealthState>);
 
 #[derive(Debug)]
-struct Shared {
+struct HealthState {
     health: Mutex<Health>,
     start: Instant,
-    /// When the loop turned last, in milliseconds after the start.
+    /// The last iteration of the loop, in milliseconds after the start.
     beat: AtomicU64,
     store: OnceLock<Arc<Store>>,
 }
 
 impl SharedHealth {
-    /// Shares it.
     pub fn new(health: Health) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(HealthState {
             health: Mutex::new(health),
             start: Instant::now(),
             beat: AtomicU64::new(0),
@@ -81,56 +81,56 @@ impl SharedHealth {
         }))
     }
 
-    /// From now on changes that wait in the store count.
+    /// From now on the changes in the store count.
     pub fn watch(&self, store: Arc<Store>) {
         // There is one in a process.
         let _ = self.0.store.set(store);
     }
 
-    /// Reads or changes it. Every change is complete before it could panic.
+    /// Reads or changes the health.
     pub fn with<R>(&self, use_it: impl FnOnce(&mut Health) -> R) -> R {
-        use_it(&mut self.0.health.lock().unwrap_or_else(PoisonError::into_inner))
+        use_it(&mut lock(&self.0.health))
     }
 
-    /// The loop turns, or makes progress with something large.
+    /// The loop iterates, or makes progress with a long step.
     pub fn beat(&self) {
         let elapsed = u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.beat.store(elapsed, Ordering::Relaxed);
     }
 
-    /// What can be seen of the loop now.
+    /// The current delay of the loop.
     pub fn lag(&self) -> LoopLag {
         let beat = Duration::from_millis(self.0.beat.load(Ordering::Relaxed));
         let waiting = self.0.store.get().and_then(|store| store.waiting_for_loop());
         LoopLag { waiting: waiting.unwrap_or_default(), silent: self.0.start.elapsed().saturating_sub(beat) }
     }
 
-    /// The code and the body of an answer now.
+    /// The status and the body of an answer.
     pub fn answer(&self, probe: Probe) -> (u16, String) {
         let lag = self.lag();
         self.with(|health| health.answer(probe, SystemTime::now(), lag))
     }
 }
 
-/// Which endpoint is asked.
+/// A health endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// `/healthz`: may this node get new traffic?
     Healthz,
-    /// `/livez`: does the agent work?
+    /// `/livez`: does the sync loop work?
     Livez,
 }
 
 impl Health {
-    /// Nothing was synced yet. `limit` is twice the sync period.
+    /// The health before the first sync. `limit` is twice the sync period.
     pub fn new(families: &[Family], limit: Duration) -> Self {
         let families = families.iter().map(|family| (*family, FamilyHealth::default())).collect();
         let unprogrammed = (Vec::new(), 0);
         Self { families, limit, eligible: false, tried: false, guarded: Vec::new(), unprogrammed }
     }
 
-    /// Everything was tried once. `families`: those that this node can have; `guarded`: those of them whose
-    /// guard stands. One that is new and not guarded waits from now on.
+    /// A sync has tried everything. `families`: those that this node can have; `guarded`: those of them whose device,
+    /// ipsets and rules are in place. A new family that is not guarded has a pending change from now on.
     pub fn tried(&mut self, families: &[Family], guarded: &[Family], now: SystemTime) {
         self.tried = true;
         self.families.retain(|(family, _)| families.contains(family));
@@ -143,14 +143,14 @@ impl Health {
         self.guarded = guarded.to_vec();
     }
 
-    /// A change came in.
+    /// A change was received.
     pub fn changed(&mut self, now: SystemTime) {
         for (_, health) in &mut self.families {
             health.pending.get_or_insert(now);
         }
     }
 
-    /// A sync that did everything for a family ended.
+    /// A sync of a family succeeded.
     pub fn synced(&mut self, family: Family, now: SystemTime) {
         for (_, health) in self.families.iter_mut().filter(|(f, _)| *f == family) {
             *health = FamilyHealth { updated: Some(now), pending: None };
@@ -162,33 +162,33 @@ impl Health {
         self.eligible = eligible;
     }
 
-    /// What is not programmed: the first few objects in words, and how many there are.
+    /// Sets the unprogrammed objects: lines about the first few, and the number of all.
     pub fn set_unprogrammed(&mut self, lines: Vec<String>, count: usize) {
         self.unprogrammed = (lines, count);
     }
 
-    /// How long a change waits that the loop could take: before everything was tried the loop may have to wait, for
-    /// example for the Node's pod CIDRs.
+    /// The age of the oldest change that the loop could take. Before the first sync this is zero: the loop may have to
+    /// wait, for example for the Node's pod CIDRs.
     pub fn waiting(&self, lag: LoopLag) -> Duration {
         if self.tried { lag.waiting } else { Duration::ZERO }
     }
 
-    /// True once everything was tried and every family's guard stands: `/readyz`.
+    /// Whether `/readyz` answers 200.
     pub fn is_ready(&self) -> bool {
         self.tried && self.families.iter().all(|(family, _)| self.guarded.contains(family))
     }
 
-    /// The checks of `/readyz`, one in a line, and what is not programmed.
+    /// The checks of `/readyz`, one per line, and the unprogrammed objects.
     pub fn readiness(&self) -> String {
         let check = |ok: bool, name: &str, why: &str| {
             if ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: {why}\n") }
         };
-        let mut text = check(self.tried, "first-sync", "not everything was tried yet");
+        let mut text = check(self.tried, "first-sync", "the first sync has not ended yet");
         for (family, _) in &self.families {
             let why = "its device, ipsets or iptables rules are not in place";
-            let stands = self.guarded.contains(family);
+            let in_place = self.guarded.contains(family);
             text.push_str(&check(
-                stands,
+                in_place,
                 &format!("guard-{family}"),
                 if self.tried { why } else { "not yet" },
             ));
@@ -213,13 +213,13 @@ impl Health {
         !self.is_stuck(lag) && health.pending.is_none_or(|since| waited(since) < self.limit)
     }
 
-    /// Whether every change of the family was programmed in time.
+    /// Whether the oldest unprogrammed change of the family is young enough.
     pub fn is_family_healthy(&self, family: Family, now: SystemTime, lag: LoopLag) -> bool {
         let mut of_family = self.families.iter().filter(|(f, _)| *f == family);
         of_family.all(|(_, health)| self.family_healthy(health, now, lag))
     }
 
-    /// The code and the body of an answer.
+    /// The status and the body of an answer.
     pub fn answer(&self, probe: Probe, now: SystemTime, lag: LoopLag) -> (u16, String) {
         let healthy = match probe {
             Probe::Livez => !self.is_stuck(lag),
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_about_to_go_gets_no_new_traffic_but_lives() {
+    fn a_node_that_is_being_removed_is_unhealthy_but_alive() {
         let mut health = synced();
         health.set_eligible(false);
         let (unhealthy, body) = health.answer(Probe::Healthz, at(100), BUSY);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_does_not_sync_is_unhealthy_and_the_agent_lives() {
+    fn a_family_that_does_not_sync_is_unhealthy_but_alive() {
         let mut health = synced();
         health.changed(at(100));
         health.changed(at(150));
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_takes_no_changes_or_does_not_turn_is_not_alive() {
+    fn a_loop_that_takes_no_changes_or_is_blocked_is_not_alive() {
         let s = Duration::from_secs;
         for (waiting, silent, expected) in
             [(s(59), s(0), 200), (s(60), s(0), 503), (s(0), s(59), 200), (s(0), s(60), 503)]
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_means_that_everything_was_tried_and_every_guard_stands() {
+    fn ready_means_that_the_first_sync_ended_and_every_family_is_guarded() {
         let mut health = Health::new(&Family::ALL, LIMIT);
         assert!(!health.is_ready() && health.readiness().contains("[-]first-sync failed"));
         health.tried(&Family::ALL, &[Family::V4], SystemTime::now());

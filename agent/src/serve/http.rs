@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Small plain HTTP servers: one listener, one function that answers.
+//! Small HTTP servers: one listener, one function that answers.
 
 use std::convert::Infallible;
 use std::io;
@@ -9,99 +9,61 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::connections::{Connections, Place, Watched};
+use super::connections::{Connections, Slot, TrackedStream};
 
-/// A client that sends no request for so long is cut off.
+/// A connection without a complete request header is closed after this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// A body that takes longer is none.
+/// A body that takes longer counts as empty.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection ends after so long, whatever it is used for: a new one costs next to nothing.
+/// Every connection is closed after this time: a new one is cheap.
 const LIFETIME: Duration = Duration::from_secs(120);
-/// Pause after a failed accept: out of descriptors, usually.
+/// Pause after a failed accept, usually for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: u32 = 128;
-/// No request has more to say.
+/// Bytes; no request needs more.
 const MAX_BODY: usize = 1024;
 
-/// A request.
-#[derive(Clone, Debug)]
-pub struct Ask {
-    /// Method.
-    pub method: Method,
-    /// Path without query.
-    pub path: String,
-    /// Query; empty where there is none.
-    pub query: String,
-    /// Body; empty when it is longer than any that is of use.
-    pub body: String,
-    /// Who asks.
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// The client's.
     pub peer: SocketAddr,
-    /// At which address.
+    /// Ours.
     pub local: SocketAddr,
 }
 
-impl Ask {
-    /// Whether the method is one that only asks.
-    pub fn reads(&self) -> bool {
-        self.method == Method::GET || self.method == Method::HEAD
-    }
+/// Answers a request. The body is empty when it was larger than [`MAX_BODY`] or too slow.
+pub type Handler = Arc<dyn Fn(&Request<String>, Ends) -> Response<String> + Send + Sync>;
+
+/// An answer of plain text.
+pub fn text(code: u16, body: impl Into<String>) -> Response<String> {
+    response(code, "text/plain; charset=utf-8", body.into())
 }
 
-/// What a server does.
-pub type Handler = Arc<dyn Fn(&Ask) -> Answer + Send + Sync>;
-
-/// An answer: code, content type, further headers, body.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// HTTP status code.
-    pub code: u16,
-    /// Content type.
-    pub kind: &'static str,
-    /// Further headers.
-    pub headers: Vec<(&'static str, String)>,
-    /// Body.
-    pub body: String,
+/// An answer of JSON, with the content type of kube-proxy's health endpoints.
+pub fn json(code: u16, body: String) -> Response<String> {
+    response(code, "application/json", body)
 }
 
-/// The type of an answer is what it says, as in Go's servers.
-fn nosniff() -> (&'static str, String) {
-    ("x-content-type-options", "nosniff".to_owned())
+fn response(code: u16, content_type: &'static str, body: String) -> Response<String> {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // As Go's servers.
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
-impl Answer {
-    /// Plain text.
-    pub fn text(code: u16, body: impl Into<String>) -> Self {
-        Self { code, kind: "text/plain; charset=utf-8", headers: vec![nosniff()], body: body.into() }
-    }
-
-    /// JSON as kube-proxy's health endpoints send it.
-    pub fn json(code: u16, body: String) -> Self {
-        Self { code, kind: "application/json", headers: vec![nosniff()], body }
-    }
-
-    fn into_response(self) -> Response<String> {
-        let mut response = Response::new(self.body);
-        *response.status_mut() = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
-        for (name, value) in self.headers {
-            if let Ok(value) = HeaderValue::from_str(&value) {
-                response.headers_mut().insert(HeaderName::from_static(name), value);
-            }
-        }
-        response
-    }
-}
-
-/// Opens a listener. `0.0.0.0` stands for every address of both families, as in Go; where IPv6 is
-/// absent, for IPv4. `only`: exactly the address's own family.
+/// Opens a listener. `0.0.0.0` means all addresses of both families, as in Go; without IPv6, those of IPv4. `only`:
+/// exactly the family of the address.
 ///
 /// # Errors
 /// When the port is taken.
@@ -128,14 +90,14 @@ fn open(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Whether of two listeners at these addresses only one can be: one port, and the same address or one that
-/// stands for all of both families.
+/// Whether two listeners at these addresses exclude each other: same port, and the same address or one that means
+/// all addresses.
 pub fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let all = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() == other.port() && (all || one.ip().to_canonical() == other.ip().to_canonical())
 }
 
-/// Answers on a listener until dropped. Every connection is taken; where there are too many, an idle one is closed.
+/// Answers on a listener until dropped. Accepts every connection; with too many, closes an idle one.
 pub async fn serve(listener: TcpListener, handler: Handler, connections: Connections) {
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -147,36 +109,27 @@ pub async fn serve(listener: TcpListener, handler: Handler, connections: Connect
             }
         };
         let Ok(local) = stream.local_addr() else { continue };
-        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-        let place = connections.take(peer.ip(), local.ip());
-        tokio::spawn(talk_in(place, stream, (peer, local), handler.clone()));
+        let ends = Ends { peer, local: SocketAddr::new(local.ip().to_canonical(), local.port()) };
+        let slot = connections.take(peer.ip(), ends.local.ip());
+        tokio::spawn(talk_in(slot, stream, ends, handler.clone()));
     }
 }
 
-/// Answers the requests of one connection as long as it has its place.
-async fn talk_in(
-    mut place: Place,
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    ends: (SocketAddr, SocketAddr),
-    handler: Handler,
-) {
-    let (stream, usage) = (Watched::new(stream, place.usage()), place.usage());
-    let handler: Handler = Arc::new(move |ask: &Ask| {
+/// Answers the requests of one connection as long as it has its slot.
+async fn talk_in(mut slot: Slot, stream: impl AsyncRead + AsyncWrite + Unpin, ends: Ends, handler: Handler) {
+    let (stream, usage) = (TrackedStream::new(stream, slot.usage()), slot.usage());
+    let handler: Handler = Arc::new(move |request, ends| {
         usage.answers();
-        handler(ask)
+        handler(request, ends)
     });
     tokio::select! {
         () = talk(stream, ends, handler) => {}
-        () = place.lost() => {}
+        () = slot.lost() => {}
     }
 }
 
 /// Answers the requests of one connection.
-pub(crate) async fn talk(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    ends: (SocketAddr, SocketAddr),
-    handler: Handler,
-) {
+pub(crate) async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin, ends: Ends, handler: Handler) {
     let answer = service_fn(move |request| {
         let handler = handler.clone();
         async move { Ok::<_, Infallible>(answer(request, ends, &handler).await) }
@@ -190,18 +143,11 @@ pub(crate) async fn talk(
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    (peer, local): (SocketAddr, SocketAddr),
-    handler: &Handler,
-) -> Response<String> {
+async fn answer(request: Request<Incoming>, ends: Ends, handler: &Handler) -> Response<String> {
     let (head, body) = request.into_parts();
     let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
     let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
-    let body = String::from_utf8_lossy(&body).into_owned();
-    let (path, query) = (head.uri.path().to_owned(), head.uri.query().unwrap_or_default().to_owned());
-    let ask = Ask { method: head.method, path, query, body, peer, local };
-    handler(&ask).into_response()
+    handler(&Request::from_parts(head, String::from_utf8_lossy(&body).into_owned()), ends)
 }
 
 #[cfg(test)]
@@ -215,8 +161,9 @@ mod tests {
     async fn talk_to(sent: &str) -> (String, Duration) {
         let (mut client, server) = tokio::io::duplex(65536);
         let here = SocketAddr::from(([127, 0, 0, 1], 10256));
-        let handler: Handler = Arc::new(|ask: &Ask| Answer::text(200, format!("{} bytes", ask.body.len())));
-        let (start, end) = (Instant::now(), tokio::spawn(talk(server, (here, here), handler)));
+        let handler: Handler = Arc::new(|request, _| text(200, format!("{} bytes", request.body().len())));
+        let (start, end) =
+            (Instant::now(), tokio::spawn(talk(server, Ends { peer: here, local: here }, handler)));
         client.write_all(sent.as_bytes()).await.unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
@@ -225,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_stands_for_all_collides_with_every_one_of_its_port() {
+    fn a_wildcard_address_collides_with_every_address_of_its_port() {
         for (one, other, expected) in [
             ("127.0.0.1:80", "127.0.0.1:80", true),
             ("127.0.0.1:80", "[::ffff:127.0.0.1]:80", true),
@@ -259,12 +206,12 @@ mod tests {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
     #[tokio::test]
-    async fn idle_connections_keep_nobody_out_and_an_answer_is_completed() {
+    async fn idle_connections_block_no_client_and_an_answer_is_completed() {
         // More than the kernel keeps for a connection whose other end does not read.
         const LARGE: usize = 32 << 20;
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), true).unwrap();
         let here = listener.local_addr().unwrap();
-        let handler: Handler = Arc::new(|_: &Ask| Answer::text(200, "x".repeat(LARGE)));
+        let handler: Handler = Arc::new(|_, _| text(200, "x".repeat(LARGE)));
         tokio::spawn(serve(listener, handler, Connections::new(4, 4)));
         let connect = || tokio::net::TcpStream::connect(here);
         let mut slow = connect().await.unwrap();
@@ -291,12 +238,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_connection_lives_for_ever() {
+    async fn every_connection_has_a_maximum_age() {
         let (mut client, server) = tokio::io::duplex(65536);
         let here = SocketAddr::from(([127, 0, 0, 1], 10256));
-        let handler: Handler = Arc::new(|_: &Ask| Answer::text(200, "ok"));
+        let handler: Handler = Arc::new(|_, _| text(200, "ok"));
         let start = Instant::now();
-        let end = tokio::spawn(talk(server, (here, here), handler));
+        let end = tokio::spawn(talk(server, Ends { peer: here, local: here }, handler));
         let mut buffer = [0; 1024];
         while client.write_all(REQUEST).await.is_ok() {
             if client.read(&mut buffer).await.unwrap_or(0) == 0 {

@@ -1,32 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Health-check node ports: load balancers ask them which nodes have local endpoints of a Service.
+//! Health-check node ports: a load balancer queries them for the local endpoints of a Service.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hyper::Response;
+use hyper::header::HeaderValue;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::connections::Connections;
 use super::health::SharedHealth;
-use super::http::{self, Answer};
+use super::http;
 use crate::core::model::{Family, ObjectName};
 use crate::core::service::fragment::HealthCheck;
-use crate::events::{About, EventSink, Notice, Reason};
+use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::words;
 
-/// Pause before a port that could not be opened is tried again.
+/// Pause before a failed port is retried.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// What all health-check node ports answer.
+/// The answers of all health-check node ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HealthChecks {
-    /// Every Service that has one.
+    /// Every Service with a health-check node port.
     pub services: BTreeMap<ObjectName, HealthCheck>,
-    /// Where they listen, of each family, by [`Family::index`]; `None`: at every address.
+    /// The addresses to listen at, by [`Family::index`]; `None`: all addresses.
     pub addresses: [Option<Vec<IpAddr>>; 2],
 }
 
@@ -43,20 +45,20 @@ impl Drop for Listener {
 
 /// The servers of one node.
 pub struct NodePorts {
-    /// What they must answer; the newest counts.
+    /// The newest answers.
     pub wanted: watch::Receiver<HealthChecks>,
-    /// The agent's own health.
+    /// The health of the agent.
     pub health: SharedHealth,
-    /// Where ports that are taken are told.
+    /// Gets an Event when a port cannot be opened.
     pub events: EventSink,
-    /// Name of the node.
+    /// The name of the node.
     pub node: String,
-    /// Their connections, all together.
+    /// The limit that all node ports share.
     pub connections: Connections,
 }
 
 impl NodePorts {
-    /// Keeps the listeners as wanted until the sender is gone.
+    /// Opens and closes listeners as `wanted` changes, until its sender is dropped.
     pub async fn run(mut self) {
         let mut listeners: BTreeMap<(ObjectName, Family), Listener> = BTreeMap::new();
         let mut addresses = <[Option<Vec<IpAddr>>; 2]>::default();
@@ -72,7 +74,7 @@ impl NodePorts {
                     check.is_some_and(|c| c.port == listener.port && c.local[family.index()].is_some());
                 same && !moved.contains(family)
             });
-            // An aborted task gives its socket back when it is next polled.
+            // An aborted task closes its socket when it is next polled.
             tokio::task::yield_now().await;
             addresses.clone_from(&checks.addresses);
             let failed = self.open_missing(&checks, &mut listeners);
@@ -83,7 +85,7 @@ impl NodePorts {
         }
     }
 
-    /// True when one could not be opened.
+    /// True when a listener could not be opened.
     fn open_missing(
         &self,
         checks: &HealthChecks,
@@ -126,7 +128,7 @@ impl NodePorts {
         for ip in ips {
             let socket = http::listen(SocketAddr::new(*ip, port), true)?;
             let (name, checks, health) = (name.clone(), self.wanted.clone(), self.health.clone());
-            let answer = move |_: &_| {
+            let answer = move |_: &_, _| {
                 let check = checks.borrow().services.get(&name).copied();
                 let local = check.and_then(|c| c.local[family.index()]).unwrap_or(0);
                 let lag = health.lag();
@@ -143,8 +145,8 @@ impl NodePorts {
     }
 }
 
-fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> Notice {
-    Notice {
+fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> EventRequest {
+    EventRequest {
         about: About::Service(name.clone()),
         reason: Reason::FailedToStartServiceHealthcheck,
         message: format!(
@@ -154,16 +156,16 @@ fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> 
     }
 }
 
-/// kube-proxy's answer: 200 where there is a local endpoint and the proxy works.
-fn build_answer(name: &ObjectName, local: u32, healthy: bool) -> Answer {
+/// As in kube-proxy: 200 with a local endpoint and a healthy proxy.
+fn build_answer(name: &ObjectName, local: u32, healthy: bool) -> Response<String> {
     let service = json!({"namespace": &*name.namespace, "name": &*name.name});
     let body = format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": {},\n\t\t\"name\": {}\n\t}},\n\t\"localEndpoints\": {local},\n\t\
          \"serviceProxyHealthy\": {healthy}\n}}",
         service["namespace"], service["name"]
     );
-    let mut answer = Answer::json(if local > 0 && healthy { 200 } else { 503 }, body);
-    answer.headers.push(("x-load-balancing-endpoint-weight", local.to_string()));
+    let mut answer = http::json(if local > 0 && healthy { 200 } else { 503 }, body);
+    answer.headers_mut().insert("x-load-balancing-endpoint-weight", HeaderValue::from(local));
     answer
 }
 
@@ -178,15 +180,15 @@ mod tests {
     fn the_answer_is_kube_proxys() {
         let name = ObjectName::new("shop", "web");
         let answer = build_answer(&name, 2, true);
-        assert_eq!(answer.code, 200);
+        assert_eq!(answer.status(), 200);
         assert_eq!(
-            answer.body,
+            *answer.body(),
             "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\
              \"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}"
         );
-        assert!(answer.headers.contains(&("x-load-balancing-endpoint-weight", "2".to_owned())));
-        assert_eq!(build_answer(&name, 0, true).code, 503);
-        assert_eq!(build_answer(&name, 2, false).code, 503);
+        assert_eq!(answer.headers()["x-load-balancing-endpoint-weight"], "2");
+        assert_eq!(build_answer(&name, 0, true).status(), 503);
+        assert_eq!(build_answer(&name, 2, false).status(), 503);
     }
 
     fn free_port() -> u16 {

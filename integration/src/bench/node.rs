@@ -270,7 +270,7 @@ pub fn replay(plan: &Plan) -> Result<Duration> {
     let entries = encode_entries(&entries)?;
     let mut netfilter = RawSocket::open(SockProtocol::NetlinkNetFilter)?;
     let mut device = DummyDevice::open(DEVICE)?;
-    device.ensure()?;
+    device.create()?;
     let index = device.state()?.context("no device")?.index;
     let bound = of(Phase::Open, Subsystem::Addresses);
     let bound: Vec<IpAddr> =
@@ -291,7 +291,8 @@ fn check(plan: &Plan, bound: usize, device: &mut DummyDevice) -> Result<()> {
     let wanted = plan.ops.iter().filter(|op| matches!(op, Op::AddEntry(..))).count();
     let sets = IpsetClient::open().context("ipset")?.list().context("ipset")?;
     let entries: usize = sets.values().map(|set| set.members.len()).sum();
-    let (services, there) = (ipvs_netlink::Client::open()?.services()?.len(), device.list()?.len());
+    let services = ipvs_netlink::Client::open()?.services()?.len();
+    let there = device.addresses()?.own.unwrap_or_default().len();
     ensure!(
         (services, there, entries) == (bound, bound, wanted),
         "{services} services, {there} addresses, {entries} entries after the replay"

@@ -4,5 +4,6 @@
 pub mod child;
 pub mod modules;
 pub mod name_servers;
+pub mod routes;
 pub mod sockets;
 pub mod sysctl;

@@ -11,13 +11,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use netlink_batch::Socket;
+
 use super::{Iptables, SavedRules};
 use crate::core::model::Family;
 use crate::core::plan::op::{LeftoversOp, Op, RulesOp};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::Subject;
-use crate::kernel::netfilter::nfnetlink::NfSocket;
-use crate::kernel::netfilter::nft_tables;
+use crate::kernel::netfilter::{nfnetlink, nft_tables};
+use crate::words;
 
 /// Wakes the loop when something has ended.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -87,7 +89,7 @@ impl Rules {
     }
 
     /// Begins to read the rules of a family, if they may have changed or `afresh`.
-    pub fn read(&mut self, family: Family, nft: &mut NfSocket, afresh: bool) {
+    pub fn read(&mut self, family: Family, nft: &mut Socket, afresh: bool) {
         let state = &mut self.states[family.index()];
         let generation = nft_tables::generation(nft).unwrap_or_default();
         if let Some(reading) = &mut state.reading {
@@ -221,9 +223,10 @@ fn remove_leftovers(iptables: &Iptables, leftovers: &LeftoversOp) -> Result<(), 
         tracing::info!(%family, chains, rules, "removed iptables rules of another kube-proxy mode");
     }
     if leftovers.nft_table {
-        let removed = NfSocket::open().and_then(|mut nft| nft_tables::remove(&mut nft, family));
+        let removed = nfnetlink::open().and_then(|mut nft| nft_tables::remove(&mut nft, family));
         removed.map_err(|error| {
-            OpError::plain(Cause::Other, format!("cannot remove the nftables table kube-proxy: {error}"))
+            let causes = words::causes(&error);
+            OpError::plain(Cause::Other, format!("cannot remove the nftables table kube-proxy: {causes}"))
         })?;
         tracing::info!(%family, "removed the nftables table kube-proxy of another kube-proxy mode");
     }

@@ -7,7 +7,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::nfnetlink::{AttrIter, Attrs, Counters, NfError, NfSocket, Request};
+use netlink_batch::{AttributeIter, Attributes, Counters, Error, Refusal, Socket};
+use nix::errno::Errno;
+
+use super::nfnetlink::{self, Request, attributes};
 use crate::core::model::flows::{Flow, FlowFilter};
 use crate::core::model::{Family, Protocol};
 
@@ -37,27 +40,46 @@ const FILTER_ORIG_FLAGS: u16 = 1;
 /// Compare the protocol number of the original direction, and nothing else.
 const FILTER_BY_PROTOCOL: u32 = 1 << 3;
 
-const EPERM: i32 = 1;
-const ENOENT: i32 = 2;
-const EINVAL: i32 = 22;
-const EOPNOTSUPP: i32 = 95;
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ConntrackError {
+    /// The kernel has no netlink for connection tracking.
+    #[error(
+        "the kernel has no netlink for connection tracking ({0}): load its module with \
+         `modprobe nf_conntrack_netlink`"
+    )]
+    NoConntrack(Refusal),
+    /// Entries of the connection-tracking table that the kernel did not delete.
+    #[error("the kernel refused to delete {count} stale UDP flows; the first was {first}: {refusal}")]
+    FlowsStay {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: Flow,
+        /// Why it stayed.
+        refusal: Refusal,
+    },
+    /// The conversation failed.
+    #[error(transparent)]
+    Netlink(#[from] Error),
+}
 
 /// The client.
 #[derive(Debug)]
 pub struct ConntrackClient {
-    socket: NfSocket,
+    socket: Socket,
     /// Whether dumps ask the kernel for UDP only.
     filtered: bool,
     entries: u64,
 }
 
 impl ConntrackClient {
-    /// Opens a socket in the current network namespace; nothing is asked yet.
+    /// Opens a socket in the current network namespace; nothing is read yet.
     ///
     /// # Errors
     /// When the kernel has no netfilter netlink or the process may not open one.
-    pub fn open() -> Result<Self, NfError> {
-        Ok(Self { socket: NfSocket::open()?, filtered: true, entries: 0 })
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { socket: nfnetlink::open()?, filtered: true, entries: 0 })
     }
 
     /// What went over the socket so far.
@@ -76,7 +98,7 @@ impl ConntrackClient {
     /// # Errors
     /// When the table cannot be read whole: then nothing is deleted. When the kernel refused to
     /// delete a flow: the others are gone all the same.
-    pub fn forget(&mut self, filter: &FlowFilter) -> Result<u64, NfError> {
+    pub fn forget(&mut self, filter: &FlowFilter) -> Result<u64, ConntrackError> {
         if filter.is_empty() {
             return Ok(0);
         }
@@ -84,43 +106,40 @@ impl ConntrackClient {
         let (stale, requests): (Vec<Flow>, Vec<Request>) = self
             .stale(filter)?
             .into_iter()
-            .map(|e| (e.flow, Request { kind: SUBSYSTEM | MSG_DELETE, flags: 0, family, attrs: e.identity }))
+            .map(|entry| {
+                let kind = SUBSYSTEM | MSG_DELETE;
+                (entry.flow, Request { kind, family, attrs: entry.identity, ..Request::default() })
+            })
             .unzip();
         count_deleted(&stale, &self.socket.batch(&requests)?)
     }
 
     /// The stale flows, in one dump.
-    fn stale(&mut self, filter: &FlowFilter) -> Result<Vec<FlowEntry>, NfError> {
+    fn stale(&mut self, filter: &FlowFilter) -> Result<Vec<FlowEntry>, ConntrackError> {
         let mut stale = self.dump(filter);
-        if self.filtered && matches!(stale, Err(NfError::Refused(EINVAL | EOPNOTSUPP))) {
+        if self.filtered && matches!(&stale, Err(Error::Refused(refusal)) if is_unknown(refusal)) {
             // Either the kernel does not like to filter, or it does not know these dumps at all.
             self.filtered = false;
             stale = self.dump(filter);
             self.filtered = stale.is_err();
         }
         stale.map_err(|error| match error {
-            NfError::Refused(EPERM) => NfError::NotPermitted,
-            NfError::Refused(code @ (EINVAL | EOPNOTSUPP)) => NfError::NoConntrack(code),
-            other => other,
+            Error::Refused(refusal) if is_unknown(&refusal) => ConntrackError::NoConntrack(refusal),
+            other => other.into(),
         })
     }
 
-    fn dump(&mut self, filter: &FlowFilter) -> Result<Vec<FlowEntry>, NfError> {
-        let attrs = if self.filtered { only_udp() } else { Attrs::default() };
-        let request =
-            Request { kind: SUBSYSTEM | MSG_GET, flags: 0, family: nf_family(filter.family), attrs };
-        let (mut stale, mut trouble, mut entries) = (Vec::new(), Ok(()), 0);
-        self.socket.dump(&request, |part| {
-            entries += 1;
-            // The dump is read out also when an entry of it cannot be: a socket has one at a time.
-            match parse_entry(part) {
-                Ok(entry) => stale.extend(entry.filter(|entry| filter.is_stale(&entry.flow))),
-                Err(error) => trouble = Err(error),
-            }
+    fn dump(&mut self, filter: &FlowFilter) -> Result<Vec<FlowEntry>, Error> {
+        let attrs = if self.filtered { only_udp() } else { Attributes::default() };
+        let kind = SUBSYSTEM | MSG_GET;
+        let request = Request { kind, family: nf_family(filter.family), attrs, ..Request::default() };
+        let entries = &mut self.entries;
+        self.socket.dump(&request, |stale: &mut Vec<FlowEntry>, payload| {
+            *entries += 1;
+            let entry = parse_entry(attributes(payload))?;
+            stale.extend(entry.filter(|entry| filter.is_stale(&entry.flow)));
             Ok(())
-        })?;
-        self.entries += entries;
-        trouble.map(|()| stale)
+        })
     }
 }
 
@@ -128,19 +147,23 @@ impl ConntrackClient {
 #[derive(Debug)]
 pub(in crate::kernel) struct FlowEntry {
     pub(in crate::kernel) flow: Flow,
-    pub(in crate::kernel) identity: Attrs,
+    pub(in crate::kernel) identity: Attributes,
 }
 
-/// What the answers to deletions mean: how many flows went because of them.
-fn count_deleted(flows: &[Flow], answers: &[Option<i32>]) -> Result<u64, NfError> {
-    let stays = |(flow, code): (&Flow, &Option<i32>)| Some((*flow, code.filter(|c| *c != ENOENT)?));
-    let refused: Vec<(Flow, i32)> = flows.iter().zip(answers).filter_map(stays).collect();
-    match refused.first() {
-        None => Ok(answers.iter().filter(|answer| answer.is_none()).count() as u64),
-        Some((flow, code)) => {
-            Err(NfError::FlowsStay { count: refused.len(), first: flow.to_string(), code: *code })
-        }
+/// What the refusals of deletions mean: how many flows went because of the deletions.
+fn count_deleted(flows: &[Flow], refused: &[(usize, Refusal)]) -> Result<u64, ConntrackError> {
+    let mut stay = refused.iter().filter(|(_, refusal)| refusal.errno() != Errno::ENOENT);
+    match stay.clone().count() {
+        0 => Ok((flows.len() - refused.len()) as u64),
+        count => stay.next().map_or(Ok(0), |(index, refusal)| {
+            Err(ConntrackError::FlowsStay { count, first: flows[*index], refusal: refusal.clone() })
+        }),
     }
+}
+
+/// Whether the kernel does not support the request.
+fn is_unknown(refusal: &Refusal) -> bool {
+    matches!(refusal.errno(), Errno::EINVAL | Errno::EOPNOTSUPP)
 }
 
 fn nf_family(family: Family) -> u8 {
@@ -151,12 +174,13 @@ fn nf_family(family: Family) -> u8 {
 }
 
 /// Kernels before 5.8 pass over the filter and send all protocols.
-fn only_udp() -> Attrs {
-    let (mut proto, mut tuple, mut flags) = (Attrs::default(), Attrs::default(), Attrs::default());
+fn only_udp() -> Attributes {
+    let (mut proto, mut tuple, mut flags) =
+        (Attributes::default(), Attributes::default(), Attributes::default());
     proto.put(PROTO_NUM, &[Protocol::Udp.number()]);
     tuple.nest(TUPLE_PROTO, &proto);
     flags.put(FILTER_ORIG_FLAGS, &FILTER_BY_PROTOCOL.to_ne_bytes());
-    let mut attrs = Attrs::default();
+    let mut attrs = Attributes::default();
     attrs.nest(CTA_TUPLE_ORIG, &tuple).nest(CTA_FILTER, &flags);
     attrs
 }
@@ -170,9 +194,9 @@ struct Tuple {
 }
 
 /// Reads one entry of a dump; `None` when it is not UDP.
-pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<FlowEntry>, NfError> {
+pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<FlowEntry>, Error> {
     let (mut orig, mut reply, mut id, mut zone) = (None, None, None, None);
-    for attr in AttrIter(part) {
+    for attr in AttributeIter::new(part) {
         match attr? {
             (CTA_TUPLE_ORIG, value) => orig = Some(value),
             (CTA_TUPLE_REPLY, value) => reply = Some(value),
@@ -182,18 +206,18 @@ pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<FlowEntry>, N
         }
     }
     let (Some(orig_bytes), Some(reply)) = (orig, reply) else {
-        return Err(NfError::Malformed("a tracked connection without its two directions"));
+        return Err(Error::Malformed("a tracked connection without its two directions"));
     };
     let (orig, reply) = (parse_tuple(orig_bytes)?, parse_tuple(reply)?);
     if orig.protocol != Some(Protocol::Udp.number()) {
         return Ok(None);
     }
     let (Some((orig_dst, orig_dst_port)), Some((reply_src, reply_src_port))) = (orig.dst, reply.src) else {
-        return Err(NfError::Malformed("a tracked UDP flow without address or port"));
+        return Err(Error::Malformed("a tracked UDP flow without address or port"));
     };
-    // The tuple goes back as it came. The number tells the flow from a later one of the same tuple,
+    // The tuple goes back as it came. The number distinguishes the flow from a later one of the same tuple,
     // which knows today's endpoints.
-    let mut identity = Attrs::default();
+    let mut identity = Attributes::default();
     identity.nest_bytes(CTA_TUPLE_ORIG, orig_bytes);
     for (kind, value) in [(CTA_ID, id), (CTA_ZONE, zone)] {
         if let Some(value) = value {
@@ -203,13 +227,13 @@ pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<FlowEntry>, N
     Ok(Some(FlowEntry { flow: Flow { orig_dst, orig_dst_port, reply_src, reply_src_port }, identity }))
 }
 
-fn parse_tuple(bytes: &[u8]) -> Result<Tuple, NfError> {
+fn parse_tuple(bytes: &[u8]) -> Result<Tuple, Error> {
     let (mut src, mut dst, mut src_port, mut dst_port) = (None, None, None, None);
     let mut protocol = None;
-    for attr in AttrIter(bytes) {
+    for attr in AttributeIter::new(bytes) {
         match attr? {
             (TUPLE_IP, value) => {
-                for attr in AttrIter(value) {
+                for attr in AttributeIter::new(value) {
                     match attr? {
                         (IP_V4_SRC | IP_V6_SRC, ip) => src = Some(parse_ip(ip)?),
                         (IP_V4_DST | IP_V6_DST, ip) => dst = Some(parse_ip(ip)?),
@@ -218,7 +242,7 @@ fn parse_tuple(bytes: &[u8]) -> Result<Tuple, NfError> {
                 }
             }
             (TUPLE_PROTO, value) => {
-                for attr in AttrIter(value) {
+                for attr in AttributeIter::new(value) {
                     match attr? {
                         (PROTO_NUM, [number]) => protocol = Some(*number),
                         (PROTO_SRC_PORT, [a, b]) => src_port = Some(u16::from_be_bytes([*a, *b])),
@@ -233,10 +257,10 @@ fn parse_tuple(bytes: &[u8]) -> Result<Tuple, NfError> {
     Ok(Tuple { protocol, src: src.zip(src_port), dst: dst.zip(dst_port) })
 }
 
-fn parse_ip(bytes: &[u8]) -> Result<IpAddr, NfError> {
+fn parse_ip(bytes: &[u8]) -> Result<IpAddr, Error> {
     let v4 = || <[u8; 4]>::try_from(bytes).map(|ip| Ipv4Addr::from(ip).into());
     let v6 = || <[u8; 16]>::try_from(bytes).map(|ip| Ipv6Addr::from(ip).into());
-    v4().or_else(|_| v6()).map_err(|_| NfError::Malformed("an address has the wrong length"))
+    v4().or_else(|_| v6()).map_err(|_| Error::Malformed("an address has the wrong length"))
 }
 
 #[cfg(test)]
@@ -249,8 +273,9 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn tuple(src: SocketAddr, dst: SocketAddr, protocol: u8) -> Attrs {
-        let (mut ip, mut proto, mut tuple) = (Attrs::default(), Attrs::default(), Attrs::default());
+    fn tuple(src: SocketAddr, dst: SocketAddr, protocol: u8) -> Attributes {
+        let (mut ip, mut proto, mut tuple) =
+            (Attributes::default(), Attributes::default(), Attributes::default());
         for (addr, v4, v6) in [(src, IP_V4_SRC, IP_V6_SRC), (dst, IP_V4_DST, IP_V6_DST)] {
             match addr.ip() {
                 IpAddr::V4(addr) => ip.put(v4, &addr.octets()),
@@ -264,9 +289,9 @@ mod tests {
     }
 
     /// An entry as in a dump, with attributes around it that do not matter here.
-    fn entry(protocol: u8, client: &str, vip: &str, pod: &str) -> Attrs {
+    fn entry(protocol: u8, client: &str, vip: &str, pod: &str) -> Attributes {
         let (client, vip, pod) = (socket(client), socket(vip), socket(pod));
-        let mut attrs = Attrs::default();
+        let mut attrs = Attributes::default();
         attrs.nest(CTA_TUPLE_ORIG, &tuple(client, vip, protocol));
         attrs.nest(CTA_TUPLE_REPLY, &tuple(pod, client, protocol));
         attrs.put(3, &[0, 0, 0, 8]).put(7, &[0, 0, 0, 30]).put(CTA_ID, &[1, 2, 3, 4]);
@@ -289,16 +314,16 @@ mod tests {
     #[test]
     fn a_flow_is_deleted_by_its_tuple_number_and_zone() {
         let mut part = entry(17, "192.168.50.100:40000", "10.96.0.10:53", "10.244.1.5:5353");
-        let identity = |part: &Attrs| parse_entry(part.as_bytes()).unwrap().unwrap().identity;
-        let first_attr = AttrIter(part.as_bytes()).next().unwrap().unwrap();
+        let identity = |part: &Attributes| parse_entry(part.as_bytes()).unwrap().unwrap().identity;
+        let first_attr = AttributeIter::new(part.as_bytes()).next().unwrap().unwrap();
         let expected = [first_attr, (CTA_ID, &[1, 2, 3, 4][..])];
-        let read: Vec<(u16, Vec<u8>)> = AttrIter(identity(&part).as_bytes())
+        let read: Vec<(u16, Vec<u8>)> = AttributeIter::new(identity(&part).as_bytes())
             .map(|attr| attr.map(|(kind, value)| (kind, value.to_vec())).unwrap())
             .collect();
         assert_eq!(read, expected.map(|(kind, value)| (kind, value.to_vec())));
         part.put(CTA_ZONE, &[0, 7]);
         let with_zone = identity(&part);
-        let zone = AttrIter(with_zone.as_bytes()).last().unwrap().unwrap();
+        let zone = AttributeIter::new(with_zone.as_bytes()).last().unwrap().unwrap();
         assert_eq!(zone, (CTA_ZONE, &[0, 7][..]));
     }
 
@@ -308,8 +333,10 @@ mod tests {
             parse_entry(entry(17, "10.0.0.1:1", "10.96.0.10:53", pod).as_bytes()).unwrap().unwrap().flow
         };
         let flows = [flow("10.244.1.5:53"), flow("10.244.1.6:53"), flow("10.244.1.7:53")];
-        assert_eq!(count_deleted(&flows, &[None, Some(ENOENT), None]).unwrap(), 2);
-        let busy = count_deleted(&flows, &[Some(ENOENT), Some(16), Some(13)]).unwrap_err().to_string();
+        let refused = |index, errno: Errno| (index, Refusal::new(errno as i32, None));
+        assert_eq!(count_deleted(&flows, &[refused(1, Errno::ENOENT)]).unwrap(), 2);
+        let all = [refused(0, Errno::ENOENT), refused(1, Errno::EBUSY), refused(2, Errno::EACCES)];
+        let busy = count_deleted(&flows, &all).unwrap_err().to_string();
         assert!(
             busy.contains("2 stale UDP flows") && busy.contains("answered by 10.244.1.6:53: Device or"),
             "{busy}"
@@ -330,7 +357,8 @@ mod tests {
     fn other_protocols_are_passed_over() {
         let part = entry(6, "192.168.50.100:40000", "10.96.0.10:53", "10.244.1.5:5353");
         assert!(parse_entry(part.as_bytes()).unwrap().is_none());
-        let (mut icmp, mut only_number, mut tuple) = (Attrs::default(), Attrs::default(), Attrs::default());
+        let (mut icmp, mut only_number, mut tuple) =
+            (Attributes::default(), Attributes::default(), Attributes::default());
         only_number.put(PROTO_NUM, &[1]).put(4, &[0, 1]);
         tuple.nest(TUPLE_PROTO, &only_number);
         icmp.nest(CTA_TUPLE_ORIG, &tuple).nest(CTA_TUPLE_REPLY, &tuple);
@@ -339,16 +367,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_an_error_and_no_other_flow() {
-        let bytes = |change: &dyn Fn(&mut Attrs)| {
-            let mut attrs = Attrs::default();
+        let bytes = |change: &dyn Fn(&mut Attributes)| {
+            let mut attrs = Attributes::default();
             change(&mut attrs);
             attrs.as_bytes().to_vec()
         };
         let whole = tuple(socket("10.0.0.1:1"), socket("10.0.0.2:2"), 17);
-        let (mut ip, mut bad_address) = (Attrs::default(), Attrs::default());
+        let (mut ip, mut bad_address) = (Attributes::default(), Attributes::default());
         ip.put(IP_V4_SRC, &[10, 0, 0]);
         bad_address.nest(TUPLE_IP, &ip);
-        let (mut number, mut no_address) = (Attrs::default(), Attrs::default());
+        let (mut number, mut no_address) = (Attributes::default(), Attributes::default());
         number.put(PROTO_NUM, &[17]);
         no_address.nest(TUPLE_PROTO, &number);
         for bad in [
@@ -358,7 +386,7 @@ mod tests {
             bytes(&|a| _ = a.nest(CTA_TUPLE_ORIG, &no_address).nest(CTA_TUPLE_REPLY, &whole)),
             entry(17, "10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3").as_bytes()[..50].to_vec(),
         ] {
-            assert!(matches!(parse_entry(&bad), Err(NfError::Malformed(_))), "{bad:?}");
+            assert!(matches!(parse_entry(&bad), Err(Error::Malformed(_))), "{bad:?}");
         }
     }
 

@@ -2,17 +2,22 @@
 //! ipsets over nfnetlink, subsystem 6 (`<linux/netfilter/ipset/ip_set.h>`): many entries in one
 //! message, many messages in one send.
 
+use netlink_batch::{AttributeIter, Attributes, Counters, Error, Refusal, Socket};
+use netlink_packet_core::NLM_F_EXCL;
+use nix::errno::Errno;
+
 use super::ipset_codec::{
     ATTR_FAMILY, ATTR_FLAGS, ATTR_PROTOCOL, ATTR_REVISION, ATTR_TYPENAME, PROTOCOL, create_attrs,
     encode_entry, entry_attrs, name_attrs, nf_family, parse_count, parse_part, type_family,
 };
-use super::nfnetlink::{AttrIter, Attrs, Counters, NfError, NfSocket, Request};
+use super::nfnetlink::{self, Request, attributes};
 use crate::core::mirror::ObservedSet;
 use crate::core::model::Family;
 use crate::core::model::map::Map;
 use crate::core::model::sets::{SetId, SetType};
 use crate::core::plan::op::{GrowOp, Op};
 use crate::core::plan::outcome::{Cause, OpError, Progress};
+use crate::words;
 
 const SUBSYSTEM: u16 = 6 << 8;
 const CMD_CREATE: u16 = 2;
@@ -23,15 +28,14 @@ const CMD_ADD: u16 = 9;
 const CMD_DEL: u16 = 10;
 const CMD_TYPE: u16 = 13;
 
-const NLM_F_EXCL: u16 = 0x200;
 /// `IPSET_FLAG_LIST_HEADER`: without the members.
 const FLAG_LIST_HEADER: u32 = 1 << 2;
 /// An attribute's length is 16 bits: entries of one message stay below this.
 const ADT_BYTES: usize = 60_000;
 
-const EEXIST: i32 = 17;
-const ENOENT: i32 = 2;
-const EPERM: i32 = 1;
+const EEXIST: i32 = Errno::EEXIST as i32;
+const ENOENT: i32 = Errno::ENOENT as i32;
+const EPERM: i32 = Errno::EPERM as i32;
 /// `IPSET_ERR_TYPE_SPECIFIC`: the hash is full.
 const HASH_FULL: i32 = 4352;
 /// `IPSET_ERR_BUSY`: a rule or another set refers to the set.
@@ -39,10 +43,29 @@ const BUSY: i32 = 4100;
 /// Where a set is made anew before it takes the other's place.
 const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
+/// What can go wrong beside the refusal of single ops.
+#[derive(Debug, thiserror::Error)]
+pub enum IpsetError {
+    /// The kernel does not have a set type.
+    #[error(
+        "the kernel has no ipset type {name} ({refusal}): load its module with `modprobe ip_set_{module}`",
+        module = .name.replace([':', ','], "_")
+    )]
+    NoSetType {
+        /// The type, as `ipset create` takes it.
+        name: &'static str,
+        /// What the kernel said.
+        refusal: Refusal,
+    },
+    /// The conversation failed.
+    #[error(transparent)]
+    Netlink(#[from] Error),
+}
+
 /// The client.
 #[derive(Debug)]
 pub struct IpsetClient {
-    socket: NfSocket,
+    socket: Socket,
     revisions: Map<(SetType, Family), u8>,
 }
 
@@ -51,8 +74,8 @@ impl IpsetClient {
     ///
     /// # Errors
     /// When the kernel has no ipset, or lacks a set type.
-    pub fn open() -> Result<Self, NfError> {
-        let mut client = Self { socket: NfSocket::open()?, revisions: Map::default() };
+    pub fn open() -> Result<Self, IpsetError> {
+        let mut client = Self { socket: nfnetlink::open()?, revisions: Map::default() };
         client.learn_revisions()?;
         Ok(client)
     }
@@ -66,26 +89,25 @@ impl IpsetClient {
     ///
     /// # Errors
     /// When the dump is not complete.
-    pub fn list(&mut self) -> Result<Map<SetId, ObservedSet>, NfError> {
-        let mut attrs = Attrs::default();
+    pub fn list(&mut self) -> Result<Map<SetId, ObservedSet>, Error> {
+        let mut attrs = Attributes::default();
         attrs.put(ATTR_PROTOCOL, &[PROTOCOL]);
-        let request = Request { kind: SUBSYSTEM | CMD_LIST, flags: 0, family: 0, attrs };
-        let mut sets = Map::default();
-        self.socket.dump(&request, |part| parse_part(part, &mut sets))?;
-        Ok(sets)
+        let request = Request { kind: SUBSYSTEM | CMD_LIST, attrs, ..Request::default() };
+        self.socket.dump(&request, |sets, payload| parse_part(attributes(payload), sets))
     }
 
     /// One set with its members; `None`: it does not exist. Like `ipset save NAME`.
     ///
     /// # Errors
     /// When the dump is not complete.
-    pub fn get(&mut self, set: SetId) -> Result<Option<ObservedSet>, NfError> {
+    pub fn get(&mut self, set: SetId) -> Result<Option<ObservedSet>, Error> {
         let attrs = name_attrs(&set.name());
-        let request = Request { kind: SUBSYSTEM | CMD_LIST, flags: 0, family: 0, attrs };
-        let mut sets = Map::default();
-        match self.socket.dump(&request, |part| parse_part(part, &mut sets)) {
-            Err(NfError::Refused(ENOENT)) => Ok(None),
-            result => result.map(|()| sets.remove(&set)),
+        let request = Request { kind: SUBSYSTEM | CMD_LIST, attrs, ..Request::default() };
+        let sets: Result<Map<_, _>, _> =
+            self.socket.dump(&request, |sets, payload| parse_part(attributes(payload), sets));
+        match sets {
+            Err(Error::Refused(refusal)) if refusal.code == ENOENT => Ok(None),
+            sets => sets.map(|mut sets| sets.remove(&set)),
         }
     }
 
@@ -93,18 +115,17 @@ impl IpsetClient {
     ///
     /// # Errors
     /// When the answer is not complete.
-    pub fn count(&mut self, set: SetId) -> Result<Option<u32>, NfError> {
+    pub fn count(&mut self, set: SetId) -> Result<Option<u32>, Error> {
         let mut attrs = name_attrs(&set.name());
         attrs.put_be(ATTR_FLAGS, &FLAG_LIST_HEADER.to_be_bytes());
-        let request = Request { kind: SUBSYSTEM | CMD_LIST, flags: 0, family: 0, attrs };
-        let mut count = None;
-        let counted = self.socket.dump(&request, |part| {
-            count = count.or(parse_count(part)?);
+        let request = Request { kind: SUBSYSTEM | CMD_LIST, attrs, ..Request::default() };
+        let counted = self.socket.dump(&request, |count: &mut Option<u32>, payload| {
+            *count = count.or(parse_count(attributes(payload))?);
             Ok(())
         });
         match counted {
-            Err(NfError::Refused(ENOENT)) => Ok(None),
-            result => result.map(|()| count),
+            Err(Error::Refused(refusal)) if refusal.code == ENOENT => Ok(None),
+            counted => counted,
         }
     }
 
@@ -113,13 +134,14 @@ impl IpsetClient {
         match self.try_execute(ops) {
             Ok(results) => results,
             Err(error) => {
-                let cause = if matches!(error, NfError::Timeout) { Cause::TimedOut } else { Cause::Other };
-                vec![Err(OpError::uncertain(cause, format!("ipset: {error}"))); ops.len()]
+                let timed_out = matches!(error, IpsetError::Netlink(Error::Timeout));
+                let cause = if timed_out { Cause::TimedOut } else { Cause::Other };
+                vec![Err(OpError::uncertain(cause, format!("ipset: {}", words::causes(&error)))); ops.len()]
             }
         }
     }
 
-    fn try_execute(&mut self, ops: &[&Op]) -> Result<Vec<Result<Progress, OpError>>, NfError> {
+    fn try_execute(&mut self, ops: &[&Op]) -> Result<Vec<Result<Progress, OpError>>, IpsetError> {
         let mut results = Vec::with_capacity(ops.len());
         for part in ops.chunk_by(|a, b| !matches!(a, Op::GrowSet(_)) && !matches!(b, Op::GrowSet(_))) {
             match part {
@@ -138,11 +160,11 @@ impl IpsetClient {
     pub fn destroy(&mut self, set: SetId) -> Result<(), String> {
         let destroy = |name: &str| Request {
             kind: SUBSYSTEM | CMD_DESTROY,
-            flags: 0,
-            family: 0,
             attrs: name_attrs(name),
+            ..Request::default()
         };
-        let results = self.send(&[destroy(TEMPORARY), destroy(&set.name())]).map_err(|e| e.to_string())?;
+        let results = self.send(&[destroy(TEMPORARY), destroy(&set.name())]);
+        let results = results.map_err(|error| words::causes(&error))?;
         match results.last().copied().flatten() {
             None | Some(ENOENT) => Ok(()),
             Some(BUSY) => Err(format!("it is in use: remove what uses it (`iptables-save | grep {set}`)")),
@@ -151,9 +173,10 @@ impl IpsetClient {
     }
 
     /// Makes a larger set aside, fills it, and puts it in the place of the old one at once.
-    fn grow(&mut self, grow: &GrowOp) -> Result<Result<Progress, OpError>, NfError> {
+    fn grow(&mut self, grow: &GrowOp) -> Result<Result<Progress, OpError>, IpsetError> {
         let (set, family) = (grow.set, nf_family(grow.set));
-        let request = |cmd, flags, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs };
+        let request =
+            |cmd, flags, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs, resource: 0 };
         let destroy = request(CMD_DESTROY, 0, name_attrs(TEMPORARY));
         // One that an earlier try left behind may be there or not.
         self.send(std::slice::from_ref(&destroy))?;
@@ -178,7 +201,7 @@ impl IpsetClient {
             .map_or(Ok(Progress::Done), |code| Err(op_error(&Op::GrowSet(Box::new(grow.clone())), code))))
     }
 
-    fn execute_plain(&mut self, ops: &[&Op]) -> Result<Vec<Result<Progress, OpError>>, NfError> {
+    fn execute_plain(&mut self, ops: &[&Op]) -> Result<Vec<Result<Progress, OpError>>, IpsetError> {
         let requests = self.prepare(ops)?;
         let refused = self.send(&requests)?;
         let mut results: Vec<Result<Progress, OpError>> = vec![Ok(Progress::Done); ops.len()];
@@ -200,24 +223,23 @@ impl IpsetClient {
     }
 
     /// The requests for ops on sets and entries: one for each creation, and few for many entries.
-    ///
-    /// # Errors
-    /// When an op is not for ipsets.
-    pub fn prepare(&self, ops: &[&Op]) -> Result<Vec<Request>, NfError> {
+    fn prepare(&self, ops: &[&Op]) -> Result<Vec<Request>, IpsetError> {
         entry_runs(ops).into_iter().map(|range| self.request(&ops[range])).collect()
     }
 
-    /// Sends requests; see [`NfSocket::batch`].
-    ///
-    /// # Errors
-    /// When an answer was lost.
-    pub fn send(&mut self, requests: &[Request]) -> Result<Vec<Option<i32>>, NfError> {
-        self.socket.batch(requests)
+    /// Sends requests and returns the refusal of each.
+    fn send(&mut self, requests: &[Request]) -> Result<Vec<Option<i32>>, Error> {
+        let mut codes = vec![None; requests.len()];
+        for (index, refusal) in self.socket.batch(requests)? {
+            codes[index] = Some(refusal.code);
+        }
+        Ok(codes)
     }
 
     /// One message for a run of ops: one creation, or entries of one set in one direction.
-    fn request(&self, run: &[&Op]) -> Result<Request, NfError> {
-        let request = |cmd, flags, family, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs };
+    fn request(&self, run: &[&Op]) -> Result<Request, IpsetError> {
+        let request =
+            |cmd, flags, family, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs, resource: 0 };
         match run {
             [Op::CreateSet(set)] => {
                 let attrs =
@@ -231,30 +253,30 @@ impl IpsetClient {
             [Op::RemoveEntry(set, _), ..] => {
                 Ok(request(CMD_DEL, 0, nf_family(*set), entry_attrs(&set.name(), run)))
             }
-            _ => Err(NfError::Malformed("an op that is not for ipsets")),
+            _ => Err(Error::Malformed("an op that is not for ipsets").into()),
         }
     }
 
-    fn revision(&self, set: SetId) -> Result<u8, NfError> {
+    fn revision(&self, set: SetId) -> Result<u8, IpsetError> {
         let revision = self.revisions.get(&(set.kind.set_type(), set.family)).copied();
-        revision.ok_or(NfError::NoSetType(set.kind.set_type().name(), ENOENT))
+        revision.ok_or_else(|| no_set_type(set.kind.set_type(), Refusal::new(ENOENT, None)))
     }
 
     /// Asks for the newest revision of every type that the kernel knows, in one send; asking loads
     /// the types' modules.
-    fn learn_revisions(&mut self) -> Result<(), NfError> {
+    fn learn_revisions(&mut self) -> Result<(), IpsetError> {
         let question = |set_type: SetType, family| {
             let number = type_family(set_type, family);
-            let mut attrs = Attrs::default();
+            let mut attrs = Attributes::default();
             attrs.put(ATTR_PROTOCOL, &[PROTOCOL]);
             attrs.put_str(ATTR_TYPENAME, set_type.name()).put(ATTR_FAMILY, &[number]);
-            Request { kind: SUBSYSTEM | CMD_TYPE, flags: 0, family: number, attrs }
+            Request { kind: SUBSYSTEM | CMD_TYPE, flags: 0, family: number, attrs, ..Request::default() }
         };
         let all = SetType::ALL.into_iter().flat_map(|t| Family::ALL.into_iter().map(move |f| (t, f)));
         let questions: Vec<Request> = all.clone().map(|(t, f)| question(t, f)).collect();
-        for ((set_type, family), answer) in all.zip(self.socket.ask(&questions)?) {
-            let answer = answer.map_err(|code| NfError::NoSetType(set_type.name(), code))?;
-            for attr in AttrIter(&answer) {
+        for ((set_type, family), answer) in all.zip(self.socket.ask_all(&questions)?) {
+            let answer = answer.map_err(|refusal| no_set_type(set_type, refusal))?;
+            for attr in AttributeIter::new(attributes(&answer)) {
                 if let (ATTR_REVISION, [revision]) = attr? {
                     self.revisions.insert((set_type, family), *revision);
                 }
@@ -262,6 +284,10 @@ impl IpsetClient {
         }
         Ok(())
     }
+}
+
+fn no_set_type(set_type: SetType, refusal: Refusal) -> IpsetError {
+    IpsetError::NoSetType { name: set_type.name(), refusal }
 }
 
 /// Splits ops into runs that fit one message each: a creation alone, entries of one set together.

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use netlink_batch::{AttributeIter, Attributes, Error};
 
-use super::nfnetlink::{AttrIter, Attrs, NfError};
 use crate::core::mirror::ObservedSet;
 use crate::core::model::map::Map;
 use crate::core::model::sets::{Entry, SetId, SetType};
@@ -55,15 +55,15 @@ pub(in crate::kernel) fn nf_family(set: SetId) -> u8 {
     type_family(set.kind.set_type(), set.family)
 }
 
-pub(in crate::kernel) fn name_attrs(name: &str) -> Attrs {
-    let mut attrs = Attrs::default();
+pub(in crate::kernel) fn name_attrs(name: &str) -> Attributes {
+    let mut attrs = Attributes::default();
     attrs.put(ATTR_PROTOCOL, &[PROTOCOL]).put_str(ATTR_SETNAME, name);
     attrs
 }
 
 /// The options of kube-proxy's sets, but for their room.
-pub(in crate::kernel) fn create_attrs(set: SetId, name: &str, revision: u8, capacity: u32) -> Attrs {
-    let mut data = Attrs::default();
+pub(in crate::kernel) fn create_attrs(set: SetId, name: &str, revision: u8, capacity: u32) -> Attributes {
+    let mut data = Attributes::default();
     if set.kind.set_type() == SetType::BitmapPort {
         data.put_be(DATA_PORT, &0u16.to_be_bytes()).put_be(DATA_PORT_TO, &u16::MAX.to_be_bytes());
     } else {
@@ -75,8 +75,8 @@ pub(in crate::kernel) fn create_attrs(set: SetId, name: &str, revision: u8, capa
     attrs
 }
 
-pub(in crate::kernel) fn entry_attrs(name: &str, run: &[&Op]) -> Attrs {
-    let mut list = Attrs::default();
+pub(in crate::kernel) fn entry_attrs(name: &str, run: &[&Op]) -> Attributes {
+    let mut list = Attributes::default();
     for op in run {
         if let Op::AddEntry(_, entry) | Op::RemoveEntry(_, entry) = op {
             list.nest(ATTR_DATA, &encode_entry(entry));
@@ -92,8 +92,8 @@ pub(in crate::kernel) fn entry_attrs(name: &str, run: &[&Op]) -> Attrs {
     attrs
 }
 
-fn put_ip(attrs: &mut Attrs, kind: u16, ip: IpAddr) {
-    let mut inner = Attrs::default();
+fn put_ip(attrs: &mut Attributes, kind: u16, ip: IpAddr) {
+    let mut inner = Attributes::default();
     match ip {
         IpAddr::V4(ip) => inner.put_be(IPADDR_V4, &ip.octets()),
         IpAddr::V6(ip) => inner.put_be(IPADDR_V6, &ip.octets()),
@@ -101,9 +101,9 @@ fn put_ip(attrs: &mut Attrs, kind: u16, ip: IpAddr) {
     attrs.nest(kind, &inner);
 }
 
-pub(in crate::kernel) fn encode_entry(entry: &Entry) -> Attrs {
-    let mut attrs = Attrs::default();
-    let put_port = |attrs: &mut Attrs, port: u16| {
+pub(in crate::kernel) fn encode_entry(entry: &Entry) -> Attributes {
+    let mut attrs = Attributes::default();
+    let put_port = |attrs: &mut Attributes, port: u16| {
         attrs.put_be(DATA_PORT, &port.to_be_bytes());
     };
     match *entry {
@@ -128,10 +128,10 @@ pub(in crate::kernel) fn encode_entry(entry: &Entry) -> Attrs {
     attrs
 }
 
-/// Adds one part of a dump: a set, or more members of one. Sets of others are passed over.
-pub(in crate::kernel) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedSet>) -> Result<(), NfError> {
+/// Adds one part of a dump: a set, or more members of one. Other programs' sets are ignored.
+pub(in crate::kernel) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedSet>) -> Result<(), Error> {
     let (mut name, mut type_name, mut family, mut header, mut members) = (None, None, None, None, None);
-    for attr in AttrIter(part) {
+    for attr in AttributeIter::new(part) {
         match attr? {
             (ATTR_SETNAME, value) => name = Some(text(value)?),
             (ATTR_TYPENAME, value) => type_name = Some(text(value)?),
@@ -141,7 +141,7 @@ pub(in crate::kernel) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedS
             _ => {}
         }
     }
-    let name = name.ok_or(NfError::Malformed("a set without a name"))?;
+    let name = name.ok_or(Error::Malformed("a set without a name"))?;
     let Some(id) = SetId::from_name(name) else { return Ok(()) };
     let set = sets.entry(id).or_default();
     if let Some(type_name) = type_name {
@@ -152,7 +152,7 @@ pub(in crate::kernel) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedS
     if set.misfit {
         return Ok(());
     }
-    for member in AttrIter(members.unwrap_or_default()) {
+    for member in AttributeIter::new(members.unwrap_or_default()) {
         let (_, data) = member?;
         // A member that no entry of ours can be, such as another protocol, is left alone.
         set.members.extend(parse_entry(id.kind.set_type(), data)?);
@@ -161,10 +161,10 @@ pub(in crate::kernel) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedS
 }
 
 /// How many members the header of a set says that it has.
-pub(in crate::kernel) fn parse_count(part: &[u8]) -> Result<Option<u32>, NfError> {
-    for attr in AttrIter(part) {
+pub(in crate::kernel) fn parse_count(part: &[u8]) -> Result<Option<u32>, Error> {
+    for attr in AttributeIter::new(part) {
         let (ATTR_DATA, header) = attr? else { continue };
-        for attr in AttrIter(header) {
+        for attr in AttributeIter::new(header) {
             if let (DATA_ELEMENTS, &[a, b, c, d]) = attr? {
                 return Ok(Some(u32::from_be_bytes([a, b, c, d])));
             }
@@ -174,8 +174,8 @@ pub(in crate::kernel) fn parse_count(part: &[u8]) -> Result<Option<u32>, NfError
 }
 
 /// How many members a hash has room for.
-fn parse_capacity(header: &[u8]) -> Result<Option<u32>, NfError> {
-    for attr in AttrIter(header) {
+fn parse_capacity(header: &[u8]) -> Result<Option<u32>, Error> {
+    for attr in AttributeIter::new(header) {
         if let (DATA_MAXELEM, &[a, b, c, d]) = attr? {
             return Ok(Some(u32::from_be_bytes([a, b, c, d])));
         }
@@ -188,23 +188,23 @@ fn fits_family(id: SetId, family: Option<u8>) -> bool {
     id.kind.set_type() == SetType::BitmapPort || family == Some(nf_family(id))
 }
 
-fn text(value: &[u8]) -> Result<&str, NfError> {
+fn text(value: &[u8]) -> Result<&str, Error> {
     let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
-    std::str::from_utf8(&value[..end]).map_err(|_| NfError::Malformed("a name is not text"))
+    std::str::from_utf8(&value[..end]).map_err(|_| Error::Malformed("a name is not text"))
 }
 
-fn parse_ip(value: &[u8]) -> Result<IpAddr, NfError> {
-    const WRONG: NfError = NfError::Malformed("an address has the wrong length");
-    match AttrIter(value).next().ok_or(WRONG)?? {
+fn parse_ip(value: &[u8]) -> Result<IpAddr, Error> {
+    const WRONG: Error = Error::Malformed("an address has the wrong length");
+    match AttributeIter::new(value).next().ok_or(WRONG)?? {
         (IPADDR_V4, ip) => <[u8; 4]>::try_from(ip).map(|ip| Ipv4Addr::from(ip).into()).map_err(|_| WRONG),
         (IPADDR_V6, ip) => <[u8; 16]>::try_from(ip).map(|ip| Ipv6Addr::from(ip).into()).map_err(|_| WRONG),
         _ => Err(WRONG),
     }
 }
 
-pub(in crate::kernel) fn parse_entry(set_type: SetType, data: &[u8]) -> Result<Option<Entry>, NfError> {
+pub(in crate::kernel) fn parse_entry(set_type: SetType, data: &[u8]) -> Result<Option<Entry>, Error> {
     let (mut ip, mut ip2, mut cidr2, mut port, mut proto) = (None, None, None, None, None);
-    for attr in AttrIter(data) {
+    for attr in AttributeIter::new(data) {
         match attr? {
             (DATA_IP, value) => ip = Some(parse_ip(value)?),
             (DATA_IP2, value) => ip2 = Some(parse_ip(value)?),
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_network_with_host_bits_is_the_network() {
         let [ip, net] = [[10, 96, 0, 1], [172, 16, 0, 64]].map(IpAddr::from);
-        let mut attrs = Attrs::default();
+        let mut attrs = Attributes::default();
         put_ip(&mut attrs, DATA_IP, ip);
         put_ip(&mut attrs, DATA_IP2, net);
         attrs.put(DATA_CIDR2, &[12]).put_be(DATA_PORT, &[0, 80]).put(DATA_PROTO, &[6]);
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn a_set_of_another_type_is_a_misfit_and_foreign_sets_are_passed_over() {
         let part = |name: &str, type_name: &str| {
-            let mut attrs = Attrs::default();
+            let mut attrs = Attributes::default();
             attrs.put_str(ATTR_SETNAME, name).put_str(ATTR_TYPENAME, type_name).put(ATTR_FAMILY, &[2]);
             attrs
         };

@@ -2,7 +2,9 @@
 //! Whole tables of nf_tables (`<linux/netfilter/nf_tables.h>`): is one there, and away with it. Needs no
 //! program `nft`.
 
-use super::nfnetlink::{AttrIter, Attrs, NfError, NfSocket, Request};
+use netlink_batch::{AttributeIter, Attributes, Error, Socket};
+
+use super::nfnetlink::{self, Request};
 use crate::core::model::Family;
 
 /// The nfnetlink subsystem.
@@ -23,9 +25,9 @@ fn number(family: Family) -> u8 {
 }
 
 fn request(kind: u16, family: Family) -> Request {
-    let mut attrs = Attrs::default();
+    let mut attrs = Attributes::default();
     attrs.put_str(ATTR_TABLE_NAME, KUBE_PROXY);
-    Request { kind, flags: 0, family: number(family), attrs }
+    Request { kind, family: number(family), attrs, ..Request::default() }
 }
 
 /// Which families have a table of kube-proxy's nftables mode, by [`Family::index`]. A kernel without
@@ -33,8 +35,8 @@ fn request(kind: u16, family: Family) -> Request {
 ///
 /// # Errors
 /// When the answer cannot be read.
-pub fn find(socket: &mut NfSocket) -> Result<[bool; 2], NfError> {
-    let answers = socket.ask(&Family::ALL.map(|family| request(GET_TABLE, family)))?;
+pub fn find(socket: &mut Socket) -> Result<[bool; 2], Error> {
+    let answers = socket.ask_all(&Family::ALL.map(|family| request(GET_TABLE, family)))?;
     let mut found = [false; 2];
     for (family, answer) in Family::ALL.into_iter().zip(answers) {
         found[family.index()] = answer.is_ok();
@@ -47,15 +49,15 @@ pub fn find(socket: &mut NfSocket) -> Result<[bool; 2], NfError> {
 ///
 /// # Errors
 /// When the answer cannot be read.
-pub fn generation(socket: &mut NfSocket) -> Result<Option<u32>, NfError> {
-    let request = Request { kind: GET_GENERATION, flags: 0, family: 0, attrs: Attrs::default() };
-    let answer = socket.ask(&[request])?.pop();
-    let Some(Ok(answer)) = answer else { return Ok(None) };
-    parse_generation(&answer)
+pub fn generation(socket: &mut Socket) -> Result<Option<u32>, Error> {
+    match socket.ask(&Request { kind: GET_GENERATION, ..Request::default() })? {
+        Ok(answer) => parse_generation(nfnetlink::attributes(&answer)),
+        Err(_) => Ok(None),
+    }
 }
 
-pub(in crate::kernel) fn parse_generation(answer: &[u8]) -> Result<Option<u32>, NfError> {
-    for attr in AttrIter(answer) {
+pub(in crate::kernel) fn parse_generation(answer: &[u8]) -> Result<Option<u32>, Error> {
+    for attr in AttributeIter::new(answer) {
         if let (ATTR_GENERATION, &[a, b, c, d]) = attr? {
             return Ok(Some(u32::from_be_bytes([a, b, c, d])));
         }
@@ -67,6 +69,6 @@ pub(in crate::kernel) fn parse_generation(answer: &[u8]) -> Result<Option<u32>, 
 ///
 /// # Errors
 /// What the kernel said.
-pub fn remove(socket: &mut NfSocket, family: Family) -> Result<(), NfError> {
-    socket.transaction(NF_TABLES, &request(DEL_TABLE, family))
+pub fn remove(socket: &mut Socket, family: Family) -> Result<(), Error> {
+    nfnetlink::transaction(socket, NF_TABLES, request(DEL_TABLE, family))
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Notices at once when somebody else changes our chains, where iptables is the nf_tables flavour:
-//! notifications of `<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10. The legacy flavour tells
-//! nobody; there the next audit finds out.
+//! Notices at once when another program changes our chains, where iptables is the nf_tables flavour:
+//! notifications of `<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10. The legacy flavour sends
+//! none; there the next audit finds changes.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use netlink_batch::{AttributeIter, Error, Listener, Received, protocols, text};
 
-use super::nfnetlink::{AttrIter, NfError, Received, messages};
+use super::nfnetlink::attributes;
 use crate::core::model::Family;
 use crate::core::rules::chains::{CHAINS, JUMPS, Table};
 
@@ -19,8 +19,6 @@ const NEW_RULE: u16 = SUBSYSTEM | 6;
 const DEL_RULE: u16 = SUBSYSTEM | 8;
 /// `NFNLGRP_NFTABLES`
 const GROUP: u32 = 7;
-/// `nfgenmsg`
-const NFGEN: usize = 4;
 const ATTR_TABLE: u16 = 1;
 const ATTR_RULE_CHAIN: u16 = 2;
 const ATTR_CHAIN_NAME: u16 = 3;
@@ -28,7 +26,7 @@ const ATTR_CHAIN_NAME: u16 = 3;
 const CHILDREN: usize = 64;
 
 /// The processes that the agent itself started to write rules. Their netlink port is their process
-/// id, which is how their changes are told from others'.
+/// id, which distinguishes their changes from those of others.
 #[derive(Clone, Debug, Default)]
 pub struct Children(Arc<Mutex<Vec<u32>>>);
 
@@ -50,21 +48,17 @@ impl Children {
 /// Listens for changes to rules in the network namespace that it was opened in.
 #[derive(Debug)]
 pub struct RulesWatch {
-    socket: Socket,
+    listener: Listener,
     own: Children,
-    buffer: Vec<u8>,
 }
 
 impl RulesWatch {
-    /// Starts to listen; changes by `own` are passed over.
+    /// Starts to listen; changes by `own` are ignored.
     ///
     /// # Errors
     /// When the kernel has no nf_tables, or the process may not listen.
-    pub fn open(own: Children) -> Result<Self, NfError> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.add_membership(GROUP)?;
-        Ok(Self { socket, own, buffer: Vec::with_capacity(64 * 1024) })
+    pub fn open(own: Children) -> Result<Self, Error> {
+        Ok(Self { listener: Listener::open(protocols::NETLINK_NETFILTER, &[GROUP])?, own })
     }
 
     /// Waits until another program changed a chain of ours, or took a rule from a chain that jumps to
@@ -72,19 +66,15 @@ impl RulesWatch {
     ///
     /// # Errors
     /// When the socket fails. Lost notifications are no error: something changed.
-    pub fn wait(&mut self) -> Result<BTreeSet<Family>, NfError> {
+    pub fn wait(&mut self) -> Result<BTreeSet<Family>, Error> {
         loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => match NfError::from(error) {
-                    NfError::Overrun => return Ok(Family::ALL.into()),
-                    error => return Err(error),
-                },
-            }
+            let messages = match self.listener.receive() {
+                Ok(messages) => messages,
+                Err(Error::Overrun | Error::Truncated) => return Ok(Family::ALL.into()),
+                Err(error) => return Err(error),
+            };
             let mut families = BTreeSet::new();
-            for message in messages(&self.buffer) {
+            for message in messages {
                 let message = message?;
                 if !self.own.contains(message.port) {
                     families.extend(concerned_family(&message));
@@ -109,13 +99,8 @@ pub(in crate::kernel) fn concerned_family(message: &Received<'_>) -> Option<Fami
 }
 
 fn concerns_us(message: &Received<'_>) -> bool {
-    let attrs = message.payload.get(NFGEN..).unwrap_or_default();
-    let name = |kind: u16| {
-        AttrIter(attrs).flatten().find(|(k, _)| *k == kind).map(|(_, value)| {
-            let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
-            String::from_utf8_lossy(&value[..end]).into_owned()
-        })
-    };
+    let attrs = AttributeIter::new(attributes(message.payload)).flatten();
+    let name = |kind: u16| attrs.clone().find(|(k, _)| *k == kind).map(|(_, value)| text(value));
     let table = name(ATTR_TABLE).unwrap_or_default();
     let Some(table) = Table::ALL.into_iter().find(|t| t.name() == table) else { return false };
     let ours = |chain: &str| CHAINS.iter().any(|(t, c)| *t == table && *c == chain);
@@ -132,11 +117,12 @@ fn concerns_us(message: &Received<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use netlink_batch::Attributes;
+
     use super::*;
-    use crate::kernel::netfilter::nfnetlink::Attrs;
 
     fn concerned(family: u8, kind: u16, table: &str, attr: u16, chain: &str) -> Option<Family> {
-        let mut attrs = Attrs::default();
+        let mut attrs = Attributes::default();
         attrs.put_str(ATTR_TABLE, table).put_str(attr, chain);
         let payload = [&[family, 0, 0, 0], attrs.as_bytes()].concat();
         concerned_family(&Received { kind, flags: 0, seq: 0, port: 7, payload: &payload })

@@ -3,7 +3,7 @@
 
 use kube_ipvs::core::model::ObjectName;
 use kube_ipvs::events::throttle::Limits;
-use kube_ipvs::events::{About, EventSink, Notice, Reason};
+use kube_ipvs::events::{About, EventRequest, EventSink, Reason};
 
 use super::*;
 
@@ -36,9 +36,9 @@ fn sink(server: &ApiServer, limits: Limits) -> EventSink {
     EventSink::with_limits(client(server), "node-a", &tokio::runtime::Handle::current(), limits)
 }
 
-fn conflict(service: &str, message: &str) -> Notice {
+fn conflict(service: &str, message: &str) -> EventRequest {
     let about = About::Service(ObjectName::new("d", service));
-    Notice { about, reason: Reason::AddressConflict, message: message.to_owned() }
+    EventRequest { about, reason: Reason::AddressConflict, message: message.to_owned() }
 }
 
 /// The requests for Events: method and status.
@@ -63,7 +63,7 @@ async fn a_notice_becomes_an_event() {
     let message = "node address";
     sink.send([
         conflict("s1", "10.0.0.1 port 80 belongs to d/s0"),
-        Notice { about: About::Node, reason: Reason::NodeAddressAsVIP, message: message.to_owned() },
+        EventRequest { about: About::Node, reason: Reason::NodeAddressAsVIP, message: message.to_owned() },
         conflict("gone", "x"),
     ]);
     until("three Events", || server.events().len() == 3).await;

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The gateways in a route message (`<linux/rtnetlink.h>`). Read with checked slicing and not with
+//! The gateways of the network namespace's routes (`<linux/rtnetlink.h>`). Read with checked slicing and not with
 //! netlink-packet-route, which reads a message whole or not at all: a route with an encapsulation or
 //! metric that it does not know must not hide where the route leads.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::NlasIterator;
+use netlink_batch::{AttributeIter, Counters, Error, Listener, Message, Socket, protocols};
 
-use crate::Error;
-
-pub(crate) const RTM_GETROUTE: u16 = 26;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_ROUTE`
+const GROUPS: [u32; 2] = [7, 11];
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -24,9 +25,93 @@ const RTNEXTHOP_LEN: usize = 8;
 
 const CUT_OFF: Error = Error::Malformed("a route attribute is cut off");
 
+/// Reads the routes of the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct Routes {
+    socket: Socket,
+}
+
+impl Routes {
+    /// Opens a socket; nothing is read yet.
+    ///
+    /// # Errors
+    /// When there is no rtnetlink socket.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { socket: Socket::open(protocols::NETLINK_ROUTE)? })
+    }
+
+    /// What went over the socket so far.
+    pub fn counters(&self) -> Counters {
+        self.socket.counters()
+    }
+
+    /// Every gateway of the routes in all tables and of both families, sorted and each once: what `ip route show
+    /// table all` has after `via`.
+    ///
+    /// A route that names a nexthop object has the gateways of that object in it, unless the sysctl
+    /// `net.ipv4.nexthop_compat_mode` is 0.
+    ///
+    /// # Errors
+    /// A list that could not be read whole.
+    pub fn next_hops(&mut self) -> Result<Vec<IpAddr>, Error> {
+        let mut gateways = self.socket.dump(&GetRoutes, |found, payload| parse_gateways(payload, found))?;
+        gateways.sort_unstable();
+        gateways.dedup();
+        Ok(gateways)
+    }
+}
+
+/// Asks for the routes of all families.
+struct GetRoutes;
+
+impl Message for GetRoutes {
+    fn kind(&self) -> u16 {
+        RTM_GETROUTE
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[0; RTMSG_LEN]);
+    }
+}
+
+/// Notices new routes in the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct RouteWatch {
+    listener: Listener,
+}
+
+impl RouteWatch {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// When there is no rtnetlink socket.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { listener: Listener::open(protocols::NETLINK_ROUTE, &GROUPS)? })
+    }
+
+    /// Waits until routes with gateways come, and returns the gateways.
+    ///
+    /// # Errors
+    /// [`Error::Overrun`] when the kernel dropped notifications; when the socket fails or one cannot be read.
+    pub fn next_gateways(&mut self) -> Result<Vec<IpAddr>, Error> {
+        loop {
+            let mut gateways = Vec::new();
+            for message in self.listener.receive()? {
+                let message = message?;
+                if message.kind == RTM_NEWROUTE {
+                    parse_gateways(message.payload, &mut gateways)?;
+                }
+            }
+            if !gateways.is_empty() {
+                return Ok(gateways);
+            }
+        }
+    }
+}
+
 /// Adds the gateways of a route to `found`; none for a route of neither IPv4 nor IPv6 (MPLS,
 /// multicast: a dump of all families has them, too), and for a cached one.
-pub(crate) fn parse_gateways(payload: &[u8], found: &mut Vec<IpAddr>) -> Result<(), Error> {
+pub(in crate::kernel) fn parse_gateways(payload: &[u8], found: &mut Vec<IpAddr>) -> Result<(), Error> {
     const SHORT: Error = Error::Malformed("a route message is too short");
     let flags = payload.get(FLAGS_AT..FLAGS_AT + 4).and_then(|bytes| bytes.try_into().ok());
     let cached = flags.map(u32::from_ne_bytes).ok_or(SHORT)? & RTM_F_CLONED != 0;
@@ -65,11 +150,10 @@ fn address(bytes: &[u8]) -> Result<IpAddr, Error> {
 }
 
 fn each_attribute(bytes: &[u8], mut each: impl FnMut(u16, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
-    for nla in NlasIterator::new(bytes) {
-        let nla = nla.map_err(|_| CUT_OFF)?;
-        each(nla.kind(), nla.value())?;
-    }
-    Ok(())
+    AttributeIter::new(bytes).try_for_each(|attribute| {
+        let (kind, value) = attribute?;
+        each(kind, value)
+    })
 }
 
 /// Hands on the attributes of every `rtnexthop`: a header with the length of both, then attributes.
@@ -120,6 +204,13 @@ mod tests {
         hop.interface_index = 7;
         hop.attributes = attributes;
         hop
+    }
+
+    #[test]
+    fn the_request_is_that_for_all_families() {
+        let mut bytes = Vec::new();
+        GetRoutes.write(&mut bytes);
+        assert_eq!(bytes, emit(&RouteMessage::default()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `kube-ipvs list`: the kernel's IPVS table, byte for byte as `ipvsadm -Ln` prints it, or with the
-//! Service behind each virtual server, or as JSON.
+//! The kernel's IPVS table, byte for byte as `ipvsadm -Ln` prints it, with the Service of each virtual server, or as
+//! JSON.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -11,16 +11,16 @@ use ipvs_netlink::{
 };
 use serde_json::{Value, json};
 
-use super::owners::Owners;
+use super::owners::ServiceOwners;
 use super::sort::{sort_destinations, sort_services};
 
-/// How to print.
+/// The output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub enum ListFormat {
     /// Exactly as `ipvsadm -Ln`.
     #[default]
     Ipvsadm,
-    /// With the Kubernetes Service behind each virtual server.
+    /// With the Kubernetes Service of each virtual server.
     Wide,
     /// JSON, one object per virtual server.
     Json,
@@ -28,18 +28,18 @@ pub enum Format {
 
 /// The kernel's table, in ipvsadm's order.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct IpvsTable {
     /// Version and size of the connection table.
     pub info: Info,
     /// Each virtual server with its real servers.
     pub servers: Vec<(Service, Vec<Destination>)>,
 }
 
-impl Table {
+impl IpvsTable {
     /// Reads the table of the current network namespace.
     ///
     /// # Errors
-    /// A missing module or privilege, or a table that could not be read whole.
+    /// A missing module or privilege, or an incomplete reading.
     pub fn read() -> anyhow::Result<Self> {
         let mut client = Client::open().context("cannot list the virtual servers")?;
         let info = client.info()?;
@@ -54,16 +54,16 @@ impl Table {
         Ok(Self { info, servers })
     }
 
-    /// Renders the table. `owners` is used by all formats but ipvsadm's.
-    pub fn render(&self, format: Format, owners: &Owners) -> String {
+    /// Renders the table. All formats except ipvsadm's use `owners`.
+    pub fn render(&self, format: ListFormat, owners: &ServiceOwners) -> String {
         match format {
-            Format::Ipvsadm => self.render_text(None),
-            Format::Wide => self.render_text(Some(owners)),
-            Format::Json => self.render_json(owners),
+            ListFormat::Ipvsadm => self.render_text(None),
+            ListFormat::Wide => self.render_text(Some(owners)),
+            ListFormat::Json => self.render_json(owners),
         }
     }
 
-    fn render_text(&self, owners: Option<&Owners>) -> String {
+    fn render_text(&self, owners: Option<&ServiceOwners>) -> String {
         let mut text = format!(
             "IP Virtual Server version {} (size={})\n\
              Prot LocalAddress:Port Scheduler Flags\n  \
@@ -92,7 +92,7 @@ impl Table {
         text
     }
 
-    fn render_json(&self, owners: &Owners) -> String {
+    fn render_json(&self, owners: &ServiceOwners) -> String {
         let servers: Vec<Value> = self.servers.iter().map(|(s, d)| service_json(s, d, owners)).collect();
         format!("{:#}\n", Value::Array(servers))
     }
@@ -154,7 +154,7 @@ fn forward_name(forward: ForwardMethod) -> &'static str {
     }
 }
 
-fn service_json(service: &Service, destinations: &[Destination], owners: &Owners) -> Value {
+fn service_json(service: &Service, destinations: &[Destination], owners: &ServiceOwners) -> Value {
     let mut object = match &service.id {
         ServiceId::Address { protocol, addr, port } => {
             json!({"protocol": protocol.to_string(), "address": addr.to_string(), "port": port})
@@ -184,8 +184,8 @@ fn service_json(service: &Service, destinations: &[Destination], owners: &Owners
     object
 }
 
-impl Owners {
-    /// The Service behind a virtual server.
+impl ServiceOwners {
+    /// The Service of a virtual server.
     fn name_of(&self, id: &ServiceId) -> Option<&str> {
         crate::kernel::ipvs::vs_key(id).and_then(|key| self.get(&key.to_string()))
     }
