@@ -234,7 +234,7 @@ fn the_oldest_change_ages_until_every_family_is_in_sync() {
     assert!(age() > 0.0);
     let target = RsKey { addr: [10, 244, 1, 1].into(), port: 80 };
     metrics.pass(&pass(vec![Op::AddRealServer(VS, target)], vec![failed()]), Due::Changes, Duration::ZERO);
-    assert_eq!(age(), 0.0, "an object that is refused is told by its own metric");
+    assert_eq!(age(), 0.0, "a rejected object has its own metric");
 }
 
 #[test]
@@ -375,7 +375,7 @@ fn the_loser_of_a_conflict_is_named_until_it_is_none() {
     assert!(!text.contains("young") && text.contains("kube_ipvs_contested_virtual_servers 0"), "{text}");
 }
 
-/// The loop on a kernel in memory tells all it does.
+/// The sync loop on a kernel in memory reports all its work.
 #[test]
 fn the_loop_counts_what_it_does() {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));

@@ -195,7 +195,7 @@ mod tests {
         TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
-    /// What the port answers; empty when nobody listens.
+    /// The answer of the port; empty without a listener.
     fn ask(port: u16) -> String {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
         let mut text = String::new();
