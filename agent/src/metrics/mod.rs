@@ -154,12 +154,10 @@ impl Metrics {
         kubernetes.with_label_values(&labels).set(1);
     }
 
-    /// Counts an answer of `/healthz`.
     pub fn answered_healthz(&self, code: u16) {
         self.0.proxy.answered_healthz(code);
     }
 
-    /// Counts an answer of `/livez`.
     pub fn answered_livez(&self, code: u16) {
         self.0.proxy.answered_livez(code);
     }

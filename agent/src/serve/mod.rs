@@ -37,7 +37,6 @@ const EXIT_DELAY: Duration = Duration::from_secs(1);
 /// A server of the agent.
 #[derive(Clone, Debug)]
 pub struct HttpServer {
-    /// The address to listen at.
     pub address: SocketAddr,
     /// The configuration field of the address.
     pub setting: &'static str,

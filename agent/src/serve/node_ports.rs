@@ -47,11 +47,9 @@ impl Drop for Listener {
 pub struct NodePorts {
     /// The newest answers.
     pub wanted: watch::Receiver<HealthChecks>,
-    /// The health of the agent.
     pub health: SharedHealth,
     /// Gets an Event when a port cannot be opened.
     pub events: EventSink,
-    /// The name of the node.
     pub node: String,
     /// The limit that all node ports share.
     pub connections: Connections,
