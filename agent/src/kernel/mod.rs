@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The I/O edge: the only room that opens sockets or starts processes.
 //!
-//! [`Kernel`] has two implementations: [`linux`], and [`fake`] with the same errnos and a switch
+//! [`Kernel`] has two implementations: [`linux`], and `fake` (feature `testing`) with the same errnos and a switch
 //! that makes the next op fail. [`apply`] runs a plan on either.
 
 mod apply;
 mod errors;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod host;
 pub mod iptables;
