@@ -117,7 +117,7 @@ pub trait Kernel {
         for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {
             audit.settle(*key, server, &mut observed);
         }
-        families.iter().for_each(|family| observed.unread_rules[family.index()] = true);
+        families.iter().for_each(|family| observed.unread_rules[family] = true);
         let mut missing = families.to_vec();
         let deadline = Instant::now() + RULES_PATIENCE;
         while !missing.is_empty() {
@@ -128,8 +128,8 @@ pub trait Kernel {
             for finished in ended {
                 match finished {
                     Finished::Rules(family, Ok(Some(rules))) => {
-                        observed.rules[family.index()] = *rules;
-                        observed.unread_rules[family.index()] = false;
+                        observed.rules[family] = *rules;
+                        observed.unread_rules[family] = false;
                         missing.retain(|missing| *missing != family);
                     }
                     finished => {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use crate::core::model::PerFamily;
 use crate::core::plan::outcome::{ObserveError, OpError, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +37,7 @@ fn service(name: &str, vip: u8) -> Service {
     Service {
         name: ObjectName::new("d", name),
         created: i64::from(vip),
-        cluster_ips: [Some([10, 96, 0, vip].into()), None],
+        cluster_ips: PerFamily::new(Some([10, 96, 0, vip].into()), None),
         ports: vec![ServicePort { name: "p".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         ..Service::default()
     }

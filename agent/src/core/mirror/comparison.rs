@@ -6,6 +6,7 @@
 //! them as they were: what it says against the mirror is a suspicion, and the suspects are asked one by
 //! one at the end.
 
+use crate::core::model::PerFamily;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -73,8 +74,8 @@ pub struct NodeState {
     pub name_servers: Vec<IpAddr>,
     /// Where programs of the node listen, sorted.
     pub listeners: Vec<OpenPort>,
-    /// Whether the table of kube-proxy's nftables mode exists, by [`crate::core::model::Family::index`].
-    pub nft_tables: [bool; 2],
+    /// Whether the table of kube-proxy's nftables mode exists.
+    pub nft_tables: PerFamily<bool>,
 }
 
 /// A comparison that goes on.

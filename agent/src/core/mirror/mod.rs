@@ -15,7 +15,7 @@ use crate::core::model::map::{Map, Set};
 use crate::core::model::members::Members;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::Timeouts;
-use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
+use crate::core::model::{Family, PerFamily, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::rules::save::ObservedRules;
 
 /// A real server as the kernel has it.
@@ -204,12 +204,12 @@ pub struct Observed {
     pub addresses: Set<IpNet>,
     /// Our sets that exist.
     pub sets: Map<SetId, ObservedSet>,
-    /// Rules, by [`Family::index`].
-    pub rules: [ObservedRules; 2],
-    /// Families whose rules were never read, by [`Family::index`]: what is in `rules` says nothing.
-    pub unread_rules: [bool; 2],
-    /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
-    pub nft_tables: [bool; 2],
+    /// Rules.
+    pub rules: PerFamily<ObservedRules>,
+    /// Families whose rules were never read: what is in `rules` says nothing.
+    pub unread_rules: PerFamily<bool>,
+    /// Whether the table of kube-proxy's nftables mode exists.
+    pub nft_tables: PerFamily<bool>,
     /// Current values of the sysctls asked for; one that cannot be read is absent.
     pub sysctls: BTreeMap<&'static str, i64>,
     /// Addresses on all other links, without loopback, sorted.
@@ -253,8 +253,8 @@ impl Observed {
             && self.addresses.is_empty()
             && self.sets.values().all(|set| set.members.is_empty())
             && self.rules.iter().all(no_rules)
-            && self.unread_rules == [false, false]
-            && self.nft_tables == [false, false]
+            && self.unread_rules == PerFamily::default()
+            && self.nft_tables == PerFamily::default()
     }
 
     /// Whether a set exists and holds anything.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Family;
+use super::{Family, PerFamily};
 
 /// A file of the kernel's and the number it must hold.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,15 +54,15 @@ impl Timeouts {
 /// How traffic of local pods is recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalTraffic {
-    /// By source: one CIDR of each family, by [`Family::index`]; `None`: not at all.
-    Cidrs([Option<IpNet>; 2]),
+    /// By source: one CIDR of each family; `None`: not at all.
+    Cidrs(PerFamily<Option<IpNet>>),
     /// By the interface it comes in on, in the notation of iptables (`cni0`, `veth+`).
     Interface(String),
 }
 
 impl Default for LocalTraffic {
     fn default() -> Self {
-        LocalTraffic::Cidrs([None, None])
+        LocalTraffic::Cidrs(PerFamily::default())
     }
 }
 

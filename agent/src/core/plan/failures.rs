@@ -11,7 +11,7 @@ use super::outcome::Outcome;
 use super::retries::Retries;
 use super::subject::{Part, Subject};
 use crate::core::model::sets::{Entry, SetId, SetKind};
-use crate::core::model::{Family, VsKey};
+use crate::core::model::{Family, PerFamily, VsKey};
 use crate::core::rules::name_set;
 
 /// What failed, is held back or is not done in a run so far, as far as later ops depend on it.
@@ -30,16 +30,16 @@ pub struct Failures<'a> {
     /// The same by address.
     unserved_addresses: BTreeMap<IpAddr, VsKey>,
     unbound: BTreeSet<IpAddr>,
-    /// What is not as it must be, of each family, by [`Family::index`].
-    unserved: [BTreeSet<Subject>; 2],
+    /// What is not as it must be, of each family.
+    unserved: PerFamily<BTreeSet<Subject>>,
 }
 
 impl<'a> Failures<'a> {
     /// Nothing failed yet in a run at the time `now`. `unread`: families whose rules are not known.
     pub fn new(retries: &'a Retries, now: Duration, unread: Vec<Family>) -> Self {
-        let mut unserved = [BTreeSet::new(), BTreeSet::new()];
+        let mut unserved: PerFamily<BTreeSet<Subject>> = PerFamily::default();
         for family in &unread {
-            unserved[family.index()].insert(Subject::Reading(Part::Rules(*family)));
+            unserved[*family].insert(Subject::Reading(Part::Rules(*family)));
         }
         Self {
             retries,
@@ -71,7 +71,7 @@ impl<'a> Failures<'a> {
     pub fn note(&mut self, op: &Op) {
         let subject = op.subject();
         for family in Family::ALL.into_iter().filter(|family| op.serves(*family)) {
-            self.unserved[family.index()].insert(subject);
+            self.unserved[family].insert(subject);
         }
         match op {
             Op::CreateDevice => self.device = true,
@@ -131,7 +131,7 @@ impl<'a> Failures<'a> {
 
     /// The rules of another kube-proxy mode serve until everything of the family does.
     fn blocks_takeover(&self, family: Family) -> Option<Subject> {
-        self.unserved[family.index()].first().copied()
+        self.unserved[family].first().copied()
     }
 
     /// An address is opened only behind a standing guard and with its virtual servers in place.

@@ -24,7 +24,7 @@ use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, ObjectName, RsKey, VsKey};
+use crate::core::model::{Family, ObjectName, PerFamily, RsKey, VsKey};
 use crate::core::rules::chains::Table;
 use crate::core::rules::removal::{is_of_other_modes, target};
 use crate::core::rules::{Chains, OUT_FILTER, build_chains};
@@ -45,7 +45,7 @@ pub struct PlanInput<'a> {
     /// True while rules of another kube-proxy mode must be kept because ours are not all in place.
     pub takeover_pending: bool,
     /// Inputs of the installed rules of each family. `None`: unknown, compare the rules in full.
-    pub installed: &'a [Option<RulesBasis>; 2],
+    pub installed: &'a PerFamily<Option<RulesBasis>>,
 }
 
 /// Everything that one family's rules follow from, but for settings: which sets hold anything, wanted and
@@ -118,8 +118,8 @@ fn shuts_out(kind: SetKind) -> bool {
 impl PlanInput<'_> {
     /// Whether the rules of a family need no comparison, or cannot be compared because they were not read.
     fn rules_stand(&self, family: Family) -> bool {
-        let installed = self.installed[family.index()].as_ref();
-        self.observed.unread_rules[family.index()]
+        let installed = self.installed[family].as_ref();
+        self.observed.unread_rules[family]
             || installed.is_some_and(|basis| *basis == RulesBasis::build(family, self.desired, self.observed))
     }
 
@@ -181,7 +181,7 @@ impl PlanInput<'_> {
     /// just being closed keeps its masquerading and its filter. One write is enough unless rules
     /// both come and go.
     fn diff_rules(&self, family: Family, ops: &mut Vec<Op>) {
-        let has = &self.observed.rules[family.index()];
+        let has = &self.observed.rules[family];
         let jumps = has.broken_jumps();
         let closed = self.desired.closed_to_node(family);
         let wanted_set = |kind: SetKind| self.desired.has_members(kind, family);
@@ -208,8 +208,8 @@ impl PlanInput<'_> {
 
     /// What other modes of kube-proxy left goes last, when everything of ours serves.
     fn diff_leftovers(&self, family: Family, ops: &mut Vec<Op>) {
-        let removal = self.observed.rules[family.index()].leftovers.clone();
-        let nft_table = self.observed.nft_tables[family.index()];
+        let removal = self.observed.rules[family].leftovers.clone();
+        let nft_table = self.observed.nft_tables[family];
         if !removal.is_empty() || nft_table {
             let is_takeover = self.takeover_pending;
             ops.push(Op::RemoveLeftovers(Box::new(LeftoversOp { family, removal, nft_table, is_takeover })));

@@ -16,7 +16,7 @@ use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Map;
 use crate::core::model::members::Members;
 use crate::core::model::sets::{Entry, SetId, SetKind};
-use crate::core::model::{Family, ObjectName, Protocol, VsKey};
+use crate::core::model::{Family, ObjectName, PerFamily, Protocol, VsKey};
 
 /// Of several Services that claim a virtual server the smallest rank wins: the oldest, then the first name,
 /// so every node decides alike.
@@ -36,7 +36,7 @@ pub struct Desired {
     contested: BTreeSet<VsKey>,
     first: BTreeSet<ObjectName>,
     /// Services whose policy Local finds no endpoint here, see [`Fragment::no_local`].
-    no_local: [[u32; 2]; 2],
+    no_local: PerFamily<[u32; 2]>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     unbound: BTreeMap<Binding, u32>,
     /// Services with UDP endpoints, by their VIPs.
@@ -256,7 +256,7 @@ impl Desired {
 
     /// The UDP flows of these Services that are stale, one filter per family that has any.
     pub fn stale_flows(&self, names: &BTreeSet<ObjectName>) -> Vec<FlowFilter> {
-        let mut filters = Family::ALL.map(|family| FlowFilter {
+        let mut filters = PerFamily::of(|family| FlowFilter {
             family,
             frontends: BTreeMap::new(),
             node_ports: BTreeMap::new(),
@@ -270,7 +270,7 @@ impl Desired {
             let won: BTreeSet<(IpAddr, u16)> =
                 fragment.virtual_servers.iter().filter(wins).map(|vs| (vs.key.addr, vs.key.port)).collect();
             for port in &fragment.udp {
-                let filter = &mut filters[port.family.index()];
+                let filter = &mut filters[port.family];
                 for frontend in port.frontends.iter().filter(|frontend| won.contains(frontend)) {
                     filter.frontends.insert(*frontend, port.endpoints.clone());
                 }
@@ -320,7 +320,7 @@ impl Desired {
     /// How many Services have a policy Local and endpoints, but none on this node: by the internal
     /// policy, and by the external one.
     pub fn no_local(&self, family: Family) -> [u32; 2] {
-        self.no_local[family.index()]
+        self.no_local[family]
     }
 
     /// How many VIPs of Services are not bound, and why.

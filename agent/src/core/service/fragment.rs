@@ -11,7 +11,8 @@ use crate::core::model::Few;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{ExternalIps, Settings};
 use crate::core::model::{
-    EndpointSlice, Family, ObjectName, PERSISTENT, Protocol, RsKey, Service, ServicePort, VsKey, VsSpec,
+    EndpointSlice, Family, ObjectName, PERSISTENT, PerFamily, Protocol, RsKey, Service, ServicePort, VsKey,
+    VsSpec,
 };
 
 /// `IP_VS_SVC_F_SCHED_MH_PORT`: kube-proxy hashes the source port too.
@@ -69,9 +70,9 @@ pub enum Notice {
 pub struct HealthCheck {
     /// The port.
     pub port: u16,
-    /// Ready endpoints on this node, counted by address, of each family, by [`Family::index`]; `None`:
+    /// Ready endpoints on this node, counted by address, of each family; `None`:
     /// the Service is not of that family.
-    pub local: [Option<u32>; 2],
+    pub local: PerFamily<Option<u32>>,
 }
 
 /// The contribution of one Service. Each list is sorted and free of duplicates.
@@ -90,8 +91,8 @@ pub struct Fragment {
     /// What the operator should know.
     pub notices: Box<[Notice]>,
     /// Whether a policy Local finds endpoints, but none on this node, of each family, by
-    /// [`Family::index`]: the internal policy, then the external one.
-    pub no_local: [[bool; 2]; 2],
+    /// the internal policy, then the external one.
+    pub no_local: PerFamily<[bool; 2]>,
     /// The health-check node port, if the Service has one.
     pub health: Option<HealthCheck>,
 }
@@ -115,7 +116,7 @@ pub fn build_fragment<'a>(
     let mut builder = Builder { service, of_endpoints, node, settings, draft: Draft::default() };
     for &family in &settings.families {
         // A Service without ClusterIP in a family has nothing there, not even its external IPs.
-        let Some(cluster_ip) = service.cluster_ips[family.index()] else { continue };
+        let Some(cluster_ip) = service.cluster_ips[family] else { continue };
         let vips = builder.vips(family, cluster_ip);
         let mut ready = BTreeSet::new();
         for port in &service.ports {
@@ -147,7 +148,7 @@ struct Draft {
     entries: Few<(SetId, Entry)>,
     udp: Vec<UdpPort>,
     notices: Vec<Notice>,
-    no_local: [[bool; 2]; 2],
+    no_local: PerFamily<[bool; 2]>,
     health: Option<HealthCheck>,
 }
 
@@ -196,8 +197,8 @@ impl Builder<'_> {
     fn add_health_check(&mut self, family: Family, ready: usize) {
         let port = self.service.health_check_node_port;
         if port != 0 {
-            let check = self.draft.health.get_or_insert(HealthCheck { port, local: [None, None] });
-            check.local[family.index()] = Some(u32::try_from(ready).unwrap_or(u32::MAX));
+            let check = self.draft.health.get_or_insert(HealthCheck { port, local: PerFamily::default() });
+            check.local[family] = Some(u32::try_from(ready).unwrap_or(u32::MAX));
         }
     }
 
@@ -210,7 +211,7 @@ impl Builder<'_> {
         let local = service.internal_local || (service.external_local && outside);
         let selection = endpoints::select(all, cluster, local, self.node);
         if local && selection.local.is_empty() && all.iter().any(PortEndpoint::is_usable) {
-            let no_local = &mut self.draft.no_local[family.index()];
+            let no_local = &mut self.draft.no_local[family];
             no_local[0] |= service.internal_local;
             no_local[1] |= service.external_local;
         }
@@ -269,7 +270,7 @@ impl Builder<'_> {
         entries.extend(ranges.iter().map(|range| {
             (set(SetKind::LoadBalancerSourceCidr), Entry::IpPortNet(vip, protocol, number, *range))
         }));
-        let node = self.node.ips[family.index()];
+        let node = self.node.ips[family];
         let inside = node.is_some_and(|ip| ranges.iter().any(|range| range.contains(&ip)));
         if inside {
             let from_node = Entry::IpPortIp(vip, protocol, number, vip);
@@ -302,7 +303,7 @@ impl Builder<'_> {
     /// Virtual servers on every node address; false when there is none to serve on.
     fn add_node_port(&mut self, port: &ServicePort, family: Family, selection: &Selection) -> bool {
         let node = self.node;
-        let addresses = &node.node_port_addresses[family.index()];
+        let addresses = &node.node_port_addresses[family];
         if addresses.is_empty() {
             return false;
         }
