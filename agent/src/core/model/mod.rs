@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-pub use per_family::PerFamily;
+pub use self::per_family::PerFamily;
 
 /// A list that nearly always has one member, kept for every Service: the one needs no allocation.
 pub type Few<T> = smallvec::SmallVec<[T; 1]>;
