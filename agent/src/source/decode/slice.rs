@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use serde::Deserialize;
 
-use super::tape::{Tape, UsedField, plain};
+use super::fields::used_fields;
+use super::tape::Tape;
 use super::{METADATA, RawPort, intern, label, protocol};
 use crate::core::model::address;
 use crate::core::model::trigger::Trigger;
@@ -19,66 +19,35 @@ pub(super) const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-pub(super) const FIELDS: &[UsedField] = &[
-    METADATA,
-    plain("addressType"),
-    UsedField("ports", RawPort::FIELDS),
-    UsedField(
-        "endpoints",
-        &[
-            plain("addresses"),
-            UsedField("conditions", &[plain("ready"), plain("serving"), plain("terminating")]),
-            plain("nodeName"),
-            UsedField(
-                "hints",
-                &[UsedField("forZones", &[plain("name")]), UsedField("forNodes", &[plain("name")])],
-            ),
-        ],
-    ),
-];
+used_fields! {
+    RawSlice<'a> {
+        + METADATA,
+        address_type "addressType": Option<&'a str>,
+        ports "ports": Option<Vec<RawPort<'a>>>,
+        endpoints "endpoints": Option<Vec<RawEndpoint<'a>>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct RawSlice<'a> {
-    address_type: Option<&'a str>,
-    #[serde(borrow)]
-    ports: Option<Vec<RawPort<'a>>>,
-    #[serde(borrow)]
-    endpoints: Option<Vec<RawEndpoint<'a>>>,
-}
+    RawEndpoint<'a> {
+        addresses "addresses": Option<Vec<&'a str>>,
+        conditions "conditions": Option<RawConditions>,
+        node_name "nodeName": Option<&'a str>,
+        hints "hints": Option<RawHints<'a>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawEndpoint<'a> {
-    #[serde(borrow)]
-    addresses: Option<Vec<&'a str>>,
-    conditions: Option<RawConditions>,
-    node_name: Option<&'a str>,
-    #[serde(borrow)]
-    hints: Option<RawHints<'a>>,
-}
+    RawConditions {
+        ready "ready": Option<bool>,
+        serving "serving": Option<bool>,
+        terminating "terminating": Option<bool>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawConditions {
-    ready: Option<bool>,
-    serving: Option<bool>,
-    terminating: Option<bool>,
-}
+    RawHints<'a> {
+        for_zones "forZones": Option<Vec<RawHint<'a>>>,
+        for_nodes "forNodes": Option<Vec<RawHint<'a>>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawHints<'a> {
-    #[serde(borrow)]
-    for_zones: Option<Vec<RawHint<'a>>>,
-    #[serde(borrow)]
-    for_nodes: Option<Vec<RawHint<'a>>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawHint<'a> {
-    name: &'a str,
+    RawHint<'a> {
+        name "name": &'a str,
+    }
 }
 
 pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String>) -> Result<Object, String> {
