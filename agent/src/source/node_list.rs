@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper::header::ACCEPT;
 use serde::Deserialize;
+use smallvec::SmallVec;
 
 use super::client::ApiClient;
 use super::failure::ApiFailure;
@@ -133,35 +134,26 @@ struct Address {
 }
 
 impl NodeList {
-    fn columns(&self) -> Vec<usize> {
-        let columns = self.column_definitions.iter().enumerate();
-        let has_address = |name: &str| matches!(name, "Internal-IP" | "External-IP");
-        columns.filter(|(_, column)| has_address(&column.name)).map(|(index, _)| index).collect()
+    /// The addresses in each row of a table.
+    fn rows(&self) -> impl Iterator<Item = SmallVec<[IpAddr; 2]>> + '_ {
+        let has_address = |column: &Column| matches!(&*column.name, "Internal-IP" | "External-IP");
+        let columns = self.column_definitions.iter().map(has_address);
+        self.rows.iter().map(move |row| {
+            let cells = row.cells.iter().zip(columns.clone()).filter(|(_, has_address)| *has_address);
+            cells.filter_map(|(cell, _)| address::parse_ip(cell.as_str()?)).collect()
+        })
     }
 
     /// Every address; host names are ignored.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        let columns = self.columns();
-        let cells = self.rows.iter().flat_map(move |row| row.addresses(&columns).collect::<Vec<_>>());
         let of_items = self.items.iter().flat_map(|item| &item.status.addresses);
-        cells.chain(of_items.filter_map(|address| address::parse_ip(&address.address)))
+        self.rows().flatten().chain(of_items.filter_map(|address| address::parse_ip(&address.address)))
     }
 
     /// Whether some row shows no IPv4 address. A dual-stack Node whose first address is IPv6 still has an IPv4 address.
     fn lacks_v4(&self) -> bool {
-        let columns = self.columns();
         // A row without any address is a Node that registered a moment ago.
-        let lacks = |row: &TableRow| {
-            let mut addresses = row.addresses(&columns).peekable();
-            addresses.peek().is_some() && !addresses.any(|address| address.is_ipv4())
-        };
-        self.rows.iter().any(lacks)
-    }
-}
-
-impl TableRow {
-    fn addresses(&self, columns: &[usize]) -> impl Iterator<Item = IpAddr> {
-        columns.iter().filter_map(|column| address::parse_ip(self.cells.get(*column)?.as_str()?))
+        self.rows().any(|row| !row.is_empty() && !row.iter().any(IpAddr::is_ipv4))
     }
 }
 
