@@ -152,9 +152,8 @@ fn is_list_flag(arg: &str) -> bool {
 
 fn with_dashes(arg: OsString) -> OsString {
     let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
-    let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
-    let name = name.replace('_', "-");
-    value.map_or(name.clone(), |value| format!("{name}={value}")).into()
+    let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
+    (name.replace('_', "-") + value).into()
 }
 
 #[cfg(test)]

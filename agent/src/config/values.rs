@@ -2,7 +2,6 @@
 //! The value of every field and where it came from.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -18,22 +17,14 @@ const QUOTED: usize = 60;
 
 static NULL: Value = Value::Null;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Origin {
     Default,
     File,
     /// The flag of this name.
+    #[strum(to_string = "--{0}")]
     Flag(&'static str),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Default => f.write_str("default"),
-            Origin::File => f.write_str("file"),
-            Origin::Flag(name) => write!(f, "--{name}"),
-        }
-    }
 }
 
 /// The value of every field, in one form for equal values: durations as Go prints them, whole numbers as integers.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hyper::header::ACCEPT;
+use kube::core::ListMeta;
 use serde::Deserialize;
 use smallvec::SmallVec;
 
@@ -74,7 +75,7 @@ pub(super) async fn list(api: &ApiClient, form: Form, limit: Duration) -> Result
         listed.nodes += answer.rows.len() + answer.items.len();
         listed.lacks_v4 |= answer.lacks_v4();
         listed.addresses.extend(answer.addresses());
-        token = answer.metadata.token;
+        token = answer.metadata.continue_.unwrap_or_default();
         if token.is_empty() {
             return Ok(listed);
         }
@@ -87,23 +88,13 @@ fn escape(token: &str) -> String {
 }
 
 /// The answer to a list of Nodes: a table, or objects.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct NodeList {
-    #[serde(default)]
-    metadata: Metadata,
-    #[serde(default)]
-    column_definitions: Vec<Column>,
-    #[serde(default)]
-    rows: Vec<TableRow>,
-    #[serde(default)]
-    items: Vec<NodeObject>,
-}
-
 #[derive(Default, Deserialize)]
-struct Metadata {
-    #[serde(default, rename = "continue")]
-    token: String,
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct NodeList {
+    metadata: ListMeta,
+    column_definitions: Vec<Column>,
+    rows: Vec<TableRow>,
+    items: Vec<NodeObject>,
 }
 
 #[derive(Deserialize)]

@@ -10,6 +10,7 @@ mod slice;
 mod tape;
 mod wrong_value;
 
+use jiff::Timestamp;
 use serde::Deserializer;
 
 use crate::core::model::{ObjectName, Protocol};
@@ -119,6 +120,11 @@ pub fn decode(kind: Kind, value: &serde_json::Value) -> Result<Object, String> {
 
 fn label<'a>(tape: &'a Tape<'_>, key: &str) -> Option<&'a str> {
     tape.text(&["metadata", "labels", key])
+}
+
+/// The time at a path, if it is one in RFC 3339.
+fn time(tape: &Tape<'_>, path: &[&str]) -> Option<Timestamp> {
+    tape.text(path)?.parse().ok()
 }
 
 fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, String> {

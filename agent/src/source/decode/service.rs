@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use super::fields::used_fields;
 use super::tape::Tape;
-use super::{METADATA, RawPort, intern, label, port_or_zero, protocol};
+use super::{METADATA, RawPort, intern, label, port_or_zero, protocol, time};
 use crate::core::model::address;
 use crate::core::model::{Family, ObjectName, Service, ServicePort};
 use crate::store::{Kind, Object};
@@ -75,7 +76,8 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
     ports.shrink_to_fit();
     let external_local = external_local(&spec);
     Ok(Object::Service(Service {
-        created: created(tape),
+        // An object without this time is the youngest.
+        created: time(tape, &["metadata", "creationTimestamp"]).map_or(i64::MAX, Timestamp::as_second),
         first: is_priority(&name, tape),
         cluster_ips: [
             family_cluster_ip(Family::V4, cluster_ip, &spec)?,
@@ -101,13 +103,6 @@ fn is_priority(name: &ObjectName, tape: &Tape<'_>) -> bool {
         ("kube-system", _) => label(tape, DNS_LABEL) == Some("kube-dns"),
         _ => false,
     }
-}
-
-/// `metadata.creationTimestamp` in seconds since the epoch; an object without it is the youngest.
-fn created(tape: &Tape<'_>) -> i64 {
-    tape.text(&["metadata", "creationTimestamp"])
-        .and_then(|t| t.parse::<jiff::Timestamp>().ok())
-        .map_or(i64::MAX, jiff::Timestamp::as_second)
 }
 
 /// The ClusterIP of a family: the entry of `clusterIPs` at its index in `ipFamilies`, or `clusterIP` if there are no

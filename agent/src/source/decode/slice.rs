@@ -2,13 +2,10 @@
 //! EndpointSlices.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
-
-use jiff::Timestamp;
 
 use super::fields::used_fields;
 use super::tape::Tape;
-use super::{METADATA, RawPort, intern, label, protocol};
+use super::{METADATA, RawPort, intern, label, protocol, time};
 use crate::core::model::address;
 use crate::core::model::trigger::Trigger;
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
@@ -88,8 +85,9 @@ fn decode_slice(
     ignored.append(&mut useless);
     let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
     let slice = EndpointSlice { name, service, family, ports, endpoints };
-    Ok(match trigger(tape) {
-        Some(at) => Object::TriggeredSlice(slice, Trigger { family, at }),
+    // When the pod or Service changed that caused the change of the slice. Only metrics use it: an invalid time is ignored.
+    Ok(match time(tape, &["metadata", "annotations", TRIGGER_ANNOTATION]) {
+        Some(at) => Object::TriggeredSlice(slice, Trigger { family, at: at.into() }),
         None => Object::EndpointSlice(slice),
     })
 }
@@ -114,12 +112,6 @@ fn usable<T>(
     }
     ignored.append(&mut bad);
     Ok(good.into())
-}
-
-/// When the pod or Service changed that caused the change of the slice. Only metrics use it: an invalid time is ignored.
-fn trigger(tape: &Tape<'_>) -> Option<SystemTime> {
-    let text = tape.text(&["metadata", "annotations", TRIGGER_ANNOTATION])?;
-    text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 /// A slice port without a name or a number is ignored.
