@@ -152,9 +152,8 @@ fn is_list_flag(arg: &str) -> bool {
 
 fn with_dashes(arg: OsString) -> OsString {
     let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
-    let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
-    let name = name.replace('_', "-");
-    value.map_or(name.clone(), |value| format!("{name}={value}")).into()
+    let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
+    (name.replace('_', "-") + value).into()
 }
 
 #[cfg(test)]
@@ -233,7 +232,7 @@ mod tests {
         assert_eq!((&*config.settings.scheduler, config.oom_score_adj), ("lc", -500));
         assert!(config.settings.masquerade_all && !config.strict_arp);
         assert_eq!(config.min_sync_period.as_secs(), 1, "0s in a file, 1s for flags, as in kube-proxy");
-        assert_eq!(config.values.list("nodePortAddresses").map(|list| list.len()), Some(2));
+        assert_eq!(config.values.list("nodePortAddresses").len(), 2);
         assert_eq!(config.conntrack.tcp_established, 3600);
         assert_eq!(config.settings.external_ips, crate::core::model::settings::ExternalIps::None);
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);

@@ -12,15 +12,11 @@ use ipnet::IpNet;
 use crate::core::plan::subject::Part;
 use crate::lock::lock;
 
-#[derive(Debug, Default)]
-struct InboxState {
-    woken: bool,
-    mail: Mail,
-}
-
 /// The messages that the loop takes at once.
 #[derive(Debug, Default)]
 pub struct Mail {
+    /// A message came since the loop took the messages.
+    woken: bool,
     /// Parts of the kernel that another program changed, or may have changed.
     pub changed: BTreeSet<Part>,
     pub audit: bool,
@@ -36,15 +32,15 @@ pub struct Mail {
 
 #[derive(Debug, Default)]
 pub struct Inbox {
-    state: Mutex<InboxState>,
+    mail: Mutex<Mail>,
     condvar: Condvar,
 }
 
 impl Inbox {
     fn with(&self, change: impl FnOnce(&mut Mail)) {
-        let mut state = lock(&self.state);
-        change(&mut state.mail);
-        state.woken = true;
+        let mut mail = lock(&self.mail);
+        change(&mut mail);
+        mail.woken = true;
         self.condvar.notify_one();
     }
 
@@ -84,22 +80,15 @@ impl Inbox {
 
     #[cfg(test)]
     pub fn is_woken(&self) -> bool {
-        lock(&self.state).woken
+        lock(&self.mail).woken
     }
 
     /// Waits for a message, until `timeout`, and takes all messages. A requested stop stays.
     pub fn wait(&self, timeout: Option<Duration>) -> Mail {
-        let state = lock(&self.state);
-        let mut state = match timeout {
-            None => self.condvar.wait_while(state, |s| !s.woken).unwrap_or_else(PoisonError::into_inner),
-            Some(timeout) => {
-                let waited = self.condvar.wait_timeout_while(state, timeout, |s| !s.woken);
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            }
-        };
-        state.woken = false;
-        let mail = std::mem::take(&mut state.mail);
-        state.mail.stop = mail.stop;
-        mail
+        let timeout = timeout.unwrap_or(Duration::MAX);
+        let waited = self.condvar.wait_timeout_while(lock(&self.mail), timeout, |mail| !mail.woken);
+        let mut mail = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let stop = mail.stop;
+        std::mem::replace(&mut mail, Mail { stop, ..Mail::default() })
     }
 }

@@ -38,10 +38,10 @@ pub enum Tester<'a> {
     Person,
 }
 
-impl Tester<'_> {
-    fn has<T: PartialEq>(self, of: impl Fn(&Config) -> T, new: &Config) -> bool {
-        matches!(self, Tester::Agent(running) if of(running) == of(new))
-    }
+struct Trial<'a> {
+    config: &'a Config,
+    tester: Tester<'a>,
+    findings: Findings,
 }
 
 /// Runs all checks. `api`: the flag `--master`, which replaces the API server's URL; `None`: the objects come from files.
@@ -51,62 +51,100 @@ pub fn check(
     api: Option<&Option<String>>,
     runtime: &tokio::runtime::Handle,
 ) -> Findings {
-    let mut findings = Findings::default();
-    if let Err(error) = host::node_name(&config.hostname_override) {
-        findings.errors.push(words::chain(&error));
-    }
-    check_scheduler(config, tester, &mut findings);
+    let mut trial = Trial { config, tester, findings: Findings::default() };
+    trial.take(host::node_name(&config.hostname_override).map(drop));
+    let scheduler = trial.check_scheduler();
+    trial.take(scheduler);
     // Listeners belong to a runtime.
     let entered = runtime.enter();
-    check_address(HEALTHZ, |c| c.healthz_address, config, tester, &mut findings);
-    check_address(METRICS, |c| Some(c.metrics_address), config, tester, &mut findings);
+    trial.check_address(HEALTHZ, |c| c.healthz_address);
+    trial.check_address(METRICS, |c| Some(c.metrics_address));
     drop(entered);
-    check_collision(config, tester, &mut findings);
+    trial.check_collision();
     if let Some(master) = api {
-        check_api(config, tester, master, runtime, &mut findings);
+        let api = trial.check_api(master, runtime);
+        trial.take(api);
     }
-    findings
+    trial.findings
 }
 
-fn check_scheduler(config: &Config, tester: Tester<'_>, findings: &mut Findings) {
-    if tester.has(|c| c.settings.scheduler.clone(), config) {
-        return;
+impl Trial<'_> {
+    fn take(&mut self, result: anyhow::Result<()>) {
+        self.findings.errors.extend(result.err().map(|error| words::chain(&error)));
     }
-    let settings = match config.node_settings() {
-        Ok(settings) => settings,
-        Err(error) => return findings.errors.push(words::chain(&error)),
-    };
-    match (LinuxKernel::open(&settings), tester) {
-        (Ok(mut kernel), _) => {
-            if let Err(error) = kernel.check_scheduler(&settings.scheduler) {
-                findings.errors.push(words::chain(&error));
+
+    /// Whether the running agent has the same value.
+    fn is_kept<T: PartialEq>(&self, of: impl Fn(&Config) -> T) -> bool {
+        matches!(self.tester, Tester::Agent(running) if of(running) == of(self.config))
+    }
+
+    fn check_scheduler(&mut self) -> anyhow::Result<()> {
+        if self.is_kept(|c| c.settings.scheduler.clone()) {
+            return Ok(());
+        }
+        let settings = self.config.node_settings()?;
+        match (LinuxKernel::open(&settings), self.tester) {
+            (Ok(mut kernel), _) => kernel.check_scheduler(&settings.scheduler)?,
+            (Err(error), Tester::Agent(_)) => return Err(error),
+            (Err(error), Tester::Person) => {
+                let why = words::chain(&error);
+                self.findings.notes.push(format!("ipvs.scheduler was not checked here: {why}"));
             }
         }
-        (Err(error), Tester::Agent(_)) => findings.errors.push(words::chain(&error)),
-        (Err(error), Tester::Person) => {
-            findings.notes.push(format!("ipvs.scheduler was not checked here: {}", words::chain(&error)));
+        Ok(())
+    }
+
+    fn check_address(&mut self, field: &str, of: impl Fn(&Config) -> Option<SocketAddr>) {
+        let Some(address) = of(self.config).filter(|_| !self.is_kept(&of)) else { return };
+        let Err(error) = http::listen(address, false) else { return };
+        let message = format!("{field}: cannot listen at {address}: {}", words::io_error(&error));
+        let is_taken = error.kind() == ErrorKind::AddrInUse;
+        match self.tester {
+            Tester::Agent(running) if is_taken && only_own_listeners_collide(address, running) => {}
+            Tester::Person if is_taken => {
+                self.findings.notes.push(format!("{message}; the running agent may use it"));
+            }
+            Tester::Person if !self.config.bind_address_hard_fail => self.findings.notes.push(message),
+            _ => self.findings.errors.push(message),
         }
     }
-}
 
-fn check_address(
-    field: &str,
-    of: impl Fn(&Config) -> Option<SocketAddr>,
-    config: &Config,
-    tester: Tester<'_>,
-    findings: &mut Findings,
-) {
-    let Some(address) = of(config).filter(|_| !tester.has(&of, config)) else { return };
-    let Err(error) = http::listen(address, false) else { return };
-    let message = format!("{field}: cannot listen at {address}: {}", words::io_error(&error));
-    let is_taken = error.kind() == ErrorKind::AddrInUse;
-    match tester {
-        Tester::Agent(running) if is_taken && only_own_listeners_collide(address, running) => {}
-        Tester::Person if is_taken => {
-            findings.notes.push(format!("{message}; the running agent may use it"));
+    /// Both servers at one port: the second one is retried for ever, or ends the agent.
+    fn check_collision(&mut self) {
+        let of = |c: &Config| (c.healthz_address, c.metrics_address);
+        let (Some(healthz), metrics) = of(self.config) else { return };
+        if !http::collide(healthz, metrics) {
+            return;
         }
-        Tester::Person if !config.bind_address_hard_fail => findings.notes.push(message),
-        _ => findings.errors.push(message),
+        let message = format!(
+            "{HEALTHZ} ({healthz}) and {METRICS} ({metrics}) have one port, and only one server can listen at it: \
+             give each its own port"
+        );
+        // A running agent with the same addresses has the same collision.
+        let is_usual = matches!(self.tester, Tester::Person) || self.is_kept(of);
+        if is_usual && !self.config.bind_address_hard_fail {
+            self.findings.notes.push(message);
+        } else {
+            self.findings.errors.push(message);
+        }
+    }
+
+    fn check_api(&mut self, master: &Option<String>, runtime: &tokio::runtime::Handle) -> anyhow::Result<()> {
+        let access = ApiAccess::new(&self.config.kubeconfig, master.clone());
+        // A second call would be the only way to fail.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let api = runtime.block_on(access.client(Arc::new(()), ANSWER))?;
+        if self.is_kept(|c| c.kubeconfig.clone()) {
+            return Ok(());
+        }
+        if let Err(error) = runtime.block_on(api.client.apiserver_version()) {
+            let message = describe(&error, &api.route);
+            match self.tester {
+                Tester::Agent(_) => self.findings.errors.push(message),
+                Tester::Person => self.findings.notes.push(message),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -129,53 +167,6 @@ fn only_own_listeners_collide(address: SocketAddr, running: &Config) -> bool {
         .map(|port| SocketAddr::new(port.addr, port.port))
         .filter(|listener| http::collide(*listener, address));
     !ours.is_empty() && in_the_way.all(|listener| is_ours(&listener))
-}
-
-/// Both servers at one port: the second one is retried for ever, or ends the agent.
-fn check_collision(config: &Config, tester: Tester<'_>, findings: &mut Findings) {
-    let metrics = config.metrics_address;
-    let Some(healthz) = config.healthz_address.filter(|healthz| http::collide(*healthz, metrics)) else {
-        return;
-    };
-    let message = format!(
-        "{HEALTHZ} ({healthz}) and {METRICS} ({metrics}) have one port, and only one server can listen at it: \
-         give each its own port"
-    );
-    let of = |c: &Config| (c.healthz_address, c.metrics_address);
-    match tester {
-        // The running agent has the same collision.
-        Tester::Agent(running) if of(running) == of(config) && !config.bind_address_hard_fail => {
-            findings.notes.push(message);
-        }
-        Tester::Person if !config.bind_address_hard_fail => findings.notes.push(message),
-        _ => findings.errors.push(message),
-    }
-}
-
-fn check_api(
-    config: &Config,
-    tester: Tester<'_>,
-    master: &Option<String>,
-    runtime: &tokio::runtime::Handle,
-    findings: &mut Findings,
-) {
-    let access = ApiAccess::new(&config.kubeconfig, master.clone());
-    // A second call would be the only way to fail.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let api = match runtime.block_on(access.client(Arc::new(()), ANSWER)) {
-        Ok(api) => api,
-        Err(error) => return findings.errors.push(words::chain(&error)),
-    };
-    if tester.has(|c| c.kubeconfig.clone(), config) {
-        return;
-    }
-    if let Err(error) = runtime.block_on(api.client.apiserver_version()) {
-        let message = describe(&error, &api.route);
-        match tester {
-            Tester::Agent(_) => findings.errors.push(message),
-            Tester::Person => findings.notes.push(message),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,30 +2,20 @@
 //! YAML written by operators. Errors are one line, with the line and column and without names of functions.
 
 use serde_json::Value;
-use serde_saphyr::{DuplicateKeyPolicy, Error};
+pub use serde_saphyr::DuplicateKeyPolicy;
+use serde_saphyr::Error;
 
 /// The most values that aliases may expand to, for each byte of the text: a few lines of nested aliases could otherwise
 /// use up all memory.
 const VALUES_OF_ALIASES: usize = 4;
 
-/// How to read a key that is given twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DuplicateKeys {
-    Refused,
-    LastWins,
-}
-
-/// Reads a text of one document.
+/// Reads a text of one document; the policy is for a key that is given twice.
 ///
 /// # Errors
 /// Where the text is not valid YAML, and why.
-pub fn read(text: &str, duplicates: DuplicateKeys) -> Result<Value, String> {
-    let policy = match duplicates {
-        DuplicateKeys::Refused => DuplicateKeyPolicy::Error,
-        DuplicateKeys::LastWins => DuplicateKeyPolicy::LastWins,
-    };
+pub fn read(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Value, String> {
     let aliases = serde_saphyr::alias_limits! { max_total_replayed_events: VALUES_OF_ALIASES * text.len() };
-    let options = serde_saphyr::options! { duplicate_keys: policy, alias_limits: aliases };
+    let options = serde_saphyr::options! { duplicate_keys: duplicate_keys, alias_limits: aliases };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| describe(&error))
 }
 
@@ -62,12 +52,12 @@ mod tests {
             ("a: [", "unclosed bracket '[' at line 1, column 4"),
             ("a:\n\tb: 1", "tabs disallowed within this context (block indentation) at line 2, column 2"),
         ] {
-            assert_eq!(read(text, DuplicateKeys::Refused).unwrap_err(), expected);
+            assert_eq!(read(text, DuplicateKeyPolicy::Error).unwrap_err(), expected);
         }
         let twice = "a: 1\na: 2\n";
-        let error = read(twice, DuplicateKeys::Refused).unwrap_err();
+        let error = read(twice, DuplicateKeyPolicy::Error).unwrap_err();
         assert!(error.contains("line 2, column 1") && !error.contains('\n'), "{error}");
-        assert_eq!(read(twice, DuplicateKeys::LastWins).unwrap()["a"], 2);
+        assert_eq!(read(twice, DuplicateKeyPolicy::LastWins).unwrap()["a"], 2);
         assert_eq!(read_all("a: 1\n---\nb: 2\n").unwrap().len(), 2);
         assert!(!read_all("a: [").unwrap_err().contains('\n'));
     }
@@ -79,10 +69,10 @@ mod tests {
             let list = vec![format!("*{of}"); 9].join(", ");
             text.push_str(&format!("{name}: &{name} [{list}]\n"));
         }
-        for error in [read(&text, DuplicateKeys::Refused).unwrap_err(), read_all(&text).unwrap_err()] {
+        for error in [read(&text, DuplicateKeyPolicy::Error).unwrap_err(), read_all(&text).unwrap_err()] {
             assert!(error.contains("alias") && !error.contains('\n'), "{error}");
         }
         let common = "labels: &labels {app: web}\nspecs:\n- {selector: *labels}\n- {selector: *labels}\n";
-        assert_eq!(read(common, DuplicateKeys::Refused).unwrap()["specs"][1]["selector"]["app"], "web");
+        assert_eq!(read(common, DuplicateKeyPolicy::Error).unwrap()["specs"][1]["selector"]["app"], "web");
     }
 }

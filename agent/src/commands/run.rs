@@ -156,7 +156,7 @@ fn watch_config(
     inbox: Arc<Inbox>,
 ) -> anyhow::Result<Arc<AtomicBool>> {
     let changed = Arc::new(AtomicBool::new(false));
-    let (Some(path), Some(text)) = (args.source.config.clone(), config.values.file_text()) else {
+    let (Some(path), Some(text)) = (args.source.config.clone(), config.values.file_text.as_deref()) else {
         return Ok(changed);
     };
     let (text, flags, in_force) = (text.to_owned(), args.source.flags.clone(), config.clone());

@@ -56,30 +56,24 @@ fn parse_parts(text: &str) -> Option<u128> {
         return None;
     }
     while !rest.is_empty() && text != "0" {
-        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, more) = rest.split_at(unit_at);
-        let end = more.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(more.len());
-        let (unit, more) = more.split_at(end);
+        let (number, more) = rest.split_at(rest.find(|c: char| !is_of_number(c))?);
+        let (unit, more) = more.split_at(more.find(is_of_number).unwrap_or(more.len()));
         let (_, size) = UNITS_READ.iter().find(|(name, _)| *name == unit)?;
-        sum = sum.saturating_add(parse_number(number, *size)?);
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if number.trim_matches('.').is_empty() || fraction.contains('.') {
+            return None;
+        }
+        // The other digits are less than a nanosecond, even of hours.
+        let fraction = fraction.get(..FRACTION).unwrap_or(fraction);
+        let digits = format!("{whole}{fraction}").parse().unwrap_or(u128::MAX);
+        sum = sum.saturating_add(digits.saturating_mul(*size) / 10u128.pow(fraction.len() as u32));
         rest = more;
     }
     Some(sum)
 }
 
-/// A number such as `1`, `1.5`, `.5` or `5.` of units of so many nanoseconds.
-fn parse_number(text: &str, unit: u128) -> Option<u128> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
-        return None;
-    }
-    let digits = |text: &str| {
-        text.bytes().fold(0u128, |sum, digit| sum.saturating_mul(10).saturating_add((digit - b'0').into()))
-    };
-    // What follows is less than a nanosecond, even of hours.
-    let fraction = fraction.get(..FRACTION).unwrap_or(fraction);
-    let part = digits(fraction) * unit / 10u128.pow(fraction.len() as u32);
-    Some(digits(whole).saturating_mul(unit).saturating_add(part))
+fn is_of_number(c: char) -> bool {
+    c.is_ascii_digit() || c == '.'
 }
 
 /// As Go's `Duration.String`.

@@ -15,8 +15,8 @@ fn cidr(field: &str, text: &str) -> anyhow::Result<IpNet> {
     address::parse_net(text.trim()).with_context(|| format!("{field}: {text:?} is not a CIDR"))
 }
 
-pub(super) fn cidrs(field: &str, texts: Option<Vec<&str>>) -> anyhow::Result<Vec<IpNet>> {
-    texts.unwrap_or_default().iter().map(|text| cidr(field, text)).collect()
+pub(super) fn cidrs(v: &Values, path: &str) -> anyhow::Result<Vec<IpNet>> {
+    v.list(path).iter().map(|text| cidr(path, text)).collect()
 }
 
 /// `None` for an unspecified address.
@@ -40,13 +40,14 @@ pub(super) fn address_with_port(field: &str, text: &str, port: u16) -> anyhow::R
     Ok(address)
 }
 
-pub(super) fn node_port_addresses(texts: Option<Vec<&str>>) -> anyhow::Result<NodePortAddresses> {
-    let texts = texts.unwrap_or_default();
+pub(super) fn node_port_addresses(v: &Values) -> anyhow::Result<NodePortAddresses> {
+    const PATH: &str = "nodePortAddresses";
+    let texts = v.list(PATH);
     if texts.contains(&"primary") {
-        ensure!(texts.len() == 1, "nodePortAddresses: primary cannot be combined with other values");
+        ensure!(texts.len() == 1, "{PATH}: primary cannot be combined with other values");
         return Ok(NodePortAddresses::Primary);
     }
-    Ok(NodePortAddresses::Cidrs(cidrs("nodePortAddresses", Some(texts))?))
+    Ok(NodePortAddresses::Cidrs(cidrs(v, PATH)?))
 }
 
 pub(super) fn local_traffic(v: &Values) -> anyhow::Result<LocalTraffic> {

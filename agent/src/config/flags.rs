@@ -9,13 +9,12 @@ use super::table::{FIELDS, Field, FieldType, IDLE_FLAGS};
 const HEADING: &str = "Configuration without a file (flags of kube-proxy; most are ignored with --config)";
 const HEALTHZ_PORT: &str = "healthz-port";
 const METRICS_PORT: &str = "metrics-port";
-const VERBOSITY: &str = "v";
 
 /// The flags that set the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigFlags {
-    /// The given flags: the field, the flag, its text.
-    pub(super) given: Vec<(&'static Field, &'static str, String)>,
+    /// The fields of the given flags, with the texts of the flags.
+    pub(super) given: Vec<(&'static Field, String)>,
     /// `--healthz-port`; 0: no health server.
     pub(super) healthz_port: Option<u16>,
     pub(super) metrics_port: Option<u16>,
@@ -26,7 +25,7 @@ impl ConfigFlags {
     pub fn of(flags: &[(&str, &str)]) -> Self {
         let given = flags.iter().filter_map(|(name, text)| {
             let field = FIELDS.iter().find(|f| f.flag == Some(name))?;
-            Some((field, field.flag?, (*text).to_owned()))
+            Some((field, (*text).to_owned()))
         });
         Self { given: given.collect(), ..Self::default() }
     }
@@ -42,6 +41,13 @@ fn build_arg(field: &'static Field, flag: &'static str) -> Arg {
         .help(format!("Sets {}{default}", field.path))
         .help_heading(if field.flag_overrides { None } else { Some(HEADING) });
     match field.field_type {
+        _ if flag == "v" => arg
+            .short('v')
+            .value_name("LEVEL")
+            .help("Log level: 0 changes and failures, 4 every sync, 6 every operation"),
+        _ if flag == "hostname-override" => arg.value_name("NAME").help(
+            "Name of this node's Node object [default: hostnameOverride of the configuration, then the host name]",
+        ),
         // As in Go, a boolean flag without `=` is true and takes no value.
         FieldType::Bool => {
             arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true")
@@ -65,23 +71,10 @@ fn port_arg(name: &'static str, help: &'static str) -> Arg {
 }
 
 impl Args for ConfigFlags {
-    fn augment_args(command: Command) -> Command {
-        let mut command = command;
+    fn augment_args(mut command: Command) -> Command {
         for field in FIELDS {
             if let Some(flag) = field.flag {
-                let arg = build_arg(field, flag);
-                command = command.arg(if flag == VERBOSITY {
-                    arg.short('v')
-                        .value_name("LEVEL")
-                        .help("Log level: 0 changes and failures, 4 every sync, 6 every operation")
-                } else if flag == "hostname-override" {
-                    arg.value_name("NAME").help(
-                        "Name of this node's Node object [default: hostnameOverride of the configuration, then \
-                         the host name]",
-                    )
-                } else {
-                    arg
-                });
+                command = command.arg(build_arg(field, flag));
             }
         }
         for flag in IDLE_FLAGS {
@@ -111,7 +104,7 @@ impl FromArgMatches for ConfigFlags {
                 FieldType::List | FieldType::Gates => texts.join(","),
                 _ => texts.last().map(ToString::to_string).unwrap_or_default(),
             };
-            flags.given.push((field, flag, text));
+            flags.given.push((field, text));
         }
         if flags.metrics_port == Some(0) {
             let text = "--metrics-port=0: the metrics server cannot be disabled; use --metrics-bind-address";

@@ -21,7 +21,7 @@ use crate::core::model::address;
 use crate::core::model::settings::{ExternalIps, Settings, Timeouts};
 use crate::file_watch;
 use crate::log;
-use crate::yaml::{self, DuplicateKeys};
+use crate::yaml::{self, DuplicateKeyPolicy};
 pub use flags::ConfigFlags;
 pub use host::Conntrack;
 use values::{API_VERSION, KIND};
@@ -122,7 +122,7 @@ impl Config {
         let text = file.map(read_file).transpose()?;
         let read = || {
             let values = Self::values(text.as_deref(), flags)?;
-            fields::cidrs("ipvs.excludeCIDRs", values.list("ipvs.excludeCIDRs"))
+            fields::cidrs(&values, "ipvs.excludeCIDRs")
         };
         read().with_context(|| file.map(in_file).unwrap_or_default())
     }
@@ -137,12 +137,13 @@ impl Config {
         } else {
             values.set_default("ipvs.minSyncPeriod", MIN_SYNC_PERIOD_OF_FLAGS);
         }
-        for (field, flag, text_of_flag) in &flags.given {
+        for (field, text_of_flag) in &flags.given {
             if text.is_none() || field.flag_overrides {
-                values.take_flag(field, flag, text_of_flag)?;
+                values.take_flag(field, text_of_flag)?;
             } else {
                 values.warnings.push(format!(
-                    "--{flag} is ignored with --config, as in kube-proxy: set {} in the file",
+                    "--{} is ignored with --config, as in kube-proxy: set {} in the file",
+                    field.flag.unwrap_or_default(),
                     field.path
                 ));
             }
@@ -151,12 +152,11 @@ impl Config {
     }
 
     fn from_values(mut v: Values) -> anyhow::Result<Self> {
-        match v.text("mode") {
-            "" | "ipvs" => {}
-            other => bail!(
-                "mode: {other:?} is not ipvs: kube-ipvs implements the ipvs mode only; run kube-proxy for others"
-            ),
-        }
+        let mode = v.text("mode");
+        ensure!(
+            matches!(mode, "" | "ipvs"),
+            "mode: {mode:?} is not ipvs: kube-ipvs implements the ipvs mode only; run kube-proxy for others"
+        );
         fill_addresses(&mut v);
         let warnings = warnings(&v);
         let (min_sync_period, sync_period) = periods(&v)?;
@@ -200,7 +200,6 @@ impl Config {
 }
 
 fn settings(v: &Values, shares_node: bool) -> anyhow::Result<Settings> {
-    let cidrs = |path| fields::cidrs(path, v.list(path));
     let bit = values::in_range("iptables.masqueradeBit", v.int("iptables.masqueradeBit"), 0..=31)?;
     Ok(Settings {
         scheduler: Some(v.text("ipvs.scheduler")).filter(|name| !name.is_empty()).unwrap_or("rr").into(),
@@ -208,13 +207,13 @@ fn settings(v: &Values, shares_node: bool) -> anyhow::Result<Settings> {
         masquerade_all: v.bool("iptables.masqueradeAll"),
         masquerade_mark: 1 << bit,
         timeouts: timeouts(v)?,
-        exclude_cidrs: cidrs("ipvs.excludeCIDRs")?,
-        node_port_addresses: fields::node_port_addresses(v.list("nodePortAddresses"))?,
+        exclude_cidrs: fields::cidrs(v, "ipvs.excludeCIDRs")?,
+        node_port_addresses: fields::node_port_addresses(v)?,
         bind_address: fields::bind_address(v.text("bindAddress"))?,
         external_ips: external_ips(v)?,
         drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
         keep_established: v.bool("kubeIPVS.keepEstablished"),
-        protected: cidrs("kubeIPVS.protectedCIDRs")?,
+        protected: fields::cidrs(v, "kubeIPVS.protectedCIDRs")?,
         shares_node,
         ..Settings::default()
     })
@@ -232,11 +231,11 @@ fn in_file(path: &Path) -> String {
 
 /// As in kube-proxy, a duplicate key is a warning, and its last value is used.
 fn parse_yaml(text: &str, warnings: &mut Vec<String>) -> anyhow::Result<Value> {
-    let error = match yaml::read(text, DuplicateKeys::Refused) {
+    let error = match yaml::read(text, DuplicateKeyPolicy::Error) {
         Ok(value) => return Ok(value),
         Err(error) => error,
     };
-    match yaml::read(text, DuplicateKeys::LastWins) {
+    match yaml::read(text, DuplicateKeyPolicy::LastWins) {
         Ok(value) => {
             warnings.push(format!("a field is given twice, its last value is used: {error}"));
             Ok(value)
@@ -298,42 +297,39 @@ fn periods(v: &Values) -> anyhow::Result<(Duration, Duration)> {
     Ok((min, period))
 }
 
+fn seconds<T: TryFrom<u64>>(v: &Values, path: &str) -> anyhow::Result<T> {
+    T::try_from(v.duration(path).as_secs()).ok().with_context(|| format!("{path} is too long"))
+}
+
 fn timeouts(v: &Values) -> anyhow::Result<Timeouts> {
-    let seconds = |path: &str| {
-        u32::try_from(v.duration(path).as_secs()).ok().with_context(|| format!("{path} is too long"))
-    };
     Ok(Timeouts {
-        tcp: seconds("ipvs.tcpTimeout")?,
-        tcp_fin: seconds("ipvs.tcpFinTimeout")?,
-        udp: seconds("ipvs.udpTimeout")?,
+        tcp: seconds(v, "ipvs.tcpTimeout")?,
+        tcp_fin: seconds(v, "ipvs.tcpFinTimeout")?,
+        udp: seconds(v, "ipvs.udpTimeout")?,
     })
 }
 
 fn conntrack(v: &Values) -> anyhow::Result<Conntrack> {
     let number = |path: &str| values::in_range(path, v.int(path), 0..=i64::from(i32::MAX));
-    let seconds = |path: &str| {
-        i64::try_from(v.duration(path).as_secs()).ok().with_context(|| format!("{path} is too long"))
-    };
     Ok(Conntrack {
         max_per_core: number("conntrack.maxPerCore")?,
         min: number("conntrack.min")?,
-        tcp_established: seconds("conntrack.tcpEstablishedTimeout")?,
-        tcp_close_wait: seconds("conntrack.tcpCloseWaitTimeout")?,
+        tcp_established: seconds(v, "conntrack.tcpEstablishedTimeout")?,
+        tcp_close_wait: seconds(v, "conntrack.tcpCloseWaitTimeout")?,
         tcp_be_liberal: v.bool("conntrack.tcpBeLiberal"),
-        udp: seconds("conntrack.udpTimeout")?,
-        udp_stream: seconds("conntrack.udpStreamTimeout")?,
+        udp: seconds(v, "conntrack.udpTimeout")?,
+        udp_stream: seconds(v, "conntrack.udpStreamTimeout")?,
     })
 }
 
 fn external_ips(v: &Values) -> anyhow::Result<ExternalIps> {
     const ALLOW: &str = "kubeIPVS.externalIPs.allow";
-    if v.get("featureGates")["AllowServiceExternalIPs"] == false {
-        return Ok(ExternalIps::None);
-    }
-    match v.list(ALLOW) {
-        None => Ok(ExternalIps::All),
-        given => Ok(ExternalIps::Within(fields::cidrs(ALLOW, given)?)),
-    }
+    let is_off = v.get("featureGates")["AllowServiceExternalIPs"] == false;
+    Ok(match v.get(ALLOW) {
+        _ if is_off => ExternalIps::None,
+        Value::Null => ExternalIps::All,
+        _ => ExternalIps::Within(fields::cidrs(v, ALLOW)?),
+    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 //! Every field of the configuration: its type, its default, its flag, and whether it has an effect. The parser, the
 //! flags, `kube-ipvs config` and `/configz` are all made from this table.
 
+use Effect::{Missing, NoneInIpvsMode, NotNeeded};
+use FieldType::{Any, Bool, Duration, Float, Gates, Int, List, Text};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldType {
     Bool,
@@ -74,100 +77,94 @@ impl Field {
     const fn effect(self, effect: Effect) -> Self {
         Self { effect, ..self }
     }
-
-    const fn none_in_ipvs_mode(self) -> Self {
-        self.effect(Effect::NoneInIpvsMode)
-    }
 }
 
 pub fn find(path: &str) -> Option<&'static Field> {
     FIELDS.iter().find(|field| field.path == path)
 }
 
-const NO_LIMIT: Effect = Effect::NotNeeded("the agent makes a handful of requests");
-const JSON: Effect = Effect::NotNeeded("objects are read as JSON, which every API server speaks");
-const BUFFERS: Effect = Effect::NotNeeded("every line is written at once");
+const NO_LIMIT: Effect = NotNeeded("the agent makes a handful of requests");
+const JSON: Effect = NotNeeded("objects are read as JSON, which every API server speaks");
+const BUFFERS: Effect = NotNeeded("every line is written at once");
 
 /// Every field, sorted by path.
 pub const FIELDS: &[Field] = &[
-    field("bindAddress", FieldType::Text, "0.0.0.0").flag("bind-address"),
-    field("bindAddressHardFail", FieldType::Bool, "false").flag("bind-address-hard-fail"),
-    field("clientConnection.acceptContentTypes", FieldType::Text, "").effect(JSON),
-    field("clientConnection.burst", FieldType::Int, "10").flag("kube-api-burst").effect(NO_LIMIT),
-    field("clientConnection.contentType", FieldType::Text, "application/vnd.kubernetes.protobuf")
+    field("bindAddress", Text, "0.0.0.0").flag("bind-address"),
+    field("bindAddressHardFail", Bool, "false").flag("bind-address-hard-fail"),
+    field("clientConnection.acceptContentTypes", Text, "").effect(JSON),
+    field("clientConnection.burst", Int, "10").flag("kube-api-burst").effect(NO_LIMIT),
+    field("clientConnection.contentType", Text, "application/vnd.kubernetes.protobuf")
         .flag("kube-api-content-type")
         .effect(JSON),
-    field("clientConnection.kubeconfig", FieldType::Text, "").flag("kubeconfig"),
-    field("clientConnection.qps", FieldType::Float, "5").flag("kube-api-qps").effect(NO_LIMIT),
-    field("clusterCIDR", FieldType::Text, "").flag("cluster-cidr"),
-    field("configSyncPeriod", FieldType::Duration, "15m")
+    field("clientConnection.kubeconfig", Text, "").flag("kubeconfig"),
+    field("clientConnection.qps", Float, "5").flag("kube-api-qps").effect(NO_LIMIT),
+    field("clusterCIDR", Text, "").flag("cluster-cidr"),
+    field("configSyncPeriod", Duration, "15m")
         .flag("config-sync-period")
-        .effect(Effect::NotNeeded("nothing is missed between two lists")),
-    field("conntrack.maxPerCore", FieldType::Int, "32768").flag("conntrack-max-per-core").zero_is_value(),
-    field("conntrack.min", FieldType::Int, "131072").flag("conntrack-min").zero_is_value(),
-    field("conntrack.tcpBeLiberal", FieldType::Bool, "false").flag("conntrack-tcp-be-liberal"),
-    field("conntrack.tcpCloseWaitTimeout", FieldType::Duration, "1h")
+        .effect(NotNeeded("nothing is missed between two lists")),
+    field("conntrack.maxPerCore", Int, "32768").flag("conntrack-max-per-core").zero_is_value(),
+    field("conntrack.min", Int, "131072").flag("conntrack-min").zero_is_value(),
+    field("conntrack.tcpBeLiberal", Bool, "false").flag("conntrack-tcp-be-liberal"),
+    field("conntrack.tcpCloseWaitTimeout", Duration, "1h")
         .flag("conntrack-tcp-timeout-close-wait")
         .zero_is_value(),
-    field("conntrack.tcpEstablishedTimeout", FieldType::Duration, "24h")
+    field("conntrack.tcpEstablishedTimeout", Duration, "24h")
         .flag("conntrack-tcp-timeout-established")
         .zero_is_value(),
-    field("conntrack.udpStreamTimeout", FieldType::Duration, "0s").flag("conntrack-udp-timeout-stream"),
-    field("conntrack.udpTimeout", FieldType::Duration, "0s").flag("conntrack-udp-timeout"),
-    field("detectLocal.bridgeInterface", FieldType::Text, "").flag("pod-bridge-interface"),
-    field("detectLocal.interfaceNamePrefix", FieldType::Text, "").flag("pod-interface-name-prefix"),
-    field("detectLocalMode", FieldType::Text, "").flag("detect-local-mode"),
-    field("enableProfiling", FieldType::Bool, "false")
+    field("conntrack.udpStreamTimeout", Duration, "0s").flag("conntrack-udp-timeout-stream"),
+    field("conntrack.udpTimeout", Duration, "0s").flag("conntrack-udp-timeout"),
+    field("detectLocal.bridgeInterface", Text, "").flag("pod-bridge-interface"),
+    field("detectLocal.interfaceNamePrefix", Text, "").flag("pod-interface-name-prefix"),
+    field("detectLocalMode", Text, "").flag("detect-local-mode"),
+    field("enableProfiling", Bool, "false")
         .flag("profiling")
-        .effect(Effect::Missing("profile the process with perf")),
-    field("featureGates", FieldType::Gates, "").flag("feature-gates"),
-    field("healthzBindAddress", FieldType::Text, "").flag("healthz-bind-address"),
-    field("hostnameOverride", FieldType::Text, "").flag_overrides("hostname-override"),
-    field("iptables.localhostNodePorts", FieldType::Bool, "true")
+        .effect(Missing("profile the process with perf")),
+    field("featureGates", Gates, "").flag("feature-gates"),
+    field("healthzBindAddress", Text, "").flag("healthz-bind-address"),
+    field("hostnameOverride", Text, "").flag_overrides("hostname-override"),
+    field("iptables.localhostNodePorts", Bool, "true")
         .flag("iptables-localhost-nodeports")
         .zero_is_value()
-        .none_in_ipvs_mode(),
-    field("iptables.masqueradeAll", FieldType::Bool, "false").flag("masquerade-all"),
-    field("iptables.masqueradeBit", FieldType::Int, "14").flag("iptables-masquerade-bit").zero_is_value(),
-    field("iptables.minSyncPeriod", FieldType::Duration, "1s")
-        .flag("iptables-min-sync-period")
-        .none_in_ipvs_mode(),
-    field("iptables.syncPeriod", FieldType::Duration, "30s").flag("iptables-sync-period").none_in_ipvs_mode(),
-    field("ipvs.excludeCIDRs", FieldType::List, "").flag("ipvs-exclude-cidrs"),
-    field("ipvs.minSyncPeriod", FieldType::Duration, "0s").flag("ipvs-min-sync-period"),
-    field("ipvs.scheduler", FieldType::Text, "").flag("ipvs-scheduler"),
-    field("ipvs.strictARP", FieldType::Bool, "false").flag("ipvs-strict-arp"),
-    field("ipvs.syncPeriod", FieldType::Duration, "30s").flag("ipvs-sync-period"),
-    field("ipvs.tcpFinTimeout", FieldType::Duration, "0s").flag("ipvs-tcpfin-timeout"),
-    field("ipvs.tcpTimeout", FieldType::Duration, "0s").flag("ipvs-tcp-timeout"),
-    field("ipvs.udpTimeout", FieldType::Duration, "0s").flag("ipvs-udp-timeout"),
-    field("kubeIPVS.configReload.mode", FieldType::Text, "restart"),
-    field("kubeIPVS.configReload.spread", FieldType::Duration, "60s").zero_is_value(),
-    field("kubeIPVS.drainDeadline", FieldType::Duration, "24h").zero_is_value(),
-    field("kubeIPVS.externalIPs.allow", FieldType::List, "").zero_is_value(),
-    field("kubeIPVS.keepEstablished", FieldType::Bool, "false"),
-    field("kubeIPVS.metrics.maxServices", FieldType::Int, "1000").zero_is_value(),
-    field("kubeIPVS.metrics.perService", FieldType::Bool, "false"),
-    field("kubeIPVS.protectedCIDRs", FieldType::List, ""),
-    field("kubeIPVS.serviceProxyName", FieldType::Text, ""),
-    field("logging.flushFrequency", FieldType::Any, "").flag_overrides("log-flush-frequency").effect(BUFFERS),
-    field("logging.format", FieldType::Text, "text").flag_overrides("logging-format"),
-    field("logging.options", FieldType::Any, "").effect(BUFFERS),
-    field("logging.verbosity", FieldType::Int, "0").flag_overrides("v"),
-    field("logging.vmodule", FieldType::Any, "")
+        .effect(NoneInIpvsMode),
+    field("iptables.masqueradeAll", Bool, "false").flag("masquerade-all"),
+    field("iptables.masqueradeBit", Int, "14").flag("iptables-masquerade-bit").zero_is_value(),
+    field("iptables.minSyncPeriod", Duration, "1s").flag("iptables-min-sync-period").effect(NoneInIpvsMode),
+    field("iptables.syncPeriod", Duration, "30s").flag("iptables-sync-period").effect(NoneInIpvsMode),
+    field("ipvs.excludeCIDRs", List, "").flag("ipvs-exclude-cidrs"),
+    field("ipvs.minSyncPeriod", Duration, "0s").flag("ipvs-min-sync-period"),
+    field("ipvs.scheduler", Text, "").flag("ipvs-scheduler"),
+    field("ipvs.strictARP", Bool, "false").flag("ipvs-strict-arp"),
+    field("ipvs.syncPeriod", Duration, "30s").flag("ipvs-sync-period"),
+    field("ipvs.tcpFinTimeout", Duration, "0s").flag("ipvs-tcpfin-timeout"),
+    field("ipvs.tcpTimeout", Duration, "0s").flag("ipvs-tcp-timeout"),
+    field("ipvs.udpTimeout", Duration, "0s").flag("ipvs-udp-timeout"),
+    field("kubeIPVS.configReload.mode", Text, "restart"),
+    field("kubeIPVS.configReload.spread", Duration, "60s").zero_is_value(),
+    field("kubeIPVS.drainDeadline", Duration, "24h").zero_is_value(),
+    field("kubeIPVS.externalIPs.allow", List, "").zero_is_value(),
+    field("kubeIPVS.keepEstablished", Bool, "false"),
+    field("kubeIPVS.metrics.maxServices", Int, "1000").zero_is_value(),
+    field("kubeIPVS.metrics.perService", Bool, "false"),
+    field("kubeIPVS.protectedCIDRs", List, ""),
+    field("kubeIPVS.serviceProxyName", Text, ""),
+    field("logging.flushFrequency", Any, "").flag_overrides("log-flush-frequency").effect(BUFFERS),
+    field("logging.format", Text, "text").flag_overrides("logging-format"),
+    field("logging.options", Any, "").effect(BUFFERS),
+    field("logging.verbosity", Int, "0").flag_overrides("v"),
+    field("logging.vmodule", Any, "")
         .flag_overrides("vmodule")
-        .effect(Effect::Missing("levels are for the whole agent: use -v")),
-    field("metricsBindAddress", FieldType::Text, "").flag("metrics-bind-address"),
-    field("mode", FieldType::Text, "").flag("proxy-mode"),
-    field("nftables", FieldType::Any, "").none_in_ipvs_mode(),
-    field("nodePortAddresses", FieldType::List, "").flag("nodeport-addresses"),
-    field("oomScoreAdj", FieldType::Int, "-999").flag("oom-score-adj").zero_is_value(),
-    field("portRange", FieldType::Text, "").none_in_ipvs_mode(),
-    field("showHiddenMetricsForVersion", FieldType::Text, "")
+        .effect(Missing("levels are for the whole agent: use -v")),
+    field("metricsBindAddress", Text, "").flag("metrics-bind-address"),
+    field("mode", Text, "").flag("proxy-mode"),
+    field("nftables", Any, "").effect(NoneInIpvsMode),
+    field("nodePortAddresses", List, "").flag("nodeport-addresses"),
+    field("oomScoreAdj", Int, "-999").flag("oom-score-adj").zero_is_value(),
+    field("portRange", Text, "").effect(NoneInIpvsMode),
+    field("showHiddenMetricsForVersion", Text, "")
         .flag("show-hidden-metrics-for-version")
-        .effect(Effect::Missing("no metric is hidden")),
-    field("windowsRunAsService", FieldType::Bool, "false").none_in_ipvs_mode(),
-    field("winkernel", FieldType::Any, "").none_in_ipvs_mode(),
+        .effect(Missing("no metric is hidden")),
+    field("windowsRunAsService", Bool, "false").effect(NoneInIpvsMode),
+    field("winkernel", Any, "").effect(NoneInIpvsMode),
 ];
 
 /// Flags of kube-proxy that set no field and have no effect here.

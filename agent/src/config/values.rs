@@ -2,7 +2,6 @@
 //! The value of every field and where it came from.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -18,22 +17,14 @@ const QUOTED: usize = 60;
 
 static NULL: Value = Value::Null;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Origin {
     Default,
     File,
     /// The flag of this name.
+    #[strum(to_string = "--{0}")]
     Flag(&'static str),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Default => f.write_str("default"),
-            Origin::File => f.write_str("file"),
-            Origin::Flag(name) => write!(f, "--{name}"),
-        }
-    }
 }
 
 /// The value of every field, in one form for equal values: durations as Go prints them, whole numbers as integers.
@@ -41,7 +32,8 @@ impl fmt::Display for Origin {
 pub struct Values {
     values: BTreeMap<&'static str, (Value, Origin)>,
     pub(super) warnings: Vec<String>,
-    pub(super) file_text: Option<String>,
+    /// The content of the file, if there is one.
+    pub file_text: Option<String>,
 }
 
 impl Default for Values {
@@ -52,11 +44,6 @@ impl Default for Values {
 }
 
 impl Values {
-    /// The content of the file, if there is one.
-    pub fn file_text(&self) -> Option<&str> {
-        self.file_text.as_deref()
-    }
-
     /// Takes the fields of a file. Unknown fields become warnings.
     ///
     /// # Errors
@@ -98,12 +85,8 @@ impl Values {
     ///
     /// # Errors
     /// The text is not of the field's type.
-    pub(super) fn take_flag(
-        &mut self,
-        field: &'static Field,
-        flag: &'static str,
-        text: &str,
-    ) -> anyhow::Result<()> {
+    pub(super) fn take_flag(&mut self, field: &'static Field, text: &str) -> anyhow::Result<()> {
+        let flag = field.flag.unwrap_or_default();
         let value = from_text(field.field_type, text).with_context(|| format!("--{flag}"))?;
         self.values.insert(field.path, (value, Origin::Flag(flag)));
         Ok(())
@@ -148,9 +131,8 @@ impl Values {
         self.text(path).parse::<GoDuration>().unwrap_or_default().0
     }
 
-    /// `None`: null.
-    pub(crate) fn list(&self, path: &str) -> Option<Vec<&str>> {
-        Some(self.get(path).as_array()?.iter().filter_map(Value::as_str).collect())
+    pub(crate) fn list(&self, path: &str) -> Vec<&str> {
+        self.get(path).as_array().into_iter().flatten().filter_map(Value::as_str).collect()
     }
 
     /// Everything as a `KubeProxyConfiguration`.
@@ -181,15 +163,10 @@ fn default(field: &Field) -> Value {
 }
 
 fn is_zero(field_type: FieldType, value: &Value) -> bool {
-    match (field_type, value) {
-        (_, Value::Null) => true,
-        (FieldType::Any, _) => false,
-        (FieldType::Duration, Value::String(text)) => text == "0s",
-        (_, Value::Bool(value)) => !value,
-        (_, Value::Number(n)) => n.as_f64() == Some(0.0),
-        (_, Value::String(text)) => text.is_empty(),
-        (_, Value::Array(items)) => items.is_empty(),
-        (_, Value::Object(fields)) => fields.is_empty(),
+    match field_type {
+        FieldType::Any => false,
+        FieldType::Duration => value == "0s",
+        _ => [json!(false), json!(0), json!(""), json!([]), json!({})].contains(value),
     }
 }
 

@@ -157,7 +157,10 @@ impl FileWatch {
     /// # Errors
     /// The file cannot be read.
     pub fn read(&mut self, path: &Path) -> io::Result<Option<String>> {
-        if self.was_written_to(path) {
+        // It was written to a moment ago and not closed.
+        if !self.writing.is_empty()
+            && fs::canonicalize(path).is_ok_and(|path| self.writing.contains_key(&path))
+        {
             return Ok(None);
         }
         let opened = self.open.get(path).copied().unwrap_or_else(Opened::now);
@@ -168,11 +171,6 @@ impl FileWatch {
             self.open.remove(path);
         }
         Ok(text)
-    }
-
-    /// Whether the file was written to a moment ago and not closed.
-    fn was_written_to(&self, path: &Path) -> bool {
-        !self.writing.is_empty() && fs::canonicalize(path).is_ok_and(|path| self.writing.contains_key(&path))
     }
 
     /// Drops the files that no program has open for writing any more. Returns whether there are such files or one is

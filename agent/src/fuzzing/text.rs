@@ -11,7 +11,7 @@ use crate::core::rules::removal::{Extent, find_removal, iptables_mode_is_in_forc
 use crate::core::rules::save::{ObservedRules, parse_save};
 use crate::inspect::owners::ServiceOwners;
 use crate::metrics::process;
-use crate::yaml::{self, DuplicateKeys};
+use crate::yaml::{self, DuplicateKeyPolicy};
 
 pub(super) const TARGETS: &[Target] = &[
     ("address", address),
@@ -119,8 +119,8 @@ fn proc_files(bytes: &[u8]) {
 /// Input that is valid when read strictly has the same value when read leniently; an error is one line.
 fn yaml(bytes: &[u8]) {
     let text = text_of(bytes);
-    let lenient = yaml::read(&text, DuplicateKeys::LastWins);
-    match yaml::read(&text, DuplicateKeys::Refused) {
+    let lenient = yaml::read(&text, DuplicateKeyPolicy::LastWins);
+    match yaml::read(&text, DuplicateKeyPolicy::Error) {
         Ok(value) => assert_eq!(lenient.as_ref(), Ok(&value)),
         Err(error) => assert!(!error.contains('\n'), "{error}"),
     }

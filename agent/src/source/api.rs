@@ -7,17 +7,16 @@ use super::client::ApiClient;
 use super::decode::PROXY_NAME_LABEL;
 use super::node_addresses::NodeAddressSource;
 use super::outage_log::OutageLog;
-use super::priority::PriorityLists;
 use super::reflector::Reflector;
-use super::resource::{ApiResource, Nodes, Selectors, Services, Slices};
+use super::resource::{Nodes, Selectors, Services, Slices};
 use super::timing::Timing;
-use super::{Source, api_servers};
+use super::{Source, api_servers, priority};
 use crate::store::Store;
 
 /// Selects Services with an address.
-const WITH_ADDRESS: &str = "spec.clusterIP!=None";
+pub(super) const WITH_ADDRESS: &str = "spec.clusterIP!=None";
 /// Selects the slices of such Services.
-const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
+pub(super) const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
 
 pub struct ApiSource {
     api: ApiClient,
@@ -47,15 +46,6 @@ impl ApiSource {
     pub fn with_timing(self, timing: Timing) -> Self {
         Self { timing, ..self }
     }
-
-    fn reflector<K: ApiResource>(
-        &self,
-        selectors: Selectors,
-        store: &Arc<Store>,
-        log: &OutageLog,
-    ) -> Reflector<K> {
-        Reflector::new(self.api.clone(), selectors, store.clone(), log.clone(), self.timing)
-    }
 }
 
 impl Source for ApiSource {
@@ -65,25 +55,22 @@ impl Source for ApiSource {
         let services = Selectors { labels: own(&self.services), fields: own(WITH_ADDRESS) };
         let slices = Selectors { labels: own(NOT_HEADLESS), fields: None };
         let log = OutageLog::default();
-        let node = self.reflector::<Nodes>(node, &store, &log);
-        let services = self.reflector::<Services>(services, &store, &log);
-        let slices = self.reflector::<Slices>(slices, &store, &log);
-        let priority = PriorityLists {
-            services: self.services.clone(),
-            slices: NOT_HEADLESS.to_owned(),
-            with_address: WITH_ADDRESS,
-        };
+        let node = Reflector::<Nodes>::new(&self.api, node, &store, &log, self.timing);
+        let services = Reflector::<Services>::new(&self.api, services, &store, &log, self.timing);
+        let slices = Reflector::<Slices>::new(&self.api, slices, &store, &log, self.timing);
         store.update(|update| update.await_nodes());
-        self.runtime.spawn(api_servers::follow(self.api.route.hosts(), store.clone(), self.timing));
-        self.runtime.spawn(NodeAddressSource::new(self.api.clone(), store.clone(), self.timing).run());
-        let (client, limit, runtime) = (self.api.client.clone(), self.timing.priority, self.runtime.clone());
-        self.runtime.spawn(node.run());
-        self.runtime.spawn(async move {
-            if tokio::time::timeout(limit, priority.fetch(&client, &store)).await.is_err() {
+        let runtime = self.runtime.clone();
+        runtime.spawn(api_servers::follow(self.api.route.hosts(), store.clone(), self.timing));
+        runtime.spawn(NodeAddressSource::new(self.api.clone(), store.clone(), self.timing).run());
+        runtime.spawn(node.run());
+        runtime.spawn(async move {
+            let (limit, lists) =
+                (self.timing.priority, priority::fetch(&self.api.client, &store, &self.services));
+            if tokio::time::timeout(limit, lists).await.is_err() {
                 tracing::debug!("the priority Services were not received in {limit:?}");
             }
-            runtime.spawn(services.run());
-            runtime.spawn(slices.run());
+            self.runtime.spawn(services.run());
+            self.runtime.spawn(slices.run());
         });
         Ok(())
     }

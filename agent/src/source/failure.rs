@@ -27,8 +27,8 @@ pub(super) struct ApiFailure {
 
 impl ApiFailure {
     /// A failure that is no error of the client.
-    pub fn new(what: &str, remedy: &str) -> Self {
-        Self { code: None, refused_connection: false, what: what.to_owned(), remedy: remedy.to_owned() }
+    pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { code: None, refused_connection: false, what: what.into(), remedy: remedy.into() }
     }
 
     /// What failed and the remedy, as a part of a log line.
@@ -39,7 +39,7 @@ impl ApiFailure {
     /// A list took longer than `limit`.
     pub fn stalled(limit: Duration) -> Self {
         let what = format!("a list did not end within {}", words::time(limit));
-        Self::new(&what, "check the load of the API server and the network to it")
+        Self::new(what, "check the load of the API server and the network to it")
     }
 
     /// The status of an answer, or of an event of a watch.
@@ -52,8 +52,7 @@ impl ApiFailure {
         if !message.is_empty() {
             what.push_str(&format!(": {message}"));
         }
-        let remedy = remedy_of_status(status.code).to_owned();
-        Self { code: Some(status.code), refused_connection: false, what, remedy }
+        Self { code: Some(status.code), ..Self::new(what, remedy_of_status(status.code)) }
     }
 
     /// An error of the client on this route to the server.
@@ -61,9 +60,8 @@ impl ApiFailure {
         if let kube::Error::Api(status) = error {
             return Self::of_status(status);
         }
-        let (what, remedy) = explain(error, route);
-        let refused_connection = kinds(error).any(|kind| kind == io::ErrorKind::ConnectionRefused);
-        Self { code: None, refused_connection, what, remedy }
+        let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        Self { refused_connection: io_errors(error).any(refused), ..explain(error, route) }
     }
 
     pub fn is_expired(&self) -> bool {
@@ -104,43 +102,49 @@ fn find<T: Error + 'static>(error: &kube::Error) -> Option<&T> {
     chain(error).find_map(|error| error.downcast_ref())
 }
 
-fn kinds(error: &kube::Error) -> impl Iterator<Item = io::ErrorKind> {
-    chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind)
+fn io_errors(error: &kube::Error) -> impl Iterator<Item = &io::Error> {
+    chain(error).filter_map(|error| error.downcast_ref())
 }
 
-fn explain(error: &kube::Error, route: &Route) -> (String, String) {
+fn explain(error: &kube::Error, route: &Route) -> ApiFailure {
     if find::<tower::timeout::error::Elapsed>(error).is_some() {
         let what = format!("{} does not answer", route.server);
-        return (what, route.remedy("check whether the API server is overloaded or hangs"));
+        return ApiFailure::new(what, route.remedy("check whether the API server is overloaded or hangs"));
     }
+    let server = route.described();
     if let Some(tls) = find::<rustls::Error>(error) {
         let (why, remedy) = explain_tls(tls);
-        return (format!("TLS to {} failed: {why}", route.described()), remedy.to_owned());
+        return ApiFailure::new(format!("TLS to {server} failed: {why}"), remedy);
     }
-    let last_io = chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last();
+    let last_io = io_errors(error).last();
+    let why = || cut(&last_io.map_or_else(|| last(error), words::io_error));
     let client = find::<hyper_util::client::legacy::Error>(error);
     if client.is_some_and(hyper_util::client::legacy::Error::is_connect) {
-        let why = last_io.map_or_else(|| last(error), words::io_error);
-        return (
-            format!("cannot connect to {}: {}", route.described(), cut(&why)),
+        return ApiFailure::new(
+            format!("cannot connect to {server}: {}", why()),
             remedy_of_io(last_io, route),
         );
     }
     if matches!(error, kube::Error::SerdeError(_) | kube::Error::FromUtf8(_)) {
-        let what = format!("{} answered with something else than a Kubernetes object", route.described());
-        return (what, route.remedy("check that this is the address of a Kubernetes API server"));
+        let what = format!("{server} answered with something else than a Kubernetes object");
+        return ApiFailure::new(
+            what,
+            route.remedy("check that this is the address of a Kubernetes API server"),
+        );
     }
     if matches!(error, kube::Error::Auth(_)) {
         let what = format!("no credentials for the API server: {}", cut(&last(error)));
-        return (what, "check the users of the kubeconfig".to_owned());
+        return ApiFailure::new(what, "check the users of the kubeconfig");
     }
     if let Some(hyper) = find::<hyper::Error>(error).filter(|hyper| hyper.is_parse()) {
-        let what = format!("{} does not speak HTTP: {}", route.described(), cut(&hyper.to_string()));
-        return (what, "check its address, and whether its URL begins with http:// or https://".to_owned());
+        let what = format!("{server} does not speak HTTP: {}", cut(&hyper.to_string()));
+        return ApiFailure::new(
+            what,
+            "check its address, and whether its URL begins with http:// or https://",
+        );
     }
-    let why = last_io.map_or_else(|| last(error), words::io_error);
-    let what = format!("the connection to {} was lost: {}", route.described(), cut(&why));
-    (what, route.remedy("programmed Services keep working; check the API server if this lasts"))
+    let remedy = route.remedy("programmed Services keep working; check the API server if this lasts");
+    ApiFailure::new(format!("the connection to {server} was lost: {}", why()), remedy)
 }
 
 fn remedy_of_io(error: Option<&io::Error>, route: &Route) -> String {

@@ -8,15 +8,13 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use futures_util::{StreamExt, stream};
-use kube::Client;
-use kube::api::ListParams;
+use kube::api::{ListParams, WatchParams};
 use kube::core::{ObjectList, Request, WatchEvent};
 use tokio::time::timeout;
 
 use super::client::ApiClient;
 use super::failure::ApiFailure;
 use super::resource::{ApiObject, ApiResource, Selectors};
-use super::route::Route;
 use super::timing::Timing;
 use super::version;
 use super::watch_events::{Events, gather, put};
@@ -33,17 +31,10 @@ pub(super) struct CompleteList<K: ApiResource> {
     pub events: Option<Events<K>>,
 }
 
-struct StreamFailure {
-    failure: ApiFailure,
-    /// The server had accepted the request.
-    began: bool,
-}
-
 pub(super) struct Lister<K: ApiResource> {
-    client: Client,
-    route: Route,
+    pub api: ApiClient,
     selectors: Selectors,
-    timing: Timing,
+    pub timing: Timing,
     /// Lists are read in pages until then.
     paged_until: Option<Instant>,
     /// The next list is read without pages: the pages of the last one expired while they were read.
@@ -54,23 +45,20 @@ pub(super) struct Lister<K: ApiResource> {
 }
 
 impl<K: ApiResource> Lister<K> {
-    pub fn new(api: &ApiClient, selectors: Selectors, timing: Timing) -> Self {
-        let (route, client) = (api.route.clone(), api.client.clone());
-        let (paged_until, whole, listed) = (None, false, false);
-        Self { client, route, selectors, timing, paged_until, whole, listed, kind: PhantomData }
+    pub fn new(api: ApiClient, selectors: Selectors, timing: Timing) -> Self {
+        Self { api, selectors, timing, paged_until: None, whole: false, listed: false, kind: PhantomData }
     }
 
     /// Puts all objects into the store.
     pub async fn list(&mut self, store: &Store) -> Result<CompleteList<K>, ApiFailure> {
         let now = Instant::now();
         if self.paged_until.is_none_or(|until| until <= now) {
-            let streamed = timeout(self.timing.list, self.stream(store)).await.unwrap_or_else(|_| {
-                Err(StreamFailure { failure: ApiFailure::stalled(self.timing.list), began: true })
-            });
-            match streamed {
+            let mut refused = false;
+            let streamed = timeout(self.timing.list, self.stream(store, &mut refused)).await;
+            match streamed.unwrap_or_else(|_| Err(ApiFailure::stalled(self.timing.list))) {
                 Ok(list) => return Ok(self.complete(list)),
-                Err(StreamFailure { failure, .. }) if failure.may_stream_again() => return Err(failure),
-                Err(StreamFailure { failure, began }) => {
+                Err(failure) if failure.may_stream_again() => return Err(failure),
+                Err(failure) => {
                     self.paged_until = Some(now + self.timing.no_streaming);
                     tracing::info!(
                         kind = %K::KIND,
@@ -79,7 +67,7 @@ impl<K: ApiResource> Lister<K> {
                         failure.what
                     );
                     // A server that refuses every request gets its pause first.
-                    if !began && !matches!(failure.code, Some(400 | 422)) {
+                    if refused && !matches!(failure.code, Some(400 | 422)) {
                         return Err(failure);
                     }
                 }
@@ -94,8 +82,7 @@ impl<K: ApiResource> Lister<K> {
     }
 
     pub async fn watch(&self, version: &str) -> Result<Events<K>, ApiFailure> {
-        let request = Request::new(K::path(None)).watch(&self.selectors.watch(), version);
-        self.open(request).await.map_err(|error| self.failure(&error))
+        self.open(&self.selectors.watch(), version).await
     }
 
     /// Whether the server is at an older version than this one.
@@ -105,44 +92,42 @@ impl<K: ApiResource> Lister<K> {
     }
 
     fn failure(&self, error: &kube::Error) -> ApiFailure {
-        ApiFailure::of(error, &self.route)
+        ApiFailure::of(error, &self.api.route)
     }
 
-    async fn open(
-        &self,
-        request: Result<hyper::Request<Vec<u8>>, kube::core::request::Error>,
-    ) -> kube::Result<Events<K>> {
-        let request = request.map_err(kube::Error::BuildRequest)?;
-        Ok(self.client.request_events(request).await?.boxed())
+    async fn open(&self, params: &WatchParams, version: &str) -> Result<Events<K>, ApiFailure> {
+        let request = Request::new(K::path(None)).watch(params, version).map_err(kube::Error::BuildRequest);
+        let request = request.map_err(|error| self.failure(&error))?;
+        let events = self.api.client.request_events(request).await;
+        events.map(StreamExt::boxed).map_err(|error| self.failure(&error))
     }
 
     async fn page(&self, params: &ListParams) -> Result<ObjectList<ApiObject<K>>, ApiFailure> {
         let request = Request::new(K::path(None)).list(params).map_err(kube::Error::BuildRequest);
         let request = request.map_err(|error| self.failure(&error))?;
-        let page = timeout(self.timing.stall, self.client.request(request)).await;
+        let page = timeout(self.timing.stall, self.api.client.request(request)).await;
         let page = page.map_err(|_| ApiFailure::stalled(self.timing.stall))?;
         page.map_err(|error| self.failure(&error))
     }
 
-    async fn stream(&self, store: &Store) -> Result<CompleteList<K>, StreamFailure> {
+    /// Streams a list; `refused` becomes whether the server did not accept the request.
+    async fn stream(&self, store: &Store, refused: &mut bool) -> Result<CompleteList<K>, ApiFailure> {
         // The first list may be any cached one, as that of kube-proxy; a later one must not go back.
         let version = if self.listed { "" } else { "0" };
-        let params = self.selectors.watch().initial_events();
-        let events = self.open(Request::new(K::path(None)).watch(&params, version)).await;
-        let refused = |error| StreamFailure { failure: self.failure(&error), began: false };
-        let mut events = events.map_err(refused)?;
-        let broken = |failure| StreamFailure { failure, began: true };
+        let events = self.open(&self.selectors.watch().initial_events(), version).await;
+        *refused = events.is_err();
+        let mut events = events?;
         store.update(|update| update.begin_list(K::KIND));
         loop {
             let next = timeout(self.timing.stall, events.next()).await;
-            let next = next.map_err(|_| broken(ApiFailure::stalled(self.timing.stall)))?;
+            let next = next.map_err(|_| ApiFailure::stalled(self.timing.stall))?;
             let (group, then) = gather(next, &mut events);
             let mut group = group.into_iter();
             let mut end = None;
             let mut listed = Vec::with_capacity(group.len());
             for event in group.by_ref() {
                 match event {
-                    WatchEvent::Error(status) => return Err(broken(ApiFailure::of_status(&status))),
+                    WatchEvent::Error(status) => return Err(ApiFailure::of_status(&status)),
                     WatchEvent::Bookmark(mark) if mark.metadata.annotations.contains_key(END_OF_LIST) => {
                         end = Some(mark.metadata.resource_version);
                         break;
@@ -168,10 +153,9 @@ impl<K: ApiResource> Lister<K> {
             }
             match then {
                 ControlFlow::Continue(()) => {}
-                ControlFlow::Break(Some(error)) => return Err(broken(self.failure(&error))),
+                ControlFlow::Break(Some(error)) => return Err(self.failure(&error)),
                 ControlFlow::Break(None) => {
-                    let what = "a streamed list broke off";
-                    return Err(broken(ApiFailure::new(what, "see the API server's log")));
+                    return Err(ApiFailure::new("a streamed list broke off", "see the API server's log"));
                 }
             }
         }

@@ -110,11 +110,18 @@ impl NodeAddressSource {
         let pause = match result {
             Ok((nodes, needs_objects)) => {
                 self.needs_objects = needs_objects;
-                self.take(nodes, vips);
-                self.period()
+                let spread = self.take(nodes, vips);
+                // The nodes must not list all at the same moment.
+                PERIOD.max(spread).mul_f64(0.75 + self.random() / 2.0)
             }
             Err(failure) => {
-                self.report(&failure);
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!(
+                        "cannot list the addresses of other Nodes: {}; external and load-balancer IPs are bound to \
+                         kube-ipvs0 even if another Node has them",
+                        failure.text()
+                    );
+                }
                 self.lose_patience();
                 let now = Instant::now();
                 self.pauses.next(now, self.api.retry_after.left(now))
@@ -139,7 +146,8 @@ impl NodeAddressSource {
         Ok((list(&self.api, Form::Objects, self.timing.stall).await?, needs_objects))
     }
 
-    fn take(&mut self, nodes: NodeAddresses, vips: VipSummary) {
+    /// Takes a list. Returns the time over which the nodes of the cluster spread one list each.
+    fn take(&mut self, nodes: NodeAddresses, vips: VipSummary) -> Duration {
         if std::mem::take(&mut self.failing) {
             tracing::info!("the addresses of {} are known again", words::count(nodes.nodes, "Node"));
         }
@@ -148,6 +156,7 @@ impl NodeAddressSource {
         self.nodes = nodes.addresses.into_iter().collect();
         self.waiting_since = None;
         self.publish();
+        spread
     }
 
     fn publish(&self) {
@@ -179,12 +188,6 @@ impl NodeAddressSource {
         Some(limit.saturating_sub(now.duration_since(self.waiting_since?)))
     }
 
-    fn period(&self) -> Duration {
-        let spread = self.last.map(|last| last.spread).unwrap_or_default();
-        // The nodes must not list all at the same moment.
-        PERIOD.max(spread).mul_f64(0.75 + self.random() / 2.0)
-    }
-
     /// Whether a VIP was added after the last list and it is this node's turn to list.
     fn is_early(&self, vips: VipSummary, now: Instant) -> bool {
         self.last.is_some_and(|last| {
@@ -197,15 +200,5 @@ impl NodeAddressSource {
     /// From 0 to 1; the same until the next list.
     fn random(&self) -> f64 {
         self.chance.of(self.last.map(|last| last.at))
-    }
-
-    fn report(&mut self, failure: &ApiFailure) {
-        if !std::mem::replace(&mut self.failing, true) {
-            tracing::warn!(
-                "cannot list the addresses of other Nodes: {}; external and load-balancer IPs are bound to \
-                 kube-ipvs0 even if another Node has them",
-                failure.text()
-            );
-        }
     }
 }

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hyper::header::ACCEPT;
+use kube::core::ListMeta;
 use serde::Deserialize;
+use smallvec::SmallVec;
 
 use super::client::ApiClient;
 use super::failure::ApiFailure;
@@ -73,7 +75,7 @@ pub(super) async fn list(api: &ApiClient, form: Form, limit: Duration) -> Result
         listed.nodes += answer.rows.len() + answer.items.len();
         listed.lacks_v4 |= answer.lacks_v4();
         listed.addresses.extend(answer.addresses());
-        token = answer.metadata.token;
+        token = answer.metadata.continue_.unwrap_or_default();
         if token.is_empty() {
             return Ok(listed);
         }
@@ -86,23 +88,13 @@ fn escape(token: &str) -> String {
 }
 
 /// The answer to a list of Nodes: a table, or objects.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct NodeList {
-    #[serde(default)]
-    metadata: Metadata,
-    #[serde(default)]
-    column_definitions: Vec<Column>,
-    #[serde(default)]
-    rows: Vec<TableRow>,
-    #[serde(default)]
-    items: Vec<NodeObject>,
-}
-
 #[derive(Default, Deserialize)]
-struct Metadata {
-    #[serde(default, rename = "continue")]
-    token: String,
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct NodeList {
+    metadata: ListMeta,
+    column_definitions: Vec<Column>,
+    rows: Vec<TableRow>,
+    items: Vec<NodeObject>,
 }
 
 #[derive(Deserialize)]
@@ -133,35 +125,26 @@ struct Address {
 }
 
 impl NodeList {
-    fn columns(&self) -> Vec<usize> {
-        let columns = self.column_definitions.iter().enumerate();
-        let has_address = |name: &str| matches!(name, "Internal-IP" | "External-IP");
-        columns.filter(|(_, column)| has_address(&column.name)).map(|(index, _)| index).collect()
+    /// The addresses in each row of a table.
+    fn rows(&self) -> impl Iterator<Item = SmallVec<[IpAddr; 2]>> + '_ {
+        let has_address = |column: &Column| matches!(&*column.name, "Internal-IP" | "External-IP");
+        let columns = self.column_definitions.iter().map(has_address);
+        self.rows.iter().map(move |row| {
+            let cells = row.cells.iter().zip(columns.clone()).filter(|(_, has_address)| *has_address);
+            cells.filter_map(|(cell, _)| address::parse_ip(cell.as_str()?)).collect()
+        })
     }
 
     /// Every address; host names are ignored.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        let columns = self.columns();
-        let cells = self.rows.iter().flat_map(move |row| row.addresses(&columns).collect::<Vec<_>>());
         let of_items = self.items.iter().flat_map(|item| &item.status.addresses);
-        cells.chain(of_items.filter_map(|address| address::parse_ip(&address.address)))
+        self.rows().flatten().chain(of_items.filter_map(|address| address::parse_ip(&address.address)))
     }
 
     /// Whether some row shows no IPv4 address. A dual-stack Node whose first address is IPv6 still has an IPv4 address.
     fn lacks_v4(&self) -> bool {
-        let columns = self.columns();
         // A row without any address is a Node that registered a moment ago.
-        let lacks = |row: &TableRow| {
-            let mut addresses = row.addresses(&columns).peekable();
-            addresses.peek().is_some() && !addresses.any(|address| address.is_ipv4())
-        };
-        self.rows.iter().any(lacks)
-    }
-}
-
-impl TableRow {
-    fn addresses(&self, columns: &[usize]) -> impl Iterator<Item = IpAddr> {
-        columns.iter().filter_map(|column| address::parse_ip(self.cells.get(*column)?.as_str()?))
+        self.rows().any(|row| !row.is_empty() && !row.iter().any(IpAddr::is_ipv4))
     }
 }
 

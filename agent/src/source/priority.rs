@@ -6,43 +6,31 @@ use kube::Client;
 use kube::api::ListParams;
 use kube::core::{ObjectList, Request};
 
+use super::api::{NOT_HEADLESS, WITH_ADDRESS};
 use super::resource::{ApiObject, ApiResource, Services, Slices};
 use crate::store::{Object, Store};
 
 const API_NAMESPACE: &str = "default";
 const DNS_NAMESPACE: &str = "kube-system";
 
-#[derive(Clone, Debug)]
-pub(super) struct PriorityLists {
-    /// The label selector of Services, for this proxy.
-    pub services: String,
-    /// The label selector of EndpointSlices.
-    pub slices: String,
-    /// The field selector of Services.
-    pub with_address: &'static str,
-}
-
-impl PriorityLists {
-    /// Puts the Services and their slices into the store. Puts nothing if a list fails: the reflectors send requests
-    /// to the same server and report the failure.
-    pub async fn fetch(self, client: &Client, store: &Store) {
-        let Self { services, slices, with_address } = &self;
-        let named = format!("{with_address},metadata.name=kubernetes");
-        let of_api = format!("{slices},kubernetes.io/service-name=kubernetes");
-        let lists = tokio::try_join!(
-            list::<Services>(client, API_NAMESPACE, services, &named),
-            list::<Slices>(client, API_NAMESPACE, &of_api, ""),
-            list::<Services>(client, DNS_NAMESPACE, services, with_address),
-            list::<Slices>(client, DNS_NAMESPACE, slices, ""),
-        );
-        match lists {
-            Ok((api, api_slices, dns, dns_slices)) => store.update(|update| {
-                let all = [api, api_slices, dns, dns_slices].into_iter().flatten();
-                all.for_each(|object| update.put(object));
-                update.set_priority_known();
-            }),
-            Err(error) => tracing::debug!("cannot list the priority Services: {error}"),
-        }
+/// Puts the Services that `services`, a label selector, selects and their slices into the store. Puts nothing if a list
+/// fails: the reflectors send requests to the same server and report the failure.
+pub(super) async fn fetch(client: &Client, store: &Store, services: &str) {
+    let named = format!("{WITH_ADDRESS},metadata.name=kubernetes");
+    let of_api = format!("{NOT_HEADLESS},kubernetes.io/service-name=kubernetes");
+    let lists = tokio::try_join!(
+        list::<Services>(client, API_NAMESPACE, services, &named),
+        list::<Slices>(client, API_NAMESPACE, &of_api, ""),
+        list::<Services>(client, DNS_NAMESPACE, services, WITH_ADDRESS),
+        list::<Slices>(client, DNS_NAMESPACE, NOT_HEADLESS, ""),
+    );
+    match lists {
+        Ok((api, api_slices, dns, dns_slices)) => store.update(|update| {
+            let all = [api, api_slices, dns, dns_slices].into_iter().flatten();
+            all.for_each(|object| update.put(object));
+            update.set_priority_known();
+        }),
+        Err(error) => tracing::debug!("cannot list the priority Services: {error}"),
     }
 }
 

@@ -23,10 +23,8 @@ const REGULAR: Duration = Duration::from_secs(WATCH_SECONDS as u64 - 10);
 
 /// Lists and watches one kind.
 pub(super) struct Reflector<K: ApiResource> {
-    api: ApiClient,
     lister: Lister<K>,
     store: Arc<Store>,
-    timing: Timing,
     pauses: RetryPauses,
     log: OutageLog,
     /// The last try failed.
@@ -35,14 +33,15 @@ pub(super) struct Reflector<K: ApiResource> {
 
 impl<K: ApiResource> Reflector<K> {
     pub fn new(
-        api: ApiClient,
+        api: &ApiClient,
         selectors: Selectors,
-        store: Arc<Store>,
-        log: OutageLog,
+        store: &Arc<Store>,
+        log: &OutageLog,
         timing: Timing,
     ) -> Self {
-        let lister = Lister::new(&api, selectors, timing);
-        Self { api, lister, store, timing, pauses: RetryPauses::new(timing), log, failing: false }
+        let lister = Lister::new(api.clone(), selectors, timing);
+        let (store, log) = (store.clone(), log.clone());
+        Self { lister, store, pauses: RetryPauses::new(timing), log, failing: false }
     }
 
     /// Lists and watches until the task is dropped.
@@ -67,21 +66,20 @@ impl<K: ApiResource> Reflector<K> {
         // The server may have gone back to a state older than `version` between the list and the watch.
         let mut uncertain = true;
         loop {
-            let mut watch = match events.take() {
-                Some(events) => events,
-                None => match self.lister.watch(&version).await {
-                    Ok(watch) => watch,
-                    Err(failure) if failure.is_expired() => return self.log_expired(),
-                    Err(failure) => {
-                        uncertain = true;
-                        self.failed(&failure).await;
-                        continue;
-                    }
-                },
+            let watch = match events.take() {
+                Some(events) => Ok(events),
+                None => self.lister.watch(&version).await,
             };
             let began = Instant::now();
-            match self.read(&mut watch, &mut version, &mut uncertain).await {
-                WatchEnd::Expired => return self.log_expired(),
+            let end = match watch {
+                Ok(mut watch) => self.read(&mut watch, &mut version, &mut uncertain).await,
+                Err(failure) => failure.into(),
+            };
+            let failure = match end {
+                WatchEnd::Expired => {
+                    tracing::debug!(kind = %K::KIND, "listing again: the version of the watch has expired");
+                    return;
+                }
                 WatchEnd::WentBack => {
                     tracing::warn!(
                         kind = %K::KIND,
@@ -89,33 +87,27 @@ impl<K: ApiResource> Reflector<K> {
                     );
                     return;
                 }
-                WatchEnd::Silent => {}
+                WatchEnd::Silent => continue,
                 // A watch that ended early: the server stopped, maybe for a restore from a backup.
-                WatchEnd::Closed if began.elapsed() >= self.timing.min_pause => {
+                WatchEnd::Closed if began.elapsed() >= self.lister.timing.min_pause => {
                     uncertain = began.elapsed() < REGULAR;
+                    continue;
                 }
                 WatchEnd::Closed => {
-                    uncertain = true;
-                    let what = "a watch ended as soon as it began";
-                    self.failed(&ApiFailure::new(what, "see the API server's log")).await;
+                    ApiFailure::new("a watch ended as soon as it began", "see the API server's log")
                 }
-                WatchEnd::Failed(failure) => {
-                    uncertain = true;
-                    self.failed(&failure).await;
-                }
-            }
+                WatchEnd::Failed(failure) => failure,
+            };
+            uncertain = true;
+            self.failed(&failure).await;
         }
-    }
-
-    fn log_expired(&self) {
-        tracing::debug!(kind = %K::KIND, "listing again: the version of the watch has expired");
     }
 
     /// Puts the events of a watch into the store until it ends. `version` becomes that of the last event.
     async fn read(&mut self, watch: &mut Events<K>, version: &mut String, uncertain: &mut bool) -> WatchEnd {
         loop {
-            let limit =
-                if *uncertain { self.pauses.about(self.timing.uncertain) } else { self.timing.silence };
+            let timing = &self.lister.timing;
+            let limit = if *uncertain { self.pauses.about(timing.uncertain) } else { timing.silence };
             let Ok(next) = tokio::time::timeout(limit, watch.next()).await else {
                 match self.lister.is_behind(version).await {
                     Ok(true) => return WatchEnd::WentBack,
@@ -146,14 +138,14 @@ impl<K: ApiResource> Reflector<K> {
                     tracing::debug!(kind = %K::KIND, "{error}");
                 }
                 (None, ControlFlow::Break(Some(error))) => {
-                    return WatchEnd::Failed(ApiFailure::of(&error, &self.api.route));
+                    return WatchEnd::Failed(ApiFailure::of(&error, &self.lister.api.route));
                 }
             }
         }
     }
 
     fn report(&self, state: WatchState) {
-        self.api.monitor.watch_state(K::KIND, state);
+        self.lister.api.monitor.watch_state(K::KIND, state);
     }
 
     fn answered(&mut self) {
@@ -172,6 +164,6 @@ impl<K: ApiResource> Reflector<K> {
 
     async fn pause(&mut self) {
         let now = Instant::now();
-        tokio::time::sleep(self.pauses.next(now, self.api.retry_after.left(now))).await;
+        tokio::time::sleep(self.pauses.next(now, self.lister.api.retry_after.left(now))).await;
     }
 }

@@ -16,32 +16,29 @@ pub(super) const WATCH_SECONDS: u32 = 290;
 
 pub(super) trait ApiResource: Clone + Debug + Send + Sync + 'static {
     const KIND: Kind;
-    /// The path before the namespace.
-    const API: &'static str;
-    const PLURAL: &'static str;
 
     /// The path of the resource in a namespace, or in all.
     fn path(namespace: Option<&str>) -> String {
+        let version = Self::KIND.api_version();
+        let root = if version.contains('/') { "apis" } else { "api" };
         let namespace = namespace.map(|name| format!("/namespaces/{name}")).unwrap_or_default();
-        format!("{}{namespace}/{}", Self::API, Self::PLURAL)
+        format!("/{root}/{version}{namespace}/{}s", Self::KIND.to_string().to_lowercase())
     }
 }
 
 macro_rules! watched {
-    ($type:ident, $kind:ident, $api:literal, $plural:literal) => {
+    ($type:ident, $kind:ident) => {
         #[derive(Clone, Debug)]
         pub(super) struct $type;
         impl ApiResource for $type {
             const KIND: Kind = Kind::$kind;
-            const API: &'static str = $api;
-            const PLURAL: &'static str = $plural;
         }
     };
 }
 
-watched!(Services, Service, "/api/v1", "services");
-watched!(Slices, EndpointSlice, "/apis/discovery.k8s.io/v1", "endpointslices");
-watched!(Nodes, Node, "/api/v1", "nodes");
+watched!(Services, Service);
+watched!(Slices, EndpointSlice);
+watched!(Nodes, Node);
 
 /// An object from the API server. A malformed object is no error of the list or watch.
 #[derive(Clone, Debug)]

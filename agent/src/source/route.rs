@@ -47,7 +47,7 @@ impl Route {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Proxy {
     pub url: Uri,
-    origin: &'static str,
+    origin: String,
 }
 
 impl Proxy {
@@ -64,16 +64,13 @@ impl Proxy {
         if let Some(url) = of_kubeconfig {
             let url =
                 url.parse().with_context(|| format!("proxy-url {url:?} of the kubeconfig is not a URL"))?;
-            return Ok(Some(Self { url, origin: "proxy-url of the kubeconfig" }));
+            return Ok(Some(Self { url, origin: "proxy-url of the kubeconfig".to_owned() }));
         }
         let variable = |upper: &str| {
             let value = environment(upper).or_else(|| environment(&upper.to_ascii_lowercase()));
             value.filter(|value| !value.is_empty())
         };
-        let (name, origin) = match server.scheme_str() {
-            Some("http") => ("HTTP_PROXY", "HTTP_PROXY of the environment"),
-            _ => ("HTTPS_PROXY", "HTTPS_PROXY of the environment"),
-        };
+        let name = if server.scheme_str() == Some("http") { "HTTP_PROXY" } else { "HTTPS_PROXY" };
         let Some(value) = variable(name).filter(|_| !is_this_host(server)) else { return Ok(None) };
         let without = variable("NO_PROXY").unwrap_or_default();
         let matcher = Matcher::builder().all(value.clone()).no(without.as_str()).build();
@@ -83,7 +80,7 @@ impl Proxy {
         }
         let with_scheme = if value.contains("://") { value } else { format!("http://{value}") };
         let url = with_scheme.parse().with_context(|| format!("{name} of the environment is not a URL"))?;
-        Ok(Some(Self { url, origin }))
+        Ok(Some(Self { url, origin: format!("{name} of the environment") }))
     }
 
     /// `http://proxy:3128 (HTTPS_PROXY of the environment)`, without user and password.

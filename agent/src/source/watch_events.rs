@@ -53,6 +53,12 @@ pub(super) enum WatchEnd {
     Failed(ApiFailure),
 }
 
+impl From<ApiFailure> for WatchEnd {
+    fn from(failure: ApiFailure) -> Self {
+        if failure.is_expired() { Self::Expired } else { Self::Failed(failure) }
+    }
+}
+
 /// Returns the events that change an object, and why the watch ends, if it does. `version` becomes that of the last
 /// event.
 pub(super) fn sort<K: ApiResource>(
@@ -66,11 +72,7 @@ pub(super) fn sort<K: ApiResource>(
                 object.version.as_deref().unwrap_or_default()
             }
             WatchEvent::Bookmark(bookmark) => &bookmark.metadata.resource_version,
-            WatchEvent::Error(status) => {
-                let failure = ApiFailure::of_status(status);
-                let end = if failure.is_expired() { WatchEnd::Expired } else { WatchEnd::Failed(failure) };
-                return (events, Some(end));
-            }
+            WatchEvent::Error(status) => return (events, Some(ApiFailure::of_status(status).into())),
         };
         // A deleted object may carry the version that it had before.
         let is_deleted = matches!(event, WatchEvent::Deleted(_));

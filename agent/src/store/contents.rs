@@ -49,7 +49,7 @@ impl Contents {
     pub fn read(&self, name: ObjectName) -> Dirty {
         let slices = self.index.slices_of(&name).to_vec();
         let service = self.index.service(&name).cloned();
-        let of_endpoints = service.as_ref().map(|service| self.index.vips().of_endpoints(service));
+        let of_endpoints = service.as_ref().map(|service| self.index.vips.of_endpoints(service));
         Dirty { service, slices, of_endpoints: of_endpoints.unwrap_or_default(), name, triggers: Vec::new() }
     }
 

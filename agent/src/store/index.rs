@@ -74,15 +74,11 @@ impl Named for Arc<EndpointSlice> {
 pub struct Index {
     entries: HashSet<ByName<ServiceEntry>>,
     slices: HashSet<ByName<Arc<EndpointSlice>>>,
-    vips: VipIndex,
+    pub vips: VipIndex,
 }
 
 impl Index {
-    pub fn vips(&self) -> &VipIndex {
-        &self.vips
-    }
-
-    /// Updates [`Self::vips`] after Services were added.
+    /// Updates `vips` after Services were added.
     pub fn count_vips(&mut self) {
         self.vips.count(self.slices.iter().map(|slice| &*slice.0));
     }

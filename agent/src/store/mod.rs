@@ -66,7 +66,7 @@ impl Store {
         if contents.is_synced() {
             contents.synced_at.get_or_insert_with(Instant::now);
         }
-        let added = contents.index.vips().added();
+        let added = contents.index.vips.added;
         drop(contents);
         self.vips_added.send_if_modified(|known| std::mem::replace(known, added) != added);
         // Otherwise the loop cannot use the change yet.
@@ -178,9 +178,7 @@ impl Store {
 
     /// A summary of the external and load-balancer IPs.
     pub fn vips(&self) -> VipSummary {
-        let contents = self.lock();
-        let vips = contents.index.vips();
-        VipSummary { any: !vips.is_empty(), any_v6: vips.has_v6(), added: vips.added() }
+        self.lock().index.vips.summary()
     }
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The objects that the store takes, and the changes that the reconcile loop takes from it.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use crate::core::model::trigger::Trigger;
 use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
 
 /// The kinds of object that the agent watches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
 pub enum Kind {
     Service,
     EndpointSlice,
@@ -19,11 +18,12 @@ pub enum Kind {
 
 impl Kind {
     pub const ALL: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
-}
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Kind::Service | Kind::Node => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
+        }
     }
 }
 

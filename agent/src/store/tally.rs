@@ -73,11 +73,6 @@ impl Tally {
         }
     }
 
-    /// Counts an object that could not be decoded.
-    pub fn malformed(&mut self, kind: Kind) {
-        self.malformed[kind as usize] += 1;
-    }
-
     /// The loop took all pending changes.
     pub fn taken(&mut self) {
         self.pending_services.clear();

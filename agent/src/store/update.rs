@@ -149,13 +149,11 @@ impl Update<'_> {
     /// Puts a decoded object. A defect is logged when it is new. The last good version of a malformed object
     /// stays in force, also through a complete list.
     pub fn put_decoded(&mut self, kind: Kind, name: &ObjectName, decoded: Decoded) {
-        let defect = match &decoded.object {
+        let Decoded { object, ignored } = decoded;
+        let defect = match &object {
             Err(error) => Some(format!("malformed: {error}")),
-            Ok(_) if decoded.ignored.is_empty() => None,
-            Ok(_) => {
-                let ignored = &decoded.ignored;
-                Some(format!("ignored: {}", words::some(ignored, SHOWN, ignored.len())))
-            }
+            Ok(_) if ignored.is_empty() => None,
+            Ok(_) => Some(format!("ignored: {}", words::some(&ignored, SHOWN, ignored.len()))),
         };
         let reported = &mut self.0.reported;
         let key = (kind, name.clone());
@@ -164,39 +162,34 @@ impl Update<'_> {
             // Nearly no object has a defect.
             None => !reported.is_empty() && reported.remove(&key).is_some(),
         };
-        match (decoded.object, defect) {
-            (Err(_), Some(defect)) => self.malformed(kind, name, &defect, is_new),
-            (Ok(object), defect) => {
-                match defect {
-                    Some(defect) if is_new => {
-                        tracing::warn!(%kind, object = %name, "{defect}; the rest of the object is used");
-                    }
-                    None if is_new => tracing::info!(%kind, object = %name, "the object is valid now"),
-                    _ => {}
-                }
-                self.put(object);
+        match (&object, defect) {
+            _ if !is_new => {}
+            (_, None) => tracing::info!(%kind, object = %name, "the object is valid now"),
+            (Ok(_), Some(defect)) => {
+                tracing::warn!(%kind, object = %name, "{defect}; the rest of the object is used");
             }
-            (Err(_), None) => {}
+            (Err(_), Some(defect)) if self.knows(kind, name) => {
+                tracing::warn!(%kind, object = %name, "{defect}; its last good version stays in force");
+            }
+            (Err(_), Some(defect)) => {
+                tracing::warn!(%kind, object = %name, "{defect}; the object is ignored until it is fixed");
+            }
+        }
+        match object {
+            Ok(object) => self.put(object),
+            Err(_) => {
+                self.seen(kind, name);
+                self.0.tally.malformed[kind as usize] += 1;
+            }
         }
     }
 
-    fn malformed(&mut self, kind: Kind, name: &ObjectName, defect: &str, is_new: bool) {
-        self.seen(kind, name);
-        self.0.tally.malformed(kind);
-        if !is_new {
-            return;
-        }
-        let is_known = match kind {
+    fn knows(&self, kind: Kind, name: &ObjectName) -> bool {
+        match kind {
             Kind::Service => self.0.index.service(name).is_some(),
             Kind::EndpointSlice => self.0.index.slice(name).is_some(),
             Kind::Node => self.0.node.is_some(),
-        };
-        let kept = if is_known {
-            "its last good version stays in force"
-        } else {
-            "the object is ignored until it is fixed"
-        };
-        tracing::warn!(%kind, object = %name, "{defect}; {kept}");
+        }
     }
 
     fn seen(&mut self, kind: Kind, name: &ObjectName) {

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::VipSummary;
 use crate::core::model::{EndpointSlice, ObjectName, Service};
 
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ pub struct VipIndex {
     known: HashMap<IpAddr, Vip>,
     /// The endpoints of some VIP have not been counted.
     has_uncounted: bool,
-    added: u64,
+    pub added: u64,
 }
 
 fn vips_of(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
@@ -27,10 +28,6 @@ fn vips_of(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
 }
 
 impl VipIndex {
-    pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
-    }
-
     pub fn add(&mut self, service: &Service) {
         for addr in vips_of(service) {
             let vip = self.known.entry(addr).or_default();
@@ -103,11 +100,8 @@ impl VipIndex {
         vips_of(service).filter(has).collect()
     }
 
-    pub fn added(&self) -> u64 {
-        self.added
-    }
-
-    pub fn has_v6(&self) -> bool {
-        self.known.keys().any(IpAddr::is_ipv6)
+    pub fn summary(&self) -> VipSummary {
+        let any_v6 = self.known.keys().any(IpAddr::is_ipv6);
+        VipSummary { any: !self.known.is_empty(), any_v6, added: self.added }
     }
 }

@@ -8,6 +8,7 @@ use serde::de::value::StrDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, forward_to_deserialize_any};
 
+use super::fields::UsedFields;
 use super::tape::UsedField;
 use super::wrong_value::WrongValue;
 use super::{METADATA, node, service, slice};
@@ -116,9 +117,9 @@ impl<'de> MapAccess<'de> for AllFields<'_> {
 #[test]
 fn the_used_fields_are_those_of_the_decoded_types() {
     for (list, of_type) in [
-        (service::FIELDS, Tree::of_type::<service::RawService<'_>>()),
-        (slice::FIELDS, Tree::of_type::<slice::RawSlice<'_>>()),
-        (node::FIELDS, Tree::of_type::<node::RawNode<'_>>()),
+        (service::RawService::FIELDS, Tree::of_type::<service::RawService<'_>>()),
+        (slice::RawSlice::FIELDS, Tree::of_type::<slice::RawSlice<'_>>()),
+        (node::RawNode::FIELDS, Tree::of_type::<node::RawNode<'_>>()),
     ] {
         let mut of_list = Tree::of_list(list);
         assert_eq!(of_list.0.remove("metadata"), Some(Tree::of_list(METADATA.1)));

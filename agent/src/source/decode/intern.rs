@@ -2,12 +2,16 @@
 //! Shares values that many objects repeat, such as names of nodes: one copy for each thread that decodes, dropped when no
 //! object uses it.
 
+use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::core::model::{Hints, ObjectName, Place};
+
+/// Calls between two drops, at least.
+const PERIOD: usize = 1024;
 
 /// Shared values, including some that are no longer used.
 #[derive(Debug)]
@@ -17,25 +21,19 @@ struct Pool<T: ?Sized> {
     left: usize,
 }
 
-impl<T: ?Sized> Default for Pool<T> {
-    fn default() -> Self {
-        Self { values: HashSet::new(), left: Self::PERIOD }
-    }
-}
-
-impl<T: ?Sized> Pool<T> {
-    const PERIOD: usize = 1024;
-}
-
 impl<T: ?Sized + Eq + Hash> Pool<T> {
-    fn share<K: AsRef<T> + Into<Arc<T>>>(&mut self, value: K) -> Arc<T> {
+    fn new() -> Self {
+        Self { values: HashSet::new(), left: PERIOD }
+    }
+
+    fn share<K: Borrow<T> + Into<Arc<T>>>(&mut self, value: K) -> Arc<T> {
         self.left -= 1;
         if self.left == 0 {
             self.values.retain(|value| Arc::strong_count(value) > 1);
             self.values.shrink_to(2 * self.values.len());
-            self.left = Self::PERIOD + 4 * self.values.len();
+            self.left = PERIOD + 4 * self.values.len();
         }
-        if let Some(known) = self.values.get(value.as_ref()) {
+        if let Some(known) = self.values.get(value.borrow()) {
             return known.clone();
         }
         let new: Arc<T> = value.into();
@@ -44,15 +42,9 @@ impl<T: ?Sized + Eq + Hash> Pool<T> {
     }
 }
 
-impl AsRef<Place> for Place {
-    fn as_ref(&self) -> &Place {
-        self
-    }
-}
-
 thread_local! {
-    static TEXTS: RefCell<Pool<str>> = RefCell::default();
-    static PLACES: RefCell<Pool<Place>> = RefCell::default();
+    static TEXTS: RefCell<Pool<str>> = RefCell::new(Pool::new());
+    static PLACES: RefCell<Pool<Place>> = RefCell::new(Pool::new());
 }
 
 pub fn text(text: &str) -> Arc<str> {
@@ -76,13 +68,13 @@ mod tests {
 
     #[test]
     fn equal_values_are_shared_and_dropped_when_unused() {
-        let mut pool = Pool::<str>::default();
+        let mut pool = Pool::<str>::new();
         let kept = pool.share("a");
         assert!(Arc::ptr_eq(&kept, &pool.share("a")));
-        for n in 0..10 * Pool::<str>::PERIOD {
+        for n in 0..10 * PERIOD {
             drop(pool.share(n.to_string().as_str()));
         }
-        assert!(pool.values.len() <= Pool::<str>::PERIOD + 4, "{}", pool.values.len());
+        assert!(pool.values.len() <= PERIOD + 4, "{}", pool.values.len());
         assert!(Arc::ptr_eq(&kept, &pool.share("a")));
         let places = [(); 2].map(|()| place(Some("n"), Hints::default()).unwrap());
         assert!(Arc::ptr_eq(&places[0], &places[1]));

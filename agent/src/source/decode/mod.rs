@@ -2,6 +2,7 @@
 //! Decodes the JSON of a Kubernetes object to the compact model: types with only the used fields, and checks that name
 //! what is wrong.
 
+mod fields;
 mod intern;
 mod node;
 mod service;
@@ -9,10 +10,12 @@ mod slice;
 mod tape;
 mod wrong_value;
 
-use serde::{Deserialize, Deserializer};
+use jiff::Timestamp;
+use serde::Deserializer;
 
 use crate::core::model::{ObjectName, Protocol};
 use crate::store::{Decoded, Kind, Object};
+use fields::{UsedFields, used_fields};
 use tape::{Tape, UsedField, plain};
 
 /// The label of a Service for another proxy than the node's usual one.
@@ -41,19 +44,14 @@ const METADATA: UsedField = UsedField(
     ],
 );
 
-/// A port of a Service or of an EndpointSlice.
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawPort<'a> {
-    name: Option<&'a str>,
-    protocol: Option<&'a str>,
-    port: Option<u32>,
-    node_port: Option<u32>,
-}
-
-impl RawPort<'_> {
-    const FIELDS: &'static [UsedField] =
-        &[plain("name"), plain("protocol"), plain("port"), plain("nodePort")];
+used_fields! {
+    /// A port of a Service or of an EndpointSlice.
+    RawPort<'a> {
+        name "name": Option<&'a str>,
+        protocol "protocol": Option<&'a str>,
+        port "port": Option<u32>,
+        node_port "nodePort": Option<u32>,
+    }
 }
 
 /// An object of a known kind that is read but not decoded yet.
@@ -70,9 +68,9 @@ impl<'de> RawObject<'de> {
     /// It is not in the format of the deserializer.
     pub fn read<D: Deserializer<'de>>(kind: Kind, deserializer: D) -> Result<Self, D::Error> {
         let fields = match kind {
-            Kind::Service => service::FIELDS,
-            Kind::EndpointSlice => slice::FIELDS,
-            Kind::Node => node::FIELDS,
+            Kind::Service => service::RawService::FIELDS,
+            Kind::EndpointSlice => slice::RawSlice::FIELDS,
+            Kind::Node => node::RawNode::FIELDS,
         };
         Ok(Self { kind, tape: Tape::read(deserializer, fields)? })
     }
@@ -122,6 +120,11 @@ pub fn decode(kind: Kind, value: &serde_json::Value) -> Result<Object, String> {
 
 fn label<'a>(tape: &'a Tape<'_>, key: &str) -> Option<&'a str> {
     tape.text(&["metadata", "labels", key])
+}
+
+/// The time at a path, if it is one in RFC 3339.
+fn time(tape: &Tape<'_>, path: &[&str]) -> Option<Timestamp> {
+    tape.text(path)?.parse().ok()
 }
 
 fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, String> {

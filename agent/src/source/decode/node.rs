@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Nodes.
 
-use ipnet::IpNet;
-use serde::Deserialize;
-
-use super::tape::{Tape, UsedField, plain};
+use super::fields::used_fields;
+use super::tape::Tape;
 use super::{METADATA, label};
 use crate::core::model::address;
 use crate::core::model::{Family, Node, ObjectName, PerFamily};
@@ -14,62 +12,41 @@ use crate::store::Object;
 const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-pub(super) const FIELDS: &[UsedField] = &[
-    METADATA,
-    UsedField("spec", &[plain("podCIDR"), plain("podCIDRs"), UsedField("taints", &[plain("key")])]),
-    UsedField("status", &[UsedField("addresses", &[plain("type"), plain("address")])]),
-];
+used_fields! {
+    RawNode<'a> {
+        + METADATA,
+        spec "spec": RawNodeSpec<'a>,
+        status "status": RawNodeStatus<'a>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-pub(super) struct RawNode<'a> {
-    #[serde(borrow)]
-    spec: RawNodeSpec<'a>,
-    #[serde(borrow)]
-    status: RawNodeStatus<'a>,
-}
+    RawNodeSpec<'a> {
+        pod_cidr "podCIDR": Option<&'a str>,
+        pod_cidrs "podCIDRs": Option<Vec<&'a str>>,
+        taints "taints": Option<Vec<RawTaint<'a>>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawNodeSpec<'a> {
-    #[serde(rename = "podCIDR")]
-    pod_cidr: Option<&'a str>,
-    #[serde(rename = "podCIDRs", borrow)]
-    pod_cidrs: Option<Vec<&'a str>>,
-    #[serde(borrow)]
-    taints: Option<Vec<RawTaint<'a>>>,
-}
+    RawTaint<'a> {
+        key "key": &'a str,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawTaint<'a> {
-    key: &'a str,
-}
+    RawNodeStatus<'a> {
+        addresses "addresses": Option<Vec<RawAddress<'a>>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawNodeStatus<'a> {
-    #[serde(borrow)]
-    addresses: Option<Vec<RawAddress<'a>>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawAddress<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    address: &'a str,
+    RawAddress<'a> {
+        kind "type": &'a str,
+        address "address": &'a str,
+    }
 }
 
 pub(super) fn decode(name: &ObjectName, tape: &Tape<'_>) -> Result<Object, String> {
     let RawNode { spec, status } = tape.decode()?;
     let texts = spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|cidr| vec![cidr])).unwrap_or_default();
-    let mut pod_cidrs = PerFamily::default();
+    let mut pod_cidrs: PerFamily<Option<ipnet::IpNet>> = PerFamily::default();
     for text in &texts {
-        let net: IpNet =
-            address::parse_net(text).ok_or_else(|| format!("spec.podCIDRs: {text:?} is not a CIDR"))?;
-        let cidr: &mut Option<IpNet> = &mut pod_cidrs[Family::of_net(&net)];
-        cidr.get_or_insert(net);
+        let net = address::parse_net(text);
+        let net = net.ok_or_else(|| format!("spec.podCIDRs: {text:?} is not a CIDR"))?;
+        pod_cidrs[Family::of_net(&net)].get_or_insert(net);
     }
     let given = status.addresses.unwrap_or_default();
     // Host names among the addresses are ignored.

@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use jiff::Timestamp;
 
-use super::tape::{Tape, UsedField, plain};
-use super::{METADATA, RawPort, intern, label, port_or_zero, protocol};
+use super::fields::used_fields;
+use super::tape::Tape;
+use super::{METADATA, RawPort, intern, label, port_or_zero, protocol, time};
 use crate::core::model::address;
 use crate::core::model::{Family, ObjectName, PerFamily, Service, ServicePort};
 use crate::store::{Kind, Object};
@@ -16,96 +17,48 @@ pub(super) const DNS_LABEL: &str = "k8s-app";
 /// The API server's default for `sessionAffinityConfig`.
 const DEFAULT_AFFINITY: u32 = 10800;
 
-pub(super) const FIELDS: &[UsedField] = &[
-    METADATA,
-    UsedField(
-        "spec",
-        &[
-            UsedField("ports", RawPort::FIELDS),
-            plain("clusterIP"),
-            plain("clusterIPs"),
-            plain("type"),
-            plain("sessionAffinity"),
-            plain("ipFamilies"),
-            plain("internalTrafficPolicy"),
-            plain("externalTrafficPolicy"),
-            plain("externalIPs"),
-            plain("healthCheckNodePort"),
-            plain("loadBalancerSourceRanges"),
-            UsedField("sessionAffinityConfig", &[UsedField("clientIP", &[plain("timeoutSeconds")])]),
-        ],
-    ),
-    UsedField(
-        "status",
-        &[UsedField("loadBalancer", &[UsedField("ingress", &[plain("ip"), plain("ipMode")])])],
-    ),
-];
+used_fields! {
+    RawService<'a> {
+        + METADATA,
+        spec "spec": RawServiceSpec<'a>,
+        status "status": RawServiceStatus<'a>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-pub(super) struct RawService<'a> {
-    #[serde(borrow)]
-    spec: RawServiceSpec<'a>,
-    #[serde(borrow)]
-    status: RawServiceStatus<'a>,
-}
+    RawServiceSpec<'a> {
+        ports "ports": Option<Vec<RawPort<'a>>>,
+        cluster_ip "clusterIP": Option<&'a str>,
+        cluster_ips "clusterIPs": Option<Vec<&'a str>>,
+        service_type "type": Option<&'a str>,
+        session_affinity "sessionAffinity": Option<&'a str>,
+        ip_families "ipFamilies": Option<Vec<&'a str>>,
+        internal_traffic_policy "internalTrafficPolicy": Option<&'a str>,
+        external_traffic_policy "externalTrafficPolicy": Option<&'a str>,
+        external_ips "externalIPs": Option<Vec<&'a str>>,
+        health_check_node_port "healthCheckNodePort": Option<u32>,
+        source_ranges "loadBalancerSourceRanges": Option<Vec<&'a str>>,
+        session_affinity_config "sessionAffinityConfig": Option<RawAffinity>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawServiceSpec<'a> {
-    #[serde(rename = "type")]
-    service_type: Option<&'a str>,
-    #[serde(rename = "clusterIP")]
-    cluster_ip: Option<&'a str>,
-    #[serde(rename = "clusterIPs", borrow)]
-    cluster_ips: Option<Vec<&'a str>>,
-    #[serde(borrow)]
-    ip_families: Option<Vec<&'a str>>,
-    #[serde(rename = "externalIPs", borrow)]
-    external_ips: Option<Vec<&'a str>>,
-    #[serde(borrow)]
-    load_balancer_source_ranges: Option<Vec<&'a str>>,
-    external_traffic_policy: Option<&'a str>,
-    internal_traffic_policy: Option<&'a str>,
-    health_check_node_port: Option<u32>,
-    session_affinity: Option<&'a str>,
-    session_affinity_config: Option<RawAffinity>,
-    #[serde(borrow)]
-    ports: Option<Vec<RawPort<'a>>>,
-}
+    RawAffinity {
+        client_ip "clientIP": Option<RawClientIp>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawAffinity {
-    #[serde(rename = "clientIP")]
-    client_ip: Option<RawClientIp>,
-}
+    RawClientIp {
+        timeout_seconds "timeoutSeconds": Option<u32>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawClientIp {
-    timeout_seconds: Option<u32>,
-}
+    RawServiceStatus<'a> {
+        load_balancer "loadBalancer": Option<RawLoadBalancer<'a>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawServiceStatus<'a> {
-    #[serde(borrow)]
-    load_balancer: Option<RawLoadBalancer<'a>>,
-}
+    RawLoadBalancer<'a> {
+        ingress "ingress": Option<Vec<RawIngress<'a>>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawLoadBalancer<'a> {
-    #[serde(borrow)]
-    ingress: Option<Vec<RawIngress<'a>>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawIngress<'a> {
-    ip: Option<&'a str>,
-    ip_mode: Option<&'a str>,
+    RawIngress<'a> {
+        ip "ip": Option<&'a str>,
+        ip_mode "ipMode": Option<&'a str>,
+    }
 }
 
 pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String>) -> Result<Object, String> {
@@ -123,7 +76,8 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
     ports.shrink_to_fit();
     let external_local = external_local(&spec);
     Ok(Object::Service(Service {
-        created: created(tape),
+        // An object without this time is the youngest.
+        created: time(tape, &["metadata", "creationTimestamp"]).map_or(i64::MAX, Timestamp::as_second),
         first: is_priority(&name, tape),
         cluster_ips: PerFamily::new(
             family_cluster_ip(Family::V4, cluster_ip, &spec)?,
@@ -131,10 +85,7 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
         ),
         external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten().copied(), ignored),
         load_balancer_ips: load_balancer_ips(&status, ignored),
-        source_ranges: source_ranges(
-            spec.load_balancer_source_ranges.as_deref().unwrap_or_default(),
-            ignored,
-        )?,
+        source_ranges: source_ranges(spec.source_ranges.as_deref().unwrap_or_default(), ignored)?,
         external_local,
         internal_local: spec.internal_traffic_policy == Some("Local"),
         affinity: affinity(&spec),
@@ -154,13 +105,6 @@ fn is_priority(name: &ObjectName, tape: &Tape<'_>) -> bool {
     }
 }
 
-/// `metadata.creationTimestamp` in seconds since the epoch; an object without it is the youngest.
-fn created(tape: &Tape<'_>) -> i64 {
-    tape.text(&["metadata", "creationTimestamp"])
-        .and_then(|t| t.parse::<jiff::Timestamp>().ok())
-        .map_or(i64::MAX, jiff::Timestamp::as_second)
-}
-
 /// The ClusterIP of a family: the entry of `clusterIPs` at its index in `ipFamilies`, or `clusterIP` if there are no
 /// `ipFamilies`.
 fn family_cluster_ip(
@@ -178,12 +122,16 @@ fn family_cluster_ip(
             None => return Ok(None),
         }
     };
-    let ip =
-        address::parse_ip(text).ok_or_else(|| format!("spec.clusterIPs: {text:?} is not an IP address"))?;
-    if let Some(what) = address::useless(ip) {
-        return Err(format!("spec.clusterIPs: {ip} is {what}: no Service can have it"));
-    }
+    let ip = address("spec.clusterIPs", text)?;
     Ok((Family::of(ip) == family).then_some(ip))
+}
+
+fn address(field: &str, text: &str) -> Result<IpAddr, String> {
+    let ip = address::parse_ip(text).ok_or_else(|| format!("{field}: {text:?} is not an IP address"))?;
+    match address::useless(ip) {
+        Some(what) => Err(format!("{field}: {ip} is {what}: no Service can have it")),
+        None => Ok(ip),
+    }
 }
 
 /// The valid addresses. Others are ignored: texts that are no address, and addresses that no Service can have.
@@ -194,13 +142,9 @@ fn addresses<'a>(
 ) -> Vec<IpAddr> {
     let mut valid = Vec::new();
     for text in texts.map(str::trim).filter(|text| !text.is_empty()) {
-        let Some(ip) = address::parse_ip(text) else {
-            ignored.push(format!("{field}: {text:?} is not an IP address"));
-            continue;
-        };
-        match address::useless(ip) {
-            Some(what) => ignored.push(format!("{field}: {ip} is {what}: no Service can have it")),
-            None => valid.push(ip),
+        match address(field, text) {
+            Ok(ip) => valid.push(ip),
+            Err(error) => ignored.push(error),
         }
     }
     valid.shrink_to_fit();

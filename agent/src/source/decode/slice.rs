@@ -2,13 +2,10 @@
 //! EndpointSlices.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
 
-use jiff::Timestamp;
-use serde::Deserialize;
-
-use super::tape::{Tape, UsedField, plain};
-use super::{METADATA, RawPort, intern, label, protocol};
+use super::fields::used_fields;
+use super::tape::Tape;
+use super::{METADATA, RawPort, intern, label, protocol, time};
 use crate::core::model::address;
 use crate::core::model::trigger::Trigger;
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, ObjectName, SlicePort};
@@ -19,66 +16,35 @@ pub(super) const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-pub(super) const FIELDS: &[UsedField] = &[
-    METADATA,
-    plain("addressType"),
-    UsedField("ports", RawPort::FIELDS),
-    UsedField(
-        "endpoints",
-        &[
-            plain("addresses"),
-            UsedField("conditions", &[plain("ready"), plain("serving"), plain("terminating")]),
-            plain("nodeName"),
-            UsedField(
-                "hints",
-                &[UsedField("forZones", &[plain("name")]), UsedField("forNodes", &[plain("name")])],
-            ),
-        ],
-    ),
-];
+used_fields! {
+    RawSlice<'a> {
+        + METADATA,
+        address_type "addressType": Option<&'a str>,
+        ports "ports": Option<Vec<RawPort<'a>>>,
+        endpoints "endpoints": Option<Vec<RawEndpoint<'a>>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct RawSlice<'a> {
-    address_type: Option<&'a str>,
-    #[serde(borrow)]
-    ports: Option<Vec<RawPort<'a>>>,
-    #[serde(borrow)]
-    endpoints: Option<Vec<RawEndpoint<'a>>>,
-}
+    RawEndpoint<'a> {
+        addresses "addresses": Option<Vec<&'a str>>,
+        conditions "conditions": Option<RawConditions>,
+        node_name "nodeName": Option<&'a str>,
+        hints "hints": Option<RawHints<'a>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawEndpoint<'a> {
-    #[serde(borrow)]
-    addresses: Option<Vec<&'a str>>,
-    conditions: Option<RawConditions>,
-    node_name: Option<&'a str>,
-    #[serde(borrow)]
-    hints: Option<RawHints<'a>>,
-}
+    RawConditions {
+        ready "ready": Option<bool>,
+        serving "serving": Option<bool>,
+        terminating "terminating": Option<bool>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawConditions {
-    ready: Option<bool>,
-    serving: Option<bool>,
-    terminating: Option<bool>,
-}
+    RawHints<'a> {
+        for_zones "forZones": Option<Vec<RawHint<'a>>>,
+        for_nodes "forNodes": Option<Vec<RawHint<'a>>>,
+    }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct RawHints<'a> {
-    #[serde(borrow)]
-    for_zones: Option<Vec<RawHint<'a>>>,
-    #[serde(borrow)]
-    for_nodes: Option<Vec<RawHint<'a>>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RawHint<'a> {
-    name: &'a str,
+    RawHint<'a> {
+        name "name": &'a str,
+    }
 }
 
 pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String>) -> Result<Object, String> {
@@ -119,8 +85,9 @@ fn decode_slice(
     ignored.append(&mut useless);
     let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
     let slice = EndpointSlice { name, service, family, ports, endpoints };
-    Ok(match trigger(tape) {
-        Some(at) => Object::TriggeredSlice(slice, Trigger { family, at }),
+    // When the pod or Service changed that caused the change of the slice. Only metrics use it: an invalid time is ignored.
+    Ok(match time(tape, &["metadata", "annotations", TRIGGER_ANNOTATION]) {
+        Some(at) => Object::TriggeredSlice(slice, Trigger { family, at: at.into() }),
         None => Object::EndpointSlice(slice),
     })
 }
@@ -145,12 +112,6 @@ fn usable<T>(
     }
     ignored.append(&mut bad);
     Ok(good.into())
-}
-
-/// When the pod or Service changed that caused the change of the slice. Only metrics use it: an invalid time is ignored.
-fn trigger(tape: &Tape<'_>) -> Option<SystemTime> {
-    let text = tape.text(&["metadata", "annotations", TRIGGER_ANNOTATION])?;
-    text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 /// A slice port without a name or a number is ignored.

@@ -6,16 +6,9 @@ use std::fmt;
 use serde::de::{self, Expected, Unexpected};
 
 /// A value of the wrong type.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct WrongValue(String);
-
-impl fmt::Display for WrongValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for WrongValue {}
 
 fn found(value: Unexpected<'_>) -> String {
     match value {

@@ -32,16 +32,11 @@ const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs
 type Stamp = (u64, i64, i64, u64);
 
 #[derive(Debug)]
-struct Cached {
-    stamp: Stamp,
-    items: Vec<FileItem>,
-}
-
-#[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
     filter: ObjectFilter,
-    cache: BTreeMap<PathBuf, Cached>,
+    /// The good files: the version that was read and its objects.
+    cache: BTreeMap<PathBuf, (Stamp, Vec<FileItem>)>,
     published: bool,
     /// The number of complete reads; the pauses are reset after one.
     reads: u64,
@@ -80,12 +75,9 @@ impl FileSource {
             let path = self.path.display();
             format!("cannot read the objects in {path}: check that it exists and that this user may read it")
         })?;
-        let (mut changed, mut is_complete) = (!self.published, true);
-        let gone: Vec<PathBuf> = self.cache.keys().filter(|path| !files.contains(path)).cloned().collect();
-        for path in gone {
-            self.cache.remove(&path);
-            changed = true;
-        }
+        let (known, mut is_complete) = (self.cache.len(), true);
+        self.cache.retain(|path, _| files.contains(path));
+        let mut changed = !self.published || self.cache.len() < known;
         for path in files {
             match self.read_file(&path, &mut read) {
                 Ok(Some(new)) => changed |= new,
@@ -131,13 +123,14 @@ impl FileSource {
         path: &Path,
         read: &mut impl FnMut(&Path) -> io::Result<Option<String>>,
     ) -> anyhow::Result<Option<bool>> {
-        let stamp = stamp(path)?;
-        if self.cache.get(path).is_some_and(|cached| cached.stamp == stamp) {
+        let meta = fs::metadata(path)?;
+        let stamp = (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size());
+        if self.cache.get(path).is_some_and(|(known, _)| *known == stamp) {
             return Ok(Some(false));
         }
         let Some(text) = read(path)? else { return Ok(None) };
         let items = parse(&text, &self.filter)?;
-        self.cache.insert(path.to_owned(), Cached { stamp, items });
+        self.cache.insert(path.to_owned(), (stamp, items));
         Ok(Some(true))
     }
 
@@ -148,7 +141,7 @@ impl FileSource {
             for kind in Kind::ALL {
                 update.begin_list(kind);
             }
-            for item in self.cache.values().flat_map(|cached| &cached.items) {
+            for item in self.cache.values().flat_map(|(_, items)| items) {
                 match item {
                     FileItem::Object(kind, name, decoded) => {
                         update.put_decoded(*kind, name, Decoded::clone(decoded))
@@ -207,11 +200,6 @@ fn report_file(path: &Path, error: &anyhow::Error, known: bool) {
     let file = path.display();
     let why = words::chain(error);
     tracing::error!(%file, "cannot use this file: {why}; {kept}; it is read again when it is fixed");
-}
-
-fn stamp(path: &Path) -> std::io::Result<Stamp> {
-    let meta = fs::metadata(path)?;
-    Ok((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
 }
 
 #[cfg(test)]

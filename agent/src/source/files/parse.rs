@@ -25,13 +25,6 @@ pub struct ObjectFilter {
     pub proxy: Option<String>,
 }
 
-fn api_version(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Service | Kind::Node => "v1",
-        Kind::EndpointSlice => "discovery.k8s.io/v1",
-    }
-}
-
 /// Parses a file; a list contributes its items.
 pub fn parse(text: &str, filter: &ObjectFilter) -> anyhow::Result<Vec<FileItem>> {
     // An empty file may be about to be written; a list without items is not empty.
@@ -82,7 +75,7 @@ fn collect_object(
 ) -> anyhow::Result<()> {
     // Other API groups have kinds of the same name, e.g. the Knative Service. An object without a version is accepted.
     let is_known =
-        |known: &Kind| known.to_string() == kind && (version.is_empty() || version == api_version(*known));
+        |known: &Kind| known.to_string() == kind && (version.is_empty() || version == known.api_version());
     let Some(kind) = Kind::ALL.into_iter().find(is_known) else {
         tracing::debug!(
             kind,
@@ -93,21 +86,15 @@ fn collect_object(
     };
     let object = RawObject::read(kind, value)?;
     let name = object.name();
-    let for_others = match kind {
-        Kind::Node => *name.name != *filter.node,
-        Kind::Service => object.proxy() != filter.proxy.as_deref(),
-        Kind::EndpointSlice => false,
-    };
-    if kind == Kind::Node
-        && for_others
-        && let Ok(Object::Node(node)) = object.decode(&name).object
-    {
-        items.push(FileItem::Peer(node.addresses));
-    }
-    if for_others {
-        return Ok(());
-    }
     let decoded = object.decode(&name);
-    items.push(FileItem::Object(kind, name, Box::new(decoded)));
+    match kind {
+        Kind::Node if *name.name != *filter.node => {
+            if let Ok(Object::Node(node)) = decoded.object {
+                items.push(FileItem::Peer(node.addresses));
+            }
+        }
+        Kind::Service if object.proxy() != filter.proxy.as_deref() => {}
+        _ => items.push(FileItem::Object(kind, name, Box::new(decoded))),
+    }
     Ok(())
 }
