@@ -26,15 +26,15 @@ fn refused() -> Outcome {
     Outcome::Failed(OpError::plain(Cause::InvalidArgument, "no"))
 }
 
-/// A pass over the keys of these ops, each of which ends so.
+/// A sync of these ops with these outcomes.
 fn pass(retries: &mut Retries, ops: &[(Op, Outcome)], now: Duration) -> Changes {
     let (mut keys, mut pending) = (Changes::default(), Changes::default());
     retries.begin(now, &mut keys);
     ops.iter().for_each(|(op, _)| keys.add_op(op));
     let plan = Plan { ops: ops.iter().map(|(op, _)| op.clone()).collect(), priority: 0 };
-    retries.consider(&plan);
+    retries.expedite(&plan);
     let report = Report { outcomes: ops.iter().map(|(_, outcome)| outcome.clone()).collect() };
-    retries.follow(&keys, &plan, &report, now, &mut pending);
+    retries.record(&keys, &plan, &report, now, &mut pending);
     pending
 }
 
@@ -68,7 +68,7 @@ fn what_fails_together_is_retried_together_and_nothing_else_is() {
     let _ = pass(&mut retries, &ops, s(1));
     let mut keys = Changes::default();
     assert!(!retries.begin(s(1) + ms(200), &mut keys) && keys.is_empty());
-    // Another change meanwhile neither tries them nor puts them off.
+    // Another change meanwhile neither retries nor delays them.
     let next = retries.next_at().unwrap();
     assert!(pass(&mut retries, &[(Op::Bind(ip(9)), Outcome::Done)], s(1) + ms(200)).is_empty());
     assert_eq!(retries.next_at(), Some(next));
@@ -106,11 +106,11 @@ fn what_is_blocked_comes_with_its_cause_and_at_once_when_that_works() {
         ),
         (Op::Bind(ip(1)), Outcome::Blocked(Subject::VirtualServer(vs(1)))),
     ];
-    assert!(pass(&mut retries, &ops, s(1)).is_empty(), "nothing is tried before its time");
+    assert!(pass(&mut retries, &ops, s(1)).is_empty(), "no retry before its time");
     let mut keys = Changes::default();
     assert!(retries.begin(s(2), &mut keys));
     assert!(keys.virtual_servers.contains(&vs(1)) && keys.addresses.contains(&ip(1)));
-    // Somebody else's pass finds the cause done: what waits is looked at in the next pass.
+    // Another sync repairs the cause: the next sync compares the blocked subject.
     let mut retries = Retries::new(7);
     let _ = pass(&mut retries, &ops, s(1));
     let done = [(ops[0].0.clone(), Outcome::Done)];
@@ -136,8 +136,8 @@ fn chains_of_causes_are_tried_as_one() {
         (Op::Bind(ip(1)), Outcome::Blocked(Subject::Rules(Family::V4))),
     ];
     let mut retries = Retries::new(7);
-    assert!(pass(&mut retries, &ops, s(1)).is_empty(), "no pass follows by itself");
-    assert!(!retries.guard_stands(Family::V4, &|_| true) && retries.guard_stands(Family::V6, &|_| true));
+    assert!(pass(&mut retries, &ops, s(1)).is_empty(), "no sync follows by itself");
+    assert!(!retries.guard_is_ready(Family::V4, &|_| true) && retries.guard_is_ready(Family::V6, &|_| true));
     assert_eq!(retries.tries(&Subject::Address(ip(1))), 1);
     let counts = retries.counts();
     assert_eq!(counts[&(SubjectKind::Set, Cause::InvalidArgument)], 1);
@@ -154,7 +154,7 @@ fn what_is_not_wanted_any_more_is_forgotten() {
     // Its Service is gone: the plan has no op for it.
     let (mut keys, mut pending) = (Changes::default(), Changes::default());
     keys.addresses.insert(ip(1));
-    retries.follow(&keys, &Plan::default(), &Report::default(), s(1), &mut pending);
+    retries.record(&keys, &Plan::default(), &Report::default(), s(1), &mut pending);
     assert!(retries.is_empty() && pending.is_empty());
     assert_eq!(retries.take_news().ended.len(), 1);
 }
@@ -189,9 +189,9 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
     let mut retries = Retries::new(7);
     let ops = [(rules(false), Outcome::Started), (Op::Bind(ip(1)), Outcome::Blocked(subject))];
     let _ = pass(&mut retries, &ops, s(1));
-    assert!(retries.is_running() && !retries.guard_stands(Family::V6, &|_| true));
+    assert!(retries.is_running() && !retries.guard_is_ready(Family::V6, &|_| true));
     assert_eq!(retries.holds(&rules(true), s(100)), Some(true));
-    assert!(retries.counts().is_empty(), "late is not failed");
+    assert!(retries.counts().is_empty(), "a running op has not failed");
     let (mut keys, error) = (Changes::default(), OpError::uncertain(Cause::TimedOut, "killed"));
     assert!(retries.finish(&subject, &Err(error), s(20), &mut keys).is_some());
     assert!(keys.is_empty() && retries.fails(&subject));
@@ -201,7 +201,7 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
     let ops = [(rules(false), Outcome::Started), (Op::Bind(ip(1)), Outcome::Blocked(subject))];
     let plan = Plan { ops: ops.iter().map(|(op, _)| op.clone()).collect(), priority: 0 };
     let report = Report { outcomes: ops.iter().map(|(_, outcome)| outcome.clone()).collect() };
-    retries.follow(&due, &plan, &report, s(21), &mut keys);
+    retries.record(&due, &plan, &report, s(21), &mut keys);
     assert!(retries.finish(&subject, &Ok(()), s(22), &mut keys).is_some());
     assert!(keys.addresses.contains(&ip(1)) && retries.is_empty());
     assert!(retries.finish(&subject, &Ok(()), s(22), &mut keys).is_none(), "once");

@@ -60,11 +60,10 @@ fn restore_declares_chains_then_jumps_then_rules() {
     assert_eq!(lines.iter().filter(|l| **l == "COMMIT").count(), 2);
     let of = |start: &str| lines.iter().filter(|l| l.starts_with(start)).count();
     assert_eq!((of("-D INPUT "), of("-I INPUT "), of("-I PREROUTING ")), (2, 3, 1));
-    assert_eq!(of("-I "), 4, "chains that are right are left alone");
+    assert_eq!(of("-I "), 4, "correct chains are not changed");
 }
 
-/// Every rule of kube-proxy's, in its order: appendix A of the specification, without the rows that
-/// the other tests have.
+/// Every rule of kube-proxy in its order, without the rules that other tests check.
 #[test]
 fn every_set_has_its_rules_in_kube_proxys_order() {
     let chains = build_chains(Family::V4, &Settings::default(), &|_| true, &[]);
@@ -157,8 +156,8 @@ fn rules_name_a_set_that_holds_something_and_a_few_always() {
     let settings = Settings::default();
     for set in Family::ALL.into_iter().flat_map(SetId::all) {
         let empty = build_chains(set.family, &settings, &|_| false, &[]);
-        assert_eq!(name_set(&empty, set), is_always_named(set.kind), "{set}");
+        assert_eq!(references_set(&empty, set), is_always_referenced(set.kind), "{set}");
         let full = build_chains(set.family, &settings, &|kind| kind == set.kind, &[]);
-        assert!(name_set(&full, set), "{set}");
+        assert!(references_set(&full, set), "{set}");
     }
 }

@@ -73,7 +73,7 @@ fn build(service: &Service, slices: &[EndpointSlice]) -> Fragment {
     build_fragment(service, slices, &[], &node(), &Settings::default())
 }
 
-/// All entries, those of virtual servers included, as `SET ENTRY`, without the prefix `KUBE-`.
+/// All entries, including those of virtual servers, as `SET ENTRY` without the prefix `KUBE-`.
 fn entries(fragment: &Fragment) -> Vec<String> {
     let of_servers = fragment.virtual_servers.iter().flat_map(|vs| &vs.entries);
     let mut all: Vec<(SetId, Entry)> = fragment.entries.iter().chain(of_servers).copied().collect();
@@ -82,7 +82,7 @@ fn entries(fragment: &Fragment) -> Vec<String> {
     all.iter().map(|(set, entry)| format!("{} {entry}", &set.name()[5..])).collect()
 }
 
-/// `VIP:PORT` → last numbers of its real servers.
+/// `PROTOCOL VIP:PORT -> real servers`.
 fn servers(fragment: &Fragment) -> Vec<String> {
     let show = |vs: &Arc<VirtualServer>| {
         let rs: Vec<String> = vs.real_servers.iter().map(|rs| rs.addr.to_string()).collect();
@@ -146,7 +146,7 @@ fn external_ips_can_be_refused() {
     assert_eq!(
         (none.virtual_servers.len(), none.notices.len()),
         (1, 0),
-        "the gate is silent, as kube-proxy's"
+        "no notice for the feature gate, as in kube-proxy"
     );
 }
 
@@ -214,7 +214,7 @@ fn internal_local_refuses_unless_the_service_is_reachable_from_outside() {
     assert_eq!(servers(&build(&internal, &remote)), ["TCP 10.96.0.5:80 -> "]);
     let outside = Service { ports: vec![port(Protocol::Tcp, 80, 30080)], ..internal.clone() };
     assert!(servers(&build(&outside, &remote)).contains(&"TCP 10.96.0.5:80 -> 10.244.2.6".to_owned()));
-    // Oddity of the gate: what is not served still counts as reachable.
+    // As in kube-proxy, an external IP that the feature gate ignores still counts as reachable from outside.
     let refused = Service { external_ips: ips(&["198.51.100.20"]), ..internal };
     let settings = Settings { external_ips: ExternalIps::None, ..Settings::default() };
     let f = build_fragment(&refused, &remote, &[], &node(), &settings);
@@ -309,8 +309,8 @@ fn udp_ports_know_who_may_answer() {
     assert_eq!(f.udp[0].frontends, [(ip("10.96.0.5"), 53)]);
     assert_eq!(f.udp[0].node_port, 30053);
     let answer: Vec<String> = f.udp[0].endpoints.iter().map(ToString::to_string).collect();
-    assert_eq!(answer, ["10.244.1.5:8080", "10.244.2.6:8080"], "serving is enough");
-    assert!(build(&svc, &[]).udp.is_empty(), "nobody answers: flows are left alone");
+    assert_eq!(answer, ["10.244.1.5:8080", "10.244.2.6:8080"], "serving endpoints");
+    assert!(build(&svc, &[]).udp.is_empty(), "no endpoints: flows are kept");
 }
 
 #[test]

@@ -124,7 +124,7 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
     let external_local = external_local(&spec);
     Ok(Object::Service(Service {
         created: created(tape),
-        first: is_priority(&name, tape),
+        priority: is_priority(&name, tape),
         cluster_ips: [
             family_cluster_ip(Family::V4, cluster_ip, &spec)?,
             family_cluster_ip(Family::V6, cluster_ip, &spec)?,
