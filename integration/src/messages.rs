@@ -140,7 +140,7 @@ mod tests {
     use crate::objects::{ServiceBuilder, config, node, slice};
 
     #[test]
-    fn what_no_message_may_have_is_found() {
+    fn forbidden_text_in_messages_is_found() {
         for wrong in [
             "cannot list: Status { code: 500 }",
             "cannot bind: address in use (os error 98)",
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_in_an_object_the_message_is_for_people() {
+    fn messages_about_any_invalid_object_are_readable() {
         let service = ServiceBuilder::new("web", &["10.96.0.10", "fd00:96::10"], &[("http", "TCP", 80)])
             .node_ports(&[30080])
             .external_ips(&["203.0.113.7"])
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_in_a_configuration_the_message_is_for_people() {
+    fn messages_about_any_invalid_configuration_are_readable() {
         let more = json!({
             "bindAddress": "0.0.0.0", "healthzBindAddress": "0.0.0.0:10256", "metricsBindAddress": "127.0.0.1:10249",
             "configSyncPeriod": "15m0s", "nodePortAddresses": ["192.168.50.0/24"], "featureGates": {"A": true},

@@ -75,7 +75,7 @@ const PORTS: [(&str, &str, u16); 3] = [("tcp", "TCP", 80), ("udp", "UDP", 53), (
 const TARGETS: [(&str, &str, u16); 3] = [("tcp", "TCP", 8080), ("udp", "UDP", 5353), ("sctp", "SCTP", 9000)];
 
 #[test]
-fn traffic_is_balanced_masqueraded_and_moves() {
+fn traffic_is_balanced_and_masqueraded_and_follows_endpoints() {
     let lab = Lab::new().unwrap();
     let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let client = lab.client("outside").unwrap();
@@ -178,7 +178,7 @@ fn stopping_and_starting_keeps_connections_and_writes_nothing() {
 }
 
 #[test]
-fn stale_objects_go_and_others_objects_stay() {
+fn stale_objects_are_removed_and_foreign_objects_stay() {
     let ns = Netns::new("node-a").unwrap();
     ns.exec_with(
         &["ipvsadm", "-R"],
@@ -222,7 +222,7 @@ fn stale_objects_go_and_others_objects_stay() {
 }
 
 #[test]
-fn what_others_break_is_repaired() {
+fn drift_is_repaired() {
     let ns = Netns::new("node-a").unwrap();
     // Addresses are repaired at once, long before the next audit.
     let slow = Files::new(&json!({"ipvs": {"syncPeriod": "1h"}}), one_service());
@@ -258,7 +258,7 @@ fn what_others_break_is_repaired() {
 }
 
 #[test]
-fn bad_input_is_named_and_nothing_programmed_is_lost() {
+fn bad_input_is_reported_and_programmed_objects_stay() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({"enableProfiling": true}), one_service());
     std::fs::rename(files.objects(), files.dir.path().join("later")).unwrap();
@@ -282,7 +282,7 @@ fn bad_input_is_named_and_nothing_programmed_is_lost() {
 }
 
 #[test]
-fn wrong_starts_are_one_clear_line() {
+fn wrong_arguments_are_one_clear_line() {
     let ns = Netns::new("node-a").unwrap();
     let binary = agent_binary().unwrap();
     let files = Files::new(&json!({"mode": "iptables"}), vec![]);
@@ -319,7 +319,7 @@ fn wrong_starts_are_one_clear_line() {
 }
 
 #[test]
-fn list_names_the_services_behind_virtual_servers() {
+fn list_shows_the_services_of_virtual_servers() {
     let ns = Netns::new("node-a").unwrap();
     let binary = agent_binary().unwrap();
     let binary = binary.to_str().unwrap();

@@ -74,7 +74,7 @@ fn objects(endpoint: &str) -> Vec<Value> {
 const DNS: &str = "10.96.0.20:80 -> 10.244.2.9:80";
 
 #[test]
-fn nothing_is_written_before_every_first_list_and_errors_heal() {
+fn nothing_is_written_before_all_first_lists_and_errors_are_retried() {
     let cluster = Cluster::new();
     cluster.server.replace_all(objects("10.244.1.5"));
     let status = |code, times| Some(("endpointslices".to_owned(), code, times));
@@ -94,7 +94,7 @@ fn nothing_is_written_before_every_first_list_and_errors_heal() {
 }
 
 #[test]
-fn the_api_servers_service_and_dns_wait_for_no_large_list_on_a_node_that_holds_nothing() {
+fn the_api_server_and_dns_are_programmed_before_large_lists_on_a_new_node() {
     let cluster = Cluster::new();
     let (api, dns) = (json!({}), json!({"k8s-app": "kube-dns"}));
     let mut all = objects("10.244.1.5");
@@ -135,7 +135,7 @@ fn the_api_servers_service_and_dns_wait_for_no_large_list_on_a_node_that_holds_n
 }
 
 #[test]
-fn changes_are_followed_through_cuts_and_lost_history() {
+fn changes_are_programmed_after_closed_watches_and_lost_history() {
     let cluster = Cluster::new();
     cluster.server.replace_all(objects("10.244.1.5"));
     let agent = cluster.start();
@@ -193,7 +193,7 @@ fn a_malformed_object_keeps_its_last_good_version() {
 }
 
 #[test]
-fn a_server_that_is_away_or_silent_changes_nothing() {
+fn an_unreachable_or_silent_server_changes_nothing() {
     let mut cluster = Cluster::new();
     cluster.server.replace_all(objects("10.244.1.5"));
     cluster.server.set_faults(Faults { delay: Some(Duration::from_millis(700)), ..Faults::default() });
@@ -225,7 +225,7 @@ fn a_server_that_is_away_or_silent_changes_nothing() {
 }
 
 #[test]
-fn a_dead_connection_is_noticed_and_replaced() {
+fn a_dead_connection_is_detected_and_replaced() {
     let cluster = Cluster::new();
     cluster.server.replace_all(objects("10.244.1.5"));
     let agent = cluster.start();

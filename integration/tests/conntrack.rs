@@ -131,7 +131,7 @@ fn filter(family: Family, pod: &Pod) -> FlowFilter {
 }
 
 #[test]
-fn exactly_the_stale_flows_go() {
+fn only_stale_flows_are_deleted() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (old, new) = (node.pod(5).unwrap(), node.pod(6).unwrap());
@@ -181,7 +181,7 @@ fn nobody_answers(ports: std::ops::Range<u16>) -> FlowFilter {
 }
 
 #[test]
-fn many_flows_go_in_few_sends() {
+fn many_flows_are_deleted_in_few_sends() {
     let ns = Netns::new("flows").unwrap();
     // Flows are tracked once somebody has a rule that needs it.
     ns.exec(&["iptables", "-w", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW"]).unwrap();
@@ -196,7 +196,7 @@ fn many_flows_go_in_few_sends() {
 }
 
 #[test]
-fn a_flow_is_found_in_its_zone() {
+fn a_flow_is_deleted_in_its_zone() {
     let ns = Netns::new("zones").unwrap();
     for (port, zone) in [("20001", "--zone"), ("20002", "--zone-orig")] {
         let rule = ["-A", "OUTPUT", "-p", "udp", "--dport", port, "-j", "CT", zone, "7"];

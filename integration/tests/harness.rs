@@ -44,7 +44,7 @@ fn the_conformance_node_is_that_of_the_recordings() {
 }
 
 #[test]
-fn a_dump_holds_what_was_made() {
+fn a_dump_shows_created_objects() {
     let ns = Netns::new("dump").unwrap();
     ns.exec_with(
         &["ipvsadm", "-R"],
@@ -150,7 +150,7 @@ fn a_backend_dies_with_its_connections() {
 }
 
 #[test]
-fn programs_end_with_their_guard() {
+fn programs_are_killed_when_their_guard_is_dropped() {
     let ns = Netns::new("guard").unwrap();
     let mut sleep = std::process::Command::new("sleep");
     sleep.arg("1000");

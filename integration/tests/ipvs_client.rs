@@ -32,7 +32,7 @@ fn dest(text: &str) -> Destination {
 }
 
 #[test]
-fn what_the_client_makes_is_what_ipvsadm_saves() {
+fn ipvsadm_shows_what_the_client_created() {
     in_netns(|ns, client| {
         let mut persistent = Service::new(tcp("10.96.0.1:443"), "rr");
         persistent.flags = ServiceFlags::PERSISTENT;

@@ -161,7 +161,7 @@ fn check(text: &str, ns: &Netns) {
 }
 
 #[test]
-fn prometheus_reads_the_agent_and_the_queries_for_kube_proxy_have_answers() {
+fn prometheus_scrapes_the_agent_and_queries_for_kube_proxy_work() {
     let cluster = Cluster::new();
     cluster.server.replace_all(objects(0));
     let agent = cluster.start_agent();
@@ -241,7 +241,7 @@ fn agent_stats(text: &str, service: &str) -> [f64; 5] {
 }
 
 #[test]
-fn traffic_of_services_is_what_the_kernel_counts_and_never_falls() {
+fn traffic_counters_equal_the_kernel_and_never_decrease() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let pod = node.pod(5).unwrap();
@@ -292,7 +292,7 @@ fn traffic_of_services_is_what_the_kernel_counts_and_never_falls() {
 }
 
 #[test]
-fn the_metrics_port_answers_what_kube_proxys_does() {
+fn the_metrics_port_has_the_endpoints_of_kube_proxy() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let udp = [("dns", "UDP", 53)];

@@ -138,7 +138,7 @@ fn check_histogram(name: &str, family: &MetricFamily) {
 }
 
 #[test]
-fn what_prometheus_would_refuse_is_refused() {
+fn invalid_text_is_rejected() {
     let good =
         "# HELP a_total x\n# TYPE a_total counter\na_total{b=\"c\\\"\\\\\\n,}\",d=\"\"} 1\na_total 2\n";
     assert_eq!(parse(good)["a_total"].labels.len(), 2);

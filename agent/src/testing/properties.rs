@@ -144,7 +144,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_the_kernel_ends_as_wanted(events in prop::collection::vec(any_event(), 1..14)) {
+    fn the_kernel_converges_after_any_events(events in prop::collection::vec(any_event(), 1..14)) {
         let cluster = Cluster::default();
         let agent = Agent::start(kernel(), &cluster);
         let mut world = World { agent, cluster, now: Duration::ZERO, doubt: false, named: BTreeSet::new() };
@@ -166,7 +166,7 @@ proptest! {
     }
 
     #[test]
-    fn incremental_equals_full(a in any_cluster(), b in any_cluster()) {
+    fn an_incremental_sync_equals_a_full_sync(a in any_cluster(), b in any_cluster()) {
         let mut agent = Agent::start(kernel(), &a);
         agent.converge(Due::Audit, 1);
         b.put(&agent.store);
@@ -197,7 +197,7 @@ proptest! {
     }
 
     #[test]
-    fn foreign_objects_are_never_touched(a in any_cluster(), b in any_cluster()) {
+    fn foreign_virtual_servers_are_never_changed(a in any_cluster(), b in any_cluster()) {
         let excluded = VsKey { addr: "9.9.9.9".parse().unwrap(), ..super::scenarios::tcp_server("9.9.9.9", 80) };
         let spec = VsSpec { scheduler: "wrr".into(), flags: 0, timeout: 0 };
         let mut node = kernel();
@@ -217,7 +217,7 @@ proptest! {
     }
 
     #[test]
-    fn phases_are_in_order_and_no_address_is_ever_exposed(a in any_cluster(), b in any_cluster()) {
+    fn phases_are_in_order_and_every_bound_address_is_filtered(a in any_cluster(), b in any_cluster()) {
         let named: BTreeSet<IpAddr> = a.node.addresses.iter().chain(&b.node.addresses).copied().collect();
         let mut probe = Agent::start(kernel(), &a);
         for cluster in [&a, &b] {

@@ -38,7 +38,7 @@ fn scratch(cluster: &Cluster) -> Observed {
 }
 
 #[test]
-fn every_op_fails_once_in_every_scenario_and_the_next_pass_converges() {
+fn every_op_fails_once_in_every_scenario_and_the_next_sync_converges() {
     let mut failed: BTreeSet<OpKind> = BTreeSet::new();
     for scenario in all() {
         let target = target(&scenario);
@@ -64,7 +64,7 @@ fn every_op_fails_once_in_every_scenario_and_the_next_pass_converges() {
 }
 
 #[test]
-fn killed_between_any_two_ops_of_every_scenario_the_next_start_converges() {
+fn a_restart_after_a_kill_between_any_two_ops_converges() {
     for scenario in all() {
         let target = target(&scenario);
         for n in 0.. {
@@ -86,7 +86,7 @@ fn killed_between_any_two_ops_of_every_scenario_the_next_start_converges() {
 }
 
 #[test]
-fn a_move_ends_where_a_fresh_start_would() {
+fn every_scenario_ends_as_a_sync_of_a_new_node() {
     for scenario in all() {
         let mut agent = prepare(&scenario);
         agent.converge(Due::Audit, 2);
@@ -104,7 +104,7 @@ fn a_move_ends_where_a_fresh_start_would() {
 }
 
 #[test]
-fn a_restart_in_every_scenario_writes_nothing() {
+fn a_restart_after_every_scenario_writes_nothing() {
     for scenario in all() {
         let mut again = Agent::start(
             {
@@ -127,7 +127,7 @@ fn a_restart_in_every_scenario_writes_nothing() {
 }
 
 #[test]
-fn what_changes_is_seen_without_an_audit() {
+fn changes_of_objects_are_programmed_without_an_audit() {
     for scenario in all() {
         let mut agent = Agent::start(kernel(), &scenario.before);
         agent.converge(Due::Audit, 1);

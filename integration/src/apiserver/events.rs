@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_real_server_refuses() {
+    fn invalid_requests_are_rejected() {
         let mut events = Events::default();
         let path = EventPath::parse(PATH).unwrap();
         let without = |field: &str| {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_may_count_and_nothing_else() {
+    fn a_patch_may_only_change_the_count() {
         let mut events = Events::default();
         events.create(&EventPath::parse(PATH).unwrap(), event()).unwrap();
         let named = format!("{PATH}/e");

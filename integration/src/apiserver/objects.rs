@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn only_differences_are_changes_and_the_past_can_be_listed() {
+    fn only_differences_are_changes_and_old_versions_can_be_listed() {
         let mut objects = Objects::default();
         objects.replace_all(vec![object("a", json!({})), object("b", json!({}))]);
         let before = objects.version();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_the_objects_kind_first_and_items_are_without() {
+    fn objects_are_rendered_with_kind_first_and_items_without_kind() {
         for (value, text, item) in [
             (
                 json!({"a": 1, "apiVersion": "v1", "kind": "K", "z": {}}),
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn history_has_an_end() {
+    fn history_is_limited() {
         let mut objects = Objects::default();
         objects.set_limit(2);
         objects.replace_all(vec![object("a", json!({})), object("b", json!({})), object("c", json!({}))]);

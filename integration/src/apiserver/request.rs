@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_do_not_fit() {
+    fn conflicting_options_are_rejected() {
         let target = Target::parse("/api/v1/services").unwrap();
         let code = |query: &str| Options::parse(query, &target).map(|_| ()).map_err(|r| r.code);
         for good in [

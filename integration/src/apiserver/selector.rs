@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused() {
+    fn invalid_selectors_are_rejected() {
         assert!(Selector::new("a in (b)", "", None, &KNOWN).is_err());
         assert!(Selector::new("", "spec.ports=1", None, &KNOWN).unwrap_err().contains("not supported"));
         assert!(Selector::new("", "metadata.name", None, &KNOWN).is_err());

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_version_a_watch_starts_with_what_is_there() {
+    fn without_a_version_a_watch_starts_with_existing_objects() {
         let shared = shared();
         apply(&shared, "Service", "s");
         let mut plain = watching(&shared, "watch=true");

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_sleeps_does_not_work() {
+    fn a_sleeping_thread_uses_no_time() {
         let (wall, before) = (Instant::now(), cpu_time().unwrap());
         thread::sleep(Duration::from_millis(200));
         let slept = cpu_time().unwrap() - before;

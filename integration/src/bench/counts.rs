@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn effort_may_be_less_and_wanted_work_may_not() {
+    fn less_effort_passes_and_less_work_fails() {
         let expected = [("work", "", Exactly(6)), ("effort", "B", AtMost(10))];
         let compare = |work, effort| {
             let counts = [("work".to_owned(), work), ("effort".to_owned(), effort)].into();
@@ -207,13 +207,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_must_have_been_counted() {
+    fn expected_counts_must_exist() {
         let error = compare(&[("work", "", Exactly(6))], &Counts::new()).unwrap_err();
         assert!(error.to_string().contains("work"), "{error}");
     }
 
     #[test]
-    fn nothing_is_expected_twice() {
+    fn expectations_are_unique() {
         let names: std::collections::BTreeSet<&str> = EXPECTED.iter().map(|row| row.0).collect();
         assert_eq!(names.len(), EXPECTED.len());
     }

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_survives_and_what_is_none_is_refused() {
+    fn csv_round_trips_and_invalid_text_is_rejected() {
         assert_eq!(from_csv(&to_csv(&samples())).unwrap(), samples());
         for bad in ["x\n1,2", "x\n1,1,1,,1,1,1", "x\na,1,1,1,1,1,1", "x\n1,1,1,1,1,1,b", "x\n1,1,1,1,1,1,1,1"]
         {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_is_a_line_with_a_point_for_each_sample() {
+    fn a_column_becomes_a_line_with_a_point_for_each_sample() {
         let svg = to_svg(&samples()).unwrap();
         assert_eq!(svg.matches("<polyline").count(), 6);
         assert_eq!(svg.matches("<circle").count(), 18);
@@ -231,13 +231,13 @@ mod tests {
     }
 
     #[test]
-    fn ten_times_more_is_as_far_everywhere() {
+    fn the_axis_is_logarithmic() {
         let scale = Scale { from: 2.0, to: 5.0, place: (0.0, 300.0) };
         assert!((scale.at(1000.0) - 100.0).abs() < 1e-9 && (scale.at(10_000.0) - 200.0).abs() < 1e-9);
     }
 
     #[test]
-    fn names_do_not_lie_on_each_other() {
+    fn labels_do_not_overlap() {
         let label = |y| Label { end: (0.0, y), y, name: "", colour: "" };
         let mut labels = [label(102.0), label(100.0), label(300.0)];
         spread(&mut labels);

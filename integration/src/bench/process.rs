@@ -201,13 +201,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cost_of_this_process_is_read() {
+    fn the_cost_of_this_process_is_measured() {
         let cost = cost(std::process::id()).unwrap();
         assert!(cost.resident > 500 && cost.peak >= cost.resident, "{cost:?}");
     }
 
     #[test]
-    fn objects_are_as_many_as_asked_for() {
+    fn the_number_of_objects_is_exact() {
         let all = objects(Size { services: 3, endpoints: 5 });
         assert_eq!(all.len(), 7);
         assert_eq!(all[2]["endpoints"].as_array().map(Vec::len), Some(5));

@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_one_in_the_middle_counts() {
+    fn the_median_is_used() {
         let seconds = |all: &[u64]| median(all.iter().map(|s| Duration::from_secs(*s)).collect());
         assert!((seconds(&[9, 1, 2]) - 2.0).abs() < 1e-9 && (seconds(&[7]) - 7.0).abs() < 1e-9);
         assert!(seconds(&[]).is_nan(), "nothing measured is no number");

@@ -110,14 +110,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growth_is_the_most_over_the_least() {
+    fn growth_is_maximum_over_minimum() {
         let cost = |micros| EndpointCost { comes: Duration::from_micros(micros), ..EndpointCost::default() };
         let costs = [cost(50), cost(40), cost(60)];
         assert!((growth(&costs, |c| c.comes) - 1.5).abs() < 1e-9);
     }
 
     #[test]
-    fn a_size_is_there_once_and_in_order() {
+    fn sizes_are_unique_and_sorted() {
         let sample = |services, cost| Sample { services, costs: [cost; 6] };
         let mut samples = vec![sample(100, 1.0), sample(1000, 2.0)];
         insert(&mut samples, sample(300, 3.0));

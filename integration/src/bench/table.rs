@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_much_is_marked() {
+    fn exceeded_limits_are_marked() {
         let row = |value, must| Row { what: "cold".into(), value, unit: "x limit", must, aim: Some(1.2) };
         assert!(row(1.5, Some(1.5)).holds() && row(9.0, None).holds() && !row(1.6, Some(1.5)).holds());
         let text = render(&[row(1.6, Some(1.5)), row(1.0, None)]);

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_arguments_are_rejected() {
         for words in [
             &["table", "--idle=0"][..],
             &["table", "--services=3"],

@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drained_real_servers_do_not_count() {
+    fn drained_real_servers_are_ignored() {
         let saved = "-A -t 10.96.0.10:80 -s rr\n-a -t 10.96.0.10:80 -r 10.244.1.5:8080 -m -w 1\n\
                      -a -t 10.96.0.10:80 -r 10.244.1.6:8080 -m -w 0\n-A -t 192.168.50.2:30080 -s rr\n";
         let found = servers(saved);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn guarded_addresses_are_those_of_two_sets() {
+    fn guarded_addresses_are_in_two_sets() {
         let sets = "create KUBE-IPVS-IPS hash:ip\nadd KUBE-IPVS-IPS 10.96.0.10\nadd KUBE-6-IPVS-IPS fd00:96::10\n\
                     add KUBE-CLUSTER-IP 10.96.0.20,tcp:80\n";
         let expected: BTreeSet<IpAddr> =
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_endpoints_are_not_steady() {
+    fn entries_of_endpoints_are_not_compared() {
         let sets = "create KUBE-LOAD-BALANCER hash:ip,port\nadd KUBE-LOAD-BALANCER 203.0.113.20,tcp:80\n\
                     add KUBE-LOOP-BACK 10.244.1.10,tcp:8080,10.244.1.10\n";
         assert_eq!(steady(sets), BTreeSet::from(["KUBE-LOAD-BALANCER 203.0.113.20,tcp:80".to_owned()]));

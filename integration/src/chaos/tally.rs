@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_says_what_is_wrong() {
+    fn a_report_lists_what_is_wrong() {
         let tally = Tally::default();
         [&tally.asked, &tally.opened, &tally.probes].into_iter().for_each(Tally::count);
         let log = LogCount { lines: 5, busiest_second: 2, time: Duration::from_secs(30) };
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_busiest_second_counts() {
+    fn the_busiest_second_is_counted() {
         let mut count = LogCount::default();
         let log = "2026-01-01T00:00:00.1Z a\n2026-01-01T00:00:00.2Z b\n2026-01-01T00:00:01.2Z c\n";
         count.add(log, Duration::from_secs(60));

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_asks_for_little() {
+    fn a_container_with_few_settings() {
         let spec = spec(json!({
             "name": "a", "command": ["/agent", "--name=$(NODE)"],
             "env": [{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_privileged_one_and_one_that_asks_for_nothing() {
+    fn a_privileged_container_and_one_without_settings() {
         let privileged =
             spec(json!({"name": "a", "command": ["/a"], "securityContext": {"privileged": true}})).unwrap();
         assert_eq!(privileged["process"]["capabilities"]["effective"].as_array().unwrap().len(), 41);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_an_error() {
+    fn unknown_fields_are_errors() {
         for container in [
             json!({"name": "a"}),
             json!({"name": "a", "command": ["/a"], "volumeMounts": [{"name": "none", "mountPath": "/x"}]}),

@@ -90,7 +90,7 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
 }
 
 #[test]
-fn load_balancers_are_told_where_the_endpoints_are() {
+fn health_check_node_ports_report_the_local_endpoints() {
     let ns = Netns::new("node-a").unwrap();
     // Without an address for its node port a Service has no health check either, as in kube-proxy.
     ns.ip("link add eth0 type dummy\naddr add 192.168.50.2/24 dev eth0\nlink set eth0 up").unwrap();
@@ -114,7 +114,7 @@ fn load_balancers_are_told_where_the_endpoints_are() {
 }
 
 #[test]
-fn a_health_check_port_that_is_taken_is_told_and_hurts_nothing_else() {
+fn a_health_check_port_in_use_is_reported_and_blocks_nothing_else() {
     let ns = Netns::new("node-a").unwrap();
     let taken = ns.listen(&format!("0.0.0.0:{HC}")).unwrap();
     let files = Files::new(&json!({}), vec![web(HC), slice("web", &["10.244.1.5@node-a"], &PORT)]);

@@ -44,7 +44,7 @@ fn container(files: &Files, server: &ApiServer) -> PathBuf {
 }
 
 #[test]
-fn kubeadms_config_map_and_daemon_set_start_it_unchanged() {
+fn the_config_map_and_daemon_set_of_kubeadm_start_the_agent_unchanged() {
     let ns = Netns::new("node-a").unwrap();
     let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
     let node = integration::objects::node("node-a", &["192.168.50.2"]);
@@ -70,7 +70,7 @@ fn kubeadms_config_map_and_daemon_set_start_it_unchanged() {
 }
 
 #[test]
-fn flags_alone_start_it_too() {
+fn flags_without_a_file_start_the_agent() {
     let ns = Netns::new("node-a").unwrap();
     let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
     server.replace_all(one_service());
@@ -93,7 +93,7 @@ fn flags_alone_start_it_too() {
 }
 
 #[test]
-fn init_only_prepares_the_node_and_creates_nothing() {
+fn init_only_sets_sysctls_and_creates_nothing() {
     let ns = Netns::new("node-a").unwrap();
     let more = json!({"ipvs": {"strictARP": true, "tcpFinTimeout": "77s"}, "conntrack": {"maxPerCore": 0, "tcpBeLiberal": true}});
     let files = Files::new(&more, one_service());
@@ -117,7 +117,7 @@ fn init_only_prepares_the_node_and_creates_nothing() {
 }
 
 #[test]
-fn a_changed_configuration_restarts_it_and_a_broken_one_does_not() {
+fn a_changed_configuration_restarts_the_agent_and_an_invalid_one_does_not() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({}), one_service());
     // Agents of a fleet restart within a minute: here nobody waits for that.
@@ -168,7 +168,7 @@ fn a_changed_configuration_restarts_it_and_a_broken_one_does_not() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_tried_again_or_ends_it_if_asked_to() {
+fn a_port_in_use_is_retried_or_ends_the_agent_with_bind_address_hard_fail() {
     let ns = Netns::new("node-a").unwrap();
     let taken = ns.listen("0.0.0.0:10256").unwrap();
     let files = Files::new(&json!({}), one_service());
@@ -190,7 +190,7 @@ fn a_port_that_is_taken_is_tried_again_or_ends_it_if_asked_to() {
 }
 
 #[test]
-fn a_kernel_that_cannot_be_used_is_an_event_on_the_node() {
+fn an_unusable_kernel_is_an_event_on_the_node() {
     let ns = Netns::new("node-a").unwrap();
     let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
     server.replace_all(one_service());

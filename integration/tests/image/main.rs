@@ -90,7 +90,7 @@ fn prepared(image: &Image, of: &Node, name: &str) -> PodSpec {
 }
 
 #[test]
-fn the_image_serves_with_the_privileges_of_the_manifest_alone() {
+fn the_image_works_with_only_the_privileges_of_the_manifest() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let image = Image::unpack(&objects(&node)).unwrap();
@@ -134,7 +134,7 @@ fn the_image_serves_with_the_privileges_of_the_manifest_alone() {
 }
 
 #[test]
-fn a_program_in_the_agents_place_can_do_little_else() {
+fn another_program_in_the_container_can_do_little() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let image = Image::unpack(&objects(&node)).unwrap();
@@ -167,7 +167,7 @@ fn a_program_in_the_agents_place_can_do_little_else() {
 }
 
 #[test]
-fn both_flavours_of_iptables_need_net_raw_and_say_so() {
+fn both_flavours_of_iptables_need_net_raw_and_report_it() {
     let lab = Lab::new().unwrap();
     let (nft, legacy) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let image = Image::unpack(&objects(&nft)).unwrap();
@@ -199,7 +199,7 @@ fn both_flavours_of_iptables_need_net_raw_and_say_so() {
 }
 
 #[test]
-fn kubeadms_daemon_set_runs_it_with_the_image_changed_and_nothing_else() {
+fn the_daemon_set_of_kubeadm_works_with_only_the_image_changed() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let image = Image::unpack(&objects(&node)).unwrap();

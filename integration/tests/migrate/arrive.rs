@@ -35,7 +35,7 @@ fn take_over<'a>(
 }
 
 #[test]
-fn from_kube_proxys_ipvs_mode() {
+fn from_the_ipvs_mode_of_kube_proxy() {
     let expected = fresh();
     let cluster = Cluster::new();
     let _backends = cluster.backends();

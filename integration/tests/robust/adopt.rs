@@ -4,7 +4,7 @@
 use super::*;
 
 #[test]
-fn rules_that_others_flush_come_back_without_waiting_for_an_audit() {
+fn flushed_rules_are_restored_before_the_next_audit() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);
@@ -49,7 +49,7 @@ fn sets_that_are_too_small_or_of_another_type_are_replaced() {
 }
 
 #[test]
-fn a_foreign_prefix_of_a_wanted_ipv6_address_makes_room_for_it() {
+fn an_ipv6_address_with_a_wider_prefix_is_replaced_by_ours() {
     let ns = Netns::new("node-a").unwrap();
     ns.ip("link add kube-ipvs0 type dummy\naddr add fd00:96::10/64 dev kube-ipvs0 nodad").unwrap();
     let files = Files::new(&no_audits(), vec![service("web", &["fd00:96::10"], &[], &PORT)]);

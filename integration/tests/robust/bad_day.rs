@@ -169,7 +169,7 @@ impl Day {
 }
 
 #[test]
-fn ipv6_that_is_disabled_keeps_ipv4_as_fast_as_ever() {
+fn disabled_ipv6_does_not_delay_ipv4() {
     let disable = |day: &Day, value| {
         day.ns.set_sysctls(&[("net.ipv6.conf.kube-ipvs0.disable_ipv6", value)]).unwrap();
     };
@@ -178,7 +178,7 @@ fn ipv6_that_is_disabled_keeps_ipv4_as_fast_as_ever() {
 }
 
 #[test]
-fn a_device_of_another_kind_keeps_nobody_else_waiting() {
+fn a_device_of_another_kind_delays_no_other_object() {
     let begin = |day: &mut Day| day.ns.ip("link del kube-ipvs0\nlink add kube-ipvs0 type bridge").unwrap();
     // Nothing can be opened on this node: load balancers are to go elsewhere.
     Day::new().compare(begin, "bridge", 503, |day| day.ns.ip("link del kube-ipvs0").unwrap());
@@ -198,7 +198,7 @@ fn rule_over(day: &Day, set: &str, verb: &str) {
 }
 
 #[test]
-fn an_ipset_of_another_type_in_use_keeps_nobody_else_waiting() {
+fn an_ipset_of_another_type_in_use_delays_no_other_object() {
     let begin = |day: &mut Day| {
         day.ns.exec(&["iptables", "-w", "-t", "nat", "-F", "KUBE-POSTROUTING"]).unwrap();
         misuse(day, "KUBE-LOOP-BACK");
@@ -207,25 +207,25 @@ fn an_ipset_of_another_type_in_use_keeps_nobody_else_waiting() {
 }
 
 #[test]
-fn an_ipset_that_no_service_needs_makes_no_node_ill() {
+fn a_failing_ipset_that_no_service_needs_keeps_the_node_healthy() {
     let set = "KUBE-NODE-PORT-LOCAL-UDP";
     Day::new().compare(|day| misuse(day, set), set, 200, |day| rule_over(day, set, "-D"));
 }
 
 #[test]
-fn a_failing_iptables_restore_keeps_nobody_else_waiting() {
+fn a_failing_iptables_restore_delays_no_other_object() {
     let begin = |day: &mut Day| day.break_restore("echo no luck >&2; exit 1;");
     Day::new().compare(begin, "no luck", 503, |day| day.set_broken(false));
 }
 
 #[test]
-fn a_hanging_iptables_restore_is_killed_and_keeps_nobody_else_waiting() {
+fn a_hanging_iptables_restore_is_killed_and_delays_no_other_object() {
     let begin = |day: &mut Day| day.break_restore("sleep 3600;");
     Day::new().compare(begin, "did not end within", 503, |day| day.set_broken(false));
 }
 
 #[test]
-fn a_failing_ip6tables_save_keeps_ipv4_as_fast_as_ever() {
+fn a_failing_ip6tables_save_does_not_delay_ipv4() {
     let begin = |day: &mut Day| {
         day.break_program("ip6tables-save", "echo no such table >&2; exit 1;");
         day.set_broken(true);
@@ -234,7 +234,7 @@ fn a_failing_ip6tables_save_keeps_ipv4_as_fast_as_ever() {
 }
 
 #[test]
-fn an_unwritable_sysctl_keeps_nobody_else_waiting() {
+fn an_unwritable_sysctl_delays_no_other_object() {
     let begin = |day: &mut Day| {
         day.files.wrap(
             "exec unshare -m bash -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && \
@@ -248,7 +248,7 @@ fn an_unwritable_sysctl_keeps_nobody_else_waiting() {
 
 /// IPVS refuses what the routes call a broadcast address, and the API server lets it pass.
 #[test]
-fn an_endpoint_at_a_broadcast_address_is_one_line_and_no_bad_health() {
+fn an_endpoint_at_a_broadcast_address_is_logged_once_and_keeps_the_node_healthy() {
     let begin = |day: &mut Day| {
         day.objects.push(service("wild", &["10.96.0.50"], &[], &PORT));
         let endpoints = ["255.255.255.255", "192.168.50.255", "10.244.1.8"];
@@ -263,7 +263,7 @@ fn an_endpoint_at_a_broadcast_address_is_one_line_and_no_bad_health() {
 
 /// The save was taken before the flush and comes after it.
 #[test]
-fn rules_that_are_flushed_while_they_are_read_are_restored() {
+fn rules_flushed_during_a_read_are_restored() {
     let mut day = Day::new();
     let config = config("node-a", &json!({"ipvs": {"syncPeriod": "1h"}}));
     std::fs::write(day.files.path("config.yaml"), config.to_string()).unwrap();

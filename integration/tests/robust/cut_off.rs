@@ -109,17 +109,17 @@ fn another_nodes_address(overlay: bool) {
 }
 
 #[test]
-fn another_nodes_address_is_served_over_a_routed_network() {
+fn the_address_of_another_node_as_vip_works_over_a_routed_network() {
     another_nodes_address(false);
 }
 
 #[test]
-fn another_nodes_address_is_served_over_an_overlay() {
+fn the_address_of_another_node_as_vip_works_over_an_overlay() {
     another_nodes_address(true);
 }
 
 #[test]
-fn a_gateway_whose_route_was_away_for_a_moment_can_come_back() {
+fn a_gateway_stays_reachable_while_its_route_is_removed() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let files = Files::new(&json!({"ipvs": {"syncPeriod": "1s"}}), one_service());
@@ -136,7 +136,7 @@ fn a_gateway_whose_route_was_away_for_a_moment_can_come_back() {
 
 /// Another program left the API server's address, as an external IP. The lists cannot come before it is gone.
 #[test]
-fn an_api_server_whose_address_is_bound_at_the_start_is_reached_all_the_same() {
+fn an_api_server_whose_address_is_bound_at_the_start_is_still_reached() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let control = lab.client("control-plane").unwrap();
@@ -166,7 +166,7 @@ fn an_api_server_whose_address_is_bound_at_the_start_is_reached_all_the_same() {
 }
 
 #[test]
-fn a_program_at_the_nodes_own_address_that_a_service_shadows_is_told() {
+fn a_program_on_a_node_address_that_a_service_shadows_is_reported() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let _host = Backend::new(node.ns(), "host").tcp(80).unwrap();

@@ -4,7 +4,7 @@
 use super::*;
 
 #[test]
-fn a_failed_sync_is_tried_again_soon_and_nothing_opens_meanwhile() {
+fn a_failed_sync_is_retried_soon_and_no_address_is_bound_meanwhile() {
     let ns = Netns::new("node-a").unwrap();
     let mut files = Files::new(&no_audits(), one_service());
     let broken = files.path("broken");
@@ -30,7 +30,7 @@ fn a_failed_sync_is_tried_again_soon_and_nothing_opens_meanwhile() {
 }
 
 #[test]
-fn without_the_match_ipvs_all_other_rules_stand() {
+fn without_the_ipvs_match_all_other_rules_are_written() {
     let ns = Netns::new("node-a").unwrap();
     let mut lb = service("lb", &["10.96.0.30"], &[], &PORT);
     lb["spec"]["type"] = json!("LoadBalancer");
@@ -67,7 +67,7 @@ const READ_ONLY: &str = "exec unshare -m bash -c 'mount --bind /proc/sys /proc/s
     mount -o remount,ro,bind /proc/sys && exec \"$0\" \"$@\"' \"$AGENT\" \"$@\"";
 
 #[test]
-fn a_read_only_sysctl_is_fine_when_it_is_right_and_named_when_it_is_not() {
+fn a_read_only_sysctl_is_reported_only_if_its_value_is_wrong() {
     let ns = Netns::new("node-a").unwrap();
     let mut files = Files::new(&no_audits(), one_service());
     files.wrap(READ_ONLY);
@@ -96,7 +96,7 @@ fn a_read_only_sysctl_is_fine_when_it_is_right_and_named_when_it_is_not() {
 }
 
 #[test]
-fn an_unknown_scheduler_ends_the_agent_before_anything_is_programmed() {
+fn an_unknown_scheduler_ends_the_agent_before_it_writes_anything() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({"ipvs": {"scheduler": "fair"}}), one_service());
     let mut agent = files.start(&ns);
@@ -127,7 +127,7 @@ fn every_scheduler_of_the_kernel_works() {
 }
 
 #[test]
-fn without_ip6tables_ipv4_is_served() {
+fn without_ip6tables_ipv4_is_programmed() {
     let ns = Netns::new("node-a").unwrap();
     let mut objects = one_service();
     objects.push(service("six", &["fd00:96::10"], &[], &PORT));
@@ -141,7 +141,7 @@ fn without_ip6tables_ipv4_is_served() {
 }
 
 #[test]
-fn a_device_of_another_kind_keeps_addresses_out_and_nothing_else() {
+fn a_device_of_another_kind_blocks_only_addresses() {
     let ns = Netns::new("node-a").unwrap();
     ns.ip("link add kube-ipvs0 type bridge").unwrap();
     let files = Files::new(&no_audits(), one_service());

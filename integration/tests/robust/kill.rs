@@ -81,7 +81,7 @@ fn kill_in_the_middle(files: &Files, ns: &Netns, progress: Progress) -> usize {
 }
 
 #[test]
-fn killed_in_the_middle_the_next_one_converges() {
+fn an_agent_converges_after_its_predecessor_was_killed() {
     let undisturbed = Netns::new("node-b").unwrap();
     let files = Files::new(&no_audits(), objects());
     let empty = undisturbed.enter(|| Progress::Servers.read()).unwrap();

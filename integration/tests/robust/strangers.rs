@@ -9,7 +9,7 @@ use super::*;
 const SOON: Duration = Duration::from_secs(6);
 
 #[test]
-fn a_flush_that_nobody_tells_of_is_repaired_within_seconds() {
+fn a_flush_without_a_notification_is_repaired_within_seconds() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);
@@ -34,7 +34,7 @@ fn a_flush_that_nobody_tells_of_is_repaired_within_seconds() {
 }
 
 #[test]
-fn virtual_servers_of_others_are_named_when_the_first_start_removes_them() {
+fn foreign_virtual_servers_are_logged_when_the_first_start_removes_them() {
     let ns = Netns::new("node-a").unwrap();
     ns.exec(&["ipvsadm", "-A", "-t", "192.0.2.7:80", "-s", "wlc"]).unwrap();
     ns.exec(&["ipvsadm", "-A", "-u", "198.51.100.7:53", "-s", "rr"]).unwrap();
@@ -57,7 +57,7 @@ fn as_nobody(command: &[&str]) -> std::process::Command {
 }
 
 #[test]
-fn a_user_without_rights_who_takes_the_agents_socket_stops_nobody() {
+fn an_unprivileged_user_on_the_socket_of_the_agent_blocks_no_start() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let take = r#"use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or die $!;
@@ -94,7 +94,7 @@ fn run_agent(ns: &Netns, args: &[&str]) -> String {
 }
 
 #[test]
-fn the_level_of_the_log_is_roots_to_change() {
+fn only_root_can_change_the_log_level() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);

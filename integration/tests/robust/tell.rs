@@ -72,7 +72,7 @@ fn conflicts_and_refusals_are_events_log_lines_and_metrics() {
 }
 
 #[test]
-fn what_is_refused_not_bound_or_removed_is_an_event_and_a_number() {
+fn refused_unbound_and_removed_objects_are_events_and_metrics() {
     let ns = Netns::new("node-a").unwrap();
     ns.ip("link add eth0 type dummy\naddr add 192.168.50.2/24 dev eth0\nlink set eth0 up").unwrap();
     ns.exec(&["ipvsadm", "-A", "-t", "192.0.2.7:80", "-s", "rr"]).unwrap();
@@ -116,7 +116,7 @@ fn what_is_refused_not_bound_or_removed_is_an_event_and_a_number() {
 }
 
 #[test]
-fn the_nodes_own_addresses_are_served_but_never_cut_off() {
+fn addresses_of_the_node_as_vips_work_and_stay_reachable() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let client = lab.client("outside").unwrap();

@@ -108,7 +108,7 @@ fn affinity_changes_in_place() {
 
 /// A client whose backend is drained gets another one for new connections, and keeps the old connection.
 #[test]
-fn affinity_does_not_lead_to_a_drained_backend() {
+fn affinity_ignores_a_drained_backend() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (one, two, asker) = (node.pod(5).unwrap(), node.pod(6).unwrap(), node.pod(9).unwrap());

@@ -114,7 +114,7 @@ fn a_drain_ends_at_its_deadline() {
 
 /// An idle backend is not kept.
 #[test]
-fn a_backend_without_connections_goes_at_once() {
+fn a_backend_without_connections_is_removed_at_once() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let objects = |addresses: &[&str]| {
@@ -206,7 +206,7 @@ fn udp_flows_move_to_the_new_backend() {
 /// Who sends already when the first backend comes must not be black-holed by what the kernel remembers of
 /// the time before.
 #[test]
-fn the_first_udp_backend_is_reached_by_who_sends_already() {
+fn an_existing_udp_client_reaches_the_first_backend() {
     let lab = Lab::new().unwrap();
     let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let (far, asker) = (other.pod(6).unwrap(), node.pod(9).unwrap());

@@ -69,7 +69,7 @@ fn a_pod_reaches_itself_through_its_service() {
 
 /// Source ranges hold for outside, pods and the node alike, and only for the load balancer's addresses.
 #[test]
-fn source_ranges_let_in_whom_they_name() {
+fn source_ranges_admit_only_their_clients() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (allowed, denied) = (lab.client("allowed").unwrap(), lab.client("denied").unwrap());
@@ -120,13 +120,13 @@ fn source_ranges_let_in_whom_they_name() {
 
 /// A range that stays keeps its connections through changes of the others; one that goes cuts them.
 #[test]
-fn connections_live_as_long_as_their_source_range() {
+fn connections_break_when_their_source_range_is_removed() {
     change_source_ranges(false);
 }
 
 /// With `keepEstablished` a connection that stands outlives its range; a new one does not get in.
 #[test]
-fn established_connections_outlive_their_source_range_if_wanted() {
+fn established_connections_can_survive_their_source_range() {
     change_source_ranges(true);
 }
 

@@ -86,7 +86,7 @@ fn a_service_changes_its_type_and_policies() {
 /// NodePorts are on the addresses that the node has now. A VIP that becomes an address of the node goes on
 /// answering, and so does what listens there; when it is none any more it is bound again.
 #[test]
-fn node_addresses_come_and_go() {
+fn node_addresses_are_added_and_removed() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let client = lab.client("outside").unwrap();
@@ -128,7 +128,7 @@ fn node_addresses_come_and_go() {
 
 /// A Service that is deleted has no drain, as with kube-proxy: its connections get no more answers.
 #[test]
-fn a_deleted_service_answers_nobody() {
+fn a_deleted_service_refuses_connections() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (pod, asker) = (node.pod(5).unwrap(), node.pod(9).unwrap());

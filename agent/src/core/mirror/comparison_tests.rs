@@ -49,7 +49,7 @@ fn an_empty_mirror_is_filled() {
 }
 
 #[test]
-fn what_is_as_it_was_is_not_suspected() {
+fn equal_virtual_servers_are_no_suspects() {
     let mut observed = mirror();
     let mut audit = Audit::compare(&observed);
     audit.add(list(&[1, 2]), &mut observed);
@@ -60,7 +60,7 @@ fn what_is_as_it_was_is_not_suspected() {
 }
 
 #[test]
-fn what_differs_is_asked_for_and_counts_only_if_it_really_does() {
+fn a_suspect_is_drift_only_if_a_second_read_confirms_it() {
     let mut observed = mirror();
     let mut audit = Audit::compare(&observed);
     audit.add(list(&[1, 3, 9]), &mut observed);
@@ -77,7 +77,7 @@ fn what_differs_is_asked_for_and_counts_only_if_it_really_does() {
 }
 
 #[test]
-fn what_the_agent_does_meanwhile_is_no_difference() {
+fn ops_during_an_audit_are_no_drift() {
     let mut observed = mirror();
     let mut audit = Audit::compare(&observed);
     audit.add(list(&[1, 2, 3]), &mut observed);
@@ -88,7 +88,7 @@ fn what_the_agent_does_meanwhile_is_no_difference() {
 }
 
 #[test]
-fn sets_and_addresses_differ_by_member() {
+fn sets_and_addresses_are_compared_by_member() {
     let set = SetId { kind: SetKind::IpvsIps, family: Family::V4 };
     let ip = |n: u8| IpAddr::from([10, 96, 0, n]);
     let with = |numbers: &[u8]| {

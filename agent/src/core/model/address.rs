@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_with_a_port_are_read_alike() {
+    fn socket_addresses_are_parsed_by_the_same_rules() {
         for (text, expected) in [
             ("127.0.0.1:10249", Some("127.0.0.1:10249")),
             ("127.000.000.001:10249", Some("127.0.0.1:10249")),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_read_alike() {
+    fn networks_are_parsed_by_the_same_rules() {
         for (text, expected) in [
             ("10.1.2.3/8", Some("10.0.0.0/8")),
             ("010.1.2.3/08", Some("10.0.0.0/8")),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_reach_nobody() {
+    fn unusable_addresses_are_recognised() {
         for text in ["0.0.0.0", "::", "127.0.0.9", "::1", "224.0.0.5", "ff02::1", "255.255.255.255"] {
             assert!(useless(text.parse().unwrap()).is_some(), "{text}");
         }

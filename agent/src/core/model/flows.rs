@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_goes_with_its_endpoint() {
+    fn a_flow_is_stale_when_its_endpoint_is_gone() {
         for (orig, reply, stale, why) in [
             ("10.96.0.10:53", "10.244.1.5:5353", false, "an endpoint answers"),
             ("10.96.0.10:53", "10.244.2.7:5353", false, "the other endpoint answers"),
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_of_others_are_left_alone() {
+    fn flows_to_other_destinations_are_not_stale() {
         for (orig, reply) in [
             ("10.96.0.10:54", "10.96.0.10:54"),
             ("10.96.0.12:53", "10.244.1.6:5353"),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_family_is_not_ours() {
+    fn flows_of_the_other_family_are_not_stale() {
         assert!(!is_stale("[fd00::1]:30053", "[fd00::1]:30053"));
     }
 

@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_set(steps in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..60),
+        fn members_behave_as_a_set(steps in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..60),
                        entries in prop::collection::vec(any_entry(), 1..20)) {
             let (mut members, mut model) = (Members::default(), BTreeSet::new());
             for (index, add) in steps {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn different_entries_stay_different() {
+    fn different_entries_are_packed_differently() {
         let ip: IpAddr = "10.0.0.1".parse().unwrap();
         let zero: IpAddr = "0.0.0.0".parse().unwrap();
         let net = |text: &str| Entry::IpPortNet(ip, Protocol::Tcp, 80, text.parse().unwrap());

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_kube_proxys_cut_included() {
+    fn names_are_those_of_kube_proxy_and_truncated() {
         let v6 = |kind| SetId { kind, family: Family::V6 }.name();
         assert_eq!(v6(SetKind::LoadBalancerSourceCidr), "KUBE-6-LOAD-BALANCER-SOURCE-CID");
         assert_eq!(v6(SetKind::NodePortLocalSctp), "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS");
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_leads_back_to_its_set() {
+    fn every_set_is_found_by_its_name() {
         for id in Family::ALL.into_iter().flat_map(SetId::all) {
             assert_eq!(SetId::from_name(&id.name()), Some(id));
         }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_read_as_ipset_prints_them() {
+    fn entries_are_printed_as_ipset_prints_them() {
         let ip: IpAddr = "10.96.0.1".parse().unwrap();
         let host: IpNet = "198.51.100.7/32".parse().unwrap();
         let net: IpNet = "172.16.0.0/12".parse().unwrap();

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_only_ours_goes_and_in_which_order() {
+    fn golden_cleanup_removes_only_our_objects_in_order() {
         let scope = CleanupScope { every_mode: false, exclude_cidrs: vec!["10.96.0.9/32".parse().unwrap()] };
         assert_eq!(
             lines(&scope),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mode_takes_more_and_still_no_foreign_server() {
+    fn every_mode_removes_more_rules_but_no_foreign_virtual_server() {
         let text = lines(&CleanupScope { every_mode: true, ..CleanupScope::default() });
         assert!(text.contains("IPv4 nat: chain KUBE-SVC-A\n"), "{text}");
         assert!(text.contains("IPv4 nftables: table kube-proxy\n"), "{text}");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_node_needs_nothing() {
+    fn an_empty_node_needs_no_cleanup() {
         let (steps, kept) =
             build_steps(&Found::default(), &CleanupScope { every_mode: true, ..CleanupScope::default() });
         assert!(steps.is_empty() && kept.is_empty());

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn excluded_networks_and_absent_families_are_others() {
+    fn servers_of_excluded_networks_and_disabled_families_are_kept() {
         let vs = |addr: &str| VsKey { protocol: Protocol::Tcp, addr: addr.parse().unwrap(), port: 80 };
         let settings = Settings {
             families: vec![Family::V4],

@@ -116,7 +116,7 @@ fn golden_cold_start() {
 }
 
 #[test]
-fn golden_one_endpoint_comes_and_another_goes() {
+fn golden_one_endpoint_is_added_and_another_removed() {
     let (mut desired, mut kernel) = (Desired::default(), FakeKernel::new(&[SYSCTL]));
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5", "10.244.1.6"])]);
     let observed = apply_all(&mut kernel, &desired);
@@ -131,7 +131,7 @@ fn golden_one_endpoint_comes_and_another_goes() {
 }
 
 #[test]
-fn golden_the_service_goes_traffic_first_rules_last() {
+fn golden_a_deleted_service_loses_its_addresses_first_and_its_rules_last() {
     let (mut desired, mut kernel) = (Desired::default(), FakeKernel::new(&[SYSCTL]));
     update(&mut desired, Some(&dns(&["198.51.100.7"])), &[slice(&["10.244.1.5"])]);
     let observed = apply_all(&mut kernel, &desired);
@@ -182,7 +182,7 @@ fn restricted(name: &str, vip: u8) -> Service {
 }
 
 #[test]
-fn golden_dns_is_served_before_anybody_else_and_the_guard_before_both() {
+fn golden_the_guard_is_programmed_first_then_dns_then_other_services() {
     let mut desired = Desired::default();
     let dns = Service { priority: true, ..dns(&[]) };
     update(&mut desired, Some(&dns), &[slice(&["10.244.2.6"])]);
@@ -217,7 +217,7 @@ fn golden_dns_is_served_before_anybody_else_and_the_guard_before_both() {
 }
 
 #[test]
-fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_over() {
+fn golden_a_busy_real_server_drains_until_it_is_idle_or_the_deadline_is_over() {
     let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 1, 1].into(), port: 443 };
     let rs = |n: u8| RsKey { addr: [10, 244, 2, n].into(), port: 8443 };
     let with = |endpoints: &[u8]| {
@@ -286,7 +286,7 @@ fn iptables_mode() -> ObservedRules {
 }
 
 #[test]
-fn golden_the_iptables_mode_serves_until_everything_of_ours_does() {
+fn golden_rules_of_the_iptables_mode_stay_until_ours_are_in_place() {
     let mut desired = Desired::default();
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
     let mut kernel = FakeKernel::new(&[SYSCTL]);
@@ -316,7 +316,7 @@ fn golden_the_iptables_mode_serves_until_everything_of_ours_does() {
 }
 
 #[test]
-fn the_iptables_mode_goes_on_while_anything_of_the_family_fails() {
+fn rules_of_the_iptables_mode_stay_while_anything_of_the_family_fails() {
     let mut desired = Desired::default();
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
     for (patient, stays) in [(true, true), (false, false)] {

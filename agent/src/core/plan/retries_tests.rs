@@ -62,7 +62,7 @@ fn pauses_double_to_half_a_minute_and_differ_between_agents() {
 }
 
 #[test]
-fn what_fails_together_is_retried_together_and_nothing_else_is() {
+fn failures_of_one_sync_are_retried_together() {
     let mut retries = Retries::new(7);
     let ops: Vec<(Op, Outcome)> = (1..=3).map(|n| (Op::Bind(ip(n)), refused())).collect();
     let _ = pass(&mut retries, &ops, s(1));
@@ -77,7 +77,7 @@ fn what_fails_together_is_retried_together_and_nothing_else_is() {
 }
 
 #[test]
-fn an_op_other_than_the_one_that_failed_has_its_turn_soon() {
+fn another_op_than_the_failed_one_is_retried_soon() {
     let mut retries = Retries::new(7);
     let rs = RsKey { addr: ip(5), port: 80 };
     let mut now = s(1);
@@ -94,7 +94,7 @@ fn an_op_other_than_the_one_that_failed_has_its_turn_soon() {
 }
 
 #[test]
-fn what_is_blocked_comes_with_its_cause_and_at_once_when_that_works() {
+fn a_blocked_subject_is_retried_with_its_cause_or_when_the_cause_is_repaired() {
     let mut retries = Retries::new(7);
     let ops = [
         (
@@ -120,7 +120,7 @@ fn what_is_blocked_comes_with_its_cause_and_at_once_when_that_works() {
 }
 
 #[test]
-fn chains_of_causes_are_tried_as_one() {
+fn a_chain_of_blocked_subjects_is_retried_at_once() {
     use crate::core::model::sets::SetKind;
     let set = crate::core::model::sets::SetId { kind: SetKind::LoopBack, family: Family::V4 };
     let rules = Op::WriteRules(Box::new(crate::core::plan::op::RulesOp {
@@ -147,7 +147,7 @@ fn chains_of_causes_are_tried_as_one() {
 }
 
 #[test]
-fn what_is_not_wanted_any_more_is_forgotten() {
+fn failures_of_unwanted_subjects_end() {
     let mut retries = Retries::new(7);
     let _ = pass(&mut retries, &[(Op::Bind(ip(1)), refused())], s(1));
     assert_eq!(retries.take_news().began.len(), 1);
@@ -160,7 +160,7 @@ fn what_is_not_wanted_any_more_is_forgotten() {
 }
 
 #[test]
-fn many_failures_are_retried_in_parts() {
+fn many_failures_are_retried_in_batches() {
     let mut retries = Retries::new(7);
     let ops: Vec<(Op, Outcome)> =
         (0..1200u16).map(|n| (Op::Bind([10, 97, (n >> 8) as u8, n as u8].into()), refused())).collect();
@@ -175,7 +175,7 @@ fn many_failures_are_retried_in_parts() {
 }
 
 #[test]
-fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
+fn a_running_program_holds_its_subject_back_until_it_ends() {
     let rules = |tidy| {
         Op::WriteRules(Box::new(crate::core::plan::op::RulesOp {
             family: Family::V6,
@@ -208,7 +208,7 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
 }
 
 #[test]
-fn readings_are_retried_by_themselves() {
+fn reads_are_retried_independently() {
     let part = Part::Rules(Family::V6);
     let error = OpError::plain(Cause::ProgramFailed, "no luck");
     let mut retries = Retries::new(7);
@@ -228,7 +228,7 @@ fn readings_are_retried_by_themselves() {
 }
 
 #[test]
-fn news_are_told_once() {
+fn began_and_ended_failures_are_reported_once() {
     let mut retries = Retries::new(7);
     let op = Op::Bind(ip(1));
     let fail = |retries: &mut Retries, outcome: Outcome, now| {
@@ -245,7 +245,7 @@ fn news_are_told_once() {
 }
 
 #[test]
-fn subjects_that_wait_for_each_other_are_counted_once() {
+fn subjects_that_block_each_other_do_not_loop() {
     let mut retries = Retries::default();
     let blocked = |cause: Subject| Outcome::Blocked(cause);
     let address = Op::Bind(ip(1));

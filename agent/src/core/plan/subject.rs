@@ -295,7 +295,7 @@ mod tests {
     use crate::core::model::Protocol;
 
     #[test]
-    fn kinds_have_labels_and_count_in_words() {
+    fn kinds_have_labels_and_text_for_counts() {
         assert_eq!(SubjectKind::Entry.label(), "ipset_entry");
         assert_eq!(SubjectKind::VirtualServer.label(), "virtual_server");
         assert_eq!(SubjectKind::Address.count(1), "1 address");
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_op_leads_to_its_subject_and_keys() {
+    fn an_op_has_a_subject_and_keys() {
         let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, 1].into(), port: 80 };
         let rs = RsKey { addr: [10, 244, 1, 5].into(), port: 8080 };
         let op = Op::AddRealServer(vs, rs);

@@ -7,7 +7,7 @@ fn chain<'a>(chains: &'a Chains, table: Table, name: &str) -> &'a [String] {
 }
 
 #[test]
-fn an_empty_cluster_has_the_standing_rules_only() {
+fn an_empty_cluster_has_only_the_fixed_rules() {
     let chains = build_chains(Family::V6, &Settings::default(), &|_| false, &[]);
     assert_eq!(
         chain(&chains, Table::Nat, "KUBE-SERVICES"),
@@ -65,7 +65,7 @@ fn restore_declares_chains_then_jumps_then_rules() {
 
 /// Every rule of kube-proxy in its order, without the rules that other tests check.
 #[test]
-fn every_set_has_its_rules_in_kube_proxys_order() {
+fn every_set_has_its_rules_in_the_order_of_kube_proxy() {
     let chains = build_chains(Family::V4, &Settings::default(), &|_| true, &[]);
     let short = |table, name| -> Vec<String> {
         let shorten = |rule: &String| {
@@ -142,7 +142,7 @@ fn restricted_servers_are_closed_to_the_node_by_vip() {
 }
 
 #[test]
-fn standing_connections_can_be_kept_through_a_change_of_ranges() {
+fn established_connections_can_survive_a_change_of_source_ranges() {
     let settings = Settings { keep_established: true, ..Settings::default() };
     let chains = build_chains(Family::V4, &settings, &|_| true, &[]);
     assert_eq!(
@@ -152,7 +152,7 @@ fn standing_connections_can_be_kept_through_a_change_of_ranges() {
 }
 
 #[test]
-fn rules_name_a_set_that_holds_something_and_a_few_always() {
+fn rules_reference_sets_with_members_and_a_few_empty_ones() {
     let settings = Settings::default();
     for set in Family::ALL.into_iter().flat_map(SetId::all) {
         let empty = build_chains(set.family, &settings, &|_| false, &[]);

@@ -69,7 +69,7 @@ mod tests {
     use crate::core::rules::{build_chains, render_restore};
 
     #[test]
-    fn what_is_written_is_what_is_read() {
+    fn written_rules_are_parsed_unchanged() {
         for family in Family::ALL {
             let vip = if family == Family::V4 { "203.0.113.1" } else { "fd00::1" };
             let closed = VsKey { protocol: Protocol::Udp, addr: vip.parse().unwrap(), port: 53 };
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn others_chains_and_tables_are_not_ours() {
+    fn foreign_chains_and_tables_are_ignored() {
         let text = "*mangle\n:KUBE-SERVICES - [0:0]\nCOMMIT\n*nat\n:CNI-X - [0:0]\n:KUBE-FORWARD - [0:0]\n\
                     -A CNI-X -j ACCEPT\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n";
         let observed = parse_save(text);

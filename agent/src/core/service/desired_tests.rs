@@ -39,7 +39,7 @@ fn an_equal_fragment_changes_nothing() {
 }
 
 #[test]
-fn an_endpoint_touches_only_its_virtual_server() {
+fn an_endpoint_changes_only_its_virtual_server() {
     let mut desired = Desired::default();
     update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
     let changes = update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &["10.1.0.1"])));
@@ -47,7 +47,7 @@ fn an_endpoint_touches_only_its_virtual_server() {
 }
 
 #[test]
-fn shared_keys_go_with_their_last_owner() {
+fn shared_keys_are_removed_with_their_last_owner() {
     let mut desired = Desired::default();
     update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
     let changes = update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &[])));
@@ -76,7 +76,7 @@ fn the_oldest_service_wins_in_any_order() {
 }
 
 #[test]
-fn a_change_noted_for_one_service_survives_an_unchanged_other() {
+fn an_unchanged_service_keeps_earlier_changes() {
     let mut desired = Desired::default();
     update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
     update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &[])));
@@ -88,7 +88,7 @@ fn a_change_noted_for_one_service_survives_an_unchanged_other() {
 }
 
 #[test]
-fn the_loser_of_a_virtual_server_is_known_until_it_gives_up_or_wins() {
+fn a_losing_claim_is_known_until_it_is_withdrawn_or_wins() {
     let key = |vip: &str| VsKey { protocol: Protocol::Tcp, addr: vip.parse().unwrap(), port: 80 };
     let vip = key("10.0.0.1");
     let mut desired = Desired::default();
@@ -104,7 +104,7 @@ fn the_loser_of_a_virtual_server_is_known_until_it_gives_up_or_wins() {
 }
 
 #[test]
-fn only_the_winner_contributes_set_entries_of_the_virtual_server() {
+fn only_the_winning_claim_contributes_set_entries() {
     let set = SetId { kind: SetKind::LoadBalancerFw, family: Family::V4 };
     let entry = |n: u8| (set, Entry::Ip([9, 9, 9, n].into()));
     let with = |name: &str, created: i64, n: u8| {
@@ -128,7 +128,7 @@ fn only_the_winner_contributes_set_entries_of_the_virtual_server() {
 }
 
 #[test]
-fn flows_are_looked_at_when_udp_frontends_or_endpoints_change_and_judged_by_the_winner() {
+fn flows_are_compared_when_udp_frontends_or_endpoints_of_the_winner_change() {
     let with = |name: &str, created: i64, endpoints: &[u8], port: u16| {
         let mut f = fragment(name, created, "10.0.0.1", &[]);
         let key = VsKey { protocol: Protocol::Udp, addr: "10.0.0.1".parse().unwrap(), port };

@@ -100,7 +100,7 @@ fn ready_serving_and_terminating_endpoints() {
 }
 
 #[test]
-fn hints_count_all_or_nothing() {
+fn hints_apply_only_if_every_endpoint_has_them() {
     let cases: &[(&str, &[&str], &[u8])] = &[
         ("own zone", &["10.0.0.1 za", "10.0.0.2 zb", "10.0.0.3 za"], &[1, 3]),
         ("several zones each", &["10.0.0.1 za zb", "10.0.0.2 zb"], &[1]),
@@ -135,7 +135,7 @@ fn hints_count_all_or_nothing() {
 }
 
 #[test]
-fn a_list_that_nobody_needs_stays_empty() {
+fn an_unused_list_stays_empty() {
     let slice = slice(HTTP, &["10.0.0.1", "10.0.0.2 @n1"]);
     let all = build_endpoints(&port(), Family::V4, [&slice], "n1");
     let internal = select(&all, false, true, &node());
@@ -157,7 +157,7 @@ fn name_protocol_and_family_must_match() {
 }
 
 #[test]
-fn an_endpoint_that_stays_beats_its_terminating_twin_in_any_order() {
+fn an_endpoint_that_does_not_terminate_wins_over_its_terminating_duplicate() {
     let going = slice(HTTP, &["10.0.0.1 unready terminating"]);
     let ready = slice(HTTP, &["10.0.0.1"]);
     for order in [[&going, &ready], [&ready, &going]] {
@@ -168,14 +168,14 @@ fn an_endpoint_that_stays_beats_its_terminating_twin_in_any_order() {
 }
 
 #[test]
-fn two_port_numbers_under_one_name_are_two_real_servers() {
+fn two_ports_of_one_name_are_two_real_servers() {
     let a = slice(("http", Protocol::Tcp, 80), &["10.0.0.1"]);
     let b = slice(("http", Protocol::Tcp, 8080), &["10.0.0.1"]);
     assert_eq!(build_endpoints(&port(), Family::V4, [&a, &b], "n1").len(), 2);
 }
 
 #[test]
-fn a_nameless_node_has_no_local_endpoints() {
+fn a_node_without_a_name_has_no_local_endpoints() {
     let mut s = slice(HTTP, &["10.0.0.1"]);
     s.endpoints[0].place = Some(Place::on(""));
     assert!(!build_endpoints(&port(), Family::V4, [&s], "")[0].local);

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_the_node_and_its_way_out_are_never_hijacked() {
+    fn addresses_of_the_node_and_its_gateway_are_not_bound_behind_the_filter() {
         let node = Node { addresses: ips(&["192.168.50.2", "203.0.113.7"]), ..Node::default() };
         let facts = facts(Some(&node), &Settings::default());
         let cases = [
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_other_nodes_are_theirs_and_nothing_is_bound_before_they_are_known() {
+    fn addresses_of_other_nodes_are_not_bound_and_no_vip_is_bound_before_they_are_known() {
         let node = Node { addresses: ips(&["192.168.50.2", "203.0.113.7"]), ..Node::default() };
         let nodes = ips(&["192.168.50.2", "192.168.50.3", "203.0.113.7"]);
         let peers = Peers { nodes: nodes.into(), ..Peers::default() };

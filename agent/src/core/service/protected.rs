@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_stays_one_when_its_route_is_away() {
+    fn a_gateway_stays_protected_after_its_route_is_removed() {
         let mut protected = Protected::default();
         let gateway = ips(&["192.168.50.1"]);
         protected.learn(&Observed { next_hops: gateway.clone(), ..Observed::default() });
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_its_reason() {
+    fn every_protected_address_has_its_reason() {
         let listed = vec!["203.0.113.0/24".parse().unwrap()];
         let api_servers = Arc::from([SocketAddr::from(([10, 0, 0, 1], 6443))]);
         let peers = Peers { api_servers, nodes: ips(&["10.0.0.1", "10.0.0.2"]).into() };

@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_name_and_source() {
+    fn an_answer_has_name_and_source() {
         let answer = parse_answer("web 10.244.1.5\n").unwrap();
         assert_eq!(answer, Answer { name: "web".into(), seen_source: "10.244.1.5".parse().unwrap() });
         assert!(matches!(parse_answer("SSH-2.0-x"), Err(NoAnswer::Failed(_))));
