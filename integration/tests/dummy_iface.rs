@@ -63,7 +63,7 @@ fn many_addresses_are_added_and_removed_in_few_sends() {
         addrs.push("fd00:96::1".parse().unwrap());
         let before = device.counters();
         for _ in 0..2 {
-            assert_eq!(device.add_addresses(&addrs).unwrap(), [], "those that are there are fine");
+            assert_eq!(device.add_addresses(&addrs).unwrap(), [], "existing addresses are no failure");
         }
         let (sends, bytes) =
             (device.counters().sends - before.sends, device.counters().bytes_sent - before.bytes_sent);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The harness itself, under a kernel with IPVS: nodes are as they should be, and traffic goes through
-//! virtual servers made by hand. Without IPVS these fail; they never pass by doing nothing.
+//! Tests of the harness under a kernel with IPVS: nodes have the expected state, and traffic goes through
+//! virtual servers made with ipvsadm. Without IPVS these tests fail; they never pass without testing anything.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -83,7 +83,7 @@ fn traffic_goes_through_virtual_servers() {
     let _near = backend(&near.ns, "near");
     let _far = backend(&far.ns, "far");
 
-    // Directly first, which tells a broken lab from a broken virtual server.
+    // First without a virtual server, to tell a broken lab from a broken virtual server.
     let direct = ask_tcp(&client.ns, (far.v6, 8080).into(), LIMIT).unwrap();
     assert_eq!((direct.name.as_str(), direct.seen_source), ("far", IpAddr::from(client.v6)));
 

@@ -45,7 +45,7 @@ fn every_kind_of_line_equals_ipvsadm() {
     same(&ns);
 }
 
-/// ipvsadm's comparison is no order: what it prints depends on its sorting algorithm.
+/// The comparison of ipvsadm is not a total order: its output depends on its sorting algorithm.
 #[test]
 fn addresses_are_sorted_as_by_ipvsadm() {
     let ns = Netns::new("order").unwrap();

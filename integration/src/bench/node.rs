@@ -36,7 +36,7 @@ use crate::replay::{
     RawSocket, encode_addresses, encode_commands, encode_entries, flush_ipvs, remove_device,
 };
 
-/// How long iptables may take.
+/// Limit for a run of iptables.
 const PROGRAMS: Duration = Duration::from_secs(30);
 /// Endpoints of a Service have addresses of their own, so many at most.
 const MAX_ENDPOINTS: u32 = 1024;

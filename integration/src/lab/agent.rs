@@ -123,7 +123,7 @@ impl Agent {
         self.process.signal(signal)
     }
 
-    /// All it wrote so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(self.log.path()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()

@@ -64,11 +64,11 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
     let agent = files.start(&ns);
     wait_for("the start", &agent, || get(&ns, 10256, "readyz").0 == 200);
     // A device of another kind in the place of ours: addresses of both families fail.
-    // Stopped meanwhile, for it would make its own at once.
+    // The agent is stopped meanwhile, because it would create its own device at once.
     agent.signal(Signal::SIGSTOP).unwrap();
     ns.ip("link del kube-ipvs0\nlink add kube-ipvs0 type bridge").unwrap();
     agent.signal(Signal::SIGCONT).unwrap();
-    wait_for("the complaint", &agent, || agent.log().contains("bridge"));
+    wait_for("the error in the log", &agent, || agent.log().contains("bridge"));
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(
         get(&ns, 10256, "livez").0,
@@ -119,12 +119,12 @@ fn a_health_check_port_in_use_is_reported_and_blocks_nothing_else() {
     let taken = ns.listen(&format!("0.0.0.0:{HC}")).unwrap();
     let files = Files::new(&json!({}), vec![web(HC), slice("web", &["10.244.1.5@node-a"], &PORT)]);
     let agent = files.start(&ns);
-    wait_for("the complaint", &agent, || agent.log().contains("FailedToStartServiceHealthcheck"));
+    wait_for("the error in the log", &agent, || agent.log().contains("FailedToStartServiceHealthcheck"));
     let message = format!("node node-a failed to start healthcheck \"test/web\" on port {HC}");
     assert!(agent.log().contains(&message), "{}", agent.log());
     assert!(is_bound(&ns, "10.96.0.10/32"));
     drop(taken);
-    // Any change of the ports makes it try at once.
+    // Any change of the ports causes a retry at once.
     files.write(vec![web(HC), slice("web", &["10.244.1.5@node-a", "10.244.1.6@node-a"], &PORT)]);
     wait_for("the answer", &agent, || get(&ns, HC, "").0 == 200);
 }

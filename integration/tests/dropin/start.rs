@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Starting, preparing, and starting anew.
+//! Start, `init`, and restart after a change of the configuration.
 
 use std::os::unix::fs::symlink;
 
@@ -60,13 +60,13 @@ fn the_config_map_and_daemon_set_of_kubeadm_start_the_agent_unchanged() {
     assert!(rules.contains("! -s 10.244.0.0/16"), "clusterCIDR: {rules}");
     wait_for("health", &agent, || get(&ns, 10256, "healthz").0 == 200);
     assert_eq!(get(&ns, 10249, "proxyMode").1.lines().last(), Some("ipvs"));
-    assert!(!agent.log().contains("WARN"), "nothing in it is worth a warning:\n{}", agent.log());
+    assert!(!agent.log().contains("WARN"), "no warning:\n{}", agent.log());
     let adj = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.pid())).unwrap();
     assert_eq!(adj.trim(), "-999");
     let configz = get(&ns, 10249, "configz").1;
     assert!(configz.contains("\"syncPeriod\":\"30s\"") && configz.contains("10.244.0.0/16"), "{configz}");
     assert!(agent.stop().unwrap().success());
-    assert!(is_bound(&ns, "10.96.0.10/32"), "what is programmed outlives the process");
+    assert!(is_bound(&ns, "10.96.0.10/32"), "programmed objects outlive the process");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn init_only_sets_sysctls_and_creates_nothing() {
 fn a_changed_configuration_restarts_the_agent_and_an_invalid_one_does_not() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({}), one_service());
-    // Agents of a fleet restart within a minute: here nobody waits for that.
+    // Agents of a cluster restart within a minute. The test sets a shorter limit.
     let soon = json!({"kubeIPVS": {"configReload": {"spread": "1s"}}});
     let write = |version: &str, more: &Value| {
         let folder = files.path(version);
@@ -138,12 +138,12 @@ fn a_changed_configuration_restarts_the_agent_and_an_invalid_one_does_not() {
     let mut agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
     write("..2", &json!({"mode": "iptables"}));
-    wait_for("the complaint", &agent, || agent.log().contains("cannot be used"));
-    assert!(agent.ended().unwrap().is_none(), "what works goes on");
-    // Nothing but a try of the kernel tells that there is no such scheduler.
+    wait_for("the error in the log", &agent, || agent.log().contains("cannot be used"));
+    assert!(agent.ended().unwrap().is_none(), "the agent keeps running");
+    // Only the kernel knows that the scheduler does not exist.
     write("..2b", &json!({"ipvs": {"scheduler": "nonesuch"}}));
-    wait_for("the second complaint", &agent, || agent.log().contains("nonesuch"));
-    assert!(agent.ended().unwrap().is_none(), "what works goes on");
+    wait_for("the second error in the log", &agent, || agent.log().contains("nonesuch"));
+    assert!(agent.ended().unwrap().is_none(), "the agent keeps running");
     let told = ["config", "--config", files.path("config.yaml").to_str().unwrap()].map(str::to_owned);
     let objects = format!("--objects={}", files.path("objects.json").display());
     let binary = agent_binary().unwrap();
@@ -173,7 +173,7 @@ fn a_port_in_use_is_retried_or_ends_the_agent_with_bind_address_hard_fail() {
     let taken = ns.listen("0.0.0.0:10256").unwrap();
     let files = Files::new(&json!({}), one_service());
     let agent = files.start(&ns);
-    wait_for("the complaint", &agent, || agent.log().contains("cannot listen at 0.0.0.0:10256"));
+    wait_for("the error in the log", &agent, || agent.log().contains("cannot listen at 0.0.0.0:10256"));
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
     drop(taken);
     wait_for("health", &agent, || get(&ns, 10256, "livez").0 == 200);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent goes, and what it put on the node.
+//! Migration away from the agent: `cleanup`.
 
 use super::*;
 
@@ -88,7 +88,7 @@ fn chains_used_by_other_programs_stay_and_are_reported() {
     assert_eq!(code, 0, "{text}");
 }
 
-/// kube-proxy in iptables mode takes the node over, and what is ours goes afterwards.
+/// kube-proxy in iptables mode takes over the node, and then our objects are removed.
 #[test]
 fn back_to_the_iptables_mode_without_an_interruption() {
     let cluster = Cluster::new();
@@ -123,7 +123,7 @@ fn back_to_the_iptables_mode_without_an_interruption() {
     assert!(integration::lab::bound(ns).is_empty());
 }
 
-/// kube-proxy in ipvs mode takes the node over: what it does first must be possible.
+/// kube-proxy in ipvs mode takes over the node: its first writes must succeed.
 #[test]
 fn back_to_the_ipvs_mode_of_kube_proxy() {
     let cluster = Cluster::new();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Others were here before, or come in between.
+//! State of other programs: adopted, replaced or restored.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn flushed_rules_are_restored_before_the_next_audit() {
     let rules = || run(&ns, &["iptables-save"]);
     ns.exec(&["iptables", "-t", "nat", "-F", "KUBE-SERVICES"]).unwrap();
     wait_for("the chain again", &agent, || rules().contains("--match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"));
-    // One jump goes: it is not only put back, but into its place.
+    // One jump is deleted: it is restored at the right position.
     let jump = ["-m", "comment", "--comment", "kubernetes health check rules", "-j", "KUBE-NODE-PORT"];
     let delete: Vec<&str> = ["iptables", "-D", "INPUT"].into_iter().chain(jump).collect();
     ns.exec(&delete).unwrap();
@@ -23,7 +23,7 @@ fn flushed_rules_are_restored_before_the_next_audit() {
     };
     let right = ["KUBE-IPVS-FILTER", "KUBE-PROXY-FIREWALL", "KUBE-NODE-PORT"];
     wait_for("the jump again", &agent, || order() == right);
-    // What others add to chains that are not ours is theirs.
+    // Rules of other programs in foreign chains stay.
     let before = agent.log().len();
     ns.exec(&["iptables", "-I", "INPUT", "-s", "192.0.2.1", "-j", "DROP"]).unwrap();
     std::thread::sleep(Duration::from_secs(3));

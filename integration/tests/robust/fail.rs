@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Something fails: a program, a module, a sysctl, a setting.
+//! Failures of a program, a kernel module, a sysctl or a setting.
 
 use super::*;
 
@@ -50,7 +50,7 @@ fn without_the_ipvs_match_all_other_rules_are_written() {
     files.wrap("exec \"$AGENT\" \"$@\"");
     let agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "203.0.113.9/32"));
-    wait_for("the complaint", &agent, || agent.log().contains("load the module xt_ipvs"));
+    wait_for("the error in the log", &agent, || agent.log().contains("load the module xt_ipvs"));
     let rules = run(&ns, &["iptables-save", "-t", "filter"]);
     assert!(
         rules.contains("-j KUBE-SOURCE-RANGES-FIREWALL") && rules.contains("-j KUBE-IPVS-FILTER"),
@@ -88,7 +88,7 @@ fn a_read_only_sysctl_is_reported_only_if_its_value_is_wrong() {
     files.write(objects);
     let agent = files.start(&ns);
     wait_for("the new address", &agent, || is_bound(&ns, "10.96.0.11/32"));
-    // It tells when the pass has ended, which is after the address came.
+    // The sync is logged when it ends, which is after the address is bound.
     let named = "/proc/sys/net/ipv4/vs/expire_nodest_conn: it is 0 and must be 1: Read-only file system";
     wait_for("the sysctl in the log", &agent, || agent.log().contains(named));
     let log = agent.log();
@@ -136,7 +136,7 @@ fn without_ip6tables_ipv4_is_programmed() {
     files.wrap("exec \"$AGENT\" \"$@\"");
     let agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
-    wait_for("the complaint", &agent, || agent.log().contains("failed: reading IPv6 iptables rules"));
+    wait_for("the error in the log", &agent, || agent.log().contains("failed: reading IPv6 iptables rules"));
     assert!(!is_bound(&ns, "fd00:96::10/128"), "no address without its filter");
 }
 
@@ -147,7 +147,7 @@ fn a_device_of_another_kind_blocks_only_addresses() {
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);
     wait_for("the virtual server", &agent, || run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080"));
-    wait_for("the complaint", &agent, || agent.log().contains("bridge"));
+    wait_for("the error in the log", &agent, || agent.log().contains("bridge"));
     assert!(!is_bound(&ns, "10.96.0.10/32"));
     ns.ip("link del kube-ipvs0").unwrap();
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent is killed while it programs; the next one ends where an undisturbed one does.
+//! The agent is killed during a sync. The next agent must reach the same state as an undisturbed one.
 
 use super::*;
 
@@ -46,7 +46,7 @@ fn settle(files: &Files, ns: &Netns) -> Vec<String> {
     state(ns)
 }
 
-/// How far the agent has come, read as fast as the kernel tells.
+/// The progress of a sync, read as fast as possible.
 #[derive(Clone, Copy, Debug)]
 enum Progress {
     /// Lines of the table of virtual servers.
@@ -65,7 +65,7 @@ impl Progress {
     }
 }
 
-/// Starts an agent and kills it as soon as there is more than at the start; how far it came.
+/// Starts an agent and kills it after its first writes. Returns its progress.
 fn kill_in_the_middle(files: &Files, ns: &Netns, progress: Progress) -> usize {
     let before = ns.enter(|| progress.read()).unwrap();
     let mut agent = files.start(ns);

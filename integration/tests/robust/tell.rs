@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What an operator must know is said: in the log, as an Event, as a metric. And the node is never
+//! Conditions are reported to the operator in the log, as an Event and as a metric. The node is never
 //! cut off by a Service that claims its address.
 
 use integration::apiserver::ApiServer;
@@ -21,7 +21,7 @@ fn with_external(name: &str, cluster_ip: &str, external: &[&str], created: &str)
     svc
 }
 
-/// What the agent in `ns` tells Prometheus.
+/// The metrics of the agent in `ns`.
 fn metrics(ns: &Netns) -> String {
     ns.enter(|| oracle::http_get(10249, "metrics")).unwrap().unwrap()
 }
@@ -140,15 +140,15 @@ fn addresses_of_the_node_as_vips_work_and_stay_reachable() {
     for address in ["192.168.50.2:80", "203.0.113.7:80"] {
         assert_eq!(ask_tcp(&client.ns, at(address), ASK).unwrap().name, "pod", "{address}");
     }
-    // … and every other port of the node still is the node's.
+    // … and every other port still reaches the programs of the node.
     for address in ["192.168.50.2:2222", "203.0.113.7:2222"] {
         assert_eq!(ask_tcp(&client.ns, at(address), ASK).unwrap().name, "host", "{address}");
     }
-    // The way out stays open: the gateway answers for itself.
+    // The gateway can still be reached.
     assert!(!is_bound(node.ns(), "192.168.50.1/32"));
     assert_eq!(ask_tcp(node.ns(), at("192.168.50.1:7000"), ASK).unwrap().name, "router");
     assert_eq!(ask_tcp(&pod.ns, at("192.168.50.1:7000"), ASK).unwrap().name, "router");
-    // An ordinary VIP keeps the host's ports closed.
+    // Ports of the node are closed at an ordinary VIP.
     assert!(matches!(ask_tcp(&pod.ns, at("10.96.0.10:2222"), ASK), Err(NoAnswer::Refused)));
     for what in ["192.168.50.2 of Service test/web", "192.168.50.1 of Service test/web", "NodeAddressAsVIP"] {
         assert!(agent.log().contains(what), "{what} is not told: {}", agent.log());

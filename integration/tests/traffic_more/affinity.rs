@@ -53,7 +53,7 @@ fn a_client_stays_with_its_backend_until_the_timeout() {
     assert!(remembered());
     setup.wait("the end of affinity", || !remembered()).unwrap();
     for (family, stuck) in first.into_iter().enumerate() {
-        // Round robin goes on with the other one, and the client sticks to that.
+        // Round robin selects the other backend, and the client stays with it.
         let next = names(|| ask_udp(&asker.ns, at(VIP[family], 53), ANSWER), 4);
         assert_eq!(next.union(&stuck).count(), 2, "{next:?} after {stuck:?}");
         assert_eq!(next.len(), 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! NodePorts of every protocol and both families, and nodes that send to each other.
+//! NodePorts of every protocol and both families, and traffic between nodes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -93,7 +93,7 @@ fn one_source_port_to_two_services_with_one_endpoint_is_an_ipvs_limit() {
     }
 }
 
-/// Each family has its own addresses and endpoints; a Service of one family is not there in the other.
+/// Each family has its own addresses and endpoints. A single-stack Service does not exist in the other family.
 #[test]
 fn families_are_independent() {
     let lab = Lab::new().unwrap();
@@ -131,7 +131,7 @@ fn backend_on_b() -> Vec<Value> {
     let local = ServiceBuilder::new("own", &VIP_2, &PORTS)
         .node_ports(&[31080, 31053, 31009])
         .external_policy("Local");
-    // The load balancer answers for itself here: no node may.
+    // The load balancer itself answers at this address: no node may.
     let proxied = ServiceBuilder::new("proxied", &["10.96.0.12"], &PORTS)
         .ingress("203.0.113.12", Some("Proxy"))
         .build();

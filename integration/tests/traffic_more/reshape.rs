@@ -25,7 +25,7 @@ fn with_slices(service: ServiceBuilder) -> Vec<Value> {
     std::iter::once(service.build()).chain(slices).collect()
 }
 
-/// Waits until the pod answers there and sees the client's address, or another one.
+/// Waits until the pod answers and sees the address of the client, or another one.
 fn wait_source(setup: &Setup<'_>, client: &Host, target: SocketAddr, kept: bool) {
     let own = if target.is_ipv4() { IpAddr::from(client.v4) } else { IpAddr::from(client.v6) };
     let as_wanted = || {
@@ -38,7 +38,7 @@ fn wait_source(setup: &Setup<'_>, client: &Host, target: SocketAddr, kept: bool)
 }
 
 /// From ClusterIP to NodePort to load balancer, from policy to policy, and all the way back: a connection
-/// over what stays is not touched.
+/// over an unchanged frontend survives.
 #[test]
 fn a_service_changes_its_type_and_policies() {
     let lab = Lab::new().unwrap();
@@ -53,7 +53,7 @@ fn a_service_changes_its_type_and_policies() {
     let mut open = VIP.map(|vip| Connection::open(&asker.ns, at(vip, 80), ANSWER).unwrap());
     let balanced = || service().load_balancer(&LB);
     let (own, lb) = (|port| NODE.map(|address| at(address, port)), LB.map(|address| at(address, 80)));
-    // What the Service becomes, where it is asked, and whether the client's address is seen.
+    // The new spec, the frontend, and whether the backend sees the client's address.
     let steps = [
         (service().node_ports(&[30080]), own(30080), false),
         (service().node_ports(&[30080]).external_policy("Local"), own(30080), true),
