@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests of `integration/guest/install.sh`, with programs in the place of apt's.
+//! Tests of `integration/guest/install.sh` with fake apt programs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

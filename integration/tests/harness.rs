@@ -33,7 +33,7 @@ fn the_conformance_node_is_that_of_the_recordings() {
     let link = node.ns.exec(&["ip", "-d", "link", "show", "eth1"]).unwrap().stdout;
     assert!(link.contains("dummy") && link.contains(",UP"), "{link}");
     assert_eq!(node.ns.sysctl("net.ipv6.conf.all.addr_gen_mode").unwrap(), "1");
-    // What a fresh node of the recordings answers to the oracles: nothing is there.
+    // The state of a new node of the recordings is empty.
     assert_eq!(normal(Subsystem::Link, &oracle::raw(&node.ns, Subsystem::Link, "").unwrap()), "absent\n");
     for subsystem in [Subsystem::Ipvs, Subsystem::Addrs, Subsystem::Ipset, Subsystem::Iptables] {
         let raw = oracle::raw(&node.ns, subsystem, "").unwrap();

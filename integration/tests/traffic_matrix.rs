@@ -99,7 +99,7 @@ impl Services {
         30001 + u16::try_from(index).unwrap()
     }
 
-    /// Where a row is asked, over one family.
+    /// The address to connect to for a row, of one family.
     fn target(&self, row: &Row, node: &Node, family: usize) -> SocketAddr {
         let index = self.kinds.iter().position(|kind| *kind == row.service).unwrap();
         if row.service[0] == "NodePort" {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
 
-/// What is measured at each size, in microseconds of the instruction clock; one column each.
+/// The measurements at each size, in microseconds of the instruction clock; one column each.
 pub const COLUMNS: [&str; 6] = [
     "cold, agent",
     "cold, limit",
@@ -23,7 +23,7 @@ const RIGHT: f64 = 190.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 60.0;
 
-/// One size and what it cost.
+/// The costs at one size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Services.
@@ -43,10 +43,10 @@ pub fn to_csv(samples: &[Sample]) -> String {
     text
 }
 
-/// Reads what [`to_csv`] wrote.
+/// Parses the text of [`to_csv`].
 ///
 /// # Errors
-/// Names the line that is no sample.
+/// If a line is not a sample.
 pub fn from_csv(text: &str) -> Result<Vec<Sample>> {
     text.lines().skip(1).map(|line| sample(line).with_context(|| format!("no sample: {line}"))).collect()
 }
@@ -61,7 +61,7 @@ fn sample(line: &str) -> Option<Sample> {
     fields.next().is_none().then_some(Sample { services, costs })
 }
 
-/// A scale from values to places.
+/// A logarithmic scale from values to coordinates.
 struct Scale {
     from: f64,
     to: f64,
@@ -80,10 +80,10 @@ impl Scale {
     }
 }
 
-/// The picture.
+/// The SVG.
 ///
 /// # Errors
-/// When there is nothing to draw.
+/// If there are no samples.
 pub fn to_svg(samples: &[Sample]) -> Result<String> {
     ensure!(samples.len() > 1, "two sizes at least are needed for a plot");
     let ends = |values: &mut dyn Iterator<Item = f64>| {
@@ -170,14 +170,14 @@ fn line(svg: &mut String, points: &[(f64, f64)], colour: &str) {
 struct Label {
     /// The end of the line.
     end: (f64, f64),
-    /// Where the name is.
+    /// The position of the name.
     y: f64,
     name: &'static str,
     colour: &'static str,
 }
 
 impl Label {
-    /// The name, and a thin line to it from what it names.
+    /// The name, with a thin line to the end of its line.
     fn draw(&self, svg: &mut String) {
         let (Label { end: (x, from), y, name, colour }, right) = (self, WIDTH - RIGHT + 16.0);
         let _ = writeln!(
@@ -192,7 +192,7 @@ impl Label {
     }
 }
 
-/// Moves names apart that would lie on each other: ours and the limit are close, we hope.
+/// Moves names apart that would overlap.
 fn spread(labels: &mut [Label]) {
     const APART: f64 = 15.0;
     labels.sort_by(|a, b| a.y.total_cmp(&b.y));

@@ -120,7 +120,7 @@ fn init_only_sets_sysctls_and_creates_nothing() {
 fn a_changed_configuration_restarts_the_agent_and_an_invalid_one_does_not() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({}), one_service());
-    // Agents of a cluster restart within a minute. The test sets a shorter limit.
+    // By default the restarts of a cluster's agents spread over a minute.
     let soon = json!({"kubeIPVS": {"configReload": {"spread": "1s"}}});
     let write = |version: &str, more: &Value| {
         let folder = files.path(version);

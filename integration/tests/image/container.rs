@@ -128,7 +128,7 @@ fn append(list: &mut Value, value: Value) -> Result<()> {
     Ok(())
 }
 
-/// Removes resource limits, because the guest has no control groups.
+/// Runs crun without control groups: no manifest limits resources, and the guest has none.
 fn crun(state: &Path) -> Command {
     let mut command = Command::new("crun");
     command.arg("--cgroup-manager=disabled").arg("--root").arg(state);

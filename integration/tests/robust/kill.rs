@@ -90,7 +90,7 @@ fn an_agent_converges_after_its_predecessor_was_killed() {
     for progress in [Progress::Servers, Progress::Addresses] {
         let ns = Netns::new("node-a").unwrap();
         let came = kill_in_the_middle(&files, &ns, progress);
-        // So many addresses travel in one send, which the kernel finishes before it kills.
+        // One send has this number of addresses. The kernel finishes a send before it kills the process.
         let in_the_middle = matches!(progress, Progress::Addresses) || came < full - empty;
         assert!(in_the_middle, "{progress:?}: {came} is everything, not the middle");
         assert_eq!(settle(&files, &ns), expected, "killed at {came} lines of {progress:?}");

@@ -138,7 +138,7 @@ struct Flow {
 }
 
 impl Flow {
-    /// Every datagram waits so long for its answer.
+    /// Limit for the answer to a datagram.
     fn open((ns, target): (&Netns, SocketAddr), limit: Duration) -> Self {
         Self { target, from: ns.name().to_owned(), flow: UdpFlow::open(ns, target, limit).unwrap() }
     }
@@ -221,8 +221,8 @@ fn an_existing_udp_client_reaches_the_first_backend() {
     let setup = Setup::start(&node, &json!({}), vec![waiting.clone()]).unwrap();
     setup.wait_bound(&VIP).unwrap();
     let limit = Duration::from_secs(1);
-    // One Service is there without a backend, the other is not there at all: what is sent to its address
-    // is routed on, and the node's connection tracking remembers that.
+    // One Service has no backend, the other does not exist: a datagram to the address of the second
+    // is forwarded, and the node keeps a conntrack entry for it.
     let flows: Vec<Flow> = [0, 1]
         .into_iter()
         .flat_map(|family| {

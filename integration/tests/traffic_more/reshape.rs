@@ -83,8 +83,8 @@ fn a_service_changes_its_type_and_policies() {
     }
 }
 
-/// NodePorts are on the addresses that the node has now. A VIP that becomes an address of the node goes on
-/// answering, and so does what listens there; when it is none any more it is bound again.
+/// NodePorts are on the current addresses of the node. A VIP that becomes an address of the node keeps
+/// working, and so do sockets at it. When it is no longer an address of the node, it is bound again.
 #[test]
 fn node_addresses_are_added_and_removed() {
     let lab = Lab::new().unwrap();

@@ -48,7 +48,7 @@ async fn nodes_are_listed_only_for_vips_and_as_a_table() {
     let asked = lists(&server);
     assert_eq!(asked.len(), 1);
     assert!(asked[0].query.contains("includeObject=None"), "{asked:?}");
-    // A new VIP may be the address of a Node that came meanwhile.
+    // A new VIP may be the address of a Node that was added meanwhile.
     server.apply(node("n3", &["192.168.50.4"]));
     server.apply(with_vip("192.168.50.4"));
     until("the new Node", || store.peers().nodes.len() == 3).await;
@@ -92,7 +92,7 @@ async fn where_a_table_does_not_show_every_address_objects_are_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_refuses_the_list_of_nodes_holds_up_nobody_for_long() {
     let server = start();
-    // A new VIP is no reason to ask a server again that refuses.
+    // A new VIP causes no further request to a server that refuses.
     let limits = Timing { max_pause: Duration::from_secs(30), reset: Duration::from_secs(120), ..eager() };
     let store = follow(&server, limits).await;
     until("in sync", || store.is_synced()).await;

@@ -62,7 +62,7 @@ fn a_misspelt_or_misplaced_field_is_found() {
     assert!(parse(&rule.replace("expr", "exp")).is_err());
 }
 
-/// What Kubernetes checks beyond types, as far as these manifests can break it.
+/// Validations of Kubernetes beyond types that these manifests could violate.
 fn check_pod(pod: &PodSpec) {
     let volumes: BTreeSet<&str> = pod.volumes.iter().flatten().map(|v| v.name.as_str()).collect();
     let containers: Vec<&Container> = pod.init_containers.iter().flatten().chain(&pod.containers).collect();
