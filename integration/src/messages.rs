@@ -79,7 +79,7 @@ pub fn complaints(log: &str) -> Vec<String> {
             Some(level) => for_operators = !matches!(level, "DEBUG" | "TRACE"),
             // Output of a wrapper or of a program of the node is not a message of the agent.
             None if for_operators && line.starts_with(' ') => {
-                wrong.push(format!("goes on in a second line: {line}"))
+                wrong.push(format!("has a second line: {line}"))
             }
             None => {}
         }
@@ -155,7 +155,7 @@ mod tests {
             None
         );
         let log = "2026-01-01T00:00:00Z DEBUG plan:\n  Ok(1)\n2026-01-01T00:00:00Z  WARN bad\n  more\n";
-        assert_eq!(complaints(log), ["goes on in a second line:   more"]);
+        assert_eq!(complaints(log), ["has a second line:   more"]);
     }
 
     /// Every place in a document.

@@ -200,7 +200,7 @@ fn draining(kernel: &mut dyn Kernel) {
     uncertain(kernel, &Op::DrainRealServer(vs, rs));
     done(kernel, &Op::AddRealServer(vs, rs));
     let weight = |kernel: &mut dyn Kernel| {
-        observe(kernel).virtual_servers[&vs].real_servers.get(&rs).expect("it is there").weight
+        observe(kernel).virtual_servers[&vs].real_servers.get(&rs).expect("the real server").weight
     };
     for _ in 0..2 {
         done(kernel, &Op::DrainRealServer(vs, rs));

@@ -14,9 +14,9 @@ pub struct Scenario {
     pub name: &'static str,
     pub before: Cluster,
     pub after: Cluster,
-    /// A change of the kernel by another program, before the objects change.
+    /// A change of the kernel before the objects change.
     pub meanwhile: fn(&mut FakeKernel),
-    /// The agent restarts before the objects change.
+    /// The agent restarts after `meanwhile`.
     pub restarts: bool,
 }
 

@@ -120,8 +120,8 @@ pub struct Restarted {
     pub passes: u64,
 }
 
-/// A Service of 500 endpoints whose pods are all replaced, one after the other, as fast as the API server
-/// tells, while the loop runs with a pause of `min_period` between passes.
+/// A rolling restart of a Service with 500 endpoints: all pods are replaced one after the other, as fast as events
+/// come, while the loop runs with a pause of `min_period` between syncs.
 ///
 /// # Errors
 /// When the kernel refuses something, or the expected state is not reached.

@@ -160,7 +160,7 @@ fn differing_servers(
         }
     }
     let more = found.keys().find(|name| !wanted.contains_key(*name) && !is_node_port(name));
-    more.map(|name| format!("{name} is there"))
+    more.map(|name| format!("{name} exists"))
 }
 
 /// The entries of all sets but those of endpoints, as `SET ENTRY`, from `ipset save`. Without one of them a

@@ -313,7 +313,7 @@ impl<'a> Chaos<'a> {
             if start.elapsed() > LIMIT {
                 let (faults, watches) = (self.recent.join(", "), self.watches());
                 bail!(
-                    "after {LIMIT:?} the state is not as wanted: {difference}; faults: {faults}; {watches}"
+                    "after {LIMIT:?} the state is not the expected one: {difference}; faults: {faults}; {watches}"
                 );
             }
             thread::sleep(LOOK);
@@ -340,7 +340,7 @@ impl<'a> Chaos<'a> {
         self.bury();
         self.revive()?;
         let (kills, faults) = (self.findings.kills, std::mem::take(&mut self.recent).join(", "));
-        eprintln!("chaos: round {round}: {kills} kills, as wanted after {took:.1?}; {faults}");
+        eprintln!("chaos: round {round}: {kills} kills, expected state after {took:.1?}; {faults}");
         Ok(())
     }
 

@@ -185,7 +185,7 @@ impl Findings {
         row("packets that a filter must stop", probes.to_string(), probes > 0);
         let (value, fine) = zero(&tally.unfiltered);
         row("of these, without their filter (0)", value, fine);
-        row("time until the state is as wanted", describe_times(&self.settled), !self.settled.is_empty());
+        row("time until the expected state", describe_times(&self.settled), !self.settled.is_empty());
         row(
             "time until a flush of others is repaired",
             describe_times(&self.repaired),

@@ -73,7 +73,7 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
     assert_eq!(
         get(&ns, 10256, "livez").0,
         200,
-        "audits that fail without a change are not told, as in kube-proxy"
+        "failed audits without a change of objects do not affect health, as in kube-proxy"
     );
     files.write([one_service(), vec![node_with(&json!({}))]].concat());
     wait_for("the end of health", &agent, || get(&ns, 10256, "healthz").0 == 503);

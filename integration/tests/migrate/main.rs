@@ -230,7 +230,7 @@ impl<'a> Stream<'a> {
         let before: Vec<usize> = self.made.iter().map(|made| made.load(Ordering::Relaxed)).collect();
         let start = Instant::now();
         while self.made.iter().zip(&before).any(|(made, before)| made.load(Ordering::Relaxed) < before + 3) {
-            assert!(start.elapsed() < LIMIT, "nobody answers: {:?}", self.failed.lock().unwrap());
+            assert!(start.elapsed() < LIMIT, "no answer: {:?}", self.failed.lock().unwrap());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

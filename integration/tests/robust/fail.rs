@@ -21,7 +21,7 @@ fn a_failed_sync_is_retried_soon_and_no_address_is_bound_meanwhile() {
     let tries = || std::fs::read_to_string(&broken).unwrap_or_default().lines().count();
     wait_for("three tries", &agent, || tries() >= 3);
     assert!(agent.log().contains("iptables-restore failed") && agent.log().contains("no luck"));
-    assert!(run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080"), "what needs no rules goes on");
+    assert!(run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080"), "virtual servers need no rules");
     assert!(!is_bound(&ns, "10.96.0.10/32"), "no address before its filter");
     std::fs::remove_file(&broken).unwrap();
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
@@ -102,7 +102,7 @@ fn an_unknown_scheduler_ends_the_agent_before_it_writes_anything() {
     let mut agent = files.start(&ns);
     let start = Instant::now();
     while agent.ended().unwrap().is_none() {
-        assert!(start.elapsed() < LIMIT, "it goes on:\n{}", agent.log());
+        assert!(start.elapsed() < LIMIT, "still running:\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(agent.ended().unwrap().and_then(|status| status.code()), Some(1));

@@ -48,7 +48,7 @@ fn conflicts_and_refusals_are_events_log_lines_and_metrics() {
         events.into_iter().find(|e| e["reason"] == reason).unwrap_or_else(|| panic!("no {reason}"))
     };
     let conflict = event("AddressConflict");
-    assert_eq!(conflict["regarding"]["name"], "young", "the loser is told");
+    assert_eq!(conflict["regarding"]["name"], "young", "the Event is about the losing Service");
     assert!(conflict["note"].as_str().unwrap().contains("belongs to Service test/old"), "{conflict}");
     assert_eq!(conflict["type"], "Warning");
     let refused = event("ExternalIPRefused");
@@ -151,6 +151,6 @@ fn addresses_of_the_node_as_vips_work_and_stay_reachable() {
     // Ports of the node are closed at an ordinary VIP.
     assert!(matches!(ask_tcp(&pod.ns, at("10.96.0.10:2222"), ASK), Err(NoAnswer::Refused)));
     for what in ["192.168.50.2 of Service test/web", "192.168.50.1 of Service test/web", "NodeAddressAsVIP"] {
-        assert!(agent.log().contains(what), "{what} is not told: {}", agent.log());
+        assert!(agent.log().contains(what), "the log lacks {what}: {}", agent.log());
     }
 }

@@ -152,8 +152,7 @@ impl Retries {
         now: Duration,
         pending: &mut Changes,
     ) {
-        let idle = self.failing.is_empty() && self.running.is_empty() && self.blocked.is_empty();
-        if idle && report.is_clean() {
+        if self.is_empty() && report.is_clean() {
             return;
         }
         let mut seen = BTreeSet::new();

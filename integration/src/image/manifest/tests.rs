@@ -77,7 +77,7 @@ fn check_pod(pod: &PodSpec) {
         let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref()).unwrap();
         assert!(requests.contains_key("cpu") && requests.contains_key("memory"));
     }
-    assert_eq!(mounted, volumes, "volumes that nobody mounts");
+    assert_eq!(mounted, volumes, "volumes without a mount");
     assert_eq!(pod.host_network, Some(true));
     assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"));
     let tolerations = pod.tolerations.clone().unwrap();
