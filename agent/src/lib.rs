@@ -3,7 +3,6 @@
 //! in ARCHITECTURE.md.
 
 #![deny(unsafe_code)]
-#![allow(missing_docs)]
 
 pub mod chance;
 pub mod cli;

@@ -4,6 +4,7 @@
 
 mod drain_tests;
 
+use crate::core::model::PerFamily;
 use crate::core::plan::outcome::{ObserveError, OpError, Outcome, Progress};
 use crate::core::plan::pass::{Due, Pass};
 use std::sync::Arc;
@@ -55,7 +56,10 @@ fn service(name: &str, number: u8, external: Option<u8>) -> Object {
     Object::Service(Service {
         name: ObjectName::new("d", name),
         created: 0,
-        cluster_ips: [Some([10, 96, 0, number].into()), Some(format!("fd00:96::{number}").parse().unwrap())],
+        cluster_ips: PerFamily::new(
+            Some([10, 96, 0, number].into()),
+            Some(format!("fd00:96::{number}").parse().unwrap()),
+        ),
         external_ips: external.map(|e| [198, 51, 100, e].into()).into_iter().collect(),
         ports: vec![ServicePort { name: "p".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         ..Service::default()
@@ -201,7 +205,7 @@ fn what_others_change_is_repaired_and_counted_as_drift() {
     let k = r.kernel();
     k.state.record(&Op::AddEntry(SetId { kind: SetKind::IpvsIps, family: Family::V4 }, foreign));
     k.state.addresses.clear();
-    k.state.rules[0].chains.clear();
+    k.state.rules[Family::V4].chains.clear();
     interfere(k);
     let pass = converge(&mut r, Due::Audit, 1);
     assert!(pass.drift.len() >= 8, "{}", pass.plan);
@@ -324,7 +328,7 @@ fn pod_cidrs_of_the_node_are_waited_for_and_followed() {
         store.update(|u| u.finish_list(kind));
     }
     let node = |cidr: Option<&str>| {
-        let pod_cidrs = [cidr.map(|c| c.parse().unwrap()), None];
+        let pod_cidrs = PerFamily::new(cidr.map(|c| c.parse().unwrap()), None);
         store.update(|u| u.put(Object::Node(Node { name: "n1".into(), pod_cidrs, ..Node::default() })));
     };
     let kernel = FakeKernel::new(&[SYSCTL]);
@@ -333,7 +337,7 @@ fn pod_cidrs_of_the_node_are_waited_for_and_followed() {
     node(Some("10.244.1.0/24"));
     assert!(r.is_ready());
     assert!(r.sync(Due::Audit, now()).is_clean());
-    let rules = |r: &mut Reconciler<FakeKernel>| format!("{:?}", r.kernel().state.rules[0].chains);
+    let rules = |r: &mut Reconciler<FakeKernel>| format!("{:?}", r.kernel().state.rules[Family::V4].chains);
     assert!(rules(&mut r).contains("! -s 10.244.1.0/24"));
     node(Some("10.244.7.0/24"));
     assert!(store.is_dirty(), "the loop has to look");

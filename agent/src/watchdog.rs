@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::serve::health::{LoopLag, SharedHealth};
 use crate::words;
 
-/// A loop without an iteration for so long is reported.
+/// The time without an iteration that is reported.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two checks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -55,11 +55,11 @@ pub fn start(health: SharedHealth, thread: Pid, min_sync_period: Duration) -> io
 /// A change of the state of the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finding {
-    /// No iteration for so long.
+    /// The time without an iteration.
     Blocked(Duration),
-    /// It iterates and has not taken a change for so long.
+    /// It iterates, but has not taken a change of this age.
     Late(Duration),
-    /// It was blocked or late for so long.
+    /// It works again; the time that it was blocked or late.
     Over(Duration),
 }
 

@@ -2,6 +2,7 @@
 //! Tests of every [`Kernel`]: they run on the fake kernel and, under a kernel with IPVS, on the real one.
 //! They show that the fake kernel behaves like the real one.
 
+use kube_ipvs::core::model::PerFamily;
 use kube_ipvs::core::plan::outcome::{OpError, Progress};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -57,7 +58,7 @@ fn one(kernel: &mut dyn Kernel, op: &Op) -> Result<(), OpError> {
 /// The whole kernel state.
 fn observe(kernel: &mut dyn Kernel) -> Observed {
     let observed = kernel.observe(&Family::ALL, &mut Vec::new()).expect("the kernel can be read");
-    assert_eq!(observed.unread_rules, [false, false]);
+    assert_eq!(observed.unread_rules, PerFamily::default());
     observed
 }
 
@@ -181,13 +182,13 @@ fn rules(kernel: &mut dyn Kernel) {
         let closed = [server(vip, 443), VsKey { protocol: Protocol::Udp, ..server(vip, 53) }];
         let settings = Settings { keep_established: true, ..Settings::default() };
         let chains = build_chains(family, &settings, &|_| true, &closed);
-        let jumps = observe(kernel).rules[family.index()].broken_jumps();
+        let jumps = observe(kernel).rules[family].broken_jumps();
         assert_eq!(jumps.len(), 6, "every built-in chain lacks its jumps");
         let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false, is_takeover: false };
         done(kernel, &Op::WriteRules(Box::new(op.clone())));
         // A second write replaces the chains and adds no jump.
         done(kernel, &Op::WriteRules(Box::new(RulesOp { jumps: Vec::new(), ..op })));
-        let observed = &observe(kernel).rules[family.index()];
+        let observed = &observe(kernel).rules[family];
         assert_eq!(observed.chains, chains, "what is read is what was written");
         assert!(observed.broken_jumps().is_empty());
     }

@@ -10,11 +10,11 @@ use std::time::Duration;
 use integration::lab::traffic::{Backend, Connection, UdpFlow};
 use integration::lab::{Host, Lab, Netns, Node, Pod};
 use kube_ipvs::core::model::flows::FlowFilter;
-use kube_ipvs::core::model::{Family, RsKey};
+use kube_ipvs::core::model::{Family, PerFamily, RsKey};
 use kube_ipvs::kernel::netfilter::conntrack::ConntrackClient;
 
 const LIMIT: Duration = Duration::from_secs(5);
-const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+const VIPS: PerFamily<&str> = PerFamily::new("10.96.0.10", "fd00:96::10");
 const NODE_PORT: u16 = 30053;
 
 /// The table of one family, as `conntrack` shows it: protocol, both directions and zone, without what
@@ -53,12 +53,12 @@ fn address(host: &Host, family: Family) -> IpAddr {
 
 /// Sends VIP:53 (UDP and TCP) and the node port to a pod, as a proxy would, from now on.
 fn send_to(node: &Node, family: Family, pod: &Pod) {
-    let iptables = ["iptables", "ip6tables"][family.index()];
+    let iptables = PerFamily::new("iptables", "ip6tables")[family];
     let nat = |args: &str| {
         let command: Vec<&str> = [iptables, "-w", "-t", "nat"].into_iter().chain(args.split(' ')).collect();
         node.ns().exec(&command).unwrap();
     };
-    let (vip, to) = (VIPS[family.index()], SocketAddr::new(address(pod, family), 5353));
+    let (vip, to) = (VIPS[family], SocketAddr::new(address(pod, family), 5353));
     nat("-F PREROUTING");
     for what in [
         format!("-d {vip} -p udp --dport 53"),
@@ -86,7 +86,7 @@ struct Traffic {
 
 impl Traffic {
     fn start(node: &Node, client: &Host, old: &Pod, new: &Pod, family: Family) -> Self {
-        let vip: IpAddr = VIPS[family.index()].parse().unwrap();
+        let vip: IpAddr = VIPS[family].parse().unwrap();
         let open = |ip, port| UdpFlow::open(&client.ns, SocketAddr::new(ip, port), LIMIT).unwrap();
         send_to(node, family, old);
         let flows = [open(vip, 53), open(address(&node.host, family), NODE_PORT)];
@@ -110,7 +110,7 @@ impl Traffic {
     /// The client's side of each stale flow: these must be deleted.
     fn stale(&self, node: &Node, client: &Host) -> BTreeSet<String> {
         let from = address(client, self.family);
-        let vip = VIPS[self.family.index()].parse().unwrap();
+        let vip = VIPS[self.family].parse().unwrap();
         let node = address(&node.host, self.family);
         let line = |flow: &UdpFlow, to: IpAddr, port: u16| {
             format!("udp src={from} dst={to} sport={} dport={port}", flow.local().unwrap().port())
@@ -121,7 +121,7 @@ impl Traffic {
 }
 
 fn filter(family: Family, pod: &Pod) -> FlowFilter {
-    let vip: IpAddr = VIPS[family.index()].parse().unwrap();
+    let vip: IpAddr = VIPS[family].parse().unwrap();
     let endpoints = vec![RsKey { addr: address(pod, family), port: 5353 }];
     FlowFilter {
         family,
@@ -143,19 +143,19 @@ fn only_stale_flows_are_deleted() {
     let mut all = Family::ALL.map(|family| Traffic::start(&node, &client, &old, &new, family));
     for traffic in &mut all {
         let family = traffic.family;
-        let both = |ns| Family::ALL.map(|family| table(ns, family));
+        let both = |ns| PerFamily::of(|family| table(ns, family));
         let before = both(node.ns());
         let (count, asked) = forget(node.ns(), &filter(family, &new));
         let after = both(node.ns());
-        let gone: BTreeSet<String> =
-            before[family.index()].difference(&after[family.index()]).cloned().collect();
+        let gone: BTreeSet<String> = before[family].difference(&after[family]).cloned().collect();
         let client_side = gone.iter().map(|line| line.split(' ').take(5).collect::<Vec<_>>().join(" "));
         assert_eq!(client_side.collect::<BTreeSet<_>>(), traffic.stale(&node, &client), "{before:#?}");
         assert_eq!(count, 3);
-        assert!(after[family.index()].is_subset(&before[family.index()]));
-        assert_eq!(before[1 - family.index()], after[1 - family.index()], "the other family");
-        assert!(udp(&before[family.index()]) < before[family.index()].len() as u64, "there is TCP, too");
-        assert_eq!(asked.entries(), udp(&before[family.index()]), "the kernel sends UDP only");
+        assert!(after[family].is_subset(&before[family]));
+        let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
+        assert_eq!(before[other], after[other], "the other family");
+        assert!(udp(&before[family]) < before[family].len() as u64, "there is TCP, too");
+        assert_eq!(asked.entries(), udp(&before[family]), "the kernel sends UDP only");
         assert_eq!((asked.counters().dumps, asked.counters().sends), (1, 2));
         for flow in traffic.old.iter().chain([&traffic.new]) {
             assert_eq!(flow.ask().unwrap().name, "new", "the same client finds the new pod");

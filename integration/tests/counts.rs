@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use kube_ipvs::core::model::PerFamily;
 use kube_ipvs::core::plan::outcome::{ObserveError, OpError, Progress};
 use kube_ipvs::core::plan::pass::Due;
 use std::net::IpAddr;
@@ -47,7 +48,7 @@ fn name(n: u16) -> ObjectName {
 fn service(n: u16) -> Object {
     Object::Service(Service {
         name: name(n),
-        cluster_ips: [Some(IpAddr::from([10, 96, (n / 250) as u8, (n % 250) as u8])), None],
+        cluster_ips: PerFamily::new(Some(IpAddr::from([10, 96, (n / 250) as u8, (n % 250) as u8])), None),
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         ..Service::default()
     })

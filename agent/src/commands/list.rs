@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube-ipvs list`: the IPVS table, as `ipvsadm -Ln` prints it.
 
-use std::io::Write as _;
-
 use crate::cli::ListArgs;
 use crate::inspect::ipvs_table::{IpvsTable, ListFormat};
 use crate::inspect::owners::ServiceOwners;
@@ -22,9 +20,5 @@ pub fn run(args: &ListArgs) -> anyhow::Result<()> {
             ServiceOwners::default()
         })
     };
-    let text = table.render(args.output, &owners);
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
+    super::print(&table.render(args.output, &owners))
 }

@@ -2,7 +2,6 @@
 //! `kube-ipvs config`: the effective configuration.
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -17,11 +16,7 @@ use crate::trial::{self, Tester};
 /// When it cannot be read, is invalid, or a start with it would fail.
 pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = Config::read(args.source.config.as_deref(), &args.source.flags)?;
-    let text = render(&config, args.output)?;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
-        _ => {}
-    }
+    super::print(&render(&config, args.output)?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let api = args.objects.is_none().then_some(&args.master);
     let findings = trial::check(&config, Tester::Person, api, runtime.handle());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use crate::core::model::PerFamily;
 use crate::core::model::settings::{LocalTraffic, NodePortAddresses};
 
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
@@ -30,7 +31,10 @@ fn the_config_map_of_kubeadm_gives_the_defaults() {
 fn cluster_cidrs_are_kept_by_family() {
     let config = parse("clusterCIDR: fd00:244::/48,10.244.0.0/16\n").unwrap();
     let LocalTraffic::Cidrs(cidrs) = config.settings.local else { panic!() };
-    assert_eq!(cidrs.map(|c| c.unwrap().to_string()), ["10.244.0.0/16", "fd00:244::/48"]);
+    assert_eq!(
+        PerFamily::of(|family| cidrs[family].unwrap().to_string()),
+        PerFamily::new("10.244.0.0/16".to_owned(), "fd00:244::/48".to_owned())
+    );
 }
 
 #[test]
@@ -170,8 +174,11 @@ fn addresses_and_networks_are_read_as_kube_proxy_reads_them() {
     assert_eq!(config.settings.bind_address, Some("10.1.1.1".parse().unwrap()));
     assert_eq!(config.healthz_address, Some("0.0.0.0:10256".parse().unwrap()));
     assert_eq!(config.metrics_address, "127.0.0.1:10249".parse().unwrap());
-    let LocalTraffic::Cidrs([v4, v6]) = config.settings.local else { panic!("{:?}", config.settings.local) };
-    assert_eq!([v4, v6].map(Option::unwrap).to_vec(), nets(&["10.244.0.0/16", "fd00::/64"]));
+    let LocalTraffic::Cidrs(cidrs) = config.settings.local else { panic!("{:?}", config.settings.local) };
+    assert_eq!(
+        cidrs.into_iter().map(Option::unwrap).collect::<Vec<_>>(),
+        nets(&["10.244.0.0/16", "fd00::/64"])
+    );
     assert_eq!(config.settings.node_port_addresses, NodePortAddresses::Cidrs(nets(&["192.168.50.0/24"])));
     assert_eq!(
         (config.settings.exclude_cidrs, config.settings.protected),

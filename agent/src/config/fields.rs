@@ -7,9 +7,9 @@ use anyhow::{Context, bail, ensure};
 use ipnet::IpNet;
 
 use super::values::Values;
-use crate::core::model::Family;
 use crate::core::model::address;
 use crate::core::model::settings::{LocalTraffic, NodePortAddresses};
+use crate::core::model::{Family, PerFamily};
 
 fn cidr(field: &str, text: &str) -> anyhow::Result<IpNet> {
     address::parse_net(text.trim()).with_context(|| format!("{field}: {text:?} is not a CIDR"))
@@ -67,11 +67,11 @@ pub(super) fn local_traffic(v: &Values) -> anyhow::Result<LocalTraffic> {
 }
 
 /// One CIDR, or one of each family.
-fn cluster_cidrs(text: &str) -> anyhow::Result<[Option<IpNet>; 2]> {
-    let mut cidrs = [None, None];
+fn cluster_cidrs(text: &str) -> anyhow::Result<PerFamily<Option<IpNet>>> {
+    let mut cidrs: PerFamily<Option<IpNet>> = PerFamily::default();
     for part in text.split(',').filter(|part| !part.trim().is_empty()) {
         let net = cidr("clusterCIDR", part)?;
-        let slot = &mut cidrs[Family::of_net(&net).index()];
+        let slot = &mut cidrs[Family::of_net(&net)];
         ensure!(slot.is_none(), "clusterCIDR: {text:?} has two CIDRs of one family");
         *slot = Some(net);
     }

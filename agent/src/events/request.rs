@@ -8,7 +8,6 @@ use crate::core::model::ObjectName;
 /// An Event to create: something an operator should act on, about one object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventRequest {
-    /// The object.
     pub about: About,
     /// The problem, for machines.
     pub reason: Reason,
@@ -19,7 +18,6 @@ pub struct EventRequest {
 /// The object of an Event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum About {
-    /// A Service.
     Service(ObjectName),
     /// The node that this agent runs on.
     Node,
@@ -35,8 +33,8 @@ impl fmt::Display for About {
     }
 }
 
-/// The reason of an Event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The reason of an Event; the field `reason` has the name of the variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, strum::Display)]
 pub enum Reason {
     /// Two Services claim the same address and port.
     AddressConflict,
@@ -60,25 +58,6 @@ pub enum Reason {
     FailedToStartMetricServer,
     /// A kernel module or a privilege is missing.
     KernelNotUsable,
-}
-
-/// As in the field `reason` of the Event.
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Reason::AddressConflict => "AddressConflict",
-            Reason::ExternalIPRefused => "ExternalIPRefused",
-            Reason::NodeAddressAsVIP => "NodeAddressAsVIP",
-            Reason::AddressNotBound => "AddressNotBound",
-            Reason::ListenerShadowed => "ListenerShadowed",
-            Reason::NotProgrammed => "NotProgrammed",
-            Reason::RemovedForeignServers => "RemovedForeignServers",
-            Reason::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
-            Reason::FailedToStartProxierHealthcheck => "FailedToStartProxierHealthcheck",
-            Reason::FailedToStartMetricServer => "FailedToStartMetricServer",
-            Reason::KernelNotUsable => "KernelNotUsable",
-        })
-    }
 }
 
 impl EventRequest {

@@ -13,7 +13,7 @@ pub struct Limits {
     pub quiet: Duration,
     /// The time between API requests …
     pub interval: Duration,
-    /// … except for so many after a pause.
+    /// … except for this number after a pause.
     pub burst: u32,
     /// The length of the queue.
     pub queue: usize,

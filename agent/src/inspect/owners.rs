@@ -22,7 +22,7 @@ use crate::words;
 const NAME: &[u8] = b"kube-ipvs/owners";
 /// The timeout of a client, and of the sync loop.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer is reused for so long, so that clients query the sync loop at most once in this time.
+/// The time that an answer is reused, so that clients query the sync loop at most once in this time.
 const AGE: Duration = Duration::from_secs(1);
 /// The number of connects to a listener with a full queue.
 const TRIES: usize = 10;

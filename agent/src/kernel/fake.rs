@@ -16,7 +16,7 @@ use crate::core::mirror::comparison::{Addresses, NodeState, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::map::Set;
 use crate::core::model::sets::{Entry, SetId, SetKind};
-use crate::core::model::{Family, ONE_PACKET, PERSISTENT, RsKey, VsKey, VsSpec};
+use crate::core::model::{Family, ONE_PACKET, PERSISTENT, PerFamily, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, OpKind};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
@@ -59,7 +59,7 @@ pub struct FakeKernel {
     slow: Vec<Op>,
     ended: Vec<Finished>,
     /// The rules that were read last, of each family: what nobody has changed is not read again.
-    read_rules: [Option<ObservedRules>; 2],
+    read_rules: PerFamily<Option<ObservedRules>>,
     fail_observe: bool,
     fail_busy: bool,
     degrade_rules: bool,
@@ -146,7 +146,7 @@ impl FakeKernel {
     fn run(&mut self, op: &Op) -> Result<(), OpError> {
         *self.counts.ops.entry(op.kind()).or_default() += 1;
         match op.subject() {
-            Subject::Rules(family) | Subject::Leftovers(family) => self.read_rules[family.index()] = None,
+            Subject::Rules(family) | Subject::Leftovers(family) => self.read_rules[family] = None,
             _ => {}
         }
         if let Some(left) = &mut self.stop_after {
@@ -251,7 +251,7 @@ impl FakeKernel {
     pub fn exposed(&self) -> BTreeSet<IpAddr> {
         let guarded = |net: &&IpNet| {
             let family = Family::of(net.addr());
-            let rules = &self.state.rules[family.index()];
+            let rules = &self.state.rules[family];
             let entry = Entry::Ip(net.addr());
             rules.broken_jumps().is_empty()
                 && !rules.chains.is_empty()
@@ -415,9 +415,8 @@ impl Kernel for FakeKernel {
 
     fn read_rules(&mut self, families: &[Family], afresh: bool) {
         for family in families {
-            let index = family.index();
-            let rules = &self.state.rules[index];
-            if !afresh && self.read_rules[index].as_ref() == Some(rules) {
+            let rules = &self.state.rules[*family];
+            if !afresh && self.read_rules[*family].as_ref() == Some(rules) {
                 self.ended.push(Finished::Rules(*family, Ok(None)));
                 continue;
             }
@@ -426,7 +425,7 @@ impl Kernel for FakeKernel {
                 Some(error) => Err(error.clone()),
                 None => Ok(Some(Box::new(rules.clone()))),
             };
-            self.read_rules[index] = result.is_ok().then(|| rules.clone());
+            self.read_rules[*family] = result.is_ok().then(|| rules.clone());
             self.ended.push(Finished::Rules(*family, result));
         }
     }

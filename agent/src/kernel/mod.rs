@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The I/O edge: the only room that opens sockets or starts processes.
 //!
-//! [`Kernel`] has two implementations: [`linux`], and [`fake`] with the same errnos and a switch
+//! [`Kernel`] has two implementations: [`linux`], and `fake` (feature `testing`) with the same errnos and a switch
 //! that makes the next op fail. [`apply`] runs a plan on either.
 
 mod apply;
 mod errors;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod host;
 pub mod iptables;
@@ -116,7 +117,7 @@ pub trait Kernel {
         for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {
             audit.confirm(*key, server, &mut observed);
         }
-        families.iter().for_each(|family| observed.unread_rules[family.index()] = true);
+        families.iter().for_each(|family| observed.unread_rules[family] = true);
         let mut missing = families.to_vec();
         let deadline = Instant::now() + RULES_PATIENCE;
         while !missing.is_empty() {
@@ -127,8 +128,8 @@ pub trait Kernel {
             for finished in ended {
                 match finished {
                     Finished::Rules(family, Ok(Some(rules))) => {
-                        observed.rules[family.index()] = *rules;
-                        observed.unread_rules[family.index()] = false;
+                        observed.rules[family] = *rules;
+                        observed.unread_rules[family] = false;
                         missing.retain(|missing| *missing != family);
                     }
                     finished => {

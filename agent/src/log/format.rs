@@ -21,7 +21,6 @@ use super::levels::{CHANGES, OPERATIONS, PASSES, SYNCS};
 /// The format of log lines (`logging.format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
     #[default]
     Text,
     /// One JSON object per line.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use crate::core::model::PerFamily;
 use crate::core::plan::outcome::{ObserveError, OpError, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +37,7 @@ fn service(name: &str, vip: u8) -> Service {
     Service {
         name: ObjectName::new("d", name),
         created: i64::from(vip),
-        cluster_ips: [Some([10, 96, 0, vip].into()), None],
+        cluster_ips: PerFamily::new(Some([10, 96, 0, vip].into()), None),
         ports: vec![ServicePort { name: "p".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         ..Service::default()
     }
@@ -234,7 +235,7 @@ fn the_oldest_change_ages_until_every_family_is_in_sync() {
     assert!(age() > 0.0);
     let target = RsKey { addr: [10, 244, 1, 1].into(), port: 80 };
     metrics.pass(&pass(vec![Op::AddRealServer(VS, target)], vec![failed()]), Due::Changes, Duration::ZERO);
-    assert_eq!(age(), 0.0, "an object that is refused is told by its own metric");
+    assert_eq!(age(), 0.0, "a rejected object has its own metric");
 }
 
 #[test]
@@ -375,7 +376,7 @@ fn the_loser_of_a_conflict_is_named_until_it_is_none() {
     assert!(!text.contains("young") && text.contains("kube_ipvs_contested_virtual_servers 0"), "{text}");
 }
 
-/// The loop on a kernel in memory tells all it does.
+/// The sync loop on a kernel in memory reports all its work.
 #[test]
 fn the_loop_counts_what_it_does() {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));

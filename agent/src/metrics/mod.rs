@@ -2,7 +2,7 @@
 //! Metrics for Prometheus. Labels come from closed sets, except the names of Services, whose number is limited.
 //!
 //! `proxy` has the metrics of kube-proxy, with its names, labels and buckets; `work`, `objects` and `input` have ours,
-//! `kube_ipvs_*`; [`rest`] counts requests to the API server; `process` is about this process; [`services`] counts
+//! `kube_ipvs_*`; [`rest`] counts requests to the API server; `process` is about this process; `services` counts
 //! traffic per Service. docs/metrics.md explains each metric.
 
 mod input;
@@ -154,12 +154,10 @@ impl Metrics {
         kubernetes.with_label_values(&labels).set(1);
     }
 
-    /// Counts an answer of `/healthz`.
     pub fn answered_healthz(&self, code: u16) {
         self.0.proxy.answered_healthz(code);
     }
 
-    /// Counts an answer of `/livez`.
     pub fn answered_livez(&self, code: u16) {
         self.0.proxy.answered_livez(code);
     }

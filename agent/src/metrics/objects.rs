@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube_ipvs_*`: the desired objects, and the objects in the kernel.
 
+use crate::core::model::PerFamily;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -29,9 +30,9 @@ declare! {
         drains: IntGauge = "kube_ipvs_draining_real_servers"
             => "Real servers that get no new connections and are removed when their connections have ended.";
         services: IntGauge = "kube_ipvs_services" => "Services that this node serves.";
-        virtual_servers: [IntGauge; 2] = "kube_ipvs_virtual_servers" ["ip_family"]
+        virtual_servers: PerFamily<IntGauge> = "kube_ipvs_virtual_servers" ["ip_family"]
             => "Virtual servers in the kernel, including those of other programs.";
-        real_servers: [IntGauge; 2] = "kube_ipvs_real_servers" ["ip_family"]
+        real_servers: PerFamily<IntGauge> = "kube_ipvs_real_servers" ["ip_family"]
             => "Real servers in the kernel, including draining ones and those of other programs.";
         entries: IntGaugeVec = "kube_ipvs_set_entries" ["set"] => "Entries of the ipsets that exist.";
         addresses: IntGauge = "kube_ipvs_bound_addresses" => "Addresses on the device kube-ipvs0.";
@@ -77,10 +78,11 @@ impl ObjectMetrics {
 
     /// Counts all servers, after an audit.
     pub fn count_servers(&self, observed: &Observed) {
-        let (mut virtual_servers, mut real_servers) = ([0; 2], [0; 2]);
+        let (mut virtual_servers, mut real_servers) =
+            (PerFamily::<i64>::default(), PerFamily::<i64>::default());
         for (vs, server) in &observed.virtual_servers {
-            virtual_servers[vs.family().index()] += 1;
-            real_servers[vs.family().index()] += server.real_servers.len() as i64;
+            virtual_servers[vs.family()] += 1;
+            real_servers[vs.family()] += server.real_servers.len() as i64;
         }
         for (gauge, count) in self.virtual_servers.iter().zip(virtual_servers) {
             gauge.set(count);
@@ -93,14 +95,14 @@ impl ObjectMetrics {
     /// The kernel acknowledged an op; `observed` is the mirror before it.
     pub fn done(&self, op: &Op, observed: &Observed) {
         match op {
-            Op::AddVirtualServer(vs, _) => self.virtual_servers[vs.family().index()].inc(),
+            Op::AddVirtualServer(vs, _) => self.virtual_servers[vs.family()].inc(),
             Op::RemoveVirtualServer(vs) => {
-                self.virtual_servers[vs.family().index()].dec();
+                self.virtual_servers[vs.family()].dec();
                 let removed = observed.virtual_servers.get(vs).map_or(0, |server| server.real_servers.len());
-                self.real_servers[vs.family().index()].sub(removed as i64);
+                self.real_servers[vs.family()].sub(removed as i64);
             }
-            Op::AddRealServer(vs, _) => self.real_servers[vs.family().index()].inc(),
-            Op::RemoveRealServer(vs, _) => self.real_servers[vs.family().index()].dec(),
+            Op::AddRealServer(vs, _) => self.real_servers[vs.family()].inc(),
+            Op::RemoveRealServer(vs, _) => self.real_servers[vs.family()].dec(),
             _ => {}
         }
     }

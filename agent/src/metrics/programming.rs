@@ -115,6 +115,7 @@ impl<'a> Failed<'a> {
 
 #[cfg(test)]
 mod tests {
+    use crate::core::model::PerFamily;
     use prometheus::Registry;
 
     use super::*;
@@ -139,7 +140,7 @@ mod tests {
             let name = ObjectName::new("d", name);
             let service = Service {
                 name: name.clone(),
-                cluster_ips: [Some(ip(n)), None],
+                cluster_ips: PerFamily::new(Some(ip(n)), None),
                 ports: vec![port],
                 ..Service::default()
             };

@@ -132,7 +132,7 @@ impl ProxyMetrics {
         self.slices_pending.set(tally.pending_slices as i64);
         self.services_pending.set(tally.pending_services.len() as i64);
         catch_up(&self.services, tally.services * families.len() as u64);
-        catch_up(&self.slices, families.iter().map(|family| tally.slices[family.index()]).sum());
+        catch_up(&self.slices, families.iter().map(|family| tally.slices[family]).sum());
         for family in families.iter() {
             self.queued.with_label_values(&[label(*family)]).set(seconds(tally.changed_at));
         }

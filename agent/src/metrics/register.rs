@@ -8,7 +8,7 @@ use prometheus::{
     Registry, Result,
 };
 
-use crate::core::model::Family;
+use crate::core::model::{Family, PerFamily};
 
 /// A kind of metric that [`declare`] knows.
 pub(super) trait Metric: Sized {
@@ -37,11 +37,11 @@ kinds! {
     HistogramVec: |opts, labels, buckets| HistogramVec::new(HistogramOpts::from(opts).buckets(buckets), labels);
 }
 
-/// Gauges with the label `ip_family`, by [`Family::index`].
-impl Metric for [IntGauge; 2] {
+/// Gauges with the label `ip_family`.
+impl Metric for PerFamily<IntGauge> {
     fn register(registry: &Registry, opts: Opts, labels: &[&str], buckets: Vec<f64>) -> Result<Self> {
         let gauges = IntGaugeVec::register(registry, opts, labels, buckets)?;
-        Ok(Family::ALL.map(|family| gauges.with_label_values(&[label(family)])))
+        Ok(PerFamily::of(|family| gauges.with_label_values(&[label(family)])))
     }
 }
 

@@ -16,13 +16,13 @@ use crate::core::model::{ObjectName, VsKey};
 use crate::kernel::ipvs::traffic::{ReadCounters, ServerCounters};
 use crate::lock::lock;
 
-/// Readings are at least so far apart; scrapes in between show the last one.
+/// The minimum time between readings; scrapes in between show the last one.
 pub const MIN_PAUSE: Duration = Duration::from_secs(5);
-/// Dumps take at most one part in so many of the time.
+/// Dumps take at most 1/20 of the time.
 const DUTY: u32 = 20;
-/// A scrape waits so long for a fresh reading, then it shows the last one.
+/// The time that a scrape waits for a fresh reading, before it shows the last one.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// With so many pending changes of ownership the thread takes them without a scrape.
+/// The number of pending changes of ownership that the thread takes without a scrape.
 const MAX_CHANGES: usize = 4096;
 /// The Service of the series for all Services without a series of their own; its namespace is empty.
 const OTHER: &str = "other";

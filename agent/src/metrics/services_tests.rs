@@ -50,7 +50,11 @@ fn virtual_servers_of_a_service_are_summed_in_both_directions() {
     test.account.take(&[]);
     test.account.change(vec![owned(1, "web"), owned(2, "web"), owned(3, "dns")]);
     test.account.take(&[(vs(1), counts(5)), (vs(2), counts(2)), (vs(3), counts(1)), (vs(9), counts(99))]);
-    assert_eq!(test.connections(), ["/other 0", "d/dns 1", "d/web 7"], "nobody's are not counted");
+    assert_eq!(
+        test.connections(),
+        ["/other 0", "d/dns 1", "d/web 7"],
+        "virtual servers without an owner are not counted"
+    );
     let web: Vec<u64> =
         test.account.named[&ObjectName::new("d", "web")].iter().map(IntCounter::get).collect();
     assert_eq!(web, [7, 70, 63, 700, 14]);
@@ -79,7 +83,7 @@ fn a_virtual_server_that_is_created_again_keeps_its_sum() {
     test.account.change(vec![owned(1, "web")]);
     test.account.take(&[(vs(1), counts(8))]);
     test.account.take(&[(vs(1), counts(3))]);
-    assert_eq!(test.connections(), ["/other 0", "d/web 11"], "made anew between two readings");
+    assert_eq!(test.connections(), ["/other 0", "d/web 11"], "created again between two readings");
     test.account.change(vec![owned(2, "web"), (vs(1), None)]);
     test.account.take(&[]);
     test.account.change(vec![owned(1, "web")]);

@@ -180,7 +180,7 @@ fn troubles() -> Vec<TestFault> {
         TestFault {
             name: "iptables-restore that fails",
             begin: |kernel| {
-                kernel.state.rules[0].chains.clear();
+                kernel.state.rules[Family::V4].chains.clear();
                 let error = OpError::uncertain(Cause::ProgramFailed, "iptables-restore failed");
                 kernel.refuse(Subject::Rules(Family::V4), error);
             },
@@ -191,7 +191,7 @@ fn troubles() -> Vec<TestFault> {
             name: "ip6tables-save that fails",
             begin: |kernel| {
                 kernel.set_unreadable(Part::Rules(SIX), Some(refused(Cause::ProgramFailed)));
-                kernel.state.rules[1].chains.clear();
+                kernel.state.rules[Family::V6].chains.clear();
             },
             end: |kernel| kernel.set_unreadable(Part::Rules(SIX), None),
             closed: None,
@@ -211,7 +211,7 @@ fn troubles() -> Vec<TestFault> {
         TestFault {
             name: "iptables-restore that hangs",
             begin: |kernel| {
-                kernel.state.rules[0].chains.clear();
+                kernel.state.rules[Family::V4].chains.clear();
                 kernel.slow_rules();
             },
             end: FakeKernel::end_slow_rules,
@@ -314,9 +314,9 @@ fn rules_that_cannot_be_read_are_read_seldom_and_the_other_family_is_repaired() 
     day.run.schedule.audit_soon();
     day.run.pass_time(s(30));
     let readings = day.kernel().counts.rule_readings;
-    day.kernel().state.rules[0].chains.clear();
+    day.kernel().state.rules[Family::V4].chains.clear();
     day.run.pass_time(s(35));
-    assert!(!day.kernel().state.rules[0].chains.is_empty(), "IPv4 drift is repaired");
+    assert!(!day.kernel().state.rules[Family::V4].chains.is_empty(), "IPv4 drift is repaired");
     let readings = day.kernel().counts.rule_readings - readings;
     assert!(readings < 12, "{readings} readings in 35 s");
 }
@@ -442,7 +442,7 @@ fn health_check_ports_are_right_for_each_service_whatever_fails_elsewhere() {
     let mut agent = Reconciler::new(node, store.clone(), crate::testing::settings(), "n1", false, reporting);
     let local = |name: &str| {
         let name = crate::core::model::ObjectName::new("d", name);
-        told.borrow().services.get(&name).and_then(|check| check.local[0])
+        told.borrow().services.get(&name).and_then(|check| check.local[Family::V4])
     };
     let _ = agent.sync(Due::Audit, s(1));
     assert_eq!((local("good"), local("bad")), (Some(1), Some(0)), "what is not open answers no");
@@ -472,15 +472,15 @@ fn a_kernel_that_cannot_be_read_at_the_start_is_retried_and_not_written() {
 #[test]
 fn what_another_mode_left_is_removed_although_the_rules_are_read_late() {
     let mut node = kernel();
-    node.state.rules[0] = crate::core::rules::save::parse_save(
+    node.state.rules[Family::V4] = crate::core::rules::save::parse_save(
         "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\nCOMMIT\n",
     );
     node.set_unreadable(Part::Rules(Family::V4), Some(refused(Cause::TimedOut)));
     let mut day = Day::begin(node);
     day.run.pass_time(s(5));
-    assert!(!day.kernel().state.rules[0].leftovers.is_empty(), "what is not known is not removed");
+    assert!(!day.kernel().state.rules[Family::V4].leftovers.is_empty(), "what is not known is not removed");
     day.kernel().set_unreadable(Part::Rules(Family::V4), None);
     let log = lines(|| day.run.pass_time(s(40)));
-    assert!(day.kernel().state.rules[0].leftovers.is_empty(), "{log:?}");
+    assert!(day.kernel().state.rules[Family::V4].leftovers.is_empty(), "{log:?}");
     assert!(!log.iter().any(|line| line.contains("came back")), "{log:?}");
 }

@@ -38,7 +38,7 @@ use tokio::sync::watch;
 
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, Node};
+use crate::core::model::{Family, Node, PerFamily};
 use crate::core::plan::RulesBasis;
 use crate::core::plan::drain::Drains;
 use crate::core::plan::outcome::Finished;
@@ -118,8 +118,8 @@ pub struct Reconciler<K> {
     had_priority_turn: bool,
     /// How long the audit that is not complete has worked.
     audit_worked: Duration,
-    /// What the installed rules of each family were made of, by [`Family::index`]; `None`: unknown.
-    rules: [Option<RulesBasis>; 2],
+    /// What the installed rules of each family were made of; `None`: unknown.
+    rules: PerFamily<Option<RulesBasis>>,
     /// Parts of the kernel to be read again.
     recheck: Recheck,
     probe: ProbeCursor,
@@ -190,7 +190,7 @@ impl<K: Kernel> Reconciler<K> {
             health_checks_changed: false,
             had_priority_turn: false,
             audit_worked: Duration::ZERO,
-            rules: [None, None],
+            rules: PerFamily::default(),
             recheck: Recheck::default(),
             probe: ProbeCursor::default(),
             found: None,

@@ -152,16 +152,15 @@ impl<K: Kernel> Reconciler<K> {
 
     fn rules_read(&mut self, family: Family, rules: ObservedRules) {
         let Some(observed) = self.mirror.observed_mut() else { return };
-        let index = family.index();
-        let was_unread = std::mem::take(&mut observed.unread_rules[index]);
-        if !was_unread && observed.rules[index] == rules {
+        let was_unread = std::mem::take(&mut observed.unread_rules[family]);
+        if !was_unread && observed.rules[family] == rules {
             return;
         }
         if !was_unread {
-            self.reporter.rules_differ(family, &observed.rules[index], &rules);
+            self.reporter.rules_differ(family, &observed.rules[family], &rules);
         }
-        observed.rules[index] = rules;
-        self.rules[index] = None;
+        observed.rules[family] = rules;
+        self.rules[family] = None;
         self.takeover.review(observed, self.settings.shares_node);
         // Nothing that another program did is there to repair when the rules are read for the first time.
         if was_unread {
@@ -180,7 +179,7 @@ impl<K: Kernel> Reconciler<K> {
             Op::RemoveLeftovers(leftovers) => leftovers.family,
             _ => return,
         };
-        self.rules[family.index()] = None;
+        self.rules[family] = None;
         self.pending.common = true;
         match result {
             Ok(()) => {

@@ -42,7 +42,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Whether everything that every address of the family needs is in place.
     fn guard_stands(&self, family: Family) -> bool {
-        let unread = self.mirror.observed().is_none_or(|observed| observed.unread_rules[family.index()]);
+        let unread = self.mirror.observed().is_none_or(|observed| observed.unread_rules[family]);
         let needs =
             |set: SetId| is_always_referenced(set.kind) || self.desired.has_members(set.kind, set.family);
         !unread && self.retries.guard_is_ready(family, &needs)
@@ -56,7 +56,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Whether this node cannot have the family: a program that it needs is not installed.
     fn is_absent(&self, family: Family) -> bool {
         let reading = Subject::Reading(Part::Rules(family));
-        let unread = self.mirror.observed().is_some_and(|observed| observed.unread_rules[family.index()]);
+        let unread = self.mirror.observed().is_some_and(|observed| observed.unread_rules[family]);
         unread
             && self
                 .retries
@@ -74,9 +74,8 @@ impl<K: Kernel> Reconciler<K> {
         self.served_in_part = false;
         for (name, check) in &mut services {
             for family in Family::ALL {
-                if check.local[family.index()].is_some_and(|count| count > 0) && !self.is_served(name, family)
-                {
-                    check.local[family.index()] = Some(0);
+                if check.local[family].is_some_and(|count| count > 0) && !self.is_served(name, family) {
+                    check.local[family] = Some(0);
                     self.served_in_part = true;
                 }
             }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::core::model::PerFamily;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -88,7 +89,7 @@ fn where_anything_stands_nothing_is_written_before_the_lists_are_complete() {
         |kernel| kernel.state.sets.clear(),
         |kernel| {
             kernel.state = self::kernel().state;
-            kernel.state.nft_tables = [true, false];
+            kernel.state.nft_tables = PerFamily::new(true, false);
         },
     ];
     for (n, change) in changes.into_iter().enumerate() {

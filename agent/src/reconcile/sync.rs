@@ -10,7 +10,7 @@ use super::{PassScope, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
 use crate::core::model::map::Set;
-use crate::core::model::{Family, ObjectName, VsKey};
+use crate::core::model::{Family, ObjectName, PerFamily, VsKey};
 use crate::core::plan::drain;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::{PlanInput, RulesBasis, all_keys, build_plan};
@@ -86,7 +86,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn plan(&mut self, observed: &Observed, keys: &Changes, audit: bool, now: Duration) -> Plan {
-        const UNKNOWN: [Option<RulesBasis>; 2] = [None, None];
+        const UNKNOWN: PerFamily<Option<RulesBasis>> = PerFamily::new(None, None);
         let expired = self.drains.expired(now, self.settings.drain_deadline);
         let (desired, settings) = (&self.desired, &self.settings);
         let takeover_pending = self.takeover.waits();
@@ -102,7 +102,7 @@ impl<K: Kernel> Reconciler<K> {
         now: Duration,
         patience: Duration,
     ) -> Applied {
-        let unread = Family::ALL.into_iter().filter(|family| observed.unread_rules[family.index()]).collect();
+        let unread = Family::ALL.into_iter().filter(|family| observed.unread_rules[family]).collect();
         let health = self.reporting.health.clone();
         let progress = || health.beat();
         let terms = Terms { retries: &self.retries, now, unread, patience, progress: &progress };
@@ -173,9 +173,8 @@ impl<K: Kernel> Reconciler<K> {
                 _ => false,
             };
             let open = |(op, outcome): (&Op, &Outcome)| of_family(op) && *outcome != Outcome::Done;
-            let settled =
-                !observed.unread_rules[family.index()] && !plan.ops.iter().zip(&report.outcomes).any(open);
-            self.rules[family.index()] = settled.then(|| RulesBasis::build(family, &self.desired, observed));
+            let settled = !observed.unread_rules[family] && !plan.ops.iter().zip(&report.outcomes).any(open);
+            self.rules[family] = settled.then(|| RulesBasis::build(family, &self.desired, observed));
         }
     }
 

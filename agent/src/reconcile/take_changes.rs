@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Moves changes from the store to the wanted state.
 
+use crate::core::model::PerFamily;
 use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -101,7 +102,7 @@ impl<K: Kernel> Reconciler<K> {
         {
             let before = std::mem::replace(&mut self.settings.local, LocalTraffic::Cidrs(cidrs));
             if before != self.settings.local {
-                self.rules = [None, None];
+                self.rules = PerFamily::default();
             }
         }
         if self.store.is_synced() {
@@ -157,7 +158,7 @@ mod tests {
                 let [.., high, low] = (number - usize::from(number % 3 == 1)).to_be_bytes();
                 update.put(Object::Service(Service {
                     name: ObjectName::new("d", &number.to_string()),
-                    cluster_ips: [Some([10, 96, high, low].into()), None],
+                    cluster_ips: PerFamily::new(Some([10, 96, high, low].into()), None),
                     ports: vec![ServicePort {
                         name: "".into(),
                         protocol: Protocol::Tcp,

@@ -3,7 +3,7 @@
 //! is removed, once per start.
 
 use crate::core::mirror::Observed;
-use crate::core::model::Family;
+use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::outcome::{Outcome, Report};
 use crate::core::plan::subject::Subject;
@@ -16,8 +16,8 @@ const PATIENCE: u32 = 3;
 #[derive(Debug, Default)]
 pub struct Takeover {
     held: u32,
-    /// What the other mode left of each family is gone, by [`Family::index`].
-    gone: [bool; 2],
+    /// What the other mode left of each family is gone.
+    gone: PerFamily<bool>,
     warned: bool,
 }
 
@@ -32,11 +32,11 @@ impl Takeover {
     pub fn review(&mut self, observed: &mut Observed, shares_node: bool) {
         let mut found = false;
         for family in Family::ALL {
-            if shares_node || self.gone[family.index()] {
+            if shares_node || self.gone[family] {
                 found |= pass_over(observed, family);
                 continue;
             }
-            observed.rules[family.index()].leftovers.kept.iter().for_each(|chain| {
+            observed.rules[family].leftovers.kept.iter().for_each(|chain| {
                 tracing::warn!(
                     "chain {chain} of another kube-proxy mode is still referenced, not removed; delete the rule that \
                      jumps to it"
@@ -61,7 +61,7 @@ impl Takeover {
         &mut self,
         plan: &Plan,
         report: &Report,
-        (audit, unread): (bool, [bool; 2]),
+        (audit, unread): (bool, PerFamily<bool>),
         tries: impl Fn(&Subject) -> u32,
     ) {
         for family in Family::ALL {
@@ -77,15 +77,15 @@ impl Takeover {
             self.held = self.held.max(held.max().unwrap_or(0));
             let done = outcomes.iter().all(|outcome| **outcome == Outcome::Done);
             let looked = audit || !outcomes.is_empty();
-            self.gone[family.index()] |= done && looked && !unread[family.index()];
+            self.gone[family] |= done && looked && !unread[family];
         }
     }
 }
 
 /// Takes the leftovers of a family for not seen; true when there were some.
 fn pass_over(observed: &mut Observed, family: Family) -> bool {
-    let rules = !std::mem::take(&mut observed.rules[family.index()].leftovers).is_empty();
-    rules | std::mem::take(&mut observed.nft_tables[family.index()])
+    let rules = !std::mem::take(&mut observed.rules[family].leftovers).is_empty();
+    rules | std::mem::take(&mut observed.nft_tables[family])
 }
 
 #[cfg(test)]
@@ -100,7 +100,7 @@ mod tests {
     use serde_json::json;
 
     fn leave_rules(kernel: &mut FakeKernel) {
-        kernel.state.rules[0] = parse_save(
+        kernel.state.rules[Family::V4] = parse_save(
             "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\nCOMMIT\n",
         );
     }
@@ -123,7 +123,7 @@ mod tests {
             assert!(agent.sync(Due::Audit).is_clean());
         }
         assert_eq!(agent.kernel().count(OpKind::RemoveLeftovers), 1, "once per start");
-        assert!(!agent.kernel().state.rules[0].leftovers.is_empty());
+        assert!(!agent.kernel().state.rules[Family::V4].leftovers.is_empty());
     }
 
     #[test]
@@ -132,7 +132,7 @@ mod tests {
         for pass in 0..=PATIENCE {
             agent.kernel().fail_next(OpKind::Bind);
             assert!(!agent.sync(if pass == 0 { Due::Audit } else { Due::Changes }).is_clean());
-            let there = !agent.kernel().state.rules[0].leftovers.is_empty();
+            let there = !agent.kernel().state.rules[Family::V4].leftovers.is_empty();
             assert_eq!(there, pass < PATIENCE, "pass {pass}");
         }
     }
@@ -143,16 +143,16 @@ mod tests {
         agent.kernel().fail_next(OpKind::RemoveLeftovers);
         assert!(!agent.sync(Due::Audit).is_clean());
         assert!(agent.sync(Due::Changes).is_clean());
-        assert!(agent.kernel().state.rules[0].leftovers.is_empty());
+        assert!(agent.kernel().state.rules[Family::V4].leftovers.is_empty());
     }
 
     #[test]
     fn beside_another_proxy_its_rules_are_no_leftovers() {
-        let mut observed = Observed { nft_tables: [true, false], ..Observed::default() };
+        let mut observed = Observed { nft_tables: PerFamily::new(true, false), ..Observed::default() };
         let mut takeover = Takeover::default();
         takeover.review(&mut observed, false);
-        assert_eq!(observed.nft_tables, [true, false], "alone they are to go");
+        assert_eq!(observed.nft_tables, PerFamily::new(true, false), "alone they are to go");
         takeover.review(&mut observed, true);
-        assert_eq!(observed.nft_tables, [false, false]);
+        assert_eq!(observed.nft_tables, PerFamily::new(false, false));
     }
 }

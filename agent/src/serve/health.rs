@@ -37,7 +37,7 @@ const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Health {
     families: Vec<(Family, FamilyHealth)>,
-    /// A change that is unprogrammed for so long makes its family unhealthy.
+    /// The age of an unprogrammed change that makes its family unhealthy.
     limit: Duration,
     /// The Node object exists and the node is not being removed.
     eligible: bool,

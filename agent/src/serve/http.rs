@@ -40,7 +40,7 @@ pub struct Ends {
     pub local: SocketAddr,
 }
 
-/// Answers a request. The body is empty when it was larger than [`MAX_BODY`] or too slow.
+/// Answers a request. The body is empty when it was larger than `MAX_BODY` or too slow.
 pub type Handler = Arc<dyn Fn(&Request<String>, Ends) -> Response<String> + Send + Sync>;
 
 /// An answer of plain text.

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The limit of connections of other hosts to one server, and of one client.
 const CONNECTIONS: usize = 256;
 const PER_CLIENT: usize = 32;
-/// A text of metrics is reused for so long, so that frequent scrapes cannot keep the agent busy.
+/// The time that a rendered text of metrics is reused, so that frequent scrapes cannot keep the agent busy.
 const METRICS_AGE: Duration = Duration::from_millis(100);
 
 /// The time for the last Event before the process exits.
@@ -37,7 +37,6 @@ const EXIT_DELAY: Duration = Duration::from_secs(1);
 /// A server of the agent.
 #[derive(Clone, Debug)]
 pub struct HttpServer {
-    /// The address to listen at.
     pub address: SocketAddr,
     /// The configuration field of the address.
     pub setting: &'static str,
@@ -232,7 +231,7 @@ mod tests {
         assert_eq!((code(Method::HEAD), code(Method::POST), code(Method::DELETE)), (200, 405, 405));
         let put =
             |body, peer| handler(&request(Method::PUT, "/debug/flags/v", body), ends(peer)).status().as_u16();
-        assert_eq!((put("5", [192, 0, 2, 1]), put("5", HERE)), (403, 403), "nobody has these sockets");
+        assert_eq!((put("5", [192, 0, 2, 1]), put("5", HERE)), (403, 403), "no process has these sockets");
         // A connection of this process, which is the agent's user.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::connections::Connections;
 use super::health::SharedHealth;
 use super::http;
-use crate::core::model::{Family, ObjectName};
+use crate::core::model::{Family, ObjectName, PerFamily};
 use crate::core::service::fragment::HealthCheck;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::words;
@@ -28,8 +28,8 @@ const RETRY: Duration = Duration::from_secs(30);
 pub struct HealthChecks {
     /// Every Service with a health-check node port.
     pub services: BTreeMap<ObjectName, HealthCheck>,
-    /// The addresses to listen at, by [`Family::index`]; `None`: all addresses.
-    pub addresses: [Option<Vec<IpAddr>>; 2],
+    /// The addresses to listen at; `None`: all addresses.
+    pub addresses: PerFamily<Option<Vec<IpAddr>>>,
 }
 
 struct Listener {
@@ -47,11 +47,9 @@ impl Drop for Listener {
 pub struct NodePorts {
     /// The newest answers.
     pub wanted: watch::Receiver<HealthChecks>,
-    /// The health of the agent.
     pub health: SharedHealth,
     /// Gets an Event when a port cannot be opened.
     pub events: EventSink,
-    /// The name of the node.
     pub node: String,
     /// The limit that all node ports share.
     pub connections: Connections,
@@ -61,17 +59,14 @@ impl NodePorts {
     /// Opens and closes listeners as `wanted` changes, until its sender is dropped.
     pub async fn run(mut self) {
         let mut listeners: BTreeMap<(ObjectName, Family), Listener> = BTreeMap::new();
-        let mut addresses = <[Option<Vec<IpAddr>>; 2]>::default();
+        let mut addresses = PerFamily::<Option<Vec<IpAddr>>>::default();
         loop {
             let checks = self.wanted.borrow_and_update().clone();
-            let moved: Vec<Family> = Family::ALL
-                .into_iter()
-                .filter(|f| addresses[f.index()] != checks.addresses[f.index()])
-                .collect();
+            let moved: Vec<Family> =
+                Family::ALL.into_iter().filter(|f| addresses[*f] != checks.addresses[*f]).collect();
             listeners.retain(|(name, family), listener| {
                 let check = checks.services.get(name);
-                let same =
-                    check.is_some_and(|c| c.port == listener.port && c.local[family.index()].is_some());
+                let same = check.is_some_and(|c| c.port == listener.port && c.local[family].is_some());
                 same && !moved.contains(family)
             });
             // An aborted task closes its socket when it is next polled.
@@ -93,7 +88,7 @@ impl NodePorts {
     ) -> bool {
         let mut failed = false;
         for (name, check) in &checks.services {
-            for family in Family::ALL.into_iter().filter(|f| check.local[f.index()].is_some()) {
+            for family in Family::ALL.into_iter().filter(|f| check.local[f].is_some()) {
                 let key = (name.clone(), family);
                 if listeners.contains_key(&key) {
                     continue;
@@ -117,20 +112,20 @@ impl NodePorts {
         name: &ObjectName,
         family: Family,
         port: u16,
-        addresses: &[Option<Vec<IpAddr>>; 2],
+        addresses: &PerFamily<Option<Vec<IpAddr>>>,
     ) -> std::io::Result<Listener> {
         let everywhere = match family {
             Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
             Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
-        let ips = addresses[family.index()].as_deref().unwrap_or(std::slice::from_ref(&everywhere));
+        let ips = addresses[family].as_deref().unwrap_or(std::slice::from_ref(&everywhere));
         let mut listener = Listener { port, tasks: Vec::new() };
         for ip in ips {
             let socket = http::listen(SocketAddr::new(*ip, port), true)?;
             let (name, checks, health) = (name.clone(), self.wanted.clone(), self.health.clone());
             let answer = move |_: &_, _| {
                 let check = checks.borrow().services.get(&name).copied();
-                let local = check.and_then(|c| c.local[family.index()]).unwrap_or(0);
+                let local = check.and_then(|c| c.local[family]).unwrap_or(0);
                 let lag = health.lag();
                 let healthy = health.with(|h| h.is_family_healthy(family, SystemTime::now(), lag));
                 build_answer(&name, local, healthy)
@@ -195,7 +190,7 @@ mod tests {
         TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
-    /// What the port answers; empty when nobody listens.
+    /// The answer of the port; empty without a listener.
     fn ask(port: u16) -> String {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
         let mut text = String::new();
@@ -213,10 +208,13 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn listeners_follow_the_services() {
-        let here = || [Some(vec![Ipv4Addr::LOCALHOST.into()]), Some(Vec::new())];
+        let here = || PerFamily::new(Some(vec![Ipv4Addr::LOCALHOST.into()]), Some(Vec::new()));
         let checks = |port: u16, local: u32| HealthChecks {
-            services: [(ObjectName::new("shop", "web"), HealthCheck { port, local: [Some(local), Some(9)] })]
-                .into(),
+            services: [(
+                ObjectName::new("shop", "web"),
+                HealthCheck { port, local: PerFamily::new(Some(local), Some(9)) },
+            )]
+            .into(),
             addresses: here(),
         };
         let health = SharedHealth::new(Health::new(&[Family::V4], Duration::from_secs(60)));

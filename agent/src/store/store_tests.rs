@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
 use crate::core::model::trigger::{MAX_TRIGGERS, Trigger};
-use crate::core::model::{EndpointSlice, Family, Protocol, Service, SlicePort};
+use crate::core::model::{EndpointSlice, Family, PerFamily, Protocol, Service, SlicePort};
 use std::time::{Duration, SystemTime};
 
 fn service(name: &str, vip: &str) -> Object {
     Object::Service(Service {
         name: ObjectName::new("d", name),
-        cluster_ips: [Some(vip.parse().unwrap()), None],
+        cluster_ips: PerFamily::new(Some(vip.parse().unwrap()), None),
         ..Service::default()
     })
 }
@@ -124,13 +124,13 @@ fn changes_are_counted_and_pending_until_they_are_taken() {
         );
     });
     let tally = store.tally();
-    assert_eq!((tally.services, tally.slices, tally.malformed), (2, [1, 0], [1, 0, 0]));
+    assert_eq!((tally.services, tally.slices, tally.malformed), (2, PerFamily::new(1, 0), [1, 0, 0]));
     assert_eq!((tally.pending_services.len(), tally.pending_slices), (1, 1));
     assert_eq!(store.waiting_since(), tally.waiting_since);
     assert!(tally.waiting_since.is_some());
     store.take_dirty();
     let tally = store.tally();
-    assert_eq!((tally.services, tally.slices), (2, [1, 0]), "totals stay");
+    assert_eq!((tally.services, tally.slices), (2, PerFamily::new(1, 0)), "totals stay");
     assert_eq!((tally.pending_services.len(), tally.pending_slices, tally.waiting_since), (0, 0, None));
     store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));
     store.update(|u| u.remove(Kind::Service, &ObjectName::new("d", "a")));

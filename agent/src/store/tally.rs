@@ -6,14 +6,14 @@ use std::time::{Instant, SystemTime};
 
 use super::object::Kind;
 use crate::core::model::trigger::Trigger;
-use crate::core::model::{Family, ObjectName};
+use crate::core::model::{Family, ObjectName, PerFamily};
 
 /// Counts of changes. An object that equals its earlier version is no change.
 #[derive(Clone, Debug)]
 pub struct Tally {
     pub services: u64,
-    /// Changes of EndpointSlices of each family, by [`Family::index`].
-    pub slices: [u64; 2],
+    /// Changes of EndpointSlices of each family.
+    pub slices: PerFamily<u64>,
     pub pending_services: BTreeSet<ObjectName>,
     pub pending_slices: u64,
     /// Objects that could not be decoded, by [`Kind`].
@@ -33,7 +33,7 @@ impl Default for Tally {
         let now = SystemTime::now();
         Self {
             services: 0,
-            slices: [0; 2],
+            slices: PerFamily::default(),
             pending_services: BTreeSet::new(),
             pending_slices: 0,
             malformed: [0; Kind::ALL.len()],
@@ -55,7 +55,7 @@ impl Tally {
 
     /// Counts an EndpointSlice that was added, changed or removed.
     pub fn slice(&mut self, family: Family) {
-        self.slices[family.index()] += 1;
+        self.slices[family] += 1;
         self.pending_slices += 1;
         self.changed();
     }

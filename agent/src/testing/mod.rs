@@ -8,6 +8,7 @@ pub mod random;
 mod scenarios;
 mod sweep;
 
+use crate::core::model::PerFamily;
 use crate::core::plan::outcome::Report;
 use crate::core::plan::pass::{Due, Pass};
 use std::cell::Cell;
@@ -41,7 +42,7 @@ pub fn settings() -> Settings {
     Settings {
         sysctls: vec![Sysctl::exactly(SYSCTL, 1)],
         timeouts: Timeouts { tcp: 0, tcp_fin: 20, udp: 0 },
-        local: LocalTraffic::Cidrs([Some("10.244.0.0/16".parse().unwrap()), None]),
+        local: LocalTraffic::Cidrs(PerFamily::new(Some("10.244.0.0/16".parse().unwrap()), None)),
         drain_deadline: Some(DEADLINE),
         ..Settings::default()
     }
@@ -59,7 +60,7 @@ pub fn node() -> Node {
         zone: Some("za".into()),
         addresses: vec!["192.168.50.2".parse().unwrap(), "fd00:50::2".parse().unwrap()],
         leaving: false,
-        pod_cidrs: [None, None],
+        pod_cidrs: PerFamily::new(None, None),
     }
 }
 

@@ -9,8 +9,8 @@ use proptest::sample::{select, subsequence};
 
 use super::cluster::Cluster;
 use crate::core::model::{
-    Endpoint, EndpointSlice, Family, Hints, Node, ObjectName, Place, Protocol, Service, ServicePort,
-    SlicePort,
+    Endpoint, EndpointSlice, Family, Hints, Node, ObjectName, PerFamily, Place, Protocol, Service,
+    ServicePort, SlicePort,
 };
 use crate::store::{Kind, Object};
 
@@ -68,7 +68,7 @@ fn any_service() -> impl Strategy<Value = Service> {
                 name: ObjectName::new("d", &format!("s{name}")),
                 created,
                 priority: priority && name == 0,
-                cluster_ips: [v4.then(|| IpAddr::from([10, 96, 0, vip])), v6],
+                cluster_ips: PerFamily::new(v4.then(|| IpAddr::from([10, 96, 0, vip])), v6),
                 external_ips,
                 load_balancer_ips,
                 source_ranges,

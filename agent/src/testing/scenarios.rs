@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::cluster::Cluster;
 use crate::core::mirror::ObservedSet;
 use crate::core::model::sets::{SetId, SetKind};
-use crate::core::model::{Family, VsKey};
+use crate::core::model::{Family, PerFamily, VsKey};
 use crate::core::rules::save::parse_save;
 use crate::kernel::fake::FakeKernel;
 
@@ -56,14 +56,14 @@ fn load_balancer(more: Value) -> Cluster {
 /// Rules of the iptables mode and the table of the nftables mode.
 fn add_rules_of_other_modes(kernel: &mut FakeKernel) {
     *kernel = super::kernel();
-    for rules in &mut kernel.state.rules {
+    for rules in kernel.state.rules.iter_mut() {
         *rules = parse_save(
             "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\n\
              COMMIT\n*filter\n:KUBE-SERVICES - [0:0]\n-A FORWARD -m conntrack --ctstate NEW -m comment \
              --comment \"kubernetes service portals\" -j KUBE-SERVICES\nCOMMIT\n",
         );
     }
-    kernel.state.nft_tables = [true; 2];
+    kernel.state.nft_tables = PerFamily::new(true, true);
 }
 
 fn add_drift(kernel: &mut FakeKernel) {
@@ -74,7 +74,7 @@ fn add_drift(kernel: &mut FakeKernel) {
     kernel.state.sysctls.values_mut().for_each(|value| *value = 0);
     kernel.state.timeouts.tcp_fin = 120;
     kernel.state.addresses.insert("10.97.0.1/24".parse().unwrap());
-    kernel.state.rules[0].jumps.clear();
+    kernel.state.rules[Family::V4].jumps.clear();
 }
 
 /// Every real server has connections.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent's loop in this process on a real kernel, and the same work as plain netlink sends.
 
+use kube_ipvs::core::model::PerFamily;
 use kube_ipvs::core::plan::outcome::{ObserveError, OpError, Progress};
 use kube_ipvs::core::plan::pass::Due;
 use std::collections::HashMap;
@@ -224,7 +225,7 @@ pub fn virtual_server(n: u32) -> VsKey {
 pub fn put_service(update: &mut Update<'_>, n: u32, endpoints: u32) {
     update.put(Object::Service(Service {
         name: name(n),
-        cluster_ips: [Some(virtual_server(n).addr), None],
+        cluster_ips: PerFamily::new(Some(virtual_server(n).addr), None),
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         ..Service::default()
     }));

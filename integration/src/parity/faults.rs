@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The recorded scenarios on a kernel in memory: every op of every step fails once, and the agent dies
-//! between any two of them; the next pass, or the next start, must end where an undisturbed one does.
+//! Runs the recorded scenarios on a kernel in memory. Every op of every step fails once, and the agent is killed
+//! between any two ops; the next sync, or the next start, must reach the same state as an undisturbed run.
 
 use kube_ipvs::core::plan::pass::{Due, Pass};
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use serde_json::Value;
 
 use super::scenario::Scenario;
 
-/// What is wanted, and how.
+/// The desired state and the configuration.
 struct Wanted {
     config: Config,
     settings: Settings,
     objects: Vec<Object>,
 }
 
-/// How many failures and kills a scenario took.
+/// The number of failures and kills in a scenario.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Survived {
     /// Ops that failed once.
@@ -36,10 +36,10 @@ pub struct Survived {
     pub kills: usize,
 }
 
-/// Plays every step of a scenario with every failure.
+/// Runs every step of a scenario with every failure.
 ///
 /// # Errors
-/// The step, the op and what was left over.
+/// The step, the op and the difference.
 pub fn sweep(scenario: &Scenario) -> Result<Survived> {
     let mut survived = Survived::default();
     let mut before = wanted(scenario, &Value::Null)?;
@@ -67,11 +67,11 @@ fn wanted(scenario: &Scenario, list: &Value) -> Result<Wanted> {
     Ok(Wanted { config, settings, objects })
 }
 
-/// An agent and what it follows.
+/// An agent and its store.
 struct Agent {
     store: Arc<Store>,
     reconciler: Reconciler<FakeKernel>,
-    /// Goes on by half a minute with every pass: whatever failed is due again.
+    /// Advances by 31 s with every sync, so every failed op is due for a retry.
     now: Duration,
 }
 
@@ -101,7 +101,7 @@ impl Agent {
         pass
     }
 
-    /// A pass, and those that look at real servers which began to drain.
+    /// A sync, and the syncs that begin to drain real servers.
     fn clean(&mut self, due: Due) -> Result<()> {
         let mut pass = self.sync(due);
         while pass.is_clean() && pass.plan.begins_drain() {
@@ -116,7 +116,7 @@ impl Agent {
     }
 }
 
-/// A kernel like that of the node of the recordings.
+/// A kernel with the addresses of the recorded node.
 fn kernel(settings: &Settings) -> FakeKernel {
     let sysctls: Vec<&'static str> = settings.sysctls.iter().map(|s| s.path).collect();
     let mut kernel = FakeKernel::new(&sysctls);
@@ -126,7 +126,7 @@ fn kernel(settings: &Settings) -> FakeKernel {
     kernel
 }
 
-/// An agent that is done with `before` and now wants `after`.
+/// An agent that has programmed `before` and has received `after`.
 fn moved(before: &Wanted, after: &Wanted) -> Result<Agent> {
     let mut agent = Agent::start(kernel(&after.settings), before)?;
     agent.clean(Due::Audit)?;

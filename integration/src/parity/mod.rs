@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Comparing a node's kernel state with recordings of the real kube-proxy.
+//! Compares the kernel state of a node with recordings of the real kube-proxy.
 //!
-//! A recording is a folder: `scenario.json`, `config.yaml`, `node.json`, and per step the objects and the
-//! state that they led to, in a normal form. [`normal`] makes that form of raw tool output, [`diff`] shows
-//! a difference, [`scenario`] reads the folders and [`run`] plays one of them to an agent.
+//! A recording is a folder with `scenario.json`, `config.yaml`, `node.json`, and per step the objects and the resulting
+//! state in a normal form. [`normal`] converts tool output to that form, [`diff`] prints a difference, [`scenario`]
+//! reads the folders, [`run`] runs an agent against a recording, and [`faults`] injects failures.
 
 pub mod diff;
 pub mod faults;
@@ -11,7 +11,7 @@ pub mod normal;
 pub mod run;
 pub mod scenario;
 
-/// One part of a node's state, with a recording of its own.
+/// One part of a node's state, recorded separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subsystem {
     /// Virtual servers and real servers.
@@ -35,7 +35,7 @@ pub enum Subsystem {
 }
 
 impl Subsystem {
-    /// All of them, in the order they are compared and shown.
+    /// All subsystems, in the order of comparison.
     pub const ALL: [Self; 9] = [
         Self::Ipvs,
         Self::Addrs,
@@ -48,7 +48,7 @@ impl Subsystem {
         Self::Health,
     ];
 
-    /// Its name, as in `expected/NAME.txt`.
+    /// The name, as in `expected/NAME.txt`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ipvs => "ipvs",
@@ -63,7 +63,7 @@ impl Subsystem {
         }
     }
 
-    /// The one with this name.
+    /// The subsystem with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|subsystem| subsystem.name() == name)
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The normal form: raw tool output without what differs from run to run.
+//! The normal form of tool output, equal for equal states of the kernel.
 //!
-//! Ignored are counters, set sizes and hash seeds, the order of virtual servers and of real servers, and
-//! the order of chains. The order of rules within a chain counts.
+//! It ignores counters, set sizes, hash seeds, and the order of virtual servers, real servers and chains. It keeps the
+//! order of rules within a chain.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,7 +107,7 @@ fn ipset(raw: &str) -> String {
     lines_to_text(sets.into_iter().chain(entries))
 }
 
-/// One table of rules on its way to the normal form.
+/// One table of rules during normalization.
 #[derive(Default)]
 struct Table<'a> {
     name: &'a str,
@@ -187,7 +187,7 @@ fn health_answer(part: &str) -> String {
     format!("{place} {} {body}{}", code.unwrap_or("no answer"), weight.unwrap_or_default())
 }
 
-/// JSON as Python writes it with sorted keys, without the timestamps: that is how it was recorded.
+/// JSON with sorted keys, formatted as Python does, without timestamps, as in the recordings.
 fn python_json(value: &Value) -> String {
     match value {
         Value::Object(map) => {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Playing one scenario to an agent on a fresh node.
+//! Runs an agent on a new node through one scenario.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,12 @@ use super::scenario::{Scenario, Step};
 use crate::apiserver::ApiServer;
 use crate::lab::{Agent, AgentSpec, Netns, conformance_node, oracle, write_objects};
 
-/// A state that is right must still be right after this time.
+/// A correct state must still be correct after this time.
 const STAYS: Duration = Duration::from_millis(300);
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Where the agent takes its objects from.
+/// The source of the objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A folder of files.
@@ -32,7 +32,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Its name on the command line and in reports.
+    /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Files => "files",
@@ -40,33 +40,33 @@ impl Source {
         }
     }
 
-    /// The one with this name.
+    /// The source with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Files, Self::Api].into_iter().find(|source| source.name() == name)
     }
 }
 
-/// What is the same for all scenarios.
+/// Options of all scenarios.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The agent, if it is not the usual one.
+    /// The path of the agent, if it is not the default.
     pub agent: Option<PathBuf>,
-    /// How long a step may take to reach its state.
+    /// The time for a step to reach its state.
     pub deadline: Duration,
 }
 
-/// How a scenario ended that did not pass.
+/// The failure of a scenario.
 #[derive(Debug)]
 pub struct Failure {
-    /// The step, from 1; 0 when it failed before the first.
+    /// The step, from 1; 0 before the first step.
     pub step: usize,
-    /// The differences, or what went wrong.
+    /// The differences, or the error.
     pub text: String,
     /// The last lines of the agent's log.
     pub log: String,
 }
 
-/// Gives objects to the agent, one way or the other.
+/// Delivers objects to the agent.
 enum Feed {
     Files(PathBuf),
     Api(Box<ApiServer>),
@@ -89,10 +89,10 @@ impl Feed {
     }
 }
 
-/// Plays the scenario from its first step to its last.
+/// Runs all steps of the scenario.
 ///
 /// # Errors
-/// When a step does not reach its recorded state, or something breaks on the way.
+/// When a step does not reach its recorded state, or the run fails.
 pub fn play(scenario: &Scenario, source: Source, options: &Options) -> Result<(), Failure> {
     let broken = |error: anyhow::Error| Failure { step: 0, text: format!("{error:#}\n"), log: String::new() };
     let node = conformance_node().map_err(broken)?;
@@ -119,13 +119,13 @@ fn play_step(
     options: &Options,
 ) -> Result<()> {
     feed.apply(&scenario.node, &step.objects)?;
-    // The agent starts with the first step's objects in place and runs through the others.
+    // The agent starts with the objects of the first step and keeps running.
     let agent = match agent {
         Some(agent) => agent,
         None => agent.insert(Agent::start(ns, spec)?),
     };
     if step.unsettled.is_some() {
-        // Nothing to compare with; the agent must live through it all the same.
+        // There is no state to compare, but the agent must keep running.
         thread::sleep(STAYS);
         anyhow::ensure!(agent.ended()?.is_none(), "the agent ended");
         return Ok(());
@@ -173,7 +173,7 @@ fn with_kubeconfig(config: &str, kubeconfig: &Path) -> Result<String> {
     Ok(config.to_string())
 }
 
-/// The difference of one subsystem, if there is any.
+/// The difference of one subsystem, if any.
 fn look(ns: &Netns, subsystem: Subsystem, want: &str) -> Result<Option<String>> {
     let got = normal(subsystem, &oracle::raw(ns, subsystem, want)?);
     Ok(unified(subsystem.name(), want, &got))
@@ -182,7 +182,7 @@ fn look(ns: &Netns, subsystem: Subsystem, want: &str) -> Result<Option<String>> 
 /// Waits until the node is in the recorded state and stays there.
 fn settle(ns: &Netns, step: &Step, agent: &mut Agent, deadline: Duration) -> Result<()> {
     let end = Instant::now() + deadline;
-    // Looking is dear in an emulated guest: only at what was not right yet, and less and less often.
+    // Reading the state is slow in an emulated guest: read only the parts that differed, at growing intervals.
     let mut open: Vec<&(Subsystem, String)> = step.expected.iter().collect();
     let mut pause = FIRST_LOOK;
     loop {
@@ -211,7 +211,7 @@ fn settle(ns: &Netns, step: &Step, agent: &mut Agent, deadline: Duration) -> Res
 
 type Recording = (Subsystem, String);
 
-/// Those of `candidates` that differ from the kernel, and their differences as text.
+/// The `candidates` that differ from the kernel, and the differences as text.
 fn still_different<'a>(ns: &Netns, candidates: &[&'a Recording]) -> Result<(Vec<&'a Recording>, String)> {
     let (mut open, mut diffs) = (Vec::new(), String::new());
     for recording in candidates {

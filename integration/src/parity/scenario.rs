@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reading the folders of a corpus.
+//! Reads the folders of a corpus.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,22 +19,22 @@ pub struct Scenario {
     pub name: String,
     /// Shell commands to run in the node's namespace before the agent starts.
     pub pre: Vec<String>,
-    /// The configuration, as it stands in the file.
+    /// The text of the configuration file.
     pub config: String,
     /// The Node object of the node.
     pub node: Value,
-    /// What happens one after the other.
+    /// The steps in order.
     pub steps: Vec<Step>,
 }
 
-/// One step of a scenario: the objects that exist, and the state they lead to.
+/// One step of a scenario: the objects, and the resulting state.
 #[derive(Debug)]
 pub struct Step {
     /// A v1.List.
     pub objects: Value,
     /// The recordings, in the order of [`Subsystem::ALL`].
     pub expected: Vec<(Subsystem, String)>,
-    /// Why the recording cannot be the end of a sync, if so: it is shown and not compared.
+    /// The reason why the recording was made during a sync, if it was: not compared.
     pub unsettled: Option<String>,
 }
 
@@ -73,7 +73,7 @@ pub fn find(corpus: &Path) -> Result<Vec<PathBuf>> {
 /// Reads one scenario, without the subsystems in `skip`.
 ///
 /// # Errors
-/// When a file is missing or broken.
+/// When a file is missing or malformed.
 pub fn load(folder: &Path, skip: &[Subsystem]) -> Result<Scenario> {
     let name = folder.file_name().context("a folder with a name")?.to_string_lossy().into_owned();
     let header = folder.join("scenario.json");
@@ -100,8 +100,8 @@ pub fn load(folder: &Path, skip: &[Subsystem]) -> Result<Scenario> {
     Ok(Scenario { name, pre: header.pre, config, node: read_json(&folder.join("node.json"))?, steps })
 }
 
-/// At the end of every sync kube-proxy unbinds the addresses that no Service has. A recording that
-/// holds some was made before that, while processes still filled the sets one entry at a time.
+/// At the end of every sync kube-proxy unbinds the addresses that no Service has. A recording with such an address was
+/// made during a sync.
 fn unsettled(objects: &Value, expected: &[(Subsystem, String)]) -> Option<String> {
     let items = objects["items"].as_array()?;
     let mut known: BTreeSet<IpAddr> = BTreeSet::new();
@@ -115,10 +115,10 @@ fn unsettled(objects: &Value, expected: &[(Subsystem, String)]) -> Option<String
     }
     let (_, addrs) = expected.iter().find(|(subsystem, _)| *subsystem == Subsystem::Addrs)?;
     let bound = addrs.lines().filter_map(|line| line.split(' ').nth(1)?.split('/').next()?.parse().ok());
-    let nobodys: Vec<String> =
+    let orphans: Vec<String> =
         bound.filter(|ip: &IpAddr| !known.contains(ip)).map(|ip| ip.to_string()).collect();
-    let list = nobodys.join(", ");
-    (!nobodys.is_empty()).then(|| format!("recorded in the middle of a sync: no Service has {list}"))
+    let list = orphans.join(", ");
+    (!orphans.is_empty()).then(|| format!("recorded in the middle of a sync: no Service has {list}"))
 }
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn only_folders_with_a_scenario_count() {
+    fn folders_without_a_scenario_are_ignored() {
         let corpus = corpus();
         let found = find(corpus.path()).unwrap();
         assert_eq!(found, [corpus.path().join("one")]);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_with_addresses_of_nobody_was_made_too_early() {
+    fn a_recording_with_addresses_of_no_service_was_made_during_a_sync() {
         let objects = serde_json::json!({"items": [{"kind": "Service", "spec":
             {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "externalIPs": ["198.51.100.1"]},
             "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}}}]});

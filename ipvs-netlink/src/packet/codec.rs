@@ -169,9 +169,9 @@ impl Codec<u64> for Counter {
     }
 
     fn parse(bytes: &[u8]) -> Result<u64, DecodeError> {
-        match array(bytes) {
-            Ok(wide) => Ok(u64::from_ne_bytes(wide)),
-            Err(_) => array(bytes).map(u32::from_ne_bytes).map(u64::from),
+        match bytes.first_chunk() {
+            Some(wide) => Ok(u64::from_ne_bytes(*wide)),
+            None => array(bytes).map(u32::from_ne_bytes).map(u64::from),
         }
     }
 }

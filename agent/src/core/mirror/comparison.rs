@@ -5,6 +5,7 @@
 //! A dump of virtual servers in several parts may miss some of them or show an older state. A virtual server
 //! that differs from the mirror in a dump is therefore a suspect, and is read again by itself at the end.
 
+use crate::core::model::PerFamily;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -70,8 +71,8 @@ pub struct NodeState {
     pub name_servers: Vec<IpAddr>,
     /// Listening sockets of the node, sorted.
     pub listeners: Vec<OpenPort>,
-    /// Whether the table of kube-proxy's nftables mode exists, by [`crate::core::model::Family::index`].
-    pub nft_tables: [bool; 2],
+    /// Whether the table of kube-proxy's nftables mode exists.
+    pub nft_tables: PerFamily<bool>,
 }
 
 /// A comparison of the mirror with the kernel, and the differences found so far.

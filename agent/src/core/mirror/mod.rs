@@ -15,7 +15,7 @@ use crate::core::model::map::{Map, Set};
 use crate::core::model::members::Members;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::Timeouts;
-use crate::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
+use crate::core::model::{Family, PerFamily, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::rules::save::ObservedRules;
 
 /// State of a real server in the kernel.
@@ -188,12 +188,12 @@ pub struct Observed {
     pub addresses: Set<IpNet>,
     /// Existing sets that have one of our names.
     pub sets: Map<SetId, ObservedSet>,
-    /// Rules, by [`Family::index`].
-    pub rules: [ObservedRules; 2],
-    /// Families whose rules were never read, by [`Family::index`]: `rules` is then meaningless.
-    pub unread_rules: [bool; 2],
-    /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
-    pub nft_tables: [bool; 2],
+    /// Rules.
+    pub rules: PerFamily<ObservedRules>,
+    /// Families whose rules were never read: `rules` is then meaningless.
+    pub unread_rules: PerFamily<bool>,
+    /// Whether the table of kube-proxy's nftables mode exists.
+    pub nft_tables: PerFamily<bool>,
     /// Current values of the sysctls in the settings; a sysctl that cannot be read is absent.
     pub sysctls: BTreeMap<&'static str, i64>,
     /// Addresses on all other links, without loopback, sorted.
@@ -236,8 +236,8 @@ impl Observed {
             && self.addresses.is_empty()
             && self.sets.values().all(|set| set.members.is_empty())
             && self.rules.iter().all(no_rules)
-            && self.unread_rules == [false, false]
-            && self.nft_tables == [false, false]
+            && self.unread_rules == PerFamily::default()
+            && self.nft_tables == PerFamily::default()
     }
 
     /// Whether the set exists and has members.

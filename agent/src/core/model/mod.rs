@@ -7,6 +7,7 @@ pub mod changes;
 pub mod flows;
 pub mod map;
 pub mod members;
+mod per_family;
 pub mod sets;
 pub mod settings;
 pub mod trigger;
@@ -16,6 +17,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+
+pub use self::per_family::PerFamily;
 
 /// A list that nearly always has one member: one member needs no allocation.
 pub type Few<T> = smallvec::SmallVec<[T; 1]>;
@@ -36,14 +39,6 @@ impl Family {
 
     pub fn of_net(net: &IpNet) -> Self {
         Self::of(net.addr())
-    }
-
-    /// 0 for IPv4, 1 for IPv6: an index into per-family arrays.
-    pub fn index(self) -> usize {
-        match self {
-            Family::V4 => 0,
-            Family::V6 => 1,
-        }
     }
 
     /// The prefix length of a single address: 32 or 128.
@@ -152,8 +147,8 @@ pub struct Service {
     pub created: i64,
     /// Programmed before other Services: the Service of the API server and the cluster's DNS.
     pub priority: bool,
-    /// The ClusterIP of each family, by [`Family::index`].
-    pub cluster_ips: [Option<IpAddr>; 2],
+    /// The ClusterIP of each family.
+    pub cluster_ips: PerFamily<Option<IpAddr>>,
     /// `spec.externalIPs`, both families, in the order given.
     pub external_ips: Vec<IpAddr>,
     /// Addresses of `status.loadBalancer.ingress` with ipMode `VIP`: nodes serve them.
@@ -260,8 +255,8 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// `status.addresses` of type InternalIP, then of type ExternalIP.
     pub addresses: Vec<IpAddr>,
-    /// First `spec.podCIDRs` entry of each family, by [`Family::index`].
-    pub pod_cidrs: [Option<IpNet>; 2],
+    /// First `spec.podCIDRs` entry of each family.
+    pub pod_cidrs: PerFamily<Option<IpNet>>,
     /// The Node is being deleted, or the cluster autoscaler marked it for deletion: load balancers should avoid it.
     pub leaving: bool,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Family;
+use super::{Family, PerFamily};
 
 /// A sysctl and its required value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,15 +51,15 @@ impl Timeouts {
 /// How to recognise traffic of local pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalTraffic {
-    /// By source: one CIDR of each family, by [`Family::index`]; `None`: not at all.
-    Cidrs([Option<IpNet>; 2]),
+    /// By source: one CIDR of each family; `None`: not at all.
+    Cidrs(PerFamily<Option<IpNet>>),
     /// By its input interface, in the notation of iptables (`cni0`, `veth+`).
     Interface(String),
 }
 
 impl Default for LocalTraffic {
     fn default() -> Self {
-        LocalTraffic::Cidrs([None, None])
+        LocalTraffic::Cidrs(PerFamily::default())
     }
 }
 

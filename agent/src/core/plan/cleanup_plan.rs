@@ -11,7 +11,7 @@ use super::ownership::{DEVICE, is_provably_ours};
 use crate::core::mirror::ObservedSet;
 use crate::core::model::map::{Map, Set};
 use crate::core::model::sets::SetId;
-use crate::core::model::{Family, VsKey};
+use crate::core::model::{Family, PerFamily, VsKey};
 use crate::core::rules::removal::{Extent, Removal, find_removal, iptables_mode_is_active};
 
 /// The state of the node before a cleanup.
@@ -25,8 +25,8 @@ pub struct Found {
     pub sets: Map<SetId, ObservedSet>,
     /// The output of `iptables-save` and `ip6tables-save`.
     pub rules: Vec<(Family, String)>,
-    /// Whether the table of kube-proxy's nftables mode exists, by [`Family::index`].
-    pub nft_tables: [bool; 2],
+    /// Whether the table of kube-proxy's nftables mode exists.
+    pub nft_tables: PerFamily<bool>,
 }
 
 /// What a cleanup may remove.
@@ -97,7 +97,7 @@ pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Ve
     let mut sets: Vec<SetId> = found.sets.keys().copied().collect();
     sets.sort_unstable_by_key(|set| (set.family, set.kind));
     steps.extend(sets.into_iter().map(CleanupStep::Set));
-    let families = Family::ALL.into_iter().filter(|f| scope.every_mode && found.nft_tables[f.index()]);
+    let families = Family::ALL.into_iter().filter(|f| scope.every_mode && found.nft_tables[*f]);
     steps.extend(families.map(CleanupStep::NftTable));
     (steps, kept)
 }
@@ -153,7 +153,7 @@ mod tests {
             ]
             .into_iter()
             .collect(),
-            nft_tables: [true, false],
+            nft_tables: PerFamily::new(true, false),
             rules: vec![(
                 Family::V4,
                 "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A OUTPUT -m comment --comment \"kubernetes \

@@ -11,7 +11,7 @@ use super::outcome::Outcome;
 use super::retries::Retries;
 use super::subject::{Part, Subject};
 use crate::core::model::sets::{Entry, SetId, SetKind};
-use crate::core::model::{Family, VsKey};
+use crate::core::model::{Family, PerFamily, VsKey};
 use crate::core::rules::references_set;
 
 /// Ops of the current sync that failed, were held back or have not finished, as far as later ops depend on them.
@@ -30,16 +30,16 @@ pub struct Failures<'a> {
     /// The same by VIP.
     unserved_addresses: BTreeMap<IpAddr, VsKey>,
     unbound: BTreeSet<IpAddr>,
-    /// Subjects that traffic of a family needs and that are not in place, by [`Family::index`].
-    unserved: [BTreeSet<Subject>; 2],
+    /// Subjects that traffic of a family needs and that are not in place.
+    unserved: PerFamily<BTreeSet<Subject>>,
 }
 
 impl<'a> Failures<'a> {
     /// The state at the start of a sync at the time `now`. `unread`: families whose rules have not been read.
     pub fn new(retries: &'a Retries, now: Duration, unread: Vec<Family>) -> Self {
-        let mut unserved = [BTreeSet::new(), BTreeSet::new()];
+        let mut unserved: PerFamily<BTreeSet<Subject>> = PerFamily::default();
         for family in &unread {
-            unserved[family.index()].insert(Subject::Reading(Part::Rules(*family)));
+            unserved[*family].insert(Subject::Reading(Part::Rules(*family)));
         }
         Self {
             retries,
@@ -71,7 +71,7 @@ impl<'a> Failures<'a> {
     pub fn note(&mut self, op: &Op) {
         let subject = op.subject();
         for family in Family::ALL.into_iter().filter(|family| op.affects_traffic(*family)) {
-            self.unserved[family.index()].insert(subject);
+            self.unserved[family].insert(subject);
         }
         match op {
             Op::CreateDevice => self.device = true,
@@ -132,7 +132,7 @@ impl<'a> Failures<'a> {
 
     /// Rules of another kube-proxy mode stay until everything of the family is programmed.
     fn blocks_takeover(&self, family: Family) -> Option<Subject> {
-        self.unserved[family.index()].first().copied()
+        self.unserved[family].first().copied()
     }
 
     /// An address is bound only when the access filter, its set entry and its virtual servers are in place.

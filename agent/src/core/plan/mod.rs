@@ -24,7 +24,7 @@ use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, ObjectName, RsKey, VsKey};
+use crate::core::model::{Family, ObjectName, PerFamily, RsKey, VsKey};
 use crate::core::rules::chains::Table;
 use crate::core::rules::removal::{is_of_other_modes, target};
 use crate::core::rules::{Chains, OUT_FILTER, build_chains};
@@ -42,7 +42,7 @@ pub struct PlanInput<'a> {
     /// True while rules of another kube-proxy mode must be kept because ours are not all in place.
     pub takeover_pending: bool,
     /// Inputs of the installed rules of each family. `None`: unknown, compare the rules in full.
-    pub installed: &'a [Option<RulesBasis>; 2],
+    pub installed: &'a PerFamily<Option<RulesBasis>>,
 }
 
 /// Inputs of the rules of one family, besides the settings: which sets have wanted members, which have members in
@@ -114,8 +114,8 @@ fn restricts(kind: SetKind) -> bool {
 impl PlanInput<'_> {
     /// Whether the rules of a family may differ from the wanted rules. Rules that were not read are not compared.
     fn must_compare_rules(&self, family: Family) -> bool {
-        let installed = self.installed[family.index()].as_ref();
-        !self.observed.unread_rules[family.index()]
+        let installed = self.installed[family].as_ref();
+        !self.observed.unread_rules[family]
             && installed.is_none_or(|basis| *basis != RulesBasis::build(family, self.desired, self.observed))
     }
 
@@ -176,7 +176,7 @@ impl PlanInput<'_> {
     /// Rules that match sets which become empty stay until the tidy phase: traffic to addresses that are still bound
     /// keeps its masquerading and its filter. A plan needs two writes only if it both adds and removes rules.
     fn diff_rules(&self, family: Family, ops: &mut Vec<Op>) {
-        let has = &self.observed.rules[family.index()];
+        let has = &self.observed.rules[family];
         let jumps = has.broken_jumps();
         let closed = self.desired.closed_to_node(family);
         let is_wanted = |kind: SetKind| self.desired.has_members(kind, family);
@@ -203,8 +203,8 @@ impl PlanInput<'_> {
 
     /// Rules of other kube-proxy modes are removed last, when everything of ours is in place.
     fn diff_leftovers(&self, family: Family, ops: &mut Vec<Op>) {
-        let removal = self.observed.rules[family.index()].leftovers.clone();
-        let nft_table = self.observed.nft_tables[family.index()];
+        let removal = self.observed.rules[family].leftovers.clone();
+        let nft_table = self.observed.nft_tables[family];
         if !removal.is_empty() || nft_table {
             let is_takeover = self.takeover_pending;
             ops.push(Op::RemoveLeftovers(Box::new(LeftoversOp { family, removal, nft_table, is_takeover })));

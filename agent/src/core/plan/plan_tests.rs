@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Golden plans.
 
+use crate::core::model::PerFamily;
 use std::collections::BTreeSet;
 
 use crate::core::mirror::Observed;
@@ -21,7 +22,7 @@ const SYSCTL: &str = "/proc/sys/net/ipv4/vs/conntrack";
 
 fn settings() -> Settings {
     Settings {
-        local: LocalTraffic::Cidrs([Some("10.244.0.0/16".parse().unwrap()), None]),
+        local: LocalTraffic::Cidrs(PerFamily::new(Some("10.244.0.0/16".parse().unwrap()), None)),
         families: vec![Family::V4],
         sysctls: vec![Sysctl::exactly(SYSCTL, 1)],
         ..Settings::default()
@@ -36,7 +37,7 @@ fn dns(external: &[&str]) -> Service {
     Service {
         name: ObjectName::new("kube-system", "kube-dns"),
         created: 1,
-        cluster_ips: [Some("10.96.0.10".parse().unwrap()), None],
+        cluster_ips: PerFamily::new(Some("10.96.0.10".parse().unwrap()), None),
         external_ips: external.iter().map(|ip| ip.parse().unwrap()).collect(),
         ports: vec![ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: 0 }],
         ..Service::default()
@@ -80,7 +81,7 @@ fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, change
         settings,
         expired: &expired,
         takeover_pending: true,
-        installed: &[None, None],
+        installed: &PerFamily::new(None, None),
     };
     match changes {
         Some(changes) => build_plan(input, changes, &changes.flows),
@@ -159,7 +160,7 @@ fn golden_drift_is_repaired_in_place() {
     server.spec.scheduler = "wrr".into();
     server.real_servers.values_mut().for_each(|rs| rs.weight = 7);
     kernel.state.addresses.insert("10.96.0.99/24".parse().unwrap());
-    kernel.state.rules[0].jumps.clear();
+    kernel.state.rules[Family::V4].jumps.clear();
     let plan = plan(&desired, &kernel.state, None);
     assert_eq!(
         plan.to_string(),
@@ -173,7 +174,7 @@ fn restricted(name: &str, vip: u8) -> Service {
     Service {
         name: ObjectName::new("shop", name),
         created: 2,
-        cluster_ips: [Some([10, 96, 1, vip].into()), None],
+        cluster_ips: PerFamily::new(Some([10, 96, 1, vip].into()), None),
         load_balancer_ips: vec![[203, 0, 113, vip].into()],
         source_ranges: vec!["198.18.0.0/15".parse().unwrap()],
         ports: vec![ServicePort { name: "p".into(), protocol: Protocol::Tcp, port: 443, node_port: 30443 }],
@@ -186,7 +187,8 @@ fn golden_the_guard_is_programmed_first_then_dns_then_other_services() {
     let mut desired = Desired::default();
     let dns = Service { priority: true, ..dns(&[]) };
     update(&mut desired, Some(&dns), &[slice(&["10.244.2.6"])]);
-    let node = NodeFacts { node_port_addresses: [vec![[192, 168, 50, 2].into()], vec![]], ..node() };
+    let node =
+        NodeFacts { node_port_addresses: PerFamily::new(vec![[192, 168, 50, 2].into()], vec![]), ..node() };
     let lb = restricted("web", 1);
     let fragment = build_fragment(&lb, [], &[], &node, &settings());
     desired.update(&lb.name, Some(fragment), &mut Changes::default());
@@ -252,7 +254,7 @@ fn golden_a_busy_real_server_drains_until_it_is_idle_or_the_deadline_is_over() {
             settings: &settings,
             expired: &expired,
             takeover_pending: true,
-            installed: &[None, None],
+            installed: &PerFamily::new(None, None),
         };
         build_plan(input, &changes, &changes.flows).to_string()
     };
@@ -290,8 +292,8 @@ fn golden_rules_of_the_iptables_mode_stay_until_ours_are_in_place() {
     let mut desired = Desired::default();
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
     let mut kernel = FakeKernel::new(&[SYSCTL]);
-    kernel.state.rules[0] = iptables_mode();
-    kernel.state.nft_tables[0] = true;
+    kernel.state.rules[Family::V4] = iptables_mode();
+    kernel.state.nft_tables[Family::V4] = true;
     let again = |observed: &Observed| plan(&desired, observed, None);
     let plan = again(&kernel.state);
     let text = plan.to_string();
@@ -321,7 +323,7 @@ fn rules_of_the_iptables_mode_stay_while_anything_of_the_family_fails() {
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
     for (patient, stays) in [(true, true), (false, false)] {
         let mut kernel = FakeKernel::new(&[SYSCTL]);
-        kernel.state.rules[0] = iptables_mode();
+        kernel.state.rules[Family::V4] = iptables_mode();
         kernel.fail_next(OpKind::Bind);
         let expired = BTreeSet::new();
         let settings = settings();
@@ -331,13 +333,13 @@ fn rules_of_the_iptables_mode_stay_while_anything_of_the_family_fails() {
             settings: &settings,
             expired: &expired,
             takeover_pending: patient,
-            installed: &[None, None],
+            installed: &PerFamily::new(None, None),
         };
         let plan = build_plan(input, &all_keys(&desired, &kernel.state), &BTreeSet::new());
         let report = run_plan(&mut kernel, &plan);
         assert!(!report.is_clean());
-        assert_eq!(!kernel.state.rules[0].leftovers.is_empty(), stays);
-        let services = &kernel.state.rules[0].chains[&(Table::Nat, "KUBE-SERVICES".to_owned())];
+        assert_eq!(!kernel.state.rules[Family::V4].leftovers.is_empty(), stays);
+        let services = &kernel.state.rules[Family::V4].chains[&(Table::Nat, "KUBE-SERVICES".to_owned())];
         assert_eq!(services.iter().any(|rule| rule.contains("KUBE-SVC-A")), stays);
     }
 }

@@ -43,12 +43,12 @@ impl Observed {
                 self.sets.entry(*set).or_default().members.remove(entry);
             }
             Op::WriteRules(rules) => {
-                let observed = &mut self.rules[rules.family.index()];
+                let observed = &mut self.rules[rules.family];
                 observed.chains.clone_from(&rules.chains);
                 observed.fix_jumps(&rules.jumps);
             }
             Op::RemoveLeftovers(leftovers) => {
-                let family = leftovers.family.index();
+                let family = leftovers.family;
                 self.rules[family].leftovers = Removal::default();
                 self.nft_tables[family] = false;
             }

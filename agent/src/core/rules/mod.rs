@@ -211,7 +211,7 @@ fn cluster_ip_matches(family: Family, settings: &Settings) -> Vec<Match> {
     let kind = SetKind::ClusterIp;
     let not_local = match &settings.local {
         _ if settings.masquerade_all => None,
-        LocalTraffic::Cidrs(cidrs) => cidrs[family.index()].map(|cidr| Match::NotSource(cidr.to_string())),
+        LocalTraffic::Cidrs(cidrs) => cidrs[family].map(|cidr| Match::NotSource(cidr.to_string())),
         LocalTraffic::Interface(name) => Some(Match::NotInterface(name.clone())),
     };
     let dir = if settings.masquerade_all || not_local.is_some() { Dir::DstDst } else { Dir::SrcDst };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use crate::core::model::PerFamily;
 
 fn chain<'a>(chains: &'a Chains, table: Table, name: &str) -> &'a [String] {
     &chains[&(table, name.to_owned())]
@@ -28,7 +29,7 @@ fn the_cluster_ip_rule_follows_the_configuration() {
     let comment = "-m comment --comment \"Kubernetes service cluster ip + port for masquerade purpose\"";
     let tail = |dir| format!("{comment} -m set --match-set KUBE-CLUSTER-IP {dir} -j KUBE-MARK-MASQ");
     assert_eq!(rule(&Settings::default()), tail("src,dst"));
-    let cidr = [Some("10.244.0.0/16".parse().unwrap()), None];
+    let cidr = PerFamily::new(Some("10.244.0.0/16".parse().unwrap()), None);
     let with_cidr = Settings { local: LocalTraffic::Cidrs(cidr), ..Settings::default() };
     assert_eq!(rule(&with_cidr), format!("! -s 10.244.0.0/16 {}", tail("dst,dst")));
     assert_eq!(rule(&Settings { masquerade_all: true, ..with_cidr }), tail("dst,dst"));

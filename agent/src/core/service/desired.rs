@@ -16,7 +16,7 @@ use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Map;
 use crate::core::model::members::Members;
 use crate::core::model::sets::{Entry, SetId, SetKind};
-use crate::core::model::{Family, ObjectName, Protocol, VsKey};
+use crate::core::model::{Family, ObjectName, PerFamily, Protocol, VsKey};
 
 /// If several Services claim a virtual server, the smallest rank wins: the oldest Service, then the first name. So all
 /// nodes choose the same winner.
@@ -36,7 +36,7 @@ pub struct Desired {
     contested: BTreeSet<VsKey>,
     priority: BTreeSet<ObjectName>,
     /// Number of Services with a Local policy and without an endpoint on this node, see [`Fragment::no_local`].
-    no_local: [[u32; 2]; 2],
+    no_local: PerFamily<[u32; 2]>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     unbound: BTreeMap<Binding, u32>,
     /// Services with UDP endpoints, by VIP.
@@ -254,7 +254,7 @@ impl Desired {
 
     /// The filters that select the stale UDP flows of these Services, one for each family with UDP endpoints.
     pub fn stale_flows(&self, names: &BTreeSet<ObjectName>) -> Vec<FlowFilter> {
-        let mut filters = Family::ALL.map(|family| FlowFilter {
+        let mut filters = PerFamily::of(|family| FlowFilter {
             family,
             frontends: BTreeMap::new(),
             node_ports: BTreeMap::new(),
@@ -268,7 +268,7 @@ impl Desired {
             let won: BTreeSet<(IpAddr, u16)> =
                 fragment.virtual_servers.iter().filter(wins).map(|vs| (vs.key.addr, vs.key.port)).collect();
             for port in &fragment.udp {
-                let filter = &mut filters[port.family.index()];
+                let filter = &mut filters[port.family];
                 for frontend in port.frontends.iter().filter(|frontend| won.contains(frontend)) {
                     filter.frontends.insert(*frontend, port.endpoints.clone());
                 }
@@ -317,7 +317,7 @@ impl Desired {
     /// Number of Services with a Local policy whose endpoints are all on other nodes: by the internal policy, and by the
     /// external policy.
     pub fn no_local(&self, family: Family) -> [u32; 2] {
-        self.no_local[family.index()]
+        self.no_local[family]
     }
 
     /// Number of VIPs that are not bound, by reason.

@@ -11,7 +11,8 @@ use crate::core::model::Few;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{ExternalIps, Settings};
 use crate::core::model::{
-    EndpointSlice, Family, ObjectName, PERSISTENT, Protocol, RsKey, Service, ServicePort, VsKey, VsSpec,
+    EndpointSlice, Family, ObjectName, PERSISTENT, PerFamily, Protocol, RsKey, Service, ServicePort, VsKey,
+    VsSpec,
 };
 
 /// `IP_VS_SVC_F_SCHED_MH_PORT`: kube-proxy hashes the source port too.
@@ -62,9 +63,9 @@ pub enum Notice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
     pub port: u16,
-    /// Number of ready endpoint addresses on this node, by [`Family::index`]. `None`: the Service does not have the
+    /// Number of ready endpoint addresses on this node, of each family. `None`: the Service does not have the
     /// family.
-    pub local: [Option<u32>; 2],
+    pub local: PerFamily<Option<u32>>,
 }
 
 /// The wanted state of one Service. Lists are sorted and have no duplicates.
@@ -80,9 +81,9 @@ pub struct Fragment {
     /// UDP ports with endpoints.
     pub udp: Box<[UdpPort]>,
     pub notices: Box<[Notice]>,
-    /// Whether the Service has a Local policy and all its endpoints are on other nodes, by [`Family::index`]: the internal
+    /// Whether the Service has a Local policy and all its endpoints are on other nodes, of each family: the internal
     /// policy, then the external policy.
-    pub no_local: [[bool; 2]; 2],
+    pub no_local: PerFamily<[bool; 2]>,
     pub health: Option<HealthCheck>,
 }
 
@@ -104,7 +105,7 @@ pub fn build_fragment<'a>(
     let mut builder = Builder { service, of_endpoints, node, settings, draft: Draft::default() };
     for &family in &settings.families {
         // Without a ClusterIP of the family the Service gets nothing in it, not even its external IPs.
-        let Some(cluster_ip) = service.cluster_ips[family.index()] else { continue };
+        let Some(cluster_ip) = service.cluster_ips[family] else { continue };
         let vips = builder.vips(family, cluster_ip);
         let mut ready = BTreeSet::new();
         for port in &service.ports {
@@ -136,7 +137,7 @@ struct Draft {
     entries: Few<(SetId, Entry)>,
     udp: Vec<UdpPort>,
     notices: Vec<Notice>,
-    no_local: [[bool; 2]; 2],
+    no_local: PerFamily<[bool; 2]>,
     health: Option<HealthCheck>,
 }
 
@@ -185,8 +186,8 @@ impl Builder<'_> {
     fn add_health_check(&mut self, family: Family, ready: usize) {
         let port = self.service.health_check_node_port;
         if port != 0 {
-            let check = self.draft.health.get_or_insert(HealthCheck { port, local: [None, None] });
-            check.local[family.index()] = Some(u32::try_from(ready).unwrap_or(u32::MAX));
+            let check = self.draft.health.get_or_insert(HealthCheck { port, local: PerFamily::default() });
+            check.local[family] = Some(u32::try_from(ready).unwrap_or(u32::MAX));
         }
     }
 
@@ -199,7 +200,7 @@ impl Builder<'_> {
         let local = service.internal_local || (service.external_local && outside);
         let selection = endpoints::select(all, cluster, local, self.node);
         if local && selection.local.is_empty() && all.iter().any(PortEndpoint::is_usable) {
-            let no_local = &mut self.draft.no_local[family.index()];
+            let no_local = &mut self.draft.no_local[family];
             no_local[0] |= service.internal_local;
             no_local[1] |= service.external_local;
         }
@@ -258,7 +259,7 @@ impl Builder<'_> {
         entries.extend(ranges.iter().map(|range| {
             (set(SetKind::LoadBalancerSourceCidr), Entry::IpPortNet(vip, protocol, number, *range))
         }));
-        let node = self.node.ips[family.index()];
+        let node = self.node.ips[family];
         let inside = node.is_some_and(|ip| ranges.iter().any(|range| range.contains(&ip)));
         if inside {
             let from_node = Entry::IpPortIp(vip, protocol, number, vip);
@@ -291,7 +292,7 @@ impl Builder<'_> {
     /// Adds virtual servers on every node-port address. False when there is no such address.
     fn add_node_port(&mut self, port: &ServicePort, family: Family, selection: &Selection) -> bool {
         let node = self.node;
-        let addresses = &node.node_port_addresses[family.index()];
+        let addresses = &node.node_port_addresses[family];
         if addresses.is_empty() {
             return false;
         }

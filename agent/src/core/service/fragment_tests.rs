@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use crate::core::model::PerFamily;
 use crate::core::model::settings::ExternalIps;
 use crate::core::model::{Endpoint, Place, SlicePort};
 use crate::core::service::protected::{Protected, Protection};
@@ -22,7 +23,7 @@ fn service() -> Service {
     Service {
         name: ObjectName::new("shop", "web"),
         created: 7,
-        cluster_ips: [Some(ip("10.96.0.5")), None],
+        cluster_ips: PerFamily::new(Some(ip("10.96.0.5")), None),
         ports: vec![port(Protocol::Tcp, 80, 0)],
         ..Service::default()
     }
@@ -57,14 +58,14 @@ const BOTH: [&str; 2] = ["10.244.1.5", "10.244.2.6"];
 fn node() -> NodeFacts {
     NodeFacts {
         name: "n1".into(),
-        ips: [Some(ip("192.168.50.2")), Some(ip("fd00:50::2"))],
+        ips: PerFamily::new(Some(ip("192.168.50.2")), Some(ip("fd00:50::2"))),
         addresses: ips(&["10.77.0.5", "192.168.50.2"]),
         translated: ips(&["203.0.113.7"]),
         protected: Arc::new(Protected {
             gateways: ips(&["192.168.50.1"]).into_iter().collect(),
             ..Protected::default()
         }),
-        node_port_addresses: [ips(&["10.77.0.5", "192.168.50.2"]), Vec::new()],
+        node_port_addresses: PerFamily::new(ips(&["10.77.0.5", "192.168.50.2"]), Vec::new()),
         ..NodeFacts::default()
     }
 }
@@ -94,7 +95,8 @@ fn servers(fragment: &Fragment) -> Vec<String> {
 #[test]
 fn dual_stack_keeps_the_families_apart() {
     let slices = [slice(Protocol::Tcp, &["10.244.1.5"]), slice(Protocol::Tcp, &["fd00:244:1::5"])];
-    let dual = Service { cluster_ips: [Some(ip("10.96.0.5")), Some(ip("fd00:96::5"))], ..service() };
+    let dual =
+        Service { cluster_ips: PerFamily::new(Some(ip("10.96.0.5")), Some(ip("fd00:96::5"))), ..service() };
     let f = build(&dual, &slices);
     assert_eq!(servers(&f), ["TCP 10.96.0.5:80 -> 10.244.1.5", "TCP [fd00:96::5]:80 -> fd00:244:1::5"]);
     assert!(entries(&f).contains(&"6-LOOP-BACK fd00:244:1::5,tcp:8080,fd00:244:1::5".to_owned()));
@@ -129,7 +131,7 @@ fn vips_that_would_cut_the_node_off_have_virtual_servers_but_no_filter() {
 
 #[test]
 fn a_cluster_ip_is_bound_even_if_it_is_an_address_of_the_node() {
-    let f = build(&Service { cluster_ips: [Some(ip("192.168.50.2")), None], ..service() }, &[]);
+    let f = build(&Service { cluster_ips: PerFamily::new(Some(ip("192.168.50.2")), None), ..service() }, &[]);
     assert_eq!((f.addresses.len(), f.notices.len()), (1, 0));
 }
 
@@ -284,7 +286,7 @@ fn a_port_without_a_node_port_address_has_no_health_check() {
         ports: vec![port(Protocol::Tcp, 80, 30080)],
         ..service()
     };
-    let nowhere = NodeFacts { node_port_addresses: [Vec::new(), Vec::new()], ..node() };
+    let nowhere = NodeFacts { node_port_addresses: PerFamily::new(Vec::new(), Vec::new()), ..node() };
     let f = build_fragment(&svc, [], &[], &nowhere, &Settings::default());
     assert_eq!(entries(&f), ["CLUSTER-IP 10.96.0.5,tcp:80", "IPVS-IPS 10.96.0.5"]);
 }

@@ -11,7 +11,7 @@ use super::protected::{Protected, Protection};
 use crate::core::mirror::Observed;
 use crate::core::model::address;
 use crate::core::model::settings::{NodePortAddresses, Settings};
-use crate::core::model::{Family, Node};
+use crate::core::model::{Family, Node, PerFamily};
 
 /// The facts that fragments depend on. When they change, every fragment is rebuilt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct NodeFacts {
     /// Endpoints with this node name are local.
     pub name: Arc<str>,
     pub zone: Option<Arc<str>>,
-    /// The node IP of each family, by [`Family::index`]; loopback while unknown.
-    pub ips: [Option<IpAddr>; 2],
+    /// The node IP of each family; loopback while unknown.
+    pub ips: PerFamily<Option<IpAddr>>,
     /// Addresses on all links except `kube-ipvs0`, without loopback and IPv6 link-local, sorted.
     pub addresses: Vec<IpAddr>,
     /// Addresses of the Node object that are on no link, such as a public address behind NAT; sorted.
@@ -30,8 +30,8 @@ pub struct NodeFacts {
     /// `Some` while the addresses of other Nodes are unknown: of VIPs other than ClusterIPs only these, which were bound
     /// before, are bound.
     pub kept: Option<Arc<BTreeSet<IpAddr>>>,
-    /// Addresses that serve node ports, by [`Family::index`], sorted.
-    pub node_port_addresses: [Vec<IpAddr>; 2],
+    /// Addresses that serve node ports, of each family, sorted.
+    pub node_port_addresses: PerFamily<Vec<IpAddr>>,
 }
 
 /// How a VIP that is not a ClusterIP is bound.
@@ -75,9 +75,9 @@ impl NodeFacts {
             named.iter().copied().filter(|ip| addresses.binary_search(ip).is_err()).collect();
         translated.sort_unstable();
         translated.dedup();
-        let ips = Family::ALL.map(|family| node_ip(family, named, settings));
+        let ips = PerFamily::of(|family| node_ip(family, named, settings));
         let node_port_addresses =
-            Family::ALL.map(|family| node_port_addresses(family, ips, &addresses, observed, settings));
+            PerFamily::of(|family| node_port_addresses(family, ips, &addresses, observed, settings));
         Self {
             name: name.clone(),
             zone: node.and_then(|n| n.zone.clone()),
@@ -90,17 +90,17 @@ impl NodeFacts {
         }
     }
 
-    /// The addresses of health-check node ports, by [`Family::index`]. `None`: all. As in kube-proxy, loopback counts if it
+    /// The addresses of health-check node ports, of each family. `None`: all. As in kube-proxy, loopback counts if it
     /// is inside the networks.
-    pub fn health_check_addresses(&self, settings: &Settings) -> [Option<Vec<IpAddr>>; 2] {
-        Family::ALL.map(|family| {
+    pub fn health_check_addresses(&self, settings: &Settings) -> PerFamily<Option<Vec<IpAddr>>> {
+        PerFamily::of(|family| {
             let nets = node_port_networks(family, self.ips, settings);
             if nets.is_empty() {
                 return None;
             }
             let loopback = loopback(family);
             let inside = nets.iter().any(|net| net.contains(&loopback));
-            let own = self.node_port_addresses[family.index()].iter().copied();
+            let own = self.node_port_addresses[family].iter().copied();
             Some(own.chain(inside.then_some(loopback)).collect())
         })
     }
@@ -147,13 +147,13 @@ fn loopback(family: Family) -> IpAddr {
 }
 
 /// The networks of `nodePortAddresses`. An empty list: all addresses.
-fn node_port_networks(family: Family, ips: [Option<IpAddr>; 2], settings: &Settings) -> Vec<IpNet> {
+fn node_port_networks(family: Family, ips: PerFamily<Option<IpAddr>>, settings: &Settings) -> Vec<IpNet> {
     let nets: Vec<IpNet> = match &settings.node_port_addresses {
         NodePortAddresses::Cidrs(nets) => {
             nets.iter().copied().filter(|net| Family::of_net(net) == family).collect()
         }
         NodePortAddresses::Primary => {
-            let ip = ips[family.index()].filter(|ip| !ip.is_loopback());
+            let ip = ips[family].filter(|ip| !ip.is_loopback());
             ip.into_iter().map(IpNet::from).collect()
         }
     };
@@ -164,7 +164,7 @@ fn node_port_networks(family: Family, ips: [Option<IpAddr>; 2], settings: &Setti
 /// `kube-ipvs0` and IPv6 link-local addresses count too.
 fn node_port_addresses(
     family: Family,
-    ips: [Option<IpAddr>; 2],
+    ips: PerFamily<Option<IpAddr>>,
     addresses: &[IpAddr],
     observed: &Observed,
     settings: &Settings,
@@ -222,15 +222,18 @@ mod tests {
     #[test]
     fn node_ports_are_on_every_link_unless_networks_are_given() {
         let all = facts(None, &Settings::default());
-        assert_eq!(all.node_port_addresses[0], ips(&["10.77.0.5", "192.168.50.2"]));
-        assert_eq!(all.node_port_addresses[1], ips(&["fd00:50::2"]));
-        assert_eq!(facts(None, &cidrs(&["0.0.0.0/0", "10.0.0.0/8"])).node_port_addresses[0].len(), 2);
+        assert_eq!(all.node_port_addresses[Family::V4], ips(&["10.77.0.5", "192.168.50.2"]));
+        assert_eq!(all.node_port_addresses[Family::V6], ips(&["fd00:50::2"]));
+        assert_eq!(
+            facts(None, &cidrs(&["0.0.0.0/0", "10.0.0.0/8"])).node_port_addresses[Family::V4].len(),
+            2
+        );
         let one = facts(None, &cidrs(&["192.168.50.0/24"]));
-        assert_eq!(one.node_port_addresses, [ips(&["192.168.50.2"]), ips(&["fd00:50::2"])]);
+        assert_eq!(one.node_port_addresses, PerFamily::new(ips(&["192.168.50.2"]), ips(&["fd00:50::2"])));
         // As in kube-proxy, VIPs inside the networks serve node ports.
         let vips = facts(None, &cidrs(&["10.96.0.0/12", "fe80::/10"]));
-        assert_eq!(vips.node_port_addresses, [ips(&["10.96.0.1"]), ips(&["fe80::1"])]);
-        assert!(facts(None, &cidrs(&["172.16.0.0/12"])).node_port_addresses[0].is_empty());
+        assert_eq!(vips.node_port_addresses, PerFamily::new(ips(&["10.96.0.1"]), ips(&["fe80::1"])));
+        assert!(facts(None, &cidrs(&["172.16.0.0/12"])).node_port_addresses[Family::V4].is_empty());
     }
 
     #[test]
@@ -238,16 +241,22 @@ mod tests {
         let primary = Settings { node_port_addresses: NodePortAddresses::Primary, ..Settings::default() };
         let node = Node { addresses: ips(&["192.168.50.2", "203.0.113.7"]), ..Node::default() };
         let facts = facts(Some(&node), &primary);
-        assert_eq!(facts.node_port_addresses[0], ips(&["192.168.50.2"]));
-        assert_eq!(facts.node_port_addresses[1], ips(&["fd00:50::2"]), "no IPv6 node IP is known");
+        assert_eq!(facts.node_port_addresses[Family::V4], ips(&["192.168.50.2"]));
+        assert_eq!(facts.node_port_addresses[Family::V6], ips(&["fd00:50::2"]), "no IPv6 node IP is known");
     }
 
     #[test]
     fn the_bind_address_wins_over_the_node_object_in_its_family() {
         let node = Node { addresses: ips(&["192.168.50.2", "fd00:50::2"]), ..Node::default() };
         let settings = Settings { bind_address: Some(ip("10.77.0.5")), ..Settings::default() };
-        assert_eq!(facts(Some(&node), &settings).ips, [Some(ip("10.77.0.5")), Some(ip("fd00:50::2"))]);
-        assert_eq!(facts(None, &Settings::default()).ips, [Some(ip("127.0.0.1")), Some(ip("::1"))]);
+        assert_eq!(
+            facts(Some(&node), &settings).ips,
+            PerFamily::new(Some(ip("10.77.0.5")), Some(ip("fd00:50::2")))
+        );
+        assert_eq!(
+            facts(None, &Settings::default()).ips,
+            PerFamily::new(Some(ip("127.0.0.1")), Some(ip("::1")))
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::core::model::Family;
+use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::RulesOp;
 use crate::core::rules::removal::Removal;
 use crate::core::rules::render_restore;
@@ -35,8 +35,8 @@ const NO_NF_TABLES: [&str; 3] =
 pub struct Iptables {
     started: Arc<AtomicU64>,
     children: Children,
-    /// Of each family, by [`Family::index`]; found out when it is first needed.
-    flavours: Arc<[OnceLock<Flavour>; 2]>,
+    /// Of each family; found out when it is first needed.
+    flavours: Arc<PerFamily<OnceLock<Flavour>>>,
 }
 
 impl Iptables {
@@ -62,7 +62,7 @@ impl Iptables {
         family: Family,
         find: impl FnOnce() -> Result<Flavour, OpError>,
     ) -> Result<Flavour, OpError> {
-        let known = &self.flavours[family.index()];
+        let known = &self.flavours[family];
         match known.get() {
             Some(flavour) => Ok(*flavour),
             None => find().map(|flavour| *known.get_or_init(|| flavour)),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use netlink_batch::Socket;
 
 use super::{Iptables, SavedRules};
-use crate::core::model::Family;
+use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::{LeftoversOp, Op, RulesOp};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::Subject;
@@ -58,7 +58,7 @@ struct RulesReading {
 /// See the module.
 pub(in crate::kernel) struct Rules {
     iptables: Iptables,
-    states: [FamilyState; 2],
+    states: PerFamily<FamilyState>,
     ended: Receiver<Ended>,
     tell: Sender<Ended>,
     under_way: usize,
@@ -90,7 +90,7 @@ impl Rules {
 
     /// Begins to read the rules of a family, if they may have changed or `afresh`.
     pub fn read(&mut self, family: Family, nft: &mut Socket, afresh: bool) {
-        let state = &mut self.states[family.index()];
+        let state = &mut self.states[family];
         let generation = nft_tables::generation(nft).unwrap_or_default();
         if let Some(reading) = &mut state.reading {
             // One that runs already is as good, unless it may be too old.
@@ -111,10 +111,10 @@ impl Rules {
     }
 
     fn begin_reading(&mut self, family: Family, generation: Option<u32>) -> Result<(), OpError> {
-        self.states[family.index()].reading = Some(RulesReading { generation, ..RulesReading::default() });
+        self.states[family].reading = Some(RulesReading { generation, ..RulesReading::default() });
         let started = self.start(family, Job::Read);
         if started.is_err() {
-            self.states[family.index()].reading = None;
+            self.states[family].reading = None;
         }
         started
     }
@@ -126,7 +126,7 @@ impl Rules {
             Op::RemoveLeftovers(leftovers) => (leftovers.family, Job::Remove((**leftovers).clone())),
             other => return Err(OpError::plain(Cause::Other, format!("{other} is no op on rules"))),
         };
-        let state = &mut self.states[family.index()];
+        let state = &mut self.states[family];
         state.known = None;
         if let Some(reading) = &mut state.reading {
             reading.stale = true;
@@ -135,7 +135,7 @@ impl Rules {
     }
 
     fn start(&mut self, family: Family, job: Job) -> Result<(), OpError> {
-        let state = &mut self.states[family.index()];
+        let state = &mut self.states[family];
         let jobs = match &state.jobs {
             Some(jobs) => jobs,
             None => {
@@ -175,7 +175,7 @@ impl Rules {
     }
 
     fn ended_reading(&mut self, family: Family, result: Result<SavedRules, OpError>) -> Option<Finished> {
-        let state = &mut self.states[family.index()];
+        let state = &mut self.states[family];
         let RulesReading { generation, stale, again } = state.reading.take().unwrap_or_default();
         // Rules were written meanwhile: what was read may be older.
         if stale {
@@ -187,7 +187,7 @@ impl Rules {
         {
             return Some(Finished::Rules(family, Err(error)));
         }
-        let state = &mut self.states[family.index()];
+        let state = &mut self.states[family];
         Some(Finished::Rules(
             family,
             result.map(|saved| {

@@ -5,7 +5,7 @@
 use netlink_batch::{AttributeIter, Attributes, Error, Socket};
 
 use super::nfnetlink::{self, Request};
-use crate::core::model::Family;
+use crate::core::model::{Family, PerFamily};
 
 /// The nfnetlink subsystem.
 const NF_TABLES: u16 = 10;
@@ -30,16 +30,16 @@ fn request(kind: u16, family: Family) -> Request {
     Request { kind, family: number(family), attrs, ..Request::default() }
 }
 
-/// Which families have a table of kube-proxy's nftables mode, by [`Family::index`]. A kernel without
+/// Which families have a table of kube-proxy's nftables mode. A kernel without
 /// nf_tables has none.
 ///
 /// # Errors
 /// When the answer cannot be read.
-pub fn find(socket: &mut Socket) -> Result<[bool; 2], Error> {
+pub fn find(socket: &mut Socket) -> Result<PerFamily<bool>, Error> {
     let answers = socket.ask_all(&Family::ALL.map(|family| request(GET_TABLE, family)))?;
-    let mut found = [false; 2];
+    let mut found = PerFamily::default();
     for (family, answer) in Family::ALL.into_iter().zip(answers) {
-        found[family.index()] = answer.is_ok();
+        found[family] = answer.is_ok();
     }
     Ok(found)
 }

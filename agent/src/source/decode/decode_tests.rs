@@ -2,7 +2,7 @@
 
 use super::slice::{HEADLESS_LABEL, SERVICE_NAME_LABEL};
 use super::*;
-use crate::core::model::{EndpointSlice, Family, Hints, Node, Place, Service};
+use crate::core::model::{EndpointSlice, Family, Hints, Node, PerFamily, Place, Service};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -22,7 +22,10 @@ fn dual_stack_takes_the_cluster_ip_beside_its_family() {
     let spec = json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "10.96.0.1"],
         "ipFamilies": ["IPv6", "IPv4"], "ports": [{"port": 80}]});
     let Ok(Object::Service(s)) = service(spec) else { panic!() };
-    assert_eq!(s.cluster_ips, [Some("10.96.0.1".parse().unwrap()), Some("fd00::1".parse().unwrap())]);
+    assert_eq!(
+        s.cluster_ips,
+        PerFamily::new(Some("10.96.0.1".parse().unwrap()), Some("fd00::1".parse().unwrap()))
+    );
     assert_eq!(s.ports[0].protocol, Protocol::Tcp);
     assert_eq!(s.created, i64::MAX);
 }
@@ -136,7 +139,7 @@ fn addresses_are_read_as_kube_proxy_reads_them() {
     let spec = json!({"clusterIP": "010.096.0.1", "externalIPs": ["::ffff:198.51.100.1"], "type": "LoadBalancer",
         "loadBalancerSourceRanges": ["010.0.0.0/8", "::ffff:172.16.0.0/108"]});
     let Ok(Object::Service(s)) = service(spec) else { panic!() };
-    assert_eq!(s.cluster_ips[0], Some("10.96.0.1".parse().unwrap()));
+    assert_eq!(s.cluster_ips[Family::V4], Some("10.96.0.1".parse().unwrap()));
     assert_eq!(s.external_ips, ["198.51.100.1".parse::<std::net::IpAddr>().unwrap()]);
     let ranges: Vec<String> = s.source_ranges.iter().map(ToString::to_string).collect();
     assert_eq!(ranges, ["10.0.0.0/8", "172.16.0.0/12"]);
@@ -147,7 +150,10 @@ fn addresses_are_read_as_kube_proxy_reads_them() {
     let node = json!({"metadata": {"name": "n"}, "spec": {"podCIDRs": ["010.1.0.0/24"]},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.168.050.2"}]}});
     let Ok(Object::Node(n)) = decode(Kind::Node, &node) else { panic!() };
-    assert_eq!((n.pod_cidrs[0].unwrap().to_string(), n.addresses.len()), ("10.1.0.0/24".to_owned(), 1));
+    assert_eq!(
+        (n.pod_cidrs[Family::V4].unwrap().to_string(), n.addresses.len()),
+        ("10.1.0.0/24".to_owned(), 1)
+    );
 }
 
 #[test]
@@ -172,7 +178,10 @@ fn a_node_has_one_pod_cidr_per_family() {
     let node = json!({"metadata": {"name": "n"},
         "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64", "10.2.0.0/24"]}});
     let Ok(Object::Node(n)) = decode(Kind::Node, &node) else { panic!() };
-    assert_eq!(n.pod_cidrs.map(|c| c.unwrap().to_string()), ["10.1.0.0/24", "fd00:1::/64"]);
+    assert_eq!(
+        PerFamily::of(|family| n.pod_cidrs[family].unwrap().to_string()),
+        PerFamily::new("10.1.0.0/24".to_owned(), "fd00:1::/64".to_owned())
+    );
 }
 
 fn decoded(spec: Value, status: Value) -> Service {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::tape::{Tape, UsedField, plain};
 use super::{METADATA, label};
 use crate::core::model::address;
-use crate::core::model::{Family, Node, ObjectName};
+use crate::core::model::{Family, Node, ObjectName, PerFamily};
 use crate::store::Object;
 
 /// A taint of the cluster autoscaler on a node that it is about to delete, with any value and effect.
@@ -64,11 +64,12 @@ struct RawAddress<'a> {
 pub(super) fn decode(name: &ObjectName, tape: &Tape<'_>) -> Result<Object, String> {
     let RawNode { spec, status } = tape.decode()?;
     let texts = spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|cidr| vec![cidr])).unwrap_or_default();
-    let mut pod_cidrs = [None, None];
+    let mut pod_cidrs = PerFamily::default();
     for text in &texts {
         let net: IpNet =
             address::parse_net(text).ok_or_else(|| format!("spec.podCIDRs: {text:?} is not a CIDR"))?;
-        pod_cidrs[Family::of_net(&net).index()].get_or_insert(net);
+        let cidr: &mut Option<IpNet> = &mut pod_cidrs[Family::of_net(&net)];
+        cidr.get_or_insert(net);
     }
     let given = status.addresses.unwrap_or_default();
     // Host names among the addresses are ignored.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::tape::{Tape, UsedField, plain};
 use super::{METADATA, RawPort, intern, label, port_or_zero, protocol};
 use crate::core::model::address;
-use crate::core::model::{Family, ObjectName, Service, ServicePort};
+use crate::core::model::{Family, ObjectName, PerFamily, Service, ServicePort};
 use crate::store::{Kind, Object};
 
 pub(super) const DNS_LABEL: &str = "k8s-app";
@@ -125,10 +125,10 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
     Ok(Object::Service(Service {
         created: created(tape),
         priority: is_priority(&name, tape),
-        cluster_ips: [
+        cluster_ips: PerFamily::new(
             family_cluster_ip(Family::V4, cluster_ip, &spec)?,
             family_cluster_ip(Family::V6, cluster_ip, &spec)?,
-        ],
+        ),
         external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten().copied(), ignored),
         load_balancer_ips: load_balancer_ips(&status, ignored),
         source_ranges: source_ranges(

@@ -346,7 +346,11 @@ mod tests {
     fn wait_for(store: &Store, vip: &str) {
         let has = |store: &Store| {
             let all = store.all();
-            all.iter().any(|d| d.service.as_ref().is_some_and(|s| s.cluster_ips[0] == vip.parse().ok()))
+            all.iter().any(|d| {
+                d.service
+                    .as_ref()
+                    .is_some_and(|s| s.cluster_ips[crate::core::model::Family::V4] == vip.parse().ok())
+            })
         };
         for _ in 0..500 {
             if has(store) {
