@@ -188,7 +188,6 @@ pub struct Observed {
     pub addresses: Set<IpNet>,
     /// Existing sets that have one of our names.
     pub sets: Map<SetId, ObservedSet>,
-    /// Rules.
     pub rules: PerFamily<ObservedRules>,
     /// Families whose rules were never read: `rules` is then meaningless.
     pub unread_rules: PerFamily<bool>,
