@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests of `integration/guest/install.sh`, with programs in the place of apt's.
+//! Tests of `integration/guest/install.sh` with fake apt programs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn install(dir: &Path, removes: &str) -> (Output, String) {
 }
 
 #[test]
-fn nothing_that_the_machine_has_is_removed() {
+fn no_installed_package_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let (output, calls) = install(dir.path(), "Remv qemu-utils [1:10.0.2]");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -36,7 +36,7 @@ fn nothing_that_the_machine_has_is_removed() {
 }
 
 #[test]
-fn apt_itself_is_told_to_remove_nothing() {
+fn apt_is_called_without_removals() {
     let dir = tempfile::tempdir().unwrap();
     let (_, calls) = install(dir.path(), "Inst ipvsadm (1:1.31)");
     let install = calls.lines().find(|call| call.starts_with("install") && !call.contains(" -s "));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What no message may have: the inside of a library or of the language, a second line, the same words twice.
+//! Text that no message may contain: internals of libraries or of the language, a second line, repeated text.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kube_ipvs::log::render_text;
 use tracing_subscriber::layer::{Context, Layer};
 
-/// Words of libraries and of the language, which mean nothing to whoever reads a log.
+/// Text of libraries and of the language that means nothing to an operator.
 const INTERNALS: &[&str] = &[
     "Status {",
     "(os error",
@@ -50,10 +50,10 @@ const INTERNALS: &[&str] = &[
     "\u{1b}",
 ];
 
-/// So long a part of a line may not be there twice.
+/// A part of a line of this length may not be repeated.
 const REPEATED: usize = 24;
 
-/// What is wrong with a message, if anything.
+/// The problem of a message, if any.
 pub fn complaint(message: &str) -> Option<String> {
     if let Some(internal) = INTERNALS.iter().find(|internal| message.contains(**internal)) {
         return Some(format!("says {internal:?}"));
@@ -69,7 +69,7 @@ pub fn complaint(message: &str) -> Option<String> {
     twice.map(|part| format!("says {part:?} twice"))
 }
 
-/// The lines of an agent's log that are wrong. Lines of level 4 and more are for developers.
+/// The wrong lines in the log of an agent. Lines of level 4 and more are for developers.
 pub fn complaints(log: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut for_operators = false;
@@ -77,9 +77,9 @@ pub fn complaints(log: &str) -> Vec<String> {
         let level = ["INFO", "WARN", "ERROR", "DEBUG", "TRACE"].into_iter().find(|level| starts(line, level));
         match level {
             Some(level) => for_operators = !matches!(level, "DEBUG" | "TRACE"),
-            // What a wrapper or a program of the node says is not the agent's.
+            // Output of a wrapper or of a program of the node is not a message of the agent.
             None if for_operators && line.starts_with(' ') => {
-                wrong.push(format!("goes on in a second line: {line}"))
+                wrong.push(format!("has a second line: {line}"))
             }
             None => {}
         }
@@ -104,12 +104,12 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// What was wrong so far.
+    /// The wrong messages so far.
     pub fn wrong(&self) -> Vec<String> {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many messages were read.
+    /// Number of messages.
     pub fn read(&self) -> usize {
         *self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,7 +140,7 @@ mod tests {
     use crate::objects::{ServiceBuilder, config, node, slice};
 
     #[test]
-    fn what_no_message_may_have_is_found() {
+    fn forbidden_text_in_messages_is_found() {
         for wrong in [
             "cannot list: Status { code: 500 }",
             "cannot bind: address in use (os error 98)",
@@ -155,7 +155,7 @@ mod tests {
             None
         );
         let log = "2026-01-01T00:00:00Z DEBUG plan:\n  Ok(1)\n2026-01-01T00:00:00Z  WARN bad\n  more\n";
-        assert_eq!(complaints(log), ["goes on in a second line:   more"]);
+        assert_eq!(complaints(log), ["has a second line:   more"]);
     }
 
     /// Every place in a document.
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// The document with something wrong in each place.
+    /// The document with an invalid value in each place.
     fn spoiled(good: &Value) -> Vec<Value> {
         let bad = [
             json!(null),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_in_an_object_the_message_is_for_people() {
+    fn messages_about_any_invalid_object_are_readable() {
         let service = ServiceBuilder::new("web", &["10.96.0.10", "fd00:96::10"], &[("http", "TCP", 80)])
             .node_ports(&[30080])
             .external_ips(&["203.0.113.7"])
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_in_a_configuration_the_message_is_for_people() {
+    fn messages_about_any_invalid_configuration_are_readable() {
         let more = json!({
             "bindAddress": "0.0.0.0", "healthzBindAddress": "0.0.0.0:10256", "metricsBindAddress": "127.0.0.1:10249",
             "configSyncPeriod": "15m0s", "nodePortAddresses": ["192.168.50.0/24"], "featureGates": {"A": true},

@@ -77,7 +77,7 @@ pub fn slice_of(service: &str, endpoints: &[(&str, State)], ports: &[Port<'_>]) 
     slice
 }
 
-/// A Service in the making, in namespace `test`: what [`service()`] gives, and more, field by field.
+/// A builder of a Service in namespace `test`, starting from [`service()`].
 #[derive(Clone, Debug)]
 pub struct ServiceBuilder {
     object: Value,
@@ -96,7 +96,7 @@ impl ServiceBuilder {
         self
     }
 
-    /// Type NodePort, with one number for each port; 0 leaves a port without.
+    /// Type NodePort, with one number for each port; 0: no node port.
     pub fn node_ports(mut self, numbers: &[u16]) -> Self {
         for (index, number) in numbers.iter().enumerate().filter(|(_, number)| **number != 0) {
             self.object["spec"]["ports"][index]["nodePort"] = json!(number);
@@ -113,7 +113,7 @@ impl ServiceBuilder {
         self.spec("externalIPs", json!(addresses))
     }
 
-    /// Type LoadBalancer with these addresses of the load balancer, which the nodes are to answer
+    /// Type LoadBalancer with these addresses of the load balancer, which nodes serve
     /// (`ipMode: VIP`).
     pub fn load_balancer(self, addresses: &[&str]) -> Self {
         addresses.iter().fold(self, |service, address| service.ingress(address, Some("VIP")))
@@ -143,7 +143,7 @@ impl ServiceBuilder {
         self.spec("internalTrafficPolicy", json!(policy))
     }
 
-    /// `sessionAffinity: ClientIP` for so many seconds.
+    /// `sessionAffinity: ClientIP` with this timeout in seconds.
     pub fn affinity(self, seconds: u32) -> Self {
         self.spec("sessionAffinity", json!("ClientIP"))
             .spec("sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": seconds}}))
@@ -187,12 +187,12 @@ pub fn list(items: Vec<Value>) -> Value {
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
-/// A KubeProxyConfiguration for `node`, with the fields of `more` on top.
+/// A KubeProxyConfiguration for `node`, with the additional fields `more`.
 pub fn config(node: &str, more: &Value) -> Value {
     let mut config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "mode": "ipvs", "hostnameOverride": node, "clusterCIDR": "10.244.0.0/16,fd00:244::/32",
-        // A network namespace has some of these sysctls for reading only: leave them alone.
+        // Some of these sysctls are read-only in a network namespace: the agent must not set them.
         "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     });
     if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What every [`Kernel`] must do, run on the fake one and, under a kernel with IPVS, on the real one.
-//! That the fake passes is what makes the tests of the loop worth something.
+//! Tests of every [`Kernel`]: they run on the fake kernel and, under a kernel with IPVS, on the real one.
+//! They show that the fake kernel behaves like the real one.
 
 use kube_ipvs::core::model::PerFamily;
 use kube_ipvs::core::plan::outcome::{OpError, Progress};
@@ -33,7 +33,7 @@ fn spec(scheduler: &str) -> VsSpec {
     VsSpec { scheduler: scheduler.into(), flags: 0, timeout: 0 }
 }
 
-/// How long a program may take.
+/// Limit for a program.
 const PROGRAMS: Duration = Duration::from_secs(30);
 
 /// Runs one op to its end.
@@ -55,7 +55,7 @@ fn one(kernel: &mut dyn Kernel, op: &Op) -> Result<(), OpError> {
     }
 }
 
-/// All that the kernel has.
+/// The whole kernel state.
 fn observe(kernel: &mut dyn Kernel) -> Observed {
     let observed = kernel.observe(&Family::ALL, &mut Vec::new()).expect("the kernel can be read");
     assert_eq!(observed.unread_rules, PerFamily::default());
@@ -154,7 +154,7 @@ fn sets(kernel: &mut dyn Kernel) {
     assert!(observed.sets.values().all(|set| set.members.is_empty() && !set.misfit));
 }
 
-/// A set that is too small is replaced while rules may use it; one of another type is made anew.
+/// A set that is too small is replaced while rules may use it. A set of another type is created again.
 fn a_set_grows(kernel: &mut dyn Kernel) {
     let set = SetId { kind: SetKind::ClusterIp, family: Family::V6 };
     let entry = |n: u16| Entry::IpPort(ip("fd00:96::1"), Protocol::Tcp, n);
@@ -194,14 +194,14 @@ fn rules(kernel: &mut dyn Kernel) {
     }
 }
 
-/// Weight 0 and back; without connections nobody is busy, asked one by one or all at once.
+/// Weight 0 and back. A real server without connections is not busy, read one by one or all at once.
 fn draining(kernel: &mut dyn Kernel) {
     let (vs, rs) = (server("10.96.0.3", 80), real("10.0.0.1"));
     done(kernel, &Op::AddVirtualServer(vs, spec("rr")));
     uncertain(kernel, &Op::DrainRealServer(vs, rs));
     done(kernel, &Op::AddRealServer(vs, rs));
     let weight = |kernel: &mut dyn Kernel| {
-        observe(kernel).virtual_servers[&vs].real_servers.get(&rs).expect("it is there").weight
+        observe(kernel).virtual_servers[&vs].real_servers.get(&rs).expect("the real server").weight
     };
     for _ in 0..2 {
         done(kernel, &Op::DrainRealServer(vs, rs));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent as a process, fed from files: traffic, restarts, others' objects, repair, bad input.
+//! The agent as a process with objects from files: traffic, restarts, foreign objects, drift, bad input.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_secs(20);
 const ASK: Duration = Duration::from_secs(5);
 
-/// A folder with a configuration and objects, and how to start an agent on them.
+/// A folder with a configuration and objects, from which agents are started.
 struct Files {
     dir: tempfile::TempDir,
 }
@@ -48,7 +48,7 @@ impl Files {
 fn wait_for(what: &str, agent: &Agent, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < LIMIT, "{what} did not happen; the agent's log:\n{}", agent.log());
+        assert!(start.elapsed() < LIMIT, "no {what} in time; the log of the agent:\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -66,7 +66,7 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// Who answers, when asked several times.
+/// The names of the backends that answer several requests.
 fn names(ask: impl Fn() -> Result<Answer, NoAnswer>, times: usize) -> BTreeSet<String> {
     (0..times).map(|_| ask().unwrap_or_else(|e| panic!("{e}")).name).collect()
 }
@@ -75,7 +75,7 @@ const PORTS: [(&str, &str, u16); 3] = [("tcp", "TCP", 80), ("udp", "UDP", 53), (
 const TARGETS: [(&str, &str, u16); 3] = [("tcp", "TCP", 8080), ("udp", "UDP", 5353), ("sctp", "SCTP", 9000)];
 
 #[test]
-fn traffic_is_balanced_masqueraded_and_moves() {
+fn traffic_is_balanced_and_masqueraded_and_follows_endpoints() {
     let lab = Lab::new().unwrap();
     let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let client = lab.client("outside").unwrap();
@@ -91,7 +91,7 @@ fn traffic_is_balanced_masqueraded_and_moves() {
     wait_for("the address", &agent, || bound(node.ns()).contains("fd00:96::10/128"));
     let (tcp, udp) = (addr("10.96.0.10:80"), addr("10.96.0.10:53"));
 
-    // From a pod: balanced, and the pod's own address is seen.
+    // From a pod: balanced, and the backend sees the address of the pod.
     let all = BTreeSet::from(["near".to_owned(), "far".to_owned()]);
     assert_eq!(names(|| ask_tcp(&asker.ns, tcp, ASK), 6), all);
     assert_eq!(names(|| ask_udp(&asker.ns, udp, ASK), 6), all);
@@ -102,9 +102,9 @@ fn traffic_is_balanced_masqueraded_and_moves() {
         ask_tcp(&asker.ns, addr("[fd00:96::10]:80"), ASK).unwrap().seen_source,
         IpAddr::from(asker.v6)
     );
-    // From the node: masqueraded, for the source would be the ClusterIP.
+    // From the node: masqueraded, because the source would be the ClusterIP.
     assert_eq!(names(|| ask_tcp(node.ns(), tcp, ASK), 6), all);
-    // From outside, through the external IP: masqueraded, or a far backend would answer past us.
+    // From outside, through the external IP: masqueraded, so that answers of a far backend pass this node.
     assert_eq!(names(|| ask_tcp(&client.ns, addr("10.0.0.168:80"), ASK), 6), all);
     for _ in 0..4 {
         let seen = ask_tcp(&client.ns, addr("10.0.0.168:80"), ASK).unwrap();
@@ -178,7 +178,7 @@ fn stopping_and_starting_keeps_connections_and_writes_nothing() {
 }
 
 #[test]
-fn stale_objects_go_and_others_objects_stay() {
+fn stale_objects_are_removed_and_foreign_objects_stay() {
     let ns = Netns::new("node-a").unwrap();
     ns.exec_with(
         &["ipvsadm", "-R"],
@@ -222,9 +222,9 @@ fn stale_objects_go_and_others_objects_stay() {
 }
 
 #[test]
-fn what_others_break_is_repaired() {
+fn drift_is_repaired() {
     let ns = Netns::new("node-a").unwrap();
-    // Addresses are repaired at once, long before the next audit.
+    // Addresses are restored at once, long before the next audit.
     let slow = Files::new(&json!({"ipvs": {"syncPeriod": "1h"}}), one_service());
     let mut agent = slow.start(&ns);
     let is_bound = || bound(&ns).contains("10.96.0.10/32");
@@ -258,20 +258,20 @@ fn what_others_break_is_repaired() {
 }
 
 #[test]
-fn bad_input_is_named_and_nothing_programmed_is_lost() {
+fn bad_input_is_reported_and_programmed_objects_stay() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({"enableProfiling": true}), one_service());
     std::fs::rename(files.objects(), files.dir.path().join("later")).unwrap();
     let agent = files.start(&ns);
     let says = |text: &str| agent.log().contains(text);
-    wait_for("the complaint", &agent, || says("cannot read the objects in"));
-    assert!(says("enableProfiling"), "fields without effect are named: {}", agent.log());
+    wait_for("the error in the log", &agent, || says("cannot read the objects in"));
+    assert!(says("enableProfiling"), "fields without effect are logged: {}", agent.log());
     assert!(ns.try_exec(&["ip", "link", "show", "dev", "kube-ipvs0"], None).unwrap().stdout.is_empty());
     std::fs::rename(files.dir.path().join("later"), files.objects()).unwrap();
     wait_for("the address", &agent, || bound(&ns).contains("10.96.0.10/32"));
     // A file that does not parse, then a malformed object beside a good new one.
     std::fs::write(files.objects(), "{\"kind\": \"List\", \"items\": [").unwrap();
-    wait_for("the complaint", &agent, || says("its last good content stays in force"));
+    wait_for("the error in the log", &agent, || says("its last good content stays in force"));
     let mut broken = one_service();
     broken[0]["spec"]["ports"][0]["port"] = json!("eighty");
     broken.push(service("new", &["10.96.0.11"], &[], &PORTS[..1]));
@@ -282,7 +282,7 @@ fn bad_input_is_named_and_nothing_programmed_is_lost() {
 }
 
 #[test]
-fn wrong_starts_are_one_clear_line() {
+fn wrong_arguments_are_one_clear_line() {
     let ns = Netns::new("node-a").unwrap();
     let binary = agent_binary().unwrap();
     let files = Files::new(&json!({"mode": "iptables"}), vec![]);
@@ -319,7 +319,7 @@ fn wrong_starts_are_one_clear_line() {
 }
 
 #[test]
-fn list_names_the_services_behind_virtual_servers() {
+fn list_shows_the_services_of_virtual_servers() {
     let ns = Netns::new("node-a").unwrap();
     let binary = agent_binary().unwrap();
     let binary = binary.to_str().unwrap();

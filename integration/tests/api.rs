@@ -74,7 +74,7 @@ fn objects(endpoint: &str) -> Vec<Value> {
 const DNS: &str = "10.96.0.20:80 -> 10.244.2.9:80";
 
 #[test]
-fn nothing_is_written_before_every_first_list_and_errors_heal() {
+fn nothing_is_written_before_all_first_lists_and_errors_are_retried() {
     let cluster = Cluster::new();
     cluster.server.replace_all(objects("10.244.1.5"));
     let status = |code, times| Some(("endpointslices".to_owned(), code, times));
@@ -94,7 +94,7 @@ fn nothing_is_written_before_every_first_list_and_errors_heal() {
 }
 
 #[test]
-fn the_api_servers_service_and_dns_wait_for_no_large_list_on_a_node_that_holds_nothing() {
+fn the_api_server_and_dns_are_programmed_before_large_lists_on_a_new_node() {
     let cluster = Cluster::new();
     let (api, dns) = (json!({}), json!({"k8s-app": "kube-dns"}));
     let mut all = objects("10.244.1.5");
@@ -116,7 +116,7 @@ fn the_api_servers_service_and_dns_wait_for_no_large_list_on_a_node_that_holds_n
     let all = [web, first[0], DNS, first[1]];
     cluster.wait_for(&agent, &all);
     drop(agent);
-    // On a node that serves, rules over some Services would take the place of those over all.
+    // On a programmed node, early rules for some Services would replace the rules for all Services.
     cluster.server.set_faults(held);
     cluster.server.apply(placed(slice("kubernetes", &["192.168.50.9"], &PORT), "default", api));
     let before = cluster.server.requests().len();
@@ -135,7 +135,7 @@ fn the_api_servers_service_and_dns_wait_for_no_large_list_on_a_node_that_holds_n
 }
 
 #[test]
-fn changes_are_followed_through_cuts_and_lost_history() {
+fn changes_are_programmed_after_closed_watches_and_lost_history() {
     let cluster = Cluster::new();
     cluster.server.replace_all(objects("10.244.1.5"));
     let agent = cluster.start();
@@ -150,7 +150,7 @@ fn changes_are_followed_through_cuts_and_lost_history() {
     }
     for gone_as_status in [false, true] {
         cluster.server.set_faults(Faults { gone_as_status, ..Faults::default() });
-        // A Service goes while nobody listens, and the history of it is lost.
+        // A Service is deleted while the watch is closed, and the history of it is lost.
         cluster.server.delete("Service", "test", "dns");
         cluster.server.compact();
         cluster.server.cut_watches(false);
@@ -158,7 +158,7 @@ fn changes_are_followed_through_cuts_and_lost_history() {
         cluster.server.apply(objects("")[2].clone());
         cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.8:80", DNS]);
     }
-    // Selectors of the server: a Service of another proxy is none of ours.
+    // Selectors of the server: a Service of another proxy is ignored.
     let mut foreign = objects("")[2].clone();
     foreign["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
     cluster.server.apply(foreign);
@@ -177,7 +177,7 @@ fn a_malformed_object_keeps_its_last_good_version() {
     let mut broken = objects("")[2].clone();
     broken["spec"]["ports"] = json!("many");
     cluster.server.apply(broken);
-    // A good change after them shows that they were seen; a new list keeps them, too.
+    // A valid change after them shows that they were processed. A new list keeps the good versions too.
     cluster.server.apply(service("new", &["10.96.0.30"], &[], &PORT));
     cluster.server.apply(slice("new", &["10.244.1.9"], &PORT));
     let all = ["10.96.0.10:80 -> 10.244.1.5:80", DNS, "10.96.0.30:80 -> 10.244.1.9:80"];
@@ -188,12 +188,12 @@ fn a_malformed_object_keeps_its_last_good_version() {
     cluster.wait_for(&agent, &[all[0], all[1], "10.96.0.30:80 -> 10.244.1.10:80"]);
     let log = agent.log();
     for text in ["object=test/web-v4", "endpoints[0].addresses[0]", "object=test/dns", "spec.ports"] {
-        assert!(log.contains(text), "{text} is not named:\n{log}");
+        assert!(log.contains(text), "the log lacks {text}:\n{log}");
     }
 }
 
 #[test]
-fn a_server_that_is_away_or_silent_changes_nothing() {
+fn an_unreachable_or_silent_server_changes_nothing() {
     let mut cluster = Cluster::new();
     cluster.server.replace_all(objects("10.244.1.5"));
     cluster.server.set_faults(Faults { delay: Some(Duration::from_millis(700)), ..Faults::default() });
@@ -218,20 +218,20 @@ fn a_server_that_is_away_or_silent_changes_nothing() {
     }
     assert_eq!(cluster.real_servers(), ["10.96.0.10:80 -> 10.244.1.6:80", DNS]);
     cluster.server = ApiServer::start(cluster.ns.listen(&address).unwrap()).unwrap();
-    // As after a restore: all that the agent knows the version of is too old.
+    // As after a restore from a backup: every version that the agent knows is too old.
     (0..100).for_each(|_| cluster.server.compact());
     cluster.server.replace_all(objects("10.244.1.7"));
     cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.7:80", DNS]);
 }
 
 #[test]
-fn a_dead_connection_is_noticed_and_replaced() {
+fn a_dead_connection_is_detected_and_replaced() {
     let cluster = Cluster::new();
     cluster.server.replace_all(objects("10.244.1.5"));
     let agent = cluster.start();
     cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.5:80", DNS]);
     let port = cluster.server.url().rsplit(':').next().unwrap().to_owned();
-    // Nothing arrives any more, in either direction, and nobody is told.
+    // Packets are dropped in both directions, without a reset.
     let rule = |verb: &str, side: &str| {
         let command = ["iptables", "-w", verb, "INPUT", "-p", "tcp", side, &port, "-j", "DROP"];
         cluster.ns.exec(&command).unwrap();
@@ -246,7 +246,7 @@ fn a_dead_connection_is_noticed_and_replaced() {
         assert!(start.elapsed() < LIMIT * 2, "{}", agent.log());
         std::thread::sleep(Duration::from_millis(200));
     }
-    assert_eq!(cluster.real_servers(), ["10.96.0.10:80 -> 10.244.1.5:80", DNS], "what is programmed stays");
+    assert_eq!(cluster.real_servers(), ["10.96.0.10:80 -> 10.244.1.5:80", DNS], "programmed objects stay");
     for side in ["--dport", "--sport"] {
         rule("-D", side);
     }

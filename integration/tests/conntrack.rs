@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Stale UDP flows on a real kernel: which ones go, seen by `conntrack` and by the clients themselves.
+//! Stale UDP flows on a real kernel: which are deleted, checked with `conntrack` and by the clients.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -35,7 +35,7 @@ fn udp(table: &BTreeSet<String>) -> u64 {
     table.iter().filter(|line| line.starts_with("udp ")).count() as u64
 }
 
-/// Opens a client inside of the namespace, and lets it forget.
+/// Opens a client in the namespace and deletes the flows of the filter.
 fn forget(ns: &Netns, filter: &FlowFilter) -> (u64, ConntrackClient) {
     ns.enter(|| {
         let mut client = ConntrackClient::open().unwrap();
@@ -93,7 +93,7 @@ impl Traffic {
         let mut connection = Connection::open(&client.ns, SocketAddr::new(vip, 53), LIMIT).unwrap();
         assert_eq!(connection.ask().unwrap().name, "old");
         let (untranslated, direct) = (open(vip, 54), open(address(old, family), 5353));
-        assert!(untranslated.ask().is_err(), "nobody is there");
+        assert!(untranslated.ask().is_err(), "no answer without a translation");
         assert_eq!(direct.ask().unwrap().name, "old");
         for flow in &flows {
             assert_eq!(flow.ask().unwrap().name, "old");
@@ -107,7 +107,7 @@ impl Traffic {
         traffic
     }
 
-    /// What must go: the client's side of each stale flow.
+    /// The client's side of each stale flow: these must be deleted.
     fn stale(&self, node: &Node, client: &Host) -> BTreeSet<String> {
         let from = address(client, self.family);
         let vip = VIPS[self.family].parse().unwrap();
@@ -131,7 +131,7 @@ fn filter(family: Family, pod: &Pod) -> FlowFilter {
 }
 
 #[test]
-fn exactly_the_stale_flows_go() {
+fn only_stale_flows_are_deleted() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (old, new) = (node.pod(5).unwrap(), node.pod(6).unwrap());
@@ -166,11 +166,11 @@ fn exactly_the_stale_flows_go() {
     }
 }
 
-/// Sends datagrams to ports of this host that nobody answers on, so that only their flows are seen.
+/// Sends datagrams to closed ports of this host: only their flows matter.
 fn send_here(ports: std::ops::Range<u16>) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     for port in ports {
-        // The refusal of an earlier one comes out here; its flow is there all the same.
+        // The refusal of an earlier datagram is reported here. Its flow exists all the same.
         while socket.send_to(b"?", (Ipv4Addr::LOCALHOST, port)).is_err() {}
     }
 }
@@ -181,9 +181,9 @@ fn nobody_answers(ports: std::ops::Range<u16>) -> FlowFilter {
 }
 
 #[test]
-fn many_flows_go_in_few_sends() {
+fn many_flows_are_deleted_in_few_sends() {
     let ns = Netns::new("flows").unwrap();
-    // Flows are tracked once somebody has a rule that needs it.
+    // The kernel tracks flows only if a rule needs it.
     ns.exec(&["iptables", "-w", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW"]).unwrap();
     ns.enter(|| send_here(20000..23000)).unwrap();
     assert_eq!(udp(&table(&ns, Family::V4)), 3000);
@@ -196,7 +196,7 @@ fn many_flows_go_in_few_sends() {
 }
 
 #[test]
-fn a_flow_is_found_in_its_zone() {
+fn a_flow_is_deleted_in_its_zone() {
     let ns = Netns::new("zones").unwrap();
     for (port, zone) in [("20001", "--zone"), ("20002", "--zone-orig")] {
         let rule = ["-A", "OUTPUT", "-p", "udp", "--dport", port, "-j", "CT", zone, "7"];

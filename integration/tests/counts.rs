@@ -30,7 +30,7 @@ use kube_ipvs::store::{Object, Store};
 
 const SERVICES: u16 = 1000;
 const NOW: Duration = Duration::ZERO;
-/// How long iptables may take.
+/// Limit for a run of iptables.
 const PROGRAMS: Duration = Duration::from_secs(30);
 
 fn settings() -> Settings {
@@ -124,7 +124,7 @@ impl Kernel for Counting {
         let results = self.kernel.execute(ops);
         let cost = cost(before, self.kernel.traffic());
         for (sends, bytes) in cost.sends.iter().zip(cost.bytes) {
-            // One question beside the commands: whether the device is there, and its index.
+            // One request besides the commands: the index of the device.
             let asks = matches!(ops[0].subsystem(), Subsystem::Addresses | Subsystem::Device);
             let question = u64::from(asks && *sends > 0);
             let limit = bytes.div_ceil(64 * 1024) + question;
@@ -167,7 +167,7 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
         assert_eq!(cold.commands, u64::from(SERVICES) * 6);
         assert!(cold.processes <= 4, "{} processes", cold.processes);
         // Sysctls, device, sets, rules, servers, addresses.
-        assert_eq!(reconciler.kernel().groups, 6, "each phase of a subsystem goes in one piece");
+        assert_eq!(reconciler.kernel().groups, 6, "each phase of a subsystem is one batch");
 
         store.update(|update| update.put(slice(500, 6)));
         let before = reconciler.kernel().kernel.traffic();
@@ -177,7 +177,7 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
         assert_eq!((one.commands, one.processes, one.dumps), (1, 0, 0));
         assert_eq!(one.sends, [1, 0, 0], "a remote endpoint needs no set entry");
 
-        // One endpoint less: it gets weight 0. Then its virtual server is asked for connections, nothing else.
+        // One endpoint less: it gets weight 0. Then only the connections of its virtual server are read.
         store.update(|update| update.put(slice(501, 4)));
         for dumps in [0, 1] {
             let before = reconciler.kernel().kernel.traffic();
@@ -186,7 +186,7 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
             assert_eq!((one.commands, one.processes, one.dumps, one.tables), (1, 0, dumps, 0));
         }
 
-        // However many drain, their connections are one reading.
+        // One read returns the connections of any number of draining real servers.
         let before = reconciler.kernel().kernel.traffic();
         let servers: Vec<VsKey> = reconciler.desired().virtual_servers().map(|vs| vs.key).collect();
         assert!(reconciler.kernel().busy(&servers).unwrap().is_empty());
@@ -200,7 +200,7 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
             update.put(slice(501, 4));
         });
         let pass = second.sync_and_wait(Due::Audit, NOW, PROGRAMS);
-        assert!(pass.plan.is_empty(), "a restart writes nothing, not:\n{}", pass.plan);
+        assert!(pass.plan.is_empty(), "a restart must write nothing, but planned:\n{}", pass.plan);
         assert_eq!(second.kernel().kernel.traffic().commands, 0);
 
         let saved = ns.exec(&["ipvsadm", "-Sn"]).unwrap().stdout;

@@ -27,7 +27,7 @@ fn ip(ns: &Netns, args: &[&str]) -> String {
 }
 
 #[test]
-fn the_device_is_as_kube_proxy_leaves_it() {
+fn the_device_is_created_as_by_kube_proxy() {
     in_netns(|ns, device| {
         assert_eq!(device.state().unwrap(), None);
         assert!(device.create().unwrap());
@@ -43,7 +43,7 @@ fn the_device_is_as_kube_proxy_leaves_it() {
 }
 
 #[test]
-fn a_device_of_another_kind_is_not_touched() {
+fn a_device_of_another_kind_is_not_changed() {
     in_netns(|ns, device| {
         ns.ip(&format!("link add {NAME} type veth peer name x")).unwrap();
         for error in [device.create().unwrap_err(), device.delete().unwrap_err()] {
@@ -54,7 +54,7 @@ fn a_device_of_another_kind_is_not_touched() {
 }
 
 #[test]
-fn many_addresses_come_and_go_in_few_sends() {
+fn many_addresses_are_added_and_removed_in_few_sends() {
     in_netns(|ns, device| {
         assert!(matches!(device.add_addresses(&["10.0.0.1".parse().unwrap()]), Err(Error::NoDevice(_))));
         device.create().unwrap();
@@ -63,7 +63,7 @@ fn many_addresses_come_and_go_in_few_sends() {
         addrs.push("fd00:96::1".parse().unwrap());
         let before = device.counters();
         for _ in 0..2 {
-            assert_eq!(device.add_addresses(&addrs).unwrap(), [], "those that are there are fine");
+            assert_eq!(device.add_addresses(&addrs).unwrap(), [], "existing addresses are no failure");
         }
         let (sends, bytes) =
             (device.counters().sends - before.sends, device.counters().bytes_sent - before.bytes_sent);
@@ -117,7 +117,7 @@ fn a_disabled_family_refuses_its_addresses_only() {
 }
 
 #[test]
-fn the_watch_tells_what_others_did_and_not_what_we_did() {
+fn the_watch_reports_only_changes_by_other_programs() {
     in_netns(|ns, device| {
         let mut watch = device.watch().unwrap();
         device.create().unwrap();

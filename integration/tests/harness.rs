@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The harness itself, under a kernel with IPVS: nodes are as they should be, and traffic goes through
-//! virtual servers made by hand. Without IPVS these fail; they never pass by doing nothing.
+//! Tests of the harness under a kernel with IPVS: nodes have the expected state, and traffic goes through
+//! virtual servers made with ipvsadm. Without IPVS these tests fail; they never pass without testing anything.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -33,7 +33,7 @@ fn the_conformance_node_is_that_of_the_recordings() {
     let link = node.ns.exec(&["ip", "-d", "link", "show", "eth1"]).unwrap().stdout;
     assert!(link.contains("dummy") && link.contains(",UP"), "{link}");
     assert_eq!(node.ns.sysctl("net.ipv6.conf.all.addr_gen_mode").unwrap(), "1");
-    // What a fresh node of the recordings answers to the oracles: nothing is there.
+    // The state of a new node of the recordings is empty.
     assert_eq!(normal(Subsystem::Link, &oracle::raw(&node.ns, Subsystem::Link, "").unwrap()), "absent\n");
     for subsystem in [Subsystem::Ipvs, Subsystem::Addrs, Subsystem::Ipset, Subsystem::Iptables] {
         let raw = oracle::raw(&node.ns, subsystem, "").unwrap();
@@ -44,7 +44,7 @@ fn the_conformance_node_is_that_of_the_recordings() {
 }
 
 #[test]
-fn a_dump_holds_what_was_made() {
+fn a_dump_shows_created_objects() {
     let ns = Netns::new("dump").unwrap();
     ns.exec_with(
         &["ipvsadm", "-R"],
@@ -83,7 +83,7 @@ fn traffic_goes_through_virtual_servers() {
     let _near = backend(&near.ns, "near");
     let _far = backend(&far.ns, "far");
 
-    // Directly first, which tells a broken lab from a broken virtual server.
+    // First without a virtual server, to tell a broken lab from a broken virtual server.
     let direct = ask_tcp(&client.ns, (far.v6, 8080).into(), LIMIT).unwrap();
     assert_eq!((direct.name.as_str(), direct.seen_source), ("far", IpAddr::from(client.v6)));
 
@@ -150,7 +150,7 @@ fn a_backend_dies_with_its_connections() {
 }
 
 #[test]
-fn programs_end_with_their_guard() {
+fn programs_are_killed_when_their_guard_is_dropped() {
     let ns = Netns::new("guard").unwrap();
     let mut sleep = std::process::Command::new("sleep");
     sleep.arg("1000");

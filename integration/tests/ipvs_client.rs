@@ -32,7 +32,7 @@ fn dest(text: &str) -> Destination {
 }
 
 #[test]
-fn what_the_client_makes_is_what_ipvsadm_saves() {
+fn ipvsadm_shows_what_the_client_created() {
     in_netns(|ns, client| {
         let mut persistent = Service::new(tcp("10.96.0.1:443"), "rr");
         persistent.flags = ServiceFlags::PERSISTENT;
@@ -160,7 +160,7 @@ fn the_errno_table() {
 #[test]
 fn a_destination_needs_the_loopback_device() {
     in_netns(|_, _| {
-        // A namespace in which it never was up.
+        // A namespace in which the loopback device was never up.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let client = &mut Client::open().unwrap();
         let id = tcp("10.96.0.1:80");

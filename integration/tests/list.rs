@@ -20,7 +20,7 @@ fn same(ns: &Netns) {
 }
 
 #[test]
-fn every_kind_of_line_is_ipvsadms() {
+fn every_kind_of_line_equals_ipvsadm() {
     let ns = Netns::new("list").unwrap();
     same(&ns);
     restore(
@@ -45,9 +45,9 @@ fn every_kind_of_line_is_ipvsadms() {
     same(&ns);
 }
 
-/// ipvsadm's comparison is no order: what it prints depends on its sorting algorithm.
+/// The comparison of ipvsadm is not a total order: its output depends on its sorting algorithm.
 #[test]
-fn addresses_from_the_whole_range_come_in_ipvsadms_order() {
+fn addresses_are_sorted_as_by_ipvsadm() {
     let ns = Netns::new("order").unwrap();
     let lines: String = (0..200u32)
         .map(|n| {

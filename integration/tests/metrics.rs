@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/metrics` as Prometheus sees it: scraped while everything changes, asked what dashboards and alerts
-//! for kube-proxy ask, and compared with the kernel's own numbers.
+//! `/metrics` scraped by Prometheus while everything changes: checked with the queries of dashboards and alerts
+//! for kube-proxy, and compared with the counters of the kernel.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -23,7 +23,7 @@ const PROMETHEUS: u16 = 9090;
 const SERVICES: u8 = 40;
 const PORT: [(&str, &str, u16); 1] = [("http", "TCP", 80)];
 
-/// What the dashboards and the alert of the kubernetes-mixin ask, with a range that a test can wait for.
+/// Queries of the dashboards and the alert of the kubernetes-mixin, with a short range.
 const QUERIES: [&str; 14] = [
     r#"up{job="kube-proxy"} == 1"#,
     r#"sum(rate(kubeproxy_sync_proxy_rules_duration_seconds_count{job="kube-proxy"}[1m])) > 0"#,
@@ -161,14 +161,14 @@ fn check(text: &str, ns: &Netns) {
 }
 
 #[test]
-fn prometheus_reads_the_agent_and_the_queries_for_kube_proxy_have_answers() {
+fn prometheus_scrapes_the_agent_and_queries_for_kube_proxy_work() {
     let cluster = Cluster::new();
     cluster.server.replace_all(objects(0));
     let agent = cluster.start_agent();
     let _prometheus = cluster.start_prometheus();
     let (done, start) = (AtomicBool::new(false), Instant::now());
     std::thread::scope(|scope| {
-        // Everything changes all the time, and others scrape too.
+        // Objects change all the time, and other clients scrape too.
         scope.spawn(|| {
             for round in 1.. {
                 if done.load(Ordering::Relaxed) {
@@ -182,7 +182,7 @@ fn prometheus_reads_the_agent_and_the_queries_for_kube_proxy_have_answers() {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     let answer = cluster.ns.enter(|| http_get(METRICS, "metrics")).unwrap();
-                    // Only before it listens it may be silent.
+                    // It may fail to answer only before it listens.
                     if let Ok(answer) = answer {
                         assert!(answer.ends_with('\n') && answer.starts_with("HTTP/1.1 200"), "{answer}");
                     }
@@ -241,7 +241,7 @@ fn agent_stats(text: &str, service: &str) -> [f64; 5] {
 }
 
 #[test]
-fn traffic_of_services_is_what_the_kernel_counts_and_never_falls() {
+fn traffic_counters_equal_the_kernel_and_never_decrease() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let pod = node.pod(5).unwrap();
@@ -281,7 +281,7 @@ fn traffic_of_services_is_what_the_kernel_counts_and_never_falls() {
     let before = agent_stats(&scrape(node.ns()), other);
     assert!(before.iter().all(|number| *number > 0.0), "{before:?}");
 
-    // Its virtual servers go and come back: the kernel begins anew, the series goes on.
+    // Its virtual servers are removed and added again: the kernel counts from 0, the metric does not decrease.
     setup.write(dns().to_vec()).unwrap();
     setup.wait_ipvs("-A -t 10.96.0.10:80", false).unwrap();
     assert_eq!(agent_stats(&scrape(node.ns()), other), before);
@@ -292,7 +292,7 @@ fn traffic_of_services_is_what_the_kernel_counts_and_never_falls() {
 }
 
 #[test]
-fn the_metrics_port_answers_what_kube_proxys_does() {
+fn the_metrics_port_has_the_endpoints_of_kube_proxy() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let udp = [("dns", "UDP", 53)];
@@ -308,7 +308,7 @@ fn the_metrics_port_answers_what_kube_proxys_does() {
     let configz: Value = serde_json::from_str(body(&get("configz"))).unwrap();
     assert_eq!(configz["kubeproxy.config.k8s.io"]["mode"], "ipvs");
     assert!(get("livez").starts_with("HTTP/1.1 404"));
-    // Binding is not the last step of a pass.
+    // Binding is not the last step of a sync.
     let health = |path| node.ns().enter(|| http_get(10256, path)).unwrap().unwrap_or_default();
     setup.wait("readiness", || health("readyz").starts_with("HTTP/1.1 200")).unwrap();
     setup.wait("health", || health("healthz").starts_with("HTTP/1.1 200")).unwrap();

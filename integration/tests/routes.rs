@@ -80,7 +80,7 @@ fn next_hops_are_the_gateways_of_all_routes() {
 }
 
 #[test]
-fn next_hops_of_many_routes_are_read_whole() {
+fn next_hops_of_many_routes_are_read_completely() {
     in_netns(|ns| {
         ns.ip("link add eth9 type dummy\naddr add 10.0.0.1/8 dev eth9\nlink set eth9 up").unwrap();
         let lines: String = (0..3000u32)

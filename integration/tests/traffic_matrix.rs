@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every row of the tables in `docs/traffic.md`, measured with real connections over IPv4 and IPv6. The
-//! document is the only place that says what is expected; it also says which Services there are.
+//! document alone defines the expectations and the Services.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -23,20 +23,20 @@ const FRONTENDS: [&str; 4] = ["ClusterIP", "NodePort", "external IP", "LB IP"];
 const CLUSTER_IP_OF_NODE_PORT: &str = "ClusterIP (*)";
 const POLICIES: [&str; 2] = ["Cluster", "Local"];
 const ENDPOINTS: [&str; 4] = ["local", "remote", "both", "none"];
-/// How long an answer may take where one is expected: much, for the guest is slow.
+/// Limit for an expected answer: long, because the guest is slow.
 const ANSWER: Duration = Duration::from_secs(15);
-/// How long to wait where none is expected: the first try of the kernel and the second after 1 s.
+/// How long to wait if no answer is expected: includes the first retransmission after 1 s.
 const SILENCE: Duration = Duration::from_millis(2500);
-/// Askers at a time: most of the time goes to waiting for answers that do not come.
+/// Parallel clients: they spend most of their time waiting for answers that do not come.
 const ASKERS: usize = 8;
 
-/// A row of the document, with its cells as they stand there.
+/// A row of the document with the text of its cells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
     client: usize,
     /// Frontend, policy and endpoints: what the Service is like.
     service: [String; 3],
-    /// Who answers, the source that is seen, and whether a refusal comes at once.
+    /// The backends that answer, the source that they see, and whether a refusal is immediate.
     result: [String; 3],
 }
 
@@ -58,7 +58,7 @@ fn rows(document: &str) -> Vec<Row> {
     rows
 }
 
-/// No row of the matrix is missing from the document, and none is there twice.
+/// Every row of the matrix is in the document exactly once.
 #[test]
 fn the_document_has_every_row() {
     let rows = rows(DOCUMENT);
@@ -75,7 +75,7 @@ fn the_document_has_every_row() {
     }
 }
 
-/// The Services of the document, each with the addresses that are asked.
+/// The Services of the document with the addresses to connect to.
 struct Services {
     kinds: Vec<[String; 3]>,
 }
@@ -99,7 +99,7 @@ impl Services {
         30001 + u16::try_from(index).unwrap()
     }
 
-    /// Where a row is asked, over one family.
+    /// The address to connect to for a row, of one family.
     fn target(&self, row: &Row, node: &Node, family: usize) -> SocketAddr {
         let index = self.kinds.iter().position(|kind| *kind == row.service).unwrap();
         if row.service[0] == "NodePort" {
@@ -144,7 +144,7 @@ impl Services {
         std::iter::once(service.build()).chain(slices.into_iter().flatten()).collect()
     }
 
-    /// What the agent has to bind.
+    /// The addresses that the agent must bind.
     fn vips(&self) -> Vec<String> {
         let of = |(index, kind): (usize, &[String; 3])| {
             [Self::addresses(index, "ClusterIP"), Self::addresses(index, &kind[0])].concat()
@@ -153,7 +153,7 @@ impl Services {
     }
 }
 
-/// What a backend sees, in the words of the document.
+/// The source that a backend sees, in the terms of the document.
 fn source(answer: &Answer, target: SocketAddr, node: &Node, client: &Host) -> &'static str {
     let pods_gateway = [IpAddr::from([10, 244, 1, 1]), "fd00:244:1::1".parse().unwrap()];
     let of_node = [IpAddr::from(node.host.v4), IpAddr::from(node.host.v6)];
@@ -165,7 +165,7 @@ fn source(answer: &Answer, target: SocketAddr, node: &Node, client: &Host) -> &'
     }
 }
 
-/// Asks often enough to see every backend that may answer, and puts what happens into the three cells.
+/// Connects often enough to reach every possible backend, and renders the results as the three cells.
 fn measure(ns: &Netns, row: &Row, target: SocketAddr, seen: impl Fn(&Answer) -> &'static str) -> [String; 3] {
     let (mut who, mut sources, mut refused) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let silence = row.result[0] == "nobody" && row.result[2] == "no";
@@ -183,7 +183,7 @@ fn measure(ns: &Netns, row: &Row, target: SocketAddr, seen: impl Fn(&Answer) -> 
                     NoAnswer::Timeout => "no".to_owned(),
                     NoAnswer::Failed(error) => error.to_string(),
                 });
-                // One silence is enough.
+                // One timeout is enough.
                 break;
             }
         }

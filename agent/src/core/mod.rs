@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pure part: from objects to a plan. No I/O, no clock, no netlink, no Kubernetes types.
+//! The pure core: from Kubernetes objects to a plan. No I/O, no clock, no netlink, no Kubernetes types.
 //!
-//! Each room imports only rooms before it: `model` (vocabulary), `rules` (iptables chains), `mirror` (what the
-//! kernel holds), `service` (what Services ask for), `plan` (the difference, and what failed).
+//! Each folder imports only folders before it: `model` (shared types), `rules` (iptables chains), `mirror` (kernel
+//! state), `service` (state that Services need), `plan` (the difference between both, failures and retries).
 
 pub mod mirror;
 pub mod model;

@@ -7,7 +7,7 @@ use crate::config::flags::ConfigFlags;
 use crate::config::{Config, host};
 use crate::core::model::address::{parse_ip, parse_net, parse_socket, useless};
 use crate::core::rules::chains::{CHAINS, JUMPS};
-use crate::core::rules::removal::{Extent, find_removal, iptables_mode_is_in_force};
+use crate::core::rules::removal::{Extent, find_removal, iptables_mode_is_active};
 use crate::core::rules::save::{ObservedRules, parse_save};
 use crate::inspect::owners::ServiceOwners;
 use crate::metrics::process;
@@ -81,7 +81,7 @@ fn iptables_save(bytes: &[u8]) {
         }
         assert!(removal.render().len() <= 4 * text.len() + 64 * removal.tables.len());
     }
-    let _ = iptables_mode_is_in_force(&text);
+    let _ = iptables_mode_is_active(&text);
     let _ = crate::kernel::kernel_inputs::flavour(&text);
 }
 

@@ -20,7 +20,7 @@ use crate::core::model::{Family, ONE_PACKET, PERSISTENT, PerFamily, RsKey, VsKey
 use crate::core::plan::op::{Op, OpKind};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
-use crate::core::rules::name_set;
+use crate::core::rules::references_set;
 use crate::core::rules::save::ObservedRules;
 
 /// What a fake kernel was asked to do, for tests that assert counts.
@@ -202,7 +202,7 @@ impl FakeKernel {
             Op::RemoveEntry(set, _) => self.check_set(*set),
             Op::GrowSet(grow) => self.check_set(grow.set),
             Op::WriteRules(rules) => {
-                let mut named = SetId::all(rules.family).filter(|set| name_set(&rules.chains, *set));
+                let mut named = SetId::all(rules.family).filter(|set| references_set(&rules.chains, *set));
                 named.try_for_each(|set| self.check_set(set))
             }
             Op::AddVirtualServer(vs, _) if s.virtual_servers.contains_key(vs) => Err(exists()),

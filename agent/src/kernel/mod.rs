@@ -103,7 +103,7 @@ pub trait Kernel {
         let (mut step, began) = (ReadStep::Fill, Instant::now());
         loop {
             match self.read(std::mem::replace(&mut step, ReadStep::Next)) {
-                Ok(Some(piece)) => audit.take(piece, &mut observed),
+                Ok(Some(piece)) => audit.add(piece, &mut observed),
                 Ok(None) => break,
                 // A subsystem that does not answer at all is no matter of one set.
                 Err(ObserveError { part: Part::Set(set), error }) if began.elapsed() < SETS_PATIENCE => {
@@ -113,9 +113,9 @@ pub trait Kernel {
                 Err(error) => return Err(error),
             }
         }
-        let suspects = audit.suspects(&observed);
+        let suspects = audit.take_suspects(&observed);
         for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {
-            audit.settle(*key, server, &mut observed);
+            audit.confirm(*key, server, &mut observed);
         }
         families.iter().for_each(|family| observed.unread_rules[family] = true);
         let mut missing = families.to_vec();

@@ -156,17 +156,17 @@ impl LinuxKernel {
         let mut audit = Audit::fill();
         let mut observed = Observed::default();
         while let Some(listed) = self.read_listed(&mut list).map_err(|error| ipvs(&error))? {
-            audit.take(Piece::Listed(listed), &mut observed);
+            audit.add(Piece::Listed(listed), &mut observed);
         }
         self.tables += 1;
         let mut table = TableReader::open(self.scheduler.clone()).map_err(|error| ipvs(&error))?;
         while let Some(shown) = table.next(SHOWN).map_err(|error| ipvs(&error))? {
-            audit.take(shown_piece(shown), &mut observed);
+            audit.add(shown_piece(shown), &mut observed);
         }
         // What the two disagree about.
-        for key in audit.suspects(&observed) {
+        for key in audit.take_suspects(&observed) {
             let server = self.look_up_one(&key)?;
-            audit.settle(key, server, &mut observed);
+            audit.confirm(key, server, &mut observed);
         }
         Ok(servers.iter().map(|key| observed.virtual_servers.remove(key)).collect())
     }

@@ -60,7 +60,7 @@ impl<K: Kernel> Reconciler<K> {
                 if let Some(part) = part_of(&piece) {
                     self.retries.read(part, &mut self.pending);
                 }
-                comparison.take(piece, observed);
+                comparison.add(piece, observed);
                 return true;
             }
             Ok(None) => {}
@@ -72,11 +72,11 @@ impl<K: Kernel> Reconciler<K> {
                 return true;
             }
         }
-        let suspects = comparison.suspects(observed);
+        let suspects = comparison.take_suspects(observed);
         match self.kernel.look_up(&suspects) {
             Ok(servers) => {
                 for (key, server) in suspects.iter().zip(servers) {
-                    comparison.settle(*key, server, observed);
+                    comparison.confirm(*key, server, observed);
                 }
                 if !comparison.skipped_servers() {
                     self.retries.read(Part::Ipvs, &mut self.pending);

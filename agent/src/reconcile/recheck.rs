@@ -72,7 +72,7 @@ impl<K: Kernel> Reconciler<K> {
                 Part::Ipvs => {}
                 part => match self.kernel.read_part(part) {
                     Ok(piece) => {
-                        audit.take(piece, &mut observed);
+                        audit.add(piece, &mut observed);
                         self.retries.read(part, &mut self.pending);
                     }
                     Err(error) => self.retries.fail_reading(error.part, &error.error, now),
@@ -82,7 +82,7 @@ impl<K: Kernel> Reconciler<K> {
         let servers: Vec<VsKey> = servers.into_iter().collect();
         match self.kernel.look_up(&servers) {
             Ok(found) => {
-                servers.iter().zip(found).for_each(|(key, server)| audit.settle(*key, server, &mut observed))
+                servers.iter().zip(found).for_each(|(key, server)| audit.confirm(*key, server, &mut observed))
             }
             Err(error) => self.retries.fail_reading(error.part, &error.error, now),
         }

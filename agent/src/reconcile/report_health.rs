@@ -8,7 +8,7 @@ use crate::core::model::sets::{SetId, SetKind};
 use crate::core::model::{Family, ObjectName};
 use crate::core::plan::outcome::Cause;
 use crate::core::plan::subject::{Part, Subject};
-use crate::core::rules::is_always_named;
+use crate::core::rules::is_always_referenced;
 use crate::kernel::Kernel;
 use crate::serve::node_ports::HealthChecks;
 
@@ -43,8 +43,9 @@ impl<K: Kernel> Reconciler<K> {
     /// Whether everything that every address of the family needs is in place.
     fn guard_stands(&self, family: Family) -> bool {
         let unread = self.mirror.observed().is_none_or(|observed| observed.unread_rules[family]);
-        let needs = |set: SetId| is_always_named(set.kind) || self.desired.has_members(set.kind, set.family);
-        !unread && self.retries.guard_stands(family, &needs)
+        let needs =
+            |set: SetId| is_always_referenced(set.kind) || self.desired.has_members(set.kind, set.family);
+        !unread && self.retries.guard_is_ready(family, &needs)
     }
 
     /// Whether some Service has the family.

@@ -46,7 +46,7 @@ impl Shadows {
             for server in desired.fragment(name).iter().flat_map(|fragment| &fragment.virtual_servers) {
                 let key = &server.key;
                 let wins = desired.virtual_server(key).is_some_and(|winner| winner.service == *name);
-                if wins && is_own(key) && listeners.iter().any(|port| port.hears(key)) {
+                if wins && is_own(key) && listeners.iter().any(|port| port.receives(key)) {
                     found.insert((*key, name.clone()));
                 }
             }

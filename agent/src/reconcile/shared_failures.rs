@@ -59,7 +59,7 @@ impl<K: Kernel> Reconciler<K> {
         if self.mirror.observed().is_none() {
             return "; no Service is programmed on this node until it works".to_owned();
         }
-        let subjects = self.retries.waiting_for(causes);
+        let subjects = self.retries.blocked_by(causes);
         let addresses: BTreeSet<_> = subjects.iter().filter_map(Subject::address).collect();
         let servers: BTreeSet<_> = subjects.iter().filter_map(Subject::virtual_server).collect();
         let services: BTreeSet<&ObjectName> = self

@@ -58,7 +58,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.look_for_connections(&mut observed, &keys, now);
         let plan = self.plan(&observed, &keys, audit, now);
-        self.retries.consider(&plan);
+        self.retries.expedite(&plan);
         let patience = if first || !self.is_whole() { FIRST_PATIENCE } else { PATIENCE };
         let Applied { report, finished } = self.apply(&plan, &observed, now, patience);
         let drift = if audit && !first { self.drift(&plan, &report, &changes, &retried) } else { Vec::new() };
@@ -66,7 +66,7 @@ impl<K: Kernel> Reconciler<K> {
             self.name_foreign_servers(&plan, &report, &observed);
         }
         self.follow(&plan, &report, &mut observed, now);
-        self.retries.follow(&keys, &plan, &report, now, &mut self.pending);
+        self.retries.record(&keys, &plan, &report, now, &mut self.pending);
         let looked = (audit, observed.unread_rules);
         self.takeover.follow(&plan, &report, looked, |subject| self.retries.tries(subject));
         self.share_lists(&keys, &mut observed);

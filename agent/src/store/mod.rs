@@ -91,7 +91,7 @@ impl Store {
         let mut contents = self.lock();
         contents.index.count_vips();
         let is_priority =
-            |name: &&ObjectName| contents.index.service(name).is_some_and(|service| service.first);
+            |name: &&ObjectName| contents.index.service(name).is_some_and(|service| service.priority);
         contents.index.services().filter(is_priority).map(|name| contents.read(name.clone())).collect()
     }
 

@@ -159,7 +159,7 @@ fn the_loop_is_woken_when_the_priority_services_and_the_node_are_known() {
     let store = Store::new(inbox.clone());
     let Object::Service(dns) = service("dns", "10.0.0.10") else { panic!() };
     store.update(|u| {
-        u.put(Object::Service(Service { first: true, ..dns }));
+        u.put(Object::Service(Service { priority: true, ..dns }));
         u.put(slice("dns-1", "dns"));
         u.put(service("a", "10.0.0.1"));
         u.set_priority_known();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The objects of a cluster, and Kubernetes JSON to make them of.
+//! The objects of a test cluster, built from Kubernetes JSON.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::core::model::Node;
 use crate::source::decode::decode;
 use crate::store::{Kind, Object, Store};
 
-/// Every object that exists.
+/// All objects of a cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     /// Services and EndpointSlices by kind and name.
@@ -26,7 +26,7 @@ impl Default for Cluster {
 }
 
 impl Cluster {
-    /// The store follows a list of everything.
+    /// Puts a complete list of every kind into the store.
     pub fn put(&self, store: &Store) {
         store.update(|update| {
             for kind in Kind::ALL {
@@ -40,7 +40,7 @@ impl Cluster {
         });
     }
 
-    /// With one more object, from Kubernetes JSON.
+    /// Adds an object from Kubernetes JSON.
     pub fn with(mut self, kind: Kind, value: &Value) -> Self {
         let object = decode(kind, value).unwrap_or_else(|error| panic!("{error}: {value}"));
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -48,7 +48,7 @@ impl Cluster {
         self
     }
 
-    /// With a Service: `spec` and `status.loadBalancer.ingress` IPs.
+    /// Adds a Service from `spec` and the IPs of `status.loadBalancer.ingress`.
     pub fn service(self, name: &str, spec: Value, ingress: &[&str]) -> Self {
         let ingress: Vec<Value> = ingress.iter().map(|ip| json!({"ip": ip})).collect();
         let number = name.bytes().map(u32::from).sum::<u32>() % 10;
@@ -65,8 +65,8 @@ impl Cluster {
         )
     }
 
-    /// With a slice of a Service: endpoints in words (`ADDRESS@NODE`, a leading `-` for terminating,
-    /// a leading `!` for not ready), serving `ports` (`NAME/PROTOCOL/NUMBER`).
+    /// Adds a slice of a Service. Endpoints are `ADDRESS@NODE`, with a leading `-` if terminating or `!` if not ready;
+    /// ports are `NAME/PROTOCOL/NUMBER`.
     pub fn slice(self, service: &str, endpoints: &[&str], ports: &[&str]) -> Self {
         self.slice_in("d", service, endpoints, ports)
     }
@@ -97,13 +97,13 @@ impl Cluster {
 }
 
 fn endpoint(text: &str) -> Value {
-    let going = text.starts_with('-');
-    let unready = going || text.starts_with('!');
+    let terminating = text.starts_with('-');
+    let unready = terminating || text.starts_with('!');
     let text = text.trim_start_matches(['-', '!']);
     let (address, node) = text.split_once('@').unwrap_or((text, ""));
     json!({
         "addresses": [address],
-        "conditions": {"ready": !unready, "serving": going || !unready, "terminating": going},
+        "conditions": {"ready": !unready, "serving": terminating || !unready, "terminating": terminating},
         "nodeName": if node.is_empty() { Value::Null } else { json!(node) },
     })
 }

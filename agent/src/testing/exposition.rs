@@ -1,33 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A strict reader of the Prometheus text format: what a server would accept, and what `promtool
-//! check metrics` would find wrong with names and help.
+//! A strict parser of the Prometheus text format. It also checks names and help as `promtool check metrics` does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A family as it was read.
+/// A parsed metric family.
 #[derive(Debug, Default)]
 pub struct MetricFamily {
     /// `counter`, `gauge` or `histogram`.
     pub kind: String,
-    /// Names of the labels of any sample, `le` not among them.
+    /// Label names of all samples, without `le`.
     pub labels: BTreeSet<String>,
-    /// Bounds of the buckets, in their order.
+    /// Bounds of the buckets, in order.
     pub buckets: Vec<String>,
     /// Samples by name and labels.
     pub samples: BTreeMap<String, f64>,
 }
 
 impl MetricFamily {
-    /// The value of the sample whose name and labels are written so.
+    /// The value of the sample with this text of name and labels.
     pub fn value(&self, sample: &str) -> f64 {
         *self.samples.get(sample).unwrap_or_else(|| panic!("no {sample} in {:?}", self.samples))
     }
 }
 
-/// Reads a whole text.
+/// Parses a whole text.
 ///
 /// # Panics
-/// On anything that is not as it must be.
+/// If the text is invalid.
 pub fn parse(text: &str) -> BTreeMap<String, MetricFamily> {
     assert!(text.ends_with('\n') && !text.contains("\r"), "lines end with a line feed");
     let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
@@ -43,7 +42,7 @@ pub fn parse(text: &str) -> BTreeMap<String, MetricFamily> {
             assert_eq!(help.take().as_deref(), Some(name), "help comes first");
             check_name(name, kind);
             let family = MetricFamily { kind: kind.to_owned(), ..MetricFamily::default() };
-            assert!(families.insert(name.to_owned(), family).is_none(), "{name} comes twice");
+            assert!(families.insert(name.to_owned(), family).is_none(), "{name} is declared twice");
             current = name.to_owned();
         } else {
             let family = families.get_mut(&current).expect("a type before samples");
@@ -63,10 +62,13 @@ fn is_name(text: &str) -> bool {
 }
 
 fn check_name(name: &str, kind: &str) {
-    assert!(is_name(name) && name == name.to_lowercase(), "{name:?} is no name");
-    assert!(["counter", "gauge", "histogram"].contains(&kind), "{name} is a {kind}");
-    assert!(kind != "counter" || name.ends_with("_total"), "{name} is a counter");
-    assert!(!["_count", "_sum", "_bucket"].iter().any(|end| name.ends_with(end)), "{name} looks like a part");
+    assert!(is_name(name) && name == name.to_lowercase(), "{name:?} is not a valid name");
+    assert!(["counter", "gauge", "histogram"].contains(&kind), "{name} has the unknown type {kind}");
+    assert!(kind != "counter" || name.ends_with("_total"), "{name} is a counter without _total");
+    assert!(
+        !["_count", "_sum", "_bucket"].iter().any(|end| name.ends_with(end)),
+        "{name} ends like a sample of a histogram"
+    );
 }
 
 fn parse_sample(family_name: &str, line: &str, family: &mut MetricFamily) {
@@ -89,7 +91,7 @@ fn parse_sample(family_name: &str, line: &str, family: &mut MetricFamily) {
         }
     }
     assert!(family.kind != "counter" || value >= 0.0, "{line}");
-    assert!(family.samples.insert(sample.to_owned(), value).is_none(), "{sample} comes twice");
+    assert!(family.samples.insert(sample.to_owned(), value).is_none(), "{sample} is repeated");
 }
 
 /// `NAME="VALUE",…`; in values only a backslash, a quote and a line feed are escaped.
@@ -97,8 +99,8 @@ fn parse_labels(mut rest: &str) -> Vec<(String, String)> {
     let mut labels: Vec<(String, String)> = Vec::new();
     while !rest.is_empty() {
         let (name, after) = rest.split_once("=\"").expect("a value in quotes");
-        assert!(is_name(name) && !name.starts_with("__"), "{name:?} is no label");
-        assert!(labels.iter().all(|(known, _)| known != name), "{name} comes twice");
+        assert!(is_name(name) && !name.starts_with("__"), "{name:?} is not a valid label");
+        assert!(labels.iter().all(|(known, _)| known != name), "{name} is repeated");
         let (mut value, mut chars) = (String::new(), after.char_indices());
         let end = loop {
             match chars.next().expect("a closing quote") {
@@ -118,7 +120,7 @@ fn parse_labels(mut rest: &str) -> Vec<(String, String)> {
     labels
 }
 
-/// Buckets rise to `+Inf`, which holds everything.
+/// Buckets are cumulative, and `+Inf` counts every sample.
 fn check_histogram(name: &str, family: &MetricFamily) {
     assert_eq!(family.buckets.last().map(String::as_str), Some("+Inf"), "{name}");
     let bounds: Vec<f64> = family.buckets.iter().map(|b| b.replace("+Inf", "inf").parse().unwrap()).collect();
@@ -136,7 +138,7 @@ fn check_histogram(name: &str, family: &MetricFamily) {
 }
 
 #[test]
-fn what_prometheus_would_refuse_is_refused() {
+fn invalid_text_is_rejected() {
     let good =
         "# HELP a_total x\n# TYPE a_total counter\na_total{b=\"c\\\"\\\\\\n,}\",d=\"\"} 1\na_total 2\n";
     assert_eq!(parse(good)["a_total"].labels.len(), 2);

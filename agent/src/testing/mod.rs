@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! For tests only: named scenarios and random clusters, and a loop to play them to.
+//! For tests only: named scenarios, random clusters, and an agent on a fake kernel.
 
 pub mod cluster;
 pub mod exposition;
@@ -32,12 +32,12 @@ use crate::serve::health::SharedHealth;
 use crate::store::Store;
 use cluster::Cluster;
 
-/// A sysctl that the settings of tests ask for.
+/// The sysctl in the settings of tests.
 pub const SYSCTL: &str = "/proc/sys/net/ipv4/vs/conntrack";
-/// How long a real server may drain in tests.
+/// The drain deadline of tests.
 pub const DEADLINE: Duration = Duration::from_secs(600);
 
-/// Settings that need every kind of op.
+/// Settings that together with the scenarios need every kind of op.
 pub fn settings() -> Settings {
     Settings {
         sysctls: vec![Sysctl::exactly(SYSCTL, 1)],
@@ -48,7 +48,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// Nobody listens.
+/// Reports only to the log.
 pub fn reporting() -> Reporting {
     Reporting::log_only().unwrap()
 }
@@ -64,7 +64,7 @@ pub fn node() -> Node {
     }
 }
 
-/// A kernel of a node that has done nothing yet.
+/// The kernel of a new node.
 pub fn kernel() -> FakeKernel {
     let mut kernel = FakeKernel::new(&[SYSCTL]);
     let ips = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect();
@@ -73,7 +73,7 @@ pub fn kernel() -> FakeKernel {
     kernel
 }
 
-/// Runs a plan as an agent does that has seen no failure yet.
+/// Runs a plan as an agent without earlier failures does.
 pub fn run_plan(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
     let terms = Terms {
         retries: &Retries::default(),
@@ -85,16 +85,16 @@ pub fn run_plan(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
     apply(kernel, plan, terms).report
 }
 
-/// A loop and what it follows.
+/// A reconciler with its store.
 pub struct Agent {
     pub store: Arc<Store>,
     pub reconciler: Reconciler<FakeKernel>,
-    /// Goes on by half a minute with every pass: whatever failed is due again.
+    /// Advances by half a minute with every sync, so that every failed op is due for a retry.
     pub now: Duration,
 }
 
 impl Agent {
-    /// A process that has just started on `kernel`.
+    /// Starts an agent on `kernel`.
     pub fn start(kernel: FakeKernel, cluster: &Cluster) -> Self {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         cluster.put(&store);
@@ -102,34 +102,32 @@ impl Agent {
         Self { store, reconciler, now: Duration::ZERO }
     }
 
-    /// What the loop tells the health endpoints.
     pub fn health(&self) -> SharedHealth {
         self.reconciler.health()
     }
 
-    /// The kernel.
     pub fn kernel(&mut self) -> &mut FakeKernel {
         self.reconciler.kernel()
     }
 
-    /// The process is gone; what it did to the kernel stays.
+    /// Stops the agent; the kernel keeps its state.
     pub fn kill(mut self) -> FakeKernel {
         std::mem::take(self.reconciler.kernel())
     }
 
-    /// One pass.
+    /// One sync.
     pub fn sync(&mut self, due: Due) -> Pass {
         self.now += Duration::from_secs(31);
         self.reconciler.sync(due, self.now)
     }
 
-    /// Passes until nothing is left to do, at most `limit`.
+    /// Syncs until everything is programmed, at most `limit` times.
     pub fn converge(&mut self, due: Due, limit: usize) {
         let mut due = due;
         let mut last = String::new();
         for _ in 0..limit {
             let mut pass = self.sync(due);
-            // Real servers that began to drain are looked at in a pass of their own.
+            // A further sync reads the connections of real servers that began to drain.
             while pass.is_clean() && pass.plan.begins_drain() {
                 pass = self.sync(Due::Changes);
             }
@@ -140,11 +138,11 @@ impl Agent {
             let audit = pass.report.is_uncertain() || pass.unreadable.is_some();
             due = if audit { Due::Audit } else { Due::Changes };
         }
-        panic!("not clean after {limit} passes: {last}");
+        panic!("not clean after {limit} syncs: {last}");
     }
 }
 
-/// A loop and the clock that it goes by.
+/// An agent with a schedule and a clock.
 pub struct Clocked {
     pub agent: Agent,
     pub schedule: Schedule,
@@ -153,33 +151,33 @@ pub struct Clocked {
 }
 
 impl Clocked {
-    /// It begins at 0.
+    /// The clock starts at 0.
     pub fn new(agent: Agent) -> Self {
         let schedule = Schedule::new(Duration::ZERO, Duration::from_secs(30));
         Self { agent, schedule, now: Cell::default(), turns: 0 }
     }
 
-    /// One turn; how long the loop would wait then.
+    /// Runs one turn of the loop. Returns the time until the next one.
     pub fn turn(&mut self) -> Duration {
         self.turns += 1;
         let now = &self.now;
         self.agent.reconciler.turn(&|| now.get(), &mut self.schedule)
     }
 
-    /// The loop runs for so long.
+    /// Runs the loop for `time`.
     pub fn pass_time(&mut self, time: Duration) {
         let end = self.now.get() + time;
         let mut idle = 0;
         while self.now.get() < end {
             let pause = self.turn();
             idle = if pause.is_zero() { idle + 1 } else { 0 };
-            assert!(idle < 200, "the loop does not come to rest at {:?}", self.now);
+            assert!(idle < 200, "the loop never waits, at {:?}", self.now);
             self.now.set((self.now.get() + pause).min(end));
         }
     }
 }
 
-/// What the log gets from `work` at the default level, one text for each line.
+/// The lines that `work` logs at the default level.
 pub fn lines(work: impl FnOnce()) -> Vec<String> {
     lines_at(0, work)
 }
@@ -189,7 +187,7 @@ pub fn lines_at(level: u32, work: impl FnOnce()) -> Vec<String> {
     lines_of(crate::log::targets(level), work)
 }
 
-/// As [`lines`], but only these.
+/// As [`lines`], but only lines of these targets.
 pub fn lines_of(targets: Targets, work: impl FnOnce()) -> Vec<String> {
     let log = Log::default();
     let subscriber = tracing_subscriber::registry().with(log.clone().with_filter(targets));
@@ -197,7 +195,6 @@ pub fn lines_of(targets: Targets, work: impl FnOnce()) -> Vec<String> {
     std::mem::take(&mut log.0.lock().unwrap())
 }
 
-/// Keeps the messages of events.
 #[derive(Clone, Default)]
 struct Log(Arc<std::sync::Mutex<Vec<String>>>);
 

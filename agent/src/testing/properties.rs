@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What holds for every cluster and whatever happens.
+//! Properties of every cluster and every sequence of events.
 
 use crate::core::plan::pass::Due;
 use std::collections::BTreeSet;
@@ -21,29 +21,29 @@ use crate::inbox::Inbox;
 use crate::kernel::Kernel;
 use crate::store::Store;
 
-/// The state that the cluster leads to from nothing.
+/// The state of a new node after a sync of the cluster.
 fn scratch(cluster: &Cluster) -> Observed {
     let mut agent = Agent::start(kernel(), cluster);
     agent.converge(Due::Audit, 1);
     agent.kill().state
 }
 
-/// What happens to an agent.
+/// An event during the life of an agent.
 #[derive(Clone, Debug)]
 enum Event {
-    /// Other objects exist.
+    /// The objects change.
     Objects(Box<Cluster>),
     /// The next op of a kind fails.
     Fail(Index),
-    /// The process dies after so many ops of its next pass, and another one starts.
+    /// The agent is killed after this number of ops of its next sync, and restarts.
     Restart(u8),
-    /// Somebody flushes a table or unbinds an address.
+    /// Another program flushes a table or unbinds addresses.
     Interfere(u8),
-    /// Some real servers get connections, others lose theirs.
+    /// Connections of real servers begin and end.
     Connections(u64),
-    /// Time passes and the loop does what is due.
+    /// A sync, with or without an audit, after a number of seconds.
     Sync(bool, u16),
-    /// The loop goes on with an audit, so many pieces.
+    /// This number of steps of an audit.
     Audit(u8),
 }
 
@@ -64,14 +64,14 @@ struct World {
     agent: Agent,
     cluster: Cluster,
     now: Duration,
-    /// Something happened that the loop learns by an audit.
+    /// The mirror may be wrong until the next audit.
     doubt: bool,
-    /// Addresses that the Node object has named: those are bound without the filter.
+    /// Current and former addresses of the Node object: they are bound without the access filter.
     named: BTreeSet<IpAddr>,
 }
 
 impl World {
-    fn happen(mut self, event: Event) -> Self {
+    fn apply_event(mut self, event: Event) -> Self {
         match event {
             Event::Objects(cluster) => {
                 cluster.put(&self.agent.store);
@@ -106,7 +106,11 @@ impl World {
         let before = self.agent.kernel().exposed();
         let pass = self.agent.reconciler.sync(due, self.now);
         let newly: Vec<IpAddr> = self.agent.kernel().exposed().difference(&before).copied().collect();
-        assert!(newly.iter().all(|ip| self.named.contains(ip)), "{newly:?} is exposed after\n{}", pass.plan);
+        assert!(
+            newly.iter().all(|ip| self.named.contains(ip)),
+            "{newly:?} is bound without the access filter after\n{}",
+            pass.plan
+        );
         self.doubt = pass.report.is_uncertain() || pass.unreadable.is_some();
     }
 }
@@ -140,14 +144,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_the_kernel_ends_as_wanted(events in prop::collection::vec(any_event(), 1..14)) {
+    fn the_kernel_converges_after_any_events(events in prop::collection::vec(any_event(), 1..14)) {
         let cluster = Cluster::default();
         let agent = Agent::start(kernel(), &cluster);
         let mut world = World { agent, cluster, now: Duration::ZERO, doubt: false, named: BTreeSet::new() };
         for event in events {
-            world = world.happen(event);
+            world = world.apply_event(event);
         }
-        // Failures that are still to come use themselves up; then the deadline ends the drains.
+        // Every injected failure is used up. Then the deadline ends the drains.
         for _ in 0..OpKind::ALL.len() {
             world.now += Duration::from_secs(31);
             let _ = world.agent.reconciler.sync(Due::Audit, world.now);
@@ -155,19 +159,19 @@ proptest! {
         let pass = world.agent.reconciler.sync(Due::Audit, world.now + DEADLINE);
         prop_assert!(pass.is_clean(), "{:?}", pass.report);
         let pass = world.agent.reconciler.sync(Due::Audit, world.now + DEADLINE);
-        prop_assert!(pass.plan.is_empty(), "left over:\n{}", pass.plan);
+        prop_assert!(pass.plan.is_empty(), "still to do:\n{}", pass.plan);
         let mut state = world.agent.kill().state;
         state.busy.clear();
         prop_assert_eq!(state, scratch(&world.cluster));
     }
 
     #[test]
-    fn incremental_equals_full(a in any_cluster(), b in any_cluster()) {
+    fn an_incremental_sync_equals_a_full_sync(a in any_cluster(), b in any_cluster()) {
         let mut agent = Agent::start(kernel(), &a);
         agent.converge(Due::Audit, 1);
         b.put(&agent.store);
         agent.converge(Due::Changes, 1);
-        prop_assert_eq!(agent.kernel().counts.observations, 1, "the mirror was enough");
+        prop_assert_eq!(agent.kernel().counts.observations, 1, "no second read of the kernel");
         prop_assert_eq!(agent.kill().state, scratch(&b));
     }
 
@@ -193,7 +197,7 @@ proptest! {
     }
 
     #[test]
-    fn foreign_objects_are_never_touched(a in any_cluster(), b in any_cluster()) {
+    fn foreign_virtual_servers_are_never_changed(a in any_cluster(), b in any_cluster()) {
         let excluded = VsKey { addr: "9.9.9.9".parse().unwrap(), ..super::scenarios::tcp_server("9.9.9.9", 80) };
         let spec = VsSpec { scheduler: "wrr".into(), flags: 0, timeout: 0 };
         let mut node = kernel();
@@ -213,7 +217,7 @@ proptest! {
     }
 
     #[test]
-    fn phases_are_in_order_and_no_address_is_ever_exposed(a in any_cluster(), b in any_cluster()) {
+    fn phases_are_in_order_and_every_bound_address_is_filtered(a in any_cluster(), b in any_cluster()) {
         let named: BTreeSet<IpAddr> = a.node.addresses.iter().chain(&b.node.addresses).copied().collect();
         let mut probe = Agent::start(kernel(), &a);
         for cluster in [&a, &b] {
@@ -245,7 +249,7 @@ proptest! {
         for (vs, rs) in busy {
             let Some(server) = servers.get(&vs) else { continue };
             let tcp = vs.protocol == crate::core::model::Protocol::Tcp;
-            prop_assert!(!tcp || server.real_servers.contains_key(&rs), "{} -> {} went", vs, rs);
+            prop_assert!(!tcp || server.real_servers.contains_key(&rs), "{} -> {} was removed", vs, rs);
         }
     }
 }

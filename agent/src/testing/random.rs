@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Random clusters: few names, addresses and ports, so that everything collides, and every field set
-//! to whatever it can be.
+//! Random clusters. They have few names, addresses and ports, so that many collide, and random values in every field.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use crate::core::model::{
 use crate::store::{Kind, Object};
 
 const SERVICES: usize = 5;
-/// Plain ones, addresses of the node, its gateway, nobody's.
+/// Ordinary VIPs, addresses of the node, its gateway, and addresses that cannot be VIPs.
 const VIPS: [&str; 8] = [
     "198.51.100.1",
     "198.51.100.2",
@@ -63,12 +62,12 @@ fn any_service() -> impl Strategy<Value = Service> {
             (external_local, internal_local, affinity),
             rest,
         )| {
-            let (name, created, first, source_ranges, health_check_node_port, ports) = rest;
+            let (name, created, priority, source_ranges, health_check_node_port, ports) = rest;
             let v6: Option<IpAddr> = v6.then(|| format!("fd00:96::{vip}").parse().unwrap());
             Service {
                 name: ObjectName::new("d", &format!("s{name}")),
                 created,
-                first: first && name == 0,
+                priority: priority && name == 0,
                 cluster_ips: PerFamily::new(v4.then(|| IpAddr::from([10, 96, 0, vip])), v6),
                 external_ips,
                 load_balancer_ips,

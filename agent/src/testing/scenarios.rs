@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Named moves from one state of the cluster to another. Together they need every kind of op.
+//! Named scenarios: moves from one state of the cluster to another. Together they need every kind of op.
 
 use serde_json::{Value, json};
 
@@ -10,14 +10,13 @@ use crate::core::model::{Family, PerFamily, VsKey};
 use crate::core::rules::save::parse_save;
 use crate::kernel::fake::FakeKernel;
 
-/// A move.
 pub struct Scenario {
     pub name: &'static str,
     pub before: Cluster,
     pub after: Cluster,
-    /// What happens to the kernel in between.
+    /// A change of the kernel before the objects change.
     pub meanwhile: fn(&mut FakeKernel),
-    /// The agent starts anew after that.
+    /// The agent restarts after `meanwhile`.
     pub restarts: bool,
 }
 
@@ -54,8 +53,8 @@ fn load_balancer(more: Value) -> Cluster {
     both(Cluster::default().service("a", spec(base, more), &["203.0.113.1"]))
 }
 
-/// What the iptables mode and the nftables mode leave.
-fn iptables_mode_was_here(kernel: &mut FakeKernel) {
+/// Rules of the iptables mode and the table of the nftables mode.
+fn add_rules_of_other_modes(kernel: &mut FakeKernel) {
     *kernel = super::kernel();
     for rules in kernel.state.rules.iter_mut() {
         *rules = parse_save(
@@ -67,7 +66,7 @@ fn iptables_mode_was_here(kernel: &mut FakeKernel) {
     kernel.state.nft_tables = PerFamily::new(true, true);
 }
 
-fn others_interfere(kernel: &mut FakeKernel) {
+fn add_drift(kernel: &mut FakeKernel) {
     for server in kernel.state.virtual_servers.values_mut() {
         server.spec.scheduler = "wrr".into();
         server.real_servers.values_mut().for_each(|rs| rs.weight = 9);
@@ -85,15 +84,15 @@ fn all_busy(kernel: &mut FakeKernel) {
     kernel.state.busy = all.collect();
 }
 
-/// kube-proxy's sets have less room, and somebody's have another type.
-fn sets_do_not_fit(kernel: &mut FakeKernel) {
+/// One of our sets is too small and another one has a wrong type.
+fn damage_sets(kernel: &mut FakeKernel) {
     let set = |kind| SetId { kind, family: Family::V4 };
     kernel.state.sets.entry(set(SetKind::ClusterIp)).or_default().capacity = 1;
     let misfit = ObservedSet { misfit: true, ..ObservedSet::default() };
     kernel.state.sets.insert(set(SetKind::ExternalIp), misfit);
 }
 
-fn nobody_is_left(kernel: &mut FakeKernel) {
+fn reset_kernel(kernel: &mut FakeKernel) {
     *kernel = super::kernel();
 }
 
@@ -103,27 +102,27 @@ fn services() -> Vec<Scenario> {
         |more: Value| Cluster::default().service("a", spec(spec(ports(tcp(30080)), v6.clone()), more), &[]);
     let two = json!([{"name": "p", "port": 80}, {"name": "q", "port": 81, "protocol": "UDP"}]);
     vec![
-        scenario("a cluster comes", Cluster::default(), both(plain())),
-        scenario("a cluster goes", both(plain()), Cluster::default()),
-        scenario("endpoints come and go", both(plain()), plain().slice("a", &["10.244.1.1@n1", "10.244.1.2@n1"], TCP)),
-        scenario("only terminating endpoints are left", both(plain()), plain().slice("a", &["-10.244.1.1@n1"], TCP)),
-        scenario("a port changes and one comes", both(plain()), both(Cluster::default().service("a", ports(two), &[]))),
+        scenario("a Service is added", Cluster::default(), both(plain())),
+        scenario("a Service is deleted", both(plain()), Cluster::default()),
+        scenario("endpoints are added and removed", both(plain()), plain().slice("a", &["10.244.1.1@n1", "10.244.1.2@n1"], TCP)),
+        scenario("all endpoints terminate", both(plain()), plain().slice("a", &["-10.244.1.1@n1"], TCP)),
+        scenario("a port changes and another is added", both(plain()), both(Cluster::default().service("a", ports(two), &[]))),
         scenario("a ClusterIP becomes a NodePort", both(plain()), both(Cluster::default().service("a", ports(tcp(30080)), &[]))),
-        scenario("dual stack becomes single", dual(json!({})).slice("a", &["fd00:244:1::1@n1"], TCP), both(plain())),
+        scenario("dual stack becomes single stack", dual(json!({})).slice("a", &["fd00:244:1::1@n1"], TCP), both(plain())),
         scenario(
-            "affinity changes in place",
+            "session affinity changes in place",
             both(plain()),
             both(Cluster::default().service("a", spec(ports(tcp(0)), json!({"sessionAffinity": "ClientIP"})), &[])),
         ),
         scenario(
-            "an external IP is shared, then it is not",
+            "an external IP is no longer shared",
             Cluster::default()
                 .service("a", spec(ports(tcp(0)), json!({"externalIPs": ["198.51.100.1"]})), &[])
                 .service("b", json!({"clusterIP": "10.96.0.2", "externalIPs": ["198.51.100.1"], "ports": [{"port": 81}]}), &[]),
             Cluster::default().service("a", spec(ports(tcp(0)), json!({"externalIPs": ["198.51.100.1"]})), &[]),
         ),
         scenario(
-            "two Services want one address and port",
+            "two Services claim one address and port",
             Cluster::default().service("b", spec(ports(tcp(0)), json!({"clusterIP": "10.96.0.2", "externalIPs": ["198.51.100.1"]})), &[]),
             both(Cluster::default().service("a", spec(ports(tcp(0)), json!({"externalIPs": ["198.51.100.1"]})), &[]))
                 .service("b", spec(ports(tcp(0)), json!({"clusterIP": "10.96.0.2", "externalIPs": ["198.51.100.1"]})), &[]),
@@ -143,7 +142,7 @@ fn load_balancers() -> Vec<Scenario> {
             restricted(&["192.168.0.0/16", "198.51.100.0/24"]),
             restricted(&["198.51.100.7/32"]),
         ),
-        scenario("source ranges are lifted", restricted(&["198.51.100.7/32"]), load_balancer(json!({}))),
+        scenario("source ranges are removed", restricted(&["198.51.100.7/32"]), load_balancer(json!({}))),
         scenario(
             "a NodePort changes its protocol",
             load_balancer(json!({})),
@@ -165,29 +164,33 @@ fn kernels() -> Vec<Scenario> {
     let moved = Cluster { node: crate::core::model::Node { zone: None, ..super::node() }, ..both(plain()) };
     vec![
         Scenario {
-            meanwhile: others_interfere,
-            ..scenario("others interfere", both(plain()), both(plain()))
+            meanwhile: add_drift,
+            ..scenario("other programs cause drift", both(plain()), both(plain()))
         },
         Scenario { meanwhile: all_busy, ..scenario("real servers drain", both(plain()), plain()) },
-        Scenario { meanwhile: sets_do_not_fit, ..scenario("sets do not fit", plain(), many) },
         Scenario {
-            meanwhile: iptables_mode_was_here,
-            restarts: true,
-            ..scenario("iptables mode was here", Cluster::default(), both(plain()))
+            meanwhile: damage_sets,
+            ..scenario("sets are too small or of a wrong type", plain(), many)
         },
-        Scenario { meanwhile: nobody_is_left, ..scenario("the kernel is new", both(plain()), both(plain())) },
+        Scenario {
+            meanwhile: add_rules_of_other_modes,
+            restarts: true,
+            ..scenario("rules of other kube-proxy modes exist", Cluster::default(), both(plain()))
+        },
+        Scenario {
+            meanwhile: reset_kernel,
+            ..scenario("the node loses its state", both(plain()), both(plain()))
+        },
         scenario("a UDP endpoint is replaced", udp(&["10.244.1.1@n1"]), udp(&["10.244.2.1@n2"])),
-        scenario("the first UDP endpoint comes", udp(&[]), udp(&["10.244.2.1@n2"])),
-        scenario("the node changes", both(plain()), moved),
+        scenario("the first UDP endpoint is added", udp(&[]), udp(&["10.244.2.1@n2"])),
+        scenario("the Node changes", both(plain()), moved),
     ]
 }
 
-/// All of them.
 pub fn all() -> Vec<Scenario> {
     services().into_iter().chain(load_balancers()).chain(kernels()).collect()
 }
 
-/// The key of a TCP virtual server, for tests.
 pub fn tcp_server(addr: &str, port: u16) -> VsKey {
     VsKey { protocol: crate::core::model::Protocol::Tcp, addr: addr.parse().unwrap(), port }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Every op of every scenario fails once, and a process dies between any two of them.
+//! Sweeps of all scenarios: every op fails once, and the agent is killed between any two ops.
 
 use crate::core::plan::pass::Due;
 use std::collections::BTreeSet;
@@ -10,9 +10,9 @@ use super::{Agent, kernel};
 use crate::core::mirror::Observed;
 use crate::core::plan::op::{Op, OpKind};
 
-/// An agent that is done with `before`, and then the meanwhile has happened and `after` is wanted.
-/// `Due` is what its loop does next: what others did it finds out by an audit.
-fn moved(scenario: &Scenario) -> Agent {
+/// An agent that has programmed `before`; then the kernel changed and the objects became those of `after`. Only an audit
+/// finds the change of the kernel.
+fn prepare(scenario: &Scenario) -> Agent {
     let mut agent = Agent::start(kernel(), &scenario.before);
     agent.converge(Due::Audit, 1);
     (scenario.meanwhile)(agent.kernel());
@@ -23,15 +23,14 @@ fn moved(scenario: &Scenario) -> Agent {
     agent
 }
 
-/// What a node looks like that was never in another state. Drains are part of it: how long
-/// connections last does not depend on who looks.
+/// The expected final state of a scenario, with its drains.
 fn target(scenario: &Scenario) -> Observed {
-    let mut agent = moved(scenario);
+    let mut agent = prepare(scenario);
     agent.converge(Due::Audit, 2);
     agent.kill().state
 }
 
-/// From nothing, so without drains.
+/// The state of a new node after a sync of the cluster, without drains.
 fn scratch(cluster: &Cluster) -> Observed {
     let mut agent = Agent::start(kernel(), cluster);
     agent.converge(Due::Audit, 1);
@@ -39,13 +38,13 @@ fn scratch(cluster: &Cluster) -> Observed {
 }
 
 #[test]
-fn every_op_fails_once_in_every_scenario_and_the_next_pass_converges() {
+fn every_op_fails_once_in_every_scenario_and_the_next_sync_converges() {
     let mut failed: BTreeSet<OpKind> = BTreeSet::new();
     for scenario in all() {
         let target = target(&scenario);
         for doubt in [false, true] {
             for n in 0.. {
-                let mut agent = moved(&scenario);
+                let mut agent = prepare(&scenario);
                 let exposed = agent.kernel().exposed();
                 agent.kernel().fail_at(n, doubt);
                 let pass = agent.sync(Due::Audit);
@@ -61,15 +60,15 @@ fn every_op_fails_once_in_every_scenario_and_the_next_pass_converges() {
         }
     }
     let missing: Vec<OpKind> = OpKind::ALL.iter().copied().filter(|kind| !failed.contains(kind)).collect();
-    assert!(missing.is_empty(), "no scenario needs {missing:?}");
+    assert!(missing.is_empty(), "no scenario has {missing:?}");
 }
 
 #[test]
-fn killed_between_any_two_ops_of_every_scenario_the_next_start_converges() {
+fn a_restart_after_a_kill_between_any_two_ops_converges() {
     for scenario in all() {
         let target = target(&scenario);
         for n in 0.. {
-            let mut agent = moved(&scenario);
+            let mut agent = prepare(&scenario);
             let exposed = agent.kernel().exposed();
             agent.kernel().stop_after(Some(n));
             let finished = agent.sync(Due::Audit).is_clean();
@@ -87,16 +86,16 @@ fn killed_between_any_two_ops_of_every_scenario_the_next_start_converges() {
 }
 
 #[test]
-fn a_move_ends_where_a_fresh_start_would() {
+fn every_scenario_ends_as_a_sync_of_a_new_node() {
     for scenario in all() {
-        let mut agent = moved(&scenario);
+        let mut agent = prepare(&scenario);
         agent.converge(Due::Audit, 2);
-        // Connections end, and the drains with them.
+        // Connections end, and so do the drains.
         agent.kernel().state.busy.clear();
         agent.converge(Due::Drains, 1);
         let mut state = agent.kill().state;
         let mut fresh = scratch(&scenario.after);
-        // A set that grew keeps its room.
+        // A set that grew keeps its capacity.
         for observed in [&mut state, &mut fresh] {
             observed.sets.values_mut().for_each(|set| set.capacity = 0);
         }
@@ -105,11 +104,11 @@ fn a_move_ends_where_a_fresh_start_would() {
 }
 
 #[test]
-fn a_restart_in_every_scenario_writes_nothing() {
+fn a_restart_after_every_scenario_writes_nothing() {
     for scenario in all() {
         let mut again = Agent::start(
             {
-                let mut agent = moved(&scenario);
+                let mut agent = prepare(&scenario);
                 agent.converge(Due::Audit, 2);
                 agent.kill()
             },
@@ -128,7 +127,7 @@ fn a_restart_in_every_scenario_writes_nothing() {
 }
 
 #[test]
-fn what_changes_is_seen_without_an_audit() {
+fn changes_of_objects_are_programmed_without_an_audit() {
     for scenario in all() {
         let mut agent = Agent::start(kernel(), &scenario.before);
         agent.converge(Due::Audit, 1);

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Events that were posted: created and patched as strictly as a real server does it.
+//! Posted Events, with the validation of a real server.
 
 use serde_json::{Map, Value};
 
 use super::objects::text;
 use super::request::Refusal;
 
-/// The group whose Events are looked at closely; the old ones of the core group may be anything.
+/// The group whose Events are validated. Events of the core group are not.
 const GROUP: &str = "events.k8s.io";
 /// The longest note, and the longest of the other texts, in bytes.
 const NOTE_BYTES: usize = 1024;
 const TEXT_BYTES: usize = 128;
-/// What every Event of the group must have.
+/// Required fields of an Event of the group.
 const REQUIRED: [&str; 6] =
     ["eventTime", "reportingController", "reportingInstance", "action", "reason", "type"];
 
-/// Where a path leads to.
+/// The target of a path.
 #[derive(Debug, PartialEq, Eq)]
 pub struct EventPath<'a> {
     group: &'a str,
     namespace: &'a str,
-    /// The one Event, when the path has a name.
+    /// The name of a single Event, if the path has one.
     name: Option<&'a str>,
 }
 
 impl<'a> EventPath<'a> {
-    /// Reads the path of Events, of either group; `None` when it is no such path.
+    /// Parses a path of Events of either group. `None`: another path.
     pub fn parse(path: &'a str) -> Option<Self> {
         let parts: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
         let (group, rest) = match parts.as_slice() {
@@ -54,7 +54,7 @@ impl Events {
     /// Takes a new Event.
     ///
     /// # Errors
-    /// What the real server would say.
+    /// The error of a real server.
     pub fn create(&mut self, path: &EventPath<'_>, mut event: Value) -> Result<&Value, Refusal> {
         let name = text(&event, "/metadata/name").to_owned();
         if name.is_empty() {
@@ -79,7 +79,7 @@ impl Events {
     /// Changes an Event by a merge patch.
     ///
     /// # Errors
-    /// What the real server would say.
+    /// The error of a real server.
     pub fn patch(&mut self, path: &EventPath<'_>, patch: Value) -> Result<&Value, Refusal> {
         let name = path.name.unwrap_or_default();
         let missing = || Refusal::new(404, "NotFound", format!("events \"{name}\" not found"));
@@ -99,7 +99,7 @@ impl Events {
         Ok(&self.0[position])
     }
 
-    /// Forgets all Events, as a server does after their time.
+    /// Deletes all Events, as a server does when they expire.
     pub fn clear(&mut self) {
         self.0.clear();
     }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_real_server_refuses() {
+    fn invalid_requests_are_rejected() {
         let mut events = Events::default();
         let path = EventPath::parse(PATH).unwrap();
         let without = |field: &str| {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_may_count_and_nothing_else() {
+    fn a_patch_may_only_change_the_count() {
         let mut events = Events::default();
         events.create(&EventPath::parse(PATH).unwrap(), event()).unwrap();
         let named = format!("{PATH}/e");

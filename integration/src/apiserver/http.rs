@@ -25,13 +25,13 @@ use super::{RequestRecord, Shared, State};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Pause after a connection that could not be taken.
+/// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
-/// Pause between looks whether an answer is still to be kept back.
+/// Pause between checks whether an answer is still held back.
 const HELD_PAUSE: Duration = Duration::from_millis(10);
 
-/// Seconds in `Retry-After` of a 429 when nothing else is wanted.
+/// Default seconds in `Retry-After` of a 429.
 const RETRY_SECONDS: u64 = 1;
 
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
@@ -140,13 +140,13 @@ async fn take_event(shared: &Shared, request: hyper::Request<Incoming>) -> Resul
     }
 }
 
-/// Whether a fault keeps this answer back.
+/// Whether a fault holds this answer back.
 fn is_held(state: &State, path: &str) -> bool {
     let held = state.faults.held.as_deref();
     Target::parse(path).is_some_and(|t| t.namespace.is_none() && held == Some(t.resource.plural))
 }
 
-/// The answer that a fault wants for this path.
+/// The answer that a fault sets for this path.
 fn injected_status(state: &mut State, path: &str) -> Option<Response<Body>> {
     let retry_after = state.faults.retry_after;
     let (resource, code, left) = state.faults.status.as_mut()?;
@@ -228,7 +228,7 @@ fn list(state: &State, target: &Target, options: &Options) -> Result<Response<Bo
     Ok(if state.faults.truncate_list_body { truncated(list) } else { sent(StatusCode::OK, list) })
 }
 
-/// Nodes as `kubectl get nodes -o wide` asks for them.
+/// Nodes in the form of `kubectl get nodes -o wide`.
 fn table(state: &State, options: &Options) -> Response<Body> {
     let version = state.objects.version();
     let nodes = state.objects.list("Node", &options.selector, version).unwrap_or_default();
@@ -280,7 +280,7 @@ fn sent(code: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-/// An answer that promises its whole length and breaks off in the middle.
+/// An answer that announces its whole length and ends in the middle.
 fn truncated(text: String) -> Response<Body> {
     let mut text = text.into_bytes();
     let length = text.len();

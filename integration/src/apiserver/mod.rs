@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A small Kubernetes API server: list (paged or whole), watch with bookmarks, streaming lists,
-//! selectors, 410, Events, and faults on demand. It speaks plain HTTP and trusts everybody.
+//! selectors, 410, Events, and injected faults. It uses plain HTTP without authentication.
 
 mod events;
 mod http;
@@ -19,18 +19,18 @@ use serde_json::Value;
 use events::Events;
 use objects::Objects;
 
-/// Time between the bookmarks of a watch unless somebody says otherwise.
+/// Default time between the bookmarks of a watch.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What becomes of streaming lists.
+/// Behaviour of streaming lists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Streaming {
     /// They work.
     #[default]
     Works,
-    /// They are refused with 422, as by a server without the feature.
+    /// They are rejected with 422, as by a server without the feature.
     Refused,
-    /// `sendInitialEvents` is passed over, as by a server that has never heard of it.
+    /// `sendInitialEvents` is ignored, as by an older server.
     Unknown,
     /// They are answered with 200 and then an ERROR event, as by a server whose store has no progress
     /// requests (etcd 3.4).
@@ -41,22 +41,22 @@ pub enum Streaming {
     Endless,
 }
 
-/// What goes wrong on purpose, from one [`ApiServer::set_faults`] to the next. What happens once is a
+/// Injected faults, until the next [`ApiServer::set_faults`]. A fault that happens once is a
 /// method of [`ApiServer`]: `compact`, `cut_watches`, `inject_watch_line`.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     /// Requests for this resource (`services`, `events`, …; empty: every request) are answered with this
-    /// status, so many times.
+    /// status, this number of times.
     pub status: Option<(String, u16, usize)>,
     /// Seconds in the `Retry-After` header of those answers; without it a 429 says 1 and others nothing.
     pub retry_after: Option<u64>,
-    /// Every answer comes so much later.
+    /// Delay of every answer.
     pub delay: Option<Duration>,
     /// Lists and watches of this resource in all namespaces are not answered, as if they were very large.
     pub held: Option<String>,
     /// Requests are read and never answered, and open watches fall silent, without a close.
     pub half_open: bool,
-    /// What becomes of streaming lists (`sendInitialEvents`).
+    /// Behaviour of streaming lists (`sendInitialEvents`).
     pub streaming: Streaming,
     /// A watch from a version that is too old gets 410 as its HTTP status instead of an ERROR event.
     pub gone_as_status: bool,
@@ -73,12 +73,12 @@ pub struct RequestRecord {
     pub path: String,
     /// The query, still encoded; empty when there is none.
     pub query: String,
-    /// The status it was answered with; 0 when it was not, or not yet.
+    /// The status of the answer; 0 without an answer.
     pub status: u16,
 }
 
 impl RequestRecord {
-    /// Whether it asked for a watch.
+    /// Whether it is a watch.
     pub fn is_watch(&self) -> bool {
         self.query.split('&').any(|option| option == "watch=true" || option == "watch=1")
     }
@@ -141,7 +141,7 @@ impl Shared {
     }
 }
 
-/// The server, on a thread of its own until this goes away.
+/// The server, on its own thread; stopped when dropped.
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -170,7 +170,7 @@ impl ApiServer {
                     _ = stopped => {}
                 }
             });
-            // Connections go with the runtime.
+            // Dropping the runtime closes all connections.
             runtime.shutdown_background();
         });
         let thread = thread.context("cannot start the API server")?;
@@ -182,7 +182,7 @@ impl ApiServer {
         format!("http://{}", self.address)
     }
 
-    /// A kubeconfig that leads here, as JSON (which is YAML).
+    /// A kubeconfig for this server, as JSON (which is YAML).
     pub fn kubeconfig(&self) -> String {
         let server = self.url();
         serde_json::json!({
@@ -194,7 +194,7 @@ impl ApiServer {
         .to_string()
     }
 
-    /// Makes the stored objects exactly these; what differs becomes watch events.
+    /// Replaces all objects. Differences become watch events.
     pub fn replace_all(&self, objects: Vec<Value>) {
         self.shared.change(|state| state.objects.replace_all(objects));
     }
@@ -204,17 +204,17 @@ impl ApiServer {
         self.shared.change(|state| state.objects.apply(object));
     }
 
-    /// Removes an object; one that is not there is fine.
+    /// Removes an object, if it exists.
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) {
         self.shared.change(|state| state.objects.delete(kind, namespace, name));
     }
 
-    /// Sets what goes wrong from now on.
+    /// Sets the injected faults.
     pub fn set_faults(&self, faults: Faults) {
         self.shared.change(|state| state.faults = faults);
     }
 
-    /// Forgets all history: a watch or a continued list from an earlier version is too old now. Open
+    /// Deletes the history: a watch or a continued list from an earlier version is then too old. Open
     /// watches get an ERROR event with 410, as one that is too slow does.
     pub fn compact(&self) {
         self.shared.change(|state| state.objects.compact());
@@ -251,7 +251,7 @@ impl ApiServer {
         self.shared.change(|state| state.bookmark_interval = interval);
     }
 
-    /// Sets how many changes are remembered; who asks for older ones gets 410.
+    /// Sets the length of the history; requests for older changes get 410.
     pub fn set_history(&self, changes: usize) {
         self.shared.change(|state| state.objects.set_limit(changes));
     }
@@ -266,12 +266,12 @@ impl ApiServer {
         self.shared.state().requests.clone()
     }
 
-    /// The Event objects that were posted, as they are after all patches.
+    /// The posted Events with all patches.
     pub fn events(&self) -> Vec<Value> {
         self.shared.state().events.all().to_vec()
     }
 
-    /// Forgets all Events, as a server does when they are an hour old.
+    /// Deletes all Events, as a server does when they are an hour old.
     pub fn forget_events(&self) {
         self.shared.state().events.clear();
     }

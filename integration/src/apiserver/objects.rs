@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::selector::Selector;
 
-/// Changes that are remembered unless somebody says otherwise.
+/// Default length of the history.
 const HISTORY: usize = 65_536;
 
 /// Kind, namespace, name.
@@ -66,21 +66,21 @@ impl Stored {
 pub struct Change {
     /// The version it made.
     pub version: u64,
-    /// The object as it was, unless it is new.
+    /// The object before; `None`: it is new.
     pub before: Option<Arc<Stored>>,
-    /// The object as it is, unless it is gone.
+    /// The object after; `None`: it was deleted.
     pub after: Option<Arc<Stored>>,
     key: Key,
 }
 
-/// All objects, and the changes that led to them.
+/// All objects and the history of their changes.
 #[derive(Debug)]
 pub struct Objects {
     stored: BTreeMap<Key, Arc<Stored>>,
     history: VecDeque<Change>,
     limit: usize,
     version: u64,
-    /// The changes after this version are known.
+    /// The history begins after this version.
     oldest: u64,
 }
 
@@ -112,7 +112,7 @@ impl Objects {
         self.version
     }
 
-    /// Makes the objects exactly these.
+    /// Replaces all objects.
     pub fn replace_all(&mut self, objects: Vec<Value>) {
         let keys: BTreeSet<Key> = objects.iter().map(key).collect();
         let gone: Vec<Key> = self.stored.keys().filter(|k| !keys.contains(*k)).cloned().collect();
@@ -141,7 +141,7 @@ impl Objects {
         self.record(key, before, Some(after));
     }
 
-    /// Removes an object, if it is there.
+    /// Removes an object, if it exists.
     pub fn delete(&mut self, kind: &str, namespace: &str, name: &str) {
         let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
         if let Some(before) = self.stored.remove(&key) {
@@ -161,20 +161,20 @@ impl Objects {
         }
     }
 
-    /// How many changes are remembered.
+    /// Sets the length of the history.
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
         self.trim();
     }
 
-    /// Forgets all changes and goes to a new version, so that every earlier one is too old.
+    /// Deletes the history and starts a new version, so that every earlier version is too old.
     pub fn compact(&mut self) {
         self.version += 1;
         self.oldest = self.version;
         self.history.clear();
     }
 
-    /// Goes back to these objects at this version; what was before is unknown.
+    /// Restores these objects at this version, without history.
     pub fn restore(&mut self, objects: Vec<Value>, version: u64) {
         let stored = |mut object: Value| {
             set_version(&mut object, version);
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn only_differences_are_changes_and_the_past_can_be_listed() {
+    fn only_differences_are_changes_and_old_versions_can_be_listed() {
         let mut objects = Objects::default();
         objects.replace_all(vec![object("a", json!({})), object("b", json!({}))]);
         let before = objects.version();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_the_objects_kind_first_and_items_are_without() {
+    fn objects_are_rendered_with_kind_first_and_items_without_kind() {
         for (value, text, item) in [
             (
                 json!({"a": 1, "apiVersion": "v1", "kind": "K", "z": {}}),
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn history_has_an_end() {
+    fn history_is_limited() {
         let mut objects = Objects::default();
         objects.set_limit(2);
         objects.replace_all(vec![object("a", json!({})), object("b", json!({})), object("c", json!({}))]);

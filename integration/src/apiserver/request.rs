@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a request asks for.
+//! Parsed requests.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -50,7 +50,7 @@ const RESOURCES: [Resource; 4] = [
     },
 ];
 
-/// Why a request is not done.
+/// Why a request is rejected.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The status of the answer.
@@ -67,19 +67,19 @@ impl Refusal {
         Self { code, reason, message: message.into() }
     }
 
-    /// An option that does not fit the others.
+    /// An invalid combination of options.
     pub fn forbidden(option: &str, why: &str) -> Self {
         let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {option}: Forbidden: {why}");
         Self::new(422, "Invalid", message)
     }
 
-    /// A version that is not in history any more.
+    /// A version that is no longer in the history.
     pub fn expired(version: u64, now: u64) -> Self {
         Self::new(410, "Expired", format!("too old resource version: {version} ({now})"))
     }
 }
 
-/// Which objects a path means.
+/// The objects of a path.
 #[derive(Debug)]
 pub struct Target {
     /// Their resource.
@@ -145,7 +145,7 @@ impl Options {
     /// Reads the query of a request for these objects, as strictly as a real server.
     ///
     /// # Errors
-    /// What the real server would say.
+    /// The error of a real server.
     pub fn parse(query: &str, target: &Target) -> Result<Self, Refusal> {
         let query: HashMap<String, String> =
             query.split('&').filter_map(|p| p.split_once('=')).map(decode).collect();
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_do_not_fit() {
+    fn conflicting_options_are_rejected() {
         let target = Target::parse("/api/v1/services").unwrap();
         let code = |query: &str| Options::parse(query, &target).map(|_| ()).map_err(|r| r.code);
         for good in [

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Label and field selectors, and what a change is for somebody who has one.
+//! Label and field selectors, and the watch events of a change under a selector.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Term {
         let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
         let own = |name: &str| {
             let name = name.trim();
-            // Set-based terms (`key in (a,b)`) are not known here; a real server takes them.
+            // Set-based terms (`key in (a,b)`) are not implemented; a real server accepts them.
             if name.bytes().all(is_name) {
                 return Ok(name.to_owned());
             }
@@ -105,7 +105,7 @@ impl Selector {
             && self.namespace.as_ref().is_none_or(|ns| text(object, "/metadata/namespace") == ns)
     }
 
-    /// The watch event that a change is for somebody with this selector, as text.
+    /// The text of the watch event of a change under this selector.
     pub fn event(&self, change: &Change) -> Option<String> {
         let taken = |object: &Option<Arc<Stored>>| object.clone().filter(|o| self.takes(&o.value));
         let (kind, object) = match (taken(&change.before), taken(&change.after)) {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused() {
+    fn invalid_selectors_are_rejected() {
         assert!(Selector::new("a in (b)", "", None, &KNOWN).is_err());
         assert!(Selector::new("", "spec.ports=1", None, &KNOWN).unwrap_err().contains("not supported"));
         assert!(Selector::new("", "metadata.name", None, &KNOWN).is_err());

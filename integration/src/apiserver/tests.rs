@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The server, asked by the real client library.
+//! Tests of the server with the real client library.
 
 mod events;
 mod faults;
@@ -85,7 +85,7 @@ async fn next<K: ResourceExt>(events: &mut (impl Stream<Item = Result<Event<K>, 
     }
 }
 
-/// Waits until so many watches are open, this one among them: it opens only while it is asked for more.
+/// Waits until this number of watches is open. It polls this watch, because a watch opens only when it is polled.
 async fn opened(server: &ApiServer, watches: usize, events: &mut (impl Stream + Unpin)) {
     tokio::select! {
         _ = events.next() => panic!("nothing has changed"),
@@ -197,7 +197,7 @@ async fn bookmarks_carry_an_idle_watch_over_lost_history() {
     while next(&mut events).await != "done" {}
     let listed = server.version();
     opened(&server, 1, &mut events).await;
-    // Changes of another kind only: nothing but bookmarks tells the watch of them.
+    // Only objects of another kind change: the watch gets their versions from bookmarks.
     server.set_history(1);
     server.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}));
     let quiet = tokio::time::timeout(Duration::from_millis(300), events.next()).await;

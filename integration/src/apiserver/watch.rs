@@ -16,7 +16,7 @@ use super::request::{Options, Refusal, Target};
 use super::selector::render_event;
 use super::{Shared, State, Streaming};
 
-/// What was sent has this long to leave before the connection is torn down.
+/// Time for sent data to leave before the connection is reset.
 pub(super) const FLUSH: Duration = Duration::from_millis(30);
 
 /// What a kube-apiserver over etcd 3.4 says.
@@ -84,7 +84,7 @@ pub(super) fn check(state: &State, target: &Target, options: &Options) -> Result
 }
 
 impl Watching {
-    /// A watch that starts with the next lines asked for.
+    /// A watch that starts when its first lines are polled.
     pub(super) fn new(shared: &Arc<Shared>, target: Target, options: Options) -> Self {
         let changed = shared.changed.subscribe();
         let mut state = shared.state();
@@ -190,7 +190,7 @@ impl Watching {
             return Step::Send(text);
         }
         let now = Instant::now();
-        // Who asked for a version of the future hears nothing, not even that.
+        // A watch from a future version gets nothing, not even a bookmark.
         let known = self.version <= state.objects.version();
         if known && self.bookmark.is_some_and(|due| due <= now) {
             add_line(&mut text, &self.bookmark(false));
@@ -213,7 +213,7 @@ impl Watching {
         Step::Send(text)
     }
 
-    /// Adds the objects that there are, or one of so many.
+    /// Adds all existing objects, or some of them.
     fn add_objects(&self, state: &State, text: &mut String, one_of: usize) {
         let (kind, now) = (self.target.resource.kind, state.objects.version());
         let objects = state.objects.list(kind, &self.options.selector, now).unwrap_or_default();
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_version_a_watch_starts_with_what_is_there() {
+    fn without_a_version_a_watch_starts_with_existing_objects() {
         let shared = shared();
         apply(&shared, "Service", "s");
         let mut plain = watching(&shared, "watch=true");

@@ -10,12 +10,12 @@ thread_local! {
     static COUNT: Cell<Allocations> = const { Cell::new(Allocations { count: 0, bytes: 0 }) };
 }
 
-/// So many allocations of so many bytes.
+/// Number and total size of allocations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocations {
-    /// How many.
+    /// Number of allocations.
     pub count: u64,
-    /// Their sizes together.
+    /// Total size in bytes.
     pub bytes: u64,
 }
 

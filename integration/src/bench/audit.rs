@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What an audit of everything costs, and how long changes wait for one.
+//! The cost of a full audit, and the delay of changes during one.
 
 use kube_ipvs::core::plan::pass::Due;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use super::node::{Node, Size, slice, virtual_server};
 
 /// Pause between changes while delays are measured.
 const PAUSE: Duration = Duration::from_millis(30);
-/// How long a change may take at all.
+/// Limit for a change.
 const LIMIT: Duration = Duration::from_secs(20);
 /// The first changes find the loop at its start.
 const WARM_UP: u32 = 5;
@@ -27,15 +27,15 @@ const WARM_UP: u32 = 5;
 /// How long this thread has worked.
 ///
 /// # Errors
-/// When the kernel does not tell.
+/// If the kernel does not report it.
 pub fn cpu_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("no CPU time")?.into())
 }
 
-/// CPU time of an audit over a kernel that is as wanted.
+/// CPU time of an audit without drift.
 ///
 /// # Errors
-/// When it found something, or the kernel does not tell.
+/// If the audit found drift, or the kernel does not report the time.
 pub fn audit_cpu(node: &mut Node) -> Result<Duration> {
     let before = cpu_time()?;
     let pass = node.reconciler.sync(Due::Audit, Duration::ZERO);
@@ -44,24 +44,24 @@ pub fn audit_cpu(node: &mut Node) -> Result<Duration> {
     Ok(after - before)
 }
 
-/// How long changes took that came one after the other while the loop ran.
+/// Delays of consecutive changes while the loop runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Delays {
     /// The longest time from a change to its command.
     pub longest: Duration,
-    /// The one in the middle.
+    /// The median.
     pub median: Duration,
     /// The changes.
     pub changes: u32,
-    /// Those that came while an audit read the kernel.
+    /// Number of changes during an audit.
     pub during_audits: u32,
 }
 
-/// Measures so many changes; `audits`: one audit follows the other meanwhile. The node's loop is at its end
-/// then.
+/// Measures this number of changes. `audits`: audits run one after the other meanwhile. The node's loop has ended
+/// afterwards.
 ///
 /// # Errors
-/// When a change is not carried out, or hardly one met an audit that was to.
+/// If a change is not programmed, or too few changes came during an audit.
 pub fn delays(node: &mut Node, size: Size, audits: bool, changes: u32) -> Result<Delays> {
     let changer =
         Changer { store: node.store.clone(), changed: node.changed.clone(), auditing: node.auditing.clone() };
@@ -91,7 +91,7 @@ pub fn delays(node: &mut Node, size: Size, audits: bool, changes: u32) -> Result
     Ok(Delays { longest, median, changes, during_audits })
 }
 
-/// Asks for the next audit all the time.
+/// Requests one audit after the other.
 fn doubt(inbox: Arc<Inbox>, ended: Arc<AtomicBool>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         while !ended.load(Ordering::Relaxed) {
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_sleeps_does_not_work() {
+    fn a_sleeping_thread_uses_no_time() {
         let (wall, before) = (Instant::now(), cpu_time().unwrap());
         thread::sleep(Duration::from_millis(200));
         let slept = cpu_time().unwrap() - before;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `make bench-quick`: what can be counted, on a real kernel, against what it may be. Counts are no noise:
-//! one that grows is a change for the worse.
+//! `make bench-quick`: counts on a real kernel, compared with their limits. Counts have no noise:
+//! a higher count is a regression.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,15 +14,15 @@ use super::node::{Node, Size, slice};
 use super::table::Row;
 use crate::lab::Netns;
 
-/// The size that it is counted at.
+/// Number of Services.
 pub const SIZE: Size = Size { services: 1000, endpoints: 5 };
 
-/// What a count may be.
+/// The limit of a count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// Work that is wanted, neither more nor less.
+    /// Necessary work: exactly this count.
     Exactly(u64),
-    /// Effort.
+    /// Effort: at most this count.
     AtMost(u64),
 }
 use Bound::{AtMost, Exactly};
@@ -32,7 +32,7 @@ use Bound::{AtMost, Exactly};
 pub const EXPECTED: [(&str, &str, Bound); 37] = [
     ("cold: IPVS commands", "", Exactly(6000)),
     ("cold: sends, IPVS", "", AtMost(11)),
-    // One question for each of the sets, and little more.
+    // One request for each set, and few others.
     ("cold: sends, sets", "", AtMost(35)),
     ("cold: sends, addresses", "", AtMost(7)),
     ("cold: bytes, IPVS", "B", AtMost(632_500)),
@@ -47,7 +47,7 @@ pub const EXPECTED: [(&str, &str, Bound); 37] = [
     ("one endpoint comes: processes", "", Exactly(0)),
     ("one endpoint comes: allocations", "", AtMost(55)),
     ("one endpoint comes: bytes allocated", "B", AtMost(6500)),
-    // Weight 0, a look at its connections, removal.
+    // Weight 0, a read of its connections, removal.
     ("one endpoint goes: IPVS commands", "", Exactly(2)),
     ("one endpoint goes: sends", "", Exactly(3)),
     ("one endpoint goes: bytes", "B", AtMost(250)),
@@ -60,9 +60,9 @@ pub const EXPECTED: [(&str, &str, Bound); 37] = [
     ("one Service created: bytes", "B", AtMost(560)),
     ("one Service created: dumps", "", Exactly(0)),
     ("one Service created: processes", "", Exactly(0)),
-    // One for each that comes, two for each that goes.
+    // One for each added endpoint, two for each removed one.
     ("rolling restart, 1,000 events: IPVS commands", "", Exactly(1500)),
-    // How many depends on how fast the events come; one less than one for each is the most.
+    // The number depends on how fast events come; at most one less than one for each event.
     ("rolling restart, 1,000 events: passes", "", AtMost(999)),
     ("restart: ops", "", Exactly(0)),
     ("restart: IPVS commands", "", Exactly(0)),
@@ -73,10 +73,10 @@ pub const EXPECTED: [(&str, &str, Bound); 37] = [
     ("audit, nothing changed: processes", "", Exactly(0)),
 ];
 
-/// What was counted, by name.
+/// Counts by name.
 type Counts = BTreeMap<String, u64>;
 
-/// Rows of counts, and what is less than the work that is wanted. To be run with
+/// Rows of counts, and the counts below the necessary work. Must run with
 /// [`super::allocations::Counting`] as the allocator.
 ///
 /// # Errors
@@ -98,7 +98,7 @@ pub fn measure() -> Result<(Vec<Row>, Vec<String>)> {
     compare(&EXPECTED, &counts)
 }
 
-/// Sets what was counted beside what may be. Nothing that is expected may be missing.
+/// Compares counts with their limits. No expected count may be missing.
 fn compare(expected: &[(&str, &'static str, Bound)], counts: &Counts) -> Result<(Vec<Row>, Vec<String>)> {
     let (mut rows, mut too_few) = (Vec::new(), Vec::new());
     for (name, unit, bound) in expected {
@@ -113,7 +113,7 @@ fn compare(expected: &[(&str, &'static str, Bound)], counts: &Counts) -> Result<
     Ok((rows, too_few))
 }
 
-/// Notes under one name what went to the kernel.
+/// Records the sends to the kernel under one name.
 fn note(counts: &mut Counts, what: &str, cost: KernelCounters) {
     let parts = [
         ("IPVS commands", cost.commands),
@@ -139,7 +139,7 @@ fn cold(node: &mut Node, counts: &mut Counts) -> Result<()> {
     Ok(())
 }
 
-/// One endpoint that comes and one that goes, on the second try: the first makes room.
+/// One added and one removed endpoint, on the second try: the first try allocates buffers.
 fn endpoint(node: &mut Node, counts: &mut Counts) -> Result<()> {
     for (endpoints, what) in
         [(SIZE.endpoints + 1, "one endpoint comes"), (SIZE.endpoints, "one endpoint goes")]
@@ -170,11 +170,11 @@ fn restart(node: &mut Node, counts: &mut Counts) -> Result<()> {
     Ok(())
 }
 
-/// A new process on the same kernel, with what the last one knew.
+/// A new process on the same kernel with the same objects.
 fn warm(counts: &mut Counts) -> Result<()> {
     let mut node = Node::new(true)?;
     node.fill(SIZE);
-    // What the measurements before left behind goes.
+    // Removes objects of earlier measurements.
     node.cold()?;
     let mut node = Node::new(true)?;
     node.fill(SIZE);
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn effort_may_be_less_and_wanted_work_may_not() {
+    fn less_effort_passes_and_less_work_fails() {
         let expected = [("work", "", Exactly(6)), ("effort", "B", AtMost(10))];
         let compare = |work, effort| {
             let counts = [("work".to_owned(), work), ("effort".to_owned(), effort)].into();
@@ -207,13 +207,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_must_have_been_counted() {
+    fn expected_counts_must_exist() {
         let error = compare(&[("work", "", Exactly(6))], &Counts::new()).unwrap_err();
         assert!(error.to_string().contains("work"), "{error}");
     }
 
     #[test]
-    fn nothing_is_expected_twice() {
+    fn expectations_are_unique() {
         let names: std::collections::BTreeSet<&str> = EXPECTED.iter().map(|row| row.0).collect();
         assert_eq!(names.len(), EXPECTED.len());
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What changes cost the loop of a node with many Services.
+//! The cost of changes on a node with many Services.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -14,18 +14,18 @@ use nix::sys::socket::SockProtocol;
 use super::node::{Node, Size, put_service, slice, virtual_server};
 use crate::replay::{RawSocket, encode_commands};
 
-/// Events that are measured, after as many that are not.
+/// Number of measured events, after the same number of warm-up events.
 const EVENTS: u32 = 50;
 /// Endpoints of the Service that is restarted, by slice.
 const SLICE: u32 = 100;
 const SLICES: u32 = 5;
 
-/// What one endpoint costs, from its event to the acknowledgement of the kernel.
+/// The cost of one endpoint from its event to the acknowledgement of the kernel.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EndpointCost {
-    /// One that comes.
+    /// An added endpoint.
     pub comes: Duration,
-    /// One that goes.
+    /// A removed endpoint.
     pub goes: Duration,
     /// The command alone, encoded beforehand: send and acknowledgement.
     pub limit: Duration,
@@ -82,7 +82,7 @@ fn endpoint_limit(size: Size, step: u32) -> Result<Duration> {
     Ok(total / EVENTS)
 }
 
-/// What went to the kernel between two readings of the counters.
+/// Sends to the kernel between two reads of the counters.
 pub fn difference(before: KernelCounters, after: KernelCounters) -> KernelCounters {
     let each = |a: [u64; 3], b: [u64; 3]| std::array::from_fn(|i| b[i] - a[i]);
     KernelCounters {
@@ -95,7 +95,7 @@ pub fn difference(before: KernelCounters, after: KernelCounters) -> KernelCounte
     }
 }
 
-/// What goes to the kernel when one more Service with two remote endpoints is created.
+/// Sends to the kernel when one more Service with two remote endpoints is created.
 ///
 /// # Errors
 /// When the kernel refuses something.
@@ -109,22 +109,22 @@ pub fn service_created(node: &mut Node, size: Size) -> Result<KernelCounters> {
     Ok(difference(before, node.traffic()))
 }
 
-/// What a rolling restart took.
+/// The cost of a rolling restart.
 #[derive(Clone, Copy, Debug)]
 pub struct Restarted {
-    /// Events: an endpoint went, or one came.
+    /// Number of events: added and removed endpoints.
     pub events: u64,
     /// IPVS commands.
     pub commands: u64,
-    /// Passes of the loop.
+    /// Number of syncs.
     pub passes: u64,
 }
 
-/// A Service of 500 endpoints whose pods are all replaced, one after the other, as fast as the API server
-/// tells, while the loop runs with a pause of `min_period` between passes.
+/// A rolling restart of a Service with 500 endpoints: all pods are replaced one after the other, as fast as events
+/// come, while the loop runs with a pause of `min_period` between syncs.
 ///
 /// # Errors
-/// When the kernel refuses something, or the end is not as wanted.
+/// When the kernel refuses something, or the expected state is not reached.
 pub fn rolling_restart(node: &mut Node, n: u32, min_period: Duration) -> Result<Restarted> {
     node.store.update(|update| {
         put_service(update, n, 0);
@@ -166,7 +166,7 @@ fn service_id(vs: &VsKey) -> ipvs_netlink::ServiceId {
     ipvs_netlink::ServiceId::tcp(SocketAddr::new(vs.addr, vs.port))
 }
 
-/// Runs the loop until somebody stops it.
+/// Runs the loop until it is stopped.
 pub(super) fn run(node: &mut Node, min_period: Duration) {
     node.store.update(|update| {
         for kind in kube_ipvs::store::Kind::ALL {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! When a client gets its first answers from a node that starts with nothing: the API server's Service and
-//! the cluster's DNS have to be there before all others.
+//! The time until a client gets its first answers from a new node: the API server's Service and
+//! the cluster's DNS must be programmed before all others.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ use crate::objects::{placed, service, slice};
 
 const API: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 443);
 const DNS: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10)), 53);
-/// A try that is not answered by then is given up.
+/// Timeout of a request.
 const TRY: Duration = Duration::from_millis(100);
-/// Between two tries: asking takes time that the agent could use.
+/// Pause between two requests, which use time of the agent.
 const PAUSE: Duration = Duration::from_millis(20);
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -33,10 +33,10 @@ pub struct FirstAnswers {
     pub last: Duration,
 }
 
-/// Starts the agent on an empty node of a cluster of that size, and asks from a pod until all have answered.
+/// Starts the agent on a new node of a cluster of this size, and sends requests from a pod until all have answered.
 ///
 /// # Errors
-/// When one does not answer in two minutes.
+/// If one does not answer in two minutes.
 pub fn measure(size: Size) -> Result<FirstAnswers> {
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;

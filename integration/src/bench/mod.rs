@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What `make bench` measures.
+//! Benchmarks of `make bench`.
 //!
 //! [`table`] is what it prints, [`rows`] what is in it, [`series`] what an instruction clock says at many sizes. [`node`] has the agent's loop on a real kernel in this process, [`events`]
 //! what changes cost it, [`audit`] what looking after everything does; [`process`] starts the agent as it is installed; [`first`] asks as a client;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent's loop in this process on a real kernel, and the same work by nothing but sends.
+//! The agent's loop in this process on a real kernel, and the same work as plain netlink sends.
 
 use kube_ipvs::core::model::PerFamily;
 use kube_ipvs::core::plan::outcome::{ObserveError, OpError, Progress};
@@ -37,12 +37,12 @@ use crate::replay::{
     RawSocket, encode_addresses, encode_commands, encode_entries, flush_ipvs, remove_device,
 };
 
-/// How long iptables may take.
+/// Limit for a run of iptables.
 const PROGRAMS: Duration = Duration::from_secs(30);
-/// Endpoints of a Service have addresses of their own, so many at most.
+/// Most endpoints of a Service; each has its own address.
 const MAX_ENDPOINTS: u32 = 1024;
 
-/// So many Services with so many endpoints each.
+/// The size of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     /// Services.
@@ -57,11 +57,11 @@ impl std::fmt::Display for Size {
     }
 }
 
-/// The kernel, watched while the agent works with it.
+/// A kernel that records the calls of the agent.
 pub struct Watched {
     /// The kernel.
     pub kernel: LinuxKernel,
-    /// Whether addresses are really bound. An endpoint touches none, and tens of thousands take minutes.
+    /// Whether addresses are really bound. An endpoint needs none, and tens of thousands take minutes.
     binds: bool,
     /// When a virtual server was last changed.
     changed: Arc<Mutex<HashMap<VsKey, Instant>>>,
@@ -126,11 +126,11 @@ impl Kernel for Watched {
     }
 }
 
-/// A node: what it knows of the cluster, and its loop.
+/// A node: store and loop.
 pub struct Node {
     /// Objects.
     pub store: Arc<Store>,
-    /// What wakes the loop.
+    /// The inbox of the loop.
     pub inbox: Arc<Inbox>,
     /// The loop.
     pub reconciler: Reconciler<Watched>,
@@ -169,7 +169,7 @@ impl Node {
         self.store.update(|update| (0..size.services).for_each(|n| put_service(update, n, size.endpoints)));
     }
 
-    /// The first pass, from a full store to a programmed kernel.
+    /// The first sync, from a full store to a programmed kernel.
     ///
     /// # Errors
     /// When something could not be programmed.
@@ -181,12 +181,12 @@ impl Node {
         Ok((pass.plan, took))
     }
 
-    /// What went to the kernel so far.
+    /// Sends to the kernel so far.
     pub fn traffic(&mut self) -> KernelCounters {
         self.reconciler.kernel().kernel.traffic()
     }
 
-    /// Passes of the running loop so far.
+    /// Number of syncs of the running loop.
     ///
     /// # Errors
     /// When the metrics cannot be read.
@@ -194,7 +194,7 @@ impl Node {
         Ok(sum(&self.metrics.render()?, "kube_ipvs_passes_total{"))
     }
 
-    /// A pass for what changed.
+    /// A sync of changes.
     ///
     /// # Errors
     /// When something could not be programmed.
@@ -205,7 +205,7 @@ impl Node {
     }
 }
 
-/// The sum of all metrics whose lines begin so.
+/// The sum of all metrics whose lines begin with this text.
 pub fn sum(text: &str, start: &str) -> u64 {
     let lines = text.lines().filter(|line| line.starts_with(start));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
@@ -251,8 +251,8 @@ pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
     })
 }
 
-/// The ops of a first pass once more, encoded beforehand and sent by nothing but sends. Making the device and
-/// the empty sets is not part of the time.
+/// The ops of a first sync again, encoded beforehand, as plain netlink sends. Creating the device and
+/// the empty sets is not measured.
 ///
 /// # Errors
 /// When the kernel refuses one.
@@ -287,7 +287,7 @@ pub fn replay(plan: &Plan) -> Result<Duration> {
     Ok(took)
 }
 
-/// That the replay did the work, and not less.
+/// Checks that the replay did all the work.
 fn check(plan: &Plan, bound: usize, device: &mut DummyDevice) -> Result<()> {
     let wanted = plan.ops.iter().filter(|op| matches!(op, Op::AddEntry(..))).count();
     let sets = IpsetClient::open().context("ipset")?.list().context("ipset")?;
@@ -301,8 +301,8 @@ fn check(plan: &Plan, bound: usize, device: &mut DummyDevice) -> Result<()> {
     Ok(())
 }
 
-/// Takes everything away at once that a measurement left in this thread's namespace. A namespace that is
-/// given up is taken apart some time later, and its virtual servers are in everybody's table until then:
+/// Removes everything at once that a measurement left in this thread's namespace. A namespace that is
+/// dropped is destroyed some time later, and until then its virtual servers are in the table of all namespaces:
 /// that would slow down whatever is measured next.
 ///
 /// # Errors

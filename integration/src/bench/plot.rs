@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
 
-/// What is measured at each size, in microseconds of the instruction clock; one column each.
+/// The measurements at each size, in microseconds of the instruction clock; one column each.
 pub const COLUMNS: [&str; 6] = [
     "cold, agent",
     "cold, limit",
@@ -23,7 +23,7 @@ const RIGHT: f64 = 190.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 60.0;
 
-/// One size and what it cost.
+/// The costs at one size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Services.
@@ -43,10 +43,10 @@ pub fn to_csv(samples: &[Sample]) -> String {
     text
 }
 
-/// Reads what [`to_csv`] wrote.
+/// Parses the text of [`to_csv`].
 ///
 /// # Errors
-/// Names the line that is no sample.
+/// If a line is not a sample.
 pub fn from_csv(text: &str) -> Result<Vec<Sample>> {
     text.lines().skip(1).map(|line| sample(line).with_context(|| format!("no sample: {line}"))).collect()
 }
@@ -61,7 +61,7 @@ fn sample(line: &str) -> Option<Sample> {
     fields.next().is_none().then_some(Sample { services, costs })
 }
 
-/// A scale from values to places.
+/// A logarithmic scale from values to coordinates.
 struct Scale {
     from: f64,
     to: f64,
@@ -80,10 +80,10 @@ impl Scale {
     }
 }
 
-/// The picture.
+/// The SVG.
 ///
 /// # Errors
-/// When there is nothing to draw.
+/// If there are no samples.
 pub fn to_svg(samples: &[Sample]) -> Result<String> {
     ensure!(samples.len() > 1, "two sizes at least are needed for a plot");
     let ends = |values: &mut dyn Iterator<Item = f64>| {
@@ -170,14 +170,14 @@ fn line(svg: &mut String, points: &[(f64, f64)], colour: &str) {
 struct Label {
     /// The end of the line.
     end: (f64, f64),
-    /// Where the name is.
+    /// The position of the name.
     y: f64,
     name: &'static str,
     colour: &'static str,
 }
 
 impl Label {
-    /// The name, and a thin line to it from what it names.
+    /// The name, with a thin line to the end of its line.
     fn draw(&self, svg: &mut String) {
         let (Label { end: (x, from), y, name, colour }, right) = (self, WIDTH - RIGHT + 16.0);
         let _ = writeln!(
@@ -192,7 +192,7 @@ impl Label {
     }
 }
 
-/// Moves names apart that would lie on each other: ours and the limit are close, we hope.
+/// Moves names apart that would overlap.
 fn spread(labels: &mut [Label]) {
     const APART: f64 = 15.0;
     labels.sort_by(|a, b| a.y.total_cmp(&b.y));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_survives_and_what_is_none_is_refused() {
+    fn csv_round_trips_and_invalid_text_is_rejected() {
         assert_eq!(from_csv(&to_csv(&samples())).unwrap(), samples());
         for bad in ["x\n1,2", "x\n1,1,1,,1,1,1", "x\na,1,1,1,1,1,1", "x\n1,1,1,1,1,1,b", "x\n1,1,1,1,1,1,1,1"]
         {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_is_a_line_with_a_point_for_each_sample() {
+    fn a_column_becomes_a_line_with_a_point_for_each_sample() {
         let svg = to_svg(&samples()).unwrap();
         assert_eq!(svg.matches("<polyline").count(), 6);
         assert_eq!(svg.matches("<circle").count(), 18);
@@ -231,13 +231,13 @@ mod tests {
     }
 
     #[test]
-    fn ten_times_more_is_as_far_everywhere() {
+    fn the_axis_is_logarithmic() {
         let scale = Scale { from: 2.0, to: 5.0, place: (0.0, 300.0) };
         assert!((scale.at(1000.0) - 100.0).abs() < 1e-9 && (scale.at(10_000.0) - 200.0).abs() < 1e-9);
     }
 
     #[test]
-    fn names_do_not_lie_on_each_other() {
+    fn labels_do_not_overlap() {
         let label = |y| Label { end: (0.0, y), y, name: "", colour: "" };
         let mut labels = [label(102.0), label(100.0), label(300.0)];
         spread(&mut labels);

@@ -14,9 +14,9 @@ use crate::apiserver::ApiServer;
 use crate::lab::{Agent, Netns, agent_binary, oracle};
 use crate::objects::{self, service, slice};
 
-/// How long a start may take before the bench gives up.
+/// Limit for a start.
 const LIMIT: Duration = Duration::from_secs(180);
-/// How often readiness is asked for: an answer costs little.
+/// Pause between requests for readiness.
 const PAUSE: Duration = Duration::from_millis(20);
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);
 
@@ -27,20 +27,20 @@ pub struct Cluster<'a> {
     dir: tempfile::TempDir,
 }
 
-/// What the kernel says about a process.
+/// Resources of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
     /// Resident memory now, KiB.
     pub resident: u64,
-    /// The most there was, KiB.
+    /// Largest resident memory, KiB.
     pub peak: u64,
     /// CPU time so far, in ticks of 10 ms.
     pub ticks: u64,
 }
 
-/// One Service in so many has an endpoint on this node: a node has some hundred pods.
+/// One of this number of Services has an endpoint on this node: a node has some hundred pods.
 pub const LOCAL: u32 = 100;
-/// The other endpoints are on so many nodes.
+/// Number of nodes of the other endpoints.
 const NODES: u32 = 1000;
 
 /// Where endpoints begin with 100 and on; a loopback address is no endpoint, the kernel refuses 127.0.0.0.
@@ -101,10 +101,10 @@ impl<'a> Cluster<'a> {
         Agent::spawn(self.ns, command)
     }
 
-    /// Starts the agent and waits until everything is programmed; how long that took.
+    /// Starts the agent and waits until everything is programmed. Returns the time that it took.
     ///
     /// # Errors
-    /// When it does not come to that.
+    /// If not everything is programmed in time.
     pub fn start(&self) -> Result<(Agent, Duration)> {
         let start = Instant::now();
         let agent = self.spawn()?;
@@ -129,7 +129,7 @@ impl<'a> Cluster<'a> {
     /// Ops that the agent carried out, in all.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// If the agent does not answer.
     pub fn operations(&self) -> Result<u64> {
         self.metric("kube_ipvs_operations_total{")
     }
@@ -137,12 +137,12 @@ impl<'a> Cluster<'a> {
     /// Audits so far, the first reading included.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// If the agent does not answer.
     pub fn audits(&self) -> Result<u64> {
         self.metric("kube_ipvs_passes_total{reason=\"audit\"")
     }
 
-    /// The sum of the metrics whose lines begin so.
+    /// The sum of the metrics whose lines begin with this text.
     fn metric(&self, start: &str) -> Result<u64> {
         Ok(sum(&self.ns.enter(|| oracle::http_get(10249, "metrics"))?.context("metrics")?, start))
     }
@@ -201,13 +201,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cost_of_this_process_is_read() {
+    fn the_cost_of_this_process_is_measured() {
         let cost = cost(std::process::id()).unwrap();
         assert!(cost.resident > 500 && cost.peak >= cost.resident, "{cost:?}");
     }
 
     #[test]
-    fn objects_are_as_many_as_asked_for() {
+    fn the_number_of_objects_is_exact() {
         let all = objects(Size { services: 3, endpoints: 5 });
         assert_eq!(all.len(), 7);
         assert_eq!(all[2]["endpoints"].as_array().map(Vec::len), Some(5));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The rows of `make bench`, but for the counted instructions.
+//! The rows of `make bench`, except the counted instructions.
 
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,16 @@ use crate::lab::{Netns, agent_binary};
 
 /// Ticks of `/proc/PID/stat` per second.
 const TICKS: f64 = 100.0;
-/// Every start is measured so many times, and the limit too; what counts is the one in the middle.
+/// Number of measurements of a start and of the limit; the median counts.
 const ROUNDS: usize = 3;
-/// Changes whose delay is measured.
+/// Number of changes whose delay is measured.
 const CHANGES: u32 = 60;
-/// After so long a start has given back what it needed, and nothing of it goes on.
+/// Time after which a start has freed its memory and finished all work.
 const SETTLED: Duration = Duration::from_secs(5);
-/// How long an audit may be waited for.
+/// Limit for waiting for an audit.
 const AUDIT: Duration = Duration::from_secs(60);
 
-/// A row with a number that must not be exceeded.
+/// A row with a limit.
 pub fn row(what: impl Into<String>, value: f64, unit: &'static str, must: f64, aim: Option<f64>) -> Row {
     Row { what: what.into(), value, unit, must: Some(must), aim }
 }
@@ -53,7 +53,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
 /// All rows; `idle`: seconds to watch the agent idle.
 ///
 /// # Errors
-/// When something cannot be measured.
+/// If something cannot be measured.
 pub fn measure(size: Size, idle: u64) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let limit = start_rows(size, &mut rows)?;
@@ -71,7 +71,7 @@ pub fn measure(size: Size, idle: u64) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The loop in this process beside the limit, in turn; returns the limit in seconds.
+/// Measures the loop in this process and the limit alternately. Returns the limit in seconds.
 fn start_rows(size: Size, rows: &mut Vec<Row>) -> Result<f64> {
     let (mut colds, mut audits, mut limits) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -125,15 +125,15 @@ fn event_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
     rows.push(row("one Service created: dumps", created.dumps as f64, "", 0.0, None));
     let restarted = events::rolling_restart(&mut node, size.services + 1, Duration::ZERO)?;
     let of = |n: u64| n as f64 / restarted.events as f64;
-    // An endpoint that comes is one command; one that goes is two: weight 0, then its removal.
+    // An added endpoint is one command. A removed one is two: weight 0, then its removal.
     rows.push(row("rolling restart: IPVS commands per change", of(restarted.commands), "", 1.5, None));
-    // Fewer passes than events: one less than one for each is the most.
+    // Fewer syncs than events: at most one less than one for each event.
     let most = of(restarted.events - 1);
     rows.push(row("rolling restart: passes per event", of(restarted.passes), "", most, None));
     Ok(())
 }
 
-/// The agent as a process, on an empty kernel and on one that is as wanted.
+/// The agent as a process, on an empty kernel and on a programmed one.
 fn process_rows(size: Size, limit: f64, rows: &mut Vec<Row>) -> Result<()> {
     let (mut colds, mut warms, mut operations) = (Vec::new(), Vec::new(), 0);
     for _ in 0..ROUNDS {
@@ -156,8 +156,8 @@ fn process_rows(size: Size, limit: f64, rows: &mut Vec<Row>) -> Result<()> {
     Ok(())
 }
 
-/// Starts the agent as it is installed and watches it from the end of its first audit to the end of a later
-/// one: what it does when idle is auditing, and a part of that says nothing.
+/// Starts the agent as installed and measures it from the end of its first audit to the end of a later
+/// one: an idle agent only runs audits, so that a part of one would be no measurement.
 fn idle_rows(size: Size, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
     within("node-a", |ns| {
         let cluster = Cluster::new(ns, objects(size), &json!({}))?.with_bookmarks_as_usual();
@@ -178,8 +178,8 @@ fn idle_rows(size: Size, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
     })
 }
 
-/// Waits until the process has worked for a while and is quiet again: an audit. Asking the agent itself for
-/// its audits would be work, too.
+/// Waits until the process has worked for a while and is idle again: an audit. A request to the agent for
+/// its number of audits would cost time.
 fn wait_for_work(pid: u32) -> Result<()> {
     const WORK: u64 = 20;
     let start = Instant::now();
@@ -200,7 +200,7 @@ fn wait_for_work(pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// When a client is answered by a node that started with nothing.
+/// Time until a client gets answers from a new node.
 fn answer_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
     let rounds = (0..ROUNDS).map(|_| first::measure(size)).collect::<Result<Vec<_>>>()?;
     println!("first answers {rounds:.2?}");
@@ -214,16 +214,16 @@ fn answer_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
     Ok(())
 }
 
-/// The larger of what is resident after a cold start, and after an audit.
+/// Resident memory after a cold start or after an audit, whichever is larger.
 fn memory_row(size: Size, must: f64) -> Result<Row> {
     within("node-a", |ns| {
         let cluster = Cluster::new(ns, objects(size), &json!({"ipvs": {"syncPeriod": "5s"}}))?;
         let (mut agent, _) = cluster.start()?;
-        // It is ready before it has given back what the start needed.
+        // The agent is ready before it has freed the memory of the start.
         std::thread::sleep(Duration::from_secs(1));
         let started = cost(agent.pid())?.resident;
         cluster.wait_audit(cluster.audits()?, AUDIT)?;
-        // What the audit needed is given back after it.
+        // The memory of the audit is freed after it.
         std::thread::sleep(Duration::from_secs(1));
         let audited = cost(agent.pid())?;
         agent.stop()?;
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_one_in_the_middle_counts() {
+    fn the_median_is_used() {
         let seconds = |all: &[u64]| median(all.iter().map(|s| Duration::from_secs(*s)).collect());
         assert!((seconds(&[9, 1, 2]) - 2.0).abs() < 1e-9 && (seconds(&[7]) - 7.0).abs() < 1e-9);
         assert!(seconds(&[]).is_nan(), "nothing measured is no number");

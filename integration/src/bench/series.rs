@@ -15,7 +15,7 @@ use super::table::Row;
 
 /// Endpoints of each Service.
 const ENDPOINTS: u32 = 5;
-/// Services of a first try that does not count.
+/// Number of Services of the warm-up.
 const WARM_UP: u32 = 60;
 /// An instruction of that clock.
 const NANOSECONDS: u128 = 2;
@@ -47,7 +47,7 @@ fn growth(costs: &[EndpointCost], of: fn(&EndpointCost) -> Duration) -> f64 {
     all().fold(0.0, f64::max) / all().fold(f64::INFINITY, f64::min)
 }
 
-/// Addresses are acknowledged without being bound: an endpoint touches none, and tens of thousands take
+/// Addresses are acknowledged without being bound: an endpoint needs none, and tens of thousands take
 /// minutes by that clock.
 fn endpoint_cost(services: u32) -> Result<EndpointCost> {
     let size = Size { services, endpoints: ENDPOINTS };
@@ -78,7 +78,7 @@ fn all_costs(services: u32) -> Result<Sample> {
     Ok(Sample { services, costs: costs.map(|cost| cost.as_secs_f64() * 1e6) })
 }
 
-/// Measures everything at `sizes`. Written to `csv` after each; what is there already at other sizes stays.
+/// Measures everything at `sizes`. Writes `csv` after each size; existing samples of other sizes stay.
 ///
 /// # Errors
 /// When the kernel refuses something, or the file is of something else.
@@ -88,7 +88,7 @@ pub fn write(sizes: &[u32], csv: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| csv.display().to_string()),
     };
-    // The first pass of a boot loads programs and modules: that is no cost of the first size.
+    // The first sync after a boot loads programs and modules, which is not a cost of the first size.
     all_costs(WARM_UP)?;
     for services in sizes {
         insert(&mut samples, all_costs(*services)?);
@@ -98,7 +98,7 @@ pub fn write(sizes: &[u32], csv: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts a sample in its place, instead of an older one of that size.
+/// Inserts a sample in order, and replaces an older one of the same size.
 fn insert(samples: &mut Vec<Sample>, sample: Sample) {
     samples.retain(|old| old.services != sample.services);
     samples.push(sample);
@@ -110,14 +110,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growth_is_the_most_over_the_least() {
+    fn growth_is_maximum_over_minimum() {
         let cost = |micros| EndpointCost { comes: Duration::from_micros(micros), ..EndpointCost::default() };
         let costs = [cost(50), cost(40), cost(60)];
         assert!((growth(&costs, |c| c.comes) - 1.5).abs() < 1e-9);
     }
 
     #[test]
-    fn a_size_is_there_once_and_in_order() {
+    fn sizes_are_unique_and_sorted() {
         let sample = |services, cost| Sample { services, costs: [cost; 6] };
         let mut samples = vec![sample(100, 1.0), sample(1000, 2.0)];
         insert(&mut samples, sample(300, 3.0));

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The table that `make bench` prints: what was measured beside what must be and what we aim at.
+//! The table of `make bench`: measurements, limits and goals.
 
 use std::fmt::Write;
 
 /// One line of the table. Smaller is better.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// What was measured, at which size.
+    /// Name of the measurement, with its size.
     pub what: String,
-    /// The number.
+    /// The measured value.
     pub value: f64,
     /// Its unit, e.g. `x limit` or `MB`.
     pub unit: &'static str,
-    /// The largest number that is good enough; `None`: only shown.
+    /// The limit; `None`: no limit.
     pub must: Option<f64>,
-    /// The number that we want.
+    /// The goal.
     pub aim: Option<f64>,
 }
 
 impl Row {
-    /// Whether it is good enough.
+    /// Whether the value is within the limit.
     pub fn holds(&self) -> bool {
         self.must.is_none_or(|must| self.value <= must)
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_much_is_marked() {
+    fn exceeded_limits_are_marked() {
         let row = |value, must| Row { what: "cold".into(), value, unit: "x limit", must, aim: Some(1.2) };
         assert!(row(1.5, Some(1.5)).holds() && row(9.0, None).holds() && !row(1.6, Some(1.5)).holds());
         let text = render(&[row(1.6, Some(1.5)), row(1.0, None)]);

@@ -23,7 +23,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Times, memory and delays, in multiples of the limit; fails above what may be.
+    /// Times, memory and delays, in multiples of the limit; fails above it.
     Table {
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..))]
         services: u32,
@@ -33,9 +33,9 @@ enum What {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         idle: u64,
     },
-    /// What can be counted; fails above what may be.
+    /// Counts; fails above their limits.
     Quick,
-    /// What one endpoint costs on small and large nodes, by a clock that counts instructions.
+    /// The cost of one endpoint on small and large nodes, by a clock that counts instructions.
     Endpoint {
         #[arg(long, value_delimiter = ',', default_values_t = [100, 1000, 10_000, 50_000])]
         sizes: Vec<u32>,
@@ -45,15 +45,15 @@ enum What {
         /// Numbers of Services.
         #[arg(long, value_delimiter = ',')]
         sizes: Vec<u32>,
-        /// The file; what is there already at other sizes stays.
+        /// The file; existing samples of other sizes stay.
         #[arg(long)]
         csv: PathBuf,
     },
     /// Draws a CSV.
     Plot {
-        /// What to draw.
+        /// The CSV.
         csv: PathBuf,
-        /// The picture.
+        /// The SVG.
         svg: PathBuf,
     },
 }
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Prints the rows; an error when one is not good enough.
+/// Prints the rows. Fails if a value exceeds its limit.
 fn judge(rows: &[Row]) -> Result<()> {
     print!("{}", table::render(rows));
     ensure!(rows.iter().all(Row::holds), "not everything is as good as it must be");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_arguments_are_rejected() {
         for words in [
             &["table", "--idle=0"][..],
             &["table", "--services=3"],

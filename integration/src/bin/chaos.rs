@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `make chaos`: kills agents and breaks what they depend on while traffic flows, and counts what users feel.
+//! `make chaos`: kills agents and injects faults while traffic flows, and counts failures that users notice.
 //!
-//! Exit code 0: every count is as it may be; 1: one is not, or the state never came to be as wanted.
+//! Exit code 0: every count is within its limit; 1: one is not, or the expected state was not reached.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use integration::chaos::{Options, run};
 
-/// Kill agents and break what they depend on while traffic flows. Needs root and a kernel with IPVS.
+/// Kill agents and inject faults while traffic flows. Needs root and a kernel with IPVS.
 #[derive(Debug, Parser)]
 struct Args {
-    /// How many agents to kill.
+    /// Number of agents to kill.
     #[arg(long, default_value_t = 25)]
     kills: u64,
-    /// Where the random numbers begin; the same seed makes the same changes and faults.
+    /// Seed of the random numbers: the same seed makes the same changes and faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }

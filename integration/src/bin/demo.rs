@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `make demo`: a node of network namespaces, six backend pods, and the agent between them and their
-//! clients. Tells what it does as it goes.
+//! clients. Prints every step.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -32,7 +32,7 @@ const DASHBOARD_VIP: &str = "10.0.0.168:443";
 const LIMIT: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_secs(5);
 
-/// How long the demo may take: whoever tries the project waits for it.
+/// Limit for the whole demo.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
@@ -125,7 +125,7 @@ fn list(ns: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Asks several times and shows who answered how often.
+/// Sends several requests and prints the number of answers of each backend.
 fn ask(
     who: &str,
     what: &str,

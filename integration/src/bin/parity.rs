@@ -30,7 +30,7 @@ struct Args {
     /// Do not compare these subsystems.
     #[arg(long, value_delimiter = ',', value_parser = subsystem)]
     skip_subsystems: Vec<Subsystem>,
-    /// Where the agent takes objects from.
+    /// The source of the agent's objects.
     #[arg(long, value_delimiter = ',', value_parser = source, default_value = "files,api")]
     sources: Vec<Source>,
     /// The agent [default: `KUBE_IPVS_BIN`, then target/release/kube-ipvs].
@@ -56,14 +56,14 @@ fn source(name: &str) -> Result<Source, String> {
     Source::from_name(name).ok_or_else(|| format!("no source {name}: files or api"))
 }
 
-/// The folders to play: all of the corpus, or those asked for.
+/// The folders to play: all of the corpus, or those in the arguments.
 fn chosen(args: &Args) -> Result<Vec<PathBuf>> {
     let mut folders = find(&args.corpus)?;
     if !args.only.is_empty() {
         let named =
             |folder: &Path, name: &String| folder.file_name().is_some_and(|file| file == name.as_str());
         for name in &args.only {
-            // A name that is not there must not look like a scenario that passed.
+            // A missing scenario must not look like one that passed.
             let known = folders.iter().any(|folder| named(folder, name));
             ensure!(known, "no scenario {name} in {}", args.corpus.display());
         }
@@ -153,7 +153,7 @@ fn main() -> ExitCode {
     };
     let reader = Reader::default();
     if args.faults {
-        // The same days tell how the messages read: it is the only subscriber of this process.
+        // The recordings also check the messages: this is the only subscriber of the process.
         let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(reader.clone()));
     }
     let passed = play_all(&folders, &args);

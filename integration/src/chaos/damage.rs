@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What goes wrong on purpose: the API server, the agent's programs, and what others flush.
+//! Injected faults of the API server and of the agent's programs, and flushes by other programs.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,10 +11,10 @@ use serde_json::Value;
 use crate::apiserver::{ApiServer, Faults, Streaming};
 use crate::lab::Netns;
 
-/// How far a restored store goes back: further than changes lead again until the agent looks.
+/// By how many versions a restored store goes back: more than the changes until the next list of the agent.
 const BACK: u64 = 1000;
 
-/// Makes the API server or a program fail, and returns the name of that.
+/// Makes the API server or a program fail. Returns the name of the fault.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -61,14 +61,14 @@ pub fn begin(
         _ => ("streamed list that breaks off", streaming(Streaming::BreaksOff)),
     };
     server.set_faults(faults);
-    // An open watch feels most of these only when it is opened again.
+    // An open watch notices most of these faults only when it is opened again.
     if rng.bool() {
         server.cut_watches(false);
     }
     Ok(name)
 }
 
-/// Ends all that [`begin`] began.
+/// Ends all faults of [`begin`].
 ///
 /// # Errors
 /// When a file cannot be removed.
@@ -77,7 +77,7 @@ pub fn end(server: &ApiServer, programs: &Programs) -> Result<()> {
     programs.fail(false)
 }
 
-/// Programs in the place of the real ones, which fail while a file is there.
+/// Wrappers of the real programs that fail while a file exists.
 #[derive(Debug)]
 pub struct Programs {
     folder: PathBuf,
@@ -121,7 +121,7 @@ impl Programs {
     }
 }
 
-/// What another program on the node removes: its name, and the command.
+/// Removals by another program: name and command.
 const FLUSHES: [(&str, &[&str]); 8] = [
     ("ipvsadm -C", &["ipvsadm", "-C"]),
     ("ipset flush", &["ipset", "flush"]),
@@ -133,14 +133,14 @@ const FLUSHES: [(&str, &[&str]); 8] = [
     ("ip link del kube-ipvs0", &["ip", "link", "del", "kube-ipvs0"]),
 ];
 
-/// Removes something of the agent's, as another program would. Returns what, and whether it was a virtual
+/// Removes objects of the agent as another program does. Returns the name, and whether it was a virtual
 /// server.
 ///
 /// # Errors
 /// When the program is missing.
 pub fn flush(rng: &mut Rng, ns: &Netns) -> Result<(&'static str, bool)> {
     let (name, command) = FLUSHES[rng.usize(..FLUSHES.len())];
-    // The agent may have been killed before it made what is to go.
+    // The agent may have been killed before it created the object.
     ns.try_exec(command, None)?;
     Ok((name, command[0] == "ipvsadm"))
 }

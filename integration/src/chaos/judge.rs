@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel holds beside what it is to hold, in the words of its own tools.
+//! Compares the kernel state, from the output of its tools, with the expected state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,23 +12,23 @@ use super::world::{NODE_PORTS, Wanted};
 use crate::bench::process::status;
 use crate::lab::{Netns, bound};
 
-/// Counts what the filters of the agent let through.
+/// The nftables table that counts packets behind the agent's filters.
 const COUNTERS: &str = "table inet chaos";
 
-/// The node and how its rules look when all is well.
+/// The node and its expected rules.
 #[derive(Debug)]
 pub struct Judge<'a> {
     ns: &'a Netns,
     rules: BTreeSet<String>,
-    /// Entries of sets that are there whatever changes.
+    /// Entries of sets that never change.
     entries: BTreeSet<String>,
-    /// Packets that passed and were looked at.
+    /// Packets that passed and were reported already.
     seen: u64,
 }
 
 impl<'a> Judge<'a> {
     /// Counts packets from the network to addresses of the node that have passed the agent's filter, and what
-    /// is sent to pods for a client that may not ask.
+    /// is sent to pods by a client that source ranges exclude.
     ///
     /// # Errors
     /// When nft refuses.
@@ -48,7 +48,7 @@ impl<'a> Judge<'a> {
         Ok(Self { ns, rules: BTreeSet::new(), entries: BTreeSet::new(), seen: 0 })
     }
 
-    /// Packets that passed since this was asked last.
+    /// Packets that passed since the last call.
     ///
     /// # Errors
     /// When nft fails.
@@ -57,7 +57,7 @@ impl<'a> Judge<'a> {
         Ok(passed - std::mem::replace(&mut self.seen, passed))
     }
 
-    /// Packets that passed since then are nobody's fault.
+    /// Ignores packets that passed since the last call.
     ///
     /// # Errors
     /// When nft fails.
@@ -71,8 +71,8 @@ impl<'a> Judge<'a> {
         words.nth(1).and_then(|word| word.parse().ok()).context("packets of the counter")
     }
 
-    /// The agent's rules as they are now are as they are to be, and so are the entries of its sets: nothing
-    /// but what never changes is there yet.
+    /// Records the current rules and set entries as the expected ones: only objects
+    /// that never change exist yet.
     ///
     /// # Errors
     /// When a program fails.
@@ -96,7 +96,7 @@ impl<'a> Judge<'a> {
         Ok(rules)
     }
 
-    /// In what the kernel differs; nothing when all is as wanted.
+    /// The differences between the kernel and the expected state.
     ///
     /// # Errors
     /// When a program fails.
@@ -128,7 +128,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Virtual servers and their real servers that take connections, from `ipvsadm -Sn`.
+/// Virtual servers and their real servers of weight other than 0, from `ipvsadm -Sn`.
 fn servers(saved: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in saved.lines() {
@@ -148,7 +148,7 @@ fn differing_servers(
     wanted: &BTreeMap<String, BTreeSet<String>>,
     found: &BTreeMap<String, BTreeSet<String>>,
 ) -> Option<String> {
-    // Node ports are at addresses of pods' links, too.
+    // Links of pods also have addresses that serve node ports.
     let is_node_port = |name: &str| NODE_PORTS.iter().any(|port| name.ends_with(&format!(":{port}")));
     for (name, real_servers) in wanted {
         match found.get(name) {
@@ -160,7 +160,7 @@ fn differing_servers(
         }
     }
     let more = found.keys().find(|name| !wanted.contains_key(*name) && !is_node_port(name));
-    more.map(|name| format!("{name} is there"))
+    more.map(|name| format!("{name} exists"))
 }
 
 /// The entries of all sets but those of endpoints, as `SET ENTRY`, from `ipset save`. Without one of them a
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drained_real_servers_do_not_count() {
+    fn drained_real_servers_are_ignored() {
         let saved = "-A -t 10.96.0.10:80 -s rr\n-a -t 10.96.0.10:80 -r 10.244.1.5:8080 -m -w 1\n\
                      -a -t 10.96.0.10:80 -r 10.244.1.6:8080 -m -w 0\n-A -t 192.168.50.2:30080 -s rr\n";
         let found = servers(saved);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn guarded_addresses_are_those_of_two_sets() {
+    fn guarded_addresses_are_in_two_sets() {
         let sets = "create KUBE-IPVS-IPS hash:ip\nadd KUBE-IPVS-IPS 10.96.0.10\nadd KUBE-6-IPVS-IPS fd00:96::10\n\
                     add KUBE-CLUSTER-IP 10.96.0.20,tcp:80\n";
         let expected: BTreeSet<IpAddr> =
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_endpoints_are_not_steady() {
+    fn entries_of_endpoints_are_not_compared() {
         let sets = "create KUBE-LOAD-BALANCER hash:ip,port\nadd KUBE-LOAD-BALANCER 203.0.113.20,tcp:80\n\
                     add KUBE-LOOP-BACK 10.244.1.10,tcp:8080,10.244.1.10\n";
         assert_eq!(steady(sets), BTreeSet::from(["KUBE-LOAD-BALANCER 203.0.113.20,tcp:80".to_owned()]));

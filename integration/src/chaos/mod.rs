@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A bad week in minutes: objects change at random, traffic flows, and all the time agents are killed, the API
-//! server fails, programs fail and others flush what is the agent's. What users feel is counted.
+//! A stress test: objects change at random, traffic flows, and meanwhile agents are killed, the API
+//! server fails, programs fail and other programs flush the agent's objects. Failures that users notice are counted.
 
 mod damage;
 mod judge;
@@ -29,36 +29,36 @@ use tally::{Findings, LogCount, Tally};
 use traffic::{Client, Stage};
 use world::{NODE_PORTS, POD_TCP, POD_UDP, Phase, World};
 
-/// How long the state may take to be as wanted. A question to a silent API server is given up after 45 s, a pause
-/// is up to 45 s long, and both may come twice: before a watch and before the list that it shows to be needed.
+/// Limit for reaching the expected state. A request to a silent API server is given up after 45 s, a pause
+/// is up to 45 s long, and both may happen twice: before a watch and before the list after it.
 const LIMIT: Duration = Duration::from_secs(240);
-/// Pause between looks at the state, which start programs.
+/// Pause between reads of the state, which start programs.
 const LOOK: Duration = Duration::from_millis(50);
-/// So many kills from one wait for the state as wanted to the next.
+/// Number of kills between two checks of the state.
 const SERIES: u64 = 10;
-/// The agent that is not killed lives through so many series at most.
+/// Most series of changes during the life of the agent that is not killed.
 const LONG: u64 = 40;
-/// Where versions of objects begin: high enough for every restored store to go back by as much as it should.
-/// Versions that come again for other changes cannot be told from those that a client knows.
+/// First version of objects: high enough for a store to be restored to earlier versions.
+/// A client cannot recognise a repeated version that stands for another change.
 const FIRST_VERSION: u64 = 1_000_000;
-/// An agent lives shorter than this before it is killed.
+/// Longest life of an agent before it is killed.
 const LIFE: Duration = Duration::from_millis(2500);
-/// Memory is measured so long after a start: what only the start needs is given back by then.
+/// Time from a start to the measurement of memory: by then, memory of the start has been freed.
 const REST: Duration = Duration::from_secs(10);
 
-/// What is asked for.
+/// Options of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How many agents to kill.
+    /// Number of agents to kill.
     pub kills: u64,
-    /// Where the random numbers begin.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
 /// Namespaces that the traffic needs.
 struct Network {
     node: Node,
-    /// On both nodes in turn; the first two live for ever.
+    /// On both nodes alternately; the first two are never killed.
     pods: Vec<Pod>,
     asker: Pod,
     outside: Host,
@@ -85,7 +85,7 @@ impl Network {
         Ok((Self { node: a, pods, asker, outside, stranger }, b))
     }
 
-    /// Each place once for each family.
+    /// One client for each place and family.
     fn clients(&self) -> Vec<Client<'_>> {
         let mut clients = Vec::new();
         let node = [IpAddr::from(self.node.host.v4), IpAddr::from(self.node.host.v6)];
@@ -115,7 +115,7 @@ impl Network {
     }
 }
 
-/// A run that goes on.
+/// A running stress test.
 struct Chaos<'a> {
     network: &'a Network,
     stage: &'a Stage,
@@ -125,11 +125,11 @@ struct Chaos<'a> {
     judge: Judge<'a>,
     world: World,
     rng: Rng,
-    /// By pod; none: it died.
+    /// The backend of each pod; `None`: it died.
     backends: Vec<Option<(String, Backend<'a>)>>,
     born: u64,
     agent: Option<(Agent, Instant)>,
-    /// Faults since the state was as wanted.
+    /// Faults since the last check of the state.
     recent: Vec<&'static str>,
     findings: Findings,
 }
@@ -143,10 +143,10 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Runs, and returns the report and what is wrong in it.
+/// Runs the stress test. Returns the report and the exceeded limits.
 ///
 /// # Errors
-/// When the machine cannot do it, or the state does not come to be as wanted.
+/// If the machine lacks something, or the expected state is not reached.
 pub fn run(options: Options) -> Result<(String, Vec<String>)> {
     let started = Instant::now();
     let lab = Lab::new()?;
@@ -155,7 +155,7 @@ pub fn run(options: Options) -> Result<(String, Vec<String>)> {
         Stage { tally: Tally::default(), gate: Default::default(), flushes: 0.into(), stop: false.into() };
     let mut chaos = Chaos::new(&network, &other, &stage, options.seed)?;
     let result = thread::scope(|scope| {
-        // Clients stop, whatever happens here.
+        // Clients stop even after an error.
         let _stop = Stop(&stage);
         chaos.run(scope, options.kills)
     });
@@ -172,7 +172,7 @@ impl<'a> Chaos<'a> {
     fn new(network: &'a Network, other: &Node, stage: &'a Stage, seed: u64) -> Result<Self> {
         let ns = network.node.ns();
         let dir = tempfile::tempdir().context("folder")?;
-        // A flush that nobody tells of is found by probes, not by audits.
+        // A flush without a notification is detected by probes, not by audits.
         let config = objects::config("node-a", &json!({"ipvs": {"syncPeriod": "30s"}}));
         std::fs::write(dir.path().join("config.yaml"), config.to_string()).context("configuration")?;
         let addresses = |host: &Host| [IpAddr::from(host.v4), IpAddr::from(host.v6)];
@@ -218,7 +218,7 @@ impl<'a> Chaos<'a> {
         self.live_on(kills)
     }
 
-    /// One agent that is not killed: what it holds at the end beside what it held after its start.
+    /// Measures the growth of one agent that is not killed.
     fn live_on(&mut self, rounds: u64) -> Result<()> {
         self.kill_and_start(0)?;
         self.settle()?;
@@ -256,7 +256,7 @@ impl<'a> Chaos<'a> {
     }
 
     fn rng_time(&mut self, limit: Duration) -> Duration {
-        // Short times are as likely as long ones: there is most to disturb after a start.
+        // Short times are more likely, because a start does the most work.
         limit.mul_f64(self.rng.f64().powi(3))
     }
 
@@ -305,7 +305,7 @@ impl<'a> Chaos<'a> {
         }
     }
 
-    /// Waits for the state as wanted; how long that took.
+    /// Waits for the expected state. Returns the time that it took.
     fn settle(&mut self) -> Result<Duration> {
         let start = Instant::now();
         let wanted = self.world.wanted();
@@ -313,7 +313,7 @@ impl<'a> Chaos<'a> {
             if start.elapsed() > LIMIT {
                 let (faults, watches) = (self.recent.join(", "), self.watches());
                 bail!(
-                    "after {LIMIT:?} the state is not as wanted: {difference}; faults: {faults}; {watches}"
+                    "after {LIMIT:?} the state is not the expected one: {difference}; faults: {faults}; {watches}"
                 );
             }
             thread::sleep(LOOK);
@@ -321,7 +321,7 @@ impl<'a> Chaos<'a> {
         Ok(start.elapsed())
     }
 
-    /// What the agent says about its watches of the API.
+    /// The agent's metrics about watches of the API.
     fn watches(&self) -> String {
         let answer = self.network.node.ns().enter(|| oracle::http_get(10249, "metrics"));
         let text = answer.ok().and_then(Result::ok).unwrap_or_default();
@@ -329,8 +329,8 @@ impl<'a> Chaos<'a> {
         lines.collect::<Vec<_>>().join("; ")
     }
 
-    /// Ends all faults, waits for the state as wanted, lets others flush something, and lets pods die and
-    /// come back.
+    /// Ends all faults, waits for the expected state, flushes objects as another program does, and lets pods die and
+    /// restart.
     fn heal(&mut self, round: u64) -> Result<()> {
         damage::end(&self.server, &self.programs)?;
         let took = self.settle()?;
@@ -340,11 +340,11 @@ impl<'a> Chaos<'a> {
         self.bury();
         self.revive()?;
         let (kills, faults) = (self.findings.kills, std::mem::take(&mut self.recent).join(", "));
-        eprintln!("chaos: round {round}: {kills} kills, as wanted after {took:.1?}; {faults}");
+        eprintln!("chaos: round {round}: {kills} kills, expected state after {took:.1?}; {faults}");
         Ok(())
     }
 
-    /// Others flush something; half of the time the agent is killed, too.
+    /// Flushes objects as another program does. Half of the time the agent is also killed.
     fn flush(&mut self) -> Result<()> {
         let stage = self.stage;
         let _closed = stage.gate.write();
@@ -357,7 +357,7 @@ impl<'a> Chaos<'a> {
         let took = self.settle().with_context(|| format!("after {name}"))?;
         self.findings.repaired.push(took);
         eprintln!("chaos: {name}: repaired after {took:.1?}");
-        // Until then the filter was not there, and that was not the agent's doing.
+        // Packets that passed while the filter was flushed do not count.
         self.judge.excuse()
     }
 
@@ -370,7 +370,7 @@ impl<'a> Chaos<'a> {
         Ok(())
     }
 
-    /// Pods that are in no slice any more end, as after their grace period.
+    /// Stops pods that are no longer in a slice, as after their grace period.
     fn bury(&mut self) {
         let _closed = self.stage.gate.write();
         for (backend, phase) in self.backends.iter_mut().zip(&self.world.phases) {
@@ -383,7 +383,7 @@ impl<'a> Chaos<'a> {
         }
     }
 
-    /// Pods that died start again, ready for the next change.
+    /// Restarts pods that died, for the next change.
     fn revive(&mut self) -> Result<()> {
         for (pod, backend) in self.network.pods.iter().zip(&mut self.backends) {
             if backend.is_none() {

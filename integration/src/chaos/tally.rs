@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is counted, and what it may be.
+//! Counters of a run and their limits.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
@@ -7,28 +7,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// So many violations are described.
+/// Number of violations that are described.
 const DESCRIBED: usize = 20;
 
 /// Counters that all threads share.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Questions over connections that were open already.
+    /// Requests over open connections.
     pub asked: AtomicU64,
     /// New connections and new UDP flows that were answered.
     pub opened: AtomicU64,
     /// Connections that ended with their endpoint.
     pub ended: AtomicU64,
-    /// Connections that ended because others flushed virtual servers.
+    /// Connections that ended because other programs flushed virtual servers.
     pub flushed: AtomicU64,
     /// Connections and UDP flows broken although their endpoint lived.
     pub broken: AtomicU64,
-    /// New connections and flows that nobody answered.
+    /// New connections and flows without an answer.
     pub refused: AtomicU64,
     /// Datagrams sent to addresses of Services at ports that no Service has, and connections that source
     /// ranges forbid.
     pub probes: AtomicU64,
-    /// How many of them got through.
+    /// Number of them that passed.
     pub unfiltered: AtomicU64,
     alive: Mutex<HashSet<String>>,
     notes: Mutex<Vec<String>>,
@@ -40,7 +40,7 @@ impl Tally {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An endpoint begins or ends to answer.
+    /// Records that an endpoint starts or stops answering.
     pub fn set_alive(&self, name: &str, alive: bool) {
         let mut all = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
         if alive {
@@ -59,7 +59,7 @@ impl Tally {
     pub fn note(&self, what: String) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() < DESCRIBED {
-            // At once: a long run may be cut off before its report.
+            // Printed at once, because a long run may be stopped before its report.
             eprintln!("chaos: violated: {what}");
             notes.push(what);
         }
@@ -71,13 +71,13 @@ impl Tally {
     }
 }
 
-/// What the kernel says about the agent's process.
+/// Resources of the agent's process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Footprint {
-    /// Resident memory of its own, KiB.
+    /// Anonymous resident memory, KiB.
     pub memory: u64,
-    /// Resident pages of the program's file, KiB: they come when code runs for the first time, and the kernel
-    /// drops them when it likes.
+    /// Resident pages of the program's file, KiB: loaded when code runs for the first time, and the kernel
+    /// may drop them at any time.
     pub code: u64,
     /// Threads.
     pub threads: u64,
@@ -92,12 +92,12 @@ pub struct LogCount {
     pub lines: u64,
     /// Lines in the second with most of them.
     pub busiest_second: u64,
-    /// How long agents ran.
+    /// Total run time of the agents.
     pub time: Duration,
 }
 
 impl LogCount {
-    /// The log of one agent, which ran so long.
+    /// Adds the log of one agent and its run time.
     pub fn add(&mut self, log: &str, time: Duration) {
         let mut seconds: BTreeMap<&str, u64> = BTreeMap::new();
         for line in log.lines() {
@@ -115,18 +115,18 @@ impl LogCount {
     }
 }
 
-/// All that a run found out.
+/// The results of a run.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// Agents that were killed.
     pub kills: u64,
     /// Changes of objects.
     pub changes: u64,
-    /// What went wrong on purpose, by its name.
+    /// Number of injected faults, by name.
     pub faults: BTreeMap<&'static str, u64>,
-    /// Times from the last change or fault to the state as wanted.
+    /// Times from the last change or fault to the expected state.
     pub settled: Vec<Duration>,
-    /// The same after flushes of others.
+    /// The same after flushes by other programs.
     pub repaired: Vec<Duration>,
     /// The process that lived longest, after its start and at its end.
     pub footprint: [Footprint; 2],
@@ -150,14 +150,14 @@ fn describe_times(times: &[Duration]) -> String {
     }
 }
 
-/// How much more there may be at the end than after the start.
+/// Limits for the growth of resources between the start and the end.
 const GROWTH: f64 = 1.1;
 /// Lines of the log that one second may have: ten of one cause are the limit, and a second of the wall clock
 /// may see the end of one and the begin of the next.
 const LINES: u64 = 20;
 
 impl Findings {
-    /// The report, and what is wrong in it.
+    /// The report, and the exceeded limits.
     pub fn report(&self, tally: &Tally, started: Instant) -> (String, Vec<String>) {
         let (mut text, mut wrong) = (String::new(), Vec::new());
         let mut row = |name: &str, value: String, fine: bool| {
@@ -185,7 +185,7 @@ impl Findings {
         row("packets that a filter must stop", probes.to_string(), probes > 0);
         let (value, fine) = zero(&tally.unfiltered);
         row("of these, without their filter (0)", value, fine);
-        row("time until the state is as wanted", describe_times(&self.settled), !self.settled.is_empty());
+        row("time until the expected state", describe_times(&self.settled), !self.settled.is_empty());
         row(
             "time until a flush of others is repaired",
             describe_times(&self.repaired),
@@ -193,7 +193,7 @@ impl Findings {
         );
         let [before, after] = self.footprint;
         for (name, before, after) in [
-            // Code that was loaded meanwhile is no growth: both count what there is of it at the end.
+            // Code that was loaded later is no growth: both values use the size at the end.
             ("memory", before.memory + after.code, after.memory + after.code),
             ("threads", before.threads, after.threads),
             ("open files", before.files, after.files),
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_says_what_is_wrong() {
+    fn a_report_lists_what_is_wrong() {
         let tally = Tally::default();
         [&tally.asked, &tally.opened, &tally.probes].into_iter().for_each(Tally::count);
         let log = LogCount { lines: 5, busiest_second: 2, time: Duration::from_secs(30) };
@@ -241,13 +241,13 @@ mod tests {
         let (text, wrong) = findings.report(&tally, Instant::now());
         assert_eq!(wrong.len(), 2, "{text}");
         assert!(text.contains("threads at the end and after the start (1.1 x)"), "{text}");
-        // Nothing that was not measured passes.
+        // A missing measurement fails.
         let (_, wrong) = Findings::default().report(&Tally::default(), Instant::now());
         assert_eq!(wrong.len(), 11);
     }
 
     #[test]
-    fn the_busiest_second_counts() {
+    fn the_busiest_second_is_counted() {
         let mut count = LogCount::default();
         let log = "2026-01-01T00:00:00.1Z a\n2026-01-01T00:00:00.2Z b\n2026-01-01T00:00:01.2Z c\n";
         count.add(log, Duration::from_secs(60));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Clients that keep connections, open new ones, and try what filters forbid.
+//! Clients that use established connections, open new ones, and send traffic that filters must drop.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::RwLock;
@@ -14,35 +14,35 @@ use super::world::all_vips;
 use crate::lab::Netns;
 use crate::lab::traffic::{Connection, UdpFlow, ask_tcp};
 
-/// How long a connection may take to open or to answer.
+/// Limit for opening a connection and for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// As [`PATIENCE`], for one datagram.
 const DATAGRAM: Duration = Duration::from_secs(2);
-/// A datagram may be lost; so many in a row may not.
+/// Number of datagrams lost in a row that is a failure.
 const DATAGRAMS: usize = 3;
-/// Connections that a client keeps.
+/// Number of open connections of a client.
 const KEPT: usize = 3;
-/// One question in so many is the last one of its connection.
+/// A connection ends after this number of requests on average.
 const CHURN: u16 = 300;
-/// A client opens one more connection in so many rounds, which ends at once.
+/// A client opens one more short connection after this number of rounds on average.
 const FRESH: u16 = 4;
 /// Pause between rounds of a client.
 const PAUSE: Duration = Duration::from_millis(40);
 /// A port that no Service has.
 pub const CLOSED: u16 = 2222;
 
-/// What every client knows.
+/// State that all clients share.
 #[derive(Debug)]
 pub struct Stage {
     /// Counters.
     pub tally: Tally,
-    /// Held for writing while somebody else's damage lasts, and while endpoints die: what happens then is
-    /// not the agent's doing.
+    /// Locked for writing during flushes by other programs and while endpoints die: failures of that time are
+    /// not caused by the agent.
     pub gate: RwLock<()>,
-    /// Flushes of virtual servers by others so far. With `expire_nodest_conn`, which kube-proxy sets, the
+    /// Number of flushes of virtual servers by other programs. With `expire_nodest_conn`, which kube-proxy sets, the
     /// kernel ends all connections with them.
     pub flushes: AtomicU64,
-    /// The end.
+    /// Clients must stop.
     pub stop: AtomicBool,
 }
 
@@ -61,22 +61,22 @@ impl Stage {
     }
 }
 
-/// One client: asks these addresses from its namespace.
+/// One client: connects to these addresses from its namespace.
 #[derive(Debug)]
 pub struct Client<'a> {
-    /// Its name, for what goes wrong.
+    /// Its name, for reports of failures.
     pub name: String,
-    /// Where it is.
+    /// Its namespace.
     pub ns: &'a Netns,
     /// The node whose IPVS it uses.
     pub node: &'a Netns,
-    /// What it connects to.
+    /// The addresses that it connects to.
     pub tcp: Vec<SocketAddr>,
-    /// Where it sends datagrams to.
+    /// The addresses that it sends datagrams to.
     pub udp: Vec<SocketAddr>,
 }
 
-/// A connection or flow that is kept.
+/// An open connection or flow.
 struct Kept<T> {
     link: T,
     to: SocketAddr,
@@ -88,7 +88,7 @@ struct Kept<T> {
 }
 
 impl Client<'_> {
-    /// Asks until the end.
+    /// Sends requests until the end of the run.
     pub fn run(&self, stage: &Stage, mut rng: Rng) {
         let (mut connections, mut flows) = (Vec::new(), Vec::new());
         while stage.runs() {
@@ -100,7 +100,7 @@ impl Client<'_> {
                     connections.extend(self.open(stage, self.tcp[rng.usize(..self.tcp.len())]));
                 }
                 if rng.u16(..FRESH) == 0 && !self.tcp.is_empty() {
-                    // Reset, so that the kernel forgets it soon.
+                    // A reset, so that the kernel removes the entry soon.
                     let fresh = self.open(stage, self.tcp[rng.usize(..self.tcp.len())]);
                     fresh.map(|kept| kept.link.abort());
                 }
@@ -129,7 +129,7 @@ impl Client<'_> {
         }
     }
 
-    /// Asks over a connection; none is left when it broke, or when it was old enough.
+    /// Sends a request over a connection. Drops the connection if it broke or is old enough.
     fn ask(&self, stage: &Stage, mut kept: Kept<Connection>, rng: &mut Rng) -> Option<Kept<Connection>> {
         if rng.u16(..CHURN) == 0 {
             let _ = kept.link.abort();
@@ -159,7 +159,7 @@ impl Client<'_> {
         None
     }
 
-    /// What IPVS and connection tracking hold of a client's port.
+    /// The entries of IPVS and conntrack for a client's port.
     fn entries(&self, port: u16) -> String {
         let read = |file: &str, pattern: &str| {
             let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
@@ -192,7 +192,7 @@ impl Client<'_> {
         }
     }
 
-    /// Asks over a flow, which may change its endpoint. False: it is over.
+    /// Sends a request over a flow, whose endpoint may change. False: the flow has failed.
     fn ask_flow(&self, stage: &Stage, kept: &mut Kept<UdpFlow>, rng: &mut Rng) -> bool {
         if rng.u16(..CHURN) == 0 {
             return false;
@@ -212,7 +212,7 @@ impl Client<'_> {
     }
 }
 
-/// Who answers one of a few datagrams.
+/// The backend that answers one of a few datagrams.
 fn answer(flow: &UdpFlow) -> Result<String, String> {
     let mut last = String::new();
     for _ in 0..DATAGRAMS {
@@ -250,7 +250,7 @@ pub fn knock(ns: &Netns, v6: bool, stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Asks a load balancer whose source ranges leave this client out.
+/// Connects to a load balancer whose source ranges exclude this client.
 pub fn trespass(ns: &Netns, vips: &[IpAddr], stage: &Stage) {
     while stage.runs() {
         for vip in vips {

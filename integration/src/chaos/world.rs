@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The cluster's objects, their random changes, and the kernel's state that follows from them.
+//! The objects of the cluster, their random changes, and the expected kernel state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::objects::{Port, ServiceBuilder, State, node, slice, slice_of};
 
 /// The ports of Service `web`, and of its endpoints.
 const WEB: [Port<'static>; 2] = [("http", "TCP", 80), ("dns", "UDP", 53)];
-/// The ports that every pod answers at.
+/// The TCP ports of every pod.
 pub const POD_TCP: u16 = 8080;
 /// As [`POD_TCP`], for datagrams.
 pub const POD_UDP: u16 = 5353;
@@ -19,50 +19,50 @@ const POD_PORTS: [Port<'static>; 2] = [("http", "TCP", POD_TCP), ("dns", "UDP", 
 const LB: [Port<'static>; 1] = [("http", "TCP", 80)];
 /// Node ports of `web`; ports from here on are node ports.
 pub const NODE_PORTS: [u16; 2] = [30080, 30053];
-/// Services that come, change and go.
+/// Services that are added, changed and deleted.
 pub const EXTRAS: u8 = 24;
 
-/// Services that nobody asks and that stay as they are.
+/// Services without traffic that never change.
 const IDLE: u16 = 100;
 
-/// What becomes of one pod.
+/// The state of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// As the slices say it.
+    /// In slices, with these conditions.
     In(State),
-    /// In no slice.
+    /// Not in any slice.
     Gone,
 }
 
-/// A Service that nobody asks.
+/// A Service without traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Extra {
     external: bool,
     affinity: bool,
     udp: bool,
-    /// Last parts of the addresses of its endpoints, which nobody has.
+    /// Last octets of the addresses of its endpoints, which do not exist.
     endpoints: BTreeSet<u8>,
 }
 
 /// All objects.
 #[derive(Clone, Debug)]
 pub struct World {
-    /// The pods' addresses; the first two are ready for ever.
+    /// The addresses of the pods; the first two are always ready.
     pods: Vec<[IpAddr; 2]>,
-    /// How each of them is.
+    /// The state of each pod.
     pub phases: Vec<Phase>,
     extras: BTreeMap<u8, Extra>,
     /// A Service with an endpoint that the kernel refuses.
     wild: bool,
     nodes: Vec<Value>,
-    /// Addresses of the node, at which node ports are looked for.
+    /// Addresses of the node that serve node ports.
     node: [IpAddr; 2],
 }
 
-/// What the kernel is to hold.
+/// The expected kernel state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Virtual servers as `ipvsadm -Sn` names them, with the real servers that take connections.
+    /// Virtual servers as in `ipvsadm -Sn`, with the real servers of weight other than 0.
     pub servers: BTreeMap<String, BTreeSet<String>>,
     /// Addresses on `kube-ipvs0`.
     pub addresses: BTreeSet<IpAddr>,
@@ -94,7 +94,7 @@ fn idle_objects(number: u16) -> Vec<Value> {
     std::iter::once(service).chain(slices).collect()
 }
 
-/// Every address that a Service ever has, of one family.
+/// Every address of one family that a Service can have.
 pub fn all_vips(v6: bool) -> Vec<IpAddr> {
     let steady: &[&str] = if v6 {
         &["fd00:96::10", "2001:db8:113::10", "fd00:96::20", "2001:db8:113::20"]
@@ -118,7 +118,7 @@ impl World {
         Self { pods, phases, extras: BTreeMap::new(), wild: false, nodes, node: node_addresses[0] }
     }
 
-    /// Changes one thing; `alive`: which pods answer, so that none is ready that does not.
+    /// Makes one random change. `alive`: the pods that answer; only these may become ready.
     pub fn change(&mut self, rng: &mut Rng, alive: &[bool]) {
         match rng.u8(..10) {
             0..4 => self.change_pod(rng, alive),
@@ -132,7 +132,7 @@ impl World {
         let next =
             [Phase::In(State::Ready), Phase::In(State::NotReady), Phase::In(State::Terminating), Phase::Gone];
         let next = next[rng.usize(..next.len())];
-        // A pod that terminates does not come back; a new one has its address.
+        // A pod that terminates is replaced by a new pod with its address.
         let comes_back = self.phases[pod] == Phase::In(State::Terminating) && next != Phase::Gone;
         if alive[pod] && !comes_back {
             self.phases[pod] = next;
@@ -180,7 +180,7 @@ impl World {
         all
     }
 
-    /// The pods that slices of a family name.
+    /// The pods in the slices of a family.
     fn in_slices(&self, family: usize) -> impl Iterator<Item = (String, State)> {
         self.pods.iter().zip(&self.phases).enumerate().filter_map(move |(number, (pod, phase))| match phase {
             Phase::In(state) => {
@@ -191,7 +191,7 @@ impl World {
         })
     }
 
-    /// What the kernel is to hold for these objects.
+    /// The expected kernel state for these objects.
     pub fn wanted(&self) -> Wanted {
         let mut wanted = Wanted::default();
         for family in 0..2 {

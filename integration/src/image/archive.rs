@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Unpacking an image archive: an OCI layout in a tar file.
+//! Unpacks an image archive: an OCI layout in a tar file.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// Unpacks the layers of the archive's one image into `root`, in their order, and returns the
-/// environment that its configuration asks for, as `NAME=value`.
+/// environment of its configuration, as `NAME=value`.
 ///
 /// # Errors
 /// When it is no such archive, or `tar` fails.

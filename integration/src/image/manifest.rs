@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reading rendered manifests strictly: every field must be one of Kubernetes' own schema.
+//! A strict parser of rendered manifests: every field must be in the schema of Kubernetes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub enum Manifest {
 /// Reads all objects of a file.
 ///
 /// # Errors
-/// Names the object and the field that Kubernetes does not have, or that has the wrong type.
+/// The object, and the field that is unknown or has a wrong type.
 pub fn read(path: &Path) -> Result<Vec<Manifest>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let objects = parse(&text).with_context(|| path.display().to_string())?;
@@ -62,7 +62,7 @@ fn object(value: &Value) -> Result<Manifest> {
     read.with_context(|| format!("{} {}", kind.1, value["metadata"]["name"]))
 }
 
-/// Decodes a value; what the type does not have is an error.
+/// Decodes a value. Unknown fields are errors.
 fn strict<T: DeserializeOwned>(value: &Value) -> Result<T> {
     let mut unknown = Vec::new();
     let decoded = serde_ignored::deserialize(value, |path| unknown.push(path.to_string()))?;

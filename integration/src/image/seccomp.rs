@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capabilities_and_the_architecture_pick_the_rules() {
+    fn capabilities_and_architecture_select_the_rules() {
         let profile = json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": [
             {"names": ["read"], "action": "SCMP_ACT_ALLOW", "includes": {}, "excludes": {}},
             {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From a container of a pod to the configuration of an OCI runtime: what kubelet and containerd make
-//! of a security context, mounts, environment and command. Only what the manifests use is known; anything
-//! else is an error, so that no field is passed over.
+//! From a container of a pod to the configuration of an OCI runtime, as kubelet and containerd translate
+//! security context, mounts, environment and command. Only fields that the manifests use are known; any
+//! other field is an error, so that none is ignored.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::seccomp;
 
-/// What containerd gives a container that does not ask: CAP_ is left out.
+/// Default capabilities of containerd, without `CAP_`.
 const DEFAULT_CAPABILITIES: &[&str] = &[
     "CHOWN",
     "DAC_OVERRIDE",
@@ -72,7 +72,7 @@ const MASKED: &[&str] = &[
 ];
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The machine that the pod is on.
+/// The machine of the pod.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// The node's name.
@@ -85,14 +85,14 @@ pub struct Host {
     pub seccomp: Value,
     /// Folders with the files of ConfigMaps, by the names of the volumes.
     pub config_maps: BTreeMap<String, PathBuf>,
-    /// What stands on this machine for a path of the node, where that is not the path itself.
+    /// Paths of this machine that replace paths of the node.
     pub host_paths: BTreeMap<String, PathBuf>,
 }
 
 /// The configuration (`config.json`) of a container of a pod. Variables from ConfigMaps are left out.
 ///
 /// # Errors
-/// Names what is not known here.
+/// If a field is unknown here.
 pub fn runtime_spec(pod: &PodSpec, container: &Container, host: &Host) -> Result<Value> {
     ensure!(pod.host_network == Some(true), "only pods in the node's network are known");
     let default = SecurityContext::default();
@@ -100,7 +100,7 @@ pub fn runtime_spec(pod: &PodSpec, container: &Container, host: &Host) -> Result
     let privileged = context.privileged == Some(true);
     let capabilities = capabilities(context)?;
     let mut linux = json!({
-        // The node's network, and with it the node's host name.
+        // The network and the host name of the node.
         "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "mount"}, {"type": "cgroup"}],
     });
     if !privileged {
@@ -203,7 +203,7 @@ fn mounts(pod: &PodSpec, container: &Container, host: &Host, privileged: bool) -
     Ok(mounts)
 }
 
-/// The file or folder that a volume is.
+/// The file or folder of a volume.
 fn source(volume: &Volume, mount: &VolumeMount, host: &Host) -> Result<PathBuf> {
     ensure!(mount.sub_path.is_none() && mount.mount_propagation.is_none(), "plain mounts only are known");
     match (&volume.host_path, &volume.config_map) {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_asks_for_little() {
+    fn a_container_with_few_settings() {
         let spec = spec(json!({
             "name": "a", "command": ["/agent", "--name=$(NODE)"],
             "env": [{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_privileged_one_and_one_that_asks_for_nothing() {
+    fn a_privileged_container_and_one_without_settings() {
         let privileged =
             spec(json!({"name": "a", "command": ["/a"], "securityContext": {"privileged": true}})).unwrap();
         assert_eq!(privileged["process"]["capabilities"]["effective"].as_array().unwrap().len(), 41);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_an_error() {
+    fn unknown_fields_are_errors() {
         for container in [
             json!({"name": "a"}),
             json!({"name": "a", "command": ["/a"], "volumeMounts": [{"name": "none", "mountPath": "/x"}]}),

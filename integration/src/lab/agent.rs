@@ -15,12 +15,12 @@ use super::command::Process;
 use super::netns::Netns;
 use crate::messages::complaints;
 
-/// How the agent is to be started.
+/// How to start the agent.
 #[derive(Clone, Debug, Default)]
 pub struct AgentSpec {
     /// The configuration file.
     pub config: PathBuf,
-    /// `--objects`: take objects from here, not from an API server.
+    /// `--objects`: read objects from here instead of an API server.
     pub objects: Option<PathBuf>,
     /// `--hostname-override`.
     pub hostname_override: Option<String>,
@@ -30,7 +30,7 @@ pub struct AgentSpec {
     pub binary: Option<PathBuf>,
 }
 
-/// A running agent, killed when this goes away. Its log is printed if a test fails meanwhile.
+/// A running agent; killed when dropped. Its log is printed if the test fails.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
@@ -96,7 +96,7 @@ impl Agent {
     /// How it ended, if it has.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// If the kernel does not report it.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.process.ended()
     }
@@ -123,7 +123,7 @@ impl Agent {
         self.process.signal(signal)
     }
 
-    /// All it wrote so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(self.log.path()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -144,7 +144,7 @@ impl Drop for Agent {
             eprintln!("--- log of the agent:\n{log}--- end of the log");
             return;
         }
-        // Every test reads the log as the person on call would.
+        // Every test checks the log for messages that an operator could not read.
         let wrong = complaints(&log);
         assert!(wrong.is_empty(), "messages that are wrong:\n{}", wrong.join("\n"));
     }

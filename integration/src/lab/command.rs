@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Running programs with a time limit, and none left behind.
+//! Runs programs with a time limit and kills them afterwards.
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// What a program printed, and how it ended.
+/// Output and exit status of a program.
 #[derive(Debug)]
 pub struct Output {
     /// How it ended.
@@ -26,7 +26,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Strin
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
-            // A broken read ends the text here; the exit status tells the rest.
+            // A failed read ends the text here; the exit status reports the failure.
             let _ = pipe.read_to_end(&mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
@@ -64,7 +64,7 @@ impl Output {
     }
 }
 
-/// A running program, killed when this goes away.
+/// A running program; killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -86,7 +86,7 @@ impl Process {
     /// How it ended, if it has.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// If the kernel does not report it.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().with_context(|| format!("cannot wait for {}", self.shown))
     }

@@ -20,7 +20,7 @@ const NAMES: &str = "/run/netns";
 /// How long one command of a test may take. The guest is slow, but not that slow.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A network namespace with a name that `ip netns` knows; deleted when this goes away.
+/// A network namespace with a name that `ip netns` knows; deleted when dropped.
 ///
 /// It has `lo` up and makes no IPv6 link-local addresses, as the node of the recordings.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Netns {
             }
         };
         let ns = Self { name, file };
-        // Before any device is there: `default` is what new devices start with.
+        // Before any device exists: new devices inherit `default`.
         ns.set_sysctls(&[
             ("net.ipv6.conf.all.addr_gen_mode", "1"),
             ("net.ipv6.conf.default.addr_gen_mode", "1"),
@@ -83,7 +83,7 @@ impl Netns {
     /// to it for good, also when they are used elsewhere afterwards.
     ///
     /// # Errors
-    /// When the namespace cannot be entered. A panic of `work` goes on in the caller.
+    /// When the namespace cannot be entered. A panic of `work` continues in the caller.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         on_thread(|| {
             setns(&self.file, CloneFlags::CLONE_NEWNET)
@@ -108,7 +108,7 @@ impl Netns {
         self.try_exec(command, input)?.success(&format!("[{}] {}", self.name, command.join(" ")))
     }
 
-    /// Runs a program in the namespace; its failure is no error.
+    /// Runs a program in the namespace. A failure of the program is not an error.
     ///
     /// # Errors
     /// When it cannot start, or takes longer than 30 seconds.

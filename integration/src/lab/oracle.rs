@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel says about a namespace, in the words of its own tools.
+//! The kernel state of a namespace, as the output of the kernel's tools.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,18 +12,18 @@ use anyhow::{Context, Result};
 use super::netns::Netns;
 use crate::parity::Subsystem;
 
-/// How long a health answer may take.
+/// Limit for an answer of a health endpoint.
 const HTTP_LIMIT: Duration = Duration::from_secs(5);
 
 /// The raw state of one subsystem. `expected` is its recording: it names the sysctls, or the ports and
-/// paths of the health servers, that are of interest.
+/// paths of the health servers to read.
 ///
 /// # Errors
 /// When a tool is missing or fails.
 pub fn raw(ns: &Netns, subsystem: Subsystem, expected: &str) -> Result<String> {
     let command: &[&str] = match subsystem {
         Subsystem::Ipvs => &["ipvsadm", "-Sn"],
-        // Without the device these two fail, and there is nothing to show.
+        // Without the device both programs fail, and the state is empty.
         Subsystem::Addrs => return optional(ns, &["ip", "-o", "addr", "show", "dev", "kube-ipvs0"]),
         Subsystem::Link => return optional(ns, &["ip", "-d", "link", "show", "dev", "kube-ipvs0"]),
         Subsystem::Ipset => &["ipset", "save"],
@@ -75,7 +75,7 @@ fn health(ns: &Netns, expected: &str) -> Result<String> {
     for place in expected.lines().filter_map(|line| line.split(' ').next()) {
         let (port, path) = place.split_once('/').context("PORT/PATH in a health recording")?;
         let port = port.parse().with_context(|| format!("port of {place}"))?;
-        // No answer is a state like any other.
+        // No answer is also a state.
         let answer = ns.enter(|| http_get(port, path))?.unwrap_or_default();
         text.push_str(&format!("## {place}\n{answer}\n"));
     }
@@ -85,7 +85,7 @@ fn health(ns: &Netns, expected: &str) -> Result<String> {
 /// The whole answer to `GET /PATH` from a port of this thread's loopback.
 ///
 /// # Errors
-/// When nobody answers.
+/// If there is no answer.
 pub fn http_get(port: u16, path: &str) -> std::io::Result<String> {
     http(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "GET", path, "")
 }
@@ -93,7 +93,7 @@ pub fn http_get(port: u16, path: &str) -> std::io::Result<String> {
 /// The whole answer to `METHOD /PATH` with a body, from this thread's network namespace.
 ///
 /// # Errors
-/// When nobody answers.
+/// If there is no answer.
 pub fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, HTTP_LIMIT)?;
     stream.set_read_timeout(Some(HTTP_LIMIT))?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! An agent on a node with the objects it is fed, and waiting for what it does.
+//! An agent on a node with objects from a file, and functions that wait for its effects.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -15,9 +15,9 @@ use super::netns::Netns;
 use super::topology::Node;
 use crate::objects::{self, config, list};
 
-/// How long the agent may take for a change. Emulated guests are slow, and nothing hangs on it.
+/// Limit for a change by the agent. Generous, because emulated guests are slow.
 const LIMIT: Duration = Duration::from_secs(30);
-/// How often a condition is looked at; looking starts a process.
+/// Pause between checks of a condition, which start a process.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A node with a running agent, which follows a file of objects.
@@ -30,7 +30,7 @@ pub struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    /// Starts an agent on `node` with `objects` and the Node object; `more` comes on top of the
+    /// Starts an agent on `node` with `objects` and the Node object. `more` is added to the
     /// configuration.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl<'a> Setup<'a> {
         self.wait_within(LIMIT, what, done)
     }
 
-    /// As [`Setup::wait`], for what takes its time by design.
+    /// As [`Setup::wait`], with another limit.
     ///
     /// # Errors
     /// When it takes longer than `limit`.
@@ -91,7 +91,7 @@ impl<'a> Setup<'a> {
         self.wait(&format!("binding {addresses:?}"), || wanted.is_subset(&bound(self.node.ns())))
     }
 
-    /// Waits until a line of `ipvsadm -Sn` starts so, or until none does.
+    /// Waits until a line of `ipvsadm -Sn` starts with this text, or until none does.
     ///
     /// All namespaces share one table, and a dump counts positions in it: what another test adds or
     /// removes meanwhile can hide a line. So only a second look in a row that misses it counts.
@@ -115,12 +115,12 @@ fn with_node(node: &Node, mut objects: Vec<Value>) -> Value {
     list(objects)
 }
 
-/// What `ipvsadm -Sn` prints; nothing if it fails.
+/// The output of `ipvsadm -Sn`; empty if it fails.
 pub fn ipvsadm(ns: &Netns) -> String {
     ns.exec(&["ipvsadm", "-Sn"]).map(|output| output.stdout).unwrap_or_default()
 }
 
-/// The addresses on `kube-ipvs0`; none while there is no such device.
+/// The addresses on `kube-ipvs0`; none without the device.
 pub fn bound(ns: &Netns) -> BTreeSet<IpAddr> {
     let shown = ns.try_exec(&["ip", "-o", "addr", "show", "dev", "kube-ipvs0"], None);
     let shown = shown.map(|output| output.stdout).unwrap_or_default();

@@ -16,7 +16,7 @@ use anyhow::{Result, ensure};
 
 use super::netns::Netns;
 
-/// Routes to the pods of so many nodes are there from the start.
+/// Number of nodes to whose pods routes exist from the start.
 const MAX_NODES: u8 = 8;
 
 /// The network between nodes: a bridge in a namespace of its own, and its address `.1`.
@@ -27,7 +27,7 @@ pub struct Lab {
     clients: AtomicU8,
 }
 
-/// Something with a namespace and one address of each family.
+/// A host with a namespace and one address of each family.
 #[derive(Debug)]
 pub struct Host {
     /// Its namespace.
@@ -49,10 +49,10 @@ pub struct Node {
     pub number: u8,
 }
 
-/// A pod; for the network, one more host.
+/// A pod.
 pub type Pod = Host;
 
-/// The node that the recordings ran on, and what its default routes lead to.
+/// The node of the recordings, and the gateway of its default routes.
 #[derive(Debug)]
 pub struct ConformanceNode {
     /// The node's namespace.
@@ -61,18 +61,18 @@ pub struct ConformanceNode {
     pub gateway: Netns,
 }
 
-/// Settings of namespaces that pass traffic on, as a network plugin makes them.
+/// Sysctls of namespaces that forward traffic, as a network plugin sets them.
 fn prepare(ns: &Netns, forward: bool) -> Result<()> {
     ns.set_sysctls(&[
-        // A machine's own defaults come along into new namespaces: have the same everywhere.
+        // New namespaces inherit defaults of the machine: these values are the same everywhere.
         ("net.ipv4.conf.all.rp_filter", "0"),
         ("net.ipv4.conf.default.rp_filter", "0"),
         ("net.ipv4.conf.all.send_redirects", "0"),
         ("net.ipv4.conf.default.send_redirects", "0"),
-        // Forwarding IPv6 asks for neighbours from the link-local address; without one it is silent.
+        // Forwarded IPv6 needs a link-local address for neighbour solicitations.
         ("net.ipv6.conf.all.addr_gen_mode", "0"),
         ("net.ipv6.conf.default.addr_gen_mode", "0"),
-        // The kernel sends a host six refusals in a row and then one per second; tests want more.
+        // The kernel limits ICMP errors to six in a row and then one per second: tests need more.
         ("net.ipv4.icmp_ratelimit", "0"),
         ("net.ipv6.icmp.ratelimit", "0"),
     ])?;
@@ -107,7 +107,7 @@ impl Lab {
                    link set br0 up\n\
                    addr add 192.168.50.1/24 dev br0\n\
                    addr add fd00:50::1/64 dev br0 nodad")?;
-        // Absent when br_netfilter is not loaded, and then there is nothing to switch off.
+        // Absent when br_netfilter is not loaded.
         let _ = bridge.set_sysctls(&[
             ("net.bridge.bridge-nf-call-iptables", "0"),
             ("net.bridge.bridge-nf-call-ip6tables", "0"),
@@ -134,7 +134,7 @@ impl Lab {
         Ok(Node { host, name: name.to_owned(), number })
     }
 
-    /// A machine outside of the cluster: 192.168.50.100 and on. It knows no route to Services; see
+    /// A machine outside the cluster, from 192.168.50.100. It has no route to Services; see
     /// [`Host::route`].
     ///
     /// # Errors

@@ -64,16 +64,16 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
     let agent = files.start(&ns);
     wait_for("the start", &agent, || get(&ns, 10256, "readyz").0 == 200);
     // A device of another kind in the place of ours: addresses of both families fail.
-    // Stopped meanwhile, for it would make its own at once.
+    // The agent is stopped meanwhile, because it would create its own device at once.
     agent.signal(Signal::SIGSTOP).unwrap();
     ns.ip("link del kube-ipvs0\nlink add kube-ipvs0 type bridge").unwrap();
     agent.signal(Signal::SIGCONT).unwrap();
-    wait_for("the complaint", &agent, || agent.log().contains("bridge"));
+    wait_for("the error in the log", &agent, || agent.log().contains("bridge"));
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(
         get(&ns, 10256, "livez").0,
         200,
-        "audits that fail without a change are not told, as in kube-proxy"
+        "failed audits without a change of objects do not affect health, as in kube-proxy"
     );
     files.write([one_service(), vec![node_with(&json!({}))]].concat());
     wait_for("the end of health", &agent, || get(&ns, 10256, "healthz").0 == 503);
@@ -90,7 +90,7 @@ fn a_change_that_cannot_be_programmed_in_time_is_unhealthy() {
 }
 
 #[test]
-fn load_balancers_are_told_where_the_endpoints_are() {
+fn health_check_node_ports_report_the_local_endpoints() {
     let ns = Netns::new("node-a").unwrap();
     // Without an address for its node port a Service has no health check either, as in kube-proxy.
     ns.ip("link add eth0 type dummy\naddr add 192.168.50.2/24 dev eth0\nlink set eth0 up").unwrap();
@@ -114,17 +114,17 @@ fn load_balancers_are_told_where_the_endpoints_are() {
 }
 
 #[test]
-fn a_health_check_port_that_is_taken_is_told_and_hurts_nothing_else() {
+fn a_health_check_port_in_use_is_reported_and_blocks_nothing_else() {
     let ns = Netns::new("node-a").unwrap();
     let taken = ns.listen(&format!("0.0.0.0:{HC}")).unwrap();
     let files = Files::new(&json!({}), vec![web(HC), slice("web", &["10.244.1.5@node-a"], &PORT)]);
     let agent = files.start(&ns);
-    wait_for("the complaint", &agent, || agent.log().contains("FailedToStartServiceHealthcheck"));
+    wait_for("the error in the log", &agent, || agent.log().contains("FailedToStartServiceHealthcheck"));
     let message = format!("node node-a failed to start healthcheck \"test/web\" on port {HC}");
     assert!(agent.log().contains(&message), "{}", agent.log());
     assert!(is_bound(&ns, "10.96.0.10/32"));
     drop(taken);
-    // Any change of the ports makes it try at once.
+    // Any change of the ports causes a retry at once.
     files.write(vec![web(HC), slice("web", &["10.244.1.5@node-a", "10.244.1.6@node-a"], &PORT)]);
     wait_for("the answer", &agent, || get(&ns, HC, "").0 == 200);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What reads kube-proxy reads the agent: its ConfigMap and DaemonSet start it, its health endpoints
+//! Drop-in replacement of kube-proxy: its ConfigMap and DaemonSet start the agent, the health endpoints
 //! answer, its configuration file restarts it.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -15,7 +15,7 @@ use integration::lab::{Agent, AgentSpec, Netns, oracle, write_objects};
 use integration::objects::{config, list, service, slice};
 use serde_json::{Value, json};
 
-/// How long a change may take in an emulated guest; nothing hangs on it.
+/// Limit for a change in an emulated guest. Generous: no test measures it.
 const LIMIT: Duration = Duration::from_secs(40);
 const PORT: [(&str, &str, u16); 1] = [("http", "TCP", 80)];
 
@@ -58,7 +58,7 @@ fn one_service() -> Vec<Value> {
 fn wait_for(what: &str, agent: &Agent, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < LIMIT, "{what} did not happen; the agent's log:\n{}", agent.log());
+        assert!(start.elapsed() < LIMIT, "no {what} in time; the log of the agent:\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -71,7 +71,7 @@ fn is_bound(ns: &Netns, address: &str) -> bool {
     run(ns, &["ip", "-o", "addr", "show", "dev", "kube-ipvs0"]).contains(&format!(" {address} "))
 }
 
-/// Status code and the rest of the answer; code 0 when nobody answers.
+/// Status code and the rest of the answer; code 0 without an answer.
 fn get(ns: &Netns, port: u16, path: &str) -> (u16, String) {
     let answer = ns.enter(|| oracle::http_get(port, path)).unwrap().unwrap_or_default();
     let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Starting, preparing, and starting anew.
+//! Start, `init`, and restart after a change of the configuration.
 
 use std::os::unix::fs::symlink;
 
@@ -44,7 +44,7 @@ fn container(files: &Files, server: &ApiServer) -> PathBuf {
 }
 
 #[test]
-fn kubeadms_config_map_and_daemon_set_start_it_unchanged() {
+fn the_config_map_and_daemon_set_of_kubeadm_start_the_agent_unchanged() {
     let ns = Netns::new("node-a").unwrap();
     let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
     let node = integration::objects::node("node-a", &["192.168.50.2"]);
@@ -60,17 +60,17 @@ fn kubeadms_config_map_and_daemon_set_start_it_unchanged() {
     assert!(rules.contains("! -s 10.244.0.0/16"), "clusterCIDR: {rules}");
     wait_for("health", &agent, || get(&ns, 10256, "healthz").0 == 200);
     assert_eq!(get(&ns, 10249, "proxyMode").1.lines().last(), Some("ipvs"));
-    assert!(!agent.log().contains("WARN"), "nothing in it is worth a warning:\n{}", agent.log());
+    assert!(!agent.log().contains("WARN"), "no warning:\n{}", agent.log());
     let adj = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.pid())).unwrap();
     assert_eq!(adj.trim(), "-999");
     let configz = get(&ns, 10249, "configz").1;
     assert!(configz.contains("\"syncPeriod\":\"30s\"") && configz.contains("10.244.0.0/16"), "{configz}");
     assert!(agent.stop().unwrap().success());
-    assert!(is_bound(&ns, "10.96.0.10/32"), "what is programmed outlives the process");
+    assert!(is_bound(&ns, "10.96.0.10/32"), "programmed objects outlive the process");
 }
 
 #[test]
-fn flags_alone_start_it_too() {
+fn flags_without_a_file_start_the_agent() {
     let ns = Netns::new("node-a").unwrap();
     let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
     server.replace_all(one_service());
@@ -93,7 +93,7 @@ fn flags_alone_start_it_too() {
 }
 
 #[test]
-fn init_only_prepares_the_node_and_creates_nothing() {
+fn init_only_sets_sysctls_and_creates_nothing() {
     let ns = Netns::new("node-a").unwrap();
     let more = json!({"ipvs": {"strictARP": true, "tcpFinTimeout": "77s"}, "conntrack": {"maxPerCore": 0, "tcpBeLiberal": true}});
     let files = Files::new(&more, one_service());
@@ -117,10 +117,10 @@ fn init_only_prepares_the_node_and_creates_nothing() {
 }
 
 #[test]
-fn a_changed_configuration_restarts_it_and_a_broken_one_does_not() {
+fn a_changed_configuration_restarts_the_agent_and_an_invalid_one_does_not() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({}), one_service());
-    // Agents of a fleet restart within a minute: here nobody waits for that.
+    // By default the restarts of a cluster's agents spread over a minute.
     let soon = json!({"kubeIPVS": {"configReload": {"spread": "1s"}}});
     let write = |version: &str, more: &Value| {
         let folder = files.path(version);
@@ -138,12 +138,12 @@ fn a_changed_configuration_restarts_it_and_a_broken_one_does_not() {
     let mut agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
     write("..2", &json!({"mode": "iptables"}));
-    wait_for("the complaint", &agent, || agent.log().contains("cannot be used"));
-    assert!(agent.ended().unwrap().is_none(), "what works goes on");
-    // Nothing but a try of the kernel tells that there is no such scheduler.
+    wait_for("the error in the log", &agent, || agent.log().contains("cannot be used"));
+    assert!(agent.ended().unwrap().is_none(), "the agent keeps running");
+    // Only the kernel knows that the scheduler does not exist.
     write("..2b", &json!({"ipvs": {"scheduler": "nonesuch"}}));
-    wait_for("the second complaint", &agent, || agent.log().contains("nonesuch"));
-    assert!(agent.ended().unwrap().is_none(), "what works goes on");
+    wait_for("the second error in the log", &agent, || agent.log().contains("nonesuch"));
+    assert!(agent.ended().unwrap().is_none(), "the agent keeps running");
     let told = ["config", "--config", files.path("config.yaml").to_str().unwrap()].map(str::to_owned);
     let objects = format!("--objects={}", files.path("objects.json").display());
     let binary = agent_binary().unwrap();
@@ -168,12 +168,12 @@ fn a_changed_configuration_restarts_it_and_a_broken_one_does_not() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_tried_again_or_ends_it_if_asked_to() {
+fn a_port_in_use_is_retried_or_ends_the_agent_with_bind_address_hard_fail() {
     let ns = Netns::new("node-a").unwrap();
     let taken = ns.listen("0.0.0.0:10256").unwrap();
     let files = Files::new(&json!({}), one_service());
     let agent = files.start(&ns);
-    wait_for("the complaint", &agent, || agent.log().contains("cannot listen at 0.0.0.0:10256"));
+    wait_for("the error in the log", &agent, || agent.log().contains("cannot listen at 0.0.0.0:10256"));
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
     drop(taken);
     wait_for("health", &agent, || get(&ns, 10256, "livez").0 == 200);
@@ -190,7 +190,7 @@ fn a_port_that_is_taken_is_tried_again_or_ends_it_if_asked_to() {
 }
 
 #[test]
-fn a_kernel_that_cannot_be_used_is_an_event_on_the_node() {
+fn an_unusable_kernel_is_an_event_on_the_node() {
     let ns = Netns::new("node-a").unwrap();
     let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
     server.replace_all(one_service());

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
 
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
-/// Longer than anything here takes in an emulated guest.
+/// Limit for every wait, for an emulated guest.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The pod of a DaemonSet in a file of `manifests/`.
@@ -38,7 +38,7 @@ fn built(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("no target/{name}: run `make image` and integration/guest/install.sh"))
 }
 
-/// The image, unpacked, and the node that its containers are for.
+/// The unpacked image and the node on which its containers run.
 pub struct Image {
     dir: tempfile::TempDir,
     host: Host,
@@ -46,7 +46,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Unpacks the image. Its agents take `objects` from a file.
+    /// Unpacks the image. Its agents read `objects` from a file.
     pub fn unpack(objects: &Value) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let folder = |name: &str| -> Result<PathBuf> {
@@ -74,7 +74,7 @@ impl Image {
         Ok(Self { dir, host, containers: Cell::new(0) })
     }
 
-    /// Starts a container of a pod as the manifest says, but for the objects, which come from a file.
+    /// Starts a container of a pod as in the manifest, with objects from a file.
     pub fn start(&self, ns: &Netns, pod: &PodSpec, wanted: &Wanted) -> Result<Container> {
         let mut spec = runtime_spec(pod, wanted, &self.host)?;
         append(&mut spec["process"]["args"], json!("--objects=/objects"))?;
@@ -83,7 +83,7 @@ impl Image {
         self.launch(ns, &spec)
     }
 
-    /// Runs a container of a pod to its end, which must be a good one.
+    /// Runs a container of a pod, which must succeed.
     pub fn run(&self, ns: &Netns, pod: &PodSpec, wanted: &Wanted) -> Result<()> {
         let mut container = self.start(ns, pod, wanted)?;
         let status = container.process.wait(LIMIT)?;
@@ -128,7 +128,7 @@ fn append(list: &mut Value, value: Value) -> Result<()> {
     Ok(())
 }
 
-/// Nothing here limits resources, and the guest has no control groups.
+/// Runs crun without control groups: no manifest limits resources, and the guest has none.
 fn crun(state: &Path) -> Command {
     let mut command = Command::new("crun");
     command.arg("--cgroup-manager=disabled").arg("--root").arg(state);
@@ -143,7 +143,7 @@ fn modules() -> Result<PathBuf> {
     Ok(path.parent().context("a folder of modules")?.to_path_buf())
 }
 
-/// A container, killed when this goes away.
+/// A container; killed when dropped.
 pub struct Container {
     process: Process,
     state: PathBuf,
@@ -152,7 +152,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// All it wrote so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -173,7 +173,7 @@ impl Container {
         Ok(pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
     }
 
-    /// Does something where its files are, with the privileges of this process.
+    /// Runs a command in its mount namespace, with the privileges of this process.
     pub fn enter_files<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let mounts = File::open(format!("/proc/{}/ns/mnt", self.pid()?))?;
         std::thread::scope(|scope| {

@@ -42,7 +42,7 @@ fn rules(ns: &Netns, program: &str) -> String {
     ns.exec(&[program]).unwrap().stdout
 }
 
-/// Everything that the Service needs is in the kernel, in the words of the kernel's own tools.
+/// Whether everything that the Service needs is in the kernel, by the output of the kernel's tools.
 fn wait_programmed(ns: &Netns, container: &Container) {
     let wanted = ["10.96.0.10", "fd00:96::10", "203.0.113.7"].map(|ip| ip.parse().unwrap());
     wait_for("binding", container, || wanted.iter().all(|ip| bound(ns).contains(ip)));
@@ -57,7 +57,7 @@ fn wait_programmed(ns: &Netns, container: &Container) {
     assert!(sets.contains("add KUBE-CLUSTER-IP 10.96.0.10,tcp:80"), "{sets}");
 }
 
-/// What kubelet asks: each probe of the container answers 200 in the end.
+/// Waits until each probe of the container answers 200, as for the kubelet.
 fn wait_probes(ns: &Netns, pod: &PodSpec, container: &Container) {
     let main = &pod.containers[0];
     for probe in [&main.startup_probe, &main.readiness_probe, &main.liveness_probe] {
@@ -90,7 +90,7 @@ fn prepared(image: &Image, of: &Node, name: &str) -> PodSpec {
 }
 
 #[test]
-fn the_image_serves_with_the_privileges_of_the_manifest_alone() {
+fn the_image_works_with_only_the_privileges_of_the_manifest() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let image = Image::unpack(&objects(&node)).unwrap();
@@ -107,7 +107,7 @@ fn the_image_serves_with_the_privileges_of_the_manifest_alone() {
     );
     assert!(!rules(ns, "iptables-legacy-save").contains("KUBE-SERVICES"));
 
-    // The kernel says what the process may.
+    // The capabilities of the process in the kernel.
     let status = container.status().unwrap();
     let net_admin_and_raw = format!("{:016x}", (1 << 12) | (1 << 13));
     for (field, expected) in [
@@ -134,12 +134,12 @@ fn the_image_serves_with_the_privileges_of_the_manifest_alone() {
 }
 
 #[test]
-fn a_program_in_the_agents_place_can_do_little_else() {
+fn another_program_in_the_container_can_do_little() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let image = Image::unpack(&objects(&node)).unwrap();
     let pod = manifest("kube-ipvs");
-    // What harms nothing where it works. The first is what it is there for.
+    // Harmless operations. The first one is allowed.
     let attempts = [
         ("net_admin", "/busybox ip link add probe type dummy"),
         ("root", "/busybox touch /x"),
@@ -161,13 +161,13 @@ fn a_program_in_the_agents_place_can_do_little_else() {
     };
     assert_eq!(worked(&pod.containers[0]), ["net_admin"]);
     node.ns().ip("link del probe").unwrap();
-    // The init container may do all but one; were these attempts bad ones, the first result would mean nothing.
+    // The init container may do all but one of them: this shows that the attempts are valid.
     let all: Vec<&str> = attempts.iter().map(|(name, _)| *name).filter(|name| *name != "root").collect();
     assert_eq!(worked(&pod.init_containers.as_ref().unwrap()[0]), all);
 }
 
 #[test]
-fn both_flavours_of_iptables_need_net_raw_and_say_so() {
+fn both_flavours_of_iptables_need_net_raw_and_report_it() {
     let lab = Lab::new().unwrap();
     let (nft, legacy) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let image = Image::unpack(&objects(&nft)).unwrap();
@@ -199,7 +199,7 @@ fn both_flavours_of_iptables_need_net_raw_and_say_so() {
 }
 
 #[test]
-fn kubeadms_daemon_set_runs_it_with_the_image_changed_and_nothing_else() {
+fn the_daemon_set_of_kubeadm_works_with_only_the_image_changed() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let image = Image::unpack(&objects(&node)).unwrap();

@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// What a node looks like that never had anything but this agent and what others have.
+/// The state of a node that only this agent and unrelated programs have programmed.
 fn fresh() -> BTreeMap<String, Vec<String>> {
     let cluster = Cluster::new();
     let setup = cluster.start();
@@ -12,7 +12,7 @@ fn fresh() -> BTreeMap<String, Vec<String>> {
     state(cluster.node.ns())
 }
 
-/// Starts the agent while connections stand and new ones are made, and returns it when `done`.
+/// Starts the agent while established connections are used and new ones are opened. Returns the agent when `done`.
 fn take_over<'a>(
     cluster: &'a Cluster,
     askers: &[(&'a Netns, std::net::SocketAddr)],
@@ -35,7 +35,7 @@ fn take_over<'a>(
 }
 
 #[test]
-fn from_kube_proxys_ipvs_mode() {
+fn from_the_ipvs_mode_of_kube_proxy() {
     let expected = fresh();
     let cluster = Cluster::new();
     let _backends = cluster.backends();
@@ -58,7 +58,7 @@ fn from_the_iptables_mode() {
     setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == expected).unwrap();
     let said = |setup: &Setup<'_>| setup.agent.log().matches("of another kube-proxy mode").count();
     assert_eq!(said(&setup), 2, "once for each family: {}", setup.agent.log());
-    // New connections are IPVS's now.
+    // IPVS balances new connections now.
     let servers = ns.exec(&["ipvsadm", "-Ln", "--stats"]).unwrap().stdout;
     let web = servers.lines().find(|line| line.contains("10.96.0.10:80")).unwrap().to_owned();
     assert_ne!(web.split_whitespace().nth(2), Some("0"), "{web}");

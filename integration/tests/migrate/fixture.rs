@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Nodes as kube-proxy's modes leave them, and what others have on a node. The names, rules and sizes are
+//! Nodes with the state of kube-proxy's modes and of unrelated programs. The names, rules and sizes are
 //! those of kube-proxy; the hashes in chain names are made up.
 
 use integration::lab::Netns;

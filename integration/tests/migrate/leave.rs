@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent goes, and what it put on the node.
+//! Migration away from the agent: `cleanup`.
 
 use super::*;
 
 #[test]
-fn cleanup_removes_what_is_ours_and_nothing_else() {
+fn cleanup_removes_only_our_objects() {
     let cluster = Cluster::new();
     let ns = cluster.node.ns();
     let before = state(ns);
@@ -28,7 +28,7 @@ fn cleanup_removes_what_is_ours_and_nothing_else() {
 }
 
 #[test]
-fn the_flag_removes_every_mode_at_the_first_run() {
+fn the_cleanup_flag_removes_the_rules_of_every_mode_at_once() {
     let cluster = Cluster::new();
     let ns = cluster.node.ns();
     let before = state(ns);
@@ -67,7 +67,7 @@ fn cleanup_works_whatever_mode_the_file_says() {
 }
 
 #[test]
-fn what_others_use_is_left_and_named() {
+fn chains_used_by_other_programs_stay_and_are_reported() {
     let cluster = Cluster::new();
     let ns = cluster.node.ns();
     fixture::ipvs_mode(ns);
@@ -88,9 +88,9 @@ fn what_others_use_is_left_and_named() {
     assert_eq!(code, 0, "{text}");
 }
 
-/// kube-proxy in iptables mode takes the node over, and what is ours goes afterwards.
+/// kube-proxy in iptables mode takes over the node, and then our objects are removed.
 #[test]
-fn back_to_the_iptables_mode_without_a_gap() {
+fn back_to_the_iptables_mode_without_an_interruption() {
     let cluster = Cluster::new();
     let _backends = cluster.backends();
     let ns = cluster.node.ns();
@@ -123,9 +123,9 @@ fn back_to_the_iptables_mode_without_a_gap() {
     assert!(integration::lab::bound(ns).is_empty());
 }
 
-/// kube-proxy in ipvs mode takes the node over: what it does first must be possible.
+/// kube-proxy in ipvs mode takes over the node: its first writes must succeed.
 #[test]
-fn kube_proxys_ipvs_mode_can_use_what_is_there() {
+fn back_to_the_ipvs_mode_of_kube_proxy() {
     let cluster = Cluster::new();
     let ns = cluster.node.ns();
     let mut setup = cluster.start();

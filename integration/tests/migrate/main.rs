@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Moving a node from another mode of kube-proxy to the agent and back, while real connections stand and
-//! new ones are made all the time: none breaks, none fails, and nothing of others is touched.
+//! Migration of a node from another mode of kube-proxy to the agent and back, with established connections and
+//! continuous new ones: no connection breaks or fails, and no foreign object changes.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -18,7 +18,7 @@ use integration::lab::{Host, Lab, Netns, Node, Pod, Setup, agent_binary, at};
 use integration::objects::{ServiceBuilder, slice};
 use serde_json::{Value, json};
 
-/// How long an answer may take; nothing hangs on it.
+/// Limit for an answer. Generous: no test measures it.
 const ANSWER: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(60);
 const VIP: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
@@ -44,7 +44,7 @@ impl Cluster {
         let client = lab.client("outside").unwrap();
         client.route("198.51.100.0/24", &node.host).unwrap();
         client.route("2001:db8:e::/64", &node.host).unwrap();
-        // Whatever is meant for a Service and leaves the node is a gap.
+        // A packet to a Service that leaves the node unbalanced is a gap.
         for (program, network) in [("iptables", "10.96.0.0/16"), ("ip6tables", "fd00:96::/64")] {
             let count = [program, "-t", "raw", "-A", "PREROUTING", "-d", network];
             lab.bridge().exec(&count).unwrap();
@@ -63,7 +63,7 @@ impl Cluster {
         Setup::start(&self.node, &more(), objects()).unwrap()
     }
 
-    /// Everybody who asks a Service, and where.
+    /// All clients, and the Services that they connect to.
     fn askers(&self) -> Vec<(&Netns, std::net::SocketAddr)> {
         let mut askers = Vec::new();
         for family in [0, 1] {
@@ -86,7 +86,7 @@ impl Cluster {
     }
 }
 
-/// What comes on top of the configuration: a virtual server of others is not to be touched.
+/// Additional configuration: a foreign virtual server must not be changed.
 fn more() -> Value {
     json!({"ipvs": {"syncPeriod": "1h", "excludeCIDRs": ["192.0.2.0/24"]}})
 }
@@ -125,7 +125,7 @@ fn state(ns: &Netns) -> BTreeMap<String, Vec<String>> {
         }
     }
     for line in run(&["ipset", "save"]).lines() {
-        // Every hash begins somewhere else.
+        // Every hash table starts with another seed.
         let line = line.split(" bucketsize").next().unwrap();
         state.entry("ipset".to_owned()).or_default().push(line.to_owned());
     }
@@ -160,7 +160,7 @@ fn half_open(node: &Netns) -> Vec<String> {
         .collect()
 }
 
-/// New connections, one after the other, by every asker at the same time.
+/// New connections: every client opens one after the other, all clients at the same time.
 struct Stream<'a> {
     node: &'a Netns,
     askers: Vec<(&'a Netns, std::net::SocketAddr)>,
@@ -171,7 +171,7 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// Asks all the time while `work` runs. No connection may fail.
+    /// Opens connections while `work` runs. None may fail.
     fn during(node: &'a Netns, askers: Vec<(&'a Netns, std::net::SocketAddr)>, work: impl FnOnce(&Self)) {
         let made = askers.iter().map(|_| AtomicUsize::new(0)).collect();
         let stream = Self {
@@ -220,27 +220,27 @@ impl<'a> Stream<'a> {
                 ));
             }
             self.made[index].fetch_add(1, Ordering::Relaxed);
-            // The others want the processor, too.
+            // Leaves processor time to the other threads.
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// Waits until every asker made some more connections.
+    /// Waits until every client has opened some more connections.
     fn more(&self) {
         let before: Vec<usize> = self.made.iter().map(|made| made.load(Ordering::Relaxed)).collect();
         let start = Instant::now();
         while self.made.iter().zip(&before).any(|(made, before)| made.load(Ordering::Relaxed) < before + 3) {
-            assert!(start.elapsed() < LIMIT, "nobody answers: {:?}", self.failed.lock().unwrap());
+            assert!(start.elapsed() < LIMIT, "no answer: {:?}", self.failed.lock().unwrap());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
-/// Connections that stand, with the name of their backend.
+/// Established connections with the names of their backends.
 struct Standing(Vec<(Connection, String)>);
 
 impl Standing {
-    /// Two for each asker: both backends may have some.
+    /// Two for each client, so that both backends may have some.
     fn open(askers: &[(&Netns, std::net::SocketAddr)]) -> Self {
         let connect = |(ns, address): &(&Netns, std::net::SocketAddr)| {
             let mut connection = Connection::open(ns, *address, ANSWER).unwrap();
@@ -250,7 +250,7 @@ impl Standing {
         Self(askers.iter().chain(askers).map(connect).collect())
     }
 
-    /// Every one still goes on, with the same backend.
+    /// Checks that every connection still works, with the same backend.
     fn check(&mut self, when: &str) {
         for (connection, name) in &mut self.0 {
             let local = connection.local();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Others were here before, or come in between.
+//! State of other programs: adopted, replaced or restored.
 
 use super::*;
 
 #[test]
-fn rules_that_others_flush_come_back_without_waiting_for_an_audit() {
+fn flushed_rules_are_restored_before_the_next_audit() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);
@@ -12,7 +12,7 @@ fn rules_that_others_flush_come_back_without_waiting_for_an_audit() {
     let rules = || run(&ns, &["iptables-save"]);
     ns.exec(&["iptables", "-t", "nat", "-F", "KUBE-SERVICES"]).unwrap();
     wait_for("the chain again", &agent, || rules().contains("--match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"));
-    // One jump goes: it is not only put back, but into its place.
+    // One jump is deleted: it is restored at the right position.
     let jump = ["-m", "comment", "--comment", "kubernetes health check rules", "-j", "KUBE-NODE-PORT"];
     let delete: Vec<&str> = ["iptables", "-D", "INPUT"].into_iter().chain(jump).collect();
     ns.exec(&delete).unwrap();
@@ -23,7 +23,7 @@ fn rules_that_others_flush_come_back_without_waiting_for_an_audit() {
     };
     let right = ["KUBE-IPVS-FILTER", "KUBE-PROXY-FIREWALL", "KUBE-NODE-PORT"];
     wait_for("the jump again", &agent, || order() == right);
-    // What others add to chains that are not ours is theirs.
+    // Rules of other programs in foreign chains stay.
     let before = agent.log().len();
     ns.exec(&["iptables", "-I", "INPUT", "-s", "192.0.2.1", "-j", "DROP"]).unwrap();
     std::thread::sleep(Duration::from_secs(3));
@@ -49,7 +49,7 @@ fn sets_that_are_too_small_or_of_another_type_are_replaced() {
 }
 
 #[test]
-fn a_foreign_prefix_of_a_wanted_ipv6_address_makes_room_for_it() {
+fn an_ipv6_address_with_a_wider_prefix_is_replaced_by_ours() {
     let ns = Netns::new("node-a").unwrap();
     ns.ip("link add kube-ipvs0 type dummy\naddr add fd00:96::10/64 dev kube-ipvs0 nodad").unwrap();
     let files = Files::new(&no_audits(), vec![service("web", &["fd00:96::10"], &[], &PORT)]);

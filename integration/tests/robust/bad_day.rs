@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One thing keeps failing on a real kernel: everybody else is served as fast as on a good day, the agent burns
-//! no CPU and starts no programs for it, the log stays short, and health says what health means.
+//! One object keeps failing on a real kernel: all others are programmed as fast as without the failure, the agent uses
+//! no CPU and starts no programs for it, the log stays short, and the health endpoints answer correctly.
 
 use integration::bench::process::cost;
 use integration::lab::oracle;
 
 use super::*;
 
-/// How much later than on a good day a change of another Service may be programmed.
+/// Largest additional delay of a change of another Service, compared with a node without failures.
 const LATER: Duration = Duration::from_millis(100);
-/// Changes that are measured, of which the one in the middle counts.
+/// Number of measured changes; the median counts.
 const CHANGES: u8 = 9;
-/// How long the agent is watched.
+/// How long the CPU time and the processes of the agent are measured.
 const WATCHED: Duration = Duration::from_secs(10);
 
-/// A node on which something goes wrong.
+/// A node with a failure.
 struct Day {
     ns: Netns,
     files: Files,
     objects: Vec<Value>,
 }
 
-/// A good day's Services: one of both families, one with a filtered load balancer.
+/// The Services: a dual-stack one, and one with a load balancer with source ranges.
 fn everyday() -> Vec<Value> {
     let mut lb = service("lb", &["10.96.0.30"], &[], &PORT);
     lb["spec"]["type"] = json!("LoadBalancer");
@@ -80,7 +80,7 @@ impl Day {
         text.lines().count()
     }
 
-    /// An agent at the default level of the log.
+    /// Starts an agent with the default log level.
     fn start(&self) -> Agent {
         let spec = AgentSpec {
             config: self.files.path("config.yaml"),
@@ -91,7 +91,7 @@ impl Day {
         Agent::start(&self.ns, &spec).unwrap()
     }
 
-    /// How long changes of another Service take from the file to the kernel; the middle one.
+    /// Median time of changes of another Service from the file to the kernel.
     fn latency(&self, agent: &Agent, round: u8) -> Duration {
         let mut times: Vec<Duration> = (1..=CHANGES).map(|n| self.change(agent, round, n)).collect();
         times.sort_unstable();
@@ -169,7 +169,7 @@ impl Day {
 }
 
 #[test]
-fn ipv6_that_is_disabled_keeps_ipv4_as_fast_as_ever() {
+fn disabled_ipv6_does_not_delay_ipv4() {
     let disable = |day: &Day, value| {
         day.ns.set_sysctls(&[("net.ipv6.conf.kube-ipvs0.disable_ipv6", value)]).unwrap();
     };
@@ -178,13 +178,13 @@ fn ipv6_that_is_disabled_keeps_ipv4_as_fast_as_ever() {
 }
 
 #[test]
-fn a_device_of_another_kind_keeps_nobody_else_waiting() {
+fn a_device_of_another_kind_delays_no_other_object() {
     let begin = |day: &mut Day| day.ns.ip("link del kube-ipvs0\nlink add kube-ipvs0 type bridge").unwrap();
-    // Nothing can be opened on this node: load balancers are to go elsewhere.
+    // No address can be bound on this node: load balancers must use other nodes.
     Day::new().compare(begin, "bridge", 503, |day| day.ns.ip("link del kube-ipvs0").unwrap());
 }
 
-/// Makes a set of another type in the place of ours, and a rule of another program over it.
+/// Creates a set of another type with the name of ours, and a foreign rule that matches it.
 fn misuse(day: &Day, set: &str) {
     for command in [&["ipset", "destroy", set][..], &["ipset", "create", set, "hash:ip"]] {
         day.ns.exec(command).unwrap();
@@ -198,7 +198,7 @@ fn rule_over(day: &Day, set: &str, verb: &str) {
 }
 
 #[test]
-fn an_ipset_of_another_type_in_use_keeps_nobody_else_waiting() {
+fn an_ipset_of_another_type_in_use_delays_no_other_object() {
     let begin = |day: &mut Day| {
         day.ns.exec(&["iptables", "-w", "-t", "nat", "-F", "KUBE-POSTROUTING"]).unwrap();
         misuse(day, "KUBE-LOOP-BACK");
@@ -207,25 +207,25 @@ fn an_ipset_of_another_type_in_use_keeps_nobody_else_waiting() {
 }
 
 #[test]
-fn an_ipset_that_no_service_needs_makes_no_node_ill() {
+fn a_failing_ipset_that_no_service_needs_keeps_the_node_healthy() {
     let set = "KUBE-NODE-PORT-LOCAL-UDP";
     Day::new().compare(|day| misuse(day, set), set, 200, |day| rule_over(day, set, "-D"));
 }
 
 #[test]
-fn a_failing_iptables_restore_keeps_nobody_else_waiting() {
+fn a_failing_iptables_restore_delays_no_other_object() {
     let begin = |day: &mut Day| day.break_restore("echo no luck >&2; exit 1;");
     Day::new().compare(begin, "no luck", 503, |day| day.set_broken(false));
 }
 
 #[test]
-fn a_hanging_iptables_restore_is_killed_and_keeps_nobody_else_waiting() {
+fn a_hanging_iptables_restore_is_killed_and_delays_no_other_object() {
     let begin = |day: &mut Day| day.break_restore("sleep 3600;");
     Day::new().compare(begin, "did not end within", 503, |day| day.set_broken(false));
 }
 
 #[test]
-fn a_failing_ip6tables_save_keeps_ipv4_as_fast_as_ever() {
+fn a_failing_ip6tables_save_does_not_delay_ipv4() {
     let begin = |day: &mut Day| {
         day.break_program("ip6tables-save", "echo no such table >&2; exit 1;");
         day.set_broken(true);
@@ -234,7 +234,7 @@ fn a_failing_ip6tables_save_keeps_ipv4_as_fast_as_ever() {
 }
 
 #[test]
-fn an_unwritable_sysctl_keeps_nobody_else_waiting() {
+fn an_unwritable_sysctl_delays_no_other_object() {
     let begin = |day: &mut Day| {
         day.files.wrap(
             "exec unshare -m bash -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && \
@@ -246,24 +246,24 @@ fn an_unwritable_sysctl_keeps_nobody_else_waiting() {
     Day::new().compare(begin, "expire_nodest_conn: it is 0 and must be 1", 200, end);
 }
 
-/// IPVS refuses what the routes call a broadcast address, and the API server lets it pass.
+/// IPVS rejects broadcast addresses of local routes. The API server accepts them.
 #[test]
-fn an_endpoint_at_a_broadcast_address_is_one_line_and_no_bad_health() {
+fn an_endpoint_at_a_broadcast_address_is_logged_once_and_keeps_the_node_healthy() {
     let begin = |day: &mut Day| {
         day.objects.push(service("wild", &["10.96.0.50"], &[], &PORT));
         let endpoints = ["255.255.255.255", "192.168.50.255", "10.244.1.8"];
         day.objects.push(slice("wild", &endpoints, &[("http", "TCP", 8080)]));
     };
-    // The subnet goes, and with it the broadcast address.
+    // Without the subnet the address is no longer a broadcast address.
     let end = |day: &Day| {
         day.ns.ip("addr del 192.168.50.2/24 dev eth0\naddr add 192.168.50.2/32 dev eth0").unwrap()
     };
     Day::new().compare(begin, "192.168.50.255", 200, end);
 }
 
-/// The save was taken before the flush and comes after it.
+/// The save began before the flush and ends after it.
 #[test]
-fn rules_that_are_flushed_while_they_are_read_are_restored() {
+fn rules_flushed_during_a_read_are_restored() {
     let mut day = Day::new();
     let config = config("node-a", &json!({"ipvs": {"syncPeriod": "1h"}}));
     std::fs::write(day.files.path("config.yaml"), config.to_string()).unwrap();
@@ -273,11 +273,11 @@ fn rules_that_are_flushed_while_they_are_read_are_restored() {
     let nat = |args: &[&str]| day.ns.exec(&[&["iptables", "-w", "-t", "nat"], args].concat()).unwrap();
     let somebodys = ["PREROUTING", "-s", "192.0.2.9", "-j", "ACCEPT"];
     nat(&[&["-A"], &somebodys[..]].concat());
-    // A save of a good day may still run.
+    // An earlier save may still run.
     std::thread::sleep(Duration::from_secs(3));
     day.set_broken(true);
     let before = day.starts("iptables-save");
-    // A rule beside our jumps goes, so the rules are read, and nothing is to be repaired.
+    // A foreign rule is deleted: the rules are read, and nothing needs a repair.
     nat(&[&["-D"], &somebodys[..]].concat());
     wait_for("the slow reading", &agent, || day.starts("iptables-save") > before);
     std::thread::sleep(Duration::from_secs(2));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A VIP that is another Node's address: no node loses that node, and the Service is reached all the same, over
+//! A VIP that is the address of another Node: every node still reaches that Node, and the Service works, over
 //! a routed network and over an overlay whose underlay knows no pods.
 
 use std::net::IpAddr;
@@ -67,7 +67,7 @@ fn another_nodes_address(overlay: bool) {
     };
     let external = addresses(&b).map(|address| address.to_string());
     let web = service("web", &["10.96.0.10", "fd00:96::10"], &external.each_ref().map(String::as_str), &PORT);
-    // One endpoint here, one there: whoever balances, both are asked.
+    // One endpoint on each node: both must get connections, whichever node balances.
     let port = [("http", "TCP", 8080)];
     let of = |pods: [&IpAddr; 2], family: &str| {
         let texts = pods.map(ToString::to_string);
@@ -87,7 +87,7 @@ fn another_nodes_address(overlay: bool) {
     }
     // Where nodes route to each other's pods, the other node is a gateway, too.
     let told = "is not bound to kube-ipvs0: it is a";
-    wait_for("what is told", &agent_a, || agent_a.log().contains(told));
+    wait_for("the notice", &agent_a, || agent_a.log().contains(told));
     for address in addresses(&b) {
         let width = if address.is_ipv4() { 32 } else { 128 };
         assert!(!is_bound(a.ns(), &format!("{address}/{width}")), "{address}");
@@ -100,7 +100,7 @@ fn another_nodes_address(overlay: bool) {
                 assert_eq!(answer.unwrap().name, "pod", "{address} from {}", from.name());
             }
         }
-        // And the other node is where it was.
+        // The other node can still be reached.
         for from in [a.ns(), &asker.ns] {
             let answer = ask_tcp(from, SocketAddr::new(address, 2222), ASK);
             assert_eq!(answer.unwrap().name, "node-b", "{address} from {}", from.name());
@@ -109,17 +109,17 @@ fn another_nodes_address(overlay: bool) {
 }
 
 #[test]
-fn another_nodes_address_is_served_over_a_routed_network() {
+fn the_address_of_another_node_as_vip_works_over_a_routed_network() {
     another_nodes_address(false);
 }
 
 #[test]
-fn another_nodes_address_is_served_over_an_overlay() {
+fn the_address_of_another_node_as_vip_works_over_an_overlay() {
     another_nodes_address(true);
 }
 
 #[test]
-fn a_gateway_whose_route_was_away_for_a_moment_can_come_back() {
+fn a_gateway_stays_reachable_while_its_route_is_removed() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let files = Files::new(&json!({"ipvs": {"syncPeriod": "1s"}}), one_service());
@@ -129,14 +129,14 @@ fn a_gateway_whose_route_was_away_for_a_moment_can_come_back() {
     std::thread::sleep(Duration::from_secs(3));
     let web = service("web", &["10.96.0.10"], &["192.168.50.1"], &PORT);
     files.write(vec![web, slice("web", &["10.244.1.5@node-a"], &PORT)]);
-    wait_for("what is told", &agent, || agent.log().contains("it is a gateway of this node"));
+    wait_for("the notice", &agent, || agent.log().contains("it is a gateway of this node"));
     assert!(!is_bound(node.ns(), "192.168.50.1/32"));
     node.ns().ip("route add default via 192.168.50.1").unwrap();
 }
 
-/// Another program left the API server's address, as an external IP. The lists cannot come before it is gone.
+/// The API server's address is bound as an external IP by an earlier program: no list is possible until it is unbound.
 #[test]
-fn an_api_server_whose_address_is_bound_at_the_start_is_reached_all_the_same() {
+fn an_api_server_whose_address_is_bound_at_the_start_is_still_reached() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let control = lab.client("control-plane").unwrap();
@@ -166,7 +166,7 @@ fn an_api_server_whose_address_is_bound_at_the_start_is_reached_all_the_same() {
 }
 
 #[test]
-fn a_program_at_the_nodes_own_address_that_a_service_shadows_is_told() {
+fn a_program_on_a_node_address_that_a_service_shadows_is_reported() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let _host = Backend::new(node.ns(), "host").tcp(80).unwrap();
@@ -174,5 +174,5 @@ fn a_program_at_the_nodes_own_address_that_a_service_shadows_is_told() {
     let files = Files::new(&json!({}), vec![web, slice("web", &["10.244.1.5@node-a"], &PORT)]);
     let agent = files.start(node.ns());
     let told = "TCP 192.168.50.2:80 is an address of this node at which one of its programs listens";
-    wait_for("what is told", &agent, || agent.log().contains(told));
+    wait_for("the notice", &agent, || agent.log().contains(told));
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Something fails: a program, a module, a sysctl, a setting.
+//! Failures of a program, a kernel module, a sysctl or a setting.
 
 use super::*;
 
 #[test]
-fn a_failed_sync_is_tried_again_soon_and_nothing_opens_meanwhile() {
+fn a_failed_sync_is_retried_soon_and_no_address_is_bound_meanwhile() {
     let ns = Netns::new("node-a").unwrap();
     let mut files = Files::new(&no_audits(), one_service());
     let broken = files.path("broken");
@@ -21,7 +21,7 @@ fn a_failed_sync_is_tried_again_soon_and_nothing_opens_meanwhile() {
     let tries = || std::fs::read_to_string(&broken).unwrap_or_default().lines().count();
     wait_for("three tries", &agent, || tries() >= 3);
     assert!(agent.log().contains("iptables-restore failed") && agent.log().contains("no luck"));
-    assert!(run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080"), "what needs no rules goes on");
+    assert!(run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080"), "virtual servers need no rules");
     assert!(!is_bound(&ns, "10.96.0.10/32"), "no address before its filter");
     std::fs::remove_file(&broken).unwrap();
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
@@ -30,7 +30,7 @@ fn a_failed_sync_is_tried_again_soon_and_nothing_opens_meanwhile() {
 }
 
 #[test]
-fn without_the_match_ipvs_all_other_rules_stand() {
+fn without_the_ipvs_match_all_other_rules_are_written() {
     let ns = Netns::new("node-a").unwrap();
     let mut lb = service("lb", &["10.96.0.30"], &[], &PORT);
     lb["spec"]["type"] = json!("LoadBalancer");
@@ -50,7 +50,7 @@ fn without_the_match_ipvs_all_other_rules_stand() {
     files.wrap("exec \"$AGENT\" \"$@\"");
     let agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "203.0.113.9/32"));
-    wait_for("the complaint", &agent, || agent.log().contains("load the module xt_ipvs"));
+    wait_for("the error in the log", &agent, || agent.log().contains("load the module xt_ipvs"));
     let rules = run(&ns, &["iptables-save", "-t", "filter"]);
     assert!(
         rules.contains("-j KUBE-SOURCE-RANGES-FIREWALL") && rules.contains("-j KUBE-IPVS-FILTER"),
@@ -67,7 +67,7 @@ const READ_ONLY: &str = "exec unshare -m bash -c 'mount --bind /proc/sys /proc/s
     mount -o remount,ro,bind /proc/sys && exec \"$0\" \"$@\"' \"$AGENT\" \"$@\"";
 
 #[test]
-fn a_read_only_sysctl_is_fine_when_it_is_right_and_named_when_it_is_not() {
+fn a_read_only_sysctl_is_reported_only_if_its_value_is_wrong() {
     let ns = Netns::new("node-a").unwrap();
     let mut files = Files::new(&no_audits(), one_service());
     files.wrap(READ_ONLY);
@@ -88,7 +88,7 @@ fn a_read_only_sysctl_is_fine_when_it_is_right_and_named_when_it_is_not() {
     files.write(objects);
     let agent = files.start(&ns);
     wait_for("the new address", &agent, || is_bound(&ns, "10.96.0.11/32"));
-    // It tells when the pass has ended, which is after the address came.
+    // The sync is logged when it ends, which is after the address is bound.
     let named = "/proc/sys/net/ipv4/vs/expire_nodest_conn: it is 0 and must be 1: Read-only file system";
     wait_for("the sysctl in the log", &agent, || agent.log().contains(named));
     let log = agent.log();
@@ -96,13 +96,13 @@ fn a_read_only_sysctl_is_fine_when_it_is_right_and_named_when_it_is_not() {
 }
 
 #[test]
-fn an_unknown_scheduler_ends_the_agent_before_anything_is_programmed() {
+fn an_unknown_scheduler_ends_the_agent_before_it_writes_anything() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&json!({"ipvs": {"scheduler": "fair"}}), one_service());
     let mut agent = files.start(&ns);
     let start = Instant::now();
     while agent.ended().unwrap().is_none() {
-        assert!(start.elapsed() < LIMIT, "it goes on:\n{}", agent.log());
+        assert!(start.elapsed() < LIMIT, "still running:\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(agent.ended().unwrap().and_then(|status| status.code()), Some(1));
@@ -127,7 +127,7 @@ fn every_scheduler_of_the_kernel_works() {
 }
 
 #[test]
-fn without_ip6tables_ipv4_is_served() {
+fn without_ip6tables_ipv4_is_programmed() {
     let ns = Netns::new("node-a").unwrap();
     let mut objects = one_service();
     objects.push(service("six", &["fd00:96::10"], &[], &PORT));
@@ -136,18 +136,18 @@ fn without_ip6tables_ipv4_is_served() {
     files.wrap("exec \"$AGENT\" \"$@\"");
     let agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
-    wait_for("the complaint", &agent, || agent.log().contains("failed: reading IPv6 iptables rules"));
+    wait_for("the error in the log", &agent, || agent.log().contains("failed: reading IPv6 iptables rules"));
     assert!(!is_bound(&ns, "fd00:96::10/128"), "no address without its filter");
 }
 
 #[test]
-fn a_device_of_another_kind_keeps_addresses_out_and_nothing_else() {
+fn a_device_of_another_kind_blocks_only_addresses() {
     let ns = Netns::new("node-a").unwrap();
     ns.ip("link add kube-ipvs0 type bridge").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);
     wait_for("the virtual server", &agent, || run(&ns, &["ipvsadm", "-Sn"]).contains("-r 10.244.1.5:8080"));
-    wait_for("the complaint", &agent, || agent.log().contains("bridge"));
+    wait_for("the error in the log", &agent, || agent.log().contains("bridge"));
     assert!(!is_bound(&ns, "10.96.0.10/32"));
     ns.ip("link del kube-ipvs0").unwrap();
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));

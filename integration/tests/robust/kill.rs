@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent is killed while it programs; the next one ends where an undisturbed one does.
+//! The agent is killed during a sync. The next agent must reach the same state as an undisturbed one.
 
 use super::*;
 
@@ -46,7 +46,7 @@ fn settle(files: &Files, ns: &Netns) -> Vec<String> {
     state(ns)
 }
 
-/// How far the agent has come, read as fast as the kernel tells.
+/// The progress of a sync, read as fast as possible.
 #[derive(Clone, Copy, Debug)]
 enum Progress {
     /// Lines of the table of virtual servers.
@@ -65,7 +65,7 @@ impl Progress {
     }
 }
 
-/// Starts an agent and kills it as soon as there is more than at the start; how far it came.
+/// Starts an agent and kills it after its first writes. Returns its progress.
 fn kill_in_the_middle(files: &Files, ns: &Netns, progress: Progress) -> usize {
     let before = ns.enter(|| progress.read()).unwrap();
     let mut agent = files.start(ns);
@@ -81,7 +81,7 @@ fn kill_in_the_middle(files: &Files, ns: &Netns, progress: Progress) -> usize {
 }
 
 #[test]
-fn killed_in_the_middle_the_next_one_converges() {
+fn an_agent_converges_after_its_predecessor_was_killed() {
     let undisturbed = Netns::new("node-b").unwrap();
     let files = Files::new(&no_audits(), objects());
     let empty = undisturbed.enter(|| Progress::Servers.read()).unwrap();
@@ -90,7 +90,7 @@ fn killed_in_the_middle_the_next_one_converges() {
     for progress in [Progress::Servers, Progress::Addresses] {
         let ns = Netns::new("node-a").unwrap();
         let came = kill_in_the_middle(&files, &ns, progress);
-        // So many addresses travel in one send, which the kernel finishes before it kills.
+        // One send has this number of addresses. The kernel finishes a send before it kills the process.
         let in_the_middle = matches!(progress, Progress::Addresses) || came < full - empty;
         assert!(in_the_middle, "{progress:?}: {came} is everything, not the middle");
         assert_eq!(settle(&files, &ns), expected, "killed at {came} lines of {progress:?}");

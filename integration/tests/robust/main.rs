@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the agent does better than kube-proxy: failures are tried again, nothing opens before its
-//! guard, others' damage is repaired at once, and what cannot work is said.
+//! Improvements over kube-proxy: failures are retried, no address is bound before the
+//! access filter, drift is repaired at once, and permanent failures are reported.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -21,11 +21,11 @@ use integration::lab::{Agent, AgentSpec, Netns, agent_binary, write_objects};
 use integration::objects::{config, list, service, slice};
 use serde_json::{Value, json};
 
-/// How long a change may take in an emulated guest; nothing hangs on it.
+/// Limit for a change in an emulated guest. Generous: no test measures it.
 const LIMIT: Duration = Duration::from_secs(40);
 const PORT: [(&str, &str, u16); 1] = [("http", "TCP", 80)];
 
-/// A folder with a configuration and objects, and how to start an agent on them.
+/// A folder with a configuration and objects, from which agents are started.
 struct Files {
     dir: tempfile::TempDir,
     wrapper: Option<PathBuf>,
@@ -74,7 +74,7 @@ impl Files {
     }
 }
 
-/// No audit comes by itself while a test runs.
+/// No periodic audit while a test runs.
 fn no_audits() -> Value {
     json!({"ipvs": {"syncPeriod": "1h"}})
 }
@@ -89,7 +89,7 @@ fn one_service() -> Vec<Value> {
 fn wait_for(what: &str, agent: &Agent, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < LIMIT, "{what} did not happen; the agent's log:\n{}", agent.log());
+        assert!(start.elapsed() < LIMIT, "no {what} in time; the log of the agent:\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What others do: flush what the kernel does not tell of, own virtual servers, or take the agent's place.
+//! Other programs: flushes without a notification, foreign virtual servers, and a foreign socket of the agent's name.
 
 use integration::lab::oracle;
 
 use super::*;
 
-/// How soon a flush is to be repaired: the probe finds it within 2 s, and then everything is read.
+/// Limit for the repair of a flush: the probe detects it within 2 s, and then everything is read.
 const SOON: Duration = Duration::from_secs(6);
 
 #[test]
-fn a_flush_that_nobody_tells_of_is_repaired_within_seconds() {
+fn a_flush_without_a_notification_is_repaired_within_seconds() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);
@@ -21,7 +21,7 @@ fn a_flush_that_nobody_tells_of_is_repaired_within_seconds() {
     let commands: [&[&str]; 3] =
         [&["ipvsadm", "-C"], &["ipset", "flush"], &["ipset", "flush", "KUBE-CLUSTER-IP"]];
     for command in commands {
-        // A calm moment: the probes take turns.
+        // Wait: the probes read one kind of object after the other.
         std::thread::sleep(Duration::from_secs(2));
         ns.exec(command).unwrap();
         let start = Instant::now();
@@ -34,7 +34,7 @@ fn a_flush_that_nobody_tells_of_is_repaired_within_seconds() {
 }
 
 #[test]
-fn virtual_servers_of_others_are_named_when_the_first_start_removes_them() {
+fn foreign_virtual_servers_are_logged_when_the_first_start_removes_them() {
     let ns = Netns::new("node-a").unwrap();
     ns.exec(&["ipvsadm", "-A", "-t", "192.0.2.7:80", "-s", "wlc"]).unwrap();
     ns.exec(&["ipvsadm", "-A", "-u", "198.51.100.7:53", "-s", "rr"]).unwrap();
@@ -44,12 +44,12 @@ fn virtual_servers_of_others_are_named_when_the_first_start_removes_them() {
     wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32"));
     let named = "removed virtual servers of another program: TCP 192.0.2.7:80; to keep such servers, list their \
                  networks in ipvs.excludeCIDRs";
-    wait_for("what is told", &agent, || agent.log().contains(named));
+    wait_for("the notice", &agent, || agent.log().contains(named));
     let saved = run(&ns, &["ipvsadm", "-Sn"]);
     assert!(!saved.contains("192.0.2.7") && saved.contains("-A -u 198.51.100.7:53"), "{saved}");
 }
 
-/// A command of a user without rights.
+/// A command of an unprivileged user.
 fn as_nobody(command: &[&str]) -> std::process::Command {
     let mut nobody = std::process::Command::new("setpriv");
     nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(command);
@@ -57,7 +57,7 @@ fn as_nobody(command: &[&str]) -> std::process::Command {
 }
 
 #[test]
-fn a_user_without_rights_who_takes_the_agents_socket_stops_nobody() {
+fn an_unprivileged_user_on_the_socket_of_the_agent_blocks_no_start() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let take = r#"use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or die $!;
@@ -73,20 +73,20 @@ fn a_user_without_rights_who_takes_the_agents_socket_stops_nobody() {
     wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32"));
     let log = agent.log();
     assert!(log.contains("of user 65534 has the socket @kube-ipvs/owners and is no kube-ipvs"), "{log}");
-    // Whoever asks is not told lies.
+    // A client does not trust the foreign socket.
     let asked = run_agent(&ns, &["list", "-o", "wide"]);
     assert!(asked.contains("is no kube-ipvs") && asked.contains("10.96.0.10:80"), "{asked}");
     squatter.kill();
     wait_for("the socket", &agent, || agent.log().contains("the socket @kube-ipvs/owners is free again"));
     assert!(run_agent(&ns, &["list", "-o", "wide"]).contains("test/web"));
-    // Nor does the agent tell everybody.
+    // The agent does not answer unprivileged users.
     let binary = agent_binary().unwrap();
     let mut nobody = as_nobody(&[binary.to_str().unwrap(), "list", "-o", "wide"]);
     let asked = ns.enter(|| nobody.output()).unwrap().unwrap();
     assert!(!String::from_utf8_lossy(&asked.stdout).contains("test/web"));
 }
 
-/// What the agent's program prints with these arguments.
+/// The output of the agent with these arguments.
 fn run_agent(ns: &Netns, args: &[&str]) -> String {
     let mut command = std::process::Command::new(agent_binary().unwrap());
     let output = ns.enter(|| command.args(args).output()).unwrap().unwrap();
@@ -94,7 +94,7 @@ fn run_agent(ns: &Netns, args: &[&str]) -> String {
 }
 
 #[test]
-fn the_level_of_the_log_is_roots_to_change() {
+fn only_root_can_change_the_log_level() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let agent = files.start(&ns);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What an operator must know is said: in the log, as an Event, as a metric. And the node is never
+//! Conditions are reported to the operator in the log, as an Event and as a metric. The node is never
 //! cut off by a Service that claims its address.
 
 use integration::apiserver::ApiServer;
@@ -21,7 +21,7 @@ fn with_external(name: &str, cluster_ip: &str, external: &[&str], created: &str)
     svc
 }
 
-/// What the agent in `ns` tells Prometheus.
+/// The metrics of the agent in `ns`.
 fn metrics(ns: &Netns) -> String {
     ns.enter(|| oracle::http_get(10249, "metrics")).unwrap().unwrap()
 }
@@ -48,7 +48,7 @@ fn conflicts_and_refusals_are_events_log_lines_and_metrics() {
         events.into_iter().find(|e| e["reason"] == reason).unwrap_or_else(|| panic!("no {reason}"))
     };
     let conflict = event("AddressConflict");
-    assert_eq!(conflict["regarding"]["name"], "young", "the loser is told");
+    assert_eq!(conflict["regarding"]["name"], "young", "the Event is about the losing Service");
     assert!(conflict["note"].as_str().unwrap().contains("belongs to Service test/old"), "{conflict}");
     assert_eq!(conflict["type"], "Warning");
     let refused = event("ExternalIPRefused");
@@ -72,7 +72,7 @@ fn conflicts_and_refusals_are_events_log_lines_and_metrics() {
 }
 
 #[test]
-fn what_is_refused_not_bound_or_removed_is_an_event_and_a_number() {
+fn refused_unbound_and_removed_objects_are_events_and_metrics() {
     let ns = Netns::new("node-a").unwrap();
     ns.ip("link add eth0 type dummy\naddr add 192.168.50.2/24 dev eth0\nlink set eth0 up").unwrap();
     ns.exec(&["ipvsadm", "-A", "-t", "192.0.2.7:80", "-s", "rr"]).unwrap();
@@ -116,7 +116,7 @@ fn what_is_refused_not_bound_or_removed_is_an_event_and_a_number() {
 }
 
 #[test]
-fn the_nodes_own_addresses_are_served_but_never_cut_off() {
+fn addresses_of_the_node_as_vips_work_and_stay_reachable() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let client = lab.client("outside").unwrap();
@@ -140,17 +140,17 @@ fn the_nodes_own_addresses_are_served_but_never_cut_off() {
     for address in ["192.168.50.2:80", "203.0.113.7:80"] {
         assert_eq!(ask_tcp(&client.ns, at(address), ASK).unwrap().name, "pod", "{address}");
     }
-    // … and every other port of the node still is the node's.
+    // … and every other port still reaches the programs of the node.
     for address in ["192.168.50.2:2222", "203.0.113.7:2222"] {
         assert_eq!(ask_tcp(&client.ns, at(address), ASK).unwrap().name, "host", "{address}");
     }
-    // The way out stays open: the gateway answers for itself.
+    // The gateway can still be reached.
     assert!(!is_bound(node.ns(), "192.168.50.1/32"));
     assert_eq!(ask_tcp(node.ns(), at("192.168.50.1:7000"), ASK).unwrap().name, "router");
     assert_eq!(ask_tcp(&pod.ns, at("192.168.50.1:7000"), ASK).unwrap().name, "router");
-    // An ordinary VIP keeps the host's ports closed.
+    // Ports of the node are closed at an ordinary VIP.
     assert!(matches!(ask_tcp(&pod.ns, at("10.96.0.10:2222"), ASK), Err(NoAnswer::Refused)));
     for what in ["192.168.50.2 of Service test/web", "192.168.50.1 of Service test/web", "NodeAddressAsVIP"] {
-        assert!(agent.log().contains(what), "{what} is not told: {}", agent.log());
+        assert!(agent.log().contains(what), "the log lacks {what}: {}", agent.log());
     }
 }

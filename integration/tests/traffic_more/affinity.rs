@@ -53,7 +53,7 @@ fn a_client_stays_with_its_backend_until_the_timeout() {
     assert!(remembered());
     setup.wait("the end of affinity", || !remembered()).unwrap();
     for (family, stuck) in first.into_iter().enumerate() {
-        // Round robin goes on with the other one, and the client sticks to that.
+        // Round robin selects the other backend, and the client stays with it.
         let next = names(|| ask_udp(&asker.ns, at(VIP[family], 53), ANSWER), 4);
         assert_eq!(next.union(&stuck).count(), 2, "{next:?} after {stuck:?}");
         assert_eq!(next.len(), 1);
@@ -108,7 +108,7 @@ fn affinity_changes_in_place() {
 
 /// A client whose backend is drained gets another one for new connections, and keeps the old connection.
 #[test]
-fn affinity_does_not_lead_to_a_drained_backend() {
+fn affinity_ignores_a_drained_backend() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (one, two, asker) = (node.pod(5).unwrap(), node.pod(6).unwrap(), node.pod(9).unwrap());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Backends that come and go: draining for TCP, moving at once for UDP.
+//! Added and removed backends: TCP connections drain, UDP flows move at once.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -81,7 +81,7 @@ fn a_drained_backend_keeps_its_connections_and_gets_no_more() {
     }
 }
 
-/// A connection that never ends does not hold its drained backend for ever.
+/// An endless connection does not keep its drained backend forever.
 #[test]
 fn a_drain_ends_at_its_deadline() {
     let lab = Lab::new().unwrap();
@@ -112,9 +112,9 @@ fn a_drain_ends_at_its_deadline() {
     }
 }
 
-/// An idle backend is not kept.
+/// An idle backend is removed at once.
 #[test]
-fn a_backend_without_connections_goes_at_once() {
+fn a_backend_without_connections_is_removed_at_once() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let objects = |addresses: &[&str]| {
@@ -130,7 +130,7 @@ fn a_backend_without_connections_goes_at_once() {
     setup.wait_ipvs("-a -t 10.96.0.10:80 -r 10.244.1.5:8080", false).unwrap();
 }
 
-/// One socket that goes on asking.
+/// A socket that keeps sending.
 struct Flow {
     target: SocketAddr,
     from: String,
@@ -138,12 +138,12 @@ struct Flow {
 }
 
 impl Flow {
-    /// Every datagram waits so long for its answer.
+    /// Limit for the answer to a datagram.
     fn open((ns, target): (&Netns, SocketAddr), limit: Duration) -> Self {
         Self { target, from: ns.name().to_owned(), flow: UdpFlow::open(ns, target, limit).unwrap() }
     }
 
-    /// Asks until somebody answers; returns who, and how many datagrams were lost before.
+    /// Sends until an answer comes. Returns the backend and the number of lost datagrams.
     fn ask(&self) -> (String, usize) {
         let start = Instant::now();
         for lost in 0.. {
@@ -154,7 +154,7 @@ impl Flow {
                     assert!(start.elapsed() < ANSWER * 2, "{from} to {to}: {lost} datagrams lost, {error}");
                 }
             }
-            // A refusal is there at once: no need to send hundreds.
+            // A refusal comes at once: a pause avoids hundreds of datagrams.
             std::thread::sleep(Duration::from_millis(50));
         }
         unreachable!("the loop ends with an answer or a panic")
@@ -203,10 +203,10 @@ fn udp_flows_move_to_the_new_backend() {
     assert!(moved.iter().all(|(name, lost)| name == "new" && *lost <= 1), "{moved:?}");
 }
 
-/// Who sends already when the first backend comes must not be black-holed by what the kernel remembers of
-/// the time before.
+/// A client that sends before the first backend exists must reach it: old conntrack entries must not black-hole
+/// its flow.
 #[test]
-fn the_first_udp_backend_is_reached_by_who_sends_already() {
+fn an_existing_udp_client_reaches_the_first_backend() {
     let lab = Lab::new().unwrap();
     let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let (far, asker) = (other.pod(6).unwrap(), node.pod(9).unwrap());
@@ -221,8 +221,8 @@ fn the_first_udp_backend_is_reached_by_who_sends_already() {
     let setup = Setup::start(&node, &json!({}), vec![waiting.clone()]).unwrap();
     setup.wait_bound(&VIP).unwrap();
     let limit = Duration::from_secs(1);
-    // One Service is there without a backend, the other is not there at all: what is sent to its address
-    // is routed on, and the node's connection tracking remembers that.
+    // One Service has no backend, the other does not exist: a datagram to the address of the second
+    // is forwarded, and the node keeps a conntrack entry for it.
     let flows: Vec<Flow> = [0, 1]
         .into_iter()
         .flat_map(|family| {
@@ -243,7 +243,7 @@ fn the_first_udp_backend_is_reached_by_who_sends_already() {
     });
     let slices = |name: &str| NEW.map(|endpoint| slice(name, &[endpoint], &TARGETS[1..2]));
     setup.write([vec![waiting, later], slices("waiting").into(), slices("later").into()].concat()).unwrap();
-    // They go on sending all the time, so that nothing times out in the kernel.
+    // They keep sending, so that no flow times out in the kernel.
     std::thread::scope(|scope| {
         for flow in &flows {
             scope.spawn(move || assert_eq!(flow.ask().0, "far", "{}", flow.target));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is masqueraded, dropped and refused beside the plain path: hairpins, source ranges, host ports.
+//! Masqueraded, dropped and refused traffic: hairpins, source ranges, host ports.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -67,9 +67,9 @@ fn a_pod_reaches_itself_through_its_service() {
     }
 }
 
-/// Source ranges hold for outside, pods and the node alike, and only for the load balancer's addresses.
+/// Source ranges apply to clients outside, pods and the node, and only at the load balancer's addresses.
 #[test]
-fn source_ranges_let_in_whom_they_name() {
+fn source_ranges_admit_only_their_clients() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (allowed, denied) = (lab.client("allowed").unwrap(), lab.client("denied").unwrap());
@@ -109,7 +109,7 @@ fn source_ranges_let_in_whom_they_name() {
             (&allowed.ns, near),
             (&asker.ns, near),
         ]);
-        // The other ways to the same Service have no ranges.
+        // Other frontends of the Service have no ranges.
         for target in [at(CLUSTER[family], 80), at(NODE[family], 30080)] {
             assert_eq!(ask_tcp(&asker.ns, target, ANSWER).unwrap().name, "web", "{target}");
             assert_eq!(ask_tcp(node.ns(), target, ANSWER).unwrap().name, "web", "{target}");
@@ -120,13 +120,13 @@ fn source_ranges_let_in_whom_they_name() {
 
 /// A range that stays keeps its connections through changes of the others; one that goes cuts them.
 #[test]
-fn connections_live_as_long_as_their_source_range() {
+fn connections_break_when_their_source_range_is_removed() {
     change_source_ranges(false);
 }
 
-/// With `keepEstablished` a connection that stands outlives its range; a new one does not get in.
+/// With `keepEstablished` an established connection survives its range; a new connection is refused.
 #[test]
-fn established_connections_outlive_their_source_range_if_wanted() {
+fn established_connections_can_survive_their_source_range() {
     change_source_ranges(true);
 }
 
@@ -210,7 +210,7 @@ fn only_services_answer(from: &Netns, family: usize) {
 const OWN: [&str; 2] = ["192.168.50.22", "fd00:50::22"];
 const OWN_2: [&str; 2] = ["192.168.50.23", "fd00:50::23"];
 
-/// What listens on the node answers on the node's addresses and on no Service's.
+/// Sockets of the node answer at the addresses of the node, and at no VIP.
 #[test]
 fn host_ports_are_not_reached_through_services() {
     let lab = Lab::new().unwrap();

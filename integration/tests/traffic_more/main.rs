@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What becomes of real connections when Services have filters, memory and changes: one agent on a node of
-//! the lab, over IPv4 and IPv6. Who answers whom without any of that is in `traffic_matrix.rs`.
+//! Real connections through Services with filters, affinity and changes: one agent on a node of
+//! the lab, over IPv4 and IPv6. `traffic_matrix.rs` has the plain cases.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -18,9 +18,9 @@ use integration::lab::traffic::{Answer, Backend, NoAnswer, ask_tcp};
 use integration::lab::{Host, Netns};
 use integration::objects::Port;
 
-/// How long an answer may take where one is expected: much, for the guest is slow.
+/// Limit for an expected answer: long, because the guest is slow.
 const ANSWER: Duration = Duration::from_secs(15);
-/// How long to wait where none is expected: the first try of the kernel and the second after 1 s.
+/// How long to wait if no answer is expected: includes the first retransmission after 1 s.
 const SILENCE: Duration = Duration::from_millis(2500);
 
 const PORTS: [Port<'static>; 3] = [("tcp", "TCP", 80), ("udp", "UDP", 53), ("sctp", "SCTP", 9)];
@@ -31,7 +31,7 @@ fn backend<'a>(pod: &'a Host, name: &str) -> Backend<'a> {
     Backend::new(&pod.ns, name).tcp(8080).unwrap().udp(5353).unwrap().sctp(9000).unwrap()
 }
 
-/// Who answers when asked several times.
+/// The backends that answer several requests.
 fn names(ask: impl Fn() -> Result<Answer, NoAnswer>, times: usize) -> BTreeSet<String> {
     (0..times).map(|_| ask().unwrap_or_else(|e| panic!("{e}")).name).collect()
 }
@@ -41,7 +41,7 @@ fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// Nobody must answer there, and nobody refuse. All are asked at the same time.
+/// No answer and no refusal may come from these addresses. All are tested at the same time.
 fn assert_silent(asked: &[(&Netns, SocketAddr)]) {
     std::thread::scope(|scope| {
         let ask = |(ns, address): (&Netns, SocketAddr)| {
@@ -55,7 +55,7 @@ fn assert_silent(asked: &[(&Netns, SocketAddr)]) {
     });
 }
 
-/// It must be refused, which is quicker than a time-out.
+/// The connection must be refused before a timeout.
 fn assert_refused(ns: &Netns, address: SocketAddr) {
     let result = ask_tcp(ns, address, ANSWER);
     assert!(matches!(result, Err(NoAnswer::Refused)), "from {} to {address}: {result:?}", ns.name());

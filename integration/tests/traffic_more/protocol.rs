@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! NodePorts of every protocol and both families, and nodes that send to each other.
+//! NodePorts of every protocol and both families, and traffic between nodes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -67,7 +67,7 @@ fn node_ports_carry_every_protocol() {
 
 /// IPVS finds the connection of an answer by client and real server alone, and takes the newest.
 #[test]
-fn one_source_port_to_two_services_with_one_endpoint_confuses_ipvs() {
+fn one_source_port_to_two_services_with_one_endpoint_is_an_ipvs_limit() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (near, asker) = (node.pod(5).unwrap(), node.pod(9).unwrap());
@@ -93,9 +93,9 @@ fn one_source_port_to_two_services_with_one_endpoint_confuses_ipvs() {
     }
 }
 
-/// Each family has its own addresses and endpoints; a Service of one family is not there in the other.
+/// Each family has its own addresses and endpoints. A single-stack Service does not exist in the other family.
 #[test]
-fn families_are_apart() {
+fn families_are_independent() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (pod, other, asker) = (node.pod(5).unwrap(), node.pod(6).unwrap(), node.pod(9).unwrap());
@@ -122,7 +122,7 @@ fn families_are_apart() {
     drop(setup);
 }
 
-/// The objects of [`nodes_send_to_each_other`]: the only backend is on node-b.
+/// The objects of [`services_work_between_nodes`]: the only backend is on node-b.
 fn backend_on_b() -> Vec<Value> {
     let far = FAR.each_ref().map(std::slice::from_ref);
     let all = ServiceBuilder::new("all", &VIP, &PORTS)
@@ -131,7 +131,7 @@ fn backend_on_b() -> Vec<Value> {
     let local = ServiceBuilder::new("own", &VIP_2, &PORTS)
         .node_ports(&[31080, 31053, 31009])
         .external_policy("Local");
-    // The load balancer answers for itself here: no node may.
+    // The load balancer itself answers at this address: no node may.
     let proxied = ServiceBuilder::new("proxied", &["10.96.0.12"], &PORTS)
         .ingress("203.0.113.12", Some("Proxy"))
         .build();
@@ -140,7 +140,7 @@ fn backend_on_b() -> Vec<Value> {
 
 /// Two nodes, each with an agent, and the only backend on the second.
 #[test]
-fn nodes_send_to_each_other() {
+fn services_work_between_nodes() {
     let lab = Lab::new().unwrap();
     let (a, b) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let (far, on_a) = (b.pod(6).unwrap(), a.pod(9).unwrap());

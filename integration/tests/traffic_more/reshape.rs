@@ -25,7 +25,7 @@ fn with_slices(service: ServiceBuilder) -> Vec<Value> {
     std::iter::once(service.build()).chain(slices).collect()
 }
 
-/// Waits until the pod answers there and sees the client's address, or another one.
+/// Waits until the pod answers and sees the address of the client, or another one.
 fn wait_source(setup: &Setup<'_>, client: &Host, target: SocketAddr, kept: bool) {
     let own = if target.is_ipv4() { IpAddr::from(client.v4) } else { IpAddr::from(client.v6) };
     let as_wanted = || {
@@ -38,7 +38,7 @@ fn wait_source(setup: &Setup<'_>, client: &Host, target: SocketAddr, kept: bool)
 }
 
 /// From ClusterIP to NodePort to load balancer, from policy to policy, and all the way back: a connection
-/// over what stays is not touched.
+/// over an unchanged frontend survives.
 #[test]
 fn a_service_changes_its_type_and_policies() {
     let lab = Lab::new().unwrap();
@@ -53,7 +53,7 @@ fn a_service_changes_its_type_and_policies() {
     let mut open = VIP.map(|vip| Connection::open(&asker.ns, at(vip, 80), ANSWER).unwrap());
     let balanced = || service().load_balancer(&LB);
     let (own, lb) = (|port| NODE.map(|address| at(address, port)), LB.map(|address| at(address, 80)));
-    // What the Service becomes, where it is asked, and whether the client's address is seen.
+    // The new spec, the frontend, and whether the backend sees the client's address.
     let steps = [
         (service().node_ports(&[30080]), own(30080), false),
         (service().node_ports(&[30080]).external_policy("Local"), own(30080), true),
@@ -83,10 +83,10 @@ fn a_service_changes_its_type_and_policies() {
     }
 }
 
-/// NodePorts are on the addresses that the node has now. A VIP that becomes an address of the node goes on
-/// answering, and so does what listens there; when it is none any more it is bound again.
+/// NodePorts are on the current addresses of the node. A VIP that becomes an address of the node keeps
+/// working, and so do sockets at it. When it is no longer an address of the node, it is bound again.
 #[test]
-fn node_addresses_come_and_go() {
+fn node_addresses_are_added_and_removed() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let client = lab.client("outside").unwrap();
@@ -128,7 +128,7 @@ fn node_addresses_come_and_go() {
 
 /// A Service that is deleted has no drain, as with kube-proxy: its connections get no more answers.
 #[test]
-fn a_deleted_service_answers_nobody() {
+fn a_deleted_service_refuses_connections() {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
     let (pod, asker) = (node.pod(5).unwrap(), node.pod(9).unwrap());

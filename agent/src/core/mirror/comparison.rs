@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The mirror against a fresh reading of the kernel, piece by piece.
+//! Compares the mirror with a fresh read of the kernel, piece by piece.
 //!
-//! Each piece is compared when it is read, with the mirror of that moment, so what is changed between two
-//! pieces is no difference. A list of virtual servers that is read little by little may miss some or show
-//! them as they were: what it says against the mirror is a suspicion, and the suspects are asked one by
-//! one at the end.
+//! Each piece is compared with the mirror as soon as it is read, so a sync between two pieces is not drift.
+//! A dump of virtual servers in several parts may miss some of them or show an older state. A virtual server
+//! that differs from the mirror in a dump is therefore a suspect, and is read again by itself at the end.
 
 use crate::core::model::PerFamily;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,35 +19,34 @@ use crate::core::model::sets::SetId;
 use crate::core::model::settings::Timeouts;
 use crate::core::model::{VsKey, VsSpec};
 
-/// A part of what the kernel holds.
+/// One read of a part of the kernel state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// Virtual servers and how they balance. A reading for an empty mirror has every virtual server in one
-    /// piece of this kind, and in one of the next.
+    /// Virtual servers with their specs. For an empty mirror every virtual server comes in a piece of this
+    /// kind and in a `Shown` piece.
     Listed(Vec<(VsKey, VsSpec)>),
-    /// Virtual servers with what is seen of how they balance, see [`VsSpec::looks_like`], and their real
-    /// servers.
+    /// Virtual servers with the part of their specs that `/proc/net/ip_vs` has ([`VsSpec::looks_like`]), and
+    /// their real servers.
     Shown(Vec<(VsKey, VsSpec, RealServers)>),
     /// One of our sets; `None`: it does not exist.
     Set(SetId, Option<ObservedSet>),
-    /// The device with its addresses.
+    /// Addresses of `kube-ipvs0` and of the other links.
     Addresses(Addresses),
-    /// What is small.
+    /// Everything else.
     Rest(NodeState),
 }
 
-/// What to read next.
+/// Which piece to read next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadStep {
-    /// The first piece, for a mirror that is empty.
+    /// The first piece, to fill an empty mirror.
     Fill,
-    /// The first piece, to compare it with a mirror.
+    /// The first piece, to compare with a filled mirror.
     Compare,
     /// The piece after the last one.
     Next,
 }
 
-/// Addresses of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
     /// Whether `kube-ipvs0` exists.
@@ -59,56 +57,56 @@ pub struct Addresses {
     pub elsewhere: Vec<IpAddr>,
 }
 
-/// Everything that no other piece has.
+/// State of the node that no other piece has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeState {
-    /// IPVS timeouts.
     pub timeouts: Timeouts,
-    /// Current values of the sysctls asked for.
+    /// Current values of the sysctls in the settings.
     pub sysctls: BTreeMap<&'static str, i64>,
     /// Next hops of all routes, sorted.
     pub next_hops: Vec<IpAddr>,
-    /// Routers that DHCP leases name.
+    /// Routers in the DHCP leases of the node.
     pub lease_routers: Vec<IpAddr>,
-    /// DNS and DHCP servers that the node's files name.
+    /// DNS and DHCP servers in the configuration files of the node.
     pub name_servers: Vec<IpAddr>,
-    /// Where programs of the node listen, sorted.
+    /// Listening sockets of the node, sorted.
     pub listeners: Vec<OpenPort>,
     /// Whether the table of kube-proxy's nftables mode exists.
     pub nft_tables: PerFamily<bool>,
 }
 
-/// A comparison that goes on.
+/// A comparison of the mirror with the kernel, and the differences found so far.
 #[derive(Debug, Default)]
 pub struct Audit {
     /// The mirror is being filled for the first time.
     fills: bool,
-    /// Virtual servers of the mirror that no piece has shown.
+    /// Virtual servers of the mirror that no `Shown` piece contained yet.
     unshown: Set<VsKey>,
     suspects: BTreeSet<VsKey>,
-    /// Not all virtual servers could be read.
+    /// Some virtual servers could not be read.
     skipped: bool,
     found: Changes,
 }
 
 impl Audit {
-    /// Fills an empty mirror.
+    /// An audit that fills an empty mirror.
     pub fn fill() -> Self {
         Self { fills: true, ..Self::default() }
     }
 
-    /// Compares with what the mirror has, all of it.
+    /// An audit of the whole mirror.
     pub fn compare(observed: &Observed) -> Self {
         Self { unshown: observed.virtual_servers.keys().copied().collect(), ..Self::default() }
     }
 
-    /// Compares some pieces with what the mirror has.
+    /// An audit of single pieces: virtual servers that no piece contains are not compared.
     pub fn partial() -> Self {
         Self::default()
     }
 
-    /// Takes a piece. The mirror follows at once, but for virtual servers, see [`Self::suspects`].
-    pub fn take(&mut self, piece: Piece, observed: &mut Observed) {
+    /// Compares a piece and updates the mirror. Virtual servers that differ become suspects, see
+    /// [`Self::take_suspects`].
+    pub fn add(&mut self, piece: Piece, observed: &mut Observed) {
         match piece {
             Piece::Listed(list) => list.into_iter().for_each(|(key, spec)| self.listed(key, spec, observed)),
             Piece::Shown(list) => {
@@ -141,10 +139,10 @@ impl Audit {
     }
 
     fn shown(&mut self, key: VsKey, spec: &VsSpec, real_servers: RealServers, observed: &mut Observed) {
-        let first = self.unshown.remove(&key);
+        let is_new = self.unshown.remove(&key);
         match observed.virtual_servers.get_mut(&key) {
             Some(server) if server.real_servers == real_servers && server.spec.looks_like(spec) => {}
-            Some(server) if self.fills && first => server.real_servers = real_servers,
+            Some(server) if self.fills && is_new => server.real_servers = real_servers,
             _ => _ = self.suspects.insert(key),
         }
     }
@@ -170,7 +168,7 @@ impl Audit {
         let Addresses { device, bound, elsewhere } = addresses;
         if !self.fills {
             for net in observed.addresses.symmetric_difference(&bound) {
-                // A wider prefix may have been in the way of ours.
+                // An address with a wider prefix may have replaced ours.
                 self.found.addresses.insert(net.addr());
                 if net.prefix_len() != net.max_prefix_len() {
                     self.found.networks.insert(*net);
@@ -182,28 +180,28 @@ impl Audit {
         observed.node_addresses = elsewhere;
     }
 
-    /// The rest of the virtual servers cannot be read: those that no piece has shown are as they were.
+    /// The remaining virtual servers cannot be read: the mirror keeps the state it has of them.
     pub fn skip_servers(&mut self) {
         self.unshown.clear();
         self.skipped = true;
     }
 
-    /// Whether not all virtual servers could be read.
+    /// Whether some virtual servers could not be read.
     pub fn skipped_servers(&self) -> bool {
         self.skipped
     }
 
-    /// After the last piece: the virtual servers that seem to differ from the mirror, or were missing in
-    /// a list. Ask for each and tell [`Self::settle`].
-    pub fn suspects(&mut self, observed: &Observed) -> Vec<VsKey> {
+    /// After the last piece: the virtual servers that appear to differ from the mirror. Read each by itself and
+    /// pass the result to [`Self::confirm`].
+    pub fn take_suspects(&mut self, observed: &Observed) -> Vec<VsKey> {
         let missing = self.unshown.drain();
-        // One that was removed meanwhile is missing for a good reason.
+        // The agent may have removed a virtual server since the audit began.
         self.suspects.extend(missing.filter(|key| observed.virtual_servers.contains_key(key)));
         std::mem::take(&mut self.suspects).into_iter().collect()
     }
 
-    /// What a suspect is really like; `None`: it does not exist.
-    pub fn settle(&mut self, key: VsKey, server: Option<ObservedServer>, observed: &mut Observed) {
+    /// Compares a suspect with a read of this one virtual server. `None`: it does not exist.
+    pub fn confirm(&mut self, key: VsKey, server: Option<ObservedServer>, observed: &mut Observed) {
         if observed.virtual_servers.get(&key) == server.as_ref() {
             return;
         }
@@ -214,7 +212,7 @@ impl Audit {
         };
     }
 
-    /// What differed from the mirror.
+    /// All differences found.
     pub fn finish(self) -> Changes {
         self.found
     }

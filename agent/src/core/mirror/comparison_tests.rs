@@ -39,56 +39,56 @@ fn show(rows: &[(u8, &[u8])]) -> Piece {
 #[test]
 fn an_empty_mirror_is_filled() {
     let (mut audit, mut observed) = (Audit::fill(), Observed::default());
-    audit.take(list(&[1, 2, 3]), &mut observed);
-    audit.take(show(&[(1, &[1]), (3, &[3])]), &mut observed);
-    audit.take(show(&[(4, &[4])]), &mut observed);
-    assert_eq!(audit.suspects(&observed), [vs(2), vs(4)], "each was in one of the two lists only");
-    audit.settle(vs(2), Some(server(&[2])), &mut observed);
-    audit.settle(vs(4), None, &mut observed);
+    audit.add(list(&[1, 2, 3]), &mut observed);
+    audit.add(show(&[(1, &[1]), (3, &[3])]), &mut observed);
+    audit.add(show(&[(4, &[4])]), &mut observed);
+    assert_eq!(audit.take_suspects(&observed), [vs(2), vs(4)], "each was in only one of the two lists");
+    audit.confirm(vs(2), Some(server(&[2])), &mut observed);
+    audit.confirm(vs(4), None, &mut observed);
     assert_eq!(observed, mirror());
 }
 
 #[test]
-fn what_is_as_it_was_is_not_suspected() {
+fn equal_virtual_servers_are_no_suspects() {
     let mut observed = mirror();
     let mut audit = Audit::compare(&observed);
-    audit.take(list(&[1, 2]), &mut observed);
-    audit.take(list(&[2, 3]), &mut observed);
-    audit.take(show(&[(1, &[1]), (2, &[2]), (3, &[3]), (3, &[3])]), &mut observed);
-    assert!(audit.suspects(&observed).is_empty());
+    audit.add(list(&[1, 2]), &mut observed);
+    audit.add(list(&[2, 3]), &mut observed);
+    audit.add(show(&[(1, &[1]), (2, &[2]), (3, &[3]), (3, &[3])]), &mut observed);
+    assert!(audit.take_suspects(&observed).is_empty());
     assert!(audit.finish().is_empty());
 }
 
 #[test]
-fn what_differs_is_asked_for_and_counts_only_if_it_really_does() {
+fn a_suspect_is_drift_only_if_a_second_read_confirms_it() {
     let mut observed = mirror();
     let mut audit = Audit::compare(&observed);
-    audit.take(list(&[1, 3, 9]), &mut observed);
-    audit.take(show(&[(1, &[1, 7]), (2, &[2]), (3, &[3]), (9, &[])]), &mut observed);
+    audit.add(list(&[1, 3, 9]), &mut observed);
+    audit.add(show(&[(1, &[1, 7]), (2, &[2]), (3, &[3]), (9, &[])]), &mut observed);
     let persistent = VsSpec { flags: PERSISTENT, timeout: 600, ..spec() };
-    audit.take(Piece::Shown(vec![(vs(2), persistent, servers(&[2]))]), &mut observed);
-    assert_eq!(audit.suspects(&observed), [vs(1), vs(2), vs(9)]);
-    audit.settle(vs(1), Some(server(&[1, 7])), &mut observed);
-    audit.settle(vs(2), Some(server(&[2])), &mut observed);
-    audit.settle(vs(9), Some(server(&[])), &mut observed);
+    audit.add(Piece::Shown(vec![(vs(2), persistent, servers(&[2]))]), &mut observed);
+    assert_eq!(audit.take_suspects(&observed), [vs(1), vs(2), vs(9)]);
+    audit.confirm(vs(1), Some(server(&[1, 7])), &mut observed);
+    audit.confirm(vs(2), Some(server(&[2])), &mut observed);
+    audit.confirm(vs(9), Some(server(&[])), &mut observed);
     let found: Vec<VsKey> = audit.finish().virtual_servers.into_iter().collect();
     assert_eq!(found, [vs(1), vs(9)]);
     assert_eq!(observed.virtual_servers[&vs(1)], server(&[1, 7]));
 }
 
 #[test]
-fn what_the_agent_does_meanwhile_is_no_difference() {
+fn ops_during_an_audit_are_no_drift() {
     let mut observed = mirror();
     let mut audit = Audit::compare(&observed);
-    audit.take(list(&[1, 2, 3]), &mut observed);
+    audit.add(list(&[1, 2, 3]), &mut observed);
     observed.virtual_servers.remove(&vs(2));
     observed.virtual_servers.insert(vs(4), server(&[4]));
-    audit.take(show(&[(1, &[1]), (3, &[3]), (4, &[4])]), &mut observed);
-    assert!(audit.suspects(&observed).is_empty());
+    audit.add(show(&[(1, &[1]), (3, &[3]), (4, &[4])]), &mut observed);
+    assert!(audit.take_suspects(&observed).is_empty());
 }
 
 #[test]
-fn sets_and_addresses_differ_by_member() {
+fn sets_and_addresses_are_compared_by_member() {
     let set = SetId { kind: SetKind::IpvsIps, family: Family::V4 };
     let ip = |n: u8| IpAddr::from([10, 96, 0, n]);
     let with = |numbers: &[u8]| {
@@ -99,19 +99,23 @@ fn sets_and_addresses_differ_by_member() {
     let mut observed = Observed { device: true, addresses: nets(&["10.96.0.1/32"]), ..Observed::default() };
     observed.sets.insert(set, with(&[1, 2]));
     let mut audit = Audit::compare(&observed);
-    audit.take(Piece::Set(set, Some(with(&[2, 3]))), &mut observed);
+    audit.add(Piece::Set(set, Some(with(&[2, 3]))), &mut observed);
     let bound = nets(&["10.96.0.1/24", "10.96.0.2/32"]);
     let addresses = Addresses { device: true, bound: bound.clone(), elsewhere: vec![ip(9)] };
-    audit.take(Piece::Addresses(addresses), &mut observed);
+    audit.add(Piece::Addresses(addresses), &mut observed);
     let found = audit.finish();
     assert_eq!(found.entries, [(set, Entry::Ip(ip(1))), (set, Entry::Ip(ip(3)))].into());
     assert_eq!(found.addresses, [ip(1), ip(2)].into());
     assert_eq!(found.networks, ["10.96.0.1/24".parse().unwrap()].into());
     assert_eq!((&observed.sets[&set], &observed.addresses), (&with(&[2, 3]), &bound));
     let mut audit = Audit::compare(&observed);
-    audit.take(Piece::Set(set, None), &mut observed);
-    audit.take(Piece::Addresses(Addresses::default()), &mut observed);
+    audit.add(Piece::Set(set, None), &mut observed);
+    audit.add(Piece::Addresses(Addresses::default()), &mut observed);
     let found = audit.finish();
-    assert_eq!((found.entries.len(), found.addresses.len()), (2, 2), "all of a set or device that is gone");
+    assert_eq!(
+        (found.entries.len(), found.addresses.len()),
+        (2, 2),
+        "all members of a set and all addresses of a device that no longer exist"
+    );
     assert!(observed.sets.is_empty() && !observed.device);
 }

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Addresses and networks as Kubernetes reads them (`k8s.io/utils/net`, `ParseIPSloppy`): leading zeros are
-//! decimal, and an IPv4 address in IPv6 clothes is an IPv4 address.
+//! Parsers of addresses and networks with the rules of Kubernetes (`k8s.io/utils/net`, `ParseIPSloppy`): leading
+//! zeros are decimal, and an IPv4-mapped IPv6 address is an IPv4 address.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// Reads an address.
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some(ip.to_canonical());
     }
-    // The dotted part stands at the end, alone or behind an IPv6 prefix.
+    // The dotted part is at the end, alone or after an IPv6 prefix.
     let (prefix, dotted) = text.split_at(text.rfind(':').map_or(0, |at| at + 1));
     let v4 = parse_dotted(dotted)?;
     if prefix.is_empty() {
@@ -31,7 +30,7 @@ fn parse_number<N: FromStr>(text: &str) -> Option<N> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// Reads `IP:PORT`; an IPv6 address stands in brackets.
+/// Parses `IP:PORT`, with brackets around an IPv6 address.
 pub fn parse_socket(text: &str) -> Option<SocketAddr> {
     let (host, port) = text.rsplit_once(':')?;
     let host = match host.strip_prefix('[') {
@@ -41,7 +40,7 @@ pub fn parse_socket(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(parse_ip(host)?, parse_number(port)?))
 }
 
-/// Reads a network; host bits are cut off.
+/// Parses a network and clears its host bits.
 pub fn parse_net(text: &str) -> Option<IpNet> {
     let (addr, prefix) = text.split_once('/')?;
     let prefix: u8 = parse_number(prefix)?;
@@ -55,7 +54,7 @@ pub fn parse_net(text: &str) -> Option<IpNet> {
     }
 }
 
-/// Why nothing can be reached at an address, whatever the node's routes say.
+/// The reason why an address can never be an endpoint or a VIP, whatever the routes of the node are.
 pub fn useless(ip: IpAddr) -> Option<&'static str> {
     if ip.is_unspecified() {
         Some("unspecified")
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_with_a_port_are_read_alike() {
+    fn socket_addresses_are_parsed_by_the_same_rules() {
         for (text, expected) in [
             ("127.0.0.1:10249", Some("127.0.0.1:10249")),
             ("127.000.000.001:10249", Some("127.0.0.1:10249")),
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_read_alike() {
+    fn networks_are_parsed_by_the_same_rules() {
         for (text, expected) in [
             ("10.1.2.3/8", Some("10.0.0.0/8")),
             ("010.1.2.3/08", Some("10.0.0.0/8")),
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_reach_nobody() {
+    fn unusable_addresses_are_recognised() {
         for text in ["0.0.0.0", "::", "127.0.0.9", "::1", "224.0.0.5", "ff02::1", "255.255.255.255"] {
             assert!(useless(text.parse().unwrap()).is_some(), "{text}");
         }

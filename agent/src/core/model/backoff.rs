@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-/// The pauses of one thing that is retried.
+/// Pauses between the retries of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     min: Duration,
@@ -28,7 +28,6 @@ impl Backoff {
         self.after(self.failures)
     }
 
-    /// Starts again with the shortest pause.
     pub fn reset(&mut self) {
         self.failures = 0;
     }

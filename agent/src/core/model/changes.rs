@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which kernel objects a plan looks at.
+//! The kernel objects that a plan compares.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,30 +12,29 @@ use super::{ObjectName, VsKey};
 /// Kernel objects whose wanted state may have changed, in a stable order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Virtual servers, their real servers included.
+    /// Virtual servers with their real servers.
     pub virtual_servers: BTreeSet<VsKey>,
     /// Addresses on `kube-ipvs0`.
     pub addresses: BTreeSet<IpAddr>,
-    /// Other prefixes on `kube-ipvs0`: never wanted.
+    /// Addresses with a wider prefix on `kube-ipvs0`: never wanted.
     pub networks: BTreeSet<IpNet>,
-    /// Set entries.
     pub entries: BTreeSet<(SetId, Entry)>,
-    /// Services whose UDP frontends or endpoints changed: flows that are stale now are to be forgotten.
+    /// Services whose UDP frontends or endpoints changed: their stale flows must be deleted.
     pub flows: BTreeSet<ObjectName>,
-    /// Virtual servers that a Service newly claims in vain, or claims no longer.
+    /// Virtual servers with new or fewer losing claims, or with another winner.
     pub contested: BTreeSet<VsKey>,
-    /// Services with other notices than before.
+    /// Services whose notices changed.
     pub noticed: BTreeSet<ObjectName>,
-    /// Health-check node ports have other answers than before.
+    /// The answers of health-check node ports changed.
     pub health_checks: bool,
-    /// What every plan looks at has changed: device, sets, rules, sysctls.
+    /// Something that every plan compares changed: device, sets, rules, sysctls.
     pub common: bool,
-    /// Everything will be looked at: entries and addresses need not be noted one by one.
+    /// The next plan compares everything: entries and addresses need no keys.
     pub everything: bool,
 }
 
 impl Changes {
-    /// True when nothing in the kernel is concerned.
+    /// True when no kernel object may have changed.
     pub fn is_empty(&self) -> bool {
         self.len() == 0 && self.flows.is_empty() && !self.common
     }
@@ -52,7 +51,6 @@ impl Changes {
         }
     }
 
-    /// Adds others.
     pub fn append(&mut self, mut others: Changes) {
         self.virtual_servers.append(&mut others.virtual_servers);
         self.addresses.append(&mut others.addresses);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which flows of connectionless protocols must be forgotten.
+//! Which conntrack entries of UDP flows are stale.
 //!
-//! A UDP client that keeps its port keeps its entry in the kernel's connection tracking, and with it
-//! the endpoint it was sent to, for as long as it goes on sending: also when that endpoint is gone.
-//! The rule is kube-proxy's: an entry goes when a Service owns its destination and the side that
-//! answers is not one of the Service's endpoints.
+//! While a UDP client keeps sending from one port, its conntrack entry keeps the endpoint that was chosen
+//! first, even if that endpoint no longer exists. As in kube-proxy, an entry is stale if a Service owns its
+//! destination and its reply source is not an endpoint of that Service.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,28 +11,25 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::core::model::{Family, RsKey};
 
-/// Which UDP flows of one family are stale: those to a Service that are not answered by one of its
-/// endpoints.
+/// Selects the stale UDP flows of one family: flows to a Service whose reply source is not one of its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowFilter {
-    /// The family; flows of the other one are never stale.
+    /// Flows of the other family are never stale.
     pub family: Family,
     /// VIP and port of UDP Services → the endpoints (sorted) that may answer there.
     pub frontends: BTreeMap<(IpAddr, u16), Vec<RsKey>>,
-    /// UDP node ports, on whatever address → the endpoints (sorted) that may answer there.
+    /// UDP node ports, on any address → the endpoints (sorted) that may answer there.
     pub node_ports: BTreeMap<u16, Vec<RsKey>>,
 }
 
 /// One UDP flow in the connection-tracking table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Where the client sends to, before any translation.
+    /// The destination of the client's packets, before any translation.
     pub orig_dst: IpAddr,
-    /// The port it sends to.
     pub orig_dst_port: u16,
-    /// Who answers: the endpoint, or `orig_dst` itself when nothing was translated.
+    /// The source of replies: the endpoint, or `orig_dst` if there is no translation.
     pub reply_src: IpAddr,
-    /// The port that answers.
     pub reply_src_port: u16,
 }
 
@@ -45,8 +41,7 @@ impl fmt::Display for Flow {
 }
 
 impl FlowFilter {
-    /// Whether a flow must be forgotten. A VIP with its port is looked up before node ports: it is
-    /// the more precise owner.
+    /// Whether the flow is stale. A VIP with its port is more specific than a node port, so it is looked up first.
     pub fn is_stale(&self, flow: &Flow) -> bool {
         if Family::of(flow.orig_dst) != self.family {
             return false;
@@ -59,7 +54,7 @@ impl FlowFilter {
         endpoints.binary_search(&answers).is_err()
     }
 
-    /// True when no flow can be stale, so that the table need not be read.
+    /// True when no flow can be stale: the conntrack table need not be read.
     pub fn is_empty(&self) -> bool {
         self.frontends.is_empty() && self.node_ports.is_empty()
     }
@@ -101,13 +96,13 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_goes_with_its_endpoint() {
+    fn a_flow_is_stale_when_its_endpoint_is_gone() {
         for (orig, reply, stale, why) in [
             ("10.96.0.10:53", "10.244.1.5:5353", false, "an endpoint answers"),
-            ("10.96.0.10:53", "10.244.2.7:5353", false, "the other one, too"),
+            ("10.96.0.10:53", "10.244.2.7:5353", false, "the other endpoint answers"),
             ("10.96.0.10:53", "10.244.1.6:5353", true, "the pod was replaced"),
             ("10.96.0.10:53", "10.244.1.5:53", true, "the same pod on another port"),
-            ("10.96.0.10:53", "10.96.0.10:53", true, "made before there was a Service: never translated"),
+            ("10.96.0.10:53", "10.96.0.10:53", true, "made before the Service existed: not translated"),
             ("10.96.0.11:53", "10.244.1.5:5353", true, "the Service has no endpoints any more"),
         ] {
             assert_eq!(is_stale(orig, reply), stale, "{why}");
@@ -115,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_of_others_are_left_alone() {
+    fn flows_to_other_destinations_are_not_stale() {
         for (orig, reply) in [
             ("10.96.0.10:54", "10.96.0.10:54"),
             ("10.96.0.12:53", "10.244.1.6:5353"),
@@ -133,12 +128,12 @@ mod tests {
             assert!(is_stale(node, "10.244.1.6:5353"), "{node}");
             assert!(is_stale(node, node), "{node}");
         }
-        assert!(is_stale("192.168.50.2:30053", "10.244.1.5:5353"), "a VIP of its own goes first");
+        assert!(is_stale("192.168.50.2:30053", "10.244.1.5:5353"), "a VIP with this port is looked up first");
         assert!(!is_stale("192.168.50.2:30053", "10.244.1.9:9"));
     }
 
     #[test]
-    fn the_other_family_is_not_ours() {
+    fn flows_of_the_other_family_are_not_stale() {
         assert!(!is_stale("[fd00::1]:30053", "[fd00::1]:30053"));
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Set entries, each with a value. A large cluster has tens of thousands, in the wanted and in the observed
-//! state, so entries of IPv4 take the 12 bytes that they need and not the 40 of the widest kind.
+//! Set entries, each with a value. A large cluster has tens of thousands of them, in the wanted state and in the
+//! mirror. An IPv4 entry takes 12 bytes here instead of the 40 bytes of [`Entry`].
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,7 +10,7 @@ use super::Protocol;
 use super::map::Map;
 use super::sets::Entry;
 
-/// An entry without IPv6. The last word is port, prefix length, protocol and variant, from above.
+/// An entry without IPv6 addresses. `rest` holds port, prefix length, protocol and variant, from the highest bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Small {
     addr: u32,
@@ -54,7 +54,7 @@ impl Small {
     }
 }
 
-/// Entries, each once, in no order.
+/// Unique entries, in no order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Members<V = ()> {
     small: Map<Small, V>,
@@ -62,17 +62,14 @@ pub struct Members<V = ()> {
 }
 
 impl<V> Members<V> {
-    /// How many.
     pub fn len(&self) -> usize {
         self.small.len() + self.large.len()
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether it is there.
     pub fn contains(&self, entry: &Entry) -> bool {
         match Small::pack(entry) {
             Some(small) => self.small.contains_key(&small),
@@ -80,7 +77,6 @@ impl<V> Members<V> {
         }
     }
 
-    /// The value of one.
     pub fn get_mut(&mut self, entry: &Entry) -> Option<&mut V> {
         match Small::pack(entry) {
             Some(small) => self.small.get_mut(&small),
@@ -88,7 +84,6 @@ impl<V> Members<V> {
         }
     }
 
-    /// Takes one out, with its value.
     pub fn remove(&mut self, entry: &Entry) -> Option<V> {
         match Small::pack(entry) {
             Some(small) => self.small.remove(&small),
@@ -96,20 +91,18 @@ impl<V> Members<V> {
         }
     }
 
-    /// Takes all out.
     pub fn clear(&mut self) {
         self.small.clear();
         self.large.clear();
     }
 
-    /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = Entry> {
         self.small.keys().map(|small| small.unpack()).chain(self.large.keys().copied())
     }
 }
 
 impl<V: Default> Members<V> {
-    /// The value of an entry, which is added if it is not there.
+    /// The value of an entry; adds the entry if it is missing.
     pub fn value_of(&mut self, entry: Entry) -> &mut V {
         match Small::pack(&entry) {
             Some(small) => self.small.entry(small).or_default(),
@@ -119,12 +112,12 @@ impl<V: Default> Members<V> {
 }
 
 impl Members {
-    /// Those that the other has not.
+    /// Entries that `other` does not have.
     pub fn difference(&self, other: &Self) -> impl Iterator<Item = Entry> {
         self.iter().filter(|entry| !other.contains(entry))
     }
 
-    /// Adds one; false when it was there already.
+    /// Adds an entry; false if it was present already.
     pub fn insert(&mut self, entry: Entry) -> bool {
         match Small::pack(&entry) {
             Some(small) => self.small.insert(small, ()).is_none(),
@@ -189,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_set(steps in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..60),
+        fn members_behave_as_a_set(steps in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..60),
                        entries in prop::collection::vec(any_entry(), 1..20)) {
             let (mut members, mut model) = (Members::default(), BTreeSet::new());
             for (index, add) in steps {
@@ -208,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn different_entries_stay_different() {
+    fn different_entries_are_packed_differently() {
         let ip: IpAddr = "10.0.0.1".parse().unwrap();
         let zero: IpAddr = "0.0.0.0".parse().unwrap();
         let net = |text: &str| Entry::IpPortNet(ip, Protocol::Tcp, 80, text.parse().unwrap());

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The vocabulary of the pure core: Kubernetes objects in their compact form, and the names of
-//! kernel objects. Everything here is a value; nothing knows where it came from.
+//! Shared types of the core: Kubernetes objects in compact form, and keys of kernel objects.
 
 pub mod address;
 pub mod backoff;
@@ -21,28 +20,23 @@ use ipnet::IpNet;
 
 pub use self::per_family::PerFamily;
 
-/// A list that nearly always has one member, kept for every Service: the one needs no allocation.
+/// A list that nearly always has one member: one member needs no allocation.
 pub type Few<T> = smallvec::SmallVec<[T; 1]>;
 
-/// An IP family. Dual stack is two independent halves, as in kube-proxy.
+/// An IP family. The families of a dual-stack node are programmed independently, as in kube-proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
-    /// IPv4.
     V4,
-    /// IPv6.
     V6,
 }
 
 impl Family {
-    /// Both families, IPv4 first.
     pub const ALL: [Family; 2] = [Family::V4, Family::V6];
 
-    /// The family of an address.
     pub fn of(addr: IpAddr) -> Self {
         if addr.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 
-    /// The family of a prefix.
     pub fn of_net(net: &IpNet) -> Self {
         Self::of(net.addr())
     }
@@ -65,14 +59,11 @@ impl fmt::Display for Family {
     }
 }
 
-/// A transport protocol that a Service port can have.
+/// A transport protocol of a Service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
-    /// TCP.
     Tcp,
-    /// UDP.
     Udp,
-    /// SCTP.
     Sctp,
 }
 
@@ -95,7 +86,7 @@ impl Protocol {
         }
     }
 
-    /// The protocol with this IANA number, if it is one of ours.
+    /// The protocol with this IANA number; `None` for other protocols.
     pub fn from_number(number: u8) -> Option<Self> {
         match number {
             6 => Some(Protocol::Tcp),
@@ -120,14 +111,11 @@ impl fmt::Display for Protocol {
 /// `namespace/name` of a namespaced object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
-    /// The namespace.
     pub namespace: Arc<str>,
-    /// The name inside the namespace.
     pub name: Arc<str>,
 }
 
 impl ObjectName {
-    /// Builds a name from its two parts.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
@@ -139,62 +127,57 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// One port of a Service. `targetPort` is absent on purpose: endpoints carry their own port.
+/// One port of a Service. It has no `targetPort`: EndpointSlices have the ports of endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Port name; empty when the Service has a single unnamed port.
     pub name: Arc<str>,
-    /// Transport protocol.
     pub protocol: Protocol,
     /// Port on the VIPs.
     pub port: u16,
-    /// Port on the node's own addresses, 0 for none.
+    /// Port on the addresses of the node, 0 for none.
     pub node_port: u16,
 }
 
 /// A Service that this agent proxies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    /// Namespace and name.
     pub name: ObjectName,
-    /// Creation time in seconds since the epoch; decides who wins a contested VIP and port.
+    /// Creation time in seconds since the epoch: the older Service wins a contested VIP and port.
     pub created: i64,
-    /// Programmed before all others: the API server's Service and the cluster's DNS.
-    pub first: bool,
+    /// Programmed before other Services: the Service of the API server and the cluster's DNS.
+    pub priority: bool,
     /// The ClusterIP of each family.
     pub cluster_ips: PerFamily<Option<IpAddr>>,
     /// `spec.externalIPs`, both families, in the order given.
     pub external_ips: Vec<IpAddr>,
-    /// Addresses of `status.loadBalancer.ingress` that nodes are to serve (ipMode `VIP`).
+    /// Addresses of `status.loadBalancer.ingress` with ipMode `VIP`: nodes serve them.
     pub load_balancer_ips: Vec<IpAddr>,
-    /// `spec.loadBalancerSourceRanges`, without host bits; none of a family: no restriction there.
+    /// `spec.loadBalancerSourceRanges`, without host bits. A family without ranges is not restricted.
     pub source_ranges: Vec<IpNet>,
-    /// `externalTrafficPolicy: Local`, where the Service can be reached from outside at all.
+    /// `externalTrafficPolicy: Local` of a Service that can be reached from outside the cluster.
     pub external_local: bool,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
-    /// Seconds of `sessionAffinity: ClientIP`.
+    /// Timeout of `sessionAffinity: ClientIP` in seconds.
     pub affinity: Option<u32>,
     /// `spec.healthCheckNodePort` of a load balancer with `externalTrafficPolicy: Local`, 0 for none.
     pub health_check_node_port: u16,
-    /// The ports.
     pub ports: Vec<ServicePort>,
 }
 
 impl Service {
-    /// The source ranges of a family. A range of everything lifts the restriction.
+    /// The source ranges of a family. A range of length 0 removes the restriction.
     pub fn source_ranges(&self, family: Family) -> Vec<IpNet> {
         let ranges: Vec<IpNet> =
             self.source_ranges.iter().filter(|net| Family::of_net(net) == family).copied().collect();
         if ranges.iter().any(|net| net.prefix_len() == 0) { Vec::new() } else { ranges }
     }
 
-    /// The external IPs of a family.
     pub fn external_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> + '_ {
         self.external_ips.iter().copied().filter(move |ip| Family::of(*ip) == family)
     }
 
-    /// The load-balancer IPs of a family.
     pub fn load_balancer_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> + '_ {
         self.load_balancer_ips.iter().copied().filter(move |ip| Family::of(*ip) == family)
     }
@@ -203,9 +186,9 @@ impl Service {
 /// One port of an EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
-    /// Name that matches the Service port's name.
+    /// Equal to the name of the Service port.
     pub name: Arc<str>,
-    /// Transport protocol; must match the Service port's.
+    /// Equal to the protocol of the Service port.
     pub protocol: Protocol,
     /// Port on the endpoint.
     pub port: u16,
@@ -214,7 +197,7 @@ pub struct SlicePort {
 /// One endpoint of an EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// First address of the endpoint; the others are never used, as in kube-proxy.
+    /// The first address of the endpoint. As in kube-proxy, other addresses are ignored.
     pub addr: IpAddr,
     /// `conditions.ready`, absent meaning true.
     pub ready: bool,
@@ -254,22 +237,19 @@ pub struct Hints {
 /// An EndpointSlice of an IP family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
-    /// Namespace and name of the slice.
     pub name: ObjectName,
-    /// The Service that it belongs to. Without a name: to none that is served here, but its addresses are somebody's.
+    /// The Service of the slice. An empty name: no Service of this agent, but its addresses are still protected.
     pub service: ObjectName,
     /// Address family of all endpoints.
     pub family: Family,
-    /// Ports, shared by all endpoints.
+    /// Ports of every endpoint.
     pub ports: Box<[SlicePort]>,
-    /// Endpoints.
     pub endpoints: Box<[Endpoint]>,
 }
 
-/// The Node object of this node, as far as it matters here.
+/// The used fields of this node's Node object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    /// Node name.
     pub name: Arc<str>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
@@ -277,23 +257,20 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// First `spec.podCIDRs` entry of each family.
     pub pod_cidrs: PerFamily<Option<IpNet>>,
-    /// Is being deleted, or marked for deletion by the cluster autoscaler: no place for new traffic.
+    /// The Node is being deleted, or the cluster autoscaler marked it for deletion: load balancers should avoid it.
     pub leaving: bool,
 }
 
-/// Identity of an IPVS virtual server: protocol, VIP and port.
+/// Key of an IPVS virtual server: protocol, VIP and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VsKey {
-    /// Transport protocol.
     pub protocol: Protocol,
     /// The VIP.
     pub addr: IpAddr,
-    /// The port.
     pub port: u16,
 }
 
 impl VsKey {
-    /// The address family.
     pub fn family(&self) -> Family {
         Family::of(self.addr)
     }
@@ -305,12 +282,10 @@ impl fmt::Display for VsKey {
     }
 }
 
-/// Identity of a real server inside its virtual server: address and port.
+/// Key of a real server within its virtual server: address and port of the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RsKey {
-    /// Endpoint address.
     pub addr: IpAddr,
-    /// Endpoint port.
     pub port: u16,
 }
 
@@ -320,7 +295,7 @@ impl fmt::Display for RsKey {
     }
 }
 
-/// How a virtual server balances. Two specs that are equal need no `SET_SERVICE`.
+/// Scheduler and flags of a virtual server. A difference needs a `SET_SERVICE`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct VsSpec {
     /// Scheduler name, e.g. `rr`.
@@ -337,8 +312,8 @@ pub const PERSISTENT: u32 = 0x1;
 pub const ONE_PACKET: u32 = 0x4;
 
 impl VsSpec {
-    /// Whether the kernel's table shows it like this: only two of the flags are in it, and the timeout only
-    /// where it is persistent.
+    /// Whether `/proc/net/ip_vs` shows this spec as `shown`. The file has only two of the flags, and the timeout of
+    /// persistent virtual servers only.
     pub fn looks_like(&self, shown: &VsSpec) -> bool {
         let persistent = self.flags & PERSISTENT != 0;
         self.scheduler == shown.scheduler

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The ipsets: names, types and entries, exactly as kube-proxy has them.
+//! The ipsets. Names, types and entries are exactly those of kube-proxy.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,7 +10,6 @@ use super::{Family, Protocol};
 
 /// The purpose of a set. One set of each kind exists per family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "each variant is its row in `ROWS`")]
 pub enum SetKind {
     LoopBack,
     ClusterIp,
@@ -47,7 +46,6 @@ pub enum SetType {
 }
 
 impl SetType {
-    /// Every type, in no particular order.
     pub const ALL: [SetType; 5] = [
         SetType::HashIp,
         SetType::HashIpPort,
@@ -56,12 +54,11 @@ impl SetType {
         SetType::BitmapPort,
     ];
 
-    /// How many entries a set made by the agent has room for.
+    /// `maxelem` of a set that the agent creates.
     pub fn capacity(self) -> u32 {
         if self == SetType::BitmapPort { 1 << 16 } else { MAXELEM }
     }
 
-    /// The kernel's type name.
     pub fn name(self) -> &'static str {
         match self {
             SetType::HashIp => "hash:ip",
@@ -73,7 +70,7 @@ impl SetType {
     }
 }
 
-/// Name after `KUBE-`, type, and the comment that rules over the set carry.
+/// Kind, name after `KUBE-`, type, and the comment of rules that match the set.
 type Row = (SetKind, &'static str, SetType, &'static str);
 
 #[rustfmt::skip]
@@ -101,11 +98,11 @@ const ROWS: [Row; 17] = {
     ]
 };
 
-/// Room in a hash set that the agent creates, as kube-proxy: its `ipset create -exist` refuses a set with
-/// other room, and then all its syncing stops. A set that gets too small is replaced by a larger one.
+/// `maxelem` of a hash set, as in kube-proxy: its `ipset create -exist` fails if the set has another `maxelem`, and
+/// then all its syncs fail. A set that becomes too small is replaced by a larger one.
 pub const MAXELEM: u32 = 1 << 16;
 
-/// Longest set name that the kernel takes (`IPSET_MAXNAMELEN` - 1); kube-proxy cuts there.
+/// Longest set name of the kernel (`IPSET_MAXNAMELEN` - 1). kube-proxy truncates names to it.
 pub const MAX_NAME: usize = 31;
 
 impl SetKind {
@@ -113,33 +110,27 @@ impl SetKind {
         &ROWS[self as usize]
     }
 
-    /// The ipset type.
     pub fn set_type(self) -> SetType {
         self.row().2
     }
 
-    /// The comment of rules that match this set.
     pub fn comment(self) -> &'static str {
         self.row().3
     }
 }
 
-/// One set: its kind and family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetId {
-    /// Purpose.
     pub kind: SetKind,
-    /// Family.
     pub family: Family,
 }
 
 impl SetId {
-    /// All sets of a family.
     pub fn all(family: Family) -> impl Iterator<Item = SetId> {
         ROWS.iter().map(move |row| SetId { kind: row.0, family })
     }
 
-    /// The name in the kernel: `KUBE-…`, for IPv6 `KUBE-6-…`, cut to [`MAX_NAME`].
+    /// The name in the kernel: `KUBE-…`, for IPv6 `KUBE-6-…`, truncated to [`MAX_NAME`].
     pub fn name(self) -> String {
         let prefix = match self.family {
             Family::V4 => "KUBE-",
@@ -150,7 +141,7 @@ impl SetId {
         name
     }
 
-    /// The set of this name, if it is one of ours.
+    /// The set with this name; `None` for names that are not ours.
     pub fn from_name(name: &str) -> Option<SetId> {
         Family::ALL.into_iter().flat_map(SetId::all).find(|id| id.name() == name)
     }
@@ -177,7 +168,7 @@ pub enum Entry {
     Port(u16),
 }
 
-/// The text that `ipset save` prints: host prefixes without their length.
+/// The text of `ipset save`: host prefixes without their length.
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -205,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_kube_proxys_cut_included() {
+    fn names_are_those_of_kube_proxy_and_truncated() {
         let v6 = |kind| SetId { kind, family: Family::V6 }.name();
         assert_eq!(v6(SetKind::LoadBalancerSourceCidr), "KUBE-6-LOAD-BALANCER-SOURCE-CID");
         assert_eq!(v6(SetKind::NodePortLocalSctp), "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS");
@@ -213,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_leads_back_to_its_set() {
+    fn every_set_is_found_by_its_name() {
         for id in Family::ALL.into_iter().flat_map(SetId::all) {
             assert_eq!(SetId::from_name(&id.name()), Some(id));
         }
@@ -221,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_read_as_ipset_prints_them() {
+    fn entries_are_printed_as_ipset_prints_them() {
         let ip: IpAddr = "10.96.0.1".parse().unwrap();
         let host: IpNet = "198.51.100.7/32".parse().unwrap();
         let net: IpNet = "172.16.0.0/12".parse().unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The settings that change the plan.
+//! The settings that plans depend on.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,30 +9,27 @@ use ipnet::IpNet;
 
 use super::{Family, PerFamily};
 
-/// A file of the kernel's and the number it must hold.
+/// A sysctl and its required value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Sysctl {
     /// The file, e.g. `/proc/sys/net/ipv4/vs/conntrack`.
     pub path: &'static str,
-    /// The wanted number.
     pub value: i64,
-    /// A larger number is fine too.
+    /// A larger value is also accepted.
     pub at_least: bool,
 }
 
 impl Sysctl {
-    /// A file that must hold exactly `value`.
     pub const fn exactly(path: &'static str, value: i64) -> Self {
         Self { path, value, at_least: false }
     }
 
-    /// Whether `current` is as wanted.
     pub fn is_met(&self, current: Option<i64>) -> bool {
         current.is_some_and(|n| n == self.value || (self.at_least && n > self.value))
     }
 }
 
-/// How long IPVS keeps idle connections, in seconds. 0: leave the kernel's value.
+/// IPVS timeouts of idle connections in seconds. 0: keep the kernel's value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// Established TCP connections.
@@ -44,19 +41,19 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// True when every value that is asked for is the current one.
+    /// True when every value other than 0 is the current one.
     pub fn is_met(&self, current: &Timeouts) -> bool {
-        let met = |want, has| want == 0 || want == has;
+        let met = |wanted, current| wanted == 0 || wanted == current;
         met(self.tcp, current.tcp) && met(self.tcp_fin, current.tcp_fin) && met(self.udp, current.udp)
     }
 }
 
-/// How traffic of local pods is recognised.
+/// How to recognise traffic of local pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalTraffic {
     /// By source: one CIDR of each family; `None`: not at all.
     Cidrs(PerFamily<Option<IpNet>>),
-    /// By the interface it comes in on, in the notation of iptables (`cni0`, `veth+`).
+    /// By its input interface, in the notation of iptables (`cni0`, `veth+`).
     Interface(String),
 }
 
@@ -73,52 +70,47 @@ pub enum ExternalIps {
     All,
     /// None: the feature gate `AllowServiceExternalIPs` is off.
     None,
-    /// Those in these networks; the others are refused with an Event.
+    /// Those in these networks. Others are ignored and reported by an Event.
     Within(Vec<IpNet>),
 }
 
-/// `nodePortAddresses`: which of the node's addresses serve node ports.
+/// `nodePortAddresses`: the node addresses that serve node ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddresses {
-    /// Those within these networks; a family without one uses all.
+    /// Those within these networks. A family without a network uses all addresses.
     Cidrs(Vec<IpNet>),
     /// `primary`: the node IPs.
     Primary,
 }
 
-/// Settings that change the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Families that this node has.
+    /// IP families of this node.
     pub families: Vec<Family>,
     /// Scheduler of every virtual server.
     pub scheduler: Arc<str>,
-    /// How traffic of local pods is recognised: other traffic to a ClusterIP is masqueraded.
+    /// How to recognise traffic of local pods. Other traffic to ClusterIPs is masqueraded.
     pub local: LocalTraffic,
-    /// Masquerade all traffic to ClusterIPs, wherever it comes from.
+    /// Masquerade all traffic to ClusterIPs.
     pub masquerade_all: bool,
-    /// The packet mark that asks for masquerading: a single bit.
+    /// The packet mark of packets to masquerade: a single bit.
     pub masquerade_mark: u32,
-    /// Sysctls to assert.
     pub sysctls: Vec<Sysctl>,
-    /// IPVS timeouts to assert.
     pub timeouts: Timeouts,
     /// Virtual servers with an address in one of these are never removed.
     pub exclude_cidrs: Vec<IpNet>,
-    /// Which addresses of the node serve node ports.
     pub node_port_addresses: NodePortAddresses,
-    /// A node IP that replaces the Node object's (`bindAddress`).
+    /// `bindAddress`: replaces the node IP of the Node object.
     pub bind_address: Option<IpAddr>,
-    /// Which external IPs are served.
     pub external_ips: ExternalIps,
-    /// How long a real server may drain; `None`: until its last connection ends, as kube-proxy.
+    /// Longest drain of a real server. `None`: until its last connection ends, as in kube-proxy.
     pub drain_deadline: Option<Duration>,
-    /// Connections that stand are not cut when `loadBalancerSourceRanges` change.
+    /// Keep established connections when `loadBalancerSourceRanges` change.
     pub keep_established: bool,
-    /// VIPs in these networks are never bound, but ClusterIPs.
+    /// VIPs in these networks are never bound, except ClusterIPs.
     pub protected: Vec<IpNet>,
-    /// Another service proxy serves the other Services of this node (`serviceProxyName`): what looks
-    /// like leftovers of kube-proxy is in use.
+    /// Another service proxy serves the other Services of this node (`serviceProxyName`): rules of other kube-proxy
+    /// modes are in use.
     pub shares_node: bool,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is to go, in which order: pure.
+//! The steps of `cleanup`, in order.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,48 +12,47 @@ use crate::core::mirror::ObservedSet;
 use crate::core::model::map::{Map, Set};
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, PerFamily, VsKey};
-use crate::core::rules::removal::{Extent, Removal, find_removal, iptables_mode_is_in_force};
+use crate::core::rules::removal::{Extent, Removal, find_removal, iptables_mode_is_active};
 
-/// What the node has.
+/// The state of the node before a cleanup.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     /// Every virtual server that has an address.
     pub servers: Vec<VsKey>,
-    /// The addresses on `kube-ipvs0`; `None` where there is no such device.
+    /// The addresses on `kube-ipvs0`; `None`: the device does not exist.
     pub bound: Option<Set<IpNet>>,
-    /// The sets that have our names, with their members.
+    /// Existing sets that have one of our names.
     pub sets: Map<SetId, ObservedSet>,
-    /// What `iptables-save` and its twin print.
+    /// The output of `iptables-save` and `ip6tables-save`.
     pub rules: Vec<(Family, String)>,
     /// Whether the table of kube-proxy's nftables mode exists.
     pub nft_tables: PerFamily<bool>,
 }
 
-/// What may go.
+/// What a cleanup may remove.
 #[derive(Clone, Debug, Default)]
 pub struct CleanupScope {
-    /// Not only what is ours: everything that any mode of kube-proxy makes.
+    /// Also remove everything that other kube-proxy modes create.
     pub every_mode: bool,
-    /// Virtual servers with an address in one of these are others'.
+    /// Virtual servers with an address in one of these networks are kept.
     pub exclude_cidrs: Vec<IpNet>,
 }
 
-/// One thing to remove.
+/// One removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CleanupStep {
-    /// `kube-ipvs0`, with so many addresses: traffic stops before its servers go.
+    /// `kube-ipvs0` and the number of its addresses. It goes first: traffic stops before virtual servers are removed.
     Device(usize),
-    /// A virtual server with its real servers.
     Server(VsKey),
     /// Jumps and chains of one table of a family.
     Rules(Family, Removal),
-    /// A set; by now no rule of ours uses it.
+    /// A set. The step comes after the rules that use the set are removed.
     Set(SetId),
     /// The table of kube-proxy's nftables mode.
     NftTable(Family),
 }
 
-/// One line for each thing.
+/// One line for each object.
 impl fmt::Display for CleanupStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,7 +73,7 @@ impl fmt::Display for CleanupStep {
     }
 }
 
-/// The steps, in their order, and what has to stay, in words.
+/// The steps in order, and a message for each chain that is kept because another rule uses it.
 pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Vec<String>) {
     let mut steps: Vec<CleanupStep> =
         found.bound.iter().map(|bound| CleanupStep::Device(bound.len())).collect();
@@ -83,12 +82,12 @@ pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Ve
     for (family, text) in &found.rules {
         let extent = match scope.every_mode {
             true => Extent::EveryMode,
-            false if iptables_mode_is_in_force(text) => Extent::OursAlone,
+            false if iptables_mode_is_active(text) => Extent::OursAlone,
             false => Extent::Ours,
         };
         let removal = find_removal(text, extent);
         kept.extend(removal.kept.iter().map(|chain| format!("{family} {chain}")));
-        // Each table by itself: one that cannot be changed does not keep the others.
+        // One step for each table: a table that cannot be changed does not block the others.
         steps.extend(
             removal.tables.into_iter().map(|table| {
                 CleanupStep::Rules(*family, Removal { tables: [table].into(), kept: Vec::new() })
@@ -103,8 +102,8 @@ pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Ve
     (steps, kept)
 }
 
-/// The virtual servers that are provably ours. The sets that prove it go last, so that a cleanup that was
-/// interrupted can be finished.
+/// The virtual servers that are provably ours. The sets that prove it are removed last, so that an interrupted
+/// cleanup can be repeated.
 fn own_servers(found: &Found, scope: &CleanupScope) -> BTreeSet<VsKey> {
     let bound: Set<IpAddr> = found.bound.iter().flatten().map(IpNet::addr).collect();
     let is_ours = |vs: &&VsKey| is_provably_ours(vs, &bound, &found.sets);
@@ -127,7 +126,7 @@ mod tests {
         (id, ObservedSet { members: members.iter().copied().collect(), ..ObservedSet::fresh(id) })
     }
 
-    /// A node with ours and others', IPv6 included.
+    /// A node with objects of the agent and of other programs, with IPv6.
     fn node() -> Found {
         use Protocol::{Sctp, Tcp, Udp};
         let entry = |addr: &str, port| Entry::IpPort(addr.parse().unwrap(), Tcp, port);
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_only_ours_goes_and_in_which_order() {
+    fn golden_cleanup_removes_only_our_objects_in_order() {
         let scope = CleanupScope { every_mode: false, exclude_cidrs: vec!["10.96.0.9/32".parse().unwrap()] };
         assert_eq!(
             lines(&scope),
@@ -192,23 +191,23 @@ mod tests {
              ipset KUBE-NODE-PORT-TCP\n\
              ipset KUBE-NODE-PORT-SCTP-HASH\n\
              ipset KUBE-6-CLUSTER-IP\n\
-             KEPT IPv4 chain KUBE-FORWARD of table filter: `-A CNI -j KUBE-FORWARD` leads to it\n"
+             KEPT IPv4 chain KUBE-FORWARD of table filter: `-A CNI -j KUBE-FORWARD` jumps to it\n"
         );
     }
 
     #[test]
-    fn every_mode_takes_more_and_still_no_foreign_server() {
+    fn every_mode_removes_more_rules_but_no_foreign_virtual_server() {
         let text = lines(&CleanupScope { every_mode: true, ..CleanupScope::default() });
         assert!(text.contains("IPv4 nat: chain KUBE-SVC-A\n"), "{text}");
         assert!(text.contains("IPv4 nftables: table kube-proxy\n"), "{text}");
         assert!(!text.contains("IPv6 nftables"), "{text}");
         for others in ["192.0.2.7", "192.0.2.1", "192.168.50.3", "UDP 192.168.50.2", "KUBE-FIREWALL"] {
-            assert!(!text.contains(others), "{others} is others':\n{text}");
+            assert!(!text.contains(others), "{others} is not ours:\n{text}");
         }
     }
 
     #[test]
-    fn an_empty_node_needs_nothing() {
+    fn an_empty_node_needs_no_cleanup() {
         let (steps, kept) =
             build_steps(&Found::default(), &CleanupScope { every_mode: true, ..CleanupScope::default() });
         assert!(steps.is_empty() && kept.is_empty());

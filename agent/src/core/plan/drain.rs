@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Real servers that take no new connections and wait for their old ones to end.
+//! Drains: real servers of weight 0 that get no new connections until their old connections end.
 //!
-//! The record of a drain is the weight 0 in the kernel. Only when it began is remembered here, for
-//! the deadline; after a restart a drain begins anew.
+//! The kernel keeps the weight 0 as the record of a drain. The agent remembers only when the drain began, for the
+//! deadline. After a restart the deadline starts again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,20 +12,20 @@ use crate::core::mirror::{Observed, RsState};
 use crate::core::model::{Protocol, RsKey, VsKey};
 use crate::core::service::desired::Desired;
 
-/// Whether real servers of the protocol are drained: UDP and SCTP ones go at once, as in kube-proxy,
-/// and their flows move on with their next packet.
+/// Whether real servers of the protocol are drained. As in kube-proxy, UDP and SCTP real servers are removed at
+/// once, and the next packet of a flow goes to another real server.
 pub fn is_drained(protocol: Protocol) -> bool {
     protocol == Protocol::Tcp
 }
 
-/// All drains, and when each was first seen. Times are durations since some fixed start.
+/// All drains and the time when each was first seen. Times are durations since a fixed start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drains {
     since: BTreeMap<(VsKey, RsKey), Duration>,
 }
 
 impl Drains {
-    /// Finds the drains of virtual servers that were read afresh.
+    /// Finds the drains of virtual servers after a new read of them.
     pub fn adopt(&mut self, desired: &Desired, observed: &Observed, keys: &BTreeSet<VsKey>, now: Duration) {
         let mut since = BTreeMap::new();
         for vs in keys {
@@ -38,7 +38,7 @@ impl Drains {
         self.since.append(&mut since);
     }
 
-    /// Follows an op that the kernel acknowledged.
+    /// Records an op that the kernel acknowledged.
     pub fn record(&mut self, op: &Op, now: Duration) {
         match op {
             Op::DrainRealServer(vs, rs) => {
@@ -57,17 +57,15 @@ impl Drains {
         self.since.contains_key(&(vs, rs))
     }
 
-    /// True when nothing drains.
     pub fn is_empty(&self) -> bool {
         self.since.is_empty()
     }
 
-    /// How many real servers drain.
+    /// Number of draining real servers.
     pub fn len(&self) -> usize {
         self.since.len()
     }
 
-    /// The virtual servers that have draining real servers.
     pub fn virtual_servers(&self) -> BTreeSet<VsKey> {
         self.since.keys().map(|(vs, _)| *vs).collect()
     }
@@ -75,12 +73,12 @@ impl Drains {
     /// The drains that have lasted `deadline` or longer; none when there is no deadline.
     pub fn expired(&self, now: Duration, deadline: Option<Duration>) -> BTreeSet<(VsKey, RsKey)> {
         let Some(deadline) = deadline else { return BTreeSet::new() };
-        let over = |since: &Duration| now.saturating_sub(*since) >= deadline;
-        self.since.iter().filter(|(_, since)| over(since)).map(|(key, _)| *key).collect()
+        let is_over = |since: &Duration| now.saturating_sub(*since) >= deadline;
+        self.since.iter().filter(|(_, since)| is_over(since)).map(|(key, _)| *key).collect()
     }
 }
 
-/// The real servers of a wanted virtual server that are not wanted and take no new connections.
+/// The real servers of a wanted virtual server that are not wanted and have weight 0.
 fn draining<'a>(
     desired: &'a Desired,
     observed: &'a Observed,
@@ -88,15 +86,15 @@ fn draining<'a>(
 ) -> impl Iterator<Item = RsKey> + use<'a> {
     let both = desired.virtual_server(vs).zip(observed.virtual_servers.get(vs));
     both.into_iter().flat_map(|(wanted, server)| {
-        let goes = move |(rs, state): &(&RsKey, &RsState)| {
+        let is_draining = move |(rs, state): &(&RsKey, &RsState)| {
             state.weight == 0 && wanted.real_servers.binary_search(rs).is_err()
         };
-        server.real_servers.iter().filter(goes).map(|(rs, _)| *rs)
+        server.real_servers.iter().filter(is_draining).map(|(rs, _)| *rs)
     })
 }
 
-/// The virtual servers among `keys` with a real server that drains: whether it has connections decides whether
-/// it goes.
+/// The virtual servers among `keys` with draining real servers: their connection counters must be read before the
+/// next plan.
 pub fn with_drains<'a>(
     desired: &Desired,
     observed: &Observed,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What must not run: what failed before and whose next try is later, and what depends on something that
-//! failed or is not done yet.
+//! Ops that must not run now: an op whose retry is not due, and an op that depends on another op that failed or has
+//! not finished.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,30 +12,30 @@ use super::retries::Retries;
 use super::subject::{Part, Subject};
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::{Family, PerFamily, VsKey};
-use crate::core::rules::name_set;
+use crate::core::rules::references_set;
 
-/// What failed, is held back or is not done in a run so far, as far as later ops depend on it.
+/// Ops of the current sync that failed, were held back or have not finished, as far as later ops depend on them.
 #[derive(Debug)]
 pub struct Failures<'a> {
     retries: &'a Retries,
     now: Duration,
     device: bool,
     sets: BTreeSet<SetId>,
-    /// Addresses that must not be opened, and the entry that each lacks.
+    /// Addresses that must not be bound, and the set entry that each lacks.
     entries: BTreeMap<IpAddr, Subject>,
     rules: BTreeSet<Family>,
-    /// Families whose rules have not been read: nobody knows whether the filter stands.
+    /// Families whose rules have not been read: the access filter may be missing.
     unread: Vec<Family>,
     virtual_servers: BTreeSet<VsKey>,
-    /// The same by address.
+    /// The same by VIP.
     unserved_addresses: BTreeMap<IpAddr, VsKey>,
     unbound: BTreeSet<IpAddr>,
-    /// What is not as it must be, of each family.
+    /// Subjects that traffic of a family needs and that are not in place.
     unserved: PerFamily<BTreeSet<Subject>>,
 }
 
 impl<'a> Failures<'a> {
-    /// Nothing failed yet in a run at the time `now`. `unread`: families whose rules are not known.
+    /// The state at the start of a sync at the time `now`. `unread`: families whose rules have not been read.
     pub fn new(retries: &'a Retries, now: Duration, unread: Vec<Family>) -> Self {
         let mut unserved: PerFamily<BTreeSet<Subject>> = PerFamily::default();
         for family in &unread {
@@ -56,7 +56,7 @@ impl<'a> Failures<'a> {
         }
     }
 
-    /// Why the op must not run now: [`Outcome::Waiting`] or [`Outcome::Blocked`]; `None`: it may.
+    /// Why the op must not run now: [`Outcome::Waiting`] or [`Outcome::Blocked`]. `None`: it may run.
     pub fn verdict(&mut self, op: &Op) -> Option<Outcome> {
         if let Some(blocks) = self.retries.holds(op, self.now) {
             if blocks {
@@ -67,10 +67,10 @@ impl<'a> Failures<'a> {
         self.blocks(op).map(Outcome::Blocked)
     }
 
-    /// Notes an op that failed, did not run, or is not done.
+    /// Notes an op that failed, did not run, or has not finished.
     pub fn note(&mut self, op: &Op) {
         let subject = op.subject();
-        for family in Family::ALL.into_iter().filter(|family| op.serves(*family)) {
+        for family in Family::ALL.into_iter().filter(|family| op.affects_traffic(*family)) {
             self.unserved[family].insert(subject);
         }
         match op {
@@ -88,7 +88,7 @@ impl<'a> Failures<'a> {
         }
     }
 
-    /// An op that was noted because it was not done has been done.
+    /// An op that was noted as unfinished has succeeded.
     pub fn done(&mut self, op: &Op) {
         let subject = op.subject();
         self.unserved.iter_mut().for_each(|unserved| _ = unserved.remove(&subject));
@@ -103,7 +103,7 @@ impl<'a> Failures<'a> {
         }
     }
 
-    /// What keeps `op` from running, after these failures.
+    /// The subject that blocks `op`, if any.
     pub fn blocks(&self, op: &Op) -> Option<Subject> {
         match op {
             Op::CreateSet(set) | Op::AddEntry(set, _) if self.sets.contains(set) => Some(Subject::Set(*set)),
@@ -114,8 +114,9 @@ impl<'a> Failures<'a> {
             Op::WriteRules(rules) if rules.is_takeover => self.blocks_takeover(rules.family),
             Op::WriteRules(rules) if rules.tidy => None,
             Op::WriteRules(rules) => {
-                let needs = |set: &&SetId| set.family == rules.family && name_set(&rules.chains, **set);
-                self.sets.iter().find(needs).map(|set| Subject::Set(*set))
+                let is_used =
+                    |set: &&SetId| set.family == rules.family && references_set(&rules.chains, **set);
+                self.sets.iter().find(is_used).map(|set| Subject::Set(*set))
             }
             Op::RemoveLeftovers(leftovers) if leftovers.is_takeover => self.blocks_takeover(leftovers.family),
             Op::AddRealServer(vs, _) if self.virtual_servers.contains(vs) => {
@@ -129,12 +130,12 @@ impl<'a> Failures<'a> {
         }
     }
 
-    /// The rules of another kube-proxy mode serve until everything of the family does.
+    /// Rules of another kube-proxy mode stay until everything of the family is programmed.
     fn blocks_takeover(&self, family: Family) -> Option<Subject> {
         self.unserved[family].first().copied()
     }
 
-    /// An address is opened only behind a standing guard and with its virtual servers in place.
+    /// An address is bound only when the access filter, its set entry and its virtual servers are in place.
     fn blocks_bind(&self, addr: IpAddr) -> Option<Subject> {
         let family = Family::of(addr);
         if self.device {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The difference between wanted and observed state, as ordered ops.
+//! Plans: the difference between the wanted state and the mirror, as ordered ops.
 
 pub mod cleanup_plan;
 pub mod drain;
@@ -31,16 +31,13 @@ use crate::core::rules::{Chains, OUT_FILTER, build_chains};
 use crate::core::service::desired::Desired;
 use crate::core::service::fragment::VirtualServer;
 
-/// What is wanted, and what there is.
+/// The inputs of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanInput<'a> {
-    /// The wanted state.
     pub desired: &'a Desired,
-    /// The mirror of the kernel.
     pub observed: &'a Observed,
-    /// The settings.
     pub settings: &'a Settings,
-    /// Real servers whose drain has lasted long enough.
+    /// Real servers whose drain deadline is over.
     pub expired: &'a BTreeSet<(VsKey, RsKey)>,
     /// True while rules of another kube-proxy mode must be kept because ours are not all in place.
     pub takeover_pending: bool,
@@ -48,32 +45,30 @@ pub struct PlanInput<'a> {
     pub installed: &'a PerFamily<Option<RulesBasis>>,
 }
 
-/// Everything that one family's rules follow from, but for settings: which sets hold anything, wanted and
-/// there, and which virtual servers are closed to the node.
+/// Inputs of the rules of one family, besides the settings: which sets have wanted members, which have members in
+/// the kernel, and which virtual servers are closed to the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RulesBasis(u32, u32, Vec<VsKey>);
 
 impl RulesBasis {
-    /// The basis as it is now.
     pub fn build(family: Family, desired: &Desired, observed: &Observed) -> Self {
         let bits = |holds: &dyn Fn(SetKind) -> bool| {
             let sets = SetId::all(family).zip(0..);
             sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
         };
         let wanted = bits(&|kind| desired.has_members(kind, family));
-        let there = bits(&|kind| observed.has_members(kind, family));
-        Self(wanted, there, desired.closed_to_node(family))
+        let observed = bits(&|kind| observed.has_members(kind, family));
+        Self(wanted, observed, desired.closed_to_node(family))
     }
 }
 
-/// Builds the plan that turns the observed state into the desired one as far as `keys` go, and forgets
-/// the stale flows of these Services. Device, sets, rules, timeouts and sysctls are few and looked at
-/// every time.
+/// Builds the plan that brings the objects of `keys` from the observed to the wanted state and deletes the stale
+/// flows of the Services `flows`. Device, sets, rules, timeouts and sysctls are few, so every plan compares them.
 pub fn build_plan(input: PlanInput<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) -> Plan {
     let mut ops = Vec::new();
     input.diff_node(&mut ops);
     input.diff_sets(&keys.entries, &mut ops);
-    for &family in input.settings.families.iter().filter(|family| !input.rules_stand(**family)) {
+    for &family in input.settings.families.iter().filter(|family| input.must_compare_rules(**family)) {
         input.diff_rules(family, &mut ops);
         input.diff_leftovers(family, &mut ops);
     }
@@ -92,7 +87,8 @@ fn is_host(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
 }
 
-/// Every virtual server that is wanted or there, and each address and entry that is not both.
+/// The keys of a full comparison: every virtual server that is wanted or exists, and each address and entry that is
+/// either missing or not wanted.
 pub fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
     let wanted_servers = desired.virtual_servers().map(|vs| vs.key);
     let other_servers = observed.virtual_servers.keys().filter(|key| desired.virtual_server(key).is_none());
@@ -109,18 +105,18 @@ pub fn all_keys(desired: &Desired, observed: &Observed) -> Changes {
     }
 }
 
-/// A set that keeps traffic out must be complete before it acts: what is allowed comes first and
-/// goes last.
-fn shuts_out(kind: SetKind) -> bool {
+/// Members of this set drop all traffic that other sets do not allow. So they are added after the members of those
+/// sets and removed before them.
+fn restricts(kind: SetKind) -> bool {
     kind == SetKind::LoadBalancerFw
 }
 
 impl PlanInput<'_> {
-    /// Whether the rules of a family need no comparison, or cannot be compared because they were not read.
-    fn rules_stand(&self, family: Family) -> bool {
+    /// Whether the rules of a family may differ from the wanted rules. Rules that were not read are not compared.
+    fn must_compare_rules(&self, family: Family) -> bool {
         let installed = self.installed[family].as_ref();
-        self.observed.unread_rules[family]
-            || installed.is_some_and(|basis| *basis == RulesBasis::build(family, self.desired, self.observed))
+        !self.observed.unread_rules[family]
+            && installed.is_none_or(|basis| *basis != RulesBasis::build(family, self.desired, self.observed))
     }
 
     fn diff_node(&self, ops: &mut Vec<Op>) {
@@ -156,13 +152,13 @@ impl PlanInput<'_> {
                 ops.push(Op::GrowSet(Box::new(self.grow(id))));
             }
         }
-        let mine = |set: &SetId| self.settings.families.contains(&set.family) && !grown.contains(set);
+        let is_managed = |set: &SetId| self.settings.families.contains(&set.family) && !grown.contains(set);
         for late in [false, true] {
-            for key @ (set, entry) in keys.iter().filter(|(set, _)| mine(set)) {
-                let (wanted, there) = (self.desired.wants_entry(key), self.observed.has_entry(*set, entry));
-                if wanted && !there && shuts_out(set.kind) == late {
+            for key @ (set, entry) in keys.iter().filter(|(set, _)| is_managed(set)) {
+                let (wanted, exists) = (self.desired.wants_entry(key), self.observed.has_entry(*set, entry));
+                if wanted && !exists && restricts(set.kind) == late {
                     ops.push(Op::AddEntry(*set, *entry));
-                } else if !wanted && there && shuts_out(set.kind) != late {
+                } else if !wanted && exists && restricts(set.kind) != late {
                     ops.push(Op::RemoveEntry(*set, *entry));
                 }
             }
@@ -177,19 +173,18 @@ impl PlanInput<'_> {
         GrowOp { set, capacity: room.unwrap_or(u32::MAX), entries }
     }
 
-    /// Rules over sets that empty in this plan stay until the tidy phase, so that traffic which is
-    /// just being closed keeps its masquerading and its filter. One write is enough unless rules
-    /// both come and go.
+    /// Rules that match sets which become empty stay until the tidy phase: traffic to addresses that are still bound
+    /// keeps its masquerading and its filter. A plan needs two writes only if it both adds and removes rules.
     fn diff_rules(&self, family: Family, ops: &mut Vec<Op>) {
         let has = &self.observed.rules[family];
         let jumps = has.broken_jumps();
         let closed = self.desired.closed_to_node(family);
-        let wanted_set = |kind: SetKind| self.desired.has_members(kind, family);
-        let wanted = build_chains(family, self.settings, &wanted_set, &closed);
+        let is_wanted = |kind: SetKind| self.desired.has_members(kind, family);
+        let wanted = build_chains(family, self.settings, &is_wanted, &closed);
         if has.chains == wanted && jumps.is_empty() {
             return;
         }
-        let either = |kind: SetKind| wanted_set(kind) || self.observed.has_members(kind, family);
+        let either = |kind: SetKind| is_wanted(kind) || self.observed.has_members(kind, family);
         let mut meanwhile = build_chains(family, self.settings, &either, &closed);
         keep_closed(&has.chains, &mut meanwhile);
         let takes_over = keep_dispatch(&has.chains, &mut meanwhile) && self.takeover_pending;
@@ -206,7 +201,7 @@ impl PlanInput<'_> {
         }
     }
 
-    /// What other modes of kube-proxy left goes last, when everything of ours serves.
+    /// Rules of other kube-proxy modes are removed last, when everything of ours is in place.
     fn diff_leftovers(&self, family: Family, ops: &mut Vec<Op>) {
         let removal = self.observed.rules[family].leftovers.clone();
         let nft_table = self.observed.nft_tables[family];
@@ -250,8 +245,8 @@ impl PlanInput<'_> {
         }
     }
 
-    /// First a real server takes no new connections. It goes when it was seen without connections since, or
-    /// when the deadline is over: a connection may come between a look and a removal, and would break.
+    /// A real server first gets weight 0. It is removed when a later read of its counters shows no connections, or
+    /// after the deadline: a removal at once could break a connection that began after the last read.
     fn close_real_server(&self, vs: VsKey, rs: RsKey, state: RsState) -> Option<Op> {
         if !drain::is_drained(vs.protocol) || self.expired.contains(&(vs, rs)) {
             return Some(Op::RemoveRealServer(vs, rs));
@@ -265,14 +260,14 @@ impl PlanInput<'_> {
 
     fn diff_addresses(&self, keys: &Changes, ops: &mut Vec<Op>) {
         let (desired, observed) = (self.desired, self.observed);
-        let mine = |addr: IpAddr| self.settings.families.contains(&Family::of(addr));
-        // Somebody's address with a wider prefix would make the whole prefix look local.
-        let there = |net: &&IpNet| observed.addresses.contains(*net) && mine(net.addr());
-        let foreign: Vec<&IpNet> = keys.networks.iter().filter(there).collect();
-        for addr in keys.addresses.iter().copied().filter(|addr| mine(*addr)) {
+        let is_managed = |addr: IpAddr| self.settings.families.contains(&Family::of(addr));
+        // An address with a wider prefix would make the whole prefix local.
+        let exists = |net: &&IpNet| observed.addresses.contains(*net) && is_managed(net.addr());
+        let foreign: Vec<&IpNet> = keys.networks.iter().filter(exists).collect();
+        for addr in keys.addresses.iter().copied().filter(|addr| is_managed(*addr)) {
             let host = IpNet::from(addr);
-            // The kernel keeps an IPv6 address once, whatever its prefix: the wider one has to go
-            // before the right one can come, in the next pass.
+            // The kernel has an IPv6 address only once, whatever its prefix. This sync removes the one with
+            // the wider prefix, and the next sync adds ours.
             if addr.is_ipv6() && foreign.iter().any(|net| net.addr() == addr) {
                 continue;
             }
@@ -286,7 +281,7 @@ impl PlanInput<'_> {
     }
 }
 
-/// Virtual servers that were closed to the node stay so until the tidy phase.
+/// Virtual servers that are closed to the node stay closed until the tidy phase.
 fn keep_closed(has: &Chains, meanwhile: &mut Chains) {
     let key = (OUT_FILTER.0, OUT_FILTER.1.to_owned());
     let (Some(has), Some(meanwhile)) = (has.get(&key), meanwhile.get_mut(&key)) else { return };
@@ -296,16 +291,16 @@ fn keep_closed(has: &Chains, meanwhile: &mut Chains) {
     meanwhile.extend(more);
 }
 
-/// The iptables mode's chain of all Services has the same name as ours. Its jumps to single Services stay
-/// in front of our first verdict until the tidy phase: they serve until IPVS does. True if there are any.
+/// kube-proxy's iptables mode uses the same chain name, `KUBE-SERVICES`. Its jumps to Services stay ahead of our
+/// first verdict until the tidy phase, so its Services work until IPVS is programmed. True if there are any.
 fn keep_dispatch(has: &Chains, meanwhile: &mut Chains) -> bool {
     let key = (Table::Nat, "KUBE-SERVICES".to_owned());
     let (Some(has), Some(meanwhile)) = (has.get(&key), meanwhile.get_mut(&key)) else { return false };
     let dispatches = |rule: &&String| target(rule).is_some_and(|to| is_of_other_modes("nat", to));
     let kept: Vec<String> = has.iter().filter(dispatches).cloned().collect();
     let decides = |rule: &String| matches!(target(rule), Some("ACCEPT" | "KUBE-NODE-PORT"));
-    let place = meanwhile.iter().position(decides).unwrap_or(meanwhile.len());
+    let at = meanwhile.iter().position(decides).unwrap_or(meanwhile.len());
     let any = !kept.is_empty();
-    meanwhile.splice(place..place, kept);
+    meanwhile.splice(at..at, kept);
     any
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One difference between wanted and observed state is an [`Op`]; all of them are a [`Plan`].
+//! Ops, the single changes to the kernel, and plans, their ordered lists.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,26 +18,26 @@ use crate::core::rules::Chains;
 use crate::core::rules::chains::JumpFix;
 use crate::core::rules::removal::Removal;
 
-/// When an op runs: closed before open, additive before subtractive.
+/// When an op runs: the access filter before addresses, additions before removals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// Sysctls and the dummy device: everything assumes them.
+    /// Sysctls and the dummy device: all other ops depend on them.
     Prepare,
-    /// Sets, entries and rules: a bound address exposes host listeners until the filter stands.
+    /// Sets, entries and rules: without the access filter a bound address exposes sockets of the node.
     Guard,
-    /// Virtual servers, then real servers: an address without them refuses connections.
+    /// Virtual servers, then real servers: without them a bound address refuses connections.
     Serve,
     /// Bind addresses: traffic starts.
     Open,
-    /// Unbind addresses: traffic stops before its servers go.
+    /// Unbind addresses: traffic stops before virtual servers are removed.
     Close,
     /// Remove real servers and virtual servers.
     Remove,
-    /// Remove entries and rules that nobody needs, and forget stale flows.
+    /// Remove unused entries and rules, and delete stale flows.
     Tidy,
 }
 
-/// The kernel subsystem that an op goes to. Ops of one phase and subsystem travel together.
+/// The kernel subsystem that executes an op. Consecutive ops of one phase and subsystem form a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subsystem {
     Sysctl,
@@ -50,55 +50,50 @@ pub enum Subsystem {
     Leftovers,
 }
 
-/// The rules of one family, to be written in one go.
+/// A write of all rules of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RulesOp {
-    /// Family: `iptables` or `ip6tables`.
     pub family: Family,
-    /// The chains as they must be.
     pub chains: Chains,
-    /// Built-in chains whose jumps to ours are to be written anew, all of them in order.
+    /// Built-in chains whose jumps to our chains must be replaced.
     pub jumps: Vec<JumpFix>,
-    /// False while traffic is being set up, true when only clearing away what nobody needs.
+    /// True for the write of the tidy phase, which only removes unused rules.
     pub tidy: bool,
-    /// It removes jumps of another kube-proxy mode: it runs only when all of ours is in place.
+    /// The write removes jumps of another kube-proxy mode: it runs only when everything of ours is in place.
     pub is_takeover: bool,
 }
 
-/// What other modes of kube-proxy left in one family.
+/// A removal of the rules of other kube-proxy modes in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftoversOp {
-    /// Family.
     pub family: Family,
     /// Chains and jumps.
     pub removal: Removal,
-    /// The table of the nftables mode is to go.
+    /// Also remove the table of the nftables mode.
     pub nft_table: bool,
-    /// It runs only when all of ours is in place.
+    /// The removal runs only when everything of ours is in place.
     pub is_takeover: bool,
 }
 
-/// A set that has become too small, to be made anew with its members and put in its place at once.
+/// An atomic replacement of a set that is too small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrowOp {
-    /// Which set.
     pub set: SetId,
-    /// Its new room.
+    /// The new `maxelem`.
     pub capacity: u32,
-    /// Every entry that it is to hold, sorted.
+    /// Every wanted entry, sorted.
     pub entries: Vec<Entry>,
 }
 
-/// UDP flows to be forgotten.
+/// A deletion of stale UDP flows of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowsOp {
     /// The Services whose endpoints changed.
     pub services: BTreeSet<ObjectName>,
-    /// Which flows are stale.
     pub filter: FlowFilter,
 }
 
-/// One change to the kernel. Its fields are the kernel objects that the variant names.
+/// One change to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, EnumDiscriminants)]
 #[strum_discriminants(name(OpKind), derive(PartialOrd, Ord, Hash, VariantArray, IntoStaticStr))]
 #[strum_discriminants(strum(serialize_all = "snake_case"))]
@@ -129,9 +124,9 @@ pub enum Op {
     EditRealServer(VsKey, RsKey),
     /// Bind an address to `kube-ipvs0`.
     Bind(IpAddr),
-    /// Remove an address, with the prefix it has, from `kube-ipvs0`.
+    /// Remove an address with its prefix from `kube-ipvs0`.
     Unbind(IpNet),
-    /// Set a real server to weight 0: its connections go on, it gets no new ones.
+    /// Set a real server to weight 0: it keeps its connections and gets no new ones.
     DrainRealServer(VsKey, RsKey),
     /// Remove a real server.
     RemoveRealServer(VsKey, RsKey),
@@ -139,9 +134,9 @@ pub enum Op {
     RemoveVirtualServer(VsKey),
     /// Remove a member from a set.
     RemoveEntry(SetId, Entry),
-    /// Forget stale UDP flows.
+    /// Delete stale UDP flows.
     ForgetFlows(Box<FlowsOp>),
-    /// Remove what other modes of kube-proxy left.
+    /// Remove the rules of other kube-proxy modes.
     RemoveLeftovers(Box<LeftoversOp>),
 }
 
@@ -151,7 +146,6 @@ impl OpKind {
 }
 
 impl Op {
-    /// The kind.
     pub fn kind(&self) -> OpKind {
         self.into()
     }
@@ -180,9 +174,8 @@ impl Op {
         self.subject().subsystem()
     }
 
-    /// Whether traffic of the family depends on it. Sysctls, stale flows and what other modes left leave
-    /// what is programmed as it is.
-    pub fn serves(&self, family: Family) -> bool {
+    /// Whether traffic of the family depends on the op. Sysctls, stale flows and rules of other modes do not count.
+    pub fn affects_traffic(&self, family: Family) -> bool {
         match self.subsystem() {
             Subsystem::Sysctl | Subsystem::Conntrack | Subsystem::Leftovers => false,
             Subsystem::Device
@@ -193,8 +186,8 @@ impl Op {
         }
     }
 
-    /// Whether it belongs to the first part of a plan: every Service needs it, or its object is among `keys`.
-    /// What closes or removes comes last in any case.
+    /// Whether the op belongs to the priority part of a plan: every Service needs it, or its object is among `keys`.
+    /// Ops that close or remove something never do.
     fn is_priority(&self, keys: &Changes) -> bool {
         match self.phase() {
             Phase::Prepare => true,
@@ -234,8 +227,8 @@ impl fmt::Display for Op {
             Op::RemoveEntry(set, entry) => write!(f, "- entry {set} {entry}"),
             Op::ForgetFlows(flows) => {
                 let filter = &flows.filter;
-                let places = filter.frontends.len() + filter.node_ports.len();
-                write!(f, "- stale {} UDP flows of {places} frontends", filter.family)
+                let frontends = filter.frontends.len() + filter.node_ports.len();
+                write!(f, "- stale {} UDP flows of {frontends} frontends", filter.family)
             }
             Op::RemoveLeftovers(leftovers) => {
                 let (chains, rules) = leftovers.removal.count();
@@ -246,19 +239,18 @@ impl fmt::Display for Op {
     }
 }
 
-/// What to do, in the order in which to do it: what the priority Services need, then the rest; each by
-/// phase, then subsystem, then object.
+/// Ops in order: first those that the priority Services need, then the rest, each part by phase, subsystem and
+/// object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The ops.
     pub ops: Vec<Op>,
-    /// So many of them, at the start, are for the priority Services or for all.
+    /// Length of the priority part at the start of `ops`: ops that the priority Services or all Services need.
     pub priority: usize,
 }
 
 impl Plan {
-    /// A plan of these ops, put into order. `keys` are those of the priority Services.
-    /// Ops of one phase and subsystem keep their relative order.
+    /// Sorts the ops. `keys` are the objects of the priority Services. Ops of one phase and subsystem keep their
+    /// relative order.
     pub fn new(mut ops: Vec<Op>, keys: &Changes) -> Self {
         let is_priority = |op: &Op| !keys.is_empty() && op.is_priority(keys);
         ops.sort_by_cached_key(|op| (!is_priority(op), op.phase(), op.subsystem()));
@@ -266,18 +258,17 @@ impl Plan {
         Self { ops, priority }
     }
 
-    /// True when there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 
-    /// True when a real server begins to drain: the next pass looks at its connections.
+    /// True when a real server begins to drain: the next sync reads its connection counters.
     pub fn begins_drain(&self) -> bool {
         self.ops.iter().any(|op| op.kind() == OpKind::DrainRealServer)
     }
 }
 
-/// One line per op under a heading per phase: the form of golden tests and debug logs.
+/// One line per op under a heading per phase, for golden tests and debug logs.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut phase = None;

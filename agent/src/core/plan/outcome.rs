@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How ops end.
+//! Results of ops and of reads.
 
 use strum::IntoStaticStr;
 
@@ -8,7 +8,7 @@ use crate::core::model::Family;
 use crate::core::model::sets::SetId;
 use crate::core::rules::save::ObservedRules;
 
-/// Why the kernel, or a program, refuses something. A closed set: it is a label of metrics.
+/// Why the kernel or a program rejected an operation. The value of a metric's label `reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Cause {
@@ -20,27 +20,26 @@ pub enum Cause {
     InvalidArgument,
     /// `EEXIST`.
     Exists,
-    /// `ENOENT`, `ESRCH`, `ENODEV`: what it is about does not exist.
+    /// `ENOENT`, `ESRCH`, `ENODEV`: the object does not exist.
     Missing,
     /// `EBUSY`.
     InUse,
-    /// An ipset has no more room.
+    /// An ipset is full.
     Full,
-    /// `EOPNOTSUPP`, a missing module.
+    /// `EOPNOTSUPP`, or a kernel module is missing.
     NotSupported,
-    /// The IP family is switched off.
+    /// The IP family is disabled on the node.
     FamilyDisabled,
-    /// Something of another kind has the name.
+    /// An object of another kind has the name.
     WrongKind,
     /// A program failed.
     ProgramFailed,
     /// A program is not installed.
     ProgramMissing,
-    /// There was no answer, or no end, in time.
+    /// The kernel did not answer, or the program did not end, in time.
     TimedOut,
-    /// Something that it depends on failed.
+    /// Another op that it depends on failed.
     Blocked,
-    /// Anything else.
     Other,
 }
 
@@ -50,7 +49,7 @@ impl Cause {
         self.into()
     }
 
-    /// The cause behind an errno of `<asm-generic/errno.h>`.
+    /// The cause of an errno of `<asm-generic/errno.h>`.
     pub fn of_errno(errno: i32) -> Self {
         match errno {
             1 => Cause::NotPermitted,
@@ -66,24 +65,23 @@ impl Cause {
     }
 }
 
-/// Why an op, or a reading, failed.
+/// Why an op or a read failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct OpError {
-    /// The kind of failure.
     pub cause: Cause,
-    /// What the kernel or the program said, and the remedy where there is one. It does not name the object:
-    /// the same failure of many objects is one line in the log.
+    /// The error of the kernel or the program, with a remedy if there is one. It does not name the object, so that
+    /// the log has one line for the same failure of many objects.
     pub message: String,
-    /// The kernel's state is not what the mirror says (it exists, it is missing, the answer was
-    /// lost): read the object again before the next try.
+    /// The mirror may be wrong (the object exists, is missing, or the answer was lost): the object must be read again
+    /// before the retry.
     pub uncertain: bool,
-    /// The most important part was done: what depends on it goes on, and it is retried.
+    /// The op succeeded in part: ops that depend on it are not blocked, and it is retried.
     pub degraded: bool,
 }
 
 impl OpError {
-    /// A failure that says nothing about the mirror.
+    /// A failure after which the mirror is still right.
     pub fn plain(cause: Cause, message: impl Into<String>) -> Self {
         Self { cause, message: message.into(), uncertain: false, degraded: false }
     }
@@ -93,48 +91,45 @@ impl OpError {
         Self { uncertain: true, ..Self::plain(cause, message) }
     }
 
-    /// A failure that leaves out the least important part only.
+    /// A failure of a part that other ops do not depend on.
     pub fn degraded(cause: Cause, message: impl Into<String>) -> Self {
         Self { degraded: true, ..Self::uncertain(cause, message) }
     }
 
-    /// No answer for an op that was sent.
+    /// The kernel did not answer a request.
     pub fn no_answer() -> Self {
         Self::uncertain(Cause::TimedOut, "the kernel did not answer")
     }
 }
 
-/// A part of the kernel could not be read. Nothing is known about it then, so the mirror keeps what it has.
+/// A failed read of a part of the kernel. The mirror keeps its old state of that part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot read {part}: {error}")]
 pub struct ObserveError {
-    /// What was being read.
     pub part: Part,
-    /// What went wrong, and the remedy where there is one.
     pub error: OpError,
 }
 
-/// What the kernel did with an op that did not fail.
+/// The result of an op that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Acknowledged.
+    /// The kernel acknowledged it.
     Done,
-    /// A program works on it; the end is told later.
+    /// A program still works on it. The result comes later as [`Finished::Op`].
     Started,
 }
 
-/// How an op ended.
+/// The outcome of one op of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The kernel acknowledged it.
     Done,
-    /// A program works on it.
+    /// A program still works on it.
     Started,
-    /// It failed.
     Failed(OpError),
-    /// It did not run, because something that it depends on failed or is not done yet.
+    /// It did not run: this subject, which it depends on, failed or has not finished.
     Blocked(Subject),
-    /// It did not run: it failed before, and its next try is later.
+    /// It did not run: it failed before, and its retry is not due.
     Waiting,
 }
 
@@ -148,22 +143,21 @@ impl From<Result<Progress, OpError>> for Outcome {
     }
 }
 
-/// The end of something that a program did beside the loop.
+/// A result of a program that ran beside the loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finished {
-    /// The rules of a family were read; `None`: nobody changed them since the last reading.
+    /// The rules of a family were read. `None`: unchanged since the last read.
     Rules(Family, Result<Option<Box<ObservedRules>>, OpError>),
     /// An op that was [`Progress::Started`] has ended.
     Op(Subject, Result<(), OpError>),
-    /// A set could not be read: its members are not known.
+    /// A set could not be read: its members are unknown.
     Unread(SetId, OpError),
 }
 
-/// How every op of a plan ended, in the plan's order.
+/// The outcomes of the ops of a plan, in the order of the plan.
 #[must_use]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// One outcome per op.
     pub outcomes: Vec<Outcome>,
 }
 

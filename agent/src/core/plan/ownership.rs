@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whose is it? How an agent without memory tells its own kernel objects from others'.
+//! Ownership: how an agent without stored state recognises its own kernel objects.
 //!
 //! | object | ours when |
 //! |---|---|
@@ -7,9 +7,9 @@
 //! | set | its name is one of [`SetId::all`](crate::core::model::sets::SetId::all) |
 //! | chain, jump | its name is one of [`CHAINS`](crate::core::rules::chains::CHAINS), a jump also by its comment |
 //! | virtual server | it is in this network namespace, has an address, and that is not in `excludeCIDRs` |
-//! | real server | its virtual server is wanted; weight 0 is the record of a drain |
-//! | of other modes of kube-proxy | chains by name, jumps by comment, the nftables table `kube-proxy`; see [`removal`](crate::core::rules::removal) |
-//! | sysctl | never: they are set and left |
+//! | real server | its virtual server is wanted; weight 0 means that it drains |
+//! | rules of other kube-proxy modes | chains by name, jumps by comment, the nftables table `kube-proxy`; see [`removal`](crate::core::rules::removal) |
+//! | sysctl | never: the agent sets sysctls and does not restore them |
 
 use std::net::IpAddr;
 
@@ -22,14 +22,13 @@ use crate::core::model::{Family, Protocol, VsKey};
 /// The device that holds the VIPs.
 pub const DEVICE: &str = "kube-ipvs0";
 
-/// Whether a virtual server that nobody wants may be removed. Services by fwmark never get here:
-/// they have no address and are not observed.
+/// Whether an unwanted virtual server may be removed. Services by fwmark have no address and are never observed.
 pub fn may_remove(vs: &VsKey, settings: &Settings) -> bool {
     settings.families.contains(&vs.family())
         && !settings.exclude_cidrs.iter().any(|net| net.contains(&vs.addr))
 }
 
-/// Whether something on the node shows that an agent or kube-proxy made the virtual server: its address is on
+/// Whether the state of the node proves that an agent or kube-proxy made the virtual server: its address is on
 /// `kube-ipvs0`, or one of our sets has its address and port, or its port as a node port.
 pub fn is_provably_ours(vs: &VsKey, bound: &Set<IpAddr>, sets: &Map<SetId, ObservedSet>) -> bool {
     let has = |kind: SetKind, family: Family, entry: Entry| {
@@ -45,8 +44,8 @@ pub fn is_provably_ours(vs: &VsKey, bound: &Set<IpAddr>, sets: &Map<SetId, Obser
     bound.contains(&vs.addr) || node_port || frontend.iter().any(|kind| has(*kind, vs.family(), address))
 }
 
-/// Whether the address may be a ClusterIP, at which pods and the agent may reach the API server. Sets tell; without
-/// them only an address without virtual servers is certainly none.
+/// Whether the address may be a ClusterIP, through which pods and the agent may reach the API server. Our sets say
+/// so. Without sets any address of a virtual server may be one.
 pub fn may_be_cluster_ip(observed: &Observed, addr: IpAddr) -> bool {
     let has = |kind: SetKind| {
         let set = observed.sets.get(&SetId { kind, family: Family::of(addr) });
@@ -63,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn excluded_networks_and_absent_families_are_others() {
+    fn servers_of_excluded_networks_and_disabled_families_are_kept() {
         let vs = |addr: &str| VsKey { protocol: Protocol::Tcp, addr: addr.parse().unwrap(), port: 80 };
         let settings = Settings {
             families: vec![Family::V4],

@@ -1,39 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One sync: why it runs, and how it ended.
+//! One sync: its reason and its result.
 
 use super::op::{Op, Plan};
 use super::outcome::{ObserveError, Report};
 use crate::core::model::{Family, ObjectName};
 
-/// Why a pass runs.
+/// The reason of a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Objects changed.
     Changes,
-    /// What failed is to be tried again.
+    /// Failed ops are due for a retry.
     Retry,
-    /// Real servers drain: those without connections, or past the deadline, are to go.
+    /// Real servers drain: those without connections or past the deadline are removed.
     Drains,
-    /// Parts of the kernel that may have changed are to be read again.
+    /// Parts of the kernel may have changed and are read again.
     Recheck,
-    /// Everything is to be compared with a fresh reading of the kernel.
+    /// The whole mirror is compared with the kernel.
     Audit,
 }
 
-/// The Services that a pass is about: the first few names, and how many there are.
+/// The Services that changed before a sync: their number and the first few names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     /// Names, at most [`Touched::NAMED`].
     pub names: Vec<ObjectName>,
-    /// How many.
     pub count: usize,
 }
 
 impl Touched {
-    /// So many are named.
     pub const NAMED: usize = 5;
 
-    /// Notes one more.
     pub fn add(&mut self, name: &ObjectName) {
         self.count += 1;
         if self.names.len() < Self::NAMED {
@@ -42,33 +39,30 @@ impl Touched {
     }
 }
 
-/// How one pass ended.
+/// The result of one sync.
 #[must_use]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
-    /// What was planned.
     pub plan: Plan,
-    /// How it went.
     pub report: Report,
-    /// Ops that repaired what another program changed, by their places in the plan.
+    /// Indexes of ops in the plan that repaired drift.
     pub drift: Vec<usize>,
-    /// Services that changed.
     pub services: Touched,
-    /// Families of which everything that every Service needs is in place.
+    /// Families whose Services are all programmed.
     pub synced: Vec<Family>,
-    /// Some family that this node can have is not among them.
+    /// Some family of this node is not in `synced`.
     pub incomplete: bool,
-    /// Why the kernel could not be read, if so. Nothing was written then.
+    /// The kernel could not be read, and nothing was written.
     pub unreadable: Option<ObserveError>,
 }
 
 impl Pass {
-    /// True when the node is now as wanted.
+    /// True when the node is in the wanted state.
     pub fn is_clean(&self) -> bool {
         self.unreadable.is_none() && self.report.is_clean()
     }
 
-    /// The ops that repaired what another program changed.
+    /// The ops that repaired drift.
     pub fn repairs(&self) -> impl Iterator<Item = &Op> {
         self.drift.iter().filter_map(|i| self.plan.ops.get(*i))
     }

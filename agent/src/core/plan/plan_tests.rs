@@ -72,7 +72,7 @@ fn plan(desired: &Desired, observed: &Observed, changes: Option<&Changes>) -> Pl
     plan_with(desired, observed, &settings(), changes)
 }
 
-/// The plan for these changes, or for everything.
+/// The plan for these changes. `None`: the full plan.
 fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, changes: Option<&Changes>) -> Plan {
     let expired = BTreeSet::new();
     let input = PlanInput {
@@ -89,8 +89,8 @@ fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, change
     }
 }
 
-/// Applies a plan that must succeed.
-fn settle(kernel: &mut FakeKernel, desired: &Desired) -> Observed {
+/// Applies the full plan, which must succeed.
+fn apply_all(kernel: &mut FakeKernel, desired: &Desired) -> Observed {
     let plan = plan(desired, &kernel.state, None);
     assert!(run_plan(kernel, &plan).is_clean());
     kernel.state.clone()
@@ -117,10 +117,10 @@ fn golden_cold_start() {
 }
 
 #[test]
-fn golden_one_endpoint_comes_and_another_goes() {
+fn golden_one_endpoint_is_added_and_another_removed() {
     let (mut desired, mut kernel) = (Desired::default(), FakeKernel::new(&[SYSCTL]));
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5", "10.244.1.6"])]);
-    let observed = settle(&mut kernel, &desired);
+    let observed = apply_all(&mut kernel, &desired);
     let changes = update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5", "10.244.2.7"])]);
     let plan = plan(&desired, &observed, Some(&changes));
     assert_eq!(
@@ -132,10 +132,10 @@ fn golden_one_endpoint_comes_and_another_goes() {
 }
 
 #[test]
-fn golden_the_service_goes_traffic_first_rules_last() {
+fn golden_a_deleted_service_loses_its_addresses_first_and_its_rules_last() {
     let (mut desired, mut kernel) = (Desired::default(), FakeKernel::new(&[SYSCTL]));
     update(&mut desired, Some(&dns(&["198.51.100.7"])), &[slice(&["10.244.1.5"])]);
-    let observed = settle(&mut kernel, &desired);
+    let observed = apply_all(&mut kernel, &desired);
     let changes = update(&mut desired, None, &[]);
     let plan = plan(&desired, &observed, Some(&changes));
     assert_eq!(
@@ -154,7 +154,7 @@ fn golden_the_service_goes_traffic_first_rules_last() {
 fn golden_drift_is_repaired_in_place() {
     let (mut desired, mut kernel) = (Desired::default(), FakeKernel::new(&[SYSCTL]));
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.2.5"])]);
-    settle(&mut kernel, &desired);
+    apply_all(&mut kernel, &desired);
     let key = VsKey { protocol: Protocol::Udp, addr: "10.96.0.10".parse().unwrap(), port: 53 };
     let server = kernel.state.virtual_servers.get_mut(&key).unwrap();
     server.spec.scheduler = "wrr".into();
@@ -169,7 +169,7 @@ fn golden_drift_is_repaired_in_place() {
     );
 }
 
-/// A load balancer with everything that can be said of one.
+/// A load balancer with source ranges and a node port.
 fn restricted(name: &str, vip: u8) -> Service {
     Service {
         name: ObjectName::new("shop", name),
@@ -183,9 +183,9 @@ fn restricted(name: &str, vip: u8) -> Service {
 }
 
 #[test]
-fn golden_dns_is_served_before_anybody_else_and_the_guard_before_both() {
+fn golden_the_guard_is_programmed_first_then_dns_then_other_services() {
     let mut desired = Desired::default();
-    let dns = Service { first: true, ..dns(&[]) };
+    let dns = Service { priority: true, ..dns(&[]) };
     update(&mut desired, Some(&dns), &[slice(&["10.244.2.6"])]);
     let node =
         NodeFacts { node_port_addresses: PerFamily::new(vec![[192, 168, 50, 2].into()], vec![]), ..node() };
@@ -219,7 +219,7 @@ fn golden_dns_is_served_before_anybody_else_and_the_guard_before_both() {
 }
 
 #[test]
-fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_over() {
+fn golden_a_busy_real_server_drains_until_it_is_idle_or_the_deadline_is_over() {
     let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 1, 1].into(), port: 443 };
     let rs = |n: u8| RsKey { addr: [10, 244, 2, n].into(), port: 8443 };
     let with = |endpoints: &[u8]| {
@@ -242,7 +242,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     let (mut desired, mut kernel) = (Desired::default(), FakeKernel::new(&[SYSCTL]));
     let name = ObjectName::new("shop", "web");
     desired.update(&name, Some(with(&[1, 2, 3])), &mut Changes::default());
-    let mut observed = settle(&mut kernel, &desired);
+    let mut observed = apply_all(&mut kernel, &desired);
     observed.busy = [(vs, rs(2)), (vs, rs(3))].into_iter().collect();
     let mut changes = Changes::default();
     desired.update(&name, Some(with(&[3])), &mut changes);
@@ -269,7 +269,7 @@ fn golden_a_busy_real_server_drains_and_goes_when_it_is_idle_or_the_deadline_is_
     let idle = "Remove\n  - real server TCP 10.96.1.1:443 -> 10.244.2.1:8443\n";
     assert_eq!(step(&observed, &[]), idle);
     observed.record(&Op::RemoveRealServer(vs, rs(1)));
-    assert_eq!(step(&observed, &[]), "", "its connections go on");
+    assert_eq!(step(&observed, &[]), "", "it keeps its connections");
     let gone = "Remove\n  - real server TCP 10.96.1.1:443 -> 10.244.2.2:8443\n";
     assert_eq!(step(&observed, &[rs(2)]), gone, "the deadline is over");
     observed.busy.clear();
@@ -288,7 +288,7 @@ fn iptables_mode() -> ObservedRules {
 }
 
 #[test]
-fn golden_the_iptables_mode_serves_until_everything_of_ours_does() {
+fn golden_rules_of_the_iptables_mode_stay_until_ours_are_in_place() {
     let mut desired = Desired::default();
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
     let mut kernel = FakeKernel::new(&[SYSCTL]);
@@ -314,11 +314,11 @@ fn golden_the_iptables_mode_serves_until_everything_of_ours_does() {
     assert!(!tidy.iter().any(|rule| rule.contains("KUBE-SVC-")));
 
     assert!(run_plan(&mut kernel, &plan).is_clean());
-    assert!(again(&kernel.state).is_empty(), "once");
+    assert!(again(&kernel.state).is_empty(), "no second plan");
 }
 
 #[test]
-fn the_iptables_mode_goes_on_while_anything_of_the_family_fails() {
+fn rules_of_the_iptables_mode_stay_while_anything_of_the_family_fails() {
     let mut desired = Desired::default();
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
     for (patient, stays) in [(true, true), (false, false)] {

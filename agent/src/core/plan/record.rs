@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The mirror follows acknowledged ops.
+//! Updates of the mirror by acknowledged ops.
 
 use super::op::Op;
 use ipnet::IpNet;
@@ -9,7 +9,7 @@ use crate::core::model::{RsKey, VsKey};
 use crate::core::rules::removal::Removal;
 
 impl Observed {
-    /// Follows an op that the kernel acknowledged.
+    /// Records an op that the kernel acknowledged.
     pub fn record(&mut self, op: &Op) {
         match op {
             Op::SetSysctl(s) => {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What failed, and when it is tried again: each subject by itself, whatever else happens.
+//! Failed subjects and their retries. Each subject has its own backoff.
 //!
-//! A pass asks [`Retries::begin`] for the subjects whose turn has come. An op of any other failing subject
-//! is held back, and so is what depends on it; everything else runs as if nothing had failed. What a failing
-//! subject blocks is looked at again when the subject has its turn.
+//! [`Retries::begin`] adds the subjects that are due to the keys of a sync. Ops of other failing subjects are held
+//! back, together with the ops that depend on them. All other ops run normally. Blocked subjects are compared again
+//! when the subject that blocks them is retried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,76 +16,73 @@ use crate::core::model::backoff::Backoff;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
 
-/// The pauses between tries.
+/// The pauses between retries.
 pub const BACKOFF: Backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
 /// First pause after a failure.
 pub const MIN_BACKOFF: Duration = Duration::from_millis(250);
-/// Longest pause between tries.
+/// Longest pause between retries.
 pub const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// So many subjects have their turn in one pass: a change that comes meanwhile does not wait for more.
+/// Most subjects retried in one sync, so that a new change does not wait for long.
 const TURNS: usize = 512;
 
-/// A subject that failed and is to be tried again.
+/// A subject that failed, and its next retry.
 #[derive(Clone, Debug)]
 pub struct Failing {
-    /// The last failure.
     pub error: OpError,
-    /// When it failed first.
+    /// Time of the first failure.
     pub since: Duration,
-    /// Failures so far.
+    /// Number of failures.
     pub tries: u32,
-    /// The op that failed; `None` for a reading.
+    /// The op that failed; `None` for a read.
     op: Option<Op>,
     last: Duration,
     next: Duration,
-    /// It is being tried now.
+    /// The current sync retries it.
     in_turn: bool,
 }
 
 impl Failing {
-    /// How long until the next try.
+    /// Time until the next retry.
     pub fn pause(&self, now: Duration) -> Duration {
         self.next.saturating_sub(now)
     }
 }
 
-/// What changed since somebody last asked.
+/// Failures that began or ended since the last [`Retries::take_news`].
 #[derive(Debug, Default)]
 pub struct News {
-    /// Subjects that began to fail, or fail for another cause than before.
+    /// Subjects that began to fail, or fail with another cause than before.
     pub began: BTreeSet<Subject>,
-    /// Subjects that are as they must be again, or not wanted any more, with their last failure.
+    /// Subjects that recovered or are no longer wanted, with their last failure.
     pub ended: Vec<(Subject, Failing)>,
 }
 
 impl News {
-    /// True when nothing changed.
     pub fn is_empty(&self) -> bool {
         self.began.is_empty() && self.ended.is_empty()
     }
 }
 
-/// See the module. Times are durations since some fixed start.
+/// See the module. Times are durations since a fixed start.
 #[derive(Debug, Default)]
 pub struct Retries {
     failing: BTreeMap<Subject, Failing>,
-    /// Ops that a program works on.
+    /// Ops that a program still works on.
     running: BTreeMap<Subject, Op>,
-    /// What waits for a subject that fails or runs.
+    /// Subjects that a failing or running subject blocks.
     blocked: BTreeMap<Subject, BTreeSet<Subject>>,
     news: News,
-    /// Tells the agents of a cluster apart, so that their retries spread.
+    /// Differs between the agents of a cluster, so that their retries spread.
     seed: u64,
     passes: u64,
 }
 
 impl Retries {
-    /// Nothing fails yet.
     pub fn new(seed: u64) -> Self {
         Self { seed, ..Self::default() }
     }
 
-    /// Begins a pass: adds what is to be tried at the time `now` to `keys`. True when that is anything.
+    /// Begins a sync: adds the subjects that are due at the time `now` to `keys`. True if there are any.
     pub fn begin(&mut self, now: Duration, keys: &mut Changes) -> bool {
         self.passes = self.passes.wrapping_add(1);
         let is_due = |(subject, failing): &(&Subject, &mut Failing)| {
@@ -102,13 +99,13 @@ impl Retries {
         !due.is_empty()
     }
 
-    /// Begins a pass that tries everything, due or not.
+    /// Begins a sync that retries every failing subject, due or not.
     pub fn begin_all(&mut self, keys: &mut Changes) {
         self.failing.values_mut().for_each(|failing| failing.next = Duration::ZERO);
         while self.begin(Duration::MAX, keys) {}
     }
 
-    /// Adds what waits for the subject, and what waits for that in turn, to `keys`.
+    /// Adds the subjects that `subject` blocks, directly or through others, to `keys`.
     pub fn release(&mut self, subject: &Subject, keys: &mut Changes) {
         for blocked in self.blocked.remove(subject).unwrap_or_default() {
             keys.add_subject(&blocked);
@@ -116,9 +113,9 @@ impl Retries {
         }
     }
 
-    /// Looks at a plan before it runs: another op than the one that failed has its turn soon, for it may
-    /// succeed.
-    pub fn consider(&mut self, plan: &Plan) {
+    /// Before a plan runs: retries a subject soon if the plan has another op for it than the one that failed, because
+    /// that op may succeed.
+    pub fn expedite(&mut self, plan: &Plan) {
         if self.failing.is_empty() {
             return;
         }
@@ -131,7 +128,8 @@ impl Retries {
         }
     }
 
-    /// Whether the op is held back at the time `now`, and if so, whether that blocks what depends on it.
+    /// `None`: the op may run at the time `now`. Otherwise the op is held back, and the value says whether this blocks
+    /// the ops that depend on it.
     pub fn holds(&self, op: &Op, now: Duration) -> Option<bool> {
         if self.failing.is_empty() && self.running.is_empty() {
             return None;
@@ -144,9 +142,9 @@ impl Retries {
         (!failing.in_turn && failing.next > now).then_some(!failing.error.degraded)
     }
 
-    /// Follows a pass over `keys` that ended at the time `now`. What others wait for and is done or gone
-    /// now is added to `pending`.
-    pub fn follow(
+    /// Records a sync of `keys` that ended at the time `now`. Adds the subjects that are no longer blocked to
+    /// `pending`.
+    pub fn record(
         &mut self,
         keys: &Changes,
         plan: &Plan,
@@ -154,8 +152,7 @@ impl Retries {
         now: Duration,
         pending: &mut Changes,
     ) {
-        let idle = self.failing.is_empty() && self.running.is_empty() && self.blocked.is_empty();
-        if idle && report.is_clean() {
+        if self.is_empty() && report.is_clean() {
             return;
         }
         let mut seen = BTreeSet::new();
@@ -173,7 +170,7 @@ impl Retries {
         self.forget_unwanted(keys, &seen, pending);
     }
 
-    /// Subjects that were looked at and need nothing any more.
+    /// Ends the failures of subjects that were compared and need no op.
     fn forget_unwanted(&mut self, keys: &Changes, seen: &BTreeSet<Subject>, pending: &mut Changes) {
         let is_over = |(subject, failing): &(&Subject, &Failing)| {
             (failing.in_turn || keys.contains(subject))
@@ -183,12 +180,12 @@ impl Retries {
         };
         let over: Vec<Subject> = self.failing.iter().filter(is_over).map(|(subject, _)| *subject).collect();
         over.iter().for_each(|subject| self.end(subject, pending));
-        // A cause that is over some other way blocks nobody.
+        // A subject that neither fails nor runs blocks no other subject.
         let gone: Vec<Subject> = self.blocked.keys().filter(|cause| !self.is_open(cause)).copied().collect();
         gone.iter().for_each(|cause| self.release(cause, pending));
     }
 
-    /// Whether the subject fails, runs, is blocked itself, or is a reading that is not done.
+    /// Whether the subject fails, runs, is blocked, or is an unfinished read.
     fn is_open(&self, subject: &Subject) -> bool {
         self.failing.contains_key(subject)
             || self.running.contains_key(subject)
@@ -196,7 +193,7 @@ impl Retries {
             || self.blocked.values().any(|blocked| blocked.contains(subject))
     }
 
-    /// The subject needs no retry any more.
+    /// Ends the failure of a subject.
     fn end(&mut self, subject: &Subject, pending: &mut Changes) {
         if let Some(failing) = self.failing.remove(subject)
             && !self.news.began.remove(subject)
@@ -229,18 +226,18 @@ impl Retries {
         self.failing.insert(subject, failing);
     }
 
-    /// The pause after so many failures. All failures of one pass get the same, so that they are retried in
-    /// one pass again; other passes and other agents get others.
+    /// The pause after a number of failures, with jitter. All failures of one sync get the same jitter, so that one sync
+    /// retries them together. Other syncs and other agents get another jitter.
     fn backoff(&self, tries: u32) -> Duration {
         let pause = BACKOFF.after(tries);
-        // Weyl's sequence: as good as chance here, and the same in every run of a test.
-        let chance = (self.seed.wrapping_add(self.passes).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as u32;
-        let percent = 100 + chance % 25;
+        // A Weyl sequence: spreads well and is the same in every run of a test.
+        let jitter = (self.seed.wrapping_add(self.passes).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as u32;
+        let percent = 100 + jitter % 25;
         if pause == MAX_BACKOFF { pause * 100 / percent } else { pause * percent / 100 }
     }
 
-    /// A program that worked on an op has ended. Returns the op, if it was known to run; adds what waited for
-    /// it to `keys`.
+    /// Records the end of a program that worked on an op. Returns the op if it was known to run. Adds the subjects that
+    /// are no longer blocked to `keys`.
     pub fn finish(
         &mut self,
         subject: &Subject,
@@ -261,18 +258,17 @@ impl Retries {
         Some(op)
     }
 
-    /// A part of the kernel could not be read.
+    /// Records a failed read of a part of the kernel.
     pub fn fail_reading(&mut self, part: Part, error: &OpError, now: Duration) {
         self.fail(Subject::Reading(part), None, error, now);
     }
 
-    /// A part of the kernel was read. What waited for that is added to `keys`.
+    /// Records a read of a part of the kernel. Adds the subjects that are no longer blocked to `keys`.
     pub fn read(&mut self, part: Part, keys: &mut Changes) {
         self.end(&Subject::Reading(part), keys);
     }
 
-    /// The parts to be read again at the time `now`. Each is to end in [`Retries::read`] or
-    /// [`Retries::fail_reading`].
+    /// The parts to read again at the time `now`. Call [`Retries::read`] or [`Retries::fail_reading`] for each.
     pub fn due_readings(&mut self, now: Duration) -> Vec<Part> {
         let due = |(subject, failing): (&Subject, &mut Failing)| match subject {
             Subject::Reading(part) if failing.next <= now && !failing.in_turn => {
@@ -284,12 +280,12 @@ impl Retries {
         self.failing.iter_mut().filter_map(due).collect()
     }
 
-    /// When the next subject has its turn.
+    /// Time of the next retry.
     pub fn next_at(&self) -> Option<Duration> {
         self.failing.values().filter(|failing| !failing.in_turn).map(|failing| failing.next).min()
     }
 
-    /// Whether a program works on something.
+    /// Whether a program still works on an op.
     pub fn is_running(&self) -> bool {
         !self.running.is_empty()
     }
@@ -304,9 +300,9 @@ impl Retries {
         self.failing.contains_key(subject)
     }
 
-    /// How many times the subject, or what it waits for, failed in a row.
+    /// Number of failures in a row of the subject, or of the subject that blocks it.
     pub fn tries(&self, subject: &Subject) -> u32 {
-        // Subjects may wait for each other: rules that are tidied for an address that they guard.
+        // Subjects may block each other, such as the tidy write of rules and an address that these rules guard.
         let (mut seen, mut open) = (BTreeSet::from([*subject]), vec![*subject]);
         let mut most = 0;
         while let Some(subject) = open.pop() {
@@ -321,45 +317,43 @@ impl Retries {
         most
     }
 
-    /// What fails, in a stable order.
+    /// The failing subjects, in a stable order.
     pub fn failing(&self) -> impl Iterator<Item = (&Subject, &Failing)> {
         self.failing.iter()
     }
 
-    /// What waits for something else that fails or runs: the subject, and what it waits for.
+    /// The blocked subjects, each with the failing or running subject that blocks it.
     pub fn blocked(&self) -> impl Iterator<Item = (&Subject, &Subject)> {
         self.blocked.iter().flat_map(|(cause, blocked)| blocked.iter().map(move |subject| (subject, cause)))
     }
 
-    /// What waits for any of these, directly or by way of something else that waits.
-    pub fn waiting_for(&self, causes: &[&Subject]) -> BTreeSet<Subject> {
-        let (mut waiting, mut open) =
-            (BTreeSet::new(), causes.iter().map(|cause| **cause).collect::<Vec<_>>());
+    /// The subjects that any of `causes` blocks, directly or through others.
+    pub fn blocked_by(&self, causes: &[&Subject]) -> BTreeSet<Subject> {
+        let (mut found, mut open) = (BTreeSet::new(), causes.iter().map(|cause| **cause).collect::<Vec<_>>());
         while let Some(cause) = open.pop() {
             let blocked = self.blocked.get(&cause).into_iter().flatten();
-            open.extend(blocked.copied().filter(|subject| waiting.insert(*subject)));
+            open.extend(blocked.copied().filter(|subject| found.insert(*subject)));
         }
-        waiting
+        found
     }
 
-    /// Whether the guard of the family, without which no address is opened, is as it must be.
-    pub fn guard_stands(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
+    /// Whether the guard of the family is in place: without it no address is bound.
+    pub fn guard_is_ready(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
         let guards = |subject: &Subject| subject.guards(family, needs);
         let fails = |(subject, failing): (&Subject, &Failing)| guards(subject) && !failing.error.degraded;
-        let is_late = |subject: &Subject| guards(subject);
         !self.failing.iter().any(fails)
-            && !self.running.keys().any(is_late)
-            && !self.blocked.keys().any(is_late)
+            && !self.running.keys().any(guards)
+            && !self.blocked.keys().any(guards)
     }
 
-    /// How many subjects are not programmed, by kind and cause.
+    /// Number of subjects that are not programmed, by kind and cause.
     pub fn counts(&self) -> BTreeMap<(SubjectKind, Cause), usize> {
         let mut counts = BTreeMap::new();
         for (subject, failing) in &self.failing {
             *counts.entry((subject.kind(), failing.error.cause)).or_default() += 1;
         }
         for (cause, blocked) in &self.blocked {
-            // What waits for a program that runs is late, not failed.
+            // Subjects that wait for a running program have not failed.
             if self.running.contains_key(cause) && !self.failing.contains_key(cause) {
                 continue;
             }
@@ -370,7 +364,6 @@ impl Retries {
         counts
     }
 
-    /// What changed since the last call.
     pub fn take_news(&mut self) -> News {
         std::mem::take(&mut self.news)
     }

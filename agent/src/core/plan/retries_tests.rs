@@ -26,15 +26,15 @@ fn refused() -> Outcome {
     Outcome::Failed(OpError::plain(Cause::InvalidArgument, "no"))
 }
 
-/// A pass over the keys of these ops, each of which ends so.
+/// A sync of these ops with these outcomes.
 fn pass(retries: &mut Retries, ops: &[(Op, Outcome)], now: Duration) -> Changes {
     let (mut keys, mut pending) = (Changes::default(), Changes::default());
     retries.begin(now, &mut keys);
     ops.iter().for_each(|(op, _)| keys.add_op(op));
     let plan = Plan { ops: ops.iter().map(|(op, _)| op.clone()).collect(), priority: 0 };
-    retries.consider(&plan);
+    retries.expedite(&plan);
     let report = Report { outcomes: ops.iter().map(|(_, outcome)| outcome.clone()).collect() };
-    retries.follow(&keys, &plan, &report, now, &mut pending);
+    retries.record(&keys, &plan, &report, now, &mut pending);
     pending
 }
 
@@ -62,13 +62,13 @@ fn pauses_double_to_half_a_minute_and_differ_between_agents() {
 }
 
 #[test]
-fn what_fails_together_is_retried_together_and_nothing_else_is() {
+fn failures_of_one_sync_are_retried_together() {
     let mut retries = Retries::new(7);
     let ops: Vec<(Op, Outcome)> = (1..=3).map(|n| (Op::Bind(ip(n)), refused())).collect();
     let _ = pass(&mut retries, &ops, s(1));
     let mut keys = Changes::default();
     assert!(!retries.begin(s(1) + ms(200), &mut keys) && keys.is_empty());
-    // Another change meanwhile neither tries them nor puts them off.
+    // Another change meanwhile neither retries nor delays them.
     let next = retries.next_at().unwrap();
     assert!(pass(&mut retries, &[(Op::Bind(ip(9)), Outcome::Done)], s(1) + ms(200)).is_empty());
     assert_eq!(retries.next_at(), Some(next));
@@ -77,7 +77,7 @@ fn what_fails_together_is_retried_together_and_nothing_else_is() {
 }
 
 #[test]
-fn an_op_other_than_the_one_that_failed_has_its_turn_soon() {
+fn another_op_than_the_failed_one_is_retried_soon() {
     let mut retries = Retries::new(7);
     let rs = RsKey { addr: ip(5), port: 80 };
     let mut now = s(1);
@@ -94,7 +94,7 @@ fn an_op_other_than_the_one_that_failed_has_its_turn_soon() {
 }
 
 #[test]
-fn what_is_blocked_comes_with_its_cause_and_at_once_when_that_works() {
+fn a_blocked_subject_is_retried_with_its_cause_or_when_the_cause_is_repaired() {
     let mut retries = Retries::new(7);
     let ops = [
         (
@@ -106,11 +106,11 @@ fn what_is_blocked_comes_with_its_cause_and_at_once_when_that_works() {
         ),
         (Op::Bind(ip(1)), Outcome::Blocked(Subject::VirtualServer(vs(1)))),
     ];
-    assert!(pass(&mut retries, &ops, s(1)).is_empty(), "nothing is tried before its time");
+    assert!(pass(&mut retries, &ops, s(1)).is_empty(), "no retry before its time");
     let mut keys = Changes::default();
     assert!(retries.begin(s(2), &mut keys));
     assert!(keys.virtual_servers.contains(&vs(1)) && keys.addresses.contains(&ip(1)));
-    // Somebody else's pass finds the cause done: what waits is looked at in the next pass.
+    // Another sync repairs the cause: the next sync compares the blocked subject.
     let mut retries = Retries::new(7);
     let _ = pass(&mut retries, &ops, s(1));
     let done = [(ops[0].0.clone(), Outcome::Done)];
@@ -120,7 +120,7 @@ fn what_is_blocked_comes_with_its_cause_and_at_once_when_that_works() {
 }
 
 #[test]
-fn chains_of_causes_are_tried_as_one() {
+fn a_chain_of_blocked_subjects_is_retried_at_once() {
     use crate::core::model::sets::SetKind;
     let set = crate::core::model::sets::SetId { kind: SetKind::LoopBack, family: Family::V4 };
     let rules = Op::WriteRules(Box::new(crate::core::plan::op::RulesOp {
@@ -136,8 +136,8 @@ fn chains_of_causes_are_tried_as_one() {
         (Op::Bind(ip(1)), Outcome::Blocked(Subject::Rules(Family::V4))),
     ];
     let mut retries = Retries::new(7);
-    assert!(pass(&mut retries, &ops, s(1)).is_empty(), "no pass follows by itself");
-    assert!(!retries.guard_stands(Family::V4, &|_| true) && retries.guard_stands(Family::V6, &|_| true));
+    assert!(pass(&mut retries, &ops, s(1)).is_empty(), "no sync follows by itself");
+    assert!(!retries.guard_is_ready(Family::V4, &|_| true) && retries.guard_is_ready(Family::V6, &|_| true));
     assert_eq!(retries.tries(&Subject::Address(ip(1))), 1);
     let counts = retries.counts();
     assert_eq!(counts[&(SubjectKind::Set, Cause::InvalidArgument)], 1);
@@ -147,20 +147,20 @@ fn chains_of_causes_are_tried_as_one() {
 }
 
 #[test]
-fn what_is_not_wanted_any_more_is_forgotten() {
+fn failures_of_unwanted_subjects_end() {
     let mut retries = Retries::new(7);
     let _ = pass(&mut retries, &[(Op::Bind(ip(1)), refused())], s(1));
     assert_eq!(retries.take_news().began.len(), 1);
     // Its Service is gone: the plan has no op for it.
     let (mut keys, mut pending) = (Changes::default(), Changes::default());
     keys.addresses.insert(ip(1));
-    retries.follow(&keys, &Plan::default(), &Report::default(), s(1), &mut pending);
+    retries.record(&keys, &Plan::default(), &Report::default(), s(1), &mut pending);
     assert!(retries.is_empty() && pending.is_empty());
     assert_eq!(retries.take_news().ended.len(), 1);
 }
 
 #[test]
-fn many_failures_are_retried_in_parts() {
+fn many_failures_are_retried_in_batches() {
     let mut retries = Retries::new(7);
     let ops: Vec<(Op, Outcome)> =
         (0..1200u16).map(|n| (Op::Bind([10, 97, (n >> 8) as u8, n as u8].into()), refused())).collect();
@@ -175,7 +175,7 @@ fn many_failures_are_retried_in_parts() {
 }
 
 #[test]
-fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
+fn a_running_program_holds_its_subject_back_until_it_ends() {
     let rules = |tidy| {
         Op::WriteRules(Box::new(crate::core::plan::op::RulesOp {
             family: Family::V6,
@@ -189,9 +189,9 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
     let mut retries = Retries::new(7);
     let ops = [(rules(false), Outcome::Started), (Op::Bind(ip(1)), Outcome::Blocked(subject))];
     let _ = pass(&mut retries, &ops, s(1));
-    assert!(retries.is_running() && !retries.guard_stands(Family::V6, &|_| true));
+    assert!(retries.is_running() && !retries.guard_is_ready(Family::V6, &|_| true));
     assert_eq!(retries.holds(&rules(true), s(100)), Some(true));
-    assert!(retries.counts().is_empty(), "late is not failed");
+    assert!(retries.counts().is_empty(), "a running op has not failed");
     let (mut keys, error) = (Changes::default(), OpError::uncertain(Cause::TimedOut, "killed"));
     assert!(retries.finish(&subject, &Err(error), s(20), &mut keys).is_some());
     assert!(keys.is_empty() && retries.fails(&subject));
@@ -201,14 +201,14 @@ fn a_program_that_runs_holds_its_own_subject_until_it_ends() {
     let ops = [(rules(false), Outcome::Started), (Op::Bind(ip(1)), Outcome::Blocked(subject))];
     let plan = Plan { ops: ops.iter().map(|(op, _)| op.clone()).collect(), priority: 0 };
     let report = Report { outcomes: ops.iter().map(|(_, outcome)| outcome.clone()).collect() };
-    retries.follow(&due, &plan, &report, s(21), &mut keys);
+    retries.record(&due, &plan, &report, s(21), &mut keys);
     assert!(retries.finish(&subject, &Ok(()), s(22), &mut keys).is_some());
     assert!(keys.addresses.contains(&ip(1)) && retries.is_empty());
     assert!(retries.finish(&subject, &Ok(()), s(22), &mut keys).is_none(), "once");
 }
 
 #[test]
-fn readings_are_retried_by_themselves() {
+fn reads_are_retried_independently() {
     let part = Part::Rules(Family::V6);
     let error = OpError::plain(Cause::ProgramFailed, "no luck");
     let mut retries = Retries::new(7);
@@ -228,7 +228,7 @@ fn readings_are_retried_by_themselves() {
 }
 
 #[test]
-fn news_are_told_once() {
+fn began_and_ended_failures_are_reported_once() {
     let mut retries = Retries::new(7);
     let op = Op::Bind(ip(1));
     let fail = |retries: &mut Retries, outcome: Outcome, now| {
@@ -245,7 +245,7 @@ fn news_are_told_once() {
 }
 
 #[test]
-fn subjects_that_wait_for_each_other_are_counted_once() {
+fn subjects_that_block_each_other_do_not_loop() {
     let mut retries = Retries::default();
     let blocked = |cause: Subject| Outcome::Blocked(cause);
     let address = Op::Bind(ip(1));

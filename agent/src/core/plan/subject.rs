@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The kernel object that an op is about: what is retried by itself, and what a failure is named after.
+//! Subjects: the kernel objects that ops change or reads read. A subject is the unit of retries and the name of a
+//! failure.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use crate::core::model::changes::Changes;
 use crate::core::model::sets::{Entry, SetId};
 use crate::core::model::{Family, RsKey, VsKey};
 
-/// A part of the kernel that is read by itself.
+/// A part of the kernel state that is read separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// Virtual servers with their real servers.
@@ -40,10 +41,10 @@ impl fmt::Display for Part {
     }
 }
 
-/// What an op changes, or what a reading reads.
+/// The object that an op changes, or a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
-    /// Reading a part of the kernel.
+    /// A read of a part of the kernel.
     Reading(Part),
     /// A sysctl, by its file.
     Sysctl(&'static str),
@@ -61,17 +62,17 @@ pub enum Subject {
     VirtualServer(VsKey),
     /// A real server.
     RealServer(VsKey, RsKey),
-    /// An address of `kube-ipvs0`.
+    /// A host address on `kube-ipvs0`.
     Address(IpAddr),
-    /// A wider prefix on `kube-ipvs0`, which is never wanted.
+    /// An address with a wider prefix on `kube-ipvs0`: never wanted.
     Network(IpNet),
     /// UDP flows of one family.
     Flows(Family),
-    /// What other modes of kube-proxy left in one family.
+    /// Rules of other kube-proxy modes in one family.
     Leftovers(Family),
 }
 
-/// The kinds of [`Subject`], for counting. Its text is the value of a metric's label.
+/// The kinds of [`Subject`], for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum SubjectKind {
@@ -98,7 +99,7 @@ impl SubjectKind {
         self.into()
     }
 
-    /// The words for `count` of them: `1 real server`, `3 real servers`.
+    /// A count as text: `1 real server`, `3 real servers`.
     pub fn count(self, count: usize) -> String {
         let (one, many) = match self {
             SubjectKind::Reading => ("part of the kernel", "parts of the kernel"),
@@ -119,7 +120,6 @@ impl SubjectKind {
 }
 
 impl Subject {
-    /// Its kind.
     pub fn kind(&self) -> SubjectKind {
         match self {
             Subject::Reading(_) => SubjectKind::Reading,
@@ -155,7 +155,7 @@ impl Subject {
         }
     }
 
-    /// The only family that it concerns; `None`: both.
+    /// The family of the subject; `None`: both families depend on it.
     pub fn family(&self) -> Option<Family> {
         match self {
             Subject::Sysctl(_) | Subject::Timeouts | Subject::Device => None,
@@ -171,8 +171,7 @@ impl Subject {
         }
     }
 
-    /// Whether every address of the family depends on it: what stands before the first packet. `needs`: whether some
-    /// rule is over a set.
+    /// Whether no address of the family may be bound without the subject. `needs`: whether a rule references a set.
     pub fn guards(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
         match self {
             Subject::Device | Subject::Reading(Part::Ipvs | Part::Addresses) => true,
@@ -182,7 +181,7 @@ impl Subject {
         }
     }
 
-    /// Whether it is the node's and no Service's: any number of Services may wait for it.
+    /// Whether many Services depend on the subject: it does not belong to a single Service.
     pub fn is_shared(&self) -> bool {
         !matches!(
             self,
@@ -194,7 +193,6 @@ impl Subject {
         )
     }
 
-    /// The virtual server that it belongs to.
     pub fn virtual_server(&self) -> Option<&VsKey> {
         match self {
             Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => Some(vs),
@@ -202,7 +200,7 @@ impl Subject {
         }
     }
 
-    /// The address that it is about, or that an ipset entry lets through.
+    /// The address of the subject, or of an ipset entry.
     pub fn address(&self) -> Option<IpAddr> {
         match self {
             Subject::Address(addr) => Some(*addr),
@@ -234,7 +232,6 @@ impl fmt::Display for Subject {
 }
 
 impl Op {
-    /// What it is about.
     pub fn subject(&self) -> Subject {
         match self {
             Op::SetSysctl(sysctl) => Subject::Sysctl(sysctl.path),
@@ -261,8 +258,7 @@ impl Op {
 }
 
 impl Changes {
-    /// Adds what a plan looks at for this subject. Device, sets, rules and sysctls are looked at in every
-    /// plan.
+    /// Adds the key of a subject. Device, sets, rules and sysctls have no key: every plan compares them.
     pub fn add_subject(&mut self, subject: &Subject) {
         match subject {
             Subject::Entry(set, entry) => _ = self.entries.insert((*set, *entry)),
@@ -273,7 +269,7 @@ impl Changes {
         }
     }
 
-    /// Adds what a plan looks at for this op.
+    /// Adds the key of the subject of an op.
     pub fn add_op(&mut self, op: &Op) {
         if let Op::ForgetFlows(flows) = op {
             self.flows.extend(flows.services.iter().cloned());
@@ -281,7 +277,7 @@ impl Changes {
         self.add_subject(&op.subject());
     }
 
-    /// Whether a plan for these changes looks at the subject. One of every plan is not in them.
+    /// Whether the key of the subject is among the changes. False for subjects without a key.
     pub fn contains(&self, subject: &Subject) -> bool {
         match subject {
             Subject::Entry(set, entry) => self.entries.contains(&(*set, *entry)),
@@ -299,7 +295,7 @@ mod tests {
     use crate::core::model::Protocol;
 
     #[test]
-    fn kinds_have_labels_and_count_in_words() {
+    fn kinds_have_labels_and_text_for_counts() {
         assert_eq!(SubjectKind::Entry.label(), "ipset_entry");
         assert_eq!(SubjectKind::VirtualServer.label(), "virtual_server");
         assert_eq!(SubjectKind::Address.count(1), "1 address");
@@ -307,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_op_leads_to_its_subject_and_keys() {
+    fn an_op_has_a_subject_and_keys() {
         let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, 1].into(), port: 80 };
         let rs = RsKey { addr: [10, 244, 1, 5].into(), port: 8080 };
         let op = Op::AddRealServer(vs, rs);

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The iptables chains that are ours, and the jumps that lead to them, exactly as kube-proxy has them.
+//! Our iptables chains and the jumps to them, exactly as in kube-proxy.
 
 use std::collections::BTreeSet;
 
 /// An iptables table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
-    /// `nat`
     Nat,
-    /// `filter`
     Filter,
 }
 
 impl Table {
-    /// Both tables, in the order in which they are written.
+    /// Both tables, in the order of writes.
     pub const ALL: [Table; 2] = [Table::Nat, Table::Filter];
 
-    /// The name that iptables knows.
     pub fn name(self) -> &'static str {
         match self {
             Table::Nat => "nat",
@@ -25,7 +22,7 @@ impl Table {
     }
 }
 
-/// The chains that are ours, in the order in which kube-proxy declares them.
+/// Our chains, in the order in which kube-proxy declares them.
 pub const CHAINS: [(Table, &str); 11] = [
     (Table::Nat, "KUBE-SERVICES"),
     (Table::Nat, "KUBE-POSTROUTING"),
@@ -40,7 +37,6 @@ pub const CHAINS: [(Table, &str); 11] = [
     (Table::Filter, "KUBE-IPVS-OUT-FILTER"),
 ];
 
-/// Whether the chain of that table is one of [`CHAINS`].
 pub fn is_ours(table: &str, chain: &str) -> bool {
     CHAINS.iter().any(|(t, c)| t.name() == table && *c == chain)
 }
@@ -48,13 +44,11 @@ pub fn is_ours(table: &str, chain: &str) -> bool {
 /// A jump from a built-in chain to one of ours.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Jump {
-    /// Table of both chains.
     pub table: Table,
     /// Built-in chain.
     pub from: &'static str,
     /// Our chain.
     pub to: &'static str,
-    /// Comment of the rule.
     pub comment: &'static str,
 }
 
@@ -62,8 +56,8 @@ const fn jump(table: Table, from: &'static str, to: &'static str, comment: &'sta
     Jump { table, from, to, comment }
 }
 
-/// The jumps, in the order in which each is inserted at the top of its chain: later ones end up
-/// before earlier ones.
+/// The jumps, in the order in which they are inserted at the top of their chains: a later jump ends up before an
+/// earlier one.
 pub const JUMPS: [Jump; 9] = [
     jump(Table::Nat, "OUTPUT", "KUBE-SERVICES", "kubernetes service portals"),
     jump(Table::Nat, "PREROUTING", "KUBE-SERVICES", "kubernetes service portals"),
@@ -76,24 +70,23 @@ pub const JUMPS: [Jump; 9] = [
     jump(Table::Filter, "OUTPUT", "KUBE-IPVS-OUT-FILTER", "kubernetes ipvs access filter"),
 ];
 
-/// A built-in chain, and our jumps that are in it now, by their indexes in [`JUMPS`]: all of them are
-/// to be taken out and the right ones put in at the top.
+/// A repair of the jumps in a built-in chain: removes our jumps that are in it, and inserts the wanted ones at the
+/// top.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JumpFix {
-    /// Table.
     pub table: Table,
     /// Built-in chain.
     pub from: &'static str,
-    /// Our jumps in it, from the top, with repetitions.
+    /// Our jumps in the chain, from the top, by their indexes in [`JUMPS`], with duplicates.
     pub present: Vec<usize>,
 }
 
-/// The built-in chains that have jumps to ours.
+/// The built-in chains that have jumps to our chains.
 pub fn jump_chains() -> BTreeSet<(Table, &'static str)> {
     JUMPS.iter().map(|jump| (jump.table, jump.from)).collect()
 }
 
-/// The jumps that a built-in chain must have, from the top, by their indexes in [`JUMPS`].
+/// The wanted jumps of a built-in chain, from the top, by their indexes in [`JUMPS`].
 pub fn wanted_jumps(table: Table, from: &str) -> Vec<usize> {
     (0..JUMPS.len()).rev().filter(|i| JUMPS[*i].table == table && JUMPS[*i].from == from).collect()
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The iptables rules, as data, and their text.
+//! The iptables rules as data and as text.
 //!
-//! Text is in the form that `iptables-save` prints, so that what the kernel has can be compared
-//! with what is wanted without another process. Names, order and conditions are kube-proxy's.
+//! The text has the form of `iptables-save`, so that it can be compared with the rules in the kernel. Names, order and
+//! conditions of rules are those of kube-proxy.
 
 pub mod chains;
 pub mod removal;
@@ -17,7 +17,7 @@ use crate::core::model::sets::{SetId, SetKind};
 use crate::core::model::settings::{LocalTraffic, Settings};
 use crate::core::model::{Family, Protocol, VsKey};
 
-/// The addresses of a packet that a set is asked about.
+/// The fields of a packet that a set matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dir {
     Dst,
@@ -50,7 +50,7 @@ enum Match {
     NotBridgedNotFromLocal,
     ConntrackState(&'static str),
     Protocol(Protocol),
-    /// Traffic that IPVS balances for this virtual server.
+    /// Traffic of this virtual server.
     Ipvs(VsKey),
 }
 
@@ -74,16 +74,14 @@ struct Rule {
     target: RuleTarget,
 }
 
-/// The text of all our chains of one family: each chain with its rules, in order, without the
-/// leading `-A CHAIN `.
+/// Our chains of one family with the text of their rules, in order, without the leading `-A CHAIN `.
 pub type Chains = BTreeMap<(Table, String), Vec<String>>;
 
-/// Where restricted virtual servers are closed to the node itself.
+/// The chain that drops traffic of the node itself to restricted virtual servers.
 pub const OUT_FILTER: (Table, &str) = (Table::Filter, "KUBE-IPVS-OUT-FILTER");
 
-/// The wanted chains of `family`. `has` tells which sets are to hold anything: a rule over an
-/// empty set is left out, as kube-proxy does. `closed` are the restricted virtual servers that the
-/// node itself may not use.
+/// The wanted chains of `family`. `has`: whether a set has members. As in kube-proxy, most rules that match an empty set
+/// are left out. `closed`: the restricted virtual servers that the node itself may not use.
 pub fn build_chains(
     family: Family,
     settings: &Settings,
@@ -99,14 +97,14 @@ pub fn build_chains(
     chains
 }
 
-/// Whether some of these chains needs the set: a rule over a set that does not exist cannot be written.
-pub fn name_set(chains: &Chains, set: SetId) -> bool {
+/// Whether a rule of these chains matches the set. iptables rejects rules that match a missing set.
+pub fn references_set(chains: &Chains, set: SetId) -> bool {
     let name = format!("--match-set {} ", set.name());
     chains.values().flatten().any(|rule| rule.contains(&name))
 }
 
-/// Whether rules are over the set even while it is empty.
-pub fn is_always_named(kind: SetKind) -> bool {
+/// Whether rules match the set even while it is empty.
+pub fn is_always_referenced(kind: SetKind) -> bool {
     use SetKind as K;
     matches!(
         kind,
@@ -119,8 +117,8 @@ pub fn is_always_named(kind: SetKind) -> bool {
     )
 }
 
-/// A set with its comment, as rules match it.
-fn over(kind: SetKind, dir: Dir) -> Vec<Match> {
+/// Matches a set, with the comment of kube-proxy.
+fn match_set(kind: SetKind, dir: Dir) -> Vec<Match> {
     vec![Match::Comment(kind.comment()), Match::Set(kind, dir)]
 }
 
@@ -137,14 +135,14 @@ fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool)
     add("KUBE-SERVICES", vec![Source(loopback.to_owned())], RuleTarget::Return);
     if has(SetKind::LoopBack) {
         let target = RuleTarget::Masquerade { random: false };
-        add("KUBE-POSTROUTING", over(SetKind::LoopBack, Dir::DstDstSrc), target);
+        add("KUBE-POSTROUTING", match_set(SetKind::LoopBack, Dir::DstDstSrc), target);
     }
     if has(SetKind::LoadBalancer) {
         let target = RuleTarget::Chain("KUBE-LOAD-BALANCER");
-        add("KUBE-SERVICES", over(SetKind::LoadBalancer, Dir::DstDst), target);
+        add("KUBE-SERVICES", match_set(SetKind::LoadBalancer, Dir::DstDst), target);
     }
     if has(SetKind::LoadBalancerLocal) {
-        add("KUBE-LOAD-BALANCER", over(SetKind::LoadBalancerLocal, Dir::DstDst), RuleTarget::Return);
+        add("KUBE-LOAD-BALANCER", match_set(SetKind::LoadBalancerLocal, Dir::DstDst), RuleTarget::Return);
     }
     node_port_rules(has, &mut add);
     if has(SetKind::ClusterIp) {
@@ -166,7 +164,7 @@ fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool)
     rules
 }
 
-/// Traffic to node ports is masqueraded unless its policy is Local.
+/// Traffic to node ports is masqueraded unless the policy is Local.
 fn node_port_rules(
     has: &dyn Fn(SetKind) -> bool,
     add: &mut impl FnMut(&'static str, Vec<Match>, RuleTarget),
@@ -180,15 +178,15 @@ fn node_port_rules(
     for (protocol, local, all, dir) in protocols {
         for (kind, target) in [(local, RuleTarget::Return), (all, TO_MARK)] {
             if has(kind) {
-                let matches = std::iter::once(Match::Protocol(protocol)).chain(over(kind, dir));
+                let matches = std::iter::once(Match::Protocol(protocol)).chain(match_set(kind, dir));
                 add("KUBE-NODE-PORT", matches.collect(), target);
             }
         }
     }
 }
 
-/// Traffic to external IPs is masqueraded unless its policy is Local, and accepted where it comes
-/// from outside or where the address is local.
+/// Traffic to external IPs is masqueraded unless the policy is Local. It is accepted if it comes from outside or the
+/// address is local.
 fn external_ip_rules(
     has: &dyn Fn(SetKind) -> bool,
     add: &mut impl FnMut(&'static str, Vec<Match>, RuleTarget),
@@ -198,17 +196,17 @@ fn external_ip_rules(
             continue;
         }
         if kind == SetKind::ExternalIp {
-            add("KUBE-SERVICES", over(kind, Dir::DstDst), TO_MARK);
+            add("KUBE-SERVICES", match_set(kind, Dir::DstDst), TO_MARK);
         }
         for extra in [Match::NotBridgedNotFromLocal, Match::DstLocal] {
-            let matches = over(kind, Dir::DstDst).into_iter().chain([extra]).collect();
+            let matches = match_set(kind, Dir::DstDst).into_iter().chain([extra]).collect();
             add("KUBE-SERVICES", matches, RuleTarget::Accept);
         }
     }
 }
 
-/// Which traffic to ClusterIPs is masqueraded. Without a way to tell local traffic apart only
-/// what the node itself sends is: its source is then the ClusterIP, because that is a local address.
+/// Matches the traffic to ClusterIPs that is masqueraded. If the settings do not identify local traffic, only traffic of
+/// the node itself is masqueraded: its source is the ClusterIP, which is an address of the node.
 fn cluster_ip_matches(family: Family, settings: &Settings) -> Vec<Match> {
     let kind = SetKind::ClusterIp;
     let not_local = match &settings.local {
@@ -227,20 +225,20 @@ fn filter_rules(settings: &Settings, has: &dyn Fn(SetKind) -> bool, closed: &[Vs
     let mut add = |chain, matches, target| rules.push(Rule { table: Table::Filter, chain, matches, target });
     if has(SetKind::LoadBalancerFw) {
         let target = RuleTarget::Chain("KUBE-SOURCE-RANGES-FIREWALL");
-        add("KUBE-PROXY-FIREWALL", over(SetKind::LoadBalancerFw, Dir::DstDst), target);
+        add("KUBE-PROXY-FIREWALL", match_set(SetKind::LoadBalancerFw, Dir::DstDst), target);
     }
     if settings.keep_established {
-        let standing = vec![ConntrackState("RELATED,ESTABLISHED")];
-        add("KUBE-SOURCE-RANGES-FIREWALL", standing, RuleTarget::Return);
+        let established = vec![ConntrackState("RELATED,ESTABLISHED")];
+        add("KUBE-SOURCE-RANGES-FIREWALL", established, RuleTarget::Return);
     }
     for kind in [SetKind::LoadBalancerSourceCidr, SetKind::LoadBalancerSourceIp] {
         if has(kind) {
-            add("KUBE-SOURCE-RANGES-FIREWALL", over(kind, Dir::DstDstSrc), RuleTarget::Return);
+            add("KUBE-SOURCE-RANGES-FIREWALL", match_set(kind, Dir::DstDstSrc), RuleTarget::Return);
         }
     }
     add("KUBE-SOURCE-RANGES-FIREWALL", vec![], RuleTarget::Drop);
     for server in closed {
-        // What the node itself sends to a VIP has the VIP as its source.
+        // Traffic of the node itself to a VIP has the VIP as its source.
         let source = Match::Source(ipnet::IpNet::from(server.addr).to_string());
         add(OUT_FILTER.1, vec![source, Match::Ipvs(*server)], RuleTarget::Drop);
     }
@@ -251,9 +249,9 @@ fn filter_rules(settings: &Settings, has: &dyn Fn(SetKind) -> bool, closed: &[Vs
         RuleTarget::Accept,
     );
     let health = SetKind::HealthCheckNodePort;
-    add("KUBE-NODE-PORT", over(health, Dir::Dst), RuleTarget::Accept);
-    let passed = [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal];
-    for kind in passed {
+    add("KUBE-NODE-PORT", match_set(health, Dir::Dst), RuleTarget::Accept);
+    let allowed = [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal];
+    for kind in allowed {
         add("KUBE-IPVS-FILTER", vec![Set(kind, Dir::DstDst)], RuleTarget::Return);
     }
     add("KUBE-IPVS-FILTER", vec![Set(health, Dir::Dst)], RuleTarget::Return);
@@ -314,13 +312,13 @@ fn render_target(target: &RuleTarget, family: Family, mark: u32) -> String {
     }
 }
 
-/// The input for `iptables-restore --noflush` that makes our chains exactly `chains` and puts the
-/// jumps of the built-in chains in `fixes` right. Each table changes atomically.
+/// The input for `iptables-restore --noflush` that replaces our chains by `chains` and repairs the jumps in `fixes`. Each
+/// table changes atomically.
 pub fn render_restore(chains: &Chains, fixes: &[JumpFix]) -> String {
     let mut text = String::new();
     for table in Table::ALL {
         let _ = writeln!(text, "*{}", table.name());
-        // Declaring a chain creates it, or empties it.
+        // A declaration creates the chain or flushes it.
         for (_, chain) in CHAINS.iter().filter(|(t, _)| *t == table) {
             let _ = writeln!(text, ":{chain} - [0:0]");
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Taking chains and jumps away without touching anything of others: what is to go of one family, found
-//! in the output of `iptables-save`, and the text for `iptables-restore` that removes it.
+//! Removal of chains and jumps: finds those of one family in the output of `iptables-save`, and renders the input for
+//! `iptables-restore` that removes them. Rules of other programs are never changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -8,38 +8,38 @@ use std::fmt::Write as _;
 use super::chains::{JUMPS, Table, is_ours};
 use super::save_text::split_save;
 
-/// What is to go from one table.
+/// Rules and chains to remove from one table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableRemoval {
-    /// Rules in chains that stay: the chain, and the rule as `iptables-save` prints it after `-A CHAIN `.
+    /// Rules in chains that stay: the chain, and the text of the rule after `-A CHAIN `.
     pub rules: Vec<(String, String)>,
-    /// Chains, with all that is in them.
+    /// Chains with all their rules.
     pub chains: Vec<String>,
 }
 
-/// What is to go from the tables of one family.
+/// Rules and chains to remove from the tables of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
-    /// By the name of the table; no table is empty.
+    /// By the name of the table; no removal is empty.
     pub tables: BTreeMap<String, TableRemoval>,
-    /// Chains that should go but stay, because a rule of somebody else leads to them, in words.
+    /// A message for each chain that stays because a rule of another program jumps to it.
     pub kept: Vec<String>,
 }
 
-/// Which chains and jumps are meant.
+/// Which chains and jumps to remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// What other modes of kube-proxy leave behind; the chains of the ipvs mode are in use.
+    /// Those of other kube-proxy modes. The chains of the ipvs mode are in use.
     OtherModes,
-    /// The chains and jumps of this agent, which are those of kube-proxy's ipvs mode.
+    /// Those of this agent, which are those of kube-proxy's ipvs mode.
     Ours,
-    /// As [`Extent::Ours`], but for what the iptables mode has, too, because that is in force.
+    /// As [`Extent::Ours`], without those that kube-proxy's iptables mode also uses, because that mode is active.
     OursAlone,
-    /// All that any mode of kube-proxy makes.
+    /// Those of all kube-proxy modes.
     EveryMode,
 }
 
-/// Chains of the iptables mode whose names end with a hash.
+/// Prefixes of the iptables mode's chains whose names end with a hash.
 const HASHED: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-", "KUBE-XLB-"];
 
 /// Other chains of the iptables mode and of the userspace mode, which ended with Kubernetes 1.25.
@@ -58,7 +58,7 @@ const OTHERS: [(&str, &str); 12] = [
     ("filter", "KUBE-NODEPORT-NON-LOCAL"),
 ];
 
-/// Chains that the iptables mode uses under the same names.
+/// Chains that our rules and the iptables mode share.
 const SHARED: [(Table, &str); 5] = [
     (Table::Nat, "KUBE-SERVICES"),
     (Table::Nat, "KUBE-POSTROUTING"),
@@ -67,7 +67,7 @@ const SHARED: [(Table, &str); 5] = [
     (Table::Filter, "KUBE-PROXY-FIREWALL"),
 ];
 
-/// Comments of the jumps that modes of kube-proxy put into built-in chains.
+/// Comments of the jumps that kube-proxy modes insert into built-in chains.
 const COMMENTS: [&str; 12] = [
     "kubernetes service portals",
     "kubernetes externally-visible service portals",
@@ -83,18 +83,18 @@ const COMMENTS: [&str; 12] = [
     "Ensure that non-local NodePort traffic can flow",
 ];
 
-/// The jumps to the shared `KUBE-PROXY-FIREWALL` that only the ipvs mode makes.
+/// Comment of the jumps to the shared `KUBE-PROXY-FIREWALL` that only the ipvs mode makes.
 const IPVS_FIREWALL: &str = "kube-proxy firewall rules";
 
-/// Whether another mode of kube-proxy makes such a chain and the ipvs mode does not. Those of the
-/// kubelet (`KUBE-FIREWALL`, `KUBE-MARK-DROP`, `KUBE-KUBELET-CANARY`, `KUBE-IPTABLES-HINT`) are not.
+/// Whether another kube-proxy mode makes the chain and the ipvs mode does not. False for chains of the kubelet
+/// (`KUBE-FIREWALL`, `KUBE-MARK-DROP`, `KUBE-KUBELET-CANARY`, `KUBE-IPTABLES-HINT`).
 pub fn is_of_other_modes(table: &str, chain: &str) -> bool {
     OTHERS.contains(&(table, chain)) || (table == "nat" && HASHED.iter().any(|p| chain.starts_with(p)))
 }
 
-/// The chain that a rule leads to.
+/// The chain or target that a rule jumps to.
 pub fn target(rule: &str) -> Option<&str> {
-    // What a comment says comes before, in quotes.
+    // A comment may contain `-j`. It is in quotes and comes before the target.
     let mut words = rule.rsplit('"').next()?.split_whitespace();
     words.find(|word| matches!(*word, "-j" | "-g"))?;
     words.next()
@@ -119,7 +119,7 @@ impl Extent {
         }
     }
 
-    /// Whether it is a jump from a chain that stays, made by the modes meant.
+    /// Whether the rule is a jump to remove from a chain that stays.
     fn has_jump(self, table: &str, from: &str, rule: &str) -> bool {
         let Some(to) = target(rule) else { return false };
         let exactly = || {
@@ -139,37 +139,37 @@ impl Extent {
         }
     }
 
-    /// Whether a rule in this chain is written anew in any case, so that it uses nothing.
+    /// Whether the agent rewrites this chain anyway, so that its rules block no removal.
     fn is_rewritten(self, table: &str, from: &str) -> bool {
         self == Extent::OtherModes && is_ours(table, from)
     }
 }
 
-/// Finds in the output of `iptables-save` what is to go.
+/// Finds the rules and chains to remove in the output of `iptables-save`.
 pub fn find_removal(text: &str, extent: Extent) -> Removal {
     let mut removal = Removal::default();
     for (table, saved) in split_save(text) {
-        let mut going: BTreeSet<&str> =
+        let mut removed: BTreeSet<&str> =
             saved.chains.iter().copied().filter(|chain| extent.has_chain(table, chain)).collect();
         let mut found = TableRemoval::default();
         let mut used: Vec<&str> = Vec::new();
-        for (from, rule) in saved.rules.iter().filter(|(from, _)| !going.contains(from)) {
-            let to = target(rule).filter(|to| going.contains(to));
+        for (from, rule) in saved.rules.iter().filter(|(from, _)| !removed.contains(from)) {
+            let to = target(rule).filter(|to| removed.contains(to));
             if extent.has_jump(table, from, rule) {
                 found.rules.push(((*from).to_owned(), (*rule).to_owned()));
             } else if let Some(to) = to.filter(|_| !extent.is_rewritten(table, from)) {
-                removal.kept.push(format!("chain {to} of table {table}: `-A {from} {rule}` leads to it"));
+                removal.kept.push(format!("chain {to} of table {table}: `-A {from} {rule}` jumps to it"));
                 used.push(to);
             }
         }
-        // What stays keeps its rules, and so all that they lead to.
+        // A chain that stays keeps its rules and so the chains that they jump to.
         while let Some(chain) = used.pop() {
-            if going.remove(chain) {
-                let mine = saved.rules.iter().filter(|(from, _)| *from == chain);
-                used.extend(mine.filter_map(|(_, rule)| target(rule)).filter(|to| going.contains(to)));
+            if removed.remove(chain) {
+                let rules = saved.rules.iter().filter(|(from, _)| *from == chain);
+                used.extend(rules.filter_map(|(_, rule)| target(rule)).filter(|to| removed.contains(to)));
             }
         }
-        found.chains = going.into_iter().map(str::to_owned).collect();
+        found.chains = removed.into_iter().map(str::to_owned).collect();
         if found != TableRemoval::default() {
             removal.tables.insert(table.to_owned(), found);
         }
@@ -177,8 +177,8 @@ pub fn find_removal(text: &str, extent: Extent) -> Removal {
     removal
 }
 
-/// Whether the iptables mode's rules decide in this family: its Services are jumped to.
-pub fn iptables_mode_is_in_force(text: &str) -> bool {
+/// Whether the iptables mode is active in this family: `KUBE-SERVICES` jumps to its Services.
+pub fn iptables_mode_is_active(text: &str) -> bool {
     split_save(text).get("nat").is_some_and(|nat| {
         let dispatches = |(from, rule): &(&str, &str)| {
             *from == "KUBE-SERVICES" && target(rule).is_some_and(|to| is_of_other_modes("nat", to))
@@ -188,24 +188,23 @@ pub fn iptables_mode_is_in_force(text: &str) -> bool {
 }
 
 impl Removal {
-    /// True when nothing can be removed.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
 
-    /// Chains and rules in all tables.
+    /// Number of chains and of rules in all tables.
     pub fn count(&self) -> (usize, usize) {
         let sum = |of: fn(&TableRemoval) -> usize| self.tables.values().map(of).sum();
         (sum(|table| table.chains.len()), sum(|table| table.rules.len()))
     }
 
-    /// The input for `iptables-restore --noflush` that does it, each table at once. A chain that somebody
-    /// came to use meanwhile makes it fail and nothing of its table is done.
+    /// The input for `iptables-restore --noflush`. Each table changes atomically: if another program now uses one of the
+    /// chains, nothing of its table is removed.
     pub fn render(&self) -> String {
         let mut text = String::new();
         for (table, removal) in &self.tables {
             let _ = writeln!(text, "*{table}");
-            // Declaring a chain empties it: then nothing of what goes leads to anything.
+            // A declaration flushes the chain, so that no removed chain jumps to another one.
             for chain in &removal.chains {
                 let _ = writeln!(text, ":{chain} - [0:0]");
             }

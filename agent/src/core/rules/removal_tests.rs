@@ -63,7 +63,7 @@ COMMIT
 COMMIT
 "#;
 
-/// The node with `rules` more at the end of a table.
+/// The node with `rules` appended to a table.
 fn with(table: &str, rules: &str) -> String {
     let (head, tail) = IPTABLES_MODE.split_once(&format!("*{table}\n")).unwrap();
     let (body, rest) = tail.split_once("COMMIT\n").unwrap();
@@ -111,21 +111,21 @@ COMMIT
 }
 
 #[test]
-fn every_mode_takes_the_shared_chains_too_and_leaves_the_kubelets() {
+fn every_mode_includes_shared_chains_but_not_those_of_the_kubelet() {
     let removal = find_removal(IPTABLES_MODE, Extent::EveryMode);
     let nat = &removal.tables["nat"];
     for chain in ["KUBE-SERVICES", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", "KUBE-NODEPORTS"] {
         assert!(nat.chains.iter().any(|c| c == chain), "{chain}");
     }
-    assert_eq!(nat.rules.len(), 3, "every jump of a built-in chain");
+    assert_eq!(nat.rules.len(), 3, "all jumps from built-in chains");
     let text = removal.render();
     for others in ["KUBE-KUBELET-CANARY", "KUBE-MARK-DROP", "KUBE-FIREWALL", "KUBE-IPTABLES-HINT", "CNI-"] {
-        assert!(!text.contains(others), "{others} is not kube-proxy's:\n{text}");
+        assert!(!text.contains(others), "{others} is not of kube-proxy:\n{text}");
     }
 }
 
 #[test]
-fn the_userspace_mode_is_known() {
+fn rules_of_the_userspace_mode_are_recognised() {
     let text = r#"*nat
 :KUBE-PORTALS-HOST - [0:0]
 :KUBE-NODEPORT-CONTAINER - [0:0]
@@ -137,16 +137,16 @@ COMMIT
 }
 
 #[test]
-fn what_others_use_stays_with_all_that_it_leads_to_and_is_named() {
+fn chains_used_by_other_rules_stay_and_are_reported() {
     let text = with("nat", "-A OUTPUT -d 192.0.2.1/32 -j KUBE-SVC-BBBBBBBBBBBBBBBB\n");
     let removal = find_removal(&text, Extent::OtherModes);
     assert_eq!(removal.tables["nat"].chains, ["KUBE-NODEPORTS", "KUBE-PROXY-CANARY"]);
     assert_eq!(
         removal.kept,
         ["chain KUBE-SVC-BBBBBBBBBBBBBBBB of table nat: `-A OUTPUT -d 192.0.2.1/32 -j \
-          KUBE-SVC-BBBBBBBBBBBBBBBB` leads to it"]
+          KUBE-SVC-BBBBBBBBBBBBBBBB` jumps to it"]
     );
-    // A network plugin that has its packets masqueraded by kube-proxy's chain.
+    // A network plugin that uses a chain of kube-proxy to masquerade packets.
     let text = with("nat", "-A CNI-HOSTPORT-SETMARK -m comment --comment \"x\" -j KUBE-MARK-MASQ\n");
     let removal = find_removal(&text, Extent::EveryMode);
     assert!(!removal.render().contains("-X KUBE-MARK-MASQ"));
@@ -155,7 +155,7 @@ fn what_others_use_stays_with_all_that_it_leads_to_and_is_named() {
 }
 
 #[test]
-fn ours_is_exactly_what_is_written() {
+fn our_rules_are_found_exactly() {
     let chains = build_chains(Family::V4, &Settings::default(), &|_| true, &[]);
     let fixes = ObservedRules::default().broken_jumps();
     let text = render_restore(&chains, &fixes).replace("\n-I ", "\n-A ");
@@ -171,11 +171,11 @@ fn ours_is_exactly_what_is_written() {
 }
 
 #[test]
-fn an_iptables_mode_in_force_keeps_what_it_shares() {
-    assert!(iptables_mode_is_in_force(IPTABLES_MODE));
+fn an_active_iptables_mode_keeps_the_shared_chains() {
+    assert!(iptables_mode_is_active(IPTABLES_MODE));
     let ours = "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -s 127.0.0.0/8 -j RETURN\n\
                 -A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT\nCOMMIT\n";
-    assert!(!iptables_mode_is_in_force(ours));
+    assert!(!iptables_mode_is_active(ours));
     let filter = "-A INPUT -m comment --comment \"kubernetes ipvs access filter\" -j KUBE-IPVS-FILTER\n";
     let text = with("filter", filter).replacen(":INPUT", ":KUBE-IPVS-FILTER - [0:0]\n:INPUT", 1);
     let removal = find_removal(&text, Extent::OursAlone);
@@ -183,7 +183,7 @@ fn an_iptables_mode_in_force_keeps_what_it_shares() {
 }
 
 #[test]
-fn targets_and_comments_are_read_as_printed() {
+fn targets_and_comments_are_parsed() {
     assert_eq!(target("-m comment --comment \"a -j b\" -j KUBE-X"), Some("KUBE-X"));
     assert_eq!(target("-s 10.0.0.0/8 -g OTHER"), Some("OTHER"));
     assert_eq!(target("-j LOG --log-prefix \"x -j y\""), None);

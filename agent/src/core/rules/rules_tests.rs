@@ -8,7 +8,7 @@ fn chain<'a>(chains: &'a Chains, table: Table, name: &str) -> &'a [String] {
 }
 
 #[test]
-fn an_empty_cluster_has_the_standing_rules_only() {
+fn an_empty_cluster_has_only_the_fixed_rules() {
     let chains = build_chains(Family::V6, &Settings::default(), &|_| false, &[]);
     assert_eq!(
         chain(&chains, Table::Nat, "KUBE-SERVICES"),
@@ -61,13 +61,12 @@ fn restore_declares_chains_then_jumps_then_rules() {
     assert_eq!(lines.iter().filter(|l| **l == "COMMIT").count(), 2);
     let of = |start: &str| lines.iter().filter(|l| l.starts_with(start)).count();
     assert_eq!((of("-D INPUT "), of("-I INPUT "), of("-I PREROUTING ")), (2, 3, 1));
-    assert_eq!(of("-I "), 4, "chains that are right are left alone");
+    assert_eq!(of("-I "), 4, "correct chains are not changed");
 }
 
-/// Every rule of kube-proxy's, in its order: appendix A of the specification, without the rows that
-/// the other tests have.
+/// Every rule of kube-proxy in its order, without the rules that other tests check.
 #[test]
-fn every_set_has_its_rules_in_kube_proxys_order() {
+fn every_set_has_its_rules_in_the_order_of_kube_proxy() {
     let chains = build_chains(Family::V4, &Settings::default(), &|_| true, &[]);
     let short = |table, name| -> Vec<String> {
         let shorten = |rule: &String| {
@@ -144,7 +143,7 @@ fn restricted_servers_are_closed_to_the_node_by_vip() {
 }
 
 #[test]
-fn standing_connections_can_be_kept_through_a_change_of_ranges() {
+fn established_connections_can_survive_a_change_of_source_ranges() {
     let settings = Settings { keep_established: true, ..Settings::default() };
     let chains = build_chains(Family::V4, &settings, &|_| true, &[]);
     assert_eq!(
@@ -154,12 +153,12 @@ fn standing_connections_can_be_kept_through_a_change_of_ranges() {
 }
 
 #[test]
-fn rules_name_a_set_that_holds_something_and_a_few_always() {
+fn rules_reference_sets_with_members_and_a_few_empty_ones() {
     let settings = Settings::default();
     for set in Family::ALL.into_iter().flat_map(SetId::all) {
         let empty = build_chains(set.family, &settings, &|_| false, &[]);
-        assert_eq!(name_set(&empty, set), is_always_named(set.kind), "{set}");
+        assert_eq!(references_set(&empty, set), is_always_referenced(set.kind), "{set}");
         let full = build_chains(set.family, &settings, &|kind| kind == set.kind, &[]);
-        assert!(name_set(&full, set), "{set}");
+        assert!(references_set(&full, set), "{set}");
     }
 }

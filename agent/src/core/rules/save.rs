@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reads the output of `iptables-save`: our chains, which of our jumps are there, and what other modes of
-//! kube-proxy left.
+//! Parser of the output of `iptables-save`: our chains, our jumps, and the rules of other kube-proxy modes.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +8,20 @@ use super::chains::{JUMPS, JumpFix, Table, is_ours, jump_chains, wanted_jumps};
 use super::removal::{Extent, Removal, find_removal};
 use super::save_text::split_save;
 
-/// What a family's iptables hold of ours.
+/// Our rules of one family in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedRules {
     /// Our chains that exist, with their rules.
     pub chains: Chains,
     /// Our jumps in each built-in chain, from the top, by their indexes in [`JUMPS`].
     pub jumps: BTreeMap<(Table, &'static str), Vec<usize>>,
-    /// Chains and jumps of kube-proxy's other modes.
+    /// Chains and jumps of other kube-proxy modes.
     pub leftovers: Removal,
 }
 
 impl ObservedRules {
-    /// The built-in chains that lack a jump, or have them twice or in another order. Where others
-    /// put their own rules is theirs to say: only the order among our jumps counts.
+    /// The built-in chains whose jumps are missing, duplicated or in a wrong order. Only the order among our jumps
+    /// matters: other programs may put their rules anywhere.
     pub fn broken_jumps(&self) -> Vec<JumpFix> {
         let fix = |(table, from): (Table, &'static str)| {
             let present = self.jumps.get(&(table, from)).cloned().unwrap_or_default();
@@ -31,7 +30,7 @@ impl ObservedRules {
         jump_chains().into_iter().filter_map(fix).collect()
     }
 
-    /// Follows a repair.
+    /// Records a repair of jumps.
     pub fn fix_jumps(&mut self, fixes: &[JumpFix]) {
         for fix in fixes {
             self.jumps.insert((fix.table, fix.from), wanted_jumps(fix.table, fix.from));
@@ -39,7 +38,7 @@ impl ObservedRules {
     }
 }
 
-/// Parses `iptables-save` output. Tables, chains and rules of others are ignored.
+/// Parses `iptables-save` output. Tables, chains and rules of other programs are ignored.
 pub fn parse_save(text: &str) -> ObservedRules {
     let leftovers = find_removal(text, Extent::OtherModes);
     let mut observed = ObservedRules { leftovers, ..ObservedRules::default() };
@@ -70,14 +69,14 @@ mod tests {
     use crate::core::rules::{build_chains, render_restore};
 
     #[test]
-    fn what_is_written_is_what_is_read() {
+    fn written_rules_are_parsed_unchanged() {
         for family in Family::ALL {
             let vip = if family == Family::V4 { "203.0.113.1" } else { "fd00::1" };
             let closed = VsKey { protocol: Protocol::Udp, addr: vip.parse().unwrap(), port: 53 };
             let chains = build_chains(family, &Settings::default(), &|_| true, &[closed]);
             let fixes = ObservedRules::default().broken_jumps();
             assert_eq!(fixes.len(), jump_chains().len());
-            // An inserted rule is at the top: what iptables-save prints is in the opposite order.
+            // Rules are inserted at the top, so iptables-save prints them in the opposite order.
             let text = render_restore(&chains, &fixes);
             let (inserted, rest): (Vec<&str>, Vec<&str>) = text.lines().partition(|l| l.starts_with("-I "));
             let mut printed = Vec::new();
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn others_chains_and_tables_are_not_ours() {
+    fn foreign_chains_and_tables_are_ignored() {
         let text = "*mangle\n:KUBE-SERVICES - [0:0]\nCOMMIT\n*nat\n:CNI-X - [0:0]\n:KUBE-FORWARD - [0:0]\n\
                     -A CNI-X -j ACCEPT\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n";
         let observed = parse_save(text);

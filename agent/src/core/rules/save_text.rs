@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The text that `iptables-save` prints, by table.
+//! Splits the output of `iptables-save` by table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Chains and rules of one table, as printed.
+/// Chains and rules of one table, as text.
 #[derive(Debug, Default)]
 pub struct SavedTable<'a> {
-    /// Declared chains.
     pub chains: BTreeSet<&'a str>,
     /// Rules in order: the chain, and the text after `-A CHAIN `.
     pub rules: Vec<(&'a str, &'a str)>,
 }
 
-/// Splits the text by the name of the table.
 pub fn split_save(text: &str) -> BTreeMap<&str, SavedTable<'_>> {
     let mut tables: BTreeMap<&str, SavedTable<'_>> = BTreeMap::new();
     let mut table = "";

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The wanted state of the node: every Service's fragment, indexed by kernel object.
+//! The wanted state of the node: the fragments of all Services, indexed by kernel object.
 //!
-//! Keys shared by several Services (an external IP with two ports, a virtual server that two
-//! Services claim) are counted or ranked, so an update touches its own fragment's keys only.
+//! Several Services may share a key, such as an address or a virtual server. Shared keys are counted or ranked, so that
+//! an update visits only the keys of its own fragment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,8 +18,8 @@ use crate::core::model::members::Members;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::{Family, ObjectName, PerFamily, Protocol, VsKey};
 
-/// Of several Services that claim a virtual server the smallest rank wins: the oldest, then the first name,
-/// so every node decides alike.
+/// If several Services claim a virtual server, the smallest rank wins: the oldest Service, then the first name. So all
+/// nodes choose the same winner.
 fn rank(claim: &VirtualServer) -> (i64, &ObjectName) {
     (claim.created, &claim.service)
 }
@@ -28,24 +28,24 @@ fn rank(claim: &VirtualServer) -> (i64, &ObjectName) {
 #[derive(Debug, Default)]
 pub struct Desired {
     fragments: Map<ObjectName, Box<Fragment>>,
-    /// Who claims each, by rank.
+    /// The claims on each virtual server, by rank.
     virtual_servers: Map<VsKey, Few<Arc<VirtualServer>>>,
     addresses: Map<IpAddr, u32>,
     entries: BTreeMap<SetId, Members<u32>>,
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
-    first: BTreeSet<ObjectName>,
-    /// Services whose policy Local finds no endpoint here, see [`Fragment::no_local`].
+    priority: BTreeSet<ObjectName>,
+    /// Number of Services with a Local policy and without an endpoint on this node, see [`Fragment::no_local`].
     no_local: PerFamily<[u32; 2]>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     unbound: BTreeMap<Binding, u32>,
-    /// Services with UDP endpoints, by their VIPs.
+    /// Services with UDP endpoints, by VIP.
     udp: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
 }
 
 impl Desired {
-    /// Replaces what `name` contributes (`None`: nothing any more) and adds every kernel object
-    /// whose wanted state changed to `changes`.
+    /// Replaces the fragment of the Service `name` (`None`: removes it). Adds every kernel object whose wanted state
+    /// changed to `changes`.
     pub fn update(&mut self, name: &ObjectName, new: Option<Fragment>, changes: &mut Changes) {
         let old = self.fragments.remove(name).map(|fragment| *fragment).unwrap_or_default();
         if let Some(new) = &new
@@ -86,10 +86,10 @@ impl Desired {
                 None => self.health_checks.remove(name),
             };
         }
-        self.first.remove(name);
+        self.priority.remove(name);
         if !next.virtual_servers.is_empty() || !next.notices.is_empty() {
-            if next.first {
-                self.first.insert(name.clone());
+            if next.priority {
+                self.priority.insert(name.clone());
             }
             self.fragments.insert(name.clone(), Box::new(next));
         }
@@ -133,7 +133,7 @@ impl Desired {
         }
     }
 
-    /// Counts up before down, so that what stays is not reported.
+    /// Counts up before it counts down, so that entries in both lists cause no change.
     fn update_entries(&mut self, old: &[(SetId, Entry)], next: &[(SetId, Entry)], changes: &mut Changes) {
         for entry in next {
             if count_up(self.entries.entry(entry.0).or_default().value_of(entry.1)) {
@@ -180,7 +180,7 @@ impl Desired {
         }
     }
 
-    /// Only the winner of a virtual server contributes its set entries.
+    /// Only the set entries of the winning claim are wanted.
     fn change_winner(
         &mut self,
         key: VsKey,
@@ -202,12 +202,12 @@ impl Desired {
         }
     }
 
-    /// The virtual server wanted at `key`: the winning claim.
+    /// The wanted virtual server at `key`: the winning claim.
     pub fn virtual_server(&self, key: &VsKey) -> Option<&Arc<VirtualServer>> {
         self.virtual_servers.get(key).and_then(|claims| claims.first())
     }
 
-    /// The claims on `key` that lost, the oldest first.
+    /// The losing claims on `key`, by rank.
     pub fn losers(&self, key: &VsKey) -> impl Iterator<Item = &Arc<VirtualServer>> {
         self.virtual_servers.get(key).into_iter().flat_map(|claims| claims.iter().skip(1))
     }
@@ -217,12 +217,10 @@ impl Desired {
         &self.contested
     }
 
-    /// What the Service contributes, if it does.
     pub fn fragment(&self, name: &ObjectName) -> Option<&Fragment> {
         self.fragments.get(name).map(|fragment| &**fragment)
     }
 
-    /// What the operator should know about a Service.
     pub fn notices(&self, name: &ObjectName) -> &[Notice] {
         self.fragments.get(name).map_or(&[], |fragment| &fragment.notices)
     }
@@ -232,7 +230,7 @@ impl Desired {
         self.virtual_servers.values().filter_map(|claims| claims.first())
     }
 
-    /// Restricted virtual servers of a family that the node itself may not use, by VIP and port.
+    /// Restricted virtual servers of a family that the node itself may not use, sorted by VIP and port.
     pub fn closed_to_node(&self, family: Family) -> Vec<VsKey> {
         let of_family = self.closed_to_node.iter().filter(|key| key.family() == family);
         let mut closed: Vec<VsKey> = of_family.copied().collect();
@@ -240,10 +238,10 @@ impl Desired {
         closed
     }
 
-    /// Everything that the Services to be programmed first want.
+    /// The keys of the priority Services.
     pub fn priority_keys(&self) -> Changes {
         let mut keys = Changes::default();
-        for fragment in self.first.iter().filter_map(|name| self.fragments.get(name)) {
+        for fragment in self.priority.iter().filter_map(|name| self.fragments.get(name)) {
             for server in &fragment.virtual_servers {
                 keys.virtual_servers.insert(server.key);
                 keys.entries.extend(&server.entries);
@@ -254,7 +252,7 @@ impl Desired {
         keys
     }
 
-    /// The UDP flows of these Services that are stale, one filter per family that has any.
+    /// The filters that select the stale UDP flows of these Services, one for each family with UDP endpoints.
     pub fn stale_flows(&self, names: &BTreeSet<ObjectName>) -> Vec<FlowFilter> {
         let mut filters = PerFamily::of(|family| FlowFilter {
             family,
@@ -262,7 +260,7 @@ impl Desired {
             node_ports: BTreeMap::new(),
         });
         for (name, fragment) in names.iter().filter_map(|name| Some((name, self.fragments.get(name)?))) {
-            // Flows to a frontend that another Service won are not this one's to judge.
+            // Flows to a frontend that another Service won belong to that Service.
             let wins = |vs: &&Arc<VirtualServer>| {
                 let winner = self.virtual_server(&vs.key);
                 vs.key.protocol == Protocol::Udp && winner.is_some_and(|w| w.service == *name)
@@ -282,22 +280,21 @@ impl Desired {
         filters.into_iter().filter(|filter| !filter.is_empty()).collect()
     }
 
-    /// The Services that have UDP endpoints behind this VIP.
+    /// The Services with UDP endpoints at this VIP.
     pub fn udp_services(&self, vip: IpAddr) -> impl Iterator<Item = &ObjectName> {
         self.udp.get(&vip).into_iter().flatten()
     }
 
-    /// Whether `addr` is to be bound to `kube-ipvs0`.
+    /// Whether `addr` must be bound to `kube-ipvs0`.
     pub fn wants_address(&self, addr: IpAddr) -> bool {
         self.addresses.contains_key(&addr)
     }
 
-    /// Every address to be bound, in no order.
+    /// Every wanted address, in no order.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.addresses.keys().copied()
     }
 
-    /// Whether the set is to hold the entry.
     pub fn wants_entry(&self, entry: &(SetId, Entry)) -> bool {
         self.entries.get(&entry.0).is_some_and(|members| members.contains(&entry.1))
     }
@@ -307,28 +304,27 @@ impl Desired {
         self.entries.iter().flat_map(|(set, members)| members.iter().map(move |entry| (*set, entry)))
     }
 
-    /// How many entries the set is to hold.
+    /// Number of wanted entries of the set.
     pub fn members(&self, set: SetId) -> u32 {
         self.entries.get(&set).map_or(0, |members| u32::try_from(members.len()).unwrap_or(u32::MAX))
     }
 
-    /// Whether the set is to hold anything: rules over empty sets are left out.
+    /// Whether the set has wanted entries.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.members(SetId { kind, family }) > 0
     }
 
-    /// How many Services have a policy Local and endpoints, but none on this node: by the internal
-    /// policy, and by the external one.
+    /// Number of Services with a Local policy whose endpoints are all on other nodes: by the internal policy, and by the
+    /// external policy.
     pub fn no_local(&self, family: Family) -> [u32; 2] {
         self.no_local[family]
     }
 
-    /// How many VIPs of Services are not bound, and why.
+    /// Number of VIPs that are not bound, by reason.
     pub fn unbound(&self) -> &BTreeMap<Binding, u32> {
         &self.unbound
     }
 
-    /// How many Services contribute something.
     pub fn service_count(&self) -> usize {
         self.fragments.len()
     }
@@ -338,19 +334,18 @@ impl Desired {
         &self.health_checks
     }
 
-    /// Names of all Services that contribute something.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.fragments.keys()
     }
 }
 
-/// True when it is the first.
+/// True if the count was 0.
 fn count_up(count: &mut u32) -> bool {
     *count += 1;
     *count == 1
 }
 
-/// True when it was the last.
+/// True if the count is now 0.
 fn count_down(count: Option<&mut u32>) -> bool {
     count.is_some_and(|count| {
         *count -= 1;

@@ -14,7 +14,6 @@ fn fragment(name: &str, created: i64, vip: &str, rs: &[&str]) -> Fragment {
             real_servers: rs.iter().map(|a| RsKey { addr: a.parse().unwrap(), port: 1 }).collect(),
             entries: vec![(SetId { kind: SetKind::ClusterIp, family: Family::V4 }, Entry::Ip(addr))].into(),
             closed_to_node: false,
-            first: false,
             created,
             service: ObjectName::new("d", name),
             port_name: "".into(),
@@ -40,7 +39,7 @@ fn an_equal_fragment_changes_nothing() {
 }
 
 #[test]
-fn an_endpoint_touches_only_its_virtual_server() {
+fn an_endpoint_changes_only_its_virtual_server() {
     let mut desired = Desired::default();
     update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
     let changes = update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &["10.1.0.1"])));
@@ -48,12 +47,12 @@ fn an_endpoint_touches_only_its_virtual_server() {
 }
 
 #[test]
-fn shared_keys_go_with_their_last_owner() {
+fn shared_keys_are_removed_with_their_last_owner() {
     let mut desired = Desired::default();
     update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
     let changes = update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &[])));
-    assert!(changes.is_empty(), "the older claim stands: {changes:?}");
-    assert_eq!(changes.contested.len(), 1, "and the younger one is told");
+    assert!(changes.is_empty(), "the older claim wins: {changes:?}");
+    assert_eq!(changes.contested.len(), 1, "the losing claim is reported");
     let changes = update(&mut desired, "a", None);
     assert_eq!(changes.len(), 1, "only the owner of the virtual server changed: {changes:?}");
     assert!(desired.wants_address("10.0.0.1".parse().unwrap()));
@@ -77,7 +76,7 @@ fn the_oldest_service_wins_in_any_order() {
 }
 
 #[test]
-fn a_change_noted_for_one_service_survives_an_unchanged_other() {
+fn an_unchanged_service_keeps_earlier_changes() {
     let mut desired = Desired::default();
     update(&mut desired, "a", Some(fragment("a", 1, "10.0.0.1", &[])));
     update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &[])));
@@ -89,7 +88,7 @@ fn a_change_noted_for_one_service_survives_an_unchanged_other() {
 }
 
 #[test]
-fn the_loser_of_a_virtual_server_is_known_until_it_gives_up_or_wins() {
+fn a_losing_claim_is_known_until_it_is_withdrawn_or_wins() {
     let key = |vip: &str| VsKey { protocol: Protocol::Tcp, addr: vip.parse().unwrap(), port: 80 };
     let vip = key("10.0.0.1");
     let mut desired = Desired::default();
@@ -98,14 +97,14 @@ fn the_loser_of_a_virtual_server_is_known_until_it_gives_up_or_wins() {
     let losers: Vec<String> = desired.losers(&vip).map(|vs| vs.service.to_string()).collect();
     assert_eq!(losers, ["d/b"]);
     let changes = update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &["10.1.0.1"])));
-    assert!(changes.contested.is_empty(), "told once, not with each of its changes");
+    assert!(changes.contested.is_empty(), "reported once, not with each change of the Service");
     let changes = update(&mut desired, "a", None);
     assert!(changes.contested.contains(&vip) && desired.contested().is_empty());
     assert_eq!(desired.losers(&vip).count(), 0);
 }
 
 #[test]
-fn only_the_winner_contributes_set_entries_of_the_virtual_server() {
+fn only_the_winning_claim_contributes_set_entries() {
     let set = SetId { kind: SetKind::LoadBalancerFw, family: Family::V4 };
     let entry = |n: u8| (set, Entry::Ip([9, 9, 9, n].into()));
     let with = |name: &str, created: i64, n: u8| {
@@ -129,7 +128,7 @@ fn only_the_winner_contributes_set_entries_of_the_virtual_server() {
 }
 
 #[test]
-fn flows_are_looked_at_when_udp_frontends_or_endpoints_change_and_judged_by_the_winner() {
+fn flows_are_compared_when_udp_frontends_or_endpoints_of_the_winner_change() {
     let with = |name: &str, created: i64, endpoints: &[u8], port: u16| {
         let mut f = fragment(name, created, "10.0.0.1", &[]);
         let key = VsKey { protocol: Protocol::Udp, addr: "10.0.0.1".parse().unwrap(), port };
@@ -142,19 +141,19 @@ fn flows_are_looked_at_when_udp_frontends_or_endpoints_change_and_judged_by_the_
         f
     };
     let mut desired = Desired::default();
-    let asks = |changes: Changes| !changes.flows.is_empty();
-    assert!(asks(update(&mut desired, "a", Some(with("a", 1, &[1], 53)))), "the first endpoint");
-    assert!(!asks(update(&mut desired, "a", Some(with("a", 1, &[1], 53)))));
-    assert!(asks(update(&mut desired, "a", Some(with("a", 1, &[1], 54)))), "another frontend");
-    assert!(asks(update(&mut desired, "a", Some(with("a", 1, &[2], 54)))));
+    let compares_flows = |changes: Changes| !changes.flows.is_empty();
+    assert!(compares_flows(update(&mut desired, "a", Some(with("a", 1, &[1], 53)))), "the first endpoint");
+    assert!(!compares_flows(update(&mut desired, "a", Some(with("a", 1, &[1], 53)))));
+    assert!(compares_flows(update(&mut desired, "a", Some(with("a", 1, &[1], 54)))), "another frontend");
+    assert!(compares_flows(update(&mut desired, "a", Some(with("a", 1, &[2], 54)))));
     let of = |desired: &Desired, name: &str| desired.stale_flows(&[ObjectName::new("d", name)].into());
     let filters = of(&desired, "a");
     assert_eq!(filters.len(), 1, "IPv4 only");
     assert!(filters[0].frontends.contains_key(&("10.0.0.1".parse().unwrap(), 54)));
     update(&mut desired, "b", Some(with("b", 2, &[9], 54)));
-    assert!(of(&desired, "b").is_empty(), "the older Service has that frontend");
+    assert!(of(&desired, "b").is_empty(), "the older Service owns the frontend");
     update(&mut desired, "a", None);
     assert_eq!(of(&desired, "b").len(), 1);
     let changes = update(&mut desired, "b", Some(fragment("b", 2, "10.0.0.1", &[])));
-    assert!(!asks(changes), "nobody answers");
+    assert!(!compares_flows(changes), "no endpoints");
 }

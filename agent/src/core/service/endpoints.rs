@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which endpoints belong to a Service port, and which of them serve.
+//! The endpoints of a Service port, and the selection of those that get traffic.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,22 +10,20 @@ use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, RsKey, ServiceP
 /// An endpoint of one Service port, merged over all slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortEndpoint<'a> {
-    /// Where it listens.
     pub target: RsKey,
-    /// Takes new traffic in the ordinary case.
+    /// Gets new traffic.
     pub ready: bool,
-    /// Would still answer, ready or not.
+    /// Can still serve traffic, ready or not.
     pub serving: bool,
-    /// Is going away.
     pub terminating: bool,
     /// Runs on this node.
     pub local: bool,
-    /// For whom it is meant, if somebody said so.
+    /// Nodes and zones that should use the endpoint.
     pub hints: Option<&'a Hints>,
 }
 
 impl PortEndpoint<'_> {
-    /// Whether it gets traffic, at least where there is nothing better.
+    /// Whether it can get traffic if no better endpoint exists.
     pub fn is_usable(&self) -> bool {
         self.ready || (self.serving && self.terminating)
     }
@@ -33,8 +31,8 @@ impl PortEndpoint<'_> {
 
 /// The endpoints of `port` in `family`, one per address and port, sorted.
 ///
-/// A slice port matches by name **and** protocol. Where slices repeat an endpoint, one that stays
-/// beats one that terminates, a ready one beats one that is not, and else the later slice wins.
+/// A slice port matches by name **and** protocol. If several slices have the same endpoint, a copy that does not
+/// terminate wins, then a ready one, then the one of the later slice.
 pub fn build_endpoints<'a>(
     port: &ServicePort,
     family: Family,
@@ -75,45 +73,45 @@ fn build_port_endpoint<'a>(target: RsKey, endpoint: &'a Endpoint, node: &str) ->
     }
 }
 
-/// Lower is better among duplicates.
+/// Of duplicates the lowest rank wins.
 fn rank(endpoint: &PortEndpoint<'_>) -> (bool, bool) {
     (endpoint.terminating, !endpoint.ready)
 }
 
-/// The endpoints that serve one port, by where the traffic may go.
+/// The endpoints that get traffic of one port, by traffic policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// For policy Cluster.
+    /// Under policy Cluster.
     pub cluster: Arc<[RsKey]>,
-    /// For policy Local.
+    /// Under policy Local.
     pub local: Arc<[RsKey]>,
 }
 
 impl Selection {
-    /// What a frontend gets. Under a Local policy without a local endpoint kube-proxy's ipvs mode
-    /// goes on with the cluster's, so that a load balancer which has not noticed yet loses nothing.
+    /// The real servers of a frontend. Under policy Local without a local endpoint, all endpoints of the cluster are used
+    /// as in kube-proxy's ipvs mode, so that connections work until the load balancer notices.
     pub fn of(&self, local: bool) -> Arc<[RsKey]> {
         if local && !self.local.is_empty() { self.local.clone() } else { self.cluster.clone() }
     }
 }
 
-/// Which of `all` serve. `cluster`, `local`: whether any frontend needs that list; a Service that
-/// is internal only and Local has no cluster list, so it refuses rather than leaves the node.
+/// Selects the endpoints that get traffic. `cluster`, `local`: whether a frontend needs that list. An internal Service
+/// under policy Local has no cluster list: without local endpoints its connections are refused.
 pub fn select(all: &[PortEndpoint<'_>], cluster: bool, local: bool, node: &NodeFacts) -> Selection {
     let mut selection = Selection::default();
     if cluster {
-        let near = topology(all, node);
-        let ready = |e: &&PortEndpoint<'_>| e.ready && near.takes(e, node);
+        let topology = topology(all, node);
+        let ready = |e: &&PortEndpoint<'_>| e.ready && topology.allows(e, node);
         selection.cluster = ready_or_terminating(all.iter(), ready);
     }
     if local {
-        // Hints are about other nodes' endpoints: here they say nothing.
+        // Policy Local ignores topology hints.
         selection.local = ready_or_terminating(all.iter().filter(|e| e.local), |e| e.ready);
     }
     selection
 }
 
-/// Ready endpoints; where there are none, those that terminate but still serve.
+/// Ready endpoints; if there are none, endpoints that terminate but still serve.
 fn ready_or_terminating<'a, 'b: 'a>(
     all: impl Iterator<Item = &'a PortEndpoint<'b>> + Clone,
     ready: impl Fn(&&'a PortEndpoint<'b>) -> bool,
@@ -125,7 +123,7 @@ fn ready_or_terminating<'a, 'b: 'a>(
     chosen
 }
 
-/// How far traffic goes; decided once for a port, all or nothing.
+/// Which topology hints apply to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Topology {
     SameNode,
@@ -134,7 +132,7 @@ enum Topology {
 }
 
 impl Topology {
-    fn takes(self, endpoint: &PortEndpoint<'_>, node: &NodeFacts) -> bool {
+    fn allows(self, endpoint: &PortEndpoint<'_>, node: &NodeFacts) -> bool {
         let hinted = |names: fn(&Hints) -> &[Arc<str>], name: &str| {
             endpoint.hints.is_some_and(|h| names(h).iter().any(|n| **n == *name))
         };
@@ -146,13 +144,13 @@ impl Topology {
     }
 }
 
-/// Hints count only if every ready endpoint has one of the kind and one of them names this node or
-/// zone: a cluster where they are half written must not lose endpoints.
+/// Hints of a kind apply only if every ready endpoint has one and one of them names this node or zone. Otherwise hints
+/// that are not written for all endpoints yet would hide endpoints.
 fn topology(all: &[PortEndpoint<'_>], node: &NodeFacts) -> Topology {
     let ready = || all.iter().filter(|e| e.ready);
     let every =
         |names: fn(&Hints) -> &[Arc<str>]| ready().all(|e| e.hints.is_some_and(|h| !names(h).is_empty()));
-    let any = |mode: Topology| ready().any(|e| mode.takes(e, node));
+    let any = |mode: Topology| ready().any(|e| mode.allows(e, node));
     if every(|h| &h.nodes) && any(Topology::SameNode) {
         Topology::SameNode
     } else if every(|h| &h.zones) && any(Topology::SameZone) {

@@ -7,7 +7,7 @@ fn port() -> ServicePort {
     ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }
 }
 
-/// An endpoint in words: address, then any of `unready`, `unserving`, `terminating`, `@NODE`, `za` or
+/// An endpoint from text: address, then any of `unready`, `unserving`, `terminating`, `@NODE`, `za` or
 /// `zb` (zone hints), `n1` or `n2` (node hints).
 fn endpoint(text: &str) -> Endpoint {
     let mut words = text.split(' ');
@@ -44,7 +44,7 @@ fn node() -> NodeFacts {
     NodeFacts { name: "n1".into(), zone: Some("za".into()), ..NodeFacts::default() }
 }
 
-/// The last numbers of the addresses chosen: for policy Cluster, for policy Local.
+/// The last octets of the selected addresses: under policy Cluster, under policy Local.
 fn chosen(endpoints: &[&str], node: &NodeFacts) -> (Vec<u8>, Vec<u8>) {
     let slice = slice(HTTP, endpoints);
     let all = build_endpoints(&port(), Family::V4, [&slice], &node.name);
@@ -62,19 +62,19 @@ fn chosen(endpoints: &[&str], node: &NodeFacts) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn ready_serving_and_terminating_endpoints() {
-    /// What it is about, the endpoints, and those chosen for policy Cluster and Local.
+    /// Name, endpoints, and the endpoints selected under policy Cluster and Local.
     type Case = (&'static str, &'static [&'static str], &'static [u8], &'static [u8]);
     let cases: &[Case] = &[
-        ("nobody", &[], &[], &[]),
+        ("no endpoints", &[], &[], &[]),
         ("ready ones only", &["10.0.0.1 @n1", "10.0.0.2 unready @n1", "10.0.0.3"], &[1, 3], &[1]),
         (
-            "terminating ones do not count while one is ready",
+            "terminating endpoints are ignored while one is ready",
             &["10.0.0.1 @n1", "10.0.0.2 unready terminating @n1", "10.0.0.3 unready terminating"],
             &[1],
             &[1],
         ),
         (
-            "none ready: those that terminate and serve",
+            "none ready: endpoints that terminate and serve",
             &[
                 "10.0.0.1 unready terminating @n1",
                 "10.0.0.2 unready terminating",
@@ -90,9 +90,9 @@ fn ready_serving_and_terminating_endpoints() {
             &[2],
             &[1],
         ),
-        ("dead", &["10.0.0.1 unready unserving terminating @n1"], &[], &[]),
+        ("terminating and not serving", &["10.0.0.1 unready unserving terminating @n1"], &[], &[]),
         ("unready and not terminating", &["10.0.0.1 unready @n1"], &[], &[]),
-        ("without a node name nobody is local", &["10.0.0.1"], &[1], &[]),
+        ("without a node name no endpoint is local", &["10.0.0.1"], &[1], &[]),
     ];
     for (what, endpoints, cluster, local) in cases {
         assert_eq!(chosen(endpoints, &node()), (cluster.to_vec(), local.to_vec()), "{what}");
@@ -100,20 +100,24 @@ fn ready_serving_and_terminating_endpoints() {
 }
 
 #[test]
-fn hints_count_all_or_nothing() {
+fn hints_apply_only_if_every_endpoint_has_them() {
     let cases: &[(&str, &[&str], &[u8])] = &[
         ("own zone", &["10.0.0.1 za", "10.0.0.2 zb", "10.0.0.3 za"], &[1, 3]),
         ("several zones each", &["10.0.0.1 za zb", "10.0.0.2 zb"], &[1]),
         ("one without hints", &["10.0.0.1 za", "10.0.0.2"], &[1, 2]),
-        ("nobody for this zone", &["10.0.0.1 zb", "10.0.0.2 zc"], &[1, 2]),
-        ("an unready one does not decide", &["10.0.0.1 za unready", "10.0.0.2 zb", "10.0.0.3 zc"], &[2, 3]),
-        ("an unready one without hints does no harm", &["10.0.0.1 za", "10.0.0.2 unready"], &[1]),
-        ("own node", &["10.0.0.1 n1 za", "10.0.0.2 n2 za"], &[1]),
-        ("no node hint names us: zones", &["10.0.0.1 n2 zb", "10.0.0.2 n3 za"], &[2]),
-        ("node hints on some only: zones", &["10.0.0.1 n1 za", "10.0.0.2 za", "10.0.0.3 zb"], &[1, 2]),
-        ("neither complete", &["10.0.0.1 n1 za", "10.0.0.2"], &[1, 2]),
+        ("no hint for this zone", &["10.0.0.1 zb", "10.0.0.2 zc"], &[1, 2]),
         (
-            "terminating fallback passes over hints",
+            "hints of unready endpoints are ignored",
+            &["10.0.0.1 za unready", "10.0.0.2 zb", "10.0.0.3 zc"],
+            &[2, 3],
+        ),
+        ("an unready endpoint needs no hint", &["10.0.0.1 za", "10.0.0.2 unready"], &[1]),
+        ("own node", &["10.0.0.1 n1 za", "10.0.0.2 n2 za"], &[1]),
+        ("no node hint for this node: zones", &["10.0.0.1 n2 zb", "10.0.0.2 n3 za"], &[2]),
+        ("node hints on some endpoints: zones", &["10.0.0.1 n1 za", "10.0.0.2 za", "10.0.0.3 zb"], &[1, 2]),
+        ("neither kind complete", &["10.0.0.1 n1 za", "10.0.0.2"], &[1, 2]),
+        (
+            "the terminating fallback ignores hints",
             &["10.0.0.1 unready terminating zb", "10.0.0.2 unready terminating za"],
             &[1, 2],
         ),
@@ -131,7 +135,7 @@ fn hints_count_all_or_nothing() {
 }
 
 #[test]
-fn a_list_that_nobody_needs_stays_empty() {
+fn an_unused_list_stays_empty() {
     let slice = slice(HTTP, &["10.0.0.1", "10.0.0.2 @n1"]);
     let all = build_endpoints(&port(), Family::V4, [&slice], "n1");
     let internal = select(&all, false, true, &node());
@@ -153,7 +157,7 @@ fn name_protocol_and_family_must_match() {
 }
 
 #[test]
-fn an_endpoint_that_stays_beats_its_terminating_twin_in_any_order() {
+fn an_endpoint_that_does_not_terminate_wins_over_its_terminating_duplicate() {
     let going = slice(HTTP, &["10.0.0.1 unready terminating"]);
     let ready = slice(HTTP, &["10.0.0.1"]);
     for order in [[&going, &ready], [&ready, &going]] {
@@ -164,14 +168,14 @@ fn an_endpoint_that_stays_beats_its_terminating_twin_in_any_order() {
 }
 
 #[test]
-fn two_port_numbers_under_one_name_are_two_real_servers() {
+fn two_ports_of_one_name_are_two_real_servers() {
     let a = slice(("http", Protocol::Tcp, 80), &["10.0.0.1"]);
     let b = slice(("http", Protocol::Tcp, 8080), &["10.0.0.1"]);
     assert_eq!(build_endpoints(&port(), Family::V4, [&a, &b], "n1").len(), 2);
 }
 
 #[test]
-fn a_nameless_node_has_no_local_endpoints() {
+fn a_node_without_a_name_has_no_local_endpoints() {
     let mut s = slice(HTTP, &["10.0.0.1"]);
     s.endpoints[0].place = Some(Place::on(""));
     assert!(!build_endpoints(&port(), Family::V4, [&s], "")[0].local);

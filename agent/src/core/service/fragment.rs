@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What one Service contributes to the node: virtual servers, addresses, set entries, UDP frontends.
+//! Fragments: the wanted state of one Service as virtual servers, addresses, set entries and UDP frontends.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,86 +18,75 @@ use crate::core::model::{
 /// `IP_VS_SVC_F_SCHED_MH_PORT`: kube-proxy hashes the source port too.
 const MH_PORT: u32 = 0x10;
 
-/// A wanted virtual server with its real servers, all of weight 1 and masqueraded.
+/// A wanted virtual server. All its real servers have weight 1 and are masqueraded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtualServer {
-    /// Protocol, VIP and port.
     pub key: VsKey,
-    /// How it balances.
     pub spec: VsSpec,
-    /// Real servers, sorted.
+    /// Sorted.
     pub real_servers: Arc<[RsKey]>,
-    /// Set entries of this VIP and port; they count only while this claim wins.
+    /// Set entries of this VIP and port; wanted only while this claim wins.
     pub entries: Few<(SetId, Entry)>,
-    /// The node itself is outside of the Service's source ranges: drop what it gets from here.
+    /// The node itself is outside the Service's source ranges: drop its own traffic to this virtual server.
     pub closed_to_node: bool,
-    /// Programmed before all others.
-    pub first: bool,
-    /// When the Service behind it was created, in seconds since the epoch.
+    /// Creation time of the Service in seconds since the epoch.
     pub created: i64,
-    /// The Service behind it.
     pub service: ObjectName,
-    /// Name of the Service port behind it, empty when unnamed.
+    /// Name of the Service port, empty when unnamed.
     pub port_name: Arc<str>,
 }
 
-/// Who may answer a UDP port of the Service, and where it is reached.
+/// Frontends and endpoints of one UDP port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UdpPort {
-    /// Family.
     pub family: Family,
     /// VIPs and port.
     pub frontends: Vec<(IpAddr, u16)>,
     /// The node port, 0 for none.
     pub node_port: u16,
-    /// Every endpoint that still serves, sorted.
+    /// Every serving endpoint, sorted.
     pub endpoints: Vec<RsKey>,
 }
 
-/// Something that the operator should know about the Service.
+/// A condition of a Service that is reported to the operator.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Notice {
     /// The external IP is not on the allow-list.
     ExternalIpRefused(IpAddr),
-    /// The VIP is an address of the node, of its next hop, or of no use as one.
+    /// The VIP is not bound, or bound without the access filter.
     SpecialVip(IpAddr, Binding),
-    /// The agent reaches the API server at this address and port: no virtual server takes its connections.
+    /// The agent reaches the API server at this address and port: it gets no virtual server.
     ApiServerPort(VsKey),
 }
 
-/// What a load balancer is told that asks at the Service's health-check node port.
+/// The answer at a Service's health-check node port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// The port.
     pub port: u16,
-    /// Ready endpoints on this node, counted by address, of each family; `None`:
-    /// the Service is not of that family.
+    /// Number of ready endpoint addresses on this node, of each family. `None`: the Service does not have the
+    /// family.
     pub local: PerFamily<Option<u32>>,
 }
 
-/// The contribution of one Service. Each list is sorted and free of duplicates.
+/// The wanted state of one Service. Lists are sorted and have no duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fragment {
-    /// Programmed before all others.
-    pub first: bool,
-    /// Virtual servers.
+    /// Programmed before other Services.
+    pub priority: bool,
     pub virtual_servers: Few<Arc<VirtualServer>>,
     /// Addresses to bind to `kube-ipvs0`.
     pub addresses: Few<IpAddr>,
-    /// Set entries that belong to no virtual server.
+    /// Set entries that belong to no single virtual server.
     pub entries: Few<(SetId, Entry)>,
     /// UDP ports with endpoints.
     pub udp: Box<[UdpPort]>,
-    /// What the operator should know.
     pub notices: Box<[Notice]>,
-    /// Whether a policy Local finds endpoints, but none on this node, of each family, by
-    /// the internal policy, then the external one.
+    /// Whether the Service has a Local policy and all its endpoints are on other nodes, of each family: the internal
+    /// policy, then the external policy.
     pub no_local: PerFamily<[bool; 2]>,
-    /// The health-check node port, if the Service has one.
     pub health: Option<HealthCheck>,
 }
 
-/// The kinds of VIP a Service can have.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum VipKind {
     ClusterIp,
@@ -105,7 +94,7 @@ enum VipKind {
     LoadBalancer,
 }
 
-/// Builds the contribution of `service`. `of_endpoints`: its VIPs that endpoints of any Service have.
+/// Builds the fragment of `service`. `of_endpoints`: its VIPs that are also addresses of endpoints.
 pub fn build_fragment<'a>(
     service: &Service,
     slices: impl IntoIterator<Item = &'a EndpointSlice> + Clone,
@@ -115,7 +104,7 @@ pub fn build_fragment<'a>(
 ) -> Fragment {
     let mut builder = Builder { service, of_endpoints, node, settings, draft: Draft::default() };
     for &family in &settings.families {
-        // A Service without ClusterIP in a family has nothing there, not even its external IPs.
+        // Without a ClusterIP of the family the Service gets nothing in it, not even its external IPs.
         let Some(cluster_ip) = service.cluster_ips[family] else { continue };
         let vips = builder.vips(family, cluster_ip);
         let mut ready = BTreeSet::new();
@@ -124,7 +113,7 @@ pub fn build_fragment<'a>(
             builder.add_port(port, family, &vips, &all);
             ready.extend(all.iter().filter(|e| e.local && e.ready).map(|e| e.target.addr));
         }
-        // As in kube-proxy a Service without ports has no health check.
+        // As in kube-proxy, a Service without ports has no health check.
         if !service.ports.is_empty() {
             builder.add_health_check(family, ready.len());
         }
@@ -140,7 +129,7 @@ struct Builder<'a> {
     draft: Draft,
 }
 
-/// A fragment in the making.
+/// An unfinished fragment: its lists are neither sorted nor free of duplicates.
 #[derive(Default)]
 struct Draft {
     virtual_servers: Few<Arc<VirtualServer>>,
@@ -153,7 +142,7 @@ struct Draft {
 }
 
 impl Builder<'_> {
-    /// All VIPs of a family; external IPs that are refused become notices.
+    /// All VIPs of a family. Refused external IPs become notices.
     fn vips(&mut self, family: Family, cluster_ip: IpAddr) -> Vec<(VipKind, IpAddr)> {
         let mut vips = vec![(VipKind::ClusterIp, cluster_ip)];
         for ip in self.service.external_ips(family) {
@@ -184,7 +173,7 @@ impl Builder<'_> {
         }
         self.add_udp(port, family, vips, all);
         if port.node_port != 0 && !self.add_node_port(port, family, &selection) {
-            // As kube-proxy: without an address for its node port a port has no health check either.
+            // As in kube-proxy, a port without an address for its node port has no health check.
             return;
         }
         if self.service.health_check_node_port != 0 {
@@ -193,7 +182,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Counts the local ready endpoints of a family, each address once.
+    /// Records the number of ready local endpoint addresses of a family.
     fn add_health_check(&mut self, family: Family, ready: usize) {
         let port = self.service.health_check_node_port;
         if port != 0 {
@@ -218,7 +207,7 @@ impl Builder<'_> {
         selection
     }
 
-    /// Every local endpoint, whatever its state: a pod that reaches itself must be masqueraded.
+    /// Adds every local endpoint, whatever its state: traffic of a pod to itself through a VIP must be masqueraded.
     fn add_loop_back(&mut self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) {
         let set = SetId { kind: SetKind::LoopBack, family };
         self.draft.entries.extend(all.iter().filter(|e| e.local).map(|e| {
@@ -230,7 +219,7 @@ impl Builder<'_> {
     fn add_vip(&mut self, port: &ServicePort, (kind, vip): (VipKind, IpAddr), selection: &Selection) {
         let family = Family::of(vip);
         let key = VsKey { protocol: port.protocol, addr: vip, port: port.port };
-        // Pods reach the API server at a ClusterIP, and that works.
+        // A ClusterIP is exempt: pods and the agent reach the API server through the ClusterIP of `kubernetes`.
         if kind != VipKind::ClusterIp && self.node.protected.is_way_to_api_server(&key) {
             self.add_address(kind, vip);
             return self.draft.notices.push(Notice::ApiServerPort(key));
@@ -257,7 +246,7 @@ impl Builder<'_> {
         self.add_address(kind, vip);
     }
 
-    /// Adds what guards a restricted VIP; true when the node itself is outside of the ranges.
+    /// Adds the set entries of a restricted VIP. True when the node itself is outside the source ranges.
     fn add_source_ranges(&self, port: &ServicePort, vip: IpAddr, entries: &mut Few<(SetId, Entry)>) -> bool {
         let family = Family::of(vip);
         let ranges = self.service.source_ranges(family);
@@ -279,8 +268,8 @@ impl Builder<'_> {
         !inside
     }
 
-    /// A ClusterIP is always bound. Any other VIP is not where that would cut the node off; its virtual servers
-    /// and set entries stay, for the node's own traffic and for what is forwarded to whoever has it.
+    /// A ClusterIP is always bound. Another VIP is not bound if that would cut the node off from a host that it needs. Its
+    /// virtual servers and set entries are still programmed, for traffic of the node and for forwarded traffic.
     fn add_address(&mut self, kind: VipKind, vip: IpAddr) {
         let binding = match kind {
             VipKind::ClusterIp => Binding::Guarded,
@@ -294,13 +283,13 @@ impl Builder<'_> {
                 let set = SetId { kind: SetKind::IpvsIps, family: Family::of(vip) };
                 self.draft.entries.push((set, Entry::Ip(vip)));
             }
-            // Soon it is known, and then there is something to say, if at all.
+            // A notice follows when the binding is known.
             Binding::Unknown => {}
             binding => self.draft.notices.push(Notice::SpecialVip(vip, binding)),
         }
     }
 
-    /// Virtual servers on every node address; false when there is none to serve on.
+    /// Adds virtual servers on every node-port address. False when there is no such address.
     fn add_node_port(&mut self, port: &ServicePort, family: Family, selection: &Selection) -> bool {
         let node = self.node;
         let addresses = &node.node_port_addresses[family];
@@ -344,7 +333,6 @@ impl Builder<'_> {
             real_servers,
             entries,
             closed_to_node,
-            first: self.service.first,
             created: self.service.created,
             service: self.service.name.clone(),
             port_name: port.name.clone(),
@@ -375,7 +363,7 @@ impl Builder<'_> {
         draft.notices.dedup();
         draft.virtual_servers.shrink_to_fit();
         Fragment {
-            first: self.service.first,
+            priority: self.service.priority,
             virtual_servers: draft.virtual_servers,
             addresses: draft.addresses,
             entries: draft.entries,
@@ -393,8 +381,8 @@ fn sort<T: Ord>(list: &mut Few<T>) {
     list.shrink_to_fit();
 }
 
-/// One address may be several VIPs of one Service, e.g. external IP and load balancer: the later
-/// kind decides about the servers, as in kube-proxy, and all kinds keep their set entries.
+/// One address may be several VIPs of a Service, such as external IP and load-balancer IP. As in kube-proxy, the last
+/// kind decides about the real servers, and all kinds keep their set entries.
 fn merge_servers(servers: &mut Few<Arc<VirtualServer>>) {
     servers.sort_by_key(|vs| vs.key);
     servers.dedup_by(|later, kept| {
@@ -411,7 +399,7 @@ fn merge_servers(servers: &mut Few<Arc<VirtualServer>>) {
     });
 }
 
-/// The set of all node ports of a protocol, and that of those with policy Local.
+/// The set of all node ports of a protocol, and the set of those with policy Local.
 fn node_port_sets(protocol: Protocol) -> (SetKind, SetKind) {
     match protocol {
         Protocol::Tcp => (SetKind::NodePortTcp, SetKind::NodePortLocalTcp),

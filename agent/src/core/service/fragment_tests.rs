@@ -74,7 +74,7 @@ fn build(service: &Service, slices: &[EndpointSlice]) -> Fragment {
     build_fragment(service, slices, &[], &node(), &Settings::default())
 }
 
-/// All entries, those of virtual servers included, as `SET ENTRY`, without the prefix `KUBE-`.
+/// All entries, including those of virtual servers, as `SET ENTRY` without the prefix `KUBE-`.
 fn entries(fragment: &Fragment) -> Vec<String> {
     let of_servers = fragment.virtual_servers.iter().flat_map(|vs| &vs.entries);
     let mut all: Vec<(SetId, Entry)> = fragment.entries.iter().chain(of_servers).copied().collect();
@@ -83,7 +83,7 @@ fn entries(fragment: &Fragment) -> Vec<String> {
     all.iter().map(|(set, entry)| format!("{} {entry}", &set.name()[5..])).collect()
 }
 
-/// `VIP:PORT` → last numbers of its real servers.
+/// `PROTOCOL VIP:PORT -> real servers`.
 fn servers(fragment: &Fragment) -> Vec<String> {
     let show = |vs: &Arc<VirtualServer>| {
         let rs: Vec<String> = vs.real_servers.iter().map(|rs| rs.addr.to_string()).collect();
@@ -103,7 +103,7 @@ fn dual_stack_keeps_the_families_apart() {
 }
 
 #[test]
-fn no_endpoints_still_means_a_bound_virtual_server() {
+fn a_service_without_endpoints_has_a_bound_virtual_server() {
     let f = build(&service(), &[]);
     assert_eq!(servers(&f), ["TCP 10.96.0.5:80 -> "]);
     assert_eq!(*f.addresses, *ips(&["10.96.0.5"]));
@@ -111,7 +111,7 @@ fn no_endpoints_still_means_a_bound_virtual_server() {
 }
 
 #[test]
-fn vips_that_would_cut_the_node_off_are_served_but_not_guarded() {
+fn vips_that_would_cut_the_node_off_have_virtual_servers_but_no_filter() {
     let external = ["192.168.50.2", "198.51.100.20", "203.0.113.7", "192.168.50.1", "127.0.0.1", "fd00::1"];
     let f = build(&Service { external_ips: ips(&external), ..service() }, &[]);
     assert_eq!(f.virtual_servers.len(), 6, "the IPv6 one needs an IPv6 ClusterIP");
@@ -130,7 +130,7 @@ fn vips_that_would_cut_the_node_off_are_served_but_not_guarded() {
 }
 
 #[test]
-fn a_cluster_ip_is_bound_even_if_the_node_has_it_elsewhere() {
+fn a_cluster_ip_is_bound_even_if_it_is_an_address_of_the_node() {
     let f = build(&Service { cluster_ips: PerFamily::new(Some(ip("192.168.50.2")), None), ..service() }, &[]);
     assert_eq!((f.addresses.len(), f.notices.len()), (1, 0));
 }
@@ -148,7 +148,7 @@ fn external_ips_can_be_refused() {
     assert_eq!(
         (none.virtual_servers.len(), none.notices.len()),
         (1, 0),
-        "the gate is silent, as kube-proxy's"
+        "no notice for the feature gate, as in kube-proxy"
     );
 }
 
@@ -216,7 +216,7 @@ fn internal_local_refuses_unless_the_service_is_reachable_from_outside() {
     assert_eq!(servers(&build(&internal, &remote)), ["TCP 10.96.0.5:80 -> "]);
     let outside = Service { ports: vec![port(Protocol::Tcp, 80, 30080)], ..internal.clone() };
     assert!(servers(&build(&outside, &remote)).contains(&"TCP 10.96.0.5:80 -> 10.244.2.6".to_owned()));
-    // Oddity of the gate: what is not served still counts as reachable.
+    // As in kube-proxy, an external IP that the feature gate ignores still counts as reachable from outside.
     let refused = Service { external_ips: ips(&["198.51.100.20"]), ..internal };
     let settings = Settings { external_ips: ExternalIps::None, ..Settings::default() };
     let f = build_fragment(&refused, &remote, &[], &node(), &settings);
@@ -245,7 +245,7 @@ fn source_ranges_with_the_node_inside() {
 }
 
 #[test]
-fn source_ranges_without_the_node_close_it_out() {
+fn source_ranges_without_the_node_close_the_vip_to_it() {
     let f = restricted(&["198.18.0.0/15"]);
     assert!(!entries(&f).iter().any(|e| e.starts_with("LOAD-BALANCER-SOURCE-IP")));
     let closed: Vec<bool> = f.virtual_servers.iter().map(|vs| vs.closed_to_node).collect();
@@ -253,7 +253,7 @@ fn source_ranges_without_the_node_close_it_out() {
 }
 
 #[test]
-fn ranges_of_everything_or_of_the_other_family_do_not_restrict() {
+fn ranges_of_length_zero_or_of_the_other_family_do_not_restrict() {
     for ranges in [&["198.18.0.0/15", "0.0.0.0/0"][..], &["fd00::/8"]] {
         let f = restricted(ranges);
         assert!(!entries(&f).iter().any(|e| e.starts_with("LOAD-BALANCER-")), "{ranges:?}");
@@ -261,7 +261,7 @@ fn ranges_of_everything_or_of_the_other_family_do_not_restrict() {
 }
 
 #[test]
-fn affinity_and_scheduler_are_the_same_everywhere() {
+fn affinity_and_scheduler_apply_to_every_virtual_server() {
     let svc = Service {
         affinity: Some(600),
         external_ips: ips(&["198.51.100.20"]),
@@ -279,7 +279,7 @@ fn affinity_and_scheduler_are_the_same_everywhere() {
 }
 
 #[test]
-fn without_a_node_port_address_the_rest_of_the_port_is_left_out() {
+fn a_port_without_a_node_port_address_has_no_health_check() {
     let svc = Service {
         external_local: true,
         health_check_node_port: 32000,
@@ -301,7 +301,7 @@ fn one_address_as_two_kinds_of_vip_keeps_both_kinds_of_entry() {
 }
 
 #[test]
-fn udp_ports_know_who_may_answer() {
+fn udp_ports_have_their_serving_endpoints() {
     let svc = Service { ports: vec![port(Protocol::Udp, 53, 30053)], ..service() };
     let mut endpoints = slice(Protocol::Udp, &["10.244.1.5", "10.244.2.6", "10.244.2.7"]);
     endpoints.endpoints[1].ready = false;
@@ -311,8 +311,8 @@ fn udp_ports_know_who_may_answer() {
     assert_eq!(f.udp[0].frontends, [(ip("10.96.0.5"), 53)]);
     assert_eq!(f.udp[0].node_port, 30053);
     let answer: Vec<String> = f.udp[0].endpoints.iter().map(ToString::to_string).collect();
-    assert_eq!(answer, ["10.244.1.5:8080", "10.244.2.6:8080"], "serving is enough");
-    assert!(build(&svc, &[]).udp.is_empty(), "nobody answers: flows are left alone");
+    assert_eq!(answer, ["10.244.1.5:8080", "10.244.2.6:8080"], "serving endpoints");
+    assert!(build(&svc, &[]).udp.is_empty(), "no endpoints: flows are kept");
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn duplicate_ports_are_one_virtual_server() {
 }
 
 #[test]
-fn giant_objects_are_served_whole() {
+fn giant_objects_are_not_truncated() {
     let ports = (1..=100).map(|n| ServicePort { name: "p".into(), ..port(Protocol::Tcp, n, 0) }).collect();
     let mut giant = slice(Protocol::Tcp, &BOTH);
     giant.endpoints = (0..10_000u16)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the agent knows about the node it runs on: from its Node object, its links and its routes.
+//! Facts about this node from its Node object, links and routes.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,42 +13,42 @@ use crate::core::model::address;
 use crate::core::model::settings::{NodePortAddresses, Settings};
 use crate::core::model::{Family, Node, PerFamily};
 
-/// The facts that fragments depend on. When they change, every fragment is built again.
+/// The facts that fragments depend on. When they change, every fragment is rebuilt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Own node name: endpoints with it are local.
+    /// Endpoints with this node name are local.
     pub name: Arc<str>,
-    /// Own zone.
     pub zone: Option<Arc<str>>,
-    /// The node IP of each family; loopback while nothing better is known.
+    /// The node IP of each family; loopback while unknown.
     pub ips: PerFamily<Option<IpAddr>>,
-    /// Addresses on every link but `kube-ipvs0`, without loopback and IPv6 link-local, sorted.
+    /// Addresses on all links except `kube-ipvs0`, without loopback and IPv6 link-local, sorted.
     pub addresses: Vec<IpAddr>,
-    /// Addresses that the Node object names but no link has: something outside translates them.
+    /// Addresses of the Node object that are on no link, such as a public address behind NAT; sorted.
     pub translated: Vec<IpAddr>,
-    /// Addresses that the node must reach somewhere else.
+    /// Addresses of other hosts that the node must reach.
     pub protected: Arc<Protected>,
-    /// Addresses of other Nodes are not known yet: until then no VIP but ClusterIPs is bound, except these, which
-    /// were bound already.
+    /// `Some` while the addresses of other Nodes are unknown: of VIPs other than ClusterIPs only these, which were bound
+    /// before, are bound.
     pub kept: Option<Arc<BTreeSet<IpAddr>>>,
     /// Addresses that serve node ports, of each family, sorted.
     pub node_port_addresses: PerFamily<Vec<IpAddr>>,
 }
 
-/// What becomes of a VIP that is not a ClusterIP.
+/// How a VIP that is not a ClusterIP is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Binding {
-    /// Bound to `kube-ipvs0`, with only the ports of Services reachable.
+    /// Bound to `kube-ipvs0` behind the access filter: only ports of Services are reachable.
     Guarded,
-    /// The Node object names it as the node's: bound, but its other ports stay reachable.
+    /// An address of this node's Node object that is on no link: bound without the access filter, so that other ports
+    /// stay reachable.
     Translated,
-    /// A link of the node has it: served there and bound nowhere else.
+    /// An address on a link of the node: served there and not bound.
     OnLink,
-    /// Somebody else has it whom the node needs: never bound.
+    /// An address of another host that the node needs: never bound.
     Protected(Protection),
     /// Loopback, multicast, unspecified, or IPv6 link-local: never bound.
     Special,
-    /// Who else has it is not known yet: not bound now.
+    /// The addresses of other Nodes are unknown: not bound yet.
     Unknown,
 }
 
@@ -60,7 +60,7 @@ impl Binding {
 }
 
 impl NodeFacts {
-    /// The facts, from the Node object (if it exists) and a reading of the kernel.
+    /// The facts from the Node object, if it exists, and the mirror.
     pub fn build(
         name: &Arc<str>,
         node: Option<&Node>,
@@ -90,8 +90,8 @@ impl NodeFacts {
         }
     }
 
-    /// The addresses that health-check node ports listen at, of each family; `None`: all. As in kube-proxy
-    /// loopback counts where it is inside of the networks.
+    /// The addresses of health-check node ports, of each family. `None`: all. As in kube-proxy, loopback counts if it
+    /// is inside the networks.
     pub fn health_check_addresses(&self, settings: &Settings) -> PerFamily<Option<Vec<IpAddr>>> {
         PerFamily::of(|family| {
             let nets = node_port_networks(family, self.ips, settings);
@@ -105,7 +105,7 @@ impl NodeFacts {
         })
     }
 
-    /// What becomes of an external or load-balancer IP. `of_endpoint`: an endpoint has it.
+    /// How an external or load-balancer IP is bound. `of_endpoint`: it is also the address of an endpoint.
     pub fn binding(&self, vip: IpAddr, of_endpoint: bool) -> Binding {
         if self.addresses.binary_search(&vip).is_ok() {
             return Binding::OnLink;
@@ -116,7 +116,7 @@ impl NodeFacts {
         let own = self.translated.binary_search(&vip).is_ok();
         let protection = of_endpoint.then_some(Protection::Endpoint).or_else(|| self.protected.find(vip));
         match protection {
-            // The Nodes that peers are learned from are this one, too.
+            // The list of Node addresses includes those of this Node.
             Some(Protection::OtherNode) if own => Binding::Translated,
             Some(protection) => Binding::Protected(protection),
             None if own => Binding::Translated,
@@ -146,7 +146,7 @@ fn loopback(family: Family) -> IpAddr {
     }
 }
 
-/// The networks of `nodePortAddresses`; none: every address serves.
+/// The networks of `nodePortAddresses`. An empty list: all addresses.
 fn node_port_networks(family: Family, ips: PerFamily<Option<IpAddr>>, settings: &Settings) -> Vec<IpNet> {
     let nets: Vec<IpNet> = match &settings.node_port_addresses {
         NodePortAddresses::Cidrs(nets) => {
@@ -160,8 +160,8 @@ fn node_port_networks(family: Family, ips: PerFamily<Option<IpAddr>>, settings: 
     if nets.iter().any(|net| net.prefix_len() == 0) { Vec::new() } else { nets }
 }
 
-/// As kube-proxy: all addresses of the links, or those inside of the networks, and then the
-/// addresses of `kube-ipvs0` and IPv6 link-local ones count too.
+/// As in kube-proxy: all addresses of the links, or the addresses inside the networks. With networks, addresses of
+/// `kube-ipvs0` and IPv6 link-local addresses count too.
 fn node_port_addresses(
     family: Family,
     ips: PerFamily<Option<IpAddr>>,
@@ -230,7 +230,7 @@ mod tests {
         );
         let one = facts(None, &cidrs(&["192.168.50.0/24"]));
         assert_eq!(one.node_port_addresses, PerFamily::new(ips(&["192.168.50.2"]), ips(&["fd00:50::2"])));
-        // kube-proxy's oddity 8: networks that hold VIPs make node ports of them.
+        // As in kube-proxy, VIPs inside the networks serve node ports.
         let vips = facts(None, &cidrs(&["10.96.0.0/12", "fe80::/10"]));
         assert_eq!(vips.node_port_addresses, PerFamily::new(ips(&["10.96.0.1"]), ips(&["fe80::1"])));
         assert!(facts(None, &cidrs(&["172.16.0.0/12"])).node_port_addresses[Family::V4].is_empty());
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_the_node_and_its_way_out_are_never_hijacked() {
+    fn addresses_of_the_node_and_its_gateway_are_not_bound_behind_the_filter() {
         let node = Node { addresses: ips(&["192.168.50.2", "203.0.113.7"]), ..Node::default() };
         let facts = facts(Some(&node), &Settings::default());
         let cases = [
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_other_nodes_are_theirs_and_nothing_is_bound_before_they_are_known() {
+    fn addresses_of_other_nodes_are_not_bound_and_no_vip_is_bound_before_they_are_known() {
         let node = Node { addresses: ips(&["192.168.50.2", "203.0.113.7"]), ..Node::default() };
         let nodes = ips(&["192.168.50.2", "192.168.50.3", "203.0.113.7"]);
         let peers = Peers { nodes: nodes.into(), ..Peers::default() };

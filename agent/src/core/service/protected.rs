@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Addresses that this node must reach somewhere else: bound to it, they would cut it off from whoever has
-//! them.
+//! Protected addresses: they belong to other hosts that this node needs. If they were bound here, the node could not
+//! reach these hosts.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,20 +17,19 @@ use crate::core::model::{Protocol, VsKey};
 pub enum Protection {
     /// The operator lists it under `kubeIPVS.protectedCIDRs`.
     Listed,
-    /// The agent reaches the API server at it.
+    /// The agent reaches the API server at this address.
     ApiServer,
-    /// An endpoint of some EndpointSlice has it.
+    /// The address of an endpoint of an EndpointSlice.
     Endpoint,
-    /// A route of the node leads, or led, through it, or DHCP names it as the router.
+    /// The next hop of a current or former route of the node, or the router of a DHCP lease.
     Gateway,
-    /// The node asks it for names or for its own address (DNS, DHCP).
+    /// A DNS or DHCP server of the node.
     NameServer,
-    /// Another Node has it.
+    /// An address of another Node.
     OtherNode,
 }
 
 impl Protection {
-    /// Every reason.
     pub const ALL: [Protection; 6] = [
         Protection::Listed,
         Protection::ApiServer,
@@ -40,7 +39,7 @@ impl Protection {
         Protection::OtherNode,
     ];
 
-    /// The reason as metrics have it.
+    /// The value of a metric's label `reason`.
     pub fn name(self) -> &'static str {
         match self {
             Protection::Listed => "ProtectedCIDR",
@@ -67,30 +66,29 @@ impl fmt::Display for Protection {
     }
 }
 
-/// Whose addresses the cluster knows.
+/// Addresses of the API server and of Nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// All addresses and ports of the API server that the agent talks to, and of the proxy on the way; sorted.
+    /// All addresses and ports of the API server that the agent uses, and of the proxy to it; sorted.
     pub api_servers: Arc<[SocketAddr]>,
-    /// Every address of every Node, this one's included; sorted.
+    /// All addresses of all Nodes, including this one; sorted.
     pub nodes: Arc<[IpAddr]>,
 }
 
-/// What is protected, but for addresses of endpoints: they come and go with every pod.
+/// Protected addresses, except those of endpoints, which change with every pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Protected {
-    /// See [`Peers`].
     pub peers: Peers,
-    /// The operator's list.
+    /// `kubeIPVS.protectedCIDRs`.
     pub listed: Vec<IpNet>,
-    /// Gateways since the start. One whose route is away must stay reachable for the route to come back.
+    /// Gateways since the start. A gateway stays protected after its route is removed, so that the route can come back.
     pub gateways: BTreeSet<IpAddr>,
     /// DNS and DHCP servers since the start.
     pub name_servers: BTreeSet<IpAddr>,
 }
 
 impl Protected {
-    /// Whether a reading of the node and the peers say nothing new.
+    /// Whether the mirror and the peers have no address that is not protected yet.
     pub fn knows(&self, observed: &Observed, peers: &Peers) -> bool {
         let mut gateways = observed.next_hops.iter().chain(&observed.lease_routers);
         self.peers == *peers
@@ -98,14 +96,14 @@ impl Protected {
             && observed.name_servers.iter().all(|server| self.name_servers.contains(server))
     }
 
-    /// Learns from a reading of the node.
+    /// Adds the gateways and name servers of the mirror.
     pub fn learn(&mut self, observed: &Observed) {
         self.gateways.extend(observed.next_hops.iter().chain(&observed.lease_routers));
         self.name_servers.extend(&observed.name_servers);
     }
 
-    /// Whether a virtual server would take the agent's own connections to the API server, even where its address
-    /// is not bound.
+    /// Whether a virtual server would capture the agent's own connections to the API server, even if its address is not
+    /// bound.
     pub fn is_way_to_api_server(&self, key: &VsKey) -> bool {
         let at = SocketAddr::new(key.addr, key.port);
         key.protocol == Protocol::Tcp && self.peers.api_servers.contains(&at)
@@ -139,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_stays_one_when_its_route_is_away() {
+    fn a_gateway_stays_protected_after_its_route_is_removed() {
         let mut protected = Protected::default();
         let gateway = ips(&["192.168.50.1"]);
         protected.learn(&Observed { next_hops: gateway.clone(), ..Observed::default() });
@@ -157,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_its_reason() {
+    fn every_protected_address_has_its_reason() {
         let listed = vec!["203.0.113.0/24".parse().unwrap()];
         let api_servers = Arc::from([SocketAddr::from(([10, 0, 0, 1], 6443))]);
         let peers = Peers { api_servers, nodes: ips(&["10.0.0.1", "10.0.0.2"]).into() };

@@ -247,7 +247,7 @@ fn the_api_server_and_dns_are_priority_services() {
     let is_priority = |namespace: &str, name: &str, label: &str| {
         let value = json!({"metadata": {"name": name, "namespace": namespace, "labels": {"k8s-app": label}},
             "spec": {"clusterIP": "10.96.0.1"}});
-        matches!(decode(Kind::Service, &value), Ok(Object::Service(s)) if s.first)
+        matches!(decode(Kind::Service, &value), Ok(Object::Service(s)) if s.priority)
     };
     assert!(is_priority("default", "kubernetes", ""));
     assert!(

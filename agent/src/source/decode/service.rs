@@ -78,7 +78,7 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
     Ok(Object::Service(Service {
         // An object without this time is the youngest.
         created: time(tape, &["metadata", "creationTimestamp"]).map_or(i64::MAX, Timestamp::as_second),
-        first: is_priority(&name, tape),
+        priority: is_priority(&name, tape),
         cluster_ips: PerFamily::new(
             family_cluster_ip(Family::V4, cluster_ip, &spec)?,
             family_cluster_ip(Family::V6, cluster_ip, &spec)?,

@@ -26,7 +26,7 @@ async fn events_are_taken_and_nothing_else() {
     assert_eq!(statuses, expected);
 }
 
-/// Short times, so that nobody waits for the usual ones.
+/// Short intervals, so that tests are fast.
 fn quick() -> Limits {
     let (interval, retry) = (Duration::from_millis(1), Duration::from_millis(1));
     Limits { interval, retry, ..Limits::default() }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What goes wrong on purpose.
+//! Injected faults.
 
 use super::*;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent's own follower against this server: what it asks for, and how often.
+//! The agent's client against this server: its requests and their number.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use kube_ipvs::store::Store;
 
 use super::*;
 
-/// Long pauses: what is asked for twice is counted, not timed.
+/// Long pauses, so that a second request is counted and not timed.
 fn patient() -> Timing {
     let long = Duration::from_secs(600);
     Timing {
@@ -270,7 +270,7 @@ async fn after_any_streamed_list_that_fails_lists_come_in_pages() {
         assert_eq!(asked(&server, "services"), (2, 1), "{streaming:?}: a streamed list, a page, the watch");
         server.apply(object("s9", 80));
         until("the new one", || store.all().len() == 6).await;
-        // The next list does not try again so soon.
+        // The next list is not retried so soon.
         server.compact();
         server.cut_watches(false);
         server.apply(object("s10", 80));

@@ -39,7 +39,7 @@ async fn nodes_are_listed_only_for_vips_and_as_a_table() {
     let store = follow(&server, eager()).await;
     until("in sync", || store.is_synced()).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(lists(&server).is_empty() && store.awaits_nodes(), "nobody has a VIP");
+    assert!(lists(&server).is_empty() && store.awaits_nodes(), "no Service has a VIP");
     server.apply(with_vip("198.51.100.9"));
     until("the Nodes", || !store.awaits_nodes()).await;
     let peers = store.peers();
@@ -48,7 +48,7 @@ async fn nodes_are_listed_only_for_vips_and_as_a_table() {
     let asked = lists(&server);
     assert_eq!(asked.len(), 1);
     assert!(asked[0].query.contains("includeObject=None"), "{asked:?}");
-    // A new VIP may be the address of a Node that came meanwhile.
+    // A new VIP may be the address of a Node that was added meanwhile.
     server.apply(node("n3", &["192.168.50.4"]));
     server.apply(with_vip("192.168.50.4"));
     until("the new Node", || store.peers().nodes.len() == 3).await;
@@ -92,14 +92,14 @@ async fn where_a_table_does_not_show_every_address_objects_are_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_refuses_the_list_of_nodes_holds_up_nobody_for_long() {
     let server = start();
-    // A new VIP is no reason to ask a server again that refuses.
+    // A new VIP causes no further request to a server that refuses.
     let limits = Timing { max_pause: Duration::from_secs(30), reset: Duration::from_secs(120), ..eager() };
     let store = follow(&server, limits).await;
     until("in sync", || store.is_synced()).await;
     server.set_faults(Faults { status: Some(("nodes".to_owned(), 403, usize::MAX)), ..Faults::default() });
     server.apply(with_vip("198.51.100.10"));
     assert!(store.awaits_nodes());
-    until("nobody waits", || !store.awaits_nodes()).await;
+    until("the end of the wait for Nodes", || !store.awaits_nodes()).await;
     for host in 0..20 {
         server.apply(with_vip(&format!("198.51.100.{host}")));
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -123,7 +123,7 @@ async fn a_server_that_wants_a_pause_gets_it() {
     };
     server.set_faults(refuses);
     server.apply(with_vip("198.51.100.9"));
-    until("nobody waits", || !store.awaits_nodes()).await;
+    until("the end of the wait for Nodes", || !store.awaits_nodes()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(lists(&server).len(), 1);
 }
@@ -138,7 +138,7 @@ async fn vips_wait_five_seconds_for_a_list_that_takes_longer() {
     let began = std::time::Instant::now();
     server.apply(with_vip("198.51.100.9"));
     tokio::time::sleep(Duration::from_secs(4)).await;
-    until("nobody waits", || !store.awaits_nodes()).await;
+    until("the end of the wait for Nodes", || !store.awaits_nodes()).await;
     assert!(began.elapsed() >= Duration::from_millis(4_500), "{:?}", began.elapsed());
     assert_eq!((lists(&server).len(), store.peers().nodes.len()), (1, 0));
 }

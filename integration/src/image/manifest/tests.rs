@@ -33,7 +33,7 @@ fn config_maps(objects: &[Manifest]) -> BTreeMap<String, BTreeMap<String, String
 }
 
 #[test]
-fn every_field_is_one_of_kubernetes() {
+fn every_field_is_known_to_kubernetes() {
     for name in ["kube-ipvs", "kubeadm", "coexist", "monitoring"] {
         assert!(!rendered(name).is_empty(), "{name}");
     }
@@ -62,7 +62,7 @@ fn a_misspelt_or_misplaced_field_is_found() {
     assert!(parse(&rule.replace("expr", "exp")).is_err());
 }
 
-/// What Kubernetes checks beyond types, as far as these manifests can break it.
+/// Validations of Kubernetes beyond types that these manifests could violate.
 fn check_pod(pod: &PodSpec) {
     let volumes: BTreeSet<&str> = pod.volumes.iter().flatten().map(|v| v.name.as_str()).collect();
     let containers: Vec<&Container> = pod.init_containers.iter().flatten().chain(&pod.containers).collect();
@@ -77,7 +77,7 @@ fn check_pod(pod: &PodSpec) {
         let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref()).unwrap();
         assert!(requests.contains_key("cpu") && requests.contains_key("memory"));
     }
-    assert_eq!(mounted, volumes, "volumes that nobody mounts");
+    assert_eq!(mounted, volumes, "volumes without a mount");
     assert_eq!(pod.host_network, Some(true));
     assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"));
     let tolerations = pod.tolerations.clone().unwrap();
@@ -102,7 +102,7 @@ fn probed(container: &Container, probe: Option<&Probe>) -> (String, i32) {
 }
 
 #[test]
-fn pods_are_whole_and_probed_on_the_health_port() {
+fn pods_are_complete_and_probed_on_the_health_port() {
     for (name, port) in [("kube-ipvs", 10256), ("kubeadm", 10256), ("coexist", 10356)] {
         let set = daemon_set(&rendered(name));
         let (spec, pod) = (set.spec.clone().unwrap(), pod(&set));
@@ -120,7 +120,7 @@ fn pods_are_whole_and_probed_on_the_health_port() {
 }
 
 #[test]
-fn prometheus_finds_every_variant_at_its_port() {
+fn prometheus_scrapes_every_variant_at_its_port() {
     let monitor = rendered("monitoring");
     let monitor = monitor.iter().find_map(|o| if let Manifest::PodMonitor(m) = o { Some(m) } else { None });
     let spec = &monitor.unwrap()["spec"];
@@ -178,7 +178,7 @@ fn only_the_init_container_is_privileged() {
 }
 
 #[test]
-fn config_maps_are_there_and_the_agent_reads_them() {
+fn config_maps_exist_and_the_agent_parses_them() {
     for name in ["kube-ipvs", "coexist"] {
         let objects = rendered(name);
         let (maps, pod) = (config_maps(&objects), pod(&daemon_set(&objects)));
@@ -204,7 +204,7 @@ fn config_maps_are_there_and_the_agent_reads_them() {
 }
 
 #[test]
-fn the_role_holds_what_is_asked_for_and_nothing_else() {
+fn the_role_has_exactly_the_needed_permissions() {
     let objects = rendered("kube-ipvs");
     let role =
         objects.iter().find_map(|o| if let Manifest::ClusterRole(r) = o { Some(r) } else { None }).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The answering side.
+//! Backends.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,8 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::netns::Netns;
 
-/// A backend in a namespace. It listens on all addresses of both families, and is gone with all its
-/// connections when this goes away, as a pod that is deleted.
+/// A backend in a namespace. It listens on all addresses of both families. When dropped, it ends with all its
+/// connections, as a deleted pod.
 #[derive(Debug)]
 pub struct Backend<'a> {
     name: Arc<str>,
@@ -56,7 +56,7 @@ impl<'a> Backend<'a> {
     /// Answers TCP connections.
     ///
     /// # Errors
-    /// When the port is taken.
+    /// If the port is in use.
     pub fn tcp(self, port: u16) -> Result<Self> {
         let listener = self.make(port, TcpListener::bind)?;
         let port = listener.local_addr()?.port();
@@ -66,7 +66,7 @@ impl<'a> Backend<'a> {
     /// Answers SCTP associations.
     ///
     /// # Errors
-    /// When the port is taken or the kernel has no SCTP.
+    /// If the port is in use or the kernel has no SCTP.
     pub fn sctp(self, port: u16) -> Result<Self> {
         let listener = self.make(port, super::sctp_listener)?;
         Ok(self.serve_connections(port, listener))
@@ -75,7 +75,7 @@ impl<'a> Backend<'a> {
     /// Answers UDP datagrams.
     ///
     /// # Errors
-    /// When the port is taken.
+    /// If the port is in use.
     pub fn udp(mut self, port: u16) -> Result<Self> {
         let socket = self.make(port, UdpSocket::bind)?;
         self.ports.push(socket.local_addr()?.port());
@@ -83,7 +83,7 @@ impl<'a> Backend<'a> {
         self.threads.push(thread::spawn(move || {
             let mut buffer = [0; 2048];
             while readable(&socket, &stopped) {
-                // An ICMP error of an earlier answer comes out here; it is no reason to end.
+                // An ICMP error of an earlier answer is reported here and ignored.
                 if let Ok((_, from)) = socket.recv_from(&mut buffer) {
                     let _ = socket.send_to(answer(&name, from).as_bytes(), from);
                 }
@@ -148,7 +148,7 @@ fn readable(socket: &impl AsFd, stopped: &UnixStream) -> bool {
     }
 }
 
-/// Answers at once, and again for whatever the client sends, until it closes.
+/// Answers at once, and again after each request, until the client closes the connection.
 fn serve(mut stream: TcpStream, answer: &str, stopped: &UnixStream) {
     let mut buffer = [0; 2048];
     loop {

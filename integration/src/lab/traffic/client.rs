@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The asking side.
+//! Clients.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::super::netns::Netns;
 use super::{Answer, NoAnswer, parse_answer, sctp_connect, tcp_connect, udp_socket};
 
-/// One question over a fresh TCP connection.
+/// One request over a new TCP connection.
 ///
 /// # Errors
 /// See [`NoAnswer`].
@@ -18,7 +18,7 @@ pub fn ask_tcp(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Answe
     Connection::open(ns, address, limit)?.ask()
 }
 
-/// One question over a fresh SCTP association.
+/// One request over a new SCTP association.
 ///
 /// # Errors
 /// See [`NoAnswer`].
@@ -26,7 +26,7 @@ pub fn ask_sctp(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Answ
     Connection::open_sctp(ns, address, limit)?.ask()
 }
 
-/// One datagram from a fresh port.
+/// One datagram from a new port.
 ///
 /// # Errors
 /// See [`NoAnswer`].
@@ -34,7 +34,7 @@ pub fn ask_udp(ns: &Netns, address: SocketAddr, limit: Duration) -> Result<Answe
     UdpFlow::open(ns, address, limit)?.ask()
 }
 
-/// An open connection: keep it to see what becomes of connections that exist already.
+/// An open connection.
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<TcpStream>,
@@ -48,7 +48,7 @@ fn inside<T: Send>(ns: &Netns, make: impl FnOnce() -> io::Result<T> + Send) -> R
 }
 
 impl Connection {
-    /// Opens a TCP connection; `limit` holds for opening and for every answer.
+    /// Opens a TCP connection. `limit`: for opening it and for every answer.
     ///
     /// # Errors
     /// See [`NoAnswer`].
@@ -85,7 +85,7 @@ impl Connection {
         Ok(Self { stream: BufReader::new(stream), greeted: false })
     }
 
-    /// The next answer. The backend sends the first by itself; for the others it is asked.
+    /// The next answer. The backend sends the first one by itself, and each later one after a request.
     ///
     /// # Errors
     /// See [`NoAnswer`].
@@ -123,14 +123,14 @@ impl Connection {
     }
 }
 
-/// Datagrams from one port, which the kernel takes for one connection.
+/// Datagrams from one port: one connection for the kernel.
 #[derive(Debug)]
 pub struct UdpFlow {
     socket: UdpSocket,
 }
 
 impl UdpFlow {
-    /// A flow to `address`; `limit` holds for every answer.
+    /// A flow to `address`. `limit`: for every answer.
     ///
     /// # Errors
     /// See [`NoAnswer`].
@@ -146,7 +146,7 @@ impl UdpFlow {
         Ok(Self { socket: udp_socket(address, limit)? })
     }
 
-    /// Sends one datagram and waits for the answer. Nothing is sent twice.
+    /// Sends one datagram and waits for the answer, without a retransmission.
     ///
     /// # Errors
     /// See [`NoAnswer`].

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Backends that say who they are and whom they see, and clients that ask them.
+//! Backends that answer with their name and the client's address, and their clients.
 //!
 //! Every TCP connection, SCTP association and UDP datagram is answered with one line, `NAME CLIENT_IP`.
 //! A backend is a thread inside of its namespace, not a process.
@@ -35,11 +35,11 @@ pub struct Answer {
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum NoAnswer {
-    /// The other side said no: a reset, or an ICMP "port unreachable".
+    /// Refused: a reset, or an ICMP "port unreachable".
     Refused,
     /// The other side closed the connection.
     Closed,
-    /// Nothing came in time.
+    /// No answer in time.
     Timeout,
     /// Anything else, such as no route.
     Failed(io::Error),
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_name_and_source() {
+    fn an_answer_has_name_and_source() {
         let answer = parse_answer("web 10.244.1.5\n").unwrap();
         assert_eq!(answer, Answer { name: "web".into(), seen_source: "10.244.1.5".parse().unwrap() });
         assert!(matches!(parse_answer("SSH-2.0-x"), Err(NoAnswer::Failed(_))));
