@@ -21,7 +21,7 @@ use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Kernel, Probed, Runner};
+use crate::kernel::{Kernel, ProbeResult, Runner};
 use crate::reconcile::schedule::Schedule;
 use crate::reconcile::{Reconciler, Reporting};
 use crate::serve::health::{Health, LoopLag, SharedHealth};
@@ -250,8 +250,8 @@ impl Kernel for SharedKernel {
         self.0.lock().unwrap().beside(work);
     }
 
-    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
-        self.0.lock().unwrap().look_up(servers)
+    fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.0.lock().unwrap().read_servers(servers)
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
@@ -274,7 +274,7 @@ impl Kernel for SharedKernel {
         self.0.lock().unwrap().finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
         self.0.lock().unwrap().probe(servers, sets)
     }
 }

@@ -17,7 +17,7 @@ use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// Whether an audit goes on.
-    pub(super) fn is_auditing(&self) -> bool {
+    pub(super) fn audit_in_progress(&self) -> bool {
         self.mirror.audit().is_some()
     }
 
@@ -25,7 +25,7 @@ impl<K: Kernel> Reconciler<K> {
     /// is the pass after the last piece.
     pub fn audit_step(&mut self, now: Duration) -> Option<Pass> {
         let found = self.audit_piece(now)?;
-        Some(self.audited(PassScope::Found(found), now))
+        Some(self.finish_audit(PassScope::Found(found), now))
     }
 
     /// Reads and compares one more piece. What differed, once that was the last one.
@@ -73,7 +73,7 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         let suspects = comparison.suspects(observed);
-        match self.kernel.look_up(&suspects) {
+        match self.kernel.read_servers(&suspects) {
             Ok(servers) => {
                 for (key, server) in suspects.iter().zip(servers) {
                     comparison.settle(*key, server, observed);
@@ -88,7 +88,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// A whole audit in one go; the first one fills the mirror, if that was not done just before.
-    pub(super) fn audit(&mut self, now: Duration) -> Result<PassScope, ObserveError> {
+    pub(super) fn audit_at_once(&mut self, now: Duration) -> Result<PassScope, ObserveError> {
         if !self.is_whole() {
             if !self.mirror.is_fresh(now) {
                 self.read_everything(now)?;
@@ -127,7 +127,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// The pass after an audit.
-    pub(super) fn audited(&mut self, scope: PassScope, now: Duration) -> Pass {
+    pub(super) fn finish_audit(&mut self, scope: PassScope, now: Duration) -> Pass {
         if let Some(observed) = self.mirror.observed_mut() {
             self.takeover.review(observed, self.settings.shares_node);
         }

@@ -150,7 +150,7 @@ fn what_keeps_the_agent_from_the_api_server_goes_before_any_list_comes() {
         let mut agent = Agent { store, reconciler, now: Duration::ZERO };
         peers(&agent, &[], &["192.168.50.100"]);
         let mut schedule = Schedule::new(Duration::ZERO, Duration::from_secs(30));
-        agent.reconciler.turn(&|| Duration::ZERO, &mut schedule);
+        agent.reconciler.run_once(&|| Duration::ZERO, &mut schedule);
         let servers = agent.kernel().state.virtual_servers.keys().map(|vs| vs.addr.to_string());
         let servers: BTreeSet<String> = servers.collect();
         (bound(&mut agent), servers.into_iter().collect::<Vec<_>>())
@@ -282,7 +282,7 @@ fn a_gateway_is_known_from_the_moment_its_route_comes() {
         agent.converge(Due::Changes, 2);
         let inbox = Inbox::default();
         inbox.gateways(vec![ip(vip)]);
-        agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
+        agent.reconciler.take_mail(&inbox.wait(Some(Duration::ZERO)));
         if !vip_first {
             cluster(vip, &[]).put(&agent.store);
         }

@@ -45,7 +45,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Names the virtual servers that are removed although nothing shows that an agent or kube-proxy made
     /// them.
-    pub(super) fn name_foreign_servers(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
+    pub(super) fn report_foreign_servers(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
         let removed = plan.ops.iter().zip(&report.outcomes).filter_map(|(op, outcome)| match op {
             Op::RemoveVirtualServer(vs) if *outcome == Outcome::Done => Some(*vs),
             _ => None,

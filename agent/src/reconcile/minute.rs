@@ -102,7 +102,7 @@ impl OpKind {
             OpKind::RemoveRealServer => ("real server", "real servers", "removed"),
             OpKind::RemoveVirtualServer => ("virtual server", "virtual servers", "removed"),
             OpKind::RemoveEntry => ("ipset entry", "ipset entries", "removed"),
-            OpKind::ForgetFlows => ("look for stale UDP flows", "looks for stale UDP flows", "made"),
+            OpKind::ForgetFlows => ("look for stale UDP flows", "busy_reads for stale UDP flows", "made"),
             OpKind::RemoveLeftovers => ("rule set of another mode", "rule sets of other modes", "removed"),
         };
         format!("{} {} {verb}", words::thousands(count), if count == 1 { one } else { many })

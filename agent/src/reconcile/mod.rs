@@ -13,6 +13,9 @@ mod recheck;
 mod release;
 mod report;
 mod report_health;
+#[cfg(test)]
+mod report_tests;
+mod run_loop;
 pub mod schedule;
 mod services_of;
 mod shadow;
@@ -21,9 +24,6 @@ mod start;
 mod sync;
 mod take_changes;
 pub mod takeover;
-#[cfg(test)]
-mod told_tests;
-mod turn;
 
 use crate::core::plan::outcome::ObserveError;
 use crate::core::plan::pass::Due;
@@ -115,9 +115,9 @@ pub struct Reconciler<K> {
     /// The health-check node ports do not answer yet as they must.
     health_checks_changed: bool,
     /// The priority Services had their turn before the lists were complete.
-    had_priority_turn: bool,
+    priority_done: bool,
     /// How long the audit that is not complete has worked.
-    audit_worked: Duration,
+    audit_time: Duration,
     /// What the installed rules of each family were made of, by [`Family::index`]; `None`: unknown.
     rules: [Option<RulesBasis>; 2],
     /// Parts of the kernel to be read again.
@@ -188,8 +188,8 @@ impl<K: Kernel> Reconciler<K> {
             shadows: Shadows::default(),
             shared_failures: SharedFailures::default(),
             health_checks_changed: false,
-            had_priority_turn: false,
-            audit_worked: Duration::ZERO,
+            priority_done: false,
+            audit_time: Duration::ZERO,
             rules: [None, None],
             recheck: Recheck::default(),
             probe: ProbeCursor::default(),
@@ -275,8 +275,8 @@ impl<K: Kernel> Reconciler<K> {
             let scope = self.found.take().map_or(PassScope::Changes, PassScope::Found);
             return self.pass(due, scope, now);
         }
-        match self.audit(now) {
-            Ok(scope) => self.audited(scope, now),
+        match self.audit_at_once(now) {
+            Ok(scope) => self.finish_audit(scope, now),
             Err(error) => unreadable(error),
         }
     }

@@ -80,7 +80,7 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         let servers: Vec<VsKey> = servers.into_iter().collect();
-        match self.kernel.look_up(&servers) {
+        match self.kernel.read_servers(&servers) {
             Ok(found) => {
                 servers.iter().zip(found).for_each(|(key, server)| audit.settle(*key, server, &mut observed))
             }

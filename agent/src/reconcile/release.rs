@@ -24,10 +24,10 @@ impl<K: Kernel> Reconciler<K> {
         let ops = self.to_release(&observed, &protected);
         if !ops.is_empty() {
             let plan = Plan::new(ops, &Changes::default());
-            let applied = self.apply(&plan, &observed, now, sync::PATIENCE);
+            let applied = self.apply(&plan, &observed, now, sync::RULES_TIMEOUT);
             self.follow(&plan, &applied.report, &mut observed, now);
             for (op, outcome) in plan.ops.iter().zip(&applied.report.outcomes) {
-                self.tell_released(op, outcome, &protected);
+                self.report_released(op, outcome, &protected);
             }
             self.take_finished(applied.finished, now);
         }
@@ -50,7 +50,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Names each object once.
-    fn tell_released(&mut self, op: &Op, outcome: &Outcome, protected: &Protected) {
+    fn report_released(&mut self, op: &Op, outcome: &Outcome, protected: &Protected) {
         let (addr, what) = match op {
             Op::Unbind(net) => (net.addr(), format!("unbound {} from kube-ipvs0", net.addr())),
             Op::RemoveVirtualServer(key) => (key.addr, format!("removed virtual server {key}")),

@@ -344,14 +344,14 @@ impl<K: Kernel> Reconciler<K> {
             Some(error) => self.retries.fail_reading(error.part, &error.error, now),
             None => self.reporter.pass(pass, due, took, now),
         }
-        self.tell_unprogrammed(now);
+        self.report_unprogrammed(now);
         if !self.reporter.ready && self.is_whole() {
             self.report_ready(pass, now);
         }
     }
 
     /// Tells what is not programmed: what is new at once, the rest once a second.
-    pub(super) fn tell_unprogrammed(&mut self, now: Duration) {
+    pub(super) fn report_unprogrammed(&mut self, now: Duration) {
         let news = self.retries.take_news();
         if news.is_empty() && !self.reporter.listing_is_due(&self.retries, now) {
             return;
@@ -368,7 +368,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         let notices: Vec<EventRequest> = services.iter().take(EVENTS).filter_map(notice).collect();
         self.reporting.events.send(notices);
-        self.tell_shared_failures();
+        self.report_shared_failures();
         self.reporting.metrics.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
         self.reporting.health.with(|health| health.set_unprogrammed(lines, count));

@@ -14,7 +14,7 @@ use crate::serve::node_ports::HealthChecks;
 
 impl<K: Kernel> Reconciler<K> {
     /// Tells what is programmed now. The families whose guard stands, and whether that is not all of them.
-    pub(super) fn tell_health(&mut self) -> (Vec<Family>, bool) {
+    pub(super) fn report_health(&mut self) -> (Vec<Family>, bool) {
         // Before that the node does not serve what it must.
         if !self.is_whole() {
             return (Vec::new(), true);
@@ -35,7 +35,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             synced.iter().for_each(|family| health.synced(*family, now));
         });
-        self.tell_health_checks();
+        self.report_health_checks();
         let incomplete = synced.len() < families.len();
         (synced, incomplete)
     }
@@ -64,7 +64,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Each Service's answer is right by itself, whatever fails elsewhere.
-    fn tell_health_checks(&mut self) {
+    fn report_health_checks(&mut self) {
         let changed = std::mem::take(&mut self.health_checks_changed);
         if !changed && self.retries.is_empty() && !self.served_in_part {
             return;

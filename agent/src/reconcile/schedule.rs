@@ -37,7 +37,7 @@ pub struct Schedule {
     last_end: Option<Duration>,
     last_audit: Option<Duration>,
     /// How long the last audit worked.
-    audit_cost: Duration,
+    audit_time: Duration,
     /// An audit goes on, a piece at a time; changes go first.
     auditing: bool,
     /// When an audit or a recheck began last.
@@ -62,7 +62,7 @@ impl Schedule {
             audit_period,
             last_end: None,
             last_audit: None,
-            audit_cost: Duration::ZERO,
+            audit_time: Duration::ZERO,
             auditing: false,
             last_reading: None,
             last_drains: Duration::ZERO,
@@ -85,14 +85,14 @@ impl Schedule {
     }
 
     /// Notes that an audit begins. What is asked for from now on is not answered by it.
-    pub fn began_audit(&mut self, now: Duration) {
+    pub fn begin_audit(&mut self, now: Duration) {
         self.auditing = true;
         self.audit_soon = false;
         self.last_reading = Some(now);
     }
 
     /// Notes that a recheck begins.
-    pub fn began_recheck(&mut self, now: Duration) {
+    pub fn begin_recheck(&mut self, now: Duration) {
         self.recheck = false;
         self.last_reading = Some(now);
     }
@@ -103,8 +103,8 @@ impl Schedule {
     }
 
     /// Notes how long the last audit worked, the waiting between its pieces left out.
-    pub fn audit_cost(&mut self, cost: Duration) {
-        self.audit_cost = cost;
+    pub fn set_audit_time(&mut self, time: Duration) {
+        self.audit_time = time;
     }
 
     /// Notes the end of a pass. `read`: an audit read the kernel, whatever became of its ops; one that did
@@ -170,7 +170,7 @@ impl Schedule {
         if self.audit_soon {
             return self.after_reading();
         }
-        last.saturating_add(self.audit_period.max(self.audit_cost.saturating_mul(AUDIT_SHARE)))
+        last.saturating_add(self.audit_period.max(self.audit_time.saturating_mul(AUDIT_SHARE)))
     }
 
     /// When the kernel may be read again.
@@ -201,7 +201,7 @@ mod tests {
     /// A schedule whose first audit ended at that time.
     fn audited(min_period: Duration, at: Duration) -> Schedule {
         let mut schedule = Schedule::new(min_period, s(30));
-        schedule.began_audit(at);
+        schedule.begin_audit(at);
         schedule.ended(at, Due::Audit, true);
         schedule
     }
@@ -234,7 +234,7 @@ mod tests {
         let mut schedule = audited(s(0), s(10));
         schedule.audit_soon();
         assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit));
-        schedule.began_audit(s(11));
+        schedule.begin_audit(s(11));
         schedule.audit_soon();
         schedule.ended(s(12), Due::Audit, true);
         assert_eq!(schedule.next(&IDLE), (s(12), Due::Audit), "asked for while it ran");
@@ -247,7 +247,7 @@ mod tests {
             schedule.recheck();
             assert_eq!(schedule.next(&IDLE), (now, Due::Recheck));
             assert_eq!(schedule.next(&DIRTY).1, Due::Changes);
-            schedule.began_recheck(now);
+            schedule.begin_recheck(now);
             schedule.ended(now, Due::Recheck, true);
         }
         assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn changes_do_not_wait_for_an_audit_that_goes_on() {
         let mut schedule = audited(s(1), s(10));
-        schedule.began_audit(s(40));
+        schedule.begin_audit(s(40));
         assert_eq!(schedule.next(&DIRTY), (s(11), Due::Changes));
         assert_eq!(schedule.next(&IDLE), (Duration::MAX, Due::Audit));
         schedule.ended(s(41), Due::Changes, true);
@@ -266,9 +266,9 @@ mod tests {
     #[test]
     fn audits_that_take_long_are_further_apart() {
         let mut schedule = audited(s(1), s(10));
-        schedule.audit_cost(Duration::from_millis(100));
+        schedule.set_audit_time(Duration::from_millis(100));
         assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
-        schedule.audit_cost(Duration::from_millis(800));
+        schedule.set_audit_time(Duration::from_millis(800));
         assert_eq!(schedule.next(&IDLE), (s(130), Due::Audit));
         schedule.audit_soon();
         assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit), "one that is asked for does not wait");
@@ -304,7 +304,7 @@ mod tests {
         }
         assert_eq!(&pauses[..4], [250, 500, 1000, 2000]);
         assert_eq!(pauses[9], 30_000);
-        schedule.began_audit(s(900));
+        schedule.begin_audit(s(900));
         schedule.ended(s(900), Due::Audit, true);
         assert_eq!(schedule.next(&DIRTY), (s(900), Due::Changes));
     }

@@ -57,7 +57,7 @@ impl Shadows {
 
 impl<K: Kernel> Reconciler<K> {
     /// Tells which programs newly get nothing any more.
-    pub(super) fn tell_shadowed(&mut self, changes: &Changes) {
+    pub(super) fn report_shadowed(&mut self, changes: &Changes) {
         self.shadows.follow(&self.desired, changes);
         let Some(observed) = self.mirror.observed() else { return };
         if self.shadows.at_own_address.is_empty() {

@@ -41,7 +41,7 @@ impl SharedFailures {
 
 impl<K: Kernel> Reconciler<K> {
     /// Posts what keeps failing that Services share, and how many of them wait for it.
-    pub(super) fn tell_shared_failures(&mut self) {
+    pub(super) fn report_shared_failures(&mut self) {
         let news = self.shared_failures.take_news(&self.retries);
         let notices: Vec<EventRequest> = news
             .into_iter()

@@ -17,15 +17,15 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Does what can be done at the time `now` although lists are missing. The pass, if there was one.
-    pub fn prepare(&mut self, now: Duration) -> Option<Pass> {
+    pub fn sync_early(&mut self, now: Duration) -> Option<Pass> {
         // What keeps the lists from coming may be found in the kernel.
         if self.mirror.wants_reading(now) {
             self.read_early(now);
         }
-        if self.had_priority_turn || !self.store.has_priority() || !self.knows_local_traffic() {
+        if self.priority_done || !self.store.has_priority() || !self.knows_local_traffic() {
             return None;
         }
-        self.had_priority_turn = true;
+        self.priority_done = true;
         if self.mirror.observed().is_none() {
             self.read_early(now);
         }

@@ -65,13 +65,13 @@ fn whole() -> FakeKernel {
 #[test]
 fn on_a_node_that_holds_nothing_the_first_services_come_before_the_lists() {
     let mut agent = starting(kernel(), true);
-    let pass = agent.reconciler.prepare(NOW).unwrap();
+    let pass = agent.reconciler.sync_early(NOW).unwrap();
     assert!(pass.is_clean());
     assert_eq!(servers(&mut agent), ["TCP 10.96.0.1:443"]);
     assert!(agent.kernel().exposed().is_empty(), "its address is guarded");
     assert_eq!(agent.kernel().state.virtual_servers.values().next().unwrap().real_servers.len(), 1);
     assert!(!agent.reconciler.is_ready(), "all others still wait for the lists");
-    assert_eq!(agent.reconciler.prepare(NOW), None, "once");
+    assert_eq!(agent.reconciler.sync_early(NOW), None, "once");
     cluster().put(&agent.store);
     assert!(agent.reconciler.sync(Due::Audit, NOW + FRESH).is_clean());
     assert_eq!(agent.kernel().counts.observations, 1, "the early reading was enough");
@@ -96,7 +96,7 @@ fn where_anything_stands_nothing_is_written_before_the_lists_are_complete() {
         change(&mut node);
         let before = node.state.clone();
         let mut agent = starting(node, true);
-        assert_eq!(agent.reconciler.prepare(NOW), None, "{n}");
+        assert_eq!(agent.reconciler.sync_early(NOW), None, "{n}");
         assert_eq!(agent.kernel().state, before, "{n}");
     }
 }
@@ -105,7 +105,7 @@ fn where_anything_stands_nothing_is_written_before_the_lists_are_complete() {
 fn without_the_first_services_the_kernel_is_only_read() {
     let mut agent = starting(kernel(), false);
     for _ in 0..3 {
-        assert_eq!(agent.reconciler.prepare(NOW), None);
+        assert_eq!(agent.reconciler.sync_early(NOW), None);
     }
     assert_eq!(agent.kernel().counts.observations, 1);
     assert!(agent.kernel().counts.ops.is_empty());
@@ -119,12 +119,12 @@ fn an_early_reading_is_repeated_when_it_is_old_or_wrong_or_failed() {
         (agent.kernel().counts.observations, agent.kernel().state.virtual_servers.len())
     };
     let mut agent = starting(whole(), true);
-    agent.reconciler.prepare(NOW);
+    agent.reconciler.sync_early(NOW);
     let before = agent.kernel().counts.observations;
     assert_eq!(whole_pass(&mut agent, NOW + FRESH), (before, 2), "young enough");
     for changed in [false, true] {
         let mut agent = starting(whole(), true);
-        agent.reconciler.prepare(NOW);
+        agent.reconciler.sync_early(NOW);
         agent.kernel().state.virtual_servers.clear();
         if changed {
             agent.reconciler.mirror.outdated();
@@ -134,7 +134,7 @@ fn an_early_reading_is_repeated_when_it_is_old_or_wrong_or_failed() {
     }
     let mut agent = starting(kernel(), false);
     agent.kernel().fail_next_observe();
-    assert_eq!(agent.reconciler.prepare(NOW), None);
+    assert_eq!(agent.reconciler.sync_early(NOW), None);
     assert_eq!(whole_pass(&mut agent, NOW).1, 2);
 }
 
@@ -143,7 +143,7 @@ fn what_fails_ahead_is_done_with_all_others() {
     for uncertain in [false, true] {
         let mut agent = starting(kernel(), true);
         agent.kernel().fail_at(20, uncertain);
-        assert!(!agent.reconciler.prepare(NOW).unwrap().is_clean());
+        assert!(!agent.reconciler.sync_early(NOW).unwrap().is_clean());
         cluster().put(&agent.store);
         agent.converge(Due::Audit, 1);
         assert_eq!(agent.kill().state, whole().state, "{uncertain}");

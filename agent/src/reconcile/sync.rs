@@ -14,14 +14,14 @@ use crate::core::model::{Family, ObjectName, VsKey};
 use crate::core::plan::drain;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::{PlanInput, RulesBasis, all_keys, build_plan};
-use crate::kernel::{Applied, Kernel, Terms, apply};
+use crate::kernel::{Applied, Kernel, RunContext, apply};
 use crate::notices;
 
 /// How long new addresses wait for the program that writes their filter: as long as such a program takes
 /// when nothing is wrong. What takes longer goes on beside the loop.
-pub(super) const PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const RULES_TIMEOUT: Duration = Duration::from_millis(50);
 /// The same in the first pass, when nothing else waits.
-const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+const FIRST_RULES_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl<K: Kernel> Reconciler<K> {
     pub(super) fn pass(&mut self, due: Due, scope: PassScope, now: Duration) -> Pass {
@@ -56,32 +56,32 @@ impl<K: Kernel> Reconciler<K> {
         if audit {
             self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         }
-        self.look_for_connections(&mut observed, &keys, now);
+        self.read_connections(&mut observed, &keys, now);
         let plan = self.plan(&observed, &keys, audit, now);
         self.retries.consider(&plan);
-        let patience = if first || !self.is_whole() { FIRST_PATIENCE } else { PATIENCE };
-        let Applied { report, finished } = self.apply(&plan, &observed, now, patience);
+        let rules_timeout = if first || !self.is_whole() { FIRST_RULES_TIMEOUT } else { RULES_TIMEOUT };
+        let Applied { report, finished } = self.apply(&plan, &observed, now, rules_timeout);
         let drift = if audit && !first { self.drift(&plan, &report, &changes, &retried) } else { Vec::new() };
         if first {
-            self.name_foreign_servers(&plan, &report, &observed);
+            self.report_foreign_servers(&plan, &report, &observed);
         }
         self.follow(&plan, &report, &mut observed, now);
         self.retries.follow(&keys, &plan, &report, now, &mut self.pending);
         let looked = (audit, observed.unread_rules);
         self.takeover.follow(&plan, &report, looked, |subject| self.retries.tries(subject));
         self.share_lists(&keys, &mut observed);
-        self.settle_rules(&plan, &report, &observed);
+        self.update_rules_basis(&plan, &report, &observed);
         // Who has connections is asked anew whenever it matters.
         observed.busy = Set::default();
         self.reporting.metrics.applied(&plan, &report, &self.desired, &observed);
         self.mirror.put_back(observed);
         self.take_finished(finished, now);
-        self.tell(&changes);
+        self.report_changes(&changes);
         if audit || !changes.noticed.is_empty() {
-            self.tell_shadowed(&changes);
+            self.report_shadowed(&changes);
         }
         let services = std::mem::take(&mut self.touched);
-        let (synced, incomplete) = self.tell_health();
+        let (synced, incomplete) = self.report_health();
         Pass { plan, report, drift, services, synced, incomplete, unreadable: None }
     }
 
@@ -100,12 +100,12 @@ impl<K: Kernel> Reconciler<K> {
         plan: &Plan,
         observed: &Observed,
         now: Duration,
-        patience: Duration,
+        rules_timeout: Duration,
     ) -> Applied {
         let unread = Family::ALL.into_iter().filter(|family| observed.unread_rules[family.index()]).collect();
         let health = self.reporting.health.clone();
         let progress = || health.beat();
-        let terms = Terms { retries: &self.retries, now, unread, patience, progress: &progress };
+        let terms = RunContext { retries: &self.retries, now, unread, rules_timeout, progress: &progress };
         apply(&mut self.kernel, plan, terms)
     }
 
@@ -165,7 +165,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Rules that are as they must be are compared again when what they follow from changes.
-    fn settle_rules(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
+    fn update_rules_basis(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
         for family in Family::ALL {
             let of_family = |op: &Op| match op {
                 Op::WriteRules(rules) => rules.family == family,
@@ -181,7 +181,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Finds out which real servers that drain have connections. When that cannot be read they are taken to have
     /// some: they drain until it can.
-    fn look_for_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
+    fn read_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
         let servers = drain::with_drains(&self.desired, observed, &changes.virtual_servers);
         if servers.is_empty() {
             return;
@@ -200,7 +200,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Tells the operator what changed in conflicts and notices.
-    fn tell(&self, changes: &Changes) {
+    fn report_changes(&self, changes: &Changes) {
         notices::log_own_addresses(&self.desired, changes);
         self.reporting.events.send(notices::build(&self.desired, changes));
         self.reporting.metrics.changed(&self.desired, changes, self.drains.len());

@@ -27,7 +27,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut changes = std::mem::take(&mut self.pending);
         changes.everything = matches!(scope, PassScope::Everything);
         let ahead = matches!(scope, PassScope::Priority);
-        let mut dirty = if ahead { self.store.priority() } else { self.take_dirty() };
+        let mut dirty = if ahead { self.store.priority() } else { self.take_changed() };
         if self.learn_node() && !ahead {
             let gone: Vec<Dirty> = dirty.into_iter().filter(|d| d.service.is_none()).collect();
             dirty = self.store.all();
@@ -62,7 +62,7 @@ impl<K: Kernel> Reconciler<K> {
         });
     }
 
-    fn take_dirty(&self) -> Vec<Dirty> {
+    fn take_changed(&self) -> Vec<Dirty> {
         let since = self.store.waiting_since();
         self.reporting.metrics.working_on(since);
         if since.is_some() {

@@ -33,7 +33,7 @@ impl Takeover {
         let mut found = false;
         for family in Family::ALL {
             if shares_node || self.gone[family.index()] {
-                found |= pass_over(observed, family);
+                found |= ignore_leftovers(observed, family);
                 continue;
             }
             observed.rules[family.index()].leftovers.kept.iter().for_each(|chain| {
@@ -83,7 +83,7 @@ impl Takeover {
 }
 
 /// Takes the leftovers of a family for not seen; true when there were some.
-fn pass_over(observed: &mut Observed, family: Family) -> bool {
+fn ignore_leftovers(observed: &mut Observed, family: Family) -> bool {
     let rules = !std::mem::take(&mut observed.rules[family.index()].leftovers).is_empty();
     rules | std::mem::take(&mut observed.nft_tables[family.index()])
 }

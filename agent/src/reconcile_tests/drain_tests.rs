@@ -21,9 +21,9 @@ fn connections_that_cannot_be_asked_for_are_not_cut() {
     r.kernel().fail_next_busy();
     assert!(r.sync(Due::Changes, now()).is_clean());
     assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 0);
-    let looks = r.kernel().counts.looks;
+    let busy_reads = r.kernel().counts.busy_reads;
     assert!(r.sync(Due::Drains, now()).is_clean());
-    assert_eq!(r.kernel().counts.looks, looks + 1, "one look, however many drain");
+    assert_eq!(r.kernel().counts.busy_reads, busy_reads + 1, "one look, however many drain");
     assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 2, "they were idle");
 }
 
@@ -31,8 +31,8 @@ fn connections_that_cannot_be_asked_for_are_not_cut() {
 #[test]
 fn a_connection_that_comes_while_its_endpoint_leaves_is_kept() {
     let mut r = drained();
-    let looks = r.kernel().counts.looks;
-    assert_eq!(looks, 0, "what was seen before the weight is 0 says nothing");
+    let busy_reads = r.kernel().counts.busy_reads;
+    assert_eq!(busy_reads, 0, "what was seen before the weight is 0 says nothing");
     let leaving = RsKey { addr: [10, 244, 1, 1].into(), port: 8080 };
     let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, 1].into(), port: 80 };
     r.kernel().state.busy = [(vs, leaving)].into_iter().collect();

@@ -353,7 +353,7 @@ fn a_fight_over_an_address_costs_one_reading_a_second() {
             if day.kernel().state.addresses.remove(&victim) {
                 inbox.address(victim, false);
             }
-            day.run.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
+            day.run.agent.reconciler.take_mail(&inbox.wait(Some(Duration::ZERO)));
             let pause = day.run.turn();
             day.run.now.set(day.run.now.get() + pause.min(Duration::from_millis(50)));
         }
@@ -410,7 +410,7 @@ fn a_flush_at_any_step_of_an_audit_is_repaired() {
                 3 => inbox.changed(Part::Addresses),
                 _ => {}
             }
-            day.run.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
+            day.run.agent.reconciler.take_mail(&inbox.wait(Some(Duration::ZERO)));
             day.run.pass_time(s(4));
             assert_eq!(day.kernel().state, good, "flush {n} at step {step}");
         }

@@ -23,7 +23,7 @@ impl<K: Kernel> Reconciler<K> {
     pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
         let start = Instant::now();
         loop {
-            let pause = self.turn(&|| start.elapsed(), &mut schedule);
+            let pause = self.run_once(&|| start.elapsed(), &mut schedule);
             let mail = inbox.wait(Some(pause));
             if mail.stop {
                 return;
@@ -31,36 +31,36 @@ impl<K: Kernel> Reconciler<K> {
             if mail.audit {
                 schedule.audit_soon();
             }
-            self.answer(&mail);
+            self.take_mail(&mail);
         }
     }
 
     /// Does what is due by the clock; how long to wait then, if nothing happens.
-    pub(crate) fn turn(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
+    pub(crate) fn run_once(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
         self.reporting.health.beat();
         let finished = self.kernel.finished(Duration::ZERO);
         self.take_finished(finished, clock());
         let pause = if self.is_ready() {
             self.work(clock, schedule)
         } else {
-            self.work_ahead(clock);
+            self.work_early(clock);
             self.release(clock());
             HEARTBEAT
         };
-        self.tell_due(clock());
+        self.report_due(clock());
         pause.min(HEARTBEAT)
     }
 
     /// Tells what fails, what is well again, and what is due by its time.
-    pub fn tell_due(&mut self, now: Duration) {
-        self.tell_unprogrammed(now);
+    pub fn report_due(&mut self, now: Duration) {
+        self.report_unprogrammed(now);
         self.reporter.tick(&self.retries, now);
     }
 
     /// Does what can be done before every list is complete.
-    fn work_ahead(&mut self, clock: Clock<'_>) {
+    fn work_early(&mut self, clock: Clock<'_>) {
         let before = clock();
-        if let Some(pass) = self.prepare(before) {
+        if let Some(pass) = self.sync_early(before) {
             self.report(&pass, Due::Changes, clock() - before, clock());
             self.reporter.programmed_early(&pass);
         }
@@ -83,16 +83,16 @@ impl<K: Kernel> Reconciler<K> {
         let begins_audit = is_due && due == Due::Audit && self.is_whole();
         if is_due && !begins_audit {
             match due {
-                Due::Audit => schedule.began_audit(now),
-                Due::Recheck => schedule.began_recheck(now),
+                Due::Audit => schedule.begin_audit(now),
+                Due::Recheck => schedule.begin_recheck(now),
                 Due::Changes | Due::Retry | Due::Drains => {}
             }
             let pass = if due == Due::Recheck { self.recheck(now) } else { self.sync(due, now) };
             self.ended(pass, due, now, clock, schedule);
         }
         // A piece after every pass: changes without end do not keep an audit from its end.
-        if self.is_auditing() || begins_audit {
-            self.audit_a_little(clock, schedule);
+        if self.audit_in_progress() || begins_audit {
+            self.continue_audit(clock, schedule);
         } else if !is_due {
             return self.idle(at, now, schedule);
         }
@@ -116,16 +116,16 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Reads and compares one more piece, and carries out what follows after the last one.
-    fn audit_a_little(&mut self, clock: Clock<'_>, schedule: &mut Schedule) {
+    fn continue_audit(&mut self, clock: Clock<'_>, schedule: &mut Schedule) {
         let before = clock();
-        if !self.is_auditing() {
-            schedule.began_audit(before);
-            self.audit_worked = Duration::ZERO;
+        if !self.audit_in_progress() {
+            schedule.begin_audit(before);
+            self.audit_time = Duration::ZERO;
         }
         let pass = self.audit_step(before);
-        self.audit_worked += clock() - before;
+        self.audit_time += clock() - before;
         if let Some(pass) = pass {
-            schedule.audit_cost(self.audit_worked);
+            schedule.set_audit_time(self.audit_time);
             self.ended(pass, Due::Audit, before, clock, schedule);
         }
     }
@@ -142,7 +142,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Takes the mail.
-    pub(super) fn answer(&mut self, mail: &Mail) {
+    pub(super) fn take_mail(&mut self, mail: &Mail) {
         if !mail.changed.is_empty() && !self.is_whole() {
             self.mirror.outdated();
         }
@@ -159,5 +159,5 @@ impl<K: Kernel> Reconciler<K> {
 }
 
 #[cfg(test)]
-#[path = "bad_day_tests.rs"]
+#[path = "failure_tests.rs"]
 mod tests;
