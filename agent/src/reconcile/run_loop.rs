@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Runs passes when they are due, and answers mail between them.
+//! Runs passes when they are due, and takes mail between them.
 
 use crate::core::plan::pass::{Due, Pass};
 use std::time::{Duration, Instant};
@@ -11,15 +11,15 @@ use crate::kernel::Kernel;
 use crate::memory;
 use crate::reconcile::schedule::{Schedule, Waiting};
 
-/// The loop turns at least so often, so that others can see that it does.
+/// The longest pause of the loop: it reports its heartbeat at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// The time since the loop began.
+/// The time since the loop started.
 pub(super) type Clock<'a> = &'a dyn Fn() -> Duration;
 
 impl<K: Kernel> Reconciler<K> {
-    /// Runs until asked to stop. Before the store is in sync only the first Services are
-    /// programmed, on a node that holds nothing, and what keeps the agent from the API server is released.
+    /// Runs until the inbox has a stop request. Before the store is in sync, only the priority Services are programmed,
+    /// on a node without Service state, and addresses that block the way to the API server are released.
     pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
         let start = Instant::now();
         loop {
@@ -35,7 +35,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Does what is due by the clock; how long to wait then, if nothing happens.
+    /// Does what is due. Returns the pause until the next call if no mail arrives.
     pub(crate) fn run_once(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
         self.reporting.health.beat();
         let finished = self.kernel.finished(Duration::ZERO);
@@ -51,13 +51,13 @@ impl<K: Kernel> Reconciler<K> {
         pause.min(HEARTBEAT)
     }
 
-    /// Tells what fails, what is well again, and what is due by its time.
+    /// Reports new failures, ended failures, and periodic summaries.
     pub fn report_due(&mut self, now: Duration) {
         self.report_unprogrammed(now);
         self.reporter.tick(&self.retries, now);
     }
 
-    /// Does what can be done before every list is complete.
+    /// Does what is possible before every list is complete.
     fn work_early(&mut self, clock: Clock<'_>) {
         let before = clock();
         if let Some(pass) = self.sync_early(before) {
@@ -66,7 +66,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Does what is due, if anything; how long to wait then.
+    /// Does what is due. Returns the pause until something else is due.
     fn work(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
         let now = clock();
         self.retry_readings(schedule, now);
@@ -80,18 +80,18 @@ impl<K: Kernel> Reconciler<K> {
         };
         let (at, due) = schedule.next(&waiting);
         let is_due = now >= at;
-        let begins_audit = is_due && due == Due::Audit && self.is_whole();
-        if is_due && !begins_audit {
+        let starts_audit = is_due && due == Due::Audit && self.is_whole();
+        if is_due && !starts_audit {
             match due {
                 Due::Audit => schedule.begin_audit(now),
                 Due::Recheck => schedule.begin_recheck(now),
                 Due::Changes | Due::Retry | Due::Drains => {}
             }
             let pass = if due == Due::Recheck { self.recheck(now) } else { self.sync(due, now) };
-            self.ended(pass, due, now, clock, schedule);
+            self.finish_pass(pass, due, now, clock, schedule);
         }
-        // A piece after every pass: changes without end do not keep an audit from its end.
-        if self.audit_in_progress() || begins_audit {
+        // One piece after every pass: an audit ends even if changes never stop.
+        if self.mirror.audit().is_some() || starts_audit {
             self.continue_audit(clock, schedule);
         } else if !is_due {
             return self.idle(at, now, schedule);
@@ -99,7 +99,7 @@ impl<K: Kernel> Reconciler<K> {
         Duration::ZERO
     }
 
-    /// Nothing is due before `at`: there is time to look at a few objects.
+    /// Nothing is due before `at`: probes a few objects.
     fn idle(&mut self, at: Duration, now: Duration, schedule: &mut Schedule) -> Duration {
         if !self.is_whole() {
             return at.saturating_sub(now);
@@ -115,10 +115,10 @@ impl<K: Kernel> Reconciler<K> {
         at.min(schedule.probe_at()).saturating_sub(now)
     }
 
-    /// Reads and compares one more piece, and carries out what follows after the last one.
+    /// Runs one step of the audit, the first one if none is in progress.
     fn continue_audit(&mut self, clock: Clock<'_>, schedule: &mut Schedule) {
         let before = clock();
-        if !self.audit_in_progress() {
+        if self.mirror.audit().is_none() {
             schedule.begin_audit(before);
             self.audit_time = Duration::ZERO;
         }
@@ -126,12 +126,19 @@ impl<K: Kernel> Reconciler<K> {
         self.audit_time += clock() - before;
         if let Some(pass) = pass {
             schedule.set_audit_time(self.audit_time);
-            self.ended(pass, Due::Audit, before, clock, schedule);
+            self.finish_pass(pass, Due::Audit, before, clock, schedule);
         }
     }
 
-    /// Tells about a pass that began at `before`.
-    fn ended(&mut self, pass: Pass, due: Due, before: Duration, clock: Clock<'_>, schedule: &mut Schedule) {
+    /// Reports a pass that started at `before`.
+    fn finish_pass(
+        &mut self,
+        pass: Pass,
+        due: Due,
+        before: Duration,
+        clock: Clock<'_>,
+        schedule: &mut Schedule,
+    ) {
         let now = clock();
         schedule.ended(now, due, pass.unreadable.is_none());
         self.report(&pass, due, now - before, now);
@@ -141,7 +148,6 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Takes the mail.
     pub(super) fn take_mail(&mut self, mail: &Mail) {
         if !mail.changed.is_empty() && !self.is_whole() {
             self.mirror.outdated();
@@ -151,9 +157,9 @@ impl<K: Kernel> Reconciler<K> {
             self.recheck.add_part(Part::Addresses);
         }
         self.learn_gateways(&mail.gateways);
-        for question in &mail.owner_requests {
-            // The asker may have gone away.
-            let _ = question.send(self.owners());
+        for request in &mail.owner_requests {
+            // The receiver may be gone.
+            let _ = request.send(self.owners());
         }
     }
 }
