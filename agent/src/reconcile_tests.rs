@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The loop against the fake kernel: every kind of op fails once, a process dies between any two
-//! ops, others interfere; the next pass converges.
+//! The loop with the fake kernel: every kind of op fails once, the process is killed between any two ops, other programs
+//! interfere; the next pass converges.
 
 mod drain_tests;
 
@@ -22,7 +22,7 @@ use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Kernel, Probed, Runner};
+use crate::kernel::{Kernel, ProbeResult, Runner};
 use crate::reconcile::schedule::Schedule;
 use crate::reconcile::{Reconciler, Reporting};
 use crate::serve::health::{Health, LoopLag, SharedHealth};
@@ -31,7 +31,7 @@ use crate::testing::reporting;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/vs/conntrack";
 
-/// Half a minute after the last call: whatever failed is due again.
+/// Half a minute after the last call: every retry is due.
 fn now() -> Duration {
     thread_local!(static NOW: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
     NOW.with(|now| {
@@ -85,7 +85,7 @@ fn slice(service: &str, endpoints: &[u8]) -> Object {
     })
 }
 
-/// The objects before and after: together the moves need every kind of op.
+/// The objects before and after a change that needs every kind of op.
 fn before(store: &Store) {
     store.update(|u| {
         u.put(service("a", 1, Some(1)));
@@ -105,7 +105,7 @@ fn after(store: &Store) {
     });
 }
 
-/// What somebody else breaks, so that the edits are needed too.
+/// Changes of another program, so that edits are needed, too.
 fn interfere(kernel: &mut FakeKernel) {
     for server in kernel.state.virtual_servers.values_mut() {
         server.spec.scheduler = "wrr".into();
@@ -151,9 +151,9 @@ fn a_failed_guard_keeps_the_addresses_closed() {
         assert!(skipped, "{kind:?}");
         assert!(
             r.kernel().state.addresses.iter().all(|net| net.addr().is_ipv6()),
-            "the other family goes on"
+            "the other family is bound"
         );
-        assert!(!r.kernel().state.virtual_servers.is_empty(), "what does not depend on it goes on");
+        assert!(!r.kernel().state.virtual_servers.is_empty(), "independent objects are programmed");
     }
 }
 
@@ -195,11 +195,11 @@ fn an_unreadable_kernel_is_not_written() {
 }
 
 #[test]
-fn what_others_change_is_repaired_and_counted_as_drift() {
+fn changes_of_other_programs_are_repaired_and_counted_as_drift() {
     let store = new_store();
     before(&store);
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
-    assert_eq!(r.sync(Due::Audit, now()).drift.len(), 0, "the first pass repairs nothing, it sets up");
+    assert_eq!(r.sync(Due::Audit, now()).drift.len(), 0, "the first pass repairs no drift");
     let state = r.kernel().state.clone();
     let foreign = Entry::Ip("9.9.9.9".parse().unwrap());
     let k = r.kernel();
@@ -213,7 +213,7 @@ fn what_others_change_is_repaired_and_counted_as_drift() {
 }
 
 #[test]
-fn a_stale_mirror_is_noticed_by_the_kernels_answer() {
+fn a_stale_mirror_is_detected_by_a_refused_op() {
     let store = new_store();
     before(&store);
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
@@ -242,7 +242,7 @@ fn an_address_that_the_node_gets_leaves_the_device() {
     assert!(r.kernel().state.addresses.iter().any(|net| net.addr() == external));
 }
 
-/// A kernel that another thread can look at while the loop owns it.
+/// A kernel that another thread can read while the loop owns it.
 struct SharedKernel(Arc<std::sync::Mutex<FakeKernel>>);
 
 impl Kernel for SharedKernel {
@@ -254,8 +254,8 @@ impl Kernel for SharedKernel {
         self.0.lock().unwrap().beside(work);
     }
 
-    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
-        self.0.lock().unwrap().look_up(servers)
+    fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.0.lock().unwrap().read_servers(servers)
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
@@ -278,13 +278,13 @@ impl Kernel for SharedKernel {
         self.0.lock().unwrap().finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
         self.0.lock().unwrap().probe(servers, sets)
     }
 }
 
 #[test]
-fn the_loop_waits_for_every_list_answers_questions_and_stops() {
+fn the_loop_waits_for_every_list_answers_requests_and_stops() {
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     let kernel = Arc::new(std::sync::Mutex::new(FakeKernel::new(&[SYSCTL])));
@@ -293,7 +293,7 @@ fn the_loop_waits_for_every_list_answers_questions_and_stops() {
     let loop_inbox = inbox.clone();
     let schedule = Schedule::new(Duration::ZERO, Duration::from_secs(3600));
     let thread = std::thread::spawn(move || r.run(&loop_inbox, schedule));
-    let ask = || {
+    let owners = || {
         let (sender, receiver) = std::sync::mpsc::channel();
         inbox.request_owners(sender);
         receiver.recv_timeout(Duration::from_secs(20)).unwrap()
@@ -302,12 +302,12 @@ fn the_loop_waits_for_every_list_answers_questions_and_stops() {
     for kind in [Kind::Service, Kind::EndpointSlice] {
         store.update(|u| u.finish_list(kind));
     }
-    assert_eq!(ask(), "", "a question is answered before the lists are complete");
+    assert_eq!(owners(), "", "a request is answered before the lists are complete");
     assert!(kernel.lock().unwrap().counts.ops.is_empty(), "nothing was written");
     store.update(|u| u.finish_list(Kind::Node));
     let wait_for = |text: &str| {
         (0..2000).any(|_| {
-            ask().contains(text) || {
+            owners().contains(text) || {
                 std::thread::sleep(Duration::from_millis(5));
                 false
             }
@@ -321,7 +321,7 @@ fn the_loop_waits_for_every_list_answers_questions_and_stops() {
 }
 
 #[test]
-fn pod_cidrs_of_the_node_are_waited_for_and_followed() {
+fn the_loop_waits_for_pod_cidrs_of_the_node_and_follows_their_changes() {
     let store = new_store();
     before(&store);
     for kind in Kind::ALL {
@@ -333,14 +333,14 @@ fn pod_cidrs_of_the_node_are_waited_for_and_followed() {
     };
     let kernel = FakeKernel::new(&[SYSCTL]);
     let mut r = Reconciler::new(kernel, store.clone(), settings(), "n1", true, reporting());
-    assert!(!r.is_ready(), "without them all traffic would look foreign");
+    assert!(!r.is_ready(), "without them all traffic would count as not local");
     node(Some("10.244.1.0/24"));
     assert!(r.is_ready());
     assert!(r.sync(Due::Audit, now()).is_clean());
     let rules = |r: &mut Reconciler<FakeKernel>| format!("{:?}", r.kernel().state.rules[Family::V4].chains);
     assert!(rules(&mut r).contains("! -s 10.244.1.0/24"));
     node(Some("10.244.7.0/24"));
-    assert!(store.is_dirty(), "the loop has to look");
+    assert!(store.is_dirty(), "the loop must run a pass");
     assert!(r.sync(Due::Changes, now()).is_clean());
     assert!(rules(&mut r).contains("! -s 10.244.7.0/24"));
 }
@@ -366,7 +366,7 @@ fn another_zone_moves_traffic_at_once() {
     for (zone, expected) in [(Some("za"), vec![1]), (Some("zb"), vec![2]), (None, vec![1, 2])] {
         node(zone);
         assert!(r.sync(Due::Changes, now()).is_clean());
-        // Who left it drains until this pass.
+        // The endpoint of the other zone drains until this pass.
         assert!(r.sync(Due::Changes, now()).is_clean());
         let real_servers = r.kernel().state.virtual_servers[&vs].real_servers.keys();
         let expected: Vec<RsKey> =
@@ -392,11 +392,11 @@ fn a_deleted_node_object_changes_nothing() {
     assert!(r.sync(Due::Audit, now()).is_clean());
     store.update(|u| u.remove(Kind::Node, &ObjectName::new("", "n1")));
     let pass = r.sync(Due::Audit, now());
-    assert!(pass.plan.is_empty(), "the node is still inside of the ranges:\n{}", pass.plan);
+    assert!(pass.plan.is_empty(), "the node is still in the source ranges:\n{}", pass.plan);
 }
 
 #[test]
-fn a_change_that_a_pass_takes_by_itself_counts_for_health() {
+fn a_change_that_arrives_during_a_pass_counts_for_health() {
     let store = new_store();
     let health = SharedHealth::new(Health::new(&Family::ALL, Duration::from_secs(60)));
     let reporting = Reporting { health: health.clone(), ..reporting() };
@@ -410,12 +410,12 @@ fn a_change_that_a_pass_takes_by_itself_counts_for_health() {
     before(&store);
     r.kernel().fail_next(OpKind::AddVirtualServer);
     assert!(!r.sync(Due::Audit, now()).is_clean());
-    assert!(later(), "an object that is refused is no failed sync");
+    assert!(later(), "a refused object is no failed sync");
     after(&store);
     r.kernel().refuse(Subject::Device, OpError::plain(Cause::WrongKind, "a bridge"));
     r.kernel().state.device = false;
     assert!(!r.sync(Due::Audit, now()).is_clean());
-    assert!(!later(), "nobody asked the store before the pass");
+    assert!(!later(), "the change was not known before the pass");
     r.kernel().accept(&Subject::Device);
     assert!(r.sync(Due::Changes, now()).is_clean() && later());
 }
@@ -434,7 +434,7 @@ fn put_udp_service(store: &Store) {
 }
 
 #[test]
-fn the_first_pass_forgets_stale_flows_too() {
+fn the_first_pass_deletes_stale_flows_too() {
     let store = new_store();
     put_udp_service(&store);
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
@@ -442,10 +442,10 @@ fn the_first_pass_forgets_stale_flows_too() {
     assert_eq!(r.kernel().count(OpKind::ForgetFlows), 1);
 }
 
-/// Datagrams that come between the deletion of flows and the late binding are routed elsewhere, for as long as
-/// their sender sends.
+/// Datagrams between the deletion of flows and the late binding are routed elsewhere, and their flow stays in conntrack
+/// as long as the client sends.
 #[test]
-fn flows_are_forgotten_again_when_their_address_is_bound_late() {
+fn flows_are_deleted_again_after_their_address_is_bound_late() {
     let store = new_store();
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
     assert!(r.sync(Due::Audit, now()).is_clean());

@@ -24,7 +24,7 @@ use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
-use kube_ipvs::kernel::{Kernel, Probed, Runner};
+use kube_ipvs::kernel::{Kernel, ProbeResult, Runner};
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store};
 
@@ -95,8 +95,8 @@ impl Kernel for Counting {
         self.kernel.beside(work);
     }
 
-    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
-        self.kernel.look_up(servers)
+    fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.kernel.read_servers(servers)
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
@@ -115,7 +115,7 @@ impl Kernel for Counting {
         self.kernel.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
         self.kernel.probe(servers, sets)
     }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs a plan: phase by phase, subsystem by subsystem, each subsystem in as few sends as the kernel allows. A failed op
-//! blocks its dependents only, and one whose next try is later is held back like one that failed.
+//! blocks only the ops that depend on it. An op whose retry is not due yet blocks them, too.
 //!
-//! Where many addresses are to be opened, each part of them is opened as soon as the virtual servers
-//! behind it are acknowledged, while those of the next part are being added: IPVS and addresses have
-//! different locks in the kernel and cost about as much as each other.
+//! Many addresses are bound in batches: a batch is bound as soon as its virtual servers are acknowledged, while
+//! another thread adds the servers of the next batch. IPVS and addresses have different locks in the kernel and
+//! about the same cost.
 
 use crate::core::plan::outcome::{OpError, Outcome, Progress, Report};
 use std::net::IpAddr;
@@ -18,68 +18,69 @@ use crate::core::plan::failures::Failures;
 use crate::core::plan::op::{Op, Phase, Plan, Subsystem};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::retries::Retries;
+use crate::lock::join;
 
-/// So many addresses are opened together: as many as fill a send.
-const PART: usize = 1600;
+/// Addresses of one batch: they fill one send.
+const BATCH_SIZE: usize = 1600;
 
-/// What each of some ops ended with before it ran, if it must not run.
-type Verdicts = Vec<Option<Outcome>>;
+/// For each op, its outcome if it must not run.
+type Skipped = Vec<Option<Outcome>>;
 
-/// Something that runs ops of one subsystem.
+/// Runs ops of one subsystem and returns one result for each.
 pub type Runner<'a> = dyn FnMut(&[&Op]) -> Vec<Result<Progress, OpError>> + Send + 'a;
 
-/// How a plan went.
+/// Result of a plan.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// How every op ended.
+    /// The outcome of every op.
     pub report: Report,
-    /// What else ended meanwhile.
+    /// Other results that arrived meanwhile.
     pub finished: Vec<Finished>,
 }
 
-/// What a run depends on besides the plan.
-pub struct Terms<'a> {
-    /// What failed before, and when it is to be tried again.
+/// Inputs of a run besides the plan.
+pub struct RunContext<'a> {
+    /// Failed subjects and the times of their retries.
     pub retries: &'a Retries,
-    /// The time, since the start that `retries` count from.
+    /// The current time, on the clock of `retries`.
     pub now: Duration,
-    /// Families whose rules were never read.
+    /// Families whose rules have not been read yet.
     pub unread: Vec<Family>,
-    /// How long addresses that are to be opened wait for a program that writes their filter.
-    pub patience: Duration,
-    /// Called between groups of ops: the run makes progress.
+    /// How long new addresses wait for the `iptables-restore` that writes their filter.
+    pub rules_timeout: Duration,
+    /// Called between groups of ops, as a sign of progress.
     pub progress: &'a (dyn Fn() + Sync),
 }
 
 /// Runs a plan.
-pub fn apply(kernel: &mut dyn Kernel, plan: &Plan, terms: Terms<'_>) -> Applied {
-    let failures = Failures::new(terms.retries, terms.now, terms.unread);
+pub fn apply(kernel: &mut dyn Kernel, plan: &Plan, context: RunContext<'_>) -> Applied {
+    let RunContext { retries, now, unread, rules_timeout, progress } = context;
+    let failures = Failures::new(retries, now, unread);
     let outcomes = Vec::with_capacity(plan.ops.len());
-    let (patience, progress) = (terms.patience, terms.progress);
-    let mut run = Run { kernel, plan, failures, outcomes, finished: Vec::new(), patience, progress };
+    let mut run = Run { kernel, plan, failures, outcomes, finished: Vec::new(), rules_timeout, progress };
     let (first, rest) = plan.ops.split_at(plan.priority);
     for part in [first, rest] {
         let mut groups =
             part.chunk_by(|a, b| (a.phase(), a.subsystem()) == (b.phase(), b.subsystem())).peekable();
         while let Some(group) = groups.next() {
             (run.progress)();
-            match groups.next_if(|next| overlaps(group, next)) {
-                Some(open) => run.both(group, open),
-                None => run.group(group),
+            match groups.next_if(|next| can_overlap(group, next)) {
+                Some(open) => run.run_overlapping(group, open),
+                None => run.run_group(group),
             }
         }
     }
     Applied { report: Report { outcomes: run.outcomes }, finished: run.finished }
 }
 
-/// Whether the second group may run beside the first.
-fn overlaps(serve: &[Op], open: &[Op]) -> bool {
+/// Whether the second group runs at the same time as the first.
+fn can_overlap(serve: &[Op], open: &[Op]) -> bool {
     let is = |group: &[Op], phase, subsystem| {
         group.first().is_some_and(|op| (op.phase(), op.subsystem()) == (phase, subsystem))
     };
     is(serve, Phase::Serve, Subsystem::Ipvs)
         && is(open, Phase::Open, Subsystem::Addresses)
-        && open.len() > PART
+        && open.len() > BATCH_SIZE
 }
 
 struct Run<'a> {
@@ -88,28 +89,28 @@ struct Run<'a> {
     failures: Failures<'a>,
     outcomes: Vec<Outcome>,
     finished: Vec<Finished>,
-    patience: Duration,
+    rules_timeout: Duration,
     progress: &'a (dyn Fn() + Sync),
 }
 
 impl Run<'_> {
-    fn group(&mut self, group: &[Op]) {
-        self.await_filter(group);
+    fn run_group(&mut self, group: &[Op]) {
+        self.wait_for_rules(group);
         let ops: Vec<&Op> = group.iter().collect();
-        let (free, verdicts) = sort_out(&mut self.failures, &ops);
-        let results = if free.is_empty() { Vec::new() } else { self.kernel.execute(&free) };
-        let outcomes = judge(&ops, verdicts, results, &mut self.failures);
+        let (runnable, skipped) = select_runnable(&mut self.failures, &ops);
+        let results = if runnable.is_empty() { Vec::new() } else { self.kernel.execute(&runnable) };
+        let outcomes = collect_outcomes(&ops, skipped, results, &mut self.failures);
         self.outcomes.extend(outcomes);
     }
 
-    /// Waits for programs that write the filter of addresses which are about to be opened.
-    fn await_filter(&mut self, open: &[Op]) {
+    /// Waits for the programs that write the filter of addresses which are bound next.
+    fn wait_for_rules(&mut self, open: &[Op]) {
         if !open.iter().any(|op| matches!(op, Op::Bind(_))) {
             return;
         }
         let family = |op: &Op| if let Op::Bind(addr) = op { Some(Family::of(*addr)) } else { None };
         let opens = |family_of: Family| open.iter().any(|op| family(op) == Some(family_of));
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.rules_timeout;
         while let Some(i) = self.outcomes.iter().position(|outcome| *outcome == Outcome::Started) {
             let concerned = |op: &Op| matches!(op, Op::WriteRules(rules) if opens(rules.family));
             let started = |(op, outcome): (&Op, &Outcome)| *outcome == Outcome::Started && concerned(op);
@@ -120,12 +121,12 @@ impl Run<'_> {
             if ended.is_empty() {
                 break;
             }
-            ended.into_iter().for_each(|finished| self.settle(finished));
+            ended.into_iter().for_each(|finished| self.record_finished(finished));
         }
     }
 
-    /// An op of this run that was started may have ended.
-    fn settle(&mut self, finished: Finished) {
+    /// Records the result of an op that this run started; other results are kept for the caller.
+    fn record_finished(&mut self, finished: Finished) {
         let Finished::Op(subject, result) = finished else { return self.finished.push(finished) };
         let started =
             |(op, outcome): (&Op, &Outcome)| *outcome == Outcome::Started && op.subject() == subject;
@@ -142,102 +143,102 @@ impl Run<'_> {
         }
     }
 
-    /// Virtual and real servers, and the addresses in front of them.
-    fn both(&mut self, serve: &[Op], open: &[Op]) {
-        self.await_filter(open);
-        let parts = split(serve, open);
+    /// Adds virtual and real servers, and binds their addresses on a second thread.
+    fn run_overlapping(&mut self, serve: &[Op], open: &[Op]) {
+        self.wait_for_rules(open);
+        let batches = split(serve, open);
         let mut served: Vec<Option<Outcome>> = vec![None; serve.len()];
         let mut opened: Vec<Option<Outcome>> = vec![None; open.len()];
         let (failures, progress) = (&mut self.failures, self.progress);
-        let mut servers = |part: &Batch, run: &mut Runner<'_>| {
-            let ops: Vec<&Op> = part.serve.iter().map(|i| &serve[*i]).collect();
-            let (free, verdicts) = sort_out(failures, &ops);
-            let results = run(&free);
-            let outcomes = judge(&ops, verdicts, results, failures);
-            part.serve.iter().zip(outcomes).for_each(|(i, outcome)| served[*i] = Some(outcome));
-            let addresses: Vec<&Op> = part.open.clone().map(|i| &open[i]).collect();
-            sort_out(failures, &addresses)
+        let mut add_servers = |batch: &Batch, run: &mut Runner<'_>| {
+            let ops: Vec<&Op> = batch.serve.iter().map(|i| &serve[*i]).collect();
+            let (runnable, skipped) = select_runnable(failures, &ops);
+            let results = run(&runnable);
+            let outcomes = collect_outcomes(&ops, skipped, results, failures);
+            batch.serve.iter().zip(outcomes).for_each(|(i, outcome)| served[*i] = Some(outcome));
+            let addresses: Vec<&Op> = batch.open.clone().map(|i| &open[i]).collect();
+            select_runnable(failures, &addresses)
         };
-        let mut results: Vec<(Verdicts, Vec<Result<Progress, OpError>>)> = Vec::new();
+        let mut results: Vec<(Skipped, Vec<Result<Progress, OpError>>)> = Vec::new();
         self.kernel.beside(&mut |ipvs, addresses| {
-            let (send, receive) = mpsc::channel::<(Vec<&Op>, Verdicts)>();
+            let (send, receive) = mpsc::channel::<(Vec<&Op>, Skipped)>();
             std::thread::scope(|scope| {
                 let opener = scope.spawn(|| {
-                    let open = |(free, verdicts): (Vec<&Op>, _)| {
-                        let results = addresses(&free);
+                    let bind = |(runnable, skipped): (Vec<&Op>, _)| {
+                        let results = addresses(&runnable);
                         progress();
-                        (verdicts, results)
+                        (skipped, results)
                     };
-                    receive.into_iter().map(open).collect::<Vec<_>>()
+                    receive.into_iter().map(bind).collect::<Vec<_>>()
                 });
-                for part in &parts {
-                    // The receiver lives until the sender is gone.
-                    let _ = send.send(servers(part, ipvs));
+                for batch in &batches {
+                    // The receiver lives until the sender is dropped.
+                    let _ = send.send(add_servers(batch, ipvs));
                     progress();
                 }
                 drop(send);
-                results = opener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                results = join(opener);
             });
         });
-        for (part, (verdicts, results)) in parts.iter().zip(results) {
-            let ops: Vec<&Op> = part.open.clone().map(|i| &open[i]).collect();
-            let outcomes = judge(&ops, verdicts, results, &mut self.failures);
-            part.open.clone().zip(outcomes).for_each(|(i, outcome)| opened[i] = Some(outcome));
+        for (batch, (skipped, results)) in batches.iter().zip(results) {
+            let ops: Vec<&Op> = batch.open.clone().map(|i| &open[i]).collect();
+            let outcomes = collect_outcomes(&ops, skipped, results, &mut self.failures);
+            batch.open.clone().zip(outcomes).for_each(|(i, outcome)| opened[i] = Some(outcome));
         }
         let lost = || Outcome::Failed(OpError::no_answer());
         self.outcomes.extend(served.into_iter().chain(opened).map(|outcome| outcome.unwrap_or_else(lost)));
     }
 }
 
-/// Addresses that are opened together, and what has to stand behind them, as places in their groups.
+/// Addresses that are bound together, and the ops of their servers, as indexes into their groups.
 struct Batch {
     serve: Vec<usize>,
     open: std::ops::Range<usize>,
 }
 
-/// Splits addresses into parts, with the servers of each; servers without an address to open come first.
+/// Splits addresses into batches with the servers of each. Servers without a new address are in the first batch.
 fn split(serve: &[Op], open: &[Op]) -> Vec<Batch> {
-    let count = open.len().div_ceil(PART);
-    let range = |n: usize| n * PART..((n + 1) * PART).min(open.len());
-    let mut parts: Vec<Batch> = (0..count).map(|n| Batch { serve: Vec::new(), open: range(n) }).collect();
+    let count = open.len().div_ceil(BATCH_SIZE);
+    let range = |n: usize| n * BATCH_SIZE..((n + 1) * BATCH_SIZE).min(open.len());
+    let mut batches: Vec<Batch> = (0..count).map(|n| Batch { serve: Vec::new(), open: range(n) }).collect();
     let address = |op: &Op| if let Op::Bind(addr) = op { Some(*addr) } else { None };
     let places: Map<IpAddr, usize> =
-        open.iter().enumerate().filter_map(|(i, op)| Some((address(op)?, i / PART))).collect();
+        open.iter().enumerate().filter_map(|(i, op)| Some((address(op)?, i / BATCH_SIZE))).collect();
     for (i, op) in serve.iter().enumerate() {
-        let part = op.subject().virtual_server().and_then(|vs| places.get(&vs.addr)).copied().unwrap_or(0);
-        parts[part].serve.push(i);
+        let batch = op.subject().virtual_server().and_then(|vs| places.get(&vs.addr)).copied().unwrap_or(0);
+        batches[batch].serve.push(i);
     }
-    parts
+    batches
 }
 
-/// How each op ended. `verdicts` say of every op why it did not run, `results` how those that ran did.
-fn judge(
+/// The outcome of each op: `skipped` has one entry for every op, `results` one for every op that ran.
+fn collect_outcomes(
     ops: &[&Op],
-    verdicts: Verdicts,
+    skipped: Skipped,
     results: Vec<Result<Progress, OpError>>,
     failures: &mut Failures<'_>,
 ) -> Vec<Outcome> {
     let mut results = results.into_iter();
-    let mut outcomes: Vec<Outcome> = verdicts
+    let mut outcomes: Vec<Outcome> = skipped
         .into_iter()
-        .map(|verdict| match verdict {
+        .map(|skipped| match skipped {
             Some(outcome) => outcome,
             None => results.next().unwrap_or_else(|| Err(OpError::no_answer())).into(),
         })
         .collect();
-    let stands = |outcome: &Outcome| match outcome {
-        // What waits was noted where it was held back.
+    let is_usable = |outcome: &Outcome| match outcome {
+        // `Failures` has recorded waiting ops already.
         Outcome::Done | Outcome::Waiting => true,
         Outcome::Failed(error) => error.degraded,
         Outcome::Started | Outcome::Blocked(_) => false,
     };
     for (op, outcome) in ops.iter().zip(&outcomes) {
-        if !stands(outcome) {
+        if !is_usable(outcome) {
             failures.note(op);
         }
     }
-    // A dependent that travelled with what it depends on (a real server with its virtual server, an entry
-    // with its set) failed after it: that is blocked, with the cause.
+    // An op in the same send as the op that it depends on (a real server and its virtual server, an entry and
+    // its set) fails after that op: report it as blocked, with the cause.
     for (op, outcome) in ops.iter().zip(&mut outcomes) {
         if let (Outcome::Failed(_), Some(cause)) = (&*outcome, failures.blocks(op))
             && cause != op.subject()
@@ -248,11 +249,11 @@ fn judge(
     outcomes
 }
 
-/// The ops that may run, and what the others ended with.
-fn sort_out<'a>(failures: &mut Failures<'_>, ops: &[&'a Op]) -> (Vec<&'a Op>, Verdicts) {
-    let verdicts: Verdicts = ops.iter().map(|op| failures.verdict(op)).collect();
-    let free = ops.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_none()).map(|(op, _)| *op);
-    (free.collect(), verdicts)
+/// The ops that may run, and the outcomes of the others.
+fn select_runnable<'a>(failures: &mut Failures<'_>, ops: &[&'a Op]) -> (Vec<&'a Op>, Skipped) {
+    let skipped: Skipped = ops.iter().map(|op| failures.verdict(op)).collect();
+    let runnable = ops.iter().zip(&skipped).filter(|(_, skipped)| skipped.is_none()).map(|(op, _)| *op);
+    (runnable.collect(), skipped)
 }
 
 #[cfg(test)]

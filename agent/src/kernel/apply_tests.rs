@@ -11,12 +11,12 @@ use crate::core::model::map::Set;
 use crate::core::model::sets::SetId;
 use crate::core::model::{Protocol, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::OpKind;
-use crate::core::plan::subject::Part as Part_;
-use crate::kernel::Probed;
+use crate::core::plan::subject::Part;
+use crate::kernel::ProbeResult;
 use crate::kernel::fake::FakeKernel;
 use crate::testing::run_plan;
 
-/// Notes the ops in the order in which they are executed.
+/// Records the ops in the order of their execution.
 struct Noting {
     kernel: FakeKernel,
     done: Mutex<Vec<Op>>,
@@ -27,8 +27,8 @@ impl Kernel for Noting {
         self.kernel.read(step)
     }
 
-    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
-        self.kernel.look_up(servers)
+    fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        self.kernel.read_servers(servers)
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
@@ -38,7 +38,7 @@ impl Kernel for Noting {
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
         let done = &self.done;
         self.kernel.beside(&mut |ipvs, addresses| {
-            // Noted before an address is opened and after a server is acknowledged: the worst order.
+            // Recorded before an address is bound and after a server is acknowledged: the worst order.
             let mut servers = |ops: &[&Op]| {
                 let results = ipvs(ops);
                 done.lock().unwrap().extend(ops.iter().copied().cloned());
@@ -57,7 +57,7 @@ impl Kernel for Noting {
         self.kernel.execute(ops)
     }
 
-    fn read_part(&mut self, part: Part_) -> Result<Piece, ObserveError> {
+    fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError> {
         self.kernel.read_part(part)
     }
 
@@ -69,7 +69,7 @@ impl Kernel for Noting {
         self.kernel.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
         self.kernel.probe(servers, sets)
     }
 }
@@ -79,7 +79,7 @@ fn vs(n: u16, protocol: Protocol) -> VsKey {
     VsKey { protocol, addr: [10, 96, a, b].into(), port: 53 }
 }
 
-/// So many addresses with a TCP and a UDP server each, in the order of a plan, and one server without.
+/// `count` addresses with a TCP and a UDP server each, in plan order, and one server without a new address.
 fn plan(count: u16) -> Plan {
     let spec = VsSpec { scheduler: "rr".into(), flags: 0, timeout: 0 };
     let rs = RsKey { addr: [10, 244, 0, 1].into(), port: 53 };
@@ -104,7 +104,7 @@ fn run(plan: &Plan, fail: Option<OpKind>) -> (Report, Noting) {
 }
 
 #[test]
-fn an_address_is_opened_after_its_servers_and_before_all_others() {
+fn an_address_is_bound_after_its_servers_and_before_all_servers_are_added() {
     let plan = plan(5000);
     let (report, kernel) = run(&plan, None);
     assert!(report.is_clean());
@@ -113,16 +113,16 @@ fn an_address_is_opened_after_its_servers_and_before_all_others() {
     let mut standing: Map<IpAddr, usize> = Map::default();
     for op in &done {
         match op {
-            Op::Bind(addr) => assert_eq!(standing[addr], 4, "{addr} is opened too early"),
+            Op::Bind(addr) => assert_eq!(standing[addr], 4, "{addr} is bound too early"),
             op => *standing.entry(op.subject().virtual_server().unwrap().addr).or_default() += 1,
         }
     }
     let first_bind = done.iter().position(|op| matches!(op, Op::Bind(_))).unwrap();
-    assert!(first_bind < 4 * 5000, "addresses are opened meanwhile");
+    assert!(first_bind < 4 * 5000, "addresses are bound meanwhile");
 }
 
 #[test]
-fn a_server_that_fails_keeps_its_own_address_closed_and_no_other() {
+fn a_failed_server_leaves_only_its_address_unbound() {
     let plan = plan(4000);
     let (report, kernel) = run(&plan, Some(OpKind::AddVirtualServer));
     let failed: Vec<(String, &Outcome)> = (plan.ops.iter().zip(&report.outcomes))
@@ -136,8 +136,8 @@ fn a_server_that_fails_keeps_its_own_address_closed_and_no_other() {
 }
 
 #[test]
-fn few_addresses_go_in_one_piece() {
-    let plan = plan(PART as u16);
+fn few_addresses_are_one_batch() {
+    let plan = plan(BATCH_SIZE as u16);
     let (report, kernel) = run(&plan, None);
     assert!(report.is_clean());
     assert_eq!(kernel.done.into_inner().unwrap(), plan.ops);

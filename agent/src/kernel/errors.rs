@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the errors of the netlink libraries to causes, and to words with the remedy. None names its object:
-//! the same failure of many objects is one line in the log.
+//! Converts errors of the netlink libraries to causes and to messages with the remedy. No message names its
+//! object, so that the same failure of many objects is one line in the log.
 
 use crate::core::plan::outcome::{Cause, OpError};
 use dummy_iface::AddressErrorKind;
@@ -12,7 +12,7 @@ use crate::core::plan::op::Op;
 use crate::core::plan::ownership::DEVICE;
 use crate::words;
 
-/// An IPVS command was refused.
+/// The kernel refused an IPVS command.
 pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {
     let (cause, uncertain) = match error.kind {
         ErrorKind::ServiceExists | ErrorKind::DestinationExists => (Cause::Exists, true),
@@ -25,7 +25,7 @@ pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {
     let extack = error.extack.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
     let remedy = match (op, error.kind) {
         (Op::AddRealServer(..), ErrorKind::InvalidArgument) => {
-            ": this node's routes call the endpoint's address a broadcast, multicast or local one; correct the \
+            ": the node's routes classify the endpoint's address as broadcast, multicast or local; correct the \
              EndpointSlice"
         }
         _ => "",
@@ -34,7 +34,7 @@ pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {
     OpError { uncertain, ..OpError::plain(cause, message) }
 }
 
-/// A conversation about IPVS failed: it is unknown which commands took effect.
+/// The IPVS socket failed: which commands took effect is unknown.
 pub(super) fn client_error(error: &ipvs::Error) -> OpError {
     let text = words::causes(error);
     match error {
@@ -47,7 +47,7 @@ pub(super) fn client_error(error: &ipvs::Error) -> OpError {
     }
 }
 
-/// An address was refused.
+/// The kernel refused an address.
 pub(super) fn address_error(error: &dummy_iface::AddressError) -> OpError {
     let (cause, uncertain) = match error.kind {
         AddressErrorKind::NoDevice => (Cause::Missing, true),
@@ -70,7 +70,7 @@ pub(super) fn address_error(error: &dummy_iface::AddressError) -> OpError {
     OpError { uncertain, ..OpError::plain(cause, message) }
 }
 
-/// The device, or the conversation about it, failed.
+/// An operation on the device, or its socket, failed.
 pub(super) fn device_error(error: &dummy_iface::Error) -> OpError {
     use dummy_iface::Error as E;
     let text = words::causes(error);

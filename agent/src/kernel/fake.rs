@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A kernel in memory, with the errnos of the real one and a switch that fails the next op of a
-//! kind. The kernel suite runs the same cases on it and on a real kernel.
+//! A kernel in memory that returns the errnos of the real one and can fail the next op of a kind. The kernel suite
+//! runs the same cases on it and on a real kernel.
 
 use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Kernel, Probed, Runner};
+use super::{Kernel, ProbeResult, Runner};
 use crate::core::mirror::comparison::{Addresses, NodeState, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::map::Set;
@@ -22,8 +22,9 @@ use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::references_set;
 use crate::core::rules::save::ObservedRules;
+use crate::lock::lock;
 
-/// What a fake kernel was asked to do, for tests that assert counts.
+/// Calls of a fake kernel, for tests that assert counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpCounts {
     /// Ops by kind, failed ones included.
@@ -33,39 +34,39 @@ pub struct OpCounts {
     /// Readings of the rules of a family.
     pub rule_readings: usize,
     /// Calls of [`Kernel::busy`].
-    pub looks: usize,
+    pub busy_reads: usize,
     /// Calls of [`Kernel::probe`].
     pub probes: usize,
-    /// Virtual servers that these looked at.
+    /// Virtual servers in all probes.
     pub probed_servers: usize,
-    /// Headers of sets that these looked at.
+    /// Sets in all probes.
     pub probed_sets: usize,
 }
 
 /// A kernel in memory.
 #[derive(Debug, Default)]
 pub struct FakeKernel {
-    /// Its state; tests may change it behind the agent's back.
+    /// Its state; tests may change it, as another program does.
     pub state: Observed,
-    /// What it was asked to do.
+    /// Calls so far.
     pub counts: OpCounts,
     fail_next: Vec<OpKind>,
-    /// Ops that fail until further notice.
+    /// Subjects whose ops fail until [`Self::accept`].
     refused: HashMap<Subject, OpError>,
-    /// Parts that cannot be read until further notice.
+    /// Parts that cannot be read, until [`Self::set_unreadable`] with `None`.
     unreadable: HashMap<Part, OpError>,
-    /// Rules are written by a program that has not ended.
+    /// Programs that write rules do not end, until [`Self::end_slow_rules`].
     slow_rules: bool,
     slow: Vec<Op>,
     ended: Vec<Finished>,
-    /// The rules that were read last, of each family: what nobody has changed is not read again.
+    /// The rules of each family at the last reading: unchanged rules are not read again.
     read_rules: PerFamily<Option<ObservedRules>>,
     fail_observe: bool,
     fail_busy: bool,
     degrade_rules: bool,
     stop_after: Option<usize>,
     fail_at: Option<(usize, bool)>,
-    place: Option<ReadPosition>,
+    position: Option<ReadPosition>,
 }
 
 impl FakeKernel {
@@ -76,12 +77,12 @@ impl FakeKernel {
         kernel
     }
 
-    /// Makes the next op of this kind fail with an error that says nothing about the state.
+    /// Makes the next op of this kind fail with an error after which its object is unchanged.
     pub fn fail_next(&mut self, kind: OpKind) {
         self.fail_next.push(kind);
     }
 
-    /// Makes one op fail, after so many others; `uncertain`: so that its object has to be read again.
+    /// Makes the op after `ops` others fail; `uncertain`: its object must be read again.
     pub fn fail_at(&mut self, ops: usize, uncertain: bool) {
         self.fail_at = Some((ops, uncertain));
     }
@@ -104,7 +105,7 @@ impl FakeKernel {
         }
     }
 
-    /// Rules are only begun to be written, until [`Self::end_slow_rules`].
+    /// Programs that write rules start and do not end, until [`Self::end_slow_rules`].
     pub fn slow_rules(&mut self) {
         self.slow_rules = true;
     }
@@ -123,17 +124,17 @@ impl FakeKernel {
         self.fail_observe = true;
     }
 
-    /// Makes the next question for connections fail.
+    /// Makes the next [`Kernel::busy`] fail.
     pub fn fail_next_busy(&mut self) {
         self.fail_busy = true;
     }
 
-    /// Whether rules that need the match `ipvs` can be written.
+    /// Makes rules that need the match `ipvs` fail.
     pub fn degrade_rules(&mut self, degrade: bool) {
         self.degrade_rules = degrade;
     }
 
-    /// After this many further ops every op fails: what a process killed in the middle leaves.
+    /// Fails every op after `ops` more: the state that a killed process leaves.
     pub fn stop_after(&mut self, ops: Option<usize>) {
         self.stop_after = ops;
     }
@@ -190,7 +191,7 @@ impl FakeKernel {
         Ok(())
     }
 
-    /// What the real kernel refuses.
+    /// Returns the error of an op that the real kernel refuses.
     fn check(&self, op: &Op) -> Result<(), OpError> {
         let s = &self.state;
         match op {
@@ -246,8 +247,8 @@ impl FakeKernel {
         Ok(self.state.virtual_servers[vs].real_servers.get(rs).copied())
     }
 
-    /// The safety property of the order: a bound address whose family has no filter, or that is
-    /// not in its `KUBE-IPVS-IPS`, exposes host listeners. All such addresses.
+    /// Bound addresses that expose listeners of the host: their family has no filter, or they are not in its
+    /// `KUBE-IPVS-IPS`. There must be none at any time.
     pub fn exposed(&self) -> BTreeSet<IpAddr> {
         let guarded = |net: &&IpNet| {
             let family = Family::of(net.addr());
@@ -269,18 +270,18 @@ fn missing(errno: &str) -> OpError {
     OpError::uncertain(Cause::Missing, errno)
 }
 
-/// Leaves out the rules that need the match `ipvs`, and says how many.
+/// Removes the rules that need the match `ipvs`, and returns their number.
 fn drop_ipvs_matches(chain: &mut Vec<String>) -> usize {
     let before = chain.len();
     chain.retain(|rule| !rule.contains(IPVS_MATCH));
     before - chain.len()
 }
 
-/// Virtual servers in one piece: few, so that tests change things in the middle of a reading.
+/// Virtual servers in one piece: few, so that tests can change state during a reading.
 const PIECE: usize = 2;
 
 impl FakeKernel {
-    /// Virtual servers after `last`, the first few of them.
+    /// The next [`PIECE`] virtual servers after `last`.
     fn servers_after(&self, last: Option<VsKey>) -> Vec<VsKey> {
         let mut keys: Vec<VsKey> =
             self.state.virtual_servers.keys().copied().filter(|key| Some(*key) > last).collect();
@@ -289,7 +290,7 @@ impl FakeKernel {
         keys
     }
 
-    /// The piece that comes when the reading is `at` this place, and the next place.
+    /// The piece at this position, and the next position.
     fn piece(&self, at: ReadPosition) -> (Option<Piece>, ReadPosition) {
         let server = |key: &VsKey| &self.state.virtual_servers[key];
         match at {
@@ -340,8 +341,8 @@ impl FakeKernel {
         }
     }
 
-    /// What cannot be read, if the piece is of that part.
-    fn refuses(&self, piece: &Piece) -> Option<ObserveError> {
+    /// The error, if the part of this piece is unreadable.
+    fn read_error(&self, piece: &Piece) -> Option<ObserveError> {
         let part = match piece {
             Piece::Listed(_) | Piece::Shown(_) => Part::Ipvs,
             Piece::Set(id, _) => Part::Set(*id),
@@ -357,14 +358,14 @@ fn injected(part: Part) -> ObserveError {
     ObserveError { part, error: OpError::plain(Cause::Other, "injected failure") }
 }
 
-/// What the kernel's table has of it.
+/// What `/proc/net/ip_vs` shows of it.
 fn shown(spec: &VsSpec) -> VsSpec {
     let flags = spec.flags & (PERSISTENT | ONE_PACKET);
     let timeout = if flags & PERSISTENT == 0 { 0 } else { spec.timeout };
     VsSpec { scheduler: spec.scheduler.clone(), flags, timeout }
 }
 
-/// How far a reading is.
+/// Position of a reading.
 #[derive(Clone, Copy, Debug)]
 enum ReadPosition {
     Listed(Option<VsKey>),
@@ -379,19 +380,19 @@ impl Kernel for FakeKernel {
     fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError> {
         if step != ReadStep::Next {
             self.counts.observations += 1;
-            self.place = None;
+            self.position = None;
         }
         let first =
             if step == ReadStep::Compare { ReadPosition::Shown(None) } else { ReadPosition::Listed(None) };
-        let (piece, next) = self.piece(self.place.unwrap_or(first));
-        self.place = Some(next);
+        let (piece, next) = self.piece(self.position.unwrap_or(first));
+        self.position = Some(next);
         if std::mem::take(&mut self.fail_observe) {
             return Err(injected(Part::Node));
         }
-        match piece.as_ref().and_then(|piece| self.refuses(piece)) {
+        match piece.as_ref().and_then(|piece| self.read_error(piece)) {
             Some(error) => {
                 if error.part == Part::Ipvs {
-                    self.place = Some(ReadPosition::Set(0));
+                    self.position = Some(ReadPosition::Set(0));
                 }
                 Err(error)
             }
@@ -400,7 +401,7 @@ impl Kernel for FakeKernel {
     }
 
     fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError> {
-        let place = match part {
+        let position = match part {
             Part::Set(id) => {
                 let n = Family::ALL.into_iter().flat_map(SetId::all).position(|set| set == id);
                 ReadPosition::Set(n.unwrap_or_default())
@@ -409,8 +410,8 @@ impl Kernel for FakeKernel {
             Part::Node => ReadPosition::Rest,
             Part::Ipvs | Part::Rules(_) => return Err(injected(part)),
         };
-        let piece = self.piece(place).0.ok_or_else(|| injected(part))?;
-        self.refuses(&piece).map_or(Ok(piece), Err)
+        let piece = self.piece(position).0.ok_or_else(|| injected(part))?;
+        self.read_error(&piece).map_or(Ok(piece), Err)
     }
 
     fn read_rules(&mut self, families: &[Family], afresh: bool) {
@@ -434,7 +435,7 @@ impl Kernel for FakeKernel {
         std::mem::take(&mut self.ended)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
         self.counts.probes += 1;
         self.counts.probed_servers += servers.len();
         self.counts.probed_sets += sets.len();
@@ -451,15 +452,18 @@ impl Kernel for FakeKernel {
             let set = self.state.sets.get(id);
             Ok(set.map(|set| u32::try_from(set.members.len()).unwrap_or(u32::MAX)))
         };
-        Probed { servers: servers.iter().map(exists).collect(), sets: sets.iter().map(members).collect() }
+        ProbeResult {
+            servers: servers.iter().map(exists).collect(),
+            sets: sets.iter().map(members).collect(),
+        }
     }
 
-    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+    fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
         Ok(servers.iter().map(|key| self.state.virtual_servers.get(key).cloned()).collect())
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
-        self.counts.looks += 1;
+        self.counts.busy_reads += 1;
         if std::mem::take(&mut self.fail_busy) {
             return Err(injected(Part::Ipvs));
         }
@@ -468,7 +472,7 @@ impl Kernel for FakeKernel {
 
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
         let kernel = Mutex::new(self);
-        let run = |ops: &[&Op]| kernel.lock().unwrap_or_else(PoisonError::into_inner).execute(ops);
+        let run = |ops: &[&Op]| lock(&kernel).execute(ops);
         work(&mut { run }, &mut { run });
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel and files of the system say, for [`crate::fuzzing`].
+//! Fuzz targets of the decoders of netlink, `/proc` and system files, for [`crate::fuzzing`].
 
 #![allow(clippy::unwrap_used, reason = "a panic is the finding")]
 
@@ -31,12 +31,12 @@ pub(crate) const TARGETS: &[Target] = &[
     ("sock-diag", sock_diag),
 ];
 
-/// Which flavour of iptables what was printed speaks for.
+/// The flavour that a printed rule set indicates.
 pub(crate) fn flavour(text: &str) -> Option<Flavour> {
     flavour::choose(text, "").map(|(flavour, _)| flavour)
 }
 
-/// A datagram of netfilter: its messages, and whom a notification concerns.
+/// A datagram of netfilter: its messages, and the family that a notification concerns.
 fn nf_datagram(bytes: &[u8]) {
     netlink_batch::fuzzing::datagram(bytes);
     for message in messages(bytes).flatten() {
@@ -45,7 +45,7 @@ fn nf_datagram(bytes: &[u8]) {
     }
 }
 
-/// A route. Cut short it has no other gateways.
+/// A route. A truncated one has no other gateways.
 fn route(bytes: &[u8]) {
     let (mut whole, mut cut) = (Vec::new(), Vec::new());
     let read = routes::parse_gateways(bytes, &mut whole).is_ok();
@@ -54,13 +54,13 @@ fn route(bytes: &[u8]) {
     assert!(!(read && cut_read) || whole.starts_with(&cut), "{cut:?} is no part of {whole:?}");
 }
 
-/// The number of a generation of nf_tables.
+/// The generation number of nf_tables.
 fn nft_generation(bytes: &[u8]) {
     let _ = nft_tables::parse_generation(bytes);
 }
 
-/// A part of a dump of sets. Every member is the same when it is written and read again, and a part that is
-/// cut short has no others.
+/// A part of a dump of sets. Encoding and decoding a member again gives the same member, and a truncated part has
+/// no other members.
 fn ipset(bytes: &[u8]) {
     let read = |bytes: &[u8]| {
         let mut sets: Map<SetId, ObservedSet> = Map::default();
@@ -68,7 +68,7 @@ fn ipset(bytes: &[u8]) {
     };
     let _ = parse_count(bytes);
     let Ok(whole) = read(bytes) else { return };
-    // Of what is there twice the last counts, which a part cut short may not have.
+    // If an attribute is repeated the last one counts, which a truncated part may lack.
     let mut kinds: Vec<u16> = AttributeIter::new(bytes).flatten().map(|(kind, _)| kind).collect();
     kinds.sort_unstable();
     let once = kinds.windows(2).all(|pair| pair[0] != pair[1]);
@@ -84,14 +84,14 @@ fn ipset(bytes: &[u8]) {
             let written = encode_entry(&member);
             assert_eq!(parse_entry(id.kind.set_type(), written.as_bytes()).unwrap(), Some(member));
         }
-        // Of a set that does not fit nothing is read; a part cut short may not say so any more.
+        // The members of a misfit are ignored; a truncated part may lack the type that makes it one.
         if let Some(cut) = cut.get(id).filter(|_| !set.misfit) {
             assert!(cut.members.iter().all(|member| set.members.contains(&member)));
         }
     }
 }
 
-/// An entry of the table of connections. What names it to the kernel names the same one.
+/// A conntrack entry. Its identity attributes decode to the same flow.
 fn conntrack(bytes: &[u8]) {
     let Ok(Some(entry)) = conntrack::parse_entry(bytes) else { return };
     let reply =
@@ -103,7 +103,7 @@ fn conntrack(bytes: &[u8]) {
     assert_eq!(read.identity.as_bytes(), entry.identity.as_bytes());
 }
 
-/// Sockets of programs; the first byte is not read, as in the inputs that there are.
+/// Sockets of programs. The first byte is ignored, for compatibility with the stored inputs.
 fn sock_diag(bytes: &[u8]) {
     let Some((_, datagram)) = bytes.split_first() else { return };
     let answer = |message: netlink_batch::Received<'_>| InetResponse::parse(message.payload).ok();
@@ -114,8 +114,8 @@ fn sock_diag(bytes: &[u8]) {
     assert!(ports.len() <= 2 * answers.len());
 }
 
-/// The table of virtual servers is the same whatever the pieces that it comes in; the first two bytes say where
-/// they part.
+/// The table of virtual servers is the same for any size of the pieces that are read; the first two bytes give the
+/// position of the split.
 fn proc_ip_vs(bytes: &[u8]) {
     let Some((&[high, low], table)) = bytes.split_first_chunk() else { return };
     let at = usize::from(u16::from_be_bytes([high, low])) % (table.len() + 1);

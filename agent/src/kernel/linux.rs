@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace
-//! that the process runs in. The translator on the kernel's side.
+//! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace of the
+//! process.
 
 use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,7 +24,7 @@ use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink;
 use super::netfilter::nft_watch::Children;
 use super::reading::{ReadState, failed};
-use super::{Kernel, Probed, Runner};
+use super::{Kernel, ProbeResult, Runner};
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
@@ -38,22 +38,22 @@ use crate::core::plan::ownership::DEVICE;
 use crate::core::plan::subject::Part;
 use crate::words;
 
-/// Up to so many virtual servers are asked one by one for their connections; more are read from the
-/// kernel's table in one go.
-const ASKED_ONE_BY_ONE: usize = 8;
-/// Up to so many virtual servers are looked up one by one; more are read with all others.
-const LOOKED_UP_ONE_BY_ONE: usize = 256;
+/// Connections of at most this many virtual servers are read one by one; for more, `/proc/net/ip_vs` is read
+/// once.
+const MAX_BUSY_QUERIES: usize = 8;
+/// At most this many virtual servers are read one by one; for more, all virtual servers are read.
+const MAX_SERVER_QUERIES: usize = 256;
 
-/// What went to the kernel since the start, for tests that assert counts and for logs.
+/// Traffic with the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelCounters {
-    /// Datagrams sent to IPVS, to the set subsystem, and for addresses and routes.
+    /// Datagrams sent to IPVS, to ipset, and to rtnetlink.
     pub sends: [u64; 3],
     /// Bytes in them.
     pub bytes: [u64; 3],
     /// IPVS commands sent.
     pub commands: u64,
-    /// Dumps asked for, all subsystems.
+    /// Dumps requested, in all subsystems.
     pub dumps: u64,
     /// Processes started.
     pub processes: u64,
@@ -76,18 +76,17 @@ pub struct LinuxKernel {
     pub(super) families: Vec<Family>,
     rules: Rules,
     reading: ReadState,
-    /// The name of the scheduler that nearly all virtual servers have.
+    /// The configured scheduler: virtual servers that have it share this string.
     pub(super) scheduler: Arc<str>,
     pub(super) sysctls: Vec<&'static str>,
     pub(super) tables: u64,
-    /// Dumps over sockets that are closed by now.
+    /// Dumps over sockets that are closed now.
     pub(super) lists: u64,
     flows: Option<FlowObserver>,
 }
 
 impl LinuxKernel {
-    /// Opens everything in the current network namespace. Writes nothing, but the kernel may load
-    /// the modules asked for.
+    /// Opens all sockets in the current network namespace. Writes nothing, but the kernel may load modules.
     ///
     /// # Errors
     /// A missing module or privilege, with the remedy.
@@ -112,7 +111,7 @@ impl LinuxKernel {
         })
     }
 
-    /// Calls `wake` whenever something that a program did has ended.
+    /// Calls `wake` whenever a program has ended.
     pub fn wake(&mut self, wake: Wake) {
         self.rules.wake(wake);
     }
@@ -122,11 +121,10 @@ impl LinuxKernel {
         self.flows = Some(observer);
     }
 
-    /// Watches the addresses of the device; changes through this kernel are left out where it is known whose they
-    /// are.
+    /// Watches the addresses of the device. Changes that this kernel made itself are ignored where that is known.
     ///
     /// # Errors
-    /// When the kernel reports no changes of addresses.
+    /// When the process cannot subscribe to changes of addresses.
     pub fn watch_addresses(&self) -> Result<Watch, dummy_iface::Error> {
         self.device.watch()
     }
@@ -136,11 +134,11 @@ impl LinuxKernel {
         self.iptables.children()
     }
 
-    /// Whether the kernel has the scheduler. Where no virtual server uses it yet, one is added at an
-    /// address for documentation (RFC 5737) and removed again.
+    /// Checks that the kernel has the scheduler. If no virtual server uses it yet, a virtual server at a
+    /// documentation address (RFC 5737) is added and removed again.
     ///
     /// # Errors
-    /// Names the scheduler and the remedy.
+    /// When the kernel does not have the scheduler, with the remedy.
     pub fn check_scheduler(&mut self, scheduler: &str) -> anyhow::Result<()> {
         const PROBE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0)), 20000);
         let services = self.ipvs.services().context("IPVS is not usable")?;
@@ -149,7 +147,7 @@ impl LinuxKernel {
             return Ok(());
         }
         let added = self.ipvs.new_service(&Service::new(probe, scheduler));
-        // An earlier probe may have been interrupted; either way nothing of it stays.
+        // An interrupted probe may have left the virtual server: it is removed in every case.
         let removed = self.ipvs.del_service(&probe);
         match added {
             Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchScheduler => anyhow::bail!(
@@ -162,7 +160,7 @@ impl LinuxKernel {
         removed.context("cannot remove the virtual server that the scheduler was tried with")
     }
 
-    /// What went to the kernel so far.
+    /// Traffic with the kernel so far.
     pub fn traffic(&self) -> KernelCounters {
         let (ipvs, sets, addresses) = (self.ipvs.counters(), self.sets.counters(), self.device.counters());
         let (routes, flows) = (self.routes.counters(), self.conntrack.counters());
@@ -184,7 +182,7 @@ impl LinuxKernel {
             observe(filter.family, start.elapsed(), count);
         }
         if count > 0 {
-            tracing::info!(count, family = %filter.family, "forgot stale UDP flows");
+            tracing::info!(count, family = %filter.family, "deleted stale UDP flows");
         }
         Ok(())
     }
@@ -236,7 +234,7 @@ impl Kernel for LinuxKernel {
             Part::Addresses => self.read_addresses(),
             Part::Node => self.read_rest(),
             Part::Ipvs | Part::Rules(_) => {
-                Err(ObserveError { part, error: OpError::plain(Cause::Other, "it is no single piece") })
+                Err(ObserveError { part, error: OpError::plain(Cause::Other, "cannot be read as one piece") })
             }
         }
     }
@@ -249,7 +247,7 @@ impl Kernel for LinuxKernel {
         self.rules.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed {
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
         let exists = |vs: &VsKey| match self.ipvs.service(&service_id(vs)) {
             Ok(_) => Ok(true),
             Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchService => Ok(false),
@@ -261,18 +259,18 @@ impl Kernel for LinuxKernel {
             let count = self.sets.count(*set);
             count.map_err(|error| (failed(Part::Set(*set))(&error), matches!(error, Netlink::Timeout)))
         };
-        Probed { servers: ask_each(servers, exists), sets: ask_each(sets, count) }
+        ProbeResult { servers: query_each(servers, exists), sets: query_each(sets, count) }
     }
 
-    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
-        if servers.len() > LOOKED_UP_ONE_BY_ONE {
-            return self.look_up_all(servers);
+    fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
+        if servers.len() > MAX_SERVER_QUERIES {
+            return self.read_all_servers(servers);
         }
-        servers.iter().map(|vs| self.look_up_one(vs)).collect()
+        servers.iter().map(|vs| self.read_server(vs)).collect()
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
-        if servers.len() > ASKED_ONE_BY_ONE {
+        if servers.len() > MAX_BUSY_QUERIES {
             self.tables += 1;
             return proc_ip_vs::read_busy().map_err(|error| failed(Part::Ipvs)(&error));
         }
@@ -308,21 +306,21 @@ impl Kernel for LinuxKernel {
     }
 }
 
-/// Asks about each thing. When the kernel falls silent, which is the second part of an error, the rest is not
-/// asked: the loop waits for one answer of each at most.
-fn ask_each<T, A>(
-    things: &[T],
-    mut ask: impl FnMut(&T) -> Result<A, (ObserveError, bool)>,
+/// Runs one query for each item. After a timeout, which the second part of an error indicates, the remaining items
+/// get the same error without a query: the loop waits for one timeout at most.
+fn query_each<T, A>(
+    items: &[T],
+    mut query: impl FnMut(&T) -> Result<A, (ObserveError, bool)>,
 ) -> Vec<Result<A, ObserveError>> {
-    let mut silent: Option<ObserveError> = None;
-    let ask_one = |thing: &T| match &silent {
+    let mut timeout: Option<ObserveError> = None;
+    let query_one = |item: &T| match &timeout {
         Some(error) => Err(error.clone()),
-        None => ask(thing).map_err(|(error, is_silent)| {
-            silent = is_silent.then(|| error.clone());
+        None => query(item).map_err(|(error, timed_out)| {
+            timeout = timed_out.then(|| error.clone());
             error
         }),
     };
-    things.iter().map(ask_one).collect()
+    items.iter().map(query_one).collect()
 }
 
 fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
@@ -361,7 +359,6 @@ fn execute_addresses(device: &mut DummyDevice, ops: &[&Op]) -> Vec<Result<Progre
     results
 }
 
-/// Whether clients are connected, or were a moment ago.
 fn has_connections(dest: &Destination) -> bool {
     dest.active_connections > 0 || dest.inactive_connections > 0
 }
@@ -412,21 +409,24 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_one_answer_and_a_kernel_that_falls_silent_is_asked_no_more() {
-        let mut asked = 0;
-        let mut ask = |answer: &Option<bool>| {
-            asked += 1;
+    fn a_refused_query_affects_one_item_and_a_timeout_ends_the_queries() {
+        let mut queries = 0;
+        let mut query = |answer: &Option<bool>| {
+            queries += 1;
             answer.ok_or_else(|| (failure("refused"), false))
         };
         let refused = || Err(failure("refused"));
-        assert_eq!(ask_each(&[Some(true), None, Some(false)], &mut ask), [Ok(true), refused(), Ok(false)]);
-        assert_eq!(asked, 3);
-        let mut asked = 0;
+        assert_eq!(
+            query_each(&[Some(true), None, Some(false)], &mut query),
+            [Ok(true), refused(), Ok(false)]
+        );
+        assert_eq!(queries, 3);
+        let mut queries = 0;
         let silent = |_: &u8| -> Result<bool, _> {
-            asked += 1;
+            queries += 1;
             Err((failure("no answer"), true))
         };
-        assert!(ask_each(&[1, 2, 3], silent).iter().all(Result::is_err));
-        assert_eq!(asked, 1);
+        assert!(query_each(&[1, 2, 3], silent).iter().all(Result::is_err));
+        assert_eq!(queries, 1);
     }
 }

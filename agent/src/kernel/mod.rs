@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The I/O edge: the only room that opens sockets or starts processes.
+//! Access to the kernel: the only module that opens netlink sockets or starts processes.
 //!
-//! [`Kernel`] has two implementations: [`linux`], and `fake` (feature `testing`) with the same errnos and a switch
-//! that makes the next op fail. [`apply`] runs a plan on either.
+//! [`Kernel`] has two implementations: [`linux`], and `fake` (feature `testing`), which returns the same errnos and can
+//! fail the next op. [`apply`] runs a plan on either.
 
 mod apply;
 mod errors;
@@ -19,7 +19,7 @@ mod reading;
 pub mod teardown;
 
 use crate::core::plan::outcome::{Finished, ObserveError, OpError, Progress};
-pub use apply::{Applied, Runner, Terms, apply};
+pub use apply::{Applied, RunContext, Runner, apply};
 
 use std::time::{Duration, Instant};
 
@@ -31,51 +31,51 @@ use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::plan::op::Op;
 use crate::core::plan::subject::Part;
 
-/// Sets that cannot be read are passed over in the first reading for so long.
-const SETS_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the first reading waits for the programs that print rules, after everything else is read.
-const RULES_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the first reading ignores sets that cannot be read.
+const SETS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the first reading waits for `iptables-save` after everything else is read.
+const RULES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a look at a few objects showed, of each by itself: what cannot be read says nothing about the others.
+/// Results of a probe, one for each object: a failed read does not affect the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Probed {
-    /// Whether each virtual server exists.
+pub struct ProbeResult {
+    /// Whether the virtual server exists.
     pub servers: Vec<Result<bool, ObserveError>>,
-    /// How many members each set has; `None`: it does not exist.
+    /// Number of members of the set; `None`: the set does not exist.
     pub sets: Vec<Result<Option<u32>, ObserveError>>,
 }
 
-/// A kernel: something that can be read whole and changed by ops.
+/// A kernel that can be read and that executes ops.
 pub trait Kernel {
-    /// Reads a piece of everything that the plan looks at; `None`: that was all. A piece is small enough for
-    /// changes to wait for it.
+    /// Reads the next piece of the state that plans depend on; `None`: the reading is complete. A piece is small,
+    /// so changes of objects wait only for one piece.
     ///
     /// # Errors
-    /// When a part cannot be read; the next call goes on after it.
+    /// When a part cannot be read; the next call continues after that part.
     fn read(&mut self, step: ReadStep) -> Result<Option<Piece>, ObserveError>;
 
-    /// Reads one piece by itself: a set, the addresses, or the rest.
+    /// Reads one part in full: a set, the addresses, or [`Part::Node`].
     ///
     /// # Errors
-    /// When it cannot be read, and for parts that are no single piece.
+    /// When the part cannot be read, and for IPVS and rules, which are not one piece.
     fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError>;
 
-    /// Begins to read the rules of these families beside the caller. Each ends in a [`Finished::Rules`].
-    /// Unless `afresh`, one whose rules nobody has changed is not read again.
+    /// Starts reading the rules of these families on other threads. Each reading ends in a [`Finished::Rules`].
+    /// Rules that have not changed are read again only if `afresh`.
     fn read_rules(&mut self, families: &[Family], afresh: bool);
 
-    /// What has ended beside the caller. Waits up to `limit` for the first of it, if anything is under way.
+    /// Results of work on other threads. Waits up to `limit` for the first one if any work is running.
     fn finished(&mut self, limit: Duration) -> Vec<Finished>;
 
-    /// Looks whether virtual servers exist and how many members sets have: cheap, and enough to notice that
-    /// somebody flushed them. One answer for each.
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> Probed;
+    /// Reads whether virtual servers exist and how many members sets have: cheap, and sufficient to detect a
+    /// flush. Returns one result for each.
+    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult;
 
-    /// What each of these virtual servers is like now; `None`: it does not exist.
+    /// Reads these virtual servers; `None`: it does not exist.
     ///
     /// # Errors
     /// When they cannot be read.
-    fn look_up(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError>;
+    fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError>;
 
     /// The real servers of these virtual servers that have connections, active or not.
     ///
@@ -87,13 +87,13 @@ pub trait Kernel {
     /// does not stop the others. Ops that need a program are only started.
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>>;
 
-    /// Calls `work` with two runners, of IPVS ops and of addresses, that may be used at the same time by
-    /// two threads.
+    /// Calls `work` with a runner of IPVS ops and a runner of address ops. Two threads may use them at the same
+    /// time.
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>));
 
-    /// Reads everything in one go, into an empty mirror. What ended meanwhile and is no part of it is added
-    /// to `other`. Rules that take longer than everything else are left unread; they are told later. A set that
-    /// cannot be read is taken to be as the agent creates it, for adding a member twice does no harm.
+    /// Reads everything at once, into an empty mirror. Other results that arrive meanwhile are added to `other`.
+    /// Rules that arrive later than [`RULES_TIMEOUT`] are marked as unread; [`Self::finished`] returns them later.
+    /// A set that cannot be read is assumed to be as the agent creates it: adding a member twice is harmless.
     ///
     /// # Errors
     /// When any other part cannot be read completely.
@@ -105,8 +105,8 @@ pub trait Kernel {
             match self.read(std::mem::replace(&mut step, ReadStep::Next)) {
                 Ok(Some(piece)) => audit.add(piece, &mut observed),
                 Ok(None) => break,
-                // A subsystem that does not answer at all is no matter of one set.
-                Err(ObserveError { part: Part::Set(set), error }) if began.elapsed() < SETS_PATIENCE => {
+                // After the timeout the cause is not one set but a subsystem that does not answer.
+                Err(ObserveError { part: Part::Set(set), error }) if began.elapsed() < SETS_TIMEOUT => {
                     observed.sets.insert(set, ObservedSet::fresh(set));
                     other.push(Finished::Unread(set, error));
                 }
@@ -114,12 +114,12 @@ pub trait Kernel {
             }
         }
         let suspects = audit.take_suspects(&observed);
-        for (key, server) in suspects.iter().zip(self.look_up(&suspects)?) {
+        for (key, server) in suspects.iter().zip(self.read_servers(&suspects)?) {
             audit.confirm(*key, server, &mut observed);
         }
         families.iter().for_each(|family| observed.unread_rules[family] = true);
         let mut missing = families.to_vec();
-        let deadline = Instant::now() + RULES_PATIENCE;
+        let deadline = Instant::now() + RULES_TIMEOUT;
         while !missing.is_empty() {
             let ended = self.finished(deadline.saturating_duration_since(Instant::now()));
             if ended.is_empty() {

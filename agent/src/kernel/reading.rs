@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! ReadState the real kernel, a piece at a time.
+//! Reads the real kernel in pieces.
 
 use crate::core::plan::outcome::{Cause, ObserveError, OpError};
 use std::net::IpAddr;
@@ -22,37 +22,35 @@ use crate::core::model::{RsKey, VsKey, VsSpec};
 use crate::core::plan::subject::Part;
 use crate::words;
 
-/// Datagrams of the list of virtual servers in one piece, some 130 virtual servers each.
+/// Datagrams of the list of virtual servers in one piece, about 130 virtual servers each.
 const LISTED: usize = 4;
-/// Pages of the kernel's table in one piece, some 10 virtual servers each.
+/// Pages of `/proc/net/ip_vs` in one piece, about 10 virtual servers each.
 const SHOWN: usize = 12;
 /// Schedulers whose virtual servers may have flags (`IP_VS_SVC_F_SCHED*`).
 const FLAGGED: [&str; 2] = ["mh", "sh"];
 
-/// How far a reading is.
+/// Position of a reading.
 #[derive(Debug)]
 pub(super) enum ReadState {
     List,
-    /// Over a socket of its own: a socket has one dump at a time, and commands go on meanwhile.
+    /// Uses a separate socket: a socket has one dump at a time, and commands are sent meanwhile.
     Listed(Box<(Client, ServiceList)>),
     Table,
     Shown(Box<TableReader>),
-    /// So many sets have been read.
+    /// Number of sets that have been read.
     Sets(usize),
     Addresses,
     Rest,
     End,
 }
 
-/// Why a part could not be read.
 pub(super) fn failed(part: Part) -> impl Fn(&(dyn std::error::Error + 'static)) -> ObserveError {
     move |error| ObserveError { part, error: OpError::plain(Cause::Other, words::causes(error)) }
 }
 
 impl LinuxKernel {
-    /// Where a reading begins.
     pub(super) fn begin_reading(&self, step: ReadStep) -> ReadState {
-        // The table shows everything but the flags that two schedulers have.
+        // The table shows everything except the flags, which only two schedulers have.
         if step == ReadStep::Compare && !FLAGGED.contains(&&*self.scheduler) {
             ReadState::Table
         } else {
@@ -60,7 +58,7 @@ impl LinuxKernel {
         }
     }
 
-    /// The next piece, and where the reading goes on after it.
+    /// The next piece, and the position after it.
     pub(super) fn read_piece(
         &mut self,
         reading: ReadState,
@@ -116,7 +114,7 @@ impl LinuxKernel {
         let mut listed = None;
         for _ in 0..LISTED {
             let Some(services) = lister.more_services(list)? else { break };
-            // A service by fwmark, or of a protocol that Services cannot have, is somebody else's.
+            // A service by fwmark, or of a protocol that Services cannot have, belongs to another program.
             let ours = services.iter().filter_map(|service| Some((vs_key(&service.id)?, self.spec(service))));
             listed.get_or_insert_with(Vec::new).extend(ours);
         }
@@ -132,7 +130,7 @@ impl LinuxKernel {
         }
     }
 
-    pub(super) fn look_up_one(&mut self, vs: &VsKey) -> Result<Option<ObservedServer>, ObserveError> {
+    pub(super) fn read_server(&mut self, vs: &VsKey) -> Result<Option<ObservedServer>, ObserveError> {
         let id = service_id(vs);
         let service = match self.ipvs.service(&id) {
             Ok(service) => service,
@@ -146,8 +144,8 @@ impl LinuxKernel {
         }))
     }
 
-    /// As [`Self::look_up_one`], for many: everything is read, once.
-    pub(super) fn look_up_all(
+    /// Like [`Self::read_server`], for many servers: reads the list and the table once.
+    pub(super) fn read_all_servers(
         &mut self,
         servers: &[VsKey],
     ) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
@@ -163,9 +161,9 @@ impl LinuxKernel {
         while let Some(shown) = table.next(SHOWN).map_err(|error| ipvs(&error))? {
             audit.add(shown_piece(shown), &mut observed);
         }
-        // What the two disagree about.
+        // Virtual servers that differ between the list and the table.
         for key in audit.take_suspects(&observed) {
-            let server = self.look_up_one(&key)?;
+            let server = self.read_server(&key)?;
             audit.confirm(key, server, &mut observed);
         }
         Ok(servers.iter().map(|key| observed.virtual_servers.remove(key)).collect())
@@ -189,9 +187,9 @@ impl LinuxKernel {
             next_hops: self.routes.next_hops().map_err(|error| failed(Part::Node)(&error))?,
             lease_routers: routers,
             name_servers: servers,
-            // Only told to the operator.
+            // Only used for Events.
             listeners: sockets::listeners().unwrap_or_default(),
-            // Only a table that is there matters, and an unclear answer shows none.
+            // Only a table that certainly exists is removed.
             nft_tables: nft_tables::find(&mut self.nft).unwrap_or_default(),
         }))
     }
@@ -206,7 +204,7 @@ fn real_server(dest: &Destination) -> (RsKey, RsState) {
     (RsKey { addr: dest.addr, port: dest.port }, state)
 }
 
-/// The addresses of the node that matter: sorted, without loopback.
+/// Sorts and deduplicates the addresses, without loopback.
 fn node_addresses(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = all.filter(|ip| !ip.is_loopback()).collect();
     addresses.sort_unstable();
@@ -219,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn node_addresses_leave_out_what_every_node_has() {
+    fn node_addresses_exclude_loopback() {
         let all =
             ["fe80::1", "10.0.0.2", "::1", "127.0.0.1", "10.0.0.1", "fd00::1", "169.254.1.1", "10.0.0.1"];
         let got = node_addresses(all.iter().map(|a| a.parse().unwrap()));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reads what is on a node and removes it piece by piece, also where the kernel lacks a part of what the
-//! agent needs: what cannot be there needs no removal.
+//! Reads what kube-proxy or an agent left on a node and removes it step by step. Works also on a kernel that lacks
+//! IPVS or ipset: there is nothing to remove then.
 
 use std::time::Duration;
 
@@ -20,11 +20,11 @@ use crate::core::plan::cleanup_plan::{CleanupStep, Found};
 use crate::core::plan::ownership::DEVICE;
 use crate::words::causes;
 
-/// A set is busy for a moment after the last rule over it went: the kernel frees rules late.
+/// A set stays busy for a moment after the last rule that uses it is removed: the kernel frees rules late.
 const TRIES: usize = 40;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The parts of the kernel that are there.
+/// Clients of the kernel; `None`: the kernel lacks the subsystem.
 pub struct Teardown {
     ipvs: Option<ipvs::Client>,
     device: DummyDevice,
@@ -34,7 +34,7 @@ pub struct Teardown {
 }
 
 impl Teardown {
-    /// Opens what the kernel has, in the current network namespace.
+    /// Opens the sockets in the current network namespace.
     ///
     /// # Errors
     /// When the process lacks a privilege.
@@ -59,7 +59,7 @@ impl Teardown {
         })
     }
 
-    /// What is there, and what could not be read, in words.
+    /// What was found, and a message for each part that could not be read.
     pub fn observe(&mut self, families: &[Family]) -> (Found, Vec<String>) {
         let (mut found, mut unreadable) = (Found::default(), Vec::new());
         if let Some(ipvs) = &mut self.ipvs {
@@ -95,10 +95,10 @@ impl Teardown {
         (found, unreadable)
     }
 
-    /// Removes one thing. What is gone already is removed.
+    /// Removes one object. An object that does not exist counts as removed.
     ///
     /// # Errors
-    /// Why it is still there.
+    /// Why it could not be removed.
     pub fn run(&mut self, step: &CleanupStep) -> Result<(), String> {
         match step {
             CleanupStep::Device(_) => self.device.delete().map(drop).map_err(|error| causes(&error)),

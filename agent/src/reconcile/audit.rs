@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Comparing the mirror with the kernel, a piece at a time, so that changes need not wait for the end. A part
-//! that cannot be read leaves the mirror of that part as it is; the others are compared.
+//! An audit compares the mirror with the kernel in pieces, so that changes wait only for one piece. If a part cannot be
+//! read, its mirror is unchanged, and the other parts are compared.
 
 use crate::core::plan::outcome::ObserveError;
 use crate::core::plan::pass::{Due, Pass};
@@ -16,41 +16,39 @@ use crate::core::plan::subject::Part;
 use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
-    /// Whether an audit goes on.
-    pub(super) fn is_auditing(&self) -> bool {
-        self.mirror.audit().is_some()
-    }
-
-    /// One step of an audit at the time `now`, the first one if none goes on: reads and compares a piece, or
-    /// is the pass after the last piece.
+    /// One step of an audit, the first one if none is in progress: reads and compares a piece. After the last piece,
+    /// runs the pass that repairs the differences.
     pub fn audit_step(&mut self, now: Duration) -> Option<Pass> {
-        let found = self.audit_piece(now)?;
-        Some(self.audited(PassScope::Found(found), now))
+        let found = self.read_audit(now)?;
+        Some(self.finish_audit(PassScope::Found(found), now))
     }
 
-    /// Reads and compares one more piece. What differed, once that was the last one.
-    fn audit_piece(&mut self, now: Duration) -> Option<Changes> {
+    /// Reads and compares the next piece. Returns the differences after the last one.
+    fn read_audit(&mut self, now: Duration) -> Option<Changes> {
         let Some(mut observed) = self.mirror.lend() else { return Some(Changes::default()) };
-        let (mut comparison, step) = match self.mirror.take_audit() {
-            Some(comparison) => (comparison, ReadStep::Next),
+        let (mut audit, step) = match self.mirror.take_audit() {
+            Some(audit) => (audit, ReadStep::Next),
             None => {
                 self.kernel.read_rules(&self.settings.families, false);
                 (Audit::compare(&observed), ReadStep::Compare)
             }
         };
-        let more = self.compare_piece(&mut comparison, step, &mut observed, now);
+        let more = self.read_piece(&mut audit, step, &mut observed, now);
+        if !more {
+            self.read_suspects(&mut audit, &mut observed, now);
+        }
         self.mirror.put_back(observed);
         if more {
-            self.mirror.set_audit(comparison);
+            self.mirror.set_audit(audit);
             return None;
         }
-        Some(comparison.finish())
+        Some(audit.finish())
     }
 
-    /// True when there are more pieces.
-    fn compare_piece(
+    /// Whether there was a piece.
+    fn read_piece(
         &mut self,
-        comparison: &mut Audit,
+        audit: &mut Audit,
         step: ReadStep,
         observed: &mut Observed,
         now: Duration,
@@ -60,48 +58,50 @@ impl<K: Kernel> Reconciler<K> {
                 if let Some(part) = part_of(&piece) {
                     self.retries.read(part, &mut self.pending);
                 }
-                comparison.add(piece, observed);
-                return true;
+                audit.add(piece, observed);
             }
-            Ok(None) => {}
+            Ok(None) => return false,
             Err(error) => {
                 if error.part == Part::Ipvs {
-                    comparison.skip_servers();
+                    audit.skip_servers();
                 }
                 self.retries.fail_reading(error.part, &error.error, now);
-                return true;
             }
         }
-        let suspects = comparison.take_suspects(observed);
-        match self.kernel.look_up(&suspects) {
+        true
+    }
+
+    /// Reads the virtual servers that appear to differ again, by themselves.
+    fn read_suspects(&mut self, audit: &mut Audit, observed: &mut Observed, now: Duration) {
+        let suspects = audit.take_suspects(observed);
+        match self.kernel.read_servers(&suspects) {
             Ok(servers) => {
                 for (key, server) in suspects.iter().zip(servers) {
-                    comparison.confirm(*key, server, observed);
+                    audit.confirm(*key, server, observed);
                 }
-                if !comparison.skipped_servers() {
+                if !audit.skipped_servers() {
                     self.retries.read(Part::Ipvs, &mut self.pending);
                 }
             }
             Err(error) => self.retries.fail_reading(error.part, &error.error, now),
         }
-        false
     }
 
-    /// A whole audit in one go; the first one fills the mirror, if that was not done just before.
-    pub(super) fn audit(&mut self, now: Duration) -> Result<PassScope, ObserveError> {
+    /// Runs an audit to its end. The first one fills the mirror, unless the mirror is fresh.
+    pub(super) fn audit_at_once(&mut self, now: Duration) -> Result<PassScope, ObserveError> {
         if !self.is_whole() {
             if !self.mirror.is_fresh(now) {
                 self.read_everything(now)?;
             }
             return Ok(PassScope::Everything);
         }
-        // From the beginning: somebody wants to know how things are now. What was found is in the mirror
-        // already and must not be forgotten.
-        if let Some(comparison) = self.mirror.take_audit() {
-            self.pending.append(comparison.finish());
+        // An audit in progress starts again, to compare the current state. Its differences are in the mirror already:
+        // the pass must repair them, too.
+        if let Some(audit) = self.mirror.take_audit() {
+            self.pending.append(audit.finish());
         }
         loop {
-            if let Some(found) = self.audit_piece(now) {
+            if let Some(found) = self.read_audit(now) {
                 self.poll_finished(now);
                 return Ok(PassScope::Found(found));
             }
@@ -126,8 +126,8 @@ impl<K: Kernel> Reconciler<K> {
         result
     }
 
-    /// The pass after an audit.
-    pub(super) fn audited(&mut self, scope: PassScope, now: Duration) -> Pass {
+    /// Runs the pass after an audit.
+    pub(super) fn finish_audit(&mut self, scope: PassScope, now: Duration) -> Pass {
         if let Some(observed) = self.mirror.observed_mut() {
             self.takeover.review(observed, self.settings.shares_node);
         }
@@ -139,7 +139,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
-/// The part that a piece is all of.
+/// The part that a piece contains completely.
 fn part_of(piece: &Piece) -> Option<Part> {
     match piece {
         Piece::Listed(_) | Piece::Shown(_) => None,

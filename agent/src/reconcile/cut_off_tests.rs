@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A VIP that somebody else has whom the node needs is never bound, and unbound as soon as that is known.
+//! A VIP that is an address of a host that this node must reach is not bound, and is unbound as soon as the agent
+//! knows the host.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use crate::core::plan::pass::Due;
@@ -91,7 +92,7 @@ fn nothing_but_cluster_ips_is_bound_before_the_peers_are_known() {
     for first in [cluster("192.168.50.3", &["203.0.113.9"]), Cluster::default()] {
         let mut agent = Agent::start(kernel(), &first);
         agent.store.update(|update| update.await_nodes());
-        assert!(agent.reconciler.is_ready(), "ClusterIPs wait for nothing");
+        assert!(agent.reconciler.is_ready(), "ClusterIPs do not wait");
         agent.converge(Due::Changes, 2);
         cluster("192.168.50.3", &["203.0.113.9"]).put(&agent.store);
         agent.converge(Due::Changes, 2);
@@ -113,7 +114,7 @@ fn a_restart_keeps_bound_what_it_finds_until_the_peers_are_known() {
     peers(&agent, &["192.168.50.3"], &[]);
     agent.converge(Due::Changes, 2);
     assert_eq!(bound(&mut agent), [&CLUSTER_IPS[..], &["203.0.113.9"]].concat());
-    // What was bound when there was no VIP says nothing about one that comes later.
+    // Addresses that were bound before there was a VIP do not matter for a later VIP.
     let mut agent = Agent::start(agent.kill(), &Cluster::default());
     agent.store.update(|update| update.await_nodes());
     agent.converge(Due::Changes, 2);
@@ -122,7 +123,7 @@ fn a_restart_keeps_bound_what_it_finds_until_the_peers_are_known() {
     assert_eq!(bound(&mut agent), CLUSTER_IPS);
 }
 
-/// A node as another program left it: these are bound, with a virtual server at port 6443 each, and the set has them.
+/// A kernel with state of another program: these VIPs are bound, have a virtual server at port 6443, and are in the set.
 fn left(set: &str, vips: &[&str]) -> FakeKernel {
     let mut kernel = kernel();
     let set = SetId::from_name(set).unwrap();
@@ -143,33 +144,33 @@ fn left(set: &str, vips: &[&str]) -> FakeKernel {
 }
 
 #[test]
-fn what_keeps_the_agent_from_the_api_server_goes_before_any_list_comes() {
+fn addresses_that_block_the_way_to_the_api_server_are_released_before_any_list_arrives() {
     let turn = |kernel| {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting());
         let mut agent = Agent { store, reconciler, now: Duration::ZERO };
         peers(&agent, &[], &["192.168.50.100"]);
         let mut schedule = Schedule::new(Duration::ZERO, Duration::from_secs(30));
-        agent.reconciler.turn(&|| Duration::ZERO, &mut schedule);
+        agent.reconciler.run_once(&|| Duration::ZERO, &mut schedule);
         let servers = agent.kernel().state.virtual_servers.keys().map(|vs| vs.addr.to_string());
         let servers: BTreeSet<String> = servers.collect();
         (bound(&mut agent), servers.into_iter().collect::<Vec<_>>())
     };
     let vips = ["192.168.50.1", "192.168.50.100", "203.0.113.9"];
     let all = vips.map(str::to_owned).to_vec();
-    let told = lines(move || {
+    let log = lines(move || {
         let (bound, servers) = turn(left("KUBE-EXTERNAL-IP", &vips));
         assert_eq!(bound, ["203.0.113.9"], "the gateway and the API server are released");
         assert_eq!(servers, ["192.168.50.1", "203.0.113.9"]);
     });
-    assert!(told.iter().any(|line| line.contains("unbound 192.168.50.100 from kube-ipvs0")), "{told:?}");
+    assert!(log.iter().any(|line| line.contains("unbound 192.168.50.100 from kube-ipvs0")), "{log:?}");
     // In a cluster the API server may be reached at its ClusterIP.
     assert_eq!(turn(left("KUBE-CLUSTER-IP", &vips)), (all.clone(), all.clone()));
-    // The sets were flushed: it may be one.
+    // Without sets the address may be a ClusterIP.
     let mut flushed = left("KUBE-EXTERNAL-IP", &vips);
     flushed.state.sets.clear();
     assert_eq!(turn(flushed), (all.clone(), all));
-    // Nothing serves it: it is none.
+    // Without a virtual server the address is no ClusterIP.
     let mut alone = left("KUBE-CLUSTER-IP", &vips);
     alone.state.virtual_servers.clear();
     alone.state.sets.clear();
@@ -192,16 +193,16 @@ fn no_virtual_server_takes_what_others_send_to_the_api_server() {
 }
 
 #[test]
-fn what_is_bound_wrongly_is_unbound_at_start_and_as_soon_as_it_is_known() {
+fn an_address_of_another_host_is_unbound_at_start_and_as_soon_as_it_is_known() {
     let vip = "192.168.50.3";
     let mut agent = Agent::start(kernel(), &cluster(vip, &[]));
     agent.converge(Due::Changes, 2);
-    assert!(bound(&mut agent).contains(&vip.to_owned()), "nobody else is known to have it");
+    assert!(bound(&mut agent).contains(&vip.to_owned()), "no other host is known to have it");
     // A Node joins.
     peers(&agent, &[vip], &[]);
     agent.converge(Due::Changes, 1);
     assert_eq!(bound(&mut agent), CLUSTER_IPS);
-    // An agent that knew less left it.
+    // An earlier agent did not know the Node.
     let mut left = agent.kill();
     left.state.addresses.insert(ip(vip).into());
     let mut agent = Agent::start(left, &cluster(vip, &[]));
@@ -211,7 +212,7 @@ fn what_is_bound_wrongly_is_unbound_at_start_and_as_soon_as_it_is_known() {
 }
 
 #[test]
-fn an_address_of_any_endpoint_is_not_bound_for_as_long_as_one_has_it() {
+fn an_address_is_not_bound_while_an_endpoint_has_it() {
     let vip = "192.168.50.3";
     let mut agent = Agent::start(kernel(), &cluster(vip, &[]));
     agent.converge(Due::Changes, 2);
@@ -220,7 +221,7 @@ fn an_address_of_any_endpoint_is_not_bound_for_as_long_as_one_has_it() {
     slice.put(&agent.store);
     assert_eq!(agent.sync(Due::Changes).services.count, 2, "the Service of the slice and that of the VIP");
     assert_eq!(bound(&mut agent), CLUSTER_IPS);
-    // Slices of several Services may have it.
+    // Slices of several Services can have it.
     slice.clone().slice("other", &[vip], &["p/TCP/1"]).put(&agent.store);
     slice.put(&agent.store);
     agent.converge(Due::Changes, 1);
@@ -228,7 +229,7 @@ fn an_address_of_any_endpoint_is_not_bound_for_as_long_as_one_has_it() {
     cluster(vip, &[]).put(&agent.store);
     agent.converge(Due::Changes, 1);
     assert!(bound(&mut agent).contains(&vip.to_owned()), "the last one is gone");
-    // Nor does it matter whether a Service is served with it.
+    // Slices without a Service, and of headless Services, count.
     for label in
         [json!({}), json!({"kubernetes.io/service-name": "db", "service.kubernetes.io/headless": ""})]
     {
@@ -241,7 +242,7 @@ fn an_address_of_any_endpoint_is_not_bound_for_as_long_as_one_has_it() {
         agent.converge(Due::Changes, 1);
         assert!(bound(&mut agent).contains(&vip.to_owned()));
     }
-    // Slices that were there before the Service count, too.
+    // Slices that are older than the Service count.
     let mut agent = Agent::start(kernel(), &Cluster::default().slice("host", &[vip], &["p/TCP/9100"]));
     agent.converge(Due::Changes, 2);
     slice.put(&agent.store);
@@ -250,7 +251,7 @@ fn an_address_of_any_endpoint_is_not_bound_for_as_long_as_one_has_it() {
 }
 
 #[test]
-fn a_gateway_whose_route_is_away_and_the_servers_of_dns_and_dhcp_stay_reachable() {
+fn former_gateways_and_dns_and_dhcp_servers_stay_reachable() {
     for own in ["gateway", "lease", "server"] {
         let vip = "192.168.50.77";
         let mut start = kernel();
@@ -261,7 +262,7 @@ fn a_gateway_whose_route_is_away_and_the_servers_of_dns_and_dhcp_stay_reachable(
         }
         let mut agent = Agent::start(start, &Cluster::default());
         agent.converge(Due::Changes, 2);
-        // The route is away for a moment, and the file with it.
+        // The route and the file are removed for a moment.
         let state = &mut agent.kernel().state;
         state.next_hops.clear();
         state.lease_routers.clear();
@@ -274,7 +275,7 @@ fn a_gateway_whose_route_is_away_and_the_servers_of_dns_and_dhcp_stay_reachable(
 }
 
 #[test]
-fn a_gateway_is_known_from_the_moment_its_route_comes() {
+fn a_gateway_is_protected_as_soon_as_its_route_is_added() {
     for vip_first in [false, true] {
         let vip = "192.168.50.77";
         let start = if vip_first { cluster(vip, &[]) } else { Cluster::default() };
@@ -282,7 +283,7 @@ fn a_gateway_is_known_from_the_moment_its_route_comes() {
         agent.converge(Due::Changes, 2);
         let inbox = Inbox::default();
         inbox.gateways(vec![ip(vip)]);
-        agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
+        agent.reconciler.take_mail(&inbox.wait(Some(Duration::ZERO)));
         if !vip_first {
             cluster(vip, &[]).put(&agent.store);
         }
@@ -292,7 +293,7 @@ fn a_gateway_is_known_from_the_moment_its_route_comes() {
 }
 
 #[test]
-fn a_cluster_ip_is_bound_whoever_has_it() {
+fn a_cluster_ip_is_bound_although_another_host_has_it() {
     let mut agent =
         Agent::start(kernel(), &cluster("203.0.113.1", &[]).slice("x", &["10.96.0.1"], &["p/TCP/1"]));
     peers(&agent, &["10.96.0.1"], &["10.96.0.1"]);
@@ -301,7 +302,7 @@ fn a_cluster_ip_is_bound_whoever_has_it() {
 }
 
 #[test]
-fn a_program_that_gets_nothing_any_more_is_told_once() {
+fn a_shadowed_program_is_reported_once() {
     let own = "192.168.50.2";
     let mut start = kernel();
     let listener = |addr: &str, port| OpenPort { protocol: Protocol::Tcp, port, addr: ip(addr) };
@@ -314,7 +315,7 @@ fn a_program_that_gets_nothing_any_more_is_told_once() {
         agent.converge(Due::Audit, 2);
         agent.converge(Due::Audit, 2);
     });
-    let told: Vec<&String> = lines.iter().filter(|line| line.contains("ListenerShadowed")).collect();
-    assert_eq!(told.len(), 1, "{lines:?}");
-    assert!(told[0].contains("TCP 192.168.50.2:80") && told[0].contains("Service d/web"), "{told:?}");
+    let events: Vec<&String> = lines.iter().filter(|line| line.contains("ListenerShadowed")).collect();
+    assert_eq!(events.len(), 1, "{lines:?}");
+    assert!(events[0].contains("TCP 192.168.50.2:80") && events[0].contains("Service d/web"), "{events:?}");
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What another program changed, and what of other programs is removed.
+//! Drift: repairs of changes by other programs, and removed objects of other programs.
 
 use crate::core::plan::outcome::{Outcome, Report};
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use crate::core::rules::save::ObservedRules;
 use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
-    /// The ops that repaired what another program changed, by their places in the plan.
+    /// The ops that repaired drift, by their indexes in the plan.
     pub(super) fn drift(
         &mut self,
         plan: &Plan,
@@ -25,7 +25,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut drift = Vec::new();
         for (i, (op, outcome)) in plan.ops.iter().zip(&report.outcomes).enumerate() {
             let subject = op.subject();
-            // The end of a drain that an audit happens to find is nobody's doing.
+            // The end of a drain that an audit finds is no drift.
             let ends_drain = matches!(op, Op::RemoveRealServer(vs, rs) if self.drains.contains(*vs, *rs));
             let expected = follows_from(op, changes) || retried.contains(&subject) || ends_drain;
             if expected || self.retries.fails(&subject) {
@@ -43,9 +43,8 @@ impl<K: Kernel> Reconciler<K> {
         drift
     }
 
-    /// Names the virtual servers that are removed although nothing shows that an agent or kube-proxy made
-    /// them.
-    pub(super) fn name_foreign_servers(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
+    /// Reports removed virtual servers that show no sign of an agent or kube-proxy as their creator.
+    pub(super) fn report_foreign_servers(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
         let removed = plan.ops.iter().zip(&report.outcomes).filter_map(|(op, outcome)| match op {
             Op::RemoveVirtualServer(vs) if *outcome == Outcome::Done => Some(*vs),
             _ => None,
@@ -57,10 +56,10 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
-/// Whether the op follows from these changes of objects.
+/// Whether changed Kubernetes objects explain the op.
 fn follows_from(op: &Op, changes: &Changes) -> bool {
     match op {
-        // A rule follows from sets that changed.
+        // The rules depend on the sets that are in use.
         Op::WriteRules(rules) => rules.jumps.is_empty() && !changes.is_empty(),
         Op::GrowSet(_) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => true,
         Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => false,
@@ -69,7 +68,7 @@ fn follows_from(op: &Op, changes: &Changes) -> bool {
     }
 }
 
-/// Which chains differ, and how.
+/// Describes the chains that differ.
 pub(super) fn describe_difference(mirror: &ObservedRules, read: &ObservedRules) -> String {
     let chains: BTreeSet<_> = mirror.chains.keys().chain(read.chains.keys()).collect();
     let mut parts = Vec::new();
@@ -82,7 +81,7 @@ pub(super) fn describe_difference(mirror: &ObservedRules, read: &ObservedRules) 
         let missing = had.iter().filter(|rule| !has.contains(rule)).count();
         let foreign = has.iter().filter(|rule| !had.contains(rule)).count();
         let how = match (missing, foreign) {
-            (0, 0) => "other order".to_owned(),
+            (0, 0) => "rules in another order".to_owned(),
             (missing, 0) => format!("{missing} rules missing"),
             (0, foreign) => format!("{foreign} foreign rules"),
             (missing, foreign) => format!("{missing} rules missing, {foreign} foreign"),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What changed in the last minute, in one line.
+//! One log line a minute about the changes.
 
 use crate::core::plan::pass::{Pass, Touched};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,23 +10,23 @@ use crate::core::plan::op::OpKind;
 use crate::core::plan::outcome::Outcome;
 use crate::words;
 
-/// How often a line tells about changes.
+/// Period of the log line.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What changed in the last minute.
+/// Changes since the last log line.
 #[derive(Debug, Default)]
 pub(super) struct Minute {
     began: Duration,
     passes: usize,
     changes: usize,
-    /// Some of the Services that changed.
+    /// The first of the changed Services.
     services: BTreeSet<ObjectName>,
     ops: BTreeMap<OpKind, usize>,
     slowest: Duration,
 }
 
 impl Minute {
-    /// A pass that changed something.
+    /// Adds a pass that changed something.
     pub fn add(&mut self, pass: &Pass, took: Duration, now: Duration) {
         if self.passes == 0 {
             self.began = now;
@@ -44,15 +44,15 @@ impl Minute {
         }
     }
 
-    /// Says what is due by its time.
+    /// Logs the changes if the line is due.
     pub fn tick(&mut self, now: Duration) {
         if now >= self.began.saturating_add(MINUTE) {
-            std::mem::take(self).say();
+            std::mem::take(self).log();
             self.began = now;
         }
     }
 
-    fn say(&self) {
+    fn log(&self) {
         if self.ops.is_empty() {
             return;
         }
@@ -75,13 +75,13 @@ impl Minute {
     }
 }
 
-/// Milliseconds, to the microsecond.
+/// Milliseconds, rounded to microseconds.
 pub(super) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 impl OpKind {
-    /// So many done, in words: `3 real servers added`.
+    /// The number of ops, as text: `3 real servers added`.
     fn past(self, count: usize) -> String {
         let (one, many, verb) = match self {
             OpKind::SetSysctl => ("sysctl", "sysctls", "set"),
@@ -102,7 +102,7 @@ impl OpKind {
             OpKind::RemoveRealServer => ("real server", "real servers", "removed"),
             OpKind::RemoveVirtualServer => ("virtual server", "virtual servers", "removed"),
             OpKind::RemoveEntry => ("ipset entry", "ipset entries", "removed"),
-            OpKind::ForgetFlows => ("look for stale UDP flows", "looks for stale UDP flows", "made"),
+            OpKind::ForgetFlows => ("search for stale UDP flows", "searches for stale UDP flows", "made"),
             OpKind::RemoveLeftovers => ("rule set of another mode", "rule sets of other modes", "removed"),
         };
         format!("{} {} {verb}", words::thousands(count), if count == 1 { one } else { many })

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the loop knows about the kernel, from the start on.
+//! The state of the mirror, from unread to synced.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use crate::core::mirror::comparison::Audit;
 /// A reading older than this is repeated before the first whole sync.
 pub(super) const FRESH: Duration = Duration::from_secs(10);
 
-/// What is known about the kernel.
+/// The observed state of the kernel.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one for each agent")]
 pub(super) enum Mirror {
-    /// Nothing: the kernel was not read, the reading failed, or another program changed it since. `tried`: the
+    /// Unknown: the kernel has not been read, the reading failed, or another program has changed it since. `tried`: the
     /// time of the last try.
     Unread { tried: Option<Duration> },
-    /// The kernel as it was read at the time `at`; no whole sync was made.
+    /// The kernel as read at the time `at`; no whole sync has run.
     Read { observed: Observed, at: Duration },
-    /// A whole sync was made: the mirror follows acknowledged ops. `audit`: a comparison that is not complete.
+    /// A whole sync has run: the mirror changes by acknowledged ops. `audit`: an audit in progress.
     Synced { observed: Observed, audit: Option<Audit> },
 }
 
@@ -43,7 +43,7 @@ impl Mirror {
         }
     }
 
-    /// Lends the observed state to a sync, which gives it back with [`Self::put_back`].
+    /// Lends the observed state to a sync, which returns it with [`Self::put_back`].
     pub fn lend(&mut self) -> Option<Observed> {
         self.observed_mut().map(std::mem::take)
     }
@@ -55,12 +55,12 @@ impl Mirror {
         }
     }
 
-    /// Whether a whole sync was made.
+    /// Whether a whole sync has run.
     pub fn is_synced(&self) -> bool {
         matches!(self, Mirror::Synced { .. })
     }
 
-    /// A whole sync begins.
+    /// A whole sync starts.
     pub fn begin_sync(&mut self) {
         if let Mirror::Read { observed, .. } = self {
             *self = Mirror::Synced { observed: std::mem::take(observed), audit: None };
@@ -72,26 +72,27 @@ impl Mirror {
         *self = Mirror::Read { observed, at };
     }
 
-    /// A reading failed at the time `now`: before the first whole sync nothing is known then.
+    /// A reading failed: before the first whole sync the mirror is unread then.
     pub fn failed(&mut self, now: Duration) {
         if !self.is_synced() {
             *self = Mirror::Unread { tried: Some(now) };
         }
     }
 
-    /// What was read does not hold any more. A mirror that follows acknowledged ops is compared instead.
+    /// Another program changed the kernel: before the first whole sync the mirror is unread then. A synced mirror is
+    /// audited instead.
     pub fn outdated(&mut self) {
         if let Mirror::Read { at, .. } = self {
             *self = Mirror::Unread { tried: Some(*at) };
         }
     }
 
-    /// Whether the first whole sync at the time `now` can begin with what was read.
+    /// Whether the first whole sync can use the mirror.
     pub fn is_fresh(&self, now: Duration) -> bool {
         matches!(self, Mirror::Read { at, .. } if now.saturating_sub(*at) <= FRESH)
     }
 
-    /// Whether it is time to read the kernel although no list is complete.
+    /// Whether the kernel should be read although no list is complete.
     pub fn wants_reading(&self, now: Duration) -> bool {
         match self {
             Mirror::Unread { tried } => tried.is_none_or(|tried| now.saturating_sub(tried) > FRESH),
@@ -99,7 +100,7 @@ impl Mirror {
         }
     }
 
-    /// The comparison that is not complete.
+    /// The audit in progress.
     pub fn audit(&self) -> Option<&Audit> {
         match self {
             Mirror::Synced { audit, .. } => audit.as_ref(),
@@ -107,7 +108,7 @@ impl Mirror {
         }
     }
 
-    /// Takes the comparison that is not complete.
+    /// Takes the audit in progress.
     pub fn take_audit(&mut self) -> Option<Audit> {
         match self {
             Mirror::Synced { audit, .. } => audit.take(),
@@ -115,10 +116,10 @@ impl Mirror {
         }
     }
 
-    /// The comparison goes on later.
-    pub fn set_audit(&mut self, comparison: Audit) {
+    /// Keeps an audit for its next step.
+    pub fn set_audit(&mut self, next: Audit) {
         if let Mirror::Synced { audit, .. } = self {
-            *audit = Some(comparison);
+            *audit = Some(next);
         }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The loop: the one thread that owns the kernel.
+//! The reconcile loop: the only thread that changes the kernel.
 
 mod audit;
 #[cfg(test)]
@@ -13,6 +13,9 @@ mod recheck;
 mod release;
 mod report;
 mod report_health;
+#[cfg(test)]
+mod report_tests;
+mod run_loop;
 pub mod schedule;
 mod services_of;
 mod shadow;
@@ -21,9 +24,6 @@ mod start;
 mod sync;
 mod take_changes;
 pub mod takeover;
-#[cfg(test)]
-mod told_tests;
-mod turn;
 
 use crate::core::plan::outcome::ObserveError;
 use crate::core::plan::pass::Due;
@@ -41,7 +41,7 @@ use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Node, PerFamily};
 use crate::core::plan::RulesBasis;
 use crate::core::plan::drain::Drains;
-use crate::core::plan::outcome::Finished;
+use crate::core::plan::outcome::{Finished, Outcome};
 use crate::core::plan::retries::Retries;
 use crate::core::plan::subject::Subject;
 use crate::core::service::desired::Desired;
@@ -61,24 +61,23 @@ pub use report::{CHANGES, READY};
 use shadow::Shadows;
 use shared_failures::SharedFailures;
 
-/// Where the loop tells what it found.
+/// Outputs of the loop.
 #[derive(Clone, Debug)]
 pub struct Reporting {
-    /// Events for operators.
+    /// Kubernetes Events.
     pub events: EventSink,
-    /// Numbers for Prometheus.
     pub metrics: Metrics,
-    /// What the health endpoints answer.
+    /// State of the health endpoints.
     pub health: SharedHealth,
-    /// What the health-check node ports answer.
+    /// State of the health-check node ports.
     pub health_checks: watch::Sender<HealthChecks>,
 }
 
 impl Reporting {
-    /// Reporting that reach nobody but the log.
+    /// Outputs that are only logged.
     ///
     /// # Errors
-    /// When the metrics cannot be set up.
+    /// When the metrics cannot be registered.
     pub fn log_only() -> prometheus::Result<Self> {
         Ok(Self {
             events: EventSink::log_only(),
@@ -89,63 +88,63 @@ impl Reporting {
     }
 }
 
-/// Wanted and observed state, and the kernel that they are about.
+/// The wanted state, the mirror of the kernel, and the kernel.
 pub struct Reconciler<K> {
     kernel: K,
     store: Arc<Store>,
     settings: Settings,
     local_from_node: bool,
-    /// The Node object as last seen: one that is deleted changes nothing, as in kube-proxy.
+    /// The last version of the Node object: its deletion changes nothing, as in kube-proxy.
     node_object: Option<Node>,
     node: NodeFacts,
-    /// Addresses that the node must reach somewhere else.
+    /// Addresses of other hosts that this node must reach.
     protected: Arc<Protected>,
     desired: Desired,
     mirror: Mirror,
     drains: Drains,
     takeover: Takeover,
-    /// What the next pass looks at besides the changes of objects.
+    /// Kernel objects of the next pass, besides those of changed Kubernetes objects.
     pending: Changes,
-    /// What failed, and when it is tried again.
+    /// Failed subjects and the times of their retries.
     retries: Retries,
     reporting: Reporting,
     reporter: Reporter,
     shadows: Shadows,
     shared_failures: SharedFailures,
-    /// The health-check node ports do not answer yet as they must.
+    /// The health-check node ports need an update.
     health_checks_changed: bool,
-    /// The priority Services had their turn before the lists were complete.
-    had_priority_turn: bool,
-    /// How long the audit that is not complete has worked.
-    audit_worked: Duration,
-    /// What the installed rules of each family were made of; `None`: unknown.
+    /// The priority Services have been programmed, or cannot be programmed before the lists are complete.
+    priority_done: bool,
+    /// Working time of the current audit.
+    audit_time: Duration,
+    /// Inputs of the installed rules of each family; `None`: unknown.
     rules: PerFamily<Option<RulesBasis>>,
-    /// Parts of the kernel to be read again.
+    /// Parts of the kernel that must be read again.
     recheck: Recheck,
     probe: ProbeCursor,
-    /// What a reading beside the loop found to differ from the mirror.
+    /// Differences between the mirror and rules that another thread read.
     found: Option<Changes>,
-    /// The Services that the next pass is about.
+    /// Changed Services of the next pass.
     touched: Touched,
-    /// Some health-check node port answers that its Service is not served here.
+    /// Some health-check node port reports 0 endpoints because its Service is not completely programmed.
     served_in_part: bool,
-    /// What was bound when VIPs began to wait for the addresses of other Nodes.
+    /// Addresses that were bound when VIPs began to wait for the addresses of other Nodes.
     kept: Option<Arc<BTreeSet<IpAddr>>>,
-    /// Addresses whose release at the start failed and was told.
+    /// Addresses whose release failed and was reported.
     released: BTreeSet<IpAddr>,
-    /// Ops that a program works on and that repair what another program changed.
+    /// Subjects of started ops that repair drift.
     repairing: BTreeSet<Subject>,
 }
 
-/// What a pass looks at, besides the changes of objects.
+/// The kernel objects that a pass compares.
 enum PassScope {
-    /// Nothing else.
+    /// Those of changed Kubernetes objects.
     Changes,
-    /// Of the changes only the first Services.
+    /// Those of the priority Services.
     Priority,
-    /// What a reading found to differ from the mirror.
+    /// Those of changed Kubernetes objects, and those that differ from the mirror.
     Found(Changes),
-    /// All that is wanted or there: the mirror is new.
+    /// All that are wanted or exist: the first pass.
     Everything,
 }
 
@@ -154,8 +153,8 @@ fn unreadable(error: ObserveError) -> Pass {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// A reconciler that has not looked at anything yet. `local_from_node`: the local CIDRs are
-    /// the Node's pod CIDRs (`detectLocalMode: NodeCIDR`).
+    /// A reconciler with an unread mirror. `local_from_node`: the local CIDRs are the Node's pod CIDRs
+    /// (`detectLocalMode: NodeCIDR`).
     pub fn new(
         kernel: K,
         store: Arc<Store>,
@@ -165,7 +164,7 @@ impl<K: Kernel> Reconciler<K> {
         reporting: Reporting,
     ) -> Self {
         let protected = Protected { listed: settings.protected.clone(), ..Protected::default() };
-        // The same for every agent of this node, and another on every node.
+        // The same seed after a restart, and different seeds on different nodes.
         let seed = node.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
@@ -188,8 +187,8 @@ impl<K: Kernel> Reconciler<K> {
             shadows: Shadows::default(),
             shared_failures: SharedFailures::default(),
             health_checks_changed: false,
-            had_priority_turn: false,
-            audit_worked: Duration::ZERO,
+            priority_done: false,
+            audit_time: Duration::ZERO,
             rules: PerFamily::default(),
             recheck: Recheck::default(),
             probe: ProbeCursor::default(),
@@ -207,24 +206,24 @@ impl<K: Kernel> Reconciler<K> {
         &mut self.kernel
     }
 
-    /// What the loop tells the health endpoints, for tests.
+    /// The state of the health endpoints, for tests.
     #[cfg(test)]
     pub fn health(&self) -> SharedHealth {
         self.reporting.health.clone()
     }
 
-    /// The wanted state, for tests and questions.
+    /// The wanted state.
     pub fn desired(&self) -> &Desired {
         &self.desired
     }
 
-    /// What failed, for tests and questions.
+    /// Failed subjects.
     pub fn retries(&self) -> &Retries {
         &self.retries
     }
 
-    /// Whether the objects are known well enough to write to the kernel: every list is complete,
-    /// and the Node has its pod CIDRs where local traffic is told by them.
+    /// Whether whole passes can run: every list is complete, and the Node has its pod CIDRs if they define local
+    /// traffic.
     pub fn is_ready(&self) -> bool {
         self.store.is_synced() && (self.is_whole() || self.knows_local_traffic())
     }
@@ -239,9 +238,8 @@ impl<K: Kernel> Reconciler<K> {
         !self.local_from_node || has_cidrs()
     }
 
-    /// One pass at the time `now` (since some fixed start), with everything that it leads to at once: programs
-    /// that it started are waited for, up to `limit`. The loop itself goes on meanwhile; this is for tests and
-    /// benchmarks.
+    /// One pass, which waits up to `limit` for each program that it starts, and runs the passes that follow. For tests
+    /// and benchmarks: the loop does not wait.
     pub fn sync_and_wait(&mut self, due: Due, now: Duration, limit: Duration) -> Pass {
         let mut pass = self.sync(due, now);
         while self.retries.is_running() {
@@ -252,13 +250,9 @@ impl<K: Kernel> Reconciler<K> {
             self.take_finished(finished, now);
             let more = self.sync(Due::Changes, now);
             for (op, outcome) in pass.plan.ops.iter().zip(&mut pass.report.outcomes) {
-                let waits = matches!(
-                    outcome,
-                    crate::core::plan::outcome::Outcome::Started
-                        | crate::core::plan::outcome::Outcome::Blocked(_)
-                );
+                let waits = matches!(outcome, Outcome::Started | Outcome::Blocked(_));
                 if waits && !self.retries.fails(&op.subject()) {
-                    *outcome = crate::core::plan::outcome::Outcome::Done;
+                    *outcome = Outcome::Done;
                 }
             }
             pass.plan.ops.extend(more.plan.ops);
@@ -268,26 +262,26 @@ impl<K: Kernel> Reconciler<K> {
         pass
     }
 
-    /// One pass at the time `now` (since some fixed start): take the changes, plan, apply, follow
-    /// what was acknowledged. An audit is made in one go.
+    /// One pass at the time `now` since a fixed start: takes the changes, plans, applies the plan and updates the mirror.
+    /// An audit runs to its end.
     pub fn sync(&mut self, due: Due, now: Duration) -> Pass {
         if due != Due::Audit && self.is_whole() {
             let scope = self.found.take().map_or(PassScope::Changes, PassScope::Found);
             return self.pass(due, scope, now);
         }
-        match self.audit(now) {
-            Ok(scope) => self.audited(scope, now),
+        match self.audit_at_once(now) {
+            Ok(scope) => self.finish_audit(scope, now),
             Err(error) => unreadable(error),
         }
     }
 
-    /// Whether an address that came or went is not as wanted.
+    /// Whether an added or removed address differs from the wanted state.
     fn contradicts(&self, net: &IpNet, added: bool) -> bool {
         let wanted = net.prefix_len() == net.max_prefix_len() && self.desired.wants_address(net.addr());
         added != wanted
     }
 
-    /// What ended beside the loop, taken for the mirror. For tests, which have no inbox.
+    /// Takes the results of work on other threads. Returns them for tests.
     pub fn poll_finished(&mut self, now: Duration) -> Vec<Finished> {
         let finished = self.kernel.finished(Duration::ZERO);
         self.take_finished(finished.clone(), now);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a probe looks at, and what it makes of the answers.
+//! The cost of probes, and the flushes that they detect.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::kernel::fake::FakeKernel;
 use crate::testing::cluster::Cluster;
 use crate::testing::{Agent, Clocked, kernel};
 
-/// A loop over so many Services that has come to rest.
-fn at_rest(services: usize) -> Clocked {
+/// A converged loop over this many Services.
+fn converged(services: usize) -> Clocked {
     let cluster = (0..services).fold(Cluster::default(), |cluster, n| {
         let (name, [_, _, a, b]) = (format!("web-{n}"), (n as u32).to_be_bytes());
         let spec = json!({"clusterIP": format!("10.96.{a}.{b}"), "ports": [{"name": "p", "port": 80}]});
@@ -29,9 +29,9 @@ fn at_rest(services: usize) -> Clocked {
     node
 }
 
-/// How many probes there are in ten seconds, and how many virtual servers and headers of ipsets they look at.
+/// Probes in ten seconds, and the virtual servers and the headers of ipsets that they read.
 fn cost(services: usize) -> [usize; 3] {
-    let mut node = at_rest(services);
+    let mut node = converged(services);
     let so_far = |node: &mut Clocked| {
         let counts = &node.agent.kernel().counts;
         [counts.probes, counts.probed_servers, counts.probed_sets]
@@ -43,16 +43,15 @@ fn cost(services: usize) -> [usize; 3] {
 }
 
 #[test]
-fn a_probe_looks_at_as_much_with_thousands_of_services_as_with_a_few() {
+fn a_probe_costs_the_same_for_any_number_of_services() {
     let few = cost(5);
     let sets = Family::ALL.into_iter().flat_map(SetId::all).count();
     assert_eq!(few, [10, 10 * PROBED, 10 * sets]);
     assert_eq!(cost(3000), few);
 }
 
-/// A flush is found although some other part of the probe is not answered.
 #[test]
-fn what_a_probe_cannot_read_hides_nothing_else() {
+fn a_flush_is_detected_although_a_probe_cannot_read_other_objects() {
     const CLUSTER_IP: SetId = SetId { kind: SetKind::ClusterIp, family: Family::V4 };
     const LOOP_BACK: SetId = SetId { kind: SetKind::LoopBack, family: Family::V4 };
     const EMPTY: SetId = SetId { kind: SetKind::NodePortUdp, family: Family::V6 };
@@ -64,7 +63,7 @@ fn what_a_probe_cannot_read_hides_nothing_else() {
         (Part::Ipvs, |kernel| _ = kernel.state.sets.remove(&EMPTY)),
     ];
     for (part, flush) in cases {
-        let mut node = at_rest(5);
+        let mut node = converged(5);
         let good = node.agent.kernel().state.clone();
         assert!([CLUSTER_IP, LOOP_BACK].iter().all(|set| !good.sets[set].members.is_empty()));
         let error = OpError::plain(Cause::Other, "refused by the test");
@@ -73,7 +72,7 @@ fn what_a_probe_cannot_read_hides_nothing_else() {
         let audits = node.agent.kernel().counts.observations;
         flush(node.agent.kernel());
         node.pass_time(Duration::from_secs(2));
-        assert!(node.agent.kernel().counts.observations > audits, "{part}: nothing was noticed");
+        assert!(node.agent.kernel().counts.observations > audits, "{part}: the flush was not detected");
         assert_eq!(node.agent.kernel().state.virtual_servers, good.virtual_servers, "{part}");
         assert_eq!(node.agent.kernel().state.sets, good.sets, "{part}");
     }

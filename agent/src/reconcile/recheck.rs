@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reading parts of the kernel again, because a notification, a refusal or a probe says that they may have
-//! changed; and following what ended beside the loop.
+//! Reads parts of the kernel again after a notification, a refusal or a probe, and takes the results of work on other
+//! threads.
 
 use crate::core::plan::outcome::{ObserveError, OpError};
 use crate::core::plan::pass::{Due, Pass};
@@ -19,12 +19,12 @@ use crate::core::rules::save::ObservedRules;
 use crate::kernel::Kernel;
 use crate::reconcile::schedule::Schedule;
 
-/// Virtual servers that are looked at in one probe.
+/// Virtual servers of one probe.
 pub(super) const PROBED: usize = 4;
-/// Virtual servers that probes choose from before they choose anew.
+/// Virtual servers of one sample: probes read them all before the next sample is chosen.
 const SAMPLE: usize = 64;
 
-/// What is to be read again.
+/// Parts and virtual servers that must be read again.
 #[derive(Debug, Default)]
 pub(super) struct Recheck {
     parts: BTreeSet<Part>,
@@ -36,7 +36,7 @@ impl Recheck {
         self.parts.insert(part);
     }
 
-    /// The subject's state is unknown.
+    /// Adds a subject whose state is unknown.
     pub fn add(&mut self, subject: &Subject) {
         match subject {
             Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => _ = self.servers.insert(*vs),
@@ -54,14 +54,14 @@ impl Recheck {
     }
 }
 
-/// Where the probes are.
+/// Virtual servers of the sample that have not been probed.
 #[derive(Debug, Default)]
 pub(super) struct ProbeCursor {
     sample: Vec<VsKey>,
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// Reads what is to be read again, and repairs what differs.
+    /// Reads the parts again, and runs the pass that repairs the differences.
     pub fn recheck(&mut self, now: Duration) -> Pass {
         let Recheck { parts, servers } = std::mem::take(&mut self.recheck);
         let Some(mut observed) = self.mirror.lend() else { return Pass::default() };
@@ -80,7 +80,7 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         let servers: Vec<VsKey> = servers.into_iter().collect();
-        match self.kernel.look_up(&servers) {
+        match self.kernel.read_servers(&servers) {
             Ok(found) => {
                 servers.iter().zip(found).for_each(|(key, server)| audit.confirm(*key, server, &mut observed))
             }
@@ -91,8 +91,7 @@ impl<K: Kernel> Reconciler<K> {
         self.pass(Due::Recheck, PassScope::Found(audit.finish()), now)
     }
 
-    /// Looks at a few objects; true when some are gone, so that everything is to be read. What cannot be looked
-    /// at does not count.
+    /// Probes a few objects; true: some are missing, so that an audit is needed. Objects that cannot be read are ignored.
     pub fn probe(&mut self) -> bool {
         let Some(observed) = self.mirror.observed() else { return false };
         if self.probe.sample.len() < PROBED {
@@ -120,7 +119,7 @@ impl<K: Kernel> Reconciler<K> {
         probed.servers.contains(&Ok(false)) || sets.iter().zip(&probed.sets).any(fewer)
     }
 
-    /// Begins the readings that are to be tried again at the time `now`.
+    /// Starts the readings whose retry is due.
     pub(super) fn retry_readings(&mut self, schedule: &mut Schedule, now: Duration) {
         for part in self.retries.due_readings(now) {
             match part {
@@ -131,14 +130,14 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Follows what has ended beside the loop.
+    /// Takes the results of work on other threads.
     pub fn take_finished(&mut self, finished: Vec<Finished>, now: Duration) {
         for finished in finished {
             match finished {
-                Finished::Op(subject, result) => self.op_ended(&subject, &result, now),
+                Finished::Op(subject, result) => self.finish_op(&subject, &result, now),
                 Finished::Rules(family, Ok(rules)) => {
                     if let Some(rules) = rules {
-                        self.rules_read(family, *rules);
+                        self.take_rules(family, *rules);
                     }
                     self.retries.read(Part::Rules(family), &mut self.pending);
                 }
@@ -150,7 +149,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    fn rules_read(&mut self, family: Family, rules: ObservedRules) {
+    fn take_rules(&mut self, family: Family, rules: ObservedRules) {
         let Some(observed) = self.mirror.observed_mut() else { return };
         let was_unread = std::mem::take(&mut observed.unread_rules[family]);
         if !was_unread && observed.rules[family] == rules {
@@ -162,7 +161,7 @@ impl<K: Kernel> Reconciler<K> {
         observed.rules[family] = rules;
         self.rules[family] = None;
         self.takeover.review(observed, self.settings.shares_node);
-        // Nothing that another program did is there to repair when the rules are read for the first time.
+        // The first reading of the rules shows no drift.
         if was_unread {
             self.pending.common = true;
         } else {
@@ -170,7 +169,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    fn op_ended(&mut self, subject: &Subject, result: &Result<(), OpError>, now: Duration) {
+    fn finish_op(&mut self, subject: &Subject, result: &Result<(), OpError>, now: Duration) {
         let Some(op) = self.retries.finish(subject, result, now, &mut self.pending) else { return };
         let repairs = self.repairing.remove(subject);
         self.reporting.metrics.ended(&op, result);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is bound to `kube-ipvs0` at the start and keeps the agent from the API server. No list comes then, so it cannot
-//! wait for one.
+//! Releases addresses on `kube-ipvs0` that block the way of the agent to the API server. This cannot wait for the
+//! lists, which do not arrive then.
 
 use crate::core::plan::outcome::Outcome;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::core::service::protected::{Protected, Protection};
 use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
-    /// Before every list is complete: unbinds addresses of the API server, gateways, DNS and DHCP servers and what the
-    /// operator lists, except ClusterIPs, and removes virtual servers that take connections to the API server.
+    /// Before every list is complete: unbinds addresses of the API server, of gateways, DNS and DHCP servers and of
+    /// `protectedCIDRs`, except ClusterIPs, and removes virtual servers that capture connections to the API server.
     pub(super) fn release(&mut self, now: Duration) {
         let Some(mut observed) = self.mirror.lend() else { return };
         let mut protected = (*self.protected).clone();
@@ -24,10 +24,10 @@ impl<K: Kernel> Reconciler<K> {
         let ops = self.to_release(&observed, &protected);
         if !ops.is_empty() {
             let plan = Plan::new(ops, &Changes::default());
-            let applied = self.apply(&plan, &observed, now, sync::PATIENCE);
+            let applied = self.apply(&plan, &observed, now, sync::RULES_TIMEOUT);
             self.follow(&plan, &applied.report, &mut observed, now);
             for (op, outcome) in plan.ops.iter().zip(&applied.report.outcomes) {
-                self.tell_released(op, outcome, &protected);
+                self.report_released(op, outcome, &protected);
             }
             self.take_finished(applied.finished, now);
         }
@@ -35,11 +35,11 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn to_release(&self, observed: &Observed, protected: &Protected) -> Vec<Op> {
-        // The addresses of Nodes are this one's, too, and keep nobody from the API server.
-        let keeps_away = |addr| protected.find(addr).is_some_and(|why| why != Protection::OtherNode);
+        // Addresses of Nodes do not block the way to the API server.
+        let blocks = |addr| protected.find(addr).is_some_and(|why| why != Protection::OtherNode);
         let wrong = observed.addresses.iter().filter(|net| {
             let addr = net.addr();
-            keeps_away(addr) && !may_be_cluster_ip(observed, addr)
+            blocks(addr) && !may_be_cluster_ip(observed, addr)
         });
         let servers = observed.virtual_servers.keys().filter(|key| {
             protected.is_way_to_api_server(key)
@@ -49,22 +49,21 @@ impl<K: Kernel> Reconciler<K> {
         servers.map(|key| Op::RemoveVirtualServer(*key)).chain(wrong.map(|net| Op::Unbind(*net))).collect()
     }
 
-    /// Names each object once.
-    fn tell_released(&mut self, op: &Op, outcome: &Outcome, protected: &Protected) {
-        let (addr, what) = match op {
-            Op::Unbind(net) => (net.addr(), format!("unbound {} from kube-ipvs0", net.addr())),
-            Op::RemoveVirtualServer(key) => (key.addr, format!("removed virtual server {key}")),
+    fn report_released(&mut self, op: &Op, outcome: &Outcome, protected: &Protected) {
+        let (addr, done, remove) = match op {
+            Op::Unbind(net) => (net.addr(), format!("unbound {} from kube-ipvs0", net.addr()), "unbind it"),
+            Op::RemoveVirtualServer(key) => {
+                (key.addr, format!("removed virtual server {key}"), "remove its virtual server")
+            }
             _ => return,
         };
         let Some(protection) = protected.find(addr) else { return };
         match outcome {
             Outcome::Done => {
-                tracing::warn!("{what} before the Services are known: {addr} is {protection}");
+                tracing::warn!("{done} before the Services are listed: {addr} is {protection}");
             }
             Outcome::Failed(error) if self.released.insert(addr) => {
-                tracing::error!(
-                    "{addr} is {protection}, but it cannot be removed from kube-ipvs0: {error}; retried"
-                );
+                tracing::error!("{addr} on kube-ipvs0 is {protection}; cannot {remove}: {error}; retried");
             }
             _ => {}
         }

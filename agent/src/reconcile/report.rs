@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the loop tells operators: log lines, Events, and what `/readyz?verbose` lists.
+//! Reports of the loop: log lines, Events, and the list in `/readyz?verbose`.
 //!
-//! At the default level the log has one line when the node is ready, one when something begins to fail and
-//! one when that is over, one a minute about changes, and drift. What happens again and again is counted and
-//! said at growing intervals.
+//! At the default level the log has one line when the node is ready, one when a failure begins and one when it ends, one
+//! a minute about changes, and drift. Repeated conditions are counted and logged at growing intervals.
 
 use crate::core::plan::outcome::ObserveError;
 use crate::core::plan::pass::{Due, Pass, Touched};
@@ -26,56 +25,56 @@ use crate::words;
 
 /// Objects named in one line.
 const NAMED: usize = 3;
-/// Kinds of failures that get a line of their own after one pass.
+/// Kinds of failures with a separate line after one pass.
 const KINDS: usize = 4;
-/// Services that get an Event after one pass.
+/// Services with an Event after one pass.
 const EVENTS: usize = 20;
 /// Virtual servers named in one line.
 const SERVERS: usize = 100;
 /// Objects that `/readyz?verbose` lists.
 const LISTED: usize = 100;
-/// How often the list of what fails is made anew.
+/// How often the list of failures is updated.
 const LISTING: Duration = Duration::from_secs(1);
 pub use crate::log::{CHANGES, READY};
 
-/// See the module.
+/// State of the reports, see the module.
 #[derive(Debug, Default)]
 pub(super) struct Reporter {
     ready: bool,
     minute: Minute,
-    /// What still fails.
+    /// The summary of continuing failures.
     failing: Pace,
     drift: Pace,
     flushes: Pace,
     connections: Pace,
-    /// When the list of what fails was made last, and whether there was anything in it.
+    /// The time of the last list of failures, and whether the list had entries.
     listed: Duration,
     lists: bool,
-    /// In which way rules that another program changed differed.
+    /// Differences of rules that another program changed, as text.
     rules: Vec<String>,
-    /// Whether the Node object existed when it was looked for last.
+    /// Whether the Node object existed at the last check.
     node: Option<bool>,
 }
 
 impl Reporter {
-    /// Whether the Node object exists; told when that changes.
+    /// Reports changes of whether the Node object exists.
     pub fn node(&mut self, name: &str, exists: bool) {
         match (self.node.replace(exists), exists) {
             (None, false) => tracing::warn!(
-                "there is no Node {name}: zone, node addresses and pod CIDRs are not known, and load balancers are \
-                 told that this node takes no traffic; set hostnameOverride (--hostname-override) to the name that \
-                 `kubectl get nodes` shows"
+                "there is no Node {name}: its zone, addresses and pod CIDRs are unknown, and /healthz answers 503, so \
+                 that load balancers send no traffic to this node; set hostnameOverride (--hostname-override) to \
+                 the name that `kubectl get nodes` shows"
             ),
             (Some(true), false) => tracing::warn!(
-                "the Node {name} was deleted: its last zone, addresses and pod CIDRs stay in force until it is \
-                 back"
+                "the Node {name} was deleted: its last zone, addresses and pod CIDRs stay in force until it exists \
+                 again"
             ),
             (Some(false), true) => tracing::info!("the Node {name} exists now"),
             _ => {}
         }
     }
 
-    /// The Services that every pod needs were programmed before the lists of all objects came.
+    /// Reports that the priority Services were programmed before the lists were complete.
     pub fn programmed_early(&self, pass: &Pass) {
         tracing::info!(
             ops = pass.report.done(),
@@ -83,7 +82,7 @@ impl Reporter {
         );
     }
 
-    /// A pass that changed something.
+    /// Reports a pass.
     fn pass(&mut self, pass: &Pass, due: Due, took: Duration, now: Duration) {
         let (ops, done) = (pass.plan.ops.len(), pass.report.done());
         if ops == 0 {
@@ -105,13 +104,13 @@ impl Reporter {
         if !pass.drift.is_empty() {
             self.repaired(&pass.repairs().collect::<Vec<_>>(), now);
         }
-        // The first pass has a line of its own.
+        // The first pass is in the line about the start.
         if self.ready {
             self.minute.add(pass, took, now);
         }
     }
 
-    /// Another program changed what these ops repaired.
+    /// Reports drift that these ops repaired.
     pub fn repaired(&mut self, ops: &[&Op], now: Duration) {
         let count = ops.len();
         let rules = std::mem::take(&mut self.rules);
@@ -140,29 +139,32 @@ impl Reporter {
         );
     }
 
-    /// The rules of a family are not those of the mirror.
+    /// Keeps the difference of rules for the report of their repair.
     pub fn rules_differ(&mut self, family: Family, mirror: &ObservedRules, read: &ObservedRules) {
         self.rules.push(format!("{family}: {}", describe_difference(mirror, read)));
     }
 
-    /// A probe found objects gone.
+    /// Reports that a probe found objects missing.
     pub fn flushed(&mut self, now: Duration) {
         if self.flushes.happened(1, now) {
             tracing::warn!(
-                "virtual servers or ipset entries are gone that nobody told of: reading everything"
+                "another program removed virtual servers or ipset entries: an audit reads the kernel and restores them"
             );
         }
     }
 
-    /// Which real servers have connections is not known.
+    /// Reports that connections cannot be read.
     pub fn connections_unknown(&mut self, error: &ObserveError, now: Duration) {
-        // Each is a pass that removes endpoints; the reading itself is retried with the next one.
+        // Every pass that removes endpoints tries the reading again.
         if self.connections.happened(1, now) {
-            tracing::warn!("cannot read which endpoints have connections: {}; they are drained", error.error);
+            tracing::warn!(
+                "cannot read the connections of removed endpoints: {}; they stay with weight 0 and are retried",
+                error.error
+            );
         }
     }
 
-    /// Virtual servers of other programs were removed.
+    /// Reports removed virtual servers of other programs.
     pub fn removed_foreign_servers(&mut self, servers: &BTreeSet<VsKey>, events: &EventSink) {
         let servers: Vec<&VsKey> = servers.iter().collect();
         for some in servers.chunks(SERVERS) {
@@ -188,7 +190,7 @@ impl Reporter {
         }
     }
 
-    /// What began to fail, and what fails no longer.
+    /// Reports failures that began or ended.
     fn news(
         &mut self,
         news: &News,
@@ -196,7 +198,7 @@ impl Reporter {
         services: &BTreeMap<Subject, ObjectName>,
         now: Duration,
     ) {
-        let began = alike(retries.failing().filter(|(subject, _)| news.began.contains(subject)));
+        let began = group_failures(retries.failing().filter(|(subject, _)| news.began.contains(subject)));
         let kinds = began.len();
         for ((kind, cause, message), subjects) in began.into_iter().take(KINDS) {
             let service = subjects.first().and_then(|one| services.get(one));
@@ -229,7 +231,7 @@ impl Reporter {
         }
     }
 
-    /// Whether the list of what fails is to be made anew.
+    /// Whether the list of failures must be updated.
     fn listing_is_due(&mut self, retries: &Retries, now: Duration) -> bool {
         let due = now >= self.listed.saturating_add(LISTING) && (self.lists || !retries.is_empty());
         if due {
@@ -250,7 +252,7 @@ impl Reporter {
         );
     }
 
-    /// Says what is due by its time.
+    /// Logs the summaries that are due.
     pub fn tick(&mut self, retries: &Retries, now: Duration) {
         if retries.failing().next().is_some() {
             self.failing.happened(1, now);
@@ -261,8 +263,8 @@ impl Reporter {
         if let Some((count, time)) = self.drift.due(now) {
             tracing::warn!(
                 repaired = count,
-                "restored {} in {} that another program keeps changing: does kube-proxy or a script run on this \
-                 node that flushes rules or IPVS?",
+                "restored {} in {} that another program keeps changing; find and stop it: kube-proxy, or a script \
+                 on this node that flushes rules, ipsets or IPVS",
                 words::count(count, "object"),
                 words::time(time)
             );
@@ -273,20 +275,22 @@ impl Reporter {
     }
 }
 
-/// What fails alike, by kind, cause and message.
-pub(super) type Alike<'a> = BTreeMap<(SubjectKind, Cause, &'a str), Vec<&'a Subject>>;
+/// Failed subjects by kind, cause and message.
+pub(super) type FailureGroups<'a> = BTreeMap<(SubjectKind, Cause, &'a str), Vec<&'a Subject>>;
 
-/// Puts together what fails alike.
-pub(super) fn alike<'a>(failing: impl Iterator<Item = (&'a Subject, &'a Failing)>) -> Alike<'a> {
-    let mut alike = Alike::new();
+/// Groups failures by kind, cause and message.
+pub(super) fn group_failures<'a>(
+    failing: impl Iterator<Item = (&'a Subject, &'a Failing)>,
+) -> FailureGroups<'a> {
+    let mut groups = FailureGroups::new();
     for (subject, failing) in failing {
         let error = &failing.error;
-        alike.entry((subject.kind(), error.cause, &error.message)).or_default().push(subject);
+        groups.entry((subject.kind(), error.cause, &error.message)).or_default().push(subject);
     }
-    alike
+    groups
 }
 
-/// `cannot program 34 ipsets (A, B, C and 31 more)`; of one alone also its Service.
+/// `cannot program 34 ipsets (A, B, C and 31 more)`; for a single subject with its Service.
 pub(super) fn describe(kind: SubjectKind, subjects: &[&Subject], service: Option<&ObjectName>) -> String {
     let verb = if kind == SubjectKind::Reading { "failed:" } else { "cannot program" };
     match (subjects, service) {
@@ -311,7 +315,7 @@ fn still_failing(retries: &Retries, now: Duration) {
     let Some((subject, failing)) = retries.failing().min_by_key(|(_, failing)| failing.since) else { return };
     tracing::error!(
         failing = retries.failing().count(),
-        "still failing: {}{blocked}; for {}: {subject}: {} (next try in {})",
+        "still failing: {}{blocked}; the oldest, after {}: {subject}: {} (next try in {})",
         counts.join(", "),
         words::time(now.saturating_sub(failing.since)),
         failing.error,
@@ -319,7 +323,7 @@ fn still_failing(retries: &Retries, now: Duration) {
     );
 }
 
-/// What is not programmed: the first of it in lines, and how many objects it is in all.
+/// Objects that are not programmed: the first of them as lines, and the number of all.
 fn describe_unprogrammed(retries: &Retries, now: Duration) -> (Vec<String>, usize) {
     let failing = retries.failing().map(|(subject, failing)| {
         let (since, next) = (now.saturating_sub(failing.since), failing.pause(now));
@@ -337,28 +341,28 @@ fn describe_unprogrammed(retries: &Retries, now: Duration) -> (Vec<String>, usiz
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// Tells about a pass, in the log, as metrics and as Events.
+    /// Reports a pass in the log, as metrics and as Events.
     pub(super) fn report(&mut self, pass: &Pass, due: Due, took: Duration, now: Duration) {
         self.reporting.metrics.pass(pass, due, took);
         match &pass.unreadable {
             Some(error) => self.retries.fail_reading(error.part, &error.error, now),
             None => self.reporter.pass(pass, due, took, now),
         }
-        self.tell_unprogrammed(now);
+        self.report_unprogrammed(now);
         if !self.reporter.ready && self.is_whole() {
             self.report_ready(pass, now);
         }
     }
 
-    /// Tells what is not programmed: what is new at once, the rest once a second.
-    pub(super) fn tell_unprogrammed(&mut self, now: Duration) {
+    /// Reports objects that are not programmed: new failures at once, the list once a second.
+    pub(super) fn report_unprogrammed(&mut self, now: Duration) {
         let news = self.retries.take_news();
         if news.is_empty() && !self.reporter.listing_is_due(&self.retries, now) {
             return;
         }
         let services: BTreeMap<Subject, ObjectName> = self.services_of(&news.began).into_iter().collect();
         self.reporter.news(&news, &self.retries, &services, now);
-        let notice = |(subject, service): (&Subject, &ObjectName)| {
+        let event = |(subject, service): (&Subject, &ObjectName)| {
             let failing = self.retries.failing().find(|(failing, _)| *failing == subject)?.1;
             Some(EventRequest {
                 about: About::Service(service.clone()),
@@ -366,15 +370,15 @@ impl<K: Kernel> Reconciler<K> {
                 message: format!("cannot program {subject}: {}", failing.error),
             })
         };
-        let notices: Vec<EventRequest> = services.iter().take(EVENTS).filter_map(notice).collect();
-        self.reporting.events.send(notices);
-        self.tell_shared_failures();
+        let events: Vec<EventRequest> = services.iter().take(EVENTS).filter_map(event).collect();
+        self.reporting.events.send(events);
+        self.report_shared_failures();
         self.reporting.metrics.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
         self.reporting.health.with(|health| health.set_unprogrammed(lines, count));
     }
 
-    /// The first whole pass is done.
+    /// Reports the end of the start.
     fn report_ready(&mut self, pass: &Pass, now: Duration) {
         let Some(observed) = self.mirror.observed() else { return };
         let all = self.settings.families.iter().all(|family| pass.synced.contains(family));

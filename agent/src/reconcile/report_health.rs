@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the loop tells the health endpoints and the health-check node ports.
+//! Updates the state of the health endpoints and of the health-check node ports.
 
 use std::time::SystemTime;
 
@@ -13,17 +13,17 @@ use crate::kernel::Kernel;
 use crate::serve::node_ports::HealthChecks;
 
 impl<K: Kernel> Reconciler<K> {
-    /// Tells what is programmed now. The families whose guard stands, and whether that is not all of them.
-    pub(super) fn tell_health(&mut self) -> (Vec<Family>, bool) {
-        // Before that the node does not serve what it must.
+    /// Reports the synced families. Returns them, and whether some family is missing.
+    pub(super) fn report_health(&mut self) -> (Vec<Family>, bool) {
+        // Before the first whole pass no family is synced.
         if !self.is_whole() {
             return (Vec::new(), true);
         }
         let possible = self.settings.families.iter().copied().filter(|family| !self.is_absent(*family));
         let mut families: Vec<Family> = possible.collect();
         let synced: Vec<Family> =
-            families.iter().copied().filter(|family| self.guard_stands(*family)).collect();
-        // What fails in a family that no Service has is told, but keeps nobody from anything.
+            families.iter().copied().filter(|family| self.is_guarded(*family)).collect();
+        // A failing family that no Service has does not affect health.
         if families.iter().any(|family| self.is_wanted(*family)) {
             families.retain(|family| self.is_wanted(*family) || synced.contains(family));
         }
@@ -35,25 +35,24 @@ impl<K: Kernel> Reconciler<K> {
             }
             synced.iter().for_each(|family| health.synced(*family, now));
         });
-        self.tell_health_checks();
+        self.report_health_checks();
         let incomplete = synced.len() < families.len();
         (synced, incomplete)
     }
 
-    /// Whether everything that every address of the family needs is in place.
-    fn guard_stands(&self, family: Family) -> bool {
+    /// Whether the device, sets and rules that every address of the family needs are in place.
+    fn is_guarded(&self, family: Family) -> bool {
         let unread = self.mirror.observed().is_none_or(|observed| observed.unread_rules[family]);
         let needs =
             |set: SetId| is_always_referenced(set.kind) || self.desired.has_members(set.kind, set.family);
         !unread && self.retries.guard_is_ready(family, &needs)
     }
 
-    /// Whether some Service has the family.
     fn is_wanted(&self, family: Family) -> bool {
         self.desired.has_members(SetKind::ClusterIp, family)
     }
 
-    /// Whether this node cannot have the family: a program that it needs is not installed.
+    /// Whether this node does not support the family: `iptables-save` of the family is not installed.
     fn is_absent(&self, family: Family) -> bool {
         let reading = Subject::Reading(Part::Rules(family));
         let unread = self.mirror.observed().is_some_and(|observed| observed.unread_rules[family]);
@@ -64,8 +63,8 @@ impl<K: Kernel> Reconciler<K> {
                 .any(|(subject, failing)| *subject == reading && failing.error.cause == Cause::ProgramMissing)
     }
 
-    /// Each Service's answer is right by itself, whatever fails elsewhere.
-    fn tell_health_checks(&mut self) {
+    /// Updates the health-check node ports: each reports the state of its own Service.
+    fn report_health_checks(&mut self) {
         let changed = std::mem::take(&mut self.health_checks_changed);
         if !changed && self.retries.is_empty() && !self.served_in_part {
             return;
@@ -91,7 +90,7 @@ impl<K: Kernel> Reconciler<K> {
         });
     }
 
-    /// Whether everything of the Service is in the kernel, as far as a client needs it.
+    /// Whether all virtual servers and addresses of the Service are in place.
     fn is_served(&self, name: &ObjectName, family: Family) -> bool {
         let (Some(fragment), Some(observed)) = (self.desired.fragment(name), self.mirror.observed()) else {
             return false;

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! When to run next. Pure: the time passed is an argument.
+//! When the next pass runs. Pure: the current time is an argument.
 
 use crate::core::plan::pass::Due;
 use std::time::Duration;
 
 use crate::core::plan::retries::BACKOFF;
 
-/// How often draining real servers are looked at.
+/// How often the connections of draining real servers are read.
 const DRAIN_PERIOD: Duration = Duration::from_secs(10);
-/// Pause between two readings of the kernel that notifications or refusals ask for: whoever fights over an
-/// object gets one reading a second, not one for every stroke.
+/// Pause between two readings of the kernel that notifications or refusals cause: a program that keeps changing an
+/// object causes one reading a second, not one for every change.
 const RECHECK_PAUSE: Duration = Duration::from_secs(1);
-/// How often a few objects are looked at, to notice that somebody flushed them all.
+/// How often a few objects are probed, to detect a flush.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Auditing takes at most one part in so many of a core: where reading the kernel takes long, audits are
-/// further apart than the period.
+/// Audits take at most 1/150 of a core: where reading the kernel takes long, audits are less frequent than the
+/// period.
 const AUDIT_SHARE: u32 = 150;
 
-/// What waits for a pass.
+/// Reasons for a pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Waiting {
     /// Objects changed.
     pub dirty: bool,
     /// Real servers drain.
     pub draining: bool,
-    /// When something that failed is to be tried again.
+    /// The time of the next retry.
     pub retry_at: Option<Duration>,
 }
 
@@ -36,19 +36,19 @@ pub struct Schedule {
     audit_period: Duration,
     last_end: Option<Duration>,
     last_audit: Option<Duration>,
-    /// How long the last audit worked.
-    audit_cost: Duration,
-    /// An audit goes on, a piece at a time; changes go first.
+    /// Working time of the last audit.
+    audit_time: Duration,
+    /// An audit is in progress, piece by piece; changes have priority.
     auditing: bool,
-    /// When an audit or a recheck began last.
+    /// Start of the last audit or recheck.
     last_reading: Option<Duration>,
     last_drains: Duration,
     last_probe: Duration,
-    /// An audit is to come soon.
+    /// An audit is requested.
     audit_soon: bool,
-    /// Parts of the kernel are to be read soon.
+    /// A recheck is requested.
     recheck: bool,
-    /// Audits in a row that read nothing.
+    /// Consecutive audits that could not read the kernel.
     failures: u32,
     failed_at: Duration,
 }
@@ -62,7 +62,7 @@ impl Schedule {
             audit_period,
             last_end: None,
             last_audit: None,
-            audit_cost: Duration::ZERO,
+            audit_time: Duration::ZERO,
             auditing: false,
             last_reading: None,
             last_drains: Duration::ZERO,
@@ -74,41 +74,41 @@ impl Schedule {
         }
     }
 
-    /// Asks for an audit as soon as the pauses allow.
+    /// Requests an audit as soon as the pauses allow.
     pub fn audit_soon(&mut self) {
         self.audit_soon = true;
     }
 
-    /// Asks for a recheck as soon as the pauses allow.
+    /// Requests a recheck as soon as the pauses allow.
     pub fn recheck(&mut self) {
         self.recheck = true;
     }
 
-    /// Notes that an audit begins. What is asked for from now on is not answered by it.
-    pub fn began_audit(&mut self, now: Duration) {
+    /// An audit starts. A later request leads to another audit.
+    pub fn begin_audit(&mut self, now: Duration) {
         self.auditing = true;
         self.audit_soon = false;
         self.last_reading = Some(now);
     }
 
-    /// Notes that a recheck begins.
-    pub fn began_recheck(&mut self, now: Duration) {
+    /// A recheck starts.
+    pub fn begin_recheck(&mut self, now: Duration) {
         self.recheck = false;
         self.last_reading = Some(now);
     }
 
-    /// Notes that a few objects were looked at.
+    /// A probe was made.
     pub fn probed(&mut self, now: Duration) {
         self.last_probe = now;
     }
 
-    /// Notes how long the last audit worked, the waiting between its pieces left out.
-    pub fn audit_cost(&mut self, cost: Duration) {
-        self.audit_cost = cost;
+    /// Sets the working time of the last audit, without the pauses between its pieces.
+    pub fn set_audit_time(&mut self, time: Duration) {
+        self.audit_time = time;
     }
 
-    /// Notes the end of a pass. `read`: an audit read the kernel, whatever became of its ops; one that did
-    /// not is tried again after a pause that doubles.
+    /// A pass has ended. `read`: an audit has read the kernel, whether its ops failed or not. An audit that could not
+    /// read is retried with exponential backoff.
     pub fn ended(&mut self, now: Duration, due: Due, read: bool) {
         self.last_end = Some(now);
         if matches!(due, Due::Drains | Due::Audit) {
@@ -127,12 +127,12 @@ impl Schedule {
         }
     }
 
-    /// When a few objects are to be looked at.
+    /// The time of the next probe.
     pub fn probe_at(&self) -> Duration {
         self.last_probe.saturating_add(PROBE_PERIOD)
     }
 
-    /// When the next pass is to start, and which.
+    /// The time and the kind of the next pass.
     pub fn next(&self, waiting: &Waiting) -> (Duration, Due) {
         let Some(last_end) = self.last_end else { return (Duration::ZERO, Due::Audit) };
         let earliest = last_end.saturating_add(self.min_period);
@@ -170,15 +170,14 @@ impl Schedule {
         if self.audit_soon {
             return self.after_reading();
         }
-        last.saturating_add(self.audit_period.max(self.audit_cost.saturating_mul(AUDIT_SHARE)))
+        last.saturating_add(self.audit_period.max(self.audit_time.saturating_mul(AUDIT_SHARE)))
     }
 
-    /// When the kernel may be read again.
+    /// The earliest time of the next reading.
     fn after_reading(&self) -> Duration {
         self.last_reading.map_or(Duration::ZERO, |at| at.saturating_add(RECHECK_PAUSE))
     }
 
-    /// The pause after the last failure.
     fn backoff(&self) -> Duration {
         match self.failures {
             0 => Duration::ZERO,
@@ -199,21 +198,21 @@ mod tests {
     const DIRTY: Waiting = Waiting { dirty: true, ..IDLE };
 
     /// A schedule whose first audit ended at that time.
-    fn audited(min_period: Duration, at: Duration) -> Schedule {
+    fn after_first_audit(min_period: Duration, at: Duration) -> Schedule {
         let mut schedule = Schedule::new(min_period, s(30));
-        schedule.began_audit(at);
+        schedule.begin_audit(at);
         schedule.ended(at, Due::Audit, true);
         schedule
     }
 
     #[test]
-    fn the_first_pass_is_an_audit_at_once() {
+    fn the_first_pass_is_an_immediate_audit() {
         assert_eq!(Schedule::new(s(1), s(30)).next(&DIRTY), (s(0), Due::Audit));
     }
 
     #[test]
     fn changes_wait_for_the_minimum_pause_and_audits_for_their_period() {
-        let mut schedule = audited(s(1), s(10));
+        let mut schedule = after_first_audit(s(1), s(10));
         assert_eq!(schedule.next(&DIRTY), (s(11), Due::Changes));
         assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
         schedule.ended(s(39), Due::Changes, true);
@@ -223,40 +222,40 @@ mod tests {
     }
 
     #[test]
-    fn changes_do_not_put_off_an_audit_for_ever() {
-        let mut schedule = audited(s(0), s(10));
+    fn continuous_changes_do_not_delay_an_audit() {
+        let mut schedule = after_first_audit(s(0), s(10));
         schedule.ended(s(50), Due::Changes, true);
         assert_eq!(schedule.next(&DIRTY), (s(50), Due::Audit));
     }
 
     #[test]
-    fn an_audit_that_is_asked_for_comes_a_second_after_the_last_reading() {
-        let mut schedule = audited(s(0), s(10));
+    fn a_requested_audit_starts_a_second_after_the_last_reading() {
+        let mut schedule = after_first_audit(s(0), s(10));
         schedule.audit_soon();
         assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit));
-        schedule.began_audit(s(11));
+        schedule.begin_audit(s(11));
         schedule.audit_soon();
         schedule.ended(s(12), Due::Audit, true);
-        assert_eq!(schedule.next(&IDLE), (s(12), Due::Audit), "asked for while it ran");
+        assert_eq!(schedule.next(&IDLE), (s(12), Due::Audit), "requested while it ran");
     }
 
     #[test]
-    fn rechecks_are_a_second_apart_and_do_not_put_off_changes() {
-        let mut schedule = audited(s(0), s(10));
+    fn rechecks_are_a_second_apart_and_do_not_delay_changes() {
+        let mut schedule = after_first_audit(s(0), s(10));
         for now in [s(11), s(12), s(13)] {
             schedule.recheck();
             assert_eq!(schedule.next(&IDLE), (now, Due::Recheck));
             assert_eq!(schedule.next(&DIRTY).1, Due::Changes);
-            schedule.began_recheck(now);
+            schedule.begin_recheck(now);
             schedule.ended(now, Due::Recheck, true);
         }
         assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
     }
 
     #[test]
-    fn changes_do_not_wait_for_an_audit_that_goes_on() {
-        let mut schedule = audited(s(1), s(10));
-        schedule.began_audit(s(40));
+    fn changes_do_not_wait_for_the_end_of_an_audit() {
+        let mut schedule = after_first_audit(s(1), s(10));
+        schedule.begin_audit(s(40));
         assert_eq!(schedule.next(&DIRTY), (s(11), Due::Changes));
         assert_eq!(schedule.next(&IDLE), (Duration::MAX, Due::Audit));
         schedule.ended(s(41), Due::Changes, true);
@@ -264,19 +263,19 @@ mod tests {
     }
 
     #[test]
-    fn audits_that_take_long_are_further_apart() {
-        let mut schedule = audited(s(1), s(10));
-        schedule.audit_cost(Duration::from_millis(100));
+    fn long_audits_are_less_frequent() {
+        let mut schedule = after_first_audit(s(1), s(10));
+        schedule.set_audit_time(Duration::from_millis(100));
         assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
-        schedule.audit_cost(Duration::from_millis(800));
+        schedule.set_audit_time(Duration::from_millis(800));
         assert_eq!(schedule.next(&IDLE), (s(130), Due::Audit));
         schedule.audit_soon();
-        assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit), "one that is asked for does not wait");
+        assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit), "a requested audit does not wait");
     }
 
     #[test]
-    fn changes_and_audits_do_not_wait_for_what_keeps_failing() {
-        let schedule = audited(s(0), s(10));
+    fn changes_and_audits_do_not_wait_for_retries() {
+        let schedule = after_first_audit(s(0), s(10));
         let failing = |dirty| Waiting { dirty, draining: false, retry_at: Some(s(35)) };
         assert_eq!(schedule.next(&failing(true)), (s(10), Due::Changes));
         assert_eq!(schedule.next(&failing(false)), (s(35), Due::Retry));
@@ -285,8 +284,8 @@ mod tests {
     }
 
     #[test]
-    fn drains_are_looked_at_every_ten_seconds() {
-        let mut schedule = audited(s(0), s(10));
+    fn drains_are_checked_every_ten_seconds() {
+        let mut schedule = after_first_audit(s(0), s(10));
         let draining = Waiting { draining: true, ..IDLE };
         assert_eq!(schedule.next(&draining), (s(20), Due::Drains));
         schedule.ended(s(20), Due::Drains, true);
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn audits_that_cannot_read_back_off_to_a_limit_and_a_success_forgets_them() {
+    fn audits_that_cannot_read_back_off_to_a_limit_and_a_success_resets_it() {
         let mut schedule = Schedule::new(s(0), s(30));
         let mut pauses = Vec::new();
         for _ in 0..10 {
@@ -304,7 +303,7 @@ mod tests {
         }
         assert_eq!(&pauses[..4], [250, 500, 1000, 2000]);
         assert_eq!(pauses[9], 30_000);
-        schedule.began_audit(s(900));
+        schedule.begin_audit(s(900));
         schedule.ended(s(900), Due::Audit, true);
         assert_eq!(schedule.next(&DIRTY), (s(900), Due::Changes));
     }

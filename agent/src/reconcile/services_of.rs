@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which Services are behind kernel objects.
+//! Finds the Services of kernel objects.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use crate::core::plan::subject::Subject;
 use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
-    /// The owners of all virtual servers.
+    /// The Service of every virtual server, one line each.
     pub fn owners(&self) -> String {
         let mut text = String::new();
         for vs in self.desired.virtual_servers() {
@@ -22,9 +22,9 @@ impl<K: Kernel> Reconciler<K> {
         text
     }
 
-    /// The Service behind each subject, where there is one.
+    /// The Service of each subject that has one.
     pub(super) fn services_of(&self, subjects: &BTreeSet<Subject>) -> Vec<(Subject, ObjectName)> {
-        // Addresses are many: they are searched once for all subjects.
+        // One search for all subjects: there are many addresses.
         let by_address: Map<IpAddr, &ObjectName> =
             if subjects.iter().any(|subject| subject.address().is_some()) {
                 self.desired.virtual_servers().map(|vs| (vs.key.addr, &vs.service)).collect()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Services at an address of this node that take the traffic of a program which listens there.
+//! Finds Services at an address of this node that take the traffic of a program which listens there.
 
 use std::collections::BTreeSet;
 
@@ -13,13 +13,13 @@ use crate::core::service::node_facts::Binding;
 use crate::kernel::Kernel;
 use crate::notices;
 
-/// Which Services can shadow a program, and which do.
+/// Services that can shadow a program, and those that do.
 #[derive(Debug, Default)]
 pub(super) struct Shadows {
-    /// Services with a VIP that is an address on a link.
+    /// Services with a VIP that is an address on a link of this node.
     at_own_address: BTreeSet<ObjectName>,
-    /// What was told.
-    told: BTreeSet<(VsKey, ObjectName)>,
+    /// Shadowed programs that were reported.
+    reported: BTreeSet<(VsKey, ObjectName)>,
 }
 
 impl Shadows {
@@ -34,7 +34,7 @@ impl Shadows {
         }
     }
 
-    /// The virtual servers at which a program listens that gets nothing any more, with their Services.
+    /// The virtual servers that take the traffic of a listening program, with their Services.
     fn find(
         &self,
         desired: &Desired,
@@ -56,17 +56,17 @@ impl Shadows {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// Tells which programs newly get nothing any more.
-    pub(super) fn tell_shadowed(&mut self, changes: &Changes) {
+    /// Reports newly shadowed programs.
+    pub(super) fn report_shadowed(&mut self, changes: &Changes) {
         self.shadows.follow(&self.desired, changes);
         let Some(observed) = self.mirror.observed() else { return };
         if self.shadows.at_own_address.is_empty() {
-            return self.shadows.told.clear();
+            return self.shadows.reported.clear();
         }
         let is_own = |key: &VsKey| self.node.addresses.binary_search(&key.addr).is_ok();
         let found = self.shadows.find(&self.desired, is_own, &observed.listeners);
-        let new = found.difference(&self.shadows.told);
+        let new = found.difference(&self.shadows.reported);
         self.reporting.events.send(new.map(|(key, name)| notices::shadowed(name, key)));
-        self.shadows.told = found;
+        self.shadows.reported = found;
     }
 }

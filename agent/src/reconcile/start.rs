@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What can be done before every list is complete: the kernel is read, and where it holds nothing yet the
-//! Services that every pod needs are programmed.
+//! Before every list is complete, the kernel is read, and on a node without Service state the priority Services are
+//! programmed, which every pod needs.
 //!
-//! Only there: rules and sets over some of the Services must not replace any over all of them.
+//! Only there: rules and sets of some Services must not replace those of all Services.
 
 use crate::core::plan::pass::{Due, Pass};
 use std::time::Duration;
@@ -11,21 +11,21 @@ use super::{PassScope, Reconciler};
 use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
-    /// Whether a whole pass was made.
+    /// Whether a whole pass has run.
     pub(super) fn is_whole(&self) -> bool {
         self.mirror.is_synced()
     }
 
-    /// Does what can be done at the time `now` although lists are missing. The pass, if there was one.
-    pub fn prepare(&mut self, now: Duration) -> Option<Pass> {
-        // What keeps the lists from coming may be found in the kernel.
+    /// Does what is possible although lists are incomplete. Returns the pass, if one ran.
+    pub fn sync_early(&mut self, now: Duration) -> Option<Pass> {
+        // The mirror shows addresses that block the way to the API server.
         if self.mirror.wants_reading(now) {
             self.read_early(now);
         }
-        if self.had_priority_turn || !self.store.has_priority() || !self.knows_local_traffic() {
+        if self.priority_done || !self.store.has_priority() || !self.knows_local_traffic() {
             return None;
         }
-        self.had_priority_turn = true;
+        self.priority_done = true;
         if self.mirror.observed().is_none() {
             self.read_early(now);
         }
@@ -39,10 +39,10 @@ impl<K: Kernel> Reconciler<K> {
         Some(pass)
     }
 
-    /// Reads the kernel. A failed reading is retried, and reported, when it is needed.
+    /// Reads the kernel. A failure is not reported here: the first whole pass reads again.
     fn read_early(&mut self, now: Duration) {
         if let Err(error) = self.read_everything(now) {
-            tracing::debug!("{error}; retried when all objects are known");
+            tracing::debug!("{error}; retried when every list is complete");
         }
     }
 }

@@ -33,8 +33,7 @@ fn cluster() -> Cluster {
         .slice("web", &["10.244.1.5@n1"], &["p/TCP/8080"])
 }
 
-/// An agent that knows a part of the cluster: the Node, and what the small lists hold or the large ones began
-/// with.
+/// An agent with incomplete lists, but with the Node and the objects of the cluster.
 fn starting(kernel: FakeKernel, first: bool) -> Agent {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     store.update(|update| {
@@ -56,32 +55,32 @@ fn servers(agent: &mut Agent) -> Vec<String> {
     keys.iter().map(ToString::to_string).collect()
 }
 
-/// What the whole cluster leads to.
-fn whole() -> FakeKernel {
+/// The kernel with the whole cluster programmed.
+fn programmed() -> FakeKernel {
     let mut agent = Agent::start(kernel(), &cluster());
     agent.converge(Due::Audit, 1);
     agent.kill()
 }
 
 #[test]
-fn on_a_node_that_holds_nothing_the_first_services_come_before_the_lists() {
+fn on_a_node_without_state_priority_services_are_programmed_before_the_lists_are_complete() {
     let mut agent = starting(kernel(), true);
-    let pass = agent.reconciler.prepare(NOW).unwrap();
+    let pass = agent.reconciler.sync_early(NOW).unwrap();
     assert!(pass.is_clean());
     assert_eq!(servers(&mut agent), ["TCP 10.96.0.1:443"]);
-    assert!(agent.kernel().exposed().is_empty(), "its address is guarded");
+    assert!(agent.kernel().exposed().is_empty(), "its address has a filter");
     assert_eq!(agent.kernel().state.virtual_servers.values().next().unwrap().real_servers.len(), 1);
     assert!(!agent.reconciler.is_ready(), "all others still wait for the lists");
-    assert_eq!(agent.reconciler.prepare(NOW), None, "once");
+    assert_eq!(agent.reconciler.sync_early(NOW), None, "once");
     cluster().put(&agent.store);
     assert!(agent.reconciler.sync(Due::Audit, NOW + FRESH).is_clean());
     assert_eq!(agent.kernel().counts.observations, 1, "the early reading was enough");
     assert_eq!(agent.kernel().count(OpKind::Bind), 2, "each address once");
-    assert_eq!(agent.kill().state, whole().state);
+    assert_eq!(agent.kill().state, programmed().state);
 }
 
 #[test]
-fn where_anything_stands_nothing_is_written_before_the_lists_are_complete() {
+fn on_a_node_with_state_nothing_is_written_before_the_lists_are_complete() {
     let changes: [fn(&mut FakeKernel); 5] = [
         |kernel| kernel.state.addresses.clear(),
         |kernel| kernel.state.virtual_servers.clear(),
@@ -93,39 +92,39 @@ fn where_anything_stands_nothing_is_written_before_the_lists_are_complete() {
         },
     ];
     for (n, change) in changes.into_iter().enumerate() {
-        let mut node = whole();
+        let mut node = programmed();
         change(&mut node);
         let before = node.state.clone();
         let mut agent = starting(node, true);
-        assert_eq!(agent.reconciler.prepare(NOW), None, "{n}");
+        assert_eq!(agent.reconciler.sync_early(NOW), None, "{n}");
         assert_eq!(agent.kernel().state, before, "{n}");
     }
 }
 
 #[test]
-fn without_the_first_services_the_kernel_is_only_read() {
+fn without_priority_services_the_kernel_is_only_read() {
     let mut agent = starting(kernel(), false);
     for _ in 0..3 {
-        assert_eq!(agent.reconciler.prepare(NOW), None);
+        assert_eq!(agent.reconciler.sync_early(NOW), None);
     }
     assert_eq!(agent.kernel().counts.observations, 1);
     assert!(agent.kernel().counts.ops.is_empty());
 }
 
 #[test]
-fn an_early_reading_is_repeated_when_it_is_old_or_wrong_or_failed() {
+fn an_early_reading_is_repeated_if_it_is_old_outdated_or_failed() {
     let whole_pass = |agent: &mut Agent, now: Duration| {
         cluster().put(&agent.store);
         assert!(agent.reconciler.sync(Due::Audit, now).is_clean());
         (agent.kernel().counts.observations, agent.kernel().state.virtual_servers.len())
     };
-    let mut agent = starting(whole(), true);
-    agent.reconciler.prepare(NOW);
+    let mut agent = starting(programmed(), true);
+    agent.reconciler.sync_early(NOW);
     let before = agent.kernel().counts.observations;
     assert_eq!(whole_pass(&mut agent, NOW + FRESH), (before, 2), "young enough");
     for changed in [false, true] {
-        let mut agent = starting(whole(), true);
-        agent.reconciler.prepare(NOW);
+        let mut agent = starting(programmed(), true);
+        agent.reconciler.sync_early(NOW);
         agent.kernel().state.virtual_servers.clear();
         if changed {
             agent.reconciler.mirror.outdated();
@@ -135,18 +134,18 @@ fn an_early_reading_is_repeated_when_it_is_old_or_wrong_or_failed() {
     }
     let mut agent = starting(kernel(), false);
     agent.kernel().fail_next_observe();
-    assert_eq!(agent.reconciler.prepare(NOW), None);
+    assert_eq!(agent.reconciler.sync_early(NOW), None);
     assert_eq!(whole_pass(&mut agent, NOW).1, 2);
 }
 
 #[test]
-fn what_fails_ahead_is_done_with_all_others() {
+fn early_failures_are_retried_with_the_first_whole_pass() {
     for uncertain in [false, true] {
         let mut agent = starting(kernel(), true);
         agent.kernel().fail_at(20, uncertain);
-        assert!(!agent.reconciler.prepare(NOW).unwrap().is_clean());
+        assert!(!agent.reconciler.sync_early(NOW).unwrap().is_clean());
         cluster().put(&agent.store);
         agent.converge(Due::Audit, 1);
-        assert_eq!(agent.kill().state, whole().state, "{uncertain}");
+        assert_eq!(agent.kill().state, programmed().state, "{uncertain}");
     }
 }

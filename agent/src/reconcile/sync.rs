@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One pass: plan, apply, follow what was acknowledged.
+//! One pass: plans, applies the plan, and updates the mirror by the acknowledged ops.
 
 use crate::core::plan::outcome::{Outcome, Report};
 use crate::core::plan::pass::{Due, Pass};
@@ -14,14 +14,14 @@ use crate::core::model::{Family, ObjectName, PerFamily, VsKey};
 use crate::core::plan::drain;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::{PlanInput, RulesBasis, all_keys, build_plan};
-use crate::kernel::{Applied, Kernel, Terms, apply};
+use crate::kernel::{Applied, Kernel, RunContext, apply};
 use crate::notices;
 
-/// How long new addresses wait for the program that writes their filter: as long as such a program takes
-/// when nothing is wrong. What takes longer goes on beside the loop.
-pub(super) const PATIENCE: Duration = Duration::from_millis(50);
-/// The same in the first pass, when nothing else waits.
-const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+/// How long new addresses wait for the `iptables-restore` that writes their filter: as long as it normally takes. If it
+/// takes longer, the addresses are bound by a later pass.
+pub(super) const RULES_TIMEOUT: Duration = Duration::from_millis(50);
+/// The same in the first pass, for which nothing else waits.
+const FIRST_RULES_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl<K: Kernel> Reconciler<K> {
     pub(super) fn pass(&mut self, due: Due, scope: PassScope, now: Duration) -> Pass {
@@ -56,32 +56,32 @@ impl<K: Kernel> Reconciler<K> {
         if audit {
             self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         }
-        self.look_for_connections(&mut observed, &keys, now);
+        self.read_connections(&mut observed, &keys, now);
         let plan = self.plan(&observed, &keys, audit, now);
         self.retries.expedite(&plan);
-        let patience = if first || !self.is_whole() { FIRST_PATIENCE } else { PATIENCE };
-        let Applied { report, finished } = self.apply(&plan, &observed, now, patience);
+        let rules_timeout = if first || !self.is_whole() { FIRST_RULES_TIMEOUT } else { RULES_TIMEOUT };
+        let Applied { report, finished } = self.apply(&plan, &observed, now, rules_timeout);
         let drift = if audit && !first { self.drift(&plan, &report, &changes, &retried) } else { Vec::new() };
         if first {
-            self.name_foreign_servers(&plan, &report, &observed);
+            self.report_foreign_servers(&plan, &report, &observed);
         }
         self.follow(&plan, &report, &mut observed, now);
         self.retries.record(&keys, &plan, &report, now, &mut self.pending);
-        let looked = (audit, observed.unread_rules);
-        self.takeover.follow(&plan, &report, looked, |subject| self.retries.tries(subject));
+        let read = (audit, observed.unread_rules);
+        self.takeover.follow(&plan, &report, read, |subject| self.retries.tries(subject));
         self.share_lists(&keys, &mut observed);
-        self.settle_rules(&plan, &report, &observed);
-        // Who has connections is asked anew whenever it matters.
+        self.update_rules_basis(&plan, &report, &observed);
+        // Connections are read again when they are needed.
         observed.busy = Set::default();
         self.reporting.metrics.applied(&plan, &report, &self.desired, &observed);
         self.mirror.put_back(observed);
         self.take_finished(finished, now);
-        self.tell(&changes);
+        self.report_changes(&changes);
         if audit || !changes.noticed.is_empty() {
-            self.tell_shadowed(&changes);
+            self.report_shadowed(&changes);
         }
         let services = std::mem::take(&mut self.touched);
-        let (synced, incomplete) = self.tell_health();
+        let (synced, incomplete) = self.report_health();
         Pass { plan, report, drift, services, synced, incomplete, unreadable: None }
     }
 
@@ -100,16 +100,16 @@ impl<K: Kernel> Reconciler<K> {
         plan: &Plan,
         observed: &Observed,
         now: Duration,
-        patience: Duration,
+        rules_timeout: Duration,
     ) -> Applied {
         let unread = Family::ALL.into_iter().filter(|family| observed.unread_rules[family]).collect();
         let health = self.reporting.health.clone();
         let progress = || health.beat();
-        let terms = Terms { retries: &self.retries, now, unread, patience, progress: &progress };
-        apply(&mut self.kernel, plan, terms)
+        let context = RunContext { retries: &self.retries, now, unread, rules_timeout, progress: &progress };
+        apply(&mut self.kernel, plan, context)
     }
 
-    /// The mirror follows what the kernel acknowledged; what is uncertain is read again.
+    /// Updates the mirror by the acknowledged ops. Objects in an uncertain state are read again.
     pub(super) fn follow(&mut self, plan: &Plan, report: &Report, observed: &mut Observed, now: Duration) {
         self.forget_flows_of_bound(plan, report);
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
@@ -118,13 +118,13 @@ impl<K: Kernel> Reconciler<K> {
                     self.reporting.metrics.done(op, observed);
                     observed.record(op);
                     self.drains.record(op, now);
-                    // A wider prefix of a wanted address is gone: now there is room for ours.
+                    // An address with a shorter prefix is removed: the wanted one can be bound now.
                     if let Op::Unbind(net) = op
                         && self.desired.wants_address(net.addr())
                     {
                         self.pending.addresses.insert(net.addr());
                     }
-                    // Without connections it goes with the next pass.
+                    // Without connections it is removed by the next pass.
                     if let Op::DrainRealServer(vs, _) = op {
                         self.pending.virtual_servers.insert(*vs);
                     }
@@ -135,8 +135,8 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Before a VIP is bound the node routes datagrams for it elsewhere, and connection tracking remembers that: the
-    /// flows of its Services are deleted after it was bound, if this pass has not done that.
+    /// Before a VIP is bound, the node routes its datagrams elsewhere, and conntrack keeps these flows: the next pass
+    /// deletes them, unless this pass has done so.
     fn forget_flows_of_bound(&mut self, plan: &Plan, report: &Report) {
         let done = || plan.ops.iter().zip(&report.outcomes).filter(|(_, outcome)| **outcome == Outcome::Done);
         let bound = done().filter_map(|(op, _)| if let Op::Bind(addr) = op { Some(*addr) } else { None });
@@ -153,7 +153,7 @@ impl<K: Kernel> Reconciler<K> {
         self.pending.flows.append(&mut services);
     }
 
-    /// Lists that are as wanted are kept once.
+    /// Shares the lists of real servers between the wanted state and the mirror where they are equal.
     fn share_lists(&self, keys: &Changes, observed: &mut Observed) {
         for key in &keys.virtual_servers {
             if let (Some(server), Some(wanted)) =
@@ -164,8 +164,8 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Rules that are as they must be are compared again when what they follow from changes.
-    fn settle_rules(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
+    /// Keeps the inputs of the rules that are in place: they are compared again only if an input changes.
+    fn update_rules_basis(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
         for family in Family::ALL {
             let of_family = |op: &Op| match op {
                 Op::WriteRules(rules) => rules.family == family,
@@ -173,14 +173,13 @@ impl<K: Kernel> Reconciler<K> {
                 _ => false,
             };
             let open = |(op, outcome): (&Op, &Outcome)| of_family(op) && *outcome != Outcome::Done;
-            let settled = !observed.unread_rules[family] && !plan.ops.iter().zip(&report.outcomes).any(open);
-            self.rules[family] = settled.then(|| RulesBasis::build(family, &self.desired, observed));
+            let in_place = !observed.unread_rules[family] && !plan.ops.iter().zip(&report.outcomes).any(open);
+            self.rules[family] = in_place.then(|| RulesBasis::build(family, &self.desired, observed));
         }
     }
 
-    /// Finds out which real servers that drain have connections. When that cannot be read they are taken to have
-    /// some: they drain until it can.
-    fn look_for_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
+    /// Reads which draining real servers have connections. If that fails, all of them keep draining.
+    fn read_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
         let servers = drain::with_drains(&self.desired, observed, &changes.virtual_servers);
         if servers.is_empty() {
             return;
@@ -193,13 +192,13 @@ impl<K: Kernel> Reconciler<K> {
             };
             servers.iter().flat_map(all).collect()
         });
-        let asked: Set<VsKey> = servers.into_iter().collect();
-        observed.busy.retain(|(vs, _)| !asked.contains(vs));
+        let read: Set<VsKey> = servers.into_iter().collect();
+        observed.busy.retain(|(vs, _)| !read.contains(vs));
         observed.busy.extend(busy);
     }
 
-    /// Tells the operator what changed in conflicts and notices.
-    fn tell(&self, changes: &Changes) {
+    /// Reports new conflicts and notices.
+    fn report_changes(&self, changes: &Changes) {
         notices::log_own_addresses(&self.desired, changes);
         self.reporting.events.send(notices::build(&self.desired, changes));
         self.reporting.metrics.changed(&self.desired, changes, self.drains.len());

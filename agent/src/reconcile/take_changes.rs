@@ -3,7 +3,6 @@
 
 use crate::core::model::PerFamily;
 use std::net::IpAddr;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 use std::time::SystemTime;
@@ -16,20 +15,21 @@ use crate::core::model::settings::LocalTraffic;
 use crate::core::service::fragment::build_fragment;
 use crate::core::service::node_facts::NodeFacts;
 use crate::kernel::Kernel;
+use crate::lock::join;
 use crate::store::Dirty;
 
-/// So many changed Services are worth a second thread.
+/// Number of changed Services from which a second thread helps.
 const MANY: usize = 1000;
 
 impl<K: Kernel> Reconciler<K> {
-    /// Takes what changed, or ahead of all others the first Services. When a fact about the node changed,
-    /// every fragment is built again.
+    /// Takes the changed Services, or the priority Services. If a fact about the node changed, all fragments are built
+    /// again.
     pub(super) fn take_changes(&mut self, scope: &PassScope) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
         changes.everything = matches!(scope, PassScope::Everything);
-        let ahead = matches!(scope, PassScope::Priority);
-        let mut dirty = if ahead { self.store.priority() } else { self.take_dirty() };
-        if self.learn_node() && !ahead {
+        let early = matches!(scope, PassScope::Priority);
+        let mut dirty = if early { self.store.priority() } else { self.take_changed() };
+        if self.learn_node() && !early {
             let gone: Vec<Dirty> = dirty.into_iter().filter(|d| d.service.is_none()).collect();
             dirty = self.store.all();
             dirty.extend(gone);
@@ -40,7 +40,7 @@ impl<K: Kernel> Reconciler<K> {
         changes
     }
 
-    /// A second thread builds half of the fragments where there are many.
+    /// Updates the wanted state. A second thread builds half of the fragments if there are many.
     fn update_desired(&mut self, dirty: &[Dirty], changes: &mut Changes) {
         let Self { desired, node, settings, .. } = self;
         let build = |dirty: &Dirty| {
@@ -58,16 +58,16 @@ impl<K: Kernel> Reconciler<K> {
         thread::scope(|scope| {
             let built = scope.spawn(|| there.iter().map(build).collect::<Vec<_>>());
             here.iter().for_each(|dirty| update(dirty, build(dirty)));
-            let built = built.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let built = join(built);
             there.iter().zip(built).for_each(|(dirty, fragment)| update(dirty, fragment));
         });
     }
 
-    fn take_dirty(&self) -> Vec<Dirty> {
+    fn take_changed(&self) -> Vec<Dirty> {
         let since = self.store.waiting_since();
         self.reporting.metrics.working_on(since);
         if since.is_some() {
-            // One that came in while this pass was reading the kernel was not noticed before.
+            // A change that arrived during the reading of the kernel is not counted yet.
             self.reporting.health.with(|health| health.changed(SystemTime::now()));
         }
         let mut dirty = self.store.take_dirty();
@@ -77,7 +77,7 @@ impl<K: Kernel> Reconciler<K> {
         dirty
     }
 
-    /// Routes through these came. What is bound is looked at again; what comes later is compared with them.
+    /// Adds the gateways of new routes to the protected addresses. If one is bound, all fragments are built again.
     pub(super) fn learn_gateways(&mut self, gateways: &[IpAddr]) {
         let new: Vec<IpAddr> =
             gateways.iter().copied().filter(|gateway| !self.protected.gateways.contains(gateway)).collect();
@@ -93,7 +93,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Takes up what is new about the node; true when it changes what Services want.
+    /// Updates the facts about the node; true: the wanted state depends on the change.
     fn learn_node(&mut self) -> bool {
         self.node_object = self.store.node().or(self.node_object.take());
         let node = &self.node_object;
@@ -108,7 +108,7 @@ impl<K: Kernel> Reconciler<K> {
         if self.store.is_synced() {
             self.reporter.node(&self.node.name, self.store.node().is_some());
         }
-        // As with kube-proxy, what a Node that is gone last said stays in force.
+        // As in kube-proxy, the last version of a deleted Node stays in force.
         let eligible = node.as_ref().is_some_and(|n| !n.leaving);
         self.reporting.health.with(|health| health.set_eligible(eligible));
         let Some(observed) = self.mirror.observed() else { return false };
@@ -154,7 +154,7 @@ mod tests {
     fn put(store: &Store, numbers: std::ops::Range<usize>) {
         store.update(|update| {
             for number in numbers {
-                // Every third one loses its VIP to the one before it.
+                // Every third Service has the VIP of the one before it.
                 let [.., high, low] = (number - usize::from(number % 3 == 1)).to_be_bytes();
                 update.put(Object::Service(Service {
                     name: ObjectName::new("d", &number.to_string()),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn many_at_once_are_the_same_as_a_few_at_a_time() {
+    fn one_large_change_gives_the_same_state_as_many_small_ones() {
         let most = MANY + MANY / 2 + 1;
         let kernels = [most, MANY / 3].map(|group| {
             let store = Arc::new(Store::new(Arc::new(Inbox::default())));

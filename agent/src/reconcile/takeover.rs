@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Taking a node over from another mode of kube-proxy: its rules serve until ours do, then what it left
-//! is removed, once per start.
+//! Takes a node over from another kube-proxy mode: its rules stay in place until ours are, then they are removed, once
+//! per start.
 
 use crate::core::mirror::Observed;
 use crate::core::model::{Family, PerFamily};
@@ -8,32 +8,33 @@ use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::outcome::{Outcome, Report};
 use crate::core::plan::subject::Subject;
 
-/// What another mode's rules wait for may fail so many times in a row before they go all the same: they get
-/// older with every change of a Service.
-const PATIENCE: u32 = 3;
+/// After this many consecutive failures of the objects that they wait for, the rules of the other mode are removed
+/// anyway: each change of a Service makes them more outdated.
+const MAX_FAILURES: u32 = 3;
 
-/// How far it is.
+/// Progress of the takeover.
 #[derive(Debug, Default)]
 pub struct Takeover {
-    held: u32,
-    /// What the other mode left of each family is gone.
-    gone: PerFamily<bool>,
+    /// The highest number of consecutive failures that the removal waited for.
+    failures: u32,
+    /// Whether the leftovers of each family are removed.
+    removed: PerFamily<bool>,
     warned: bool,
 }
 
 impl Takeover {
-    /// Whether the other mode's rules may go on serving while something of ours does not.
+    /// Whether the rules of the other mode stay in place while objects of ours fail.
     pub fn waits(&self) -> bool {
-        self.held < PATIENCE
+        self.failures < MAX_FAILURES
     }
 
-    /// Looks at rules that were read. On a node shared with another proxy its rules are ignored. If rules
+    /// Checks rules that were read. On a node shared with another proxy its rules are ignored. If rules
     /// reappear after they were removed, a kube-proxy is running: warn, and leave them alone.
     pub fn review(&mut self, observed: &mut Observed, shares_node: bool) {
         let mut found = false;
         for family in Family::ALL {
-            if shares_node || self.gone[family] {
-                found |= pass_over(observed, family);
+            if shares_node || self.removed[family] {
+                found |= ignore_leftovers(observed, family);
                 continue;
             }
             observed.rules[family].leftovers.kept.iter().for_each(|chain| {
@@ -55,8 +56,8 @@ impl Takeover {
         self.warned = found;
     }
 
-    /// Follows a pass. Of `unread` families nobody knows yet what another mode left. `tries` tells how many
-    /// times a subject, or what blocks it, failed in a row.
+    /// Takes the results of a pass. `unread`: families whose leftovers are unknown. `tries` returns the number of
+    /// consecutive failures of a subject, or of the subject that blocks it.
     pub fn follow(
         &mut self,
         plan: &Plan,
@@ -70,20 +71,20 @@ impl Takeover {
             let both = plan.ops.iter().zip(&report.outcomes);
             let outcomes: Vec<&Outcome> =
                 both.filter_map(|(op, outcome)| of_family(op).then_some(outcome)).collect();
-            let held = outcomes.iter().filter_map(|outcome| match outcome {
+            let failures = outcomes.iter().filter_map(|outcome| match outcome {
                 Outcome::Blocked(cause) => Some(tries(cause)),
                 _ => None,
             });
-            self.held = self.held.max(held.max().unwrap_or(0));
+            self.failures = self.failures.max(failures.max().unwrap_or(0));
             let done = outcomes.iter().all(|outcome| **outcome == Outcome::Done);
-            let looked = audit || !outcomes.is_empty();
-            self.gone[family] |= done && looked && !unread[family];
+            let compared = audit || !outcomes.is_empty();
+            self.removed[family] |= done && compared && !unread[family];
         }
     }
 }
 
-/// Takes the leftovers of a family for not seen; true when there were some.
-fn pass_over(observed: &mut Observed, family: Family) -> bool {
+/// Ignores the leftovers of a family; true: there were some.
+fn ignore_leftovers(observed: &mut Observed, family: Family) -> bool {
     let rules = !std::mem::take(&mut observed.rules[family].leftovers).is_empty();
     rules | std::mem::take(&mut observed.nft_tables[family])
 }
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_back_is_somebody_elses() {
+    fn leftovers_that_reappear_are_not_removed() {
         let mut agent = agent();
         agent.converge(Due::Audit, 1);
         assert_eq!(agent.kernel().count(OpKind::RemoveLeftovers), 1);
@@ -127,18 +128,18 @@ mod tests {
     }
 
     #[test]
-    fn old_rules_serve_for_three_failed_passes_and_no_more() {
+    fn old_rules_stay_in_place_for_three_failed_passes() {
         let mut agent = agent();
-        for pass in 0..=PATIENCE {
+        for pass in 0..=MAX_FAILURES {
             agent.kernel().fail_next(OpKind::Bind);
             assert!(!agent.sync(if pass == 0 { Due::Audit } else { Due::Changes }).is_clean());
             let there = !agent.kernel().state.rules[Family::V4].leftovers.is_empty();
-            assert_eq!(there, pass < PATIENCE, "pass {pass}");
+            assert_eq!(there, pass < MAX_FAILURES, "pass {pass}");
         }
     }
 
     #[test]
-    fn what_could_not_be_removed_is_tried_again() {
+    fn a_failed_removal_of_leftovers_is_retried() {
         let mut agent = agent();
         agent.kernel().fail_next(OpKind::RemoveLeftovers);
         assert!(!agent.sync(Due::Audit).is_clean());
@@ -147,11 +148,15 @@ mod tests {
     }
 
     #[test]
-    fn beside_another_proxy_its_rules_are_no_leftovers() {
+    fn rules_of_another_proxy_on_a_shared_node_are_no_leftovers() {
         let mut observed = Observed { nft_tables: PerFamily::new(true, false), ..Observed::default() };
         let mut takeover = Takeover::default();
         takeover.review(&mut observed, false);
-        assert_eq!(observed.nft_tables, PerFamily::new(true, false), "alone they are to go");
+        assert_eq!(
+            observed.nft_tables,
+            PerFamily::new(true, false),
+            "on a node that is not shared they are removed"
+        );
         takeover.review(&mut observed, true);
         assert_eq!(observed.nft_tables, PerFamily::new(false, false));
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Real servers that leave: when they drain, and when they go.
+//! Removed real servers: when they drain, and when they are removed.
 
 use super::*;
 
-/// An agent that just set the weight of an endpoint to 0.
+/// An agent that has just set the weight of an endpoint to 0.
 fn drained() -> Reconciler<FakeKernel> {
     let store = new_store();
     before(&store);
@@ -15,39 +15,39 @@ fn drained() -> Reconciler<FakeKernel> {
 }
 
 #[test]
-fn connections_that_cannot_be_asked_for_are_not_cut() {
+fn endpoints_whose_connections_cannot_be_read_are_not_removed() {
     let mut r = drained();
     assert_eq!(r.kernel().count(OpKind::DrainRealServer), 2, "ClusterIP and external IP");
     r.kernel().fail_next_busy();
     assert!(r.sync(Due::Changes, now()).is_clean());
     assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 0);
-    let looks = r.kernel().counts.looks;
+    let busy_reads = r.kernel().counts.busy_reads;
     assert!(r.sync(Due::Drains, now()).is_clean());
-    assert_eq!(r.kernel().counts.looks, looks + 1, "one look, however many drain");
-    assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 2, "they were idle");
+    assert_eq!(r.kernel().counts.busy_reads, busy_reads + 1, "one read for all draining endpoints");
+    assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 2, "they have no connections");
 }
 
-/// Between a look at the connections and a removal one may come, and the kernel would end it.
+/// A connection can begin between the reading of connections and a removal, which would break it.
 #[test]
-fn a_connection_that_comes_while_its_endpoint_leaves_is_kept() {
+fn a_connection_that_begins_during_the_removal_of_its_endpoint_is_kept() {
     let mut r = drained();
-    let looks = r.kernel().counts.looks;
-    assert_eq!(looks, 0, "what was seen before the weight is 0 says nothing");
+    let busy_reads = r.kernel().counts.busy_reads;
+    assert_eq!(busy_reads, 0, "connections are read only after the weight is 0");
     let leaving = RsKey { addr: [10, 244, 1, 1].into(), port: 8080 };
     let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, 1].into(), port: 80 };
     r.kernel().state.busy = [(vs, leaving)].into_iter().collect();
-    assert!(r.sync(Due::Changes, now()).is_clean(), "by itself");
+    assert!(r.sync(Due::Changes, now()).is_clean(), "without a retry");
     assert!(
         r.kernel().state.virtual_servers[&vs].real_servers.get(&leaving).is_some_and(|rs| rs.weight == 0)
     );
-    assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 1, "the one of the external IP");
+    assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 1, "that of the external IP");
     r.kernel().state.busy.clear();
     assert!(r.sync(Due::Drains, now()).is_clean());
     assert_eq!(r.kernel().count(OpKind::RemoveRealServer), 2);
 }
 
 #[test]
-fn readiness_that_returns_raises_the_weight_and_nothing_else() {
+fn an_endpoint_that_is_ready_again_only_gets_its_weight() {
     let store = new_store();
     before(&store);
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));

@@ -25,7 +25,7 @@ use crate::core::plan::op::Plan;
 use crate::core::plan::retries::Retries;
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Kernel, Terms, apply};
+use crate::kernel::{Kernel, RunContext, apply};
 use crate::reconcile::schedule::Schedule;
 use crate::reconcile::{Reconciler, Reporting};
 use crate::serve::health::SharedHealth;
@@ -75,11 +75,11 @@ pub fn kernel() -> FakeKernel {
 
 /// Runs a plan as an agent without earlier failures does.
 pub fn run_plan(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
-    let terms = Terms {
+    let terms = RunContext {
         retries: &Retries::default(),
         now: Duration::ZERO,
         unread: Vec::new(),
-        patience: Duration::ZERO,
+        rules_timeout: Duration::ZERO,
         progress: &|| {},
     };
     apply(kernel, plan, terms).report
@@ -161,7 +161,7 @@ impl Clocked {
     pub fn turn(&mut self) -> Duration {
         self.turns += 1;
         let now = &self.now;
-        self.agent.reconciler.turn(&|| now.get(), &mut self.schedule)
+        self.agent.reconciler.run_once(&|| now.get(), &mut self.schedule)
     }
 
     /// Runs the loop for `time`.

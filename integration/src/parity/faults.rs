@@ -97,7 +97,7 @@ impl Agent {
     fn sync(&mut self, due: Due) -> Pass {
         self.now += Duration::from_secs(31);
         let pass = self.reconciler.sync(due, self.now);
-        self.reconciler.tell_due(self.now);
+        self.reconciler.report_due(self.now);
         pass
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Programs that the agent runs: each has a deadline, and none is left behind. One that waits in the kernel
-//! (state D) outlives even SIGKILL: nobody waits for it, it is named, and reaped when it has ended at last.
+//! Runs programs, each with a deadline. A program that exceeds it is killed with everything that it started. A process
+//! in uninterruptible sleep (state D) ignores SIGKILL: the agent does not wait for it, reports its process id, and
+//! reaps it after it ends.
 
 use std::fmt;
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -16,59 +17,55 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::lock::lock;
 use crate::words;
 
-/// Pause between looks whether a program that has closed its output has ended.
+/// Pause between checks whether a program that has closed its output has ended.
 const EXIT_PAUSE: Duration = Duration::from_millis(2);
-/// How long a program that was killed may take to end.
+/// How long the agent waits for the end of a killed program.
 const KILLED: Duration = Duration::from_secs(1);
-/// So many processes of a program that do not end are enough: no other is started beside them.
+/// Limit of killed processes of one program that have not ended: no other is started then.
 const MOST_STUCK: usize = 8;
-/// Bytes read at once.
+/// Bytes of one read.
 const CHUNK: usize = 64 * 1024;
 
-/// Why a program gave no result.
+/// Why a program has no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChildError {
-    /// There is no such program.
     #[error("{0} is not installed")]
     Missing(String),
-    /// It cannot be started, or its output cannot be read.
+    /// It cannot be started, or its pipes failed.
     #[error("cannot run {0}: {1}")]
     Unusable(String, String),
-    /// It ran longer than it may and was killed.
+    /// It exceeded its deadline and was killed.
     #[error(
         "{program} did not end within {} s and was killed{}",
         limit.as_secs(), stuck.as_ref().map(Stuck::to_string).unwrap_or_default()
     )]
     TimedOut {
-        /// The program.
         program: String,
-        /// How long it might run.
+        /// The deadline.
         limit: Duration,
-        /// Its process, if it did not even end then.
+        /// Its process, if it has not ended after SIGKILL.
         stuck: Option<Stuck>,
     },
-    /// It ended with a failure.
+    /// It returned an error.
     #[error("{program} failed ({status}): {stderr}")]
     Failed {
-        /// The program.
         program: String,
-        /// Its exit status, in words.
+        /// Its exit status, as text.
         status: String,
-        /// Its exit code, if it was not killed by a signal.
+        /// Its exit code; `None`: a signal ended it.
         code: Option<i32>,
-        /// What it wrote to standard error.
         stderr: String,
     },
 }
 
-/// A process that was killed and does not end.
+/// A process that has not ended after SIGKILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stuck {
-    /// Its process id.
     pub pid: u32,
-    /// Its state, as in `/proc/PID/stat`; D: it waits in the kernel and cannot be woken.
+    /// Its state in `/proc/PID/stat`; D: it waits in the kernel and cannot be killed.
     pub state: char,
 }
 
@@ -77,23 +74,23 @@ impl fmt::Display for Stuck {
         let Self { pid, state } = self;
         write!(
             f,
-            ", but its process {pid} does not end (state {state}); /proc/{pid}/stack says what it waits for"
+            ", but its process {pid} does not end (state {state}); /proc/{pid}/stack shows what it waits for"
         )
     }
 }
 
-/// Programs with processes that were killed and had not ended when they were last looked at.
+/// Killed processes that had not ended at the last check, with the names of their programs.
 static STUCK: Mutex<Vec<(String, Child)>> = Mutex::new(Vec::new());
 
-/// How one sees whether a process has ended.
+/// Returns the exit status of a process that has ended.
 type WaitFn = fn(&mut Child) -> std::io::Result<Option<ExitStatus>>;
 
-/// Runs a program with text on its standard input and returns its standard output. `started` is told the
-/// process id before the program does anything. A program that runs longer than `limit` is killed, with
-/// everything that it started.
+/// Runs a program with text on its standard input and returns its standard output. `started` gets the process id
+/// before the program reads its input. A program that runs longer than `limit` is killed, with everything that it
+/// started.
 ///
 /// # Errors
-/// Says which program, and what was wrong with it.
+/// When the program cannot be run, fails or exceeds its deadline.
 pub fn run(
     program: &str,
     args: &[&str],
@@ -104,7 +101,7 @@ pub fn run(
     run_with(program, args, input, limit, started, Child::try_wait)
 }
 
-/// As [`run`]; `wait` tells whether a program that was killed has ended.
+/// Like [`run`]; `wait` checks whether a killed program has ended.
 fn run_with(
     program: &str,
     args: &[&str],
@@ -117,7 +114,7 @@ fn run_with(
     refuse_beside_stuck(program)?;
     let mut command = Command::new(program);
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
-    // A group of its own, so that what it starts can be killed with it.
+    // A separate process group, so that everything it starts can be killed with it.
     command.args(args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let child = command.spawn().map_err(|error| match error.kind() {
         ErrorKind::NotFound => ChildError::Missing(program.to_owned()),
@@ -146,10 +143,10 @@ fn run_with(
 }
 
 fn all_stuck() -> MutexGuard<'static, Vec<(String, Child)>> {
-    STUCK.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&STUCK)
 }
 
-/// Reaps what has ended meanwhile, of every program. An error when too many of this one have not.
+/// Reaps killed processes that have ended. An error if too many of this program have not.
 fn refuse_beside_stuck(program: &str) -> Result<(), ChildError> {
     let mut all = all_stuck();
     all.retain_mut(|(_, child)| matches!(child.try_wait(), Ok(None)));
@@ -162,8 +159,8 @@ fn refuse_beside_stuck(program: &str) -> Result<(), ChildError> {
     Err(ChildError::Unusable(program.to_owned(), why))
 }
 
-/// Kills a program with everything that it started, and waits a moment for its end. One that does not end is
-/// left to be reaped later, and returned.
+/// Kills a program with everything that it started, and waits briefly for its end. A process that does not end is
+/// returned, and reaped later.
 fn kill(program: &str, mut child: Child, wait: WaitFn) -> Option<Stuck> {
     let group = i32::try_from(child.id()).map(Pid::from_raw);
     let _ = group.map(|group| killpg(group, Signal::SIGKILL));
@@ -179,29 +176,29 @@ fn kill(program: &str, mut child: Child, wait: WaitFn) -> Option<Stuck> {
     None
 }
 
-/// The letter behind the name in `/proc/PID/stat`.
+/// The state in `/proc/PID/stat`; `?`: there is no such process.
 fn state(pid: u32) -> char {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?')
 }
 
-/// How a program ended, and what it wrote.
+/// Exit status and output of a program.
 struct End {
     status: ExitStatus,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
-/// A program that runs.
 struct Running {
     child: Child,
     deadline: Instant,
-    /// Its exit status is known: its process id may belong to another process by now.
+    /// Its exit status is known: its process id may belong to another process now.
     ended: bool,
 }
 
 impl Running {
-    /// Writes the input and reads both outputs to their end, then waits for the exit status; `None`: too late.
+    /// Writes the input and reads both outputs to their end, then waits for the exit status; `None`: the deadline
+    /// passed.
     fn talk(&mut self, input: &[u8]) -> std::io::Result<Option<End>> {
         let stdin = self.child.stdin.take().map(|pipe| non_blocking(pipe.into())).transpose()?;
         let mut pipes = [
@@ -230,13 +227,13 @@ impl Running {
         }
     }
 
-    /// The time that is left; `None`: none.
+    /// The time until the deadline; `None`: it has passed.
     fn left(&self) -> Option<Duration> {
         self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 }
 
-/// One end of a pipe: the input that is left to write, or the output read so far.
+/// One end of a pipe, with the input to write or the output read so far.
 struct Pipe {
     /// `None`: closed.
     file: Option<File>,
@@ -249,7 +246,7 @@ fn non_blocking(fd: OwnedFd) -> std::io::Result<File> {
     Ok(File::from(fd))
 }
 
-/// Waits until one of the pipes can be used, or the time is over.
+/// Waits until one of the pipes is ready, or the time is over.
 fn wait(files: [&Option<File>; 3], left: Duration) -> std::io::Result<()> {
     let [stdout, stderr, stdin] = files;
     let reading = [stdout, stderr].into_iter().flatten().map(|file| (file, PollFlags::POLLIN));
@@ -263,8 +260,8 @@ fn wait(files: [&Option<File>; 3], left: Duration) -> std::io::Result<()> {
     }
 }
 
-/// True when there is more to come later.
-fn later(error: &std::io::Error) -> bool {
+/// Whether the operation can be repeated later.
+fn is_temporary(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
@@ -283,7 +280,7 @@ impl Pipe {
                     return Ok(());
                 }
                 Ok(count) => self.bytes.extend_from_slice(&chunk[..count]),
-                Err(error) if later(&error) => return Ok(()),
+                Err(error) if is_temporary(&error) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
@@ -294,8 +291,8 @@ impl Pipe {
         while self.done < self.bytes.len() {
             match file.write(&self.bytes[self.done..]) {
                 Ok(count) => self.done += count,
-                Err(error) if later(&error) => return Ok(()),
-                // A program that ends early closes the pipe; its own message says why.
+                Err(error) if is_temporary(&error) => return Ok(()),
+                // A program that ends early closes the pipe; its error message says why.
                 Err(_) => break,
             }
         }
@@ -315,10 +312,10 @@ mod tests {
     }
 
     #[test]
-    fn large_input_and_output_do_not_wait_for_each_other() {
+    fn large_input_and_output_do_not_block_each_other() {
         let input = "line of text\n".repeat(100_000);
         assert_eq!(sh("cat", &input, LIMIT).unwrap(), input);
-        // A program that reads nothing of it.
+        // This program ignores its input.
         assert_eq!(sh("echo done", &input, LIMIT).unwrap(), "done\n");
         let error = sh("cat >/dev/null; echo no luck >&2; exit 4", &input, LIMIT).unwrap_err();
         assert!(
@@ -328,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_missing_is_named() {
+    fn a_missing_program_is_named_in_the_error() {
         let error = run("kube-ipvs-nothing", &[], "", LIMIT, |_| {}).unwrap_err();
         assert_eq!(error.to_string(), "kube-ipvs-nothing is not installed");
     }
@@ -338,7 +335,7 @@ mod tests {
         let limit = Duration::from_millis(200);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
-        // The second process keeps the pipes open when the first has ended.
+        // The second process keeps the pipes open after the first has ended.
         for script in ["sleep 600 & echo $! > FILE; wait", "sleep 600 & echo $! > FILE; exit 0"] {
             let script = script.replace("FILE", file.to_str().unwrap());
             let error = sh(&script, "", limit).unwrap_err();
@@ -363,16 +360,16 @@ mod tests {
     fn a_program_that_cannot_be_killed_is_named_and_reaped_later() {
         let (mut pid, start) = (0, Instant::now());
         let limit = Duration::from_millis(100);
-        // As the kernel answers for a process in state D: killed, and not ended.
+        // `wait` behaves as for a process in state D: killed, and not ended.
         let error =
             run_with("/bin/sh", &["-c", "sleep 600"], "", limit, |id| pid = id, |_| Ok(None)).unwrap_err();
-        assert!(start.elapsed() < LIMIT, "nobody waits for its end");
+        assert!(start.elapsed() < LIMIT, "the agent does not wait for its end");
         let ChildError::TimedOut { stuck: Some(stuck), .. } = &error else { panic!("{error}") };
         assert_eq!(stuck.pid, pid);
         let stuck = format!("was killed, but its process {pid} does not end (state {})", stuck.state);
         assert!(error.to_string().contains(&stuck), "{error}");
         assert!(all_stuck().iter().any(|(_, child)| child.id() == pid));
-        // The process has ended in truth, and a later call sees that.
+        // The process has in fact ended, and a later call reaps it.
         for _ in 0..500 {
             sh("exit 0", "", LIMIT).unwrap();
             if all_stuck().iter().all(|(_, child)| child.id() != pid) {
@@ -385,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_do_not_end_do_not_become_many() {
+    fn a_program_with_many_stuck_processes_is_not_started() {
         const NAME: &str = "kube-ipvs-stuck";
         for _ in 0..MOST_STUCK {
             let child = Command::new("sleep").arg("600").spawn().unwrap();
@@ -403,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_a_process_is_known() {
+    fn the_state_of_a_process_is_read() {
         assert_ne!(state(std::process::id()), '?');
         assert_eq!(state(u32::MAX), '?');
     }

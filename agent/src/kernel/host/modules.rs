@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kernel modules, for the one time that more privileges than usual are there.
+//! Loads kernel modules, in the init container, which has more privileges than the agent.
 
 use std::time::Duration;
 
 use super::child::{self, ChildError};
 
-/// What the agent needs and old kernels do not load by themselves when asked.
+/// Modules that the agent needs and that old kernels do not load automatically.
 const MODULES: [&str; 8] =
     ["ip_vs", "dummy", "ip_set", "nf_conntrack", "nf_conntrack_netlink", "xt_ipvs", "xt_set", "xt_comment"];
 
 /// How long modprobe may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Loads the modules of the agent and of an IPVS scheduler. A module may be built in, or be loaded
-/// already; what is missing in truth is found by its use.
+/// Loads the modules of the agent and of an IPVS scheduler. Failures are only logged: a module may be built in, and
+/// the agent reports a missing module when it needs it.
 pub fn load(scheduler: &str) {
     let scheduler = format!("ip_vs_{scheduler}");
     let names = MODULES.into_iter().chain([scheduler.as_str()]);
@@ -21,8 +21,12 @@ pub fn load(scheduler: &str) {
     match child::run("modprobe", &args, "", LIMIT, |_| {}) {
         Ok(_) => {}
         Err(ChildError::Missing(_)) => {
-            tracing::info!("there is no modprobe here: modules are loaded by their first use, if at all");
+            tracing::info!(
+                "modprobe is not installed: the kernel has to load the modules when the agent first uses them"
+            );
         }
-        Err(error) => tracing::info!("modprobe did not load every module: {error}"),
+        Err(error) => {
+            tracing::info!("modprobe failed to load some modules: {error}; ignored, they may be built in")
+        }
     }
 }

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whom this node asks for names and for its own address, from the files of the resolver (`resolv.conf(5)`)
-//! and of DHCP clients (systemd-networkd, NetworkManager, dhclient).
+//! The DNS and DHCP servers of this node, from the files of the resolver (`resolv.conf(5)`) and of DHCP clients
+//! (systemd-networkd, NetworkManager, dhclient).
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-/// Files of the resolver. The second has the servers that a local stub asks.
+/// Files of the resolver. The second has the upstream servers of systemd-resolved.
 const RESOLVER: [&str; 2] = ["etc/resolv.conf", "run/systemd/resolve/resolv.conf"];
 /// Folders with leases.
 const LEASES: [&str; 4] =
     ["run/systemd/netif/leases", "var/lib/NetworkManager", "var/lib/dhcp", "var/lib/dhclient"];
-/// So many files of a folder are read, and so much of each.
+/// Limits: files of a folder, and bytes of each.
 const FILES: usize = 64;
 const BYTES: u64 = 256 << 10;
 
-/// What the files name; sorted, each once.
+/// Addresses in the files; sorted, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamedHosts {
     /// DNS and DHCP servers.
@@ -26,7 +26,7 @@ pub struct NamedHosts {
 }
 
 impl NamedHosts {
-    /// Reads the files under `root`, `/` but in tests. One that is not there or cannot be read names nobody.
+    /// Reads the files under `root`, which is `/` except in tests. Missing and unreadable files are ignored.
     pub fn read(root: &Path) -> Self {
         let mut named = Self::default();
         let folders = LEASES.iter().flat_map(|folder| files_of(&root.join(folder)));
@@ -40,7 +40,7 @@ impl NamedHosts {
         named
     }
 
-    /// Adds what a file names, in any of the formats: they do not look alike.
+    /// Adds the addresses of a file in any of the formats, which are distinct.
     pub(in crate::kernel) fn take(&mut self, text: &str) {
         for line in text.lines() {
             let line = line.trim().trim_end_matches(';');
@@ -71,13 +71,13 @@ impl NamedHosts {
     }
 }
 
-/// The addresses in a list; the zone of a link-local one and anything else is left out.
+/// The addresses in a list. Zones of link-local addresses and other words are ignored.
 fn addresses(list: &str) -> impl Iterator<Item = IpAddr> + '_ {
     let words = list.split([' ', '\t', ',']).filter(|word| !word.is_empty());
     words.filter_map(|word| word.split('%').next()?.parse().ok())
 }
 
-/// The files right in a folder.
+/// The entries of a folder.
 fn files_of(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     entries.filter_map(|entry| Some(entry.ok()?.path())).take(FILES).collect()

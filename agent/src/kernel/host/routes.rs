@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The gateways of the network namespace's routes (`<linux/rtnetlink.h>`). Read with checked slicing and not with
-//! netlink-packet-route, which reads a message whole or not at all: a route with an encapsulation or
-//! metric that it does not know must not hide where the route leads.
+//! The gateways of the network namespace's routes (`<linux/rtnetlink.h>`). Parsed here and not with
+//! netlink-packet-route, which rejects a message with an unknown encapsulation or metric: the gateway of such a route
+//! must be known, too.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,16 +16,16 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const RTMSG_LEN: usize = 12;
 const FLAGS_AT: usize = 8;
-/// A copy that the kernel keeps of what it learned about one destination.
+/// A route that the kernel caches for one destination.
 const RTM_F_CLONED: u32 = 0x200;
 const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_VIA: u16 = 18;
 const RTNEXTHOP_LEN: usize = 8;
 
-const CUT_OFF: Error = Error::Malformed("a route attribute is cut off");
+const TRUNCATED: Error = Error::Malformed("a route attribute is truncated");
 
-/// Reads the routes of the network namespace that it was opened in.
+/// Reads the routes of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Routes {
     socket: Socket,
@@ -40,19 +40,18 @@ impl Routes {
         Ok(Self { socket: Socket::open(protocols::NETLINK_ROUTE)? })
     }
 
-    /// What went over the socket so far.
     pub fn counters(&self) -> Counters {
         self.socket.counters()
     }
 
-    /// Every gateway of the routes in all tables and of both families, sorted and each once: what `ip route show
-    /// table all` has after `via`.
+    /// The gateways of the routes in all tables and of both families, sorted and each once: the addresses after `via`
+    /// in `ip route show table all`.
     ///
-    /// A route that names a nexthop object has the gateways of that object in it, unless the sysctl
+    /// A route to a nexthop object includes the gateways of that object, unless the sysctl
     /// `net.ipv4.nexthop_compat_mode` is 0.
     ///
     /// # Errors
-    /// A list that could not be read whole.
+    /// When the list cannot be read completely.
     pub fn next_hops(&mut self) -> Result<Vec<IpAddr>, Error> {
         let mut gateways = self.socket.dump(&GetRoutes, |found, payload| parse_gateways(payload, found))?;
         gateways.sort_unstable();
@@ -61,7 +60,7 @@ impl Routes {
     }
 }
 
-/// Asks for the routes of all families.
+/// Requests the routes of all families.
 struct GetRoutes;
 
 impl Message for GetRoutes {
@@ -74,7 +73,7 @@ impl Message for GetRoutes {
     }
 }
 
-/// Notices new routes in the network namespace that it was opened in.
+/// Waits for new routes in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct RouteWatch {
     listener: Listener,
@@ -89,10 +88,10 @@ impl RouteWatch {
         Ok(Self { listener: Listener::open(protocols::NETLINK_ROUTE, &GROUPS)? })
     }
 
-    /// Waits until routes with gateways come, and returns the gateways.
+    /// Waits for new routes with gateways, and returns the gateways.
     ///
     /// # Errors
-    /// [`Error::Overrun`] when the kernel dropped notifications; when the socket fails or one cannot be read.
+    /// [`Error::Overrun`]: the kernel dropped notifications. Others: the socket failed, or a message is malformed.
     pub fn next_gateways(&mut self) -> Result<Vec<IpAddr>, Error> {
         loop {
             let mut gateways = Vec::new();
@@ -109,8 +108,8 @@ impl RouteWatch {
     }
 }
 
-/// Adds the gateways of a route to `found`; none for a route of neither IPv4 nor IPv6 (MPLS,
-/// multicast: a dump of all families has them, too), and for a cached one.
+/// Adds the gateways of a route to `found`. Cached routes, and routes of other families (MPLS, multicast), which
+/// are also in the dump, are ignored.
 pub(in crate::kernel) fn parse_gateways(payload: &[u8], found: &mut Vec<IpAddr>) -> Result<(), Error> {
     const SHORT: Error = Error::Malformed("a route message is too short");
     let flags = payload.get(FLAGS_AT..FLAGS_AT + 4).and_then(|bytes| bytes.try_into().ok());
@@ -135,10 +134,10 @@ fn gateway(kind: u16, value: &[u8], found: &mut Vec<IpAddr>) -> Result<(), Error
     Ok(())
 }
 
-/// A family in host order and its address: an IPv4 route through an IPv6 gateway. `None` for an
+/// Parses `RTA_VIA`, an IPv4 route through an IPv6 gateway: the family in host order, then the address. `None`: an
 /// address of the link layer.
 fn via(value: &[u8]) -> Result<Option<IpAddr>, Error> {
-    let (family, addr) = value.split_first_chunk().ok_or(CUT_OFF)?;
+    let (family, addr) = value.split_first_chunk().ok_or(TRUNCATED)?;
     let is_ip = [AF_INET, AF_INET6].map(u16::from).contains(&u16::from_ne_bytes(*family));
     is_ip.then(|| address(addr)).transpose()
 }
@@ -146,7 +145,7 @@ fn via(value: &[u8]) -> Result<Option<IpAddr>, Error> {
 fn address(bytes: &[u8]) -> Result<IpAddr, Error> {
     let v4 = || <[u8; 4]>::try_from(bytes).map(|ip| Ipv4Addr::from(ip).into());
     let v6 = || <[u8; 16]>::try_from(bytes).map(|ip| Ipv6Addr::from(ip).into());
-    v4().or_else(|_| v6()).map_err(|_| Error::Malformed("a gateway of an impossible length"))
+    v4().or_else(|_| v6()).map_err(|_| Error::Malformed("a gateway address has the wrong length"))
 }
 
 fn each_attribute(bytes: &[u8], mut each: impl FnMut(u16, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
@@ -156,14 +155,14 @@ fn each_attribute(bytes: &[u8], mut each: impl FnMut(u16, &[u8]) -> Result<(), E
     })
 }
 
-/// Hands on the attributes of every `rtnexthop`: a header with the length of both, then attributes.
+/// Calls `each` with the attributes of every `rtnexthop`: a header, which has the length of both, then attributes.
 fn each_next_hop(mut bytes: &[u8], mut each: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
     while let Some(len) = bytes.get(..2).and_then(|len| len.try_into().ok()).map(u16::from_ne_bytes) {
         let len = usize::from(len);
-        each(bytes.get(RTNEXTHOP_LEN..len).ok_or(CUT_OFF)?)?;
+        each(bytes.get(RTNEXTHOP_LEN..len).ok_or(TRUNCATED)?)?;
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
-    if bytes.is_empty() { Ok(()) } else { Err(CUT_OFF) }
+    if bytes.is_empty() { Ok(()) } else { Err(TRUNCATED) }
 }
 
 #[cfg(test)]
@@ -207,14 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn the_request_is_that_for_all_families() {
+    fn the_request_is_for_all_families() {
         let mut bytes = Vec::new();
         GetRoutes.write(&mut bytes);
         assert_eq!(bytes, emit(&RouteMessage::default()));
     }
 
     #[test]
-    fn a_route_leads_to_its_gateway() {
+    fn the_gateway_of_a_route_is_found() {
         let to = |gateway: &str| RouteAttribute::Gateway(ip(gateway).into());
         let v4 = route(AddressFamily::Inet, vec![RouteAttribute::Oif(2), to("192.168.50.1")]);
         assert_eq!(gateways(&v4), ["192.168.50.1"]);
@@ -228,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_with_many_next_hops_leads_to_all_of_them() {
+    fn all_gateways_of_a_multipath_route_are_found() {
         let hops = vec![
             hop(vec![RouteAttribute::Gateway(ip("10.0.0.1").into())]),
             hop(vec![]),
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_gateway_of_a_route_is_passed_over() {
+    fn other_families_cached_routes_and_link_layer_addresses_are_ignored() {
         let to = RouteAttribute::Gateway(ip("10.0.0.1").into());
         assert!(
             gateways(&route(AddressFamily::Mpls, vec![RouteAttribute::Via(ip("10.0.0.1").into())]))
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_cut_short_is_an_error() {
+    fn a_truncated_route_is_an_error() {
         let hops = vec![hop(vec![RouteAttribute::Gateway(ip("10.0.0.1").into())])];
         let whole = emit(&route(
             AddressFamily::Inet,
@@ -273,7 +272,7 @@ mod tests {
         #[test]
         fn no_input_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), family in 0..2usize) {
             let _ = parse_gateways(&bytes, &mut Vec::new());
-            // Most families end the reading at once.
+            // Parsing ends early for most families.
             if let Some(first) = bytes.first_mut() {
                 *first = [AF_INET, AF_INET6][family];
             }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sockets of programs on this node, by sock_diag(7): where they listen, and whose one is.
+//! Sockets of programs on this node, by sock_diag(7): listening ports, and the user of a connection.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::core::mirror::OpenPort;
 use crate::core::model::Protocol;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Any socket with this identity.
+/// Matches a socket with any cookie.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
 fn open() -> Result<Socket, Error> {
@@ -25,11 +25,11 @@ fn open() -> Result<Socket, Error> {
 }
 
 fn parse(payload: &[u8]) -> Result<InetResponse, Error> {
-    InetResponse::parse(payload).map_err(|_| Error::Malformed("a report of a socket of unknown form"))
+    InetResponse::parse(payload).map_err(|_| Error::Malformed("a sock_diag message has an unknown format"))
 }
 
-/// Where programs listen, over TCP and UDP; sorted, each once. An IPv6 socket that takes IPv4, too, counts for
-/// both.
+/// The TCP and UDP ports on which programs listen; sorted, each once. An IPv6 socket that also accepts IPv4 is
+/// listed for both.
 ///
 /// # Errors
 /// When the kernel has no `sock_diag`, or does not answer.
@@ -67,8 +67,8 @@ pub(in crate::kernel) fn add(ports: &mut Vec<OpenPort>, protocol: Protocol, answ
     }
 }
 
-/// The user whose TCP socket of this network namespace goes from `local` to `remote`; `None`: there is none,
-/// so it is on another host or in another namespace.
+/// The user of the TCP socket of this network namespace that is connected from `local` to `remote`; `None`: there is
+/// no such socket, so the client is on another host or in another namespace.
 ///
 /// # Errors
 /// When the kernel has no `sock_diag`, or does not answer.
@@ -88,7 +88,7 @@ pub fn owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<u32>, Error
     let request =
         InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id };
     match open()?.ask(&Packet::new(SOCK_DIAG_BY_FAMILY, request))? {
-        // A listener may stand in for a connection that is not there.
+        // Without such a connection the kernel may return a listener.
         Ok(answer) => Ok(Some(parse(&answer)?).filter(|a| is_from(a, local, remote)).map(|a| a.header.uid)),
         Err(refusal) if refusal.errno() == Errno::ENOENT => Ok(None),
         Err(refusal) => Err(refusal.into()),
@@ -110,7 +110,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
     #[test]
-    fn listeners_of_all_kinds_are_found_and_nobody_else() {
+    fn listeners_are_found_and_connected_sockets_are_not() {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let both = TcpListener::bind("[::]:0").unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_has_the_user_who_made_it() {
+    fn the_owner_of_a_connection_is_the_user_who_opened_it() {
         for address in ["127.0.0.1:0", "[::]:0"] {
             let listener = TcpListener::bind(address).unwrap();
             let to = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));

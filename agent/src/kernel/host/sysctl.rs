@@ -7,7 +7,7 @@ use crate::core::model::settings::Sysctl;
 use crate::core::plan::outcome::{Cause, OpError};
 use crate::words;
 
-/// The current number; `None` when it cannot be read.
+/// The current number; `None`: it cannot be read.
 pub fn read(path: &str) -> Option<i64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
@@ -15,7 +15,7 @@ pub fn read(path: &str) -> Option<i64> {
 /// Writes a number.
 ///
 /// # Errors
-/// What is in the way, and the remedy.
+/// When the file cannot be written, with the remedy.
 pub fn write(sysctl: &Sysctl) -> Result<(), OpError> {
     fs::write(sysctl.path, sysctl.value.to_string()).map_err(|error| {
         let Sysctl { path, value, .. } = sysctl;
@@ -27,8 +27,8 @@ pub fn write(sysctl: &Sysctl) -> Result<(), OpError> {
         OpError::plain(
             Cause::of_errno(error.raw_os_error().unwrap_or(0)),
             format!(
-                "it is {now} and must be {value}: {}; run `{on_node}` on the node, or let this container write it \
-                 (privileged)",
+                "it is {now} and must be {value}: {}; run `{on_node}` on the node, or make this container \
+                 privileged, so that the agent can write it",
                 words::io_error(&error)
             ),
         )

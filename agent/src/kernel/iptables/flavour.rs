@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which iptables the node uses, where both flavours are installed, as in the agent's image: rules that
-//! one writes the other does not see, so kubelet, the CNI and the agent must agree.
+//! Detects the iptables flavour of the node where both are installed, as in the agent's image. Each flavour ignores the
+//! rules of the other, so kubelet, the CNI and the agent must use the same one.
 //!
-//! The answer is the flavour in which kubelet keeps its own chains, as for kube-proxy's base image; on a
-//! node without them, the one with more rules. Each family is asked about itself, so that none waits for the
-//! programs of the other; one without chains of kubelet and with as many rules in both goes where the other
-//! family is. If that does not tell either, it is what the machine calls `iptables`. Tables of the legacy
-//! flavour are not looked into where there are none: that would make them.
+//! The order is that of kube-proxy's base image: the flavour with kubelet's hint chain; without one, the flavour
+//! with more rules. Each family is detected by itself, so that neither waits for the programs of the other. If both
+//! flavours have the same number of rules of a family, the rules of the other family decide; if these do not, the
+//! node's `iptables` does. Legacy tables are not read if none exists: reading creates them.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -14,13 +13,13 @@ use std::path::{Path, PathBuf};
 
 use crate::core::model::Family;
 
-/// Chains that kubelet makes in the table `mangle` to show which flavour it uses; the second is older.
+/// Chains that kubelet creates in the table `mangle` to show which flavour it uses; the second name is older.
 const KUBELETS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
 /// A flavour of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
-    /// Whatever the machine calls `iptables-save`.
+    /// The node's `iptables-save`.
     Plain,
     /// Rules are in nf_tables.
     Nft,
@@ -52,15 +51,15 @@ impl Flavour {
         }
     }
 
-    /// The flavour that this node uses for a family. `save` runs a program and returns what it printed; it is only
-    /// called where the two must be compared.
+    /// The flavour that this node uses for a family. `save` runs a program and returns its output; it is only called
+    /// if the rules of both must be compared.
     ///
     /// # Errors
-    /// That of the first program whose rules are needed and cannot be read: nothing is guessed.
+    /// The first error of `save`: the flavour is not guessed.
     pub fn of_family<E>(family: Family, save: impl Fn(&str) -> Result<String, E>) -> Result<Flavour, E> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let installed = Installed::in_path(&path);
-        let (flavour, why) = match installed.undisputed(legacy_tables_exist()) {
+        let (flavour, why) = match installed.without_comparison(legacy_tables_exist()) {
             Some(flavour) => (flavour, "no rules of another flavour found"),
             None => compare(family, installed.default_flavour(), save)?,
         };
@@ -69,7 +68,7 @@ impl Flavour {
     }
 }
 
-/// The flavour, and why, from the rules of the family, and of the other one where these do not tell.
+/// The flavour, and the reason, from the rules of the family; from those of the other family if they do not decide.
 fn compare<E>(
     family: Family,
     default: Flavour,
@@ -79,27 +78,27 @@ fn compare<E>(
     for family in [family, other] {
         let rules = |flavour: Flavour| save(&flavour.program(family, "save"));
         let nft = rules(Flavour::Nft)?;
-        let legacy = if is_kubelets(&nft) { String::new() } else { rules(Flavour::Legacy)? };
+        let legacy = if has_kubelet_chain(&nft) { String::new() } else { rules(Flavour::Legacy)? };
         if let Some(found) = choose(&nft, &legacy) {
             return Ok(found);
         }
     }
-    Ok((default, "no kubelet hint found; both flavours hold as many rules"))
+    Ok((default, "no kubelet hint found; both flavours hold the same number of rules"))
 }
 
-/// Which programs there are.
+/// Which programs are installed.
 #[derive(Clone, Copy, Debug)]
 struct Installed {
     nft: bool,
     legacy: bool,
-    /// What the plain name stands for, as far as that can be told.
+    /// The flavour of the plain `iptables-save`, as far as it is known.
     plain: Option<Flavour>,
 }
 
 impl Installed {
     fn in_path(path: &OsStr) -> Self {
         let plain = find(path, "iptables-save").map(|program| {
-            // A link to a program that does all, whose name tells the flavour.
+            // A link to a multi-call program whose name contains the flavour.
             let target = program.canonicalize().unwrap_or(program);
             let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
             match (name.contains("nft"), name.contains("legacy")) {
@@ -112,8 +111,8 @@ impl Installed {
         Self { nft: has("iptables-nft-save"), legacy: has("iptables-legacy-save"), plain }
     }
 
-    /// The flavour to use if the rules of both need not be compared.
-    fn undisputed(self, legacy_tables: bool) -> Option<Flavour> {
+    /// The flavour, if the rules of both need not be compared.
+    fn without_comparison(self, legacy_tables: bool) -> Option<Flavour> {
         match (self.nft, self.legacy) {
             (true, true) if legacy_tables || self.plain.is_some_and(|plain| plain != Flavour::Nft) => None,
             (true, false) if self.plain.is_none() => Some(Flavour::Nft),
@@ -128,22 +127,22 @@ impl Installed {
     }
 }
 
-/// The flavour, and why, from what the two save programs of a family printed; `None`: they do not tell.
+/// The flavour, and the reason, from the output of the two save programs of a family; `None`: undecided.
 pub(in crate::kernel) fn choose(nft: &str, legacy: &str) -> Option<(Flavour, &'static str)> {
     let count = |rules: &str| rules.lines().filter(|line| line.starts_with("-A ")).count();
     let (hint, more) =
         ("kubelet's hint chain is in this flavour", "no kubelet hint found; this flavour holds more rules");
     match (count(nft), count(legacy)) {
-        _ if is_kubelets(nft) => Some((Flavour::Nft, hint)),
-        _ if is_kubelets(legacy) => Some((Flavour::Legacy, hint)),
+        _ if has_kubelet_chain(nft) => Some((Flavour::Nft, hint)),
+        _ if has_kubelet_chain(legacy) => Some((Flavour::Legacy, hint)),
         (nft, legacy) if nft > legacy => Some((Flavour::Nft, more)),
         (nft, legacy) if nft < legacy => Some((Flavour::Legacy, more)),
         _ => None,
     }
 }
 
-/// Whether kubelet declared a chain of its own among these rules.
-fn is_kubelets(rules: &str) -> bool {
+/// Whether these rules declare a chain of kubelet.
+fn has_kubelet_chain(rules: &str) -> bool {
     let declared = |chain: &&str| rules.lines().any(|l| l.split(' ').next() == Some(&format!(":{chain}")));
     KUBELETS.iter().any(declared)
 }
@@ -151,7 +150,7 @@ fn is_kubelets(rules: &str) -> bool {
 /// Whether any legacy table exists in this network namespace.
 fn legacy_tables_exist() -> bool {
     ["ip_tables_names", "ip6_tables_names"].iter().any(|file| {
-        // Of this thread: tests have namespaces of their own.
+        // The namespace of this thread: each test has its own.
         let names = std::fs::read_to_string(Path::new("/proc/thread-self/net").join(file));
         names.is_ok_and(|names| !names.trim().is_empty())
     })
@@ -171,7 +170,7 @@ mod tests {
     const DOCKER: &str = "*nat\n-A POSTROUTING -j MASQUERADE\n-A PREROUTING -j DOCKER\nCOMMIT\n";
 
     #[test]
-    fn kubelet_decides_then_the_number_of_rules() {
+    fn kubelets_chain_decides_then_the_number_of_rules() {
         for (nft, legacy, expected) in [
             (KUBELET, "", Some(Flavour::Nft)),
             (KUBELET, DOCKER, Some(Flavour::Nft)),
@@ -182,7 +181,7 @@ mod tests {
             ("", DOCKER, Some(Flavour::Legacy)),
             ("", "", None),
             (DOCKER, DOCKER, None),
-            // A chain that only begins like kubelet's, or is only jumped to.
+            // A longer name, and a jump without a declaration, do not count.
             (":KUBE-IPTABLES-HINTS - [0:0]\n", DOCKER, Some(Flavour::Legacy)),
             ("-A INPUT -j KUBE-IPTABLES-HINT\n", DOCKER, Some(Flavour::Legacy)),
         ] {
@@ -190,7 +189,7 @@ mod tests {
         }
     }
 
-    /// The flavour of IPv4 by what the four programs print, those that are not here fail; and which were started.
+    /// The flavour of IPv4 for the output of these programs, and the programs that were started. Others fail.
     fn compared(printed: &[(&str, &str)]) -> (Result<Flavour, String>, Vec<String>) {
         let started = RefCell::new(Vec::new());
         let save = |program: &str| {
@@ -206,14 +205,14 @@ mod tests {
     const LEGACY: &str = "iptables-legacy-save";
 
     #[test]
-    fn nothing_is_guessed_when_a_program_fails() {
+    fn the_flavour_is_not_guessed_when_a_program_fails() {
         assert_eq!(compared(&[(LEGACY, DOCKER)]).0, Err("iptables-nft-save failed".to_owned()));
         assert_eq!(compared(&[(NFT, DOCKER)]).0, Err("iptables-legacy-save failed".to_owned()));
         assert_eq!(compared(&[(NFT, ""), (LEGACY, "")]).0, Err("ip6tables-nft-save failed".to_owned()));
     }
 
     #[test]
-    fn a_family_needs_the_other_only_where_its_own_rules_do_not_tell() {
+    fn the_other_family_is_read_only_if_the_rules_of_the_family_do_not_decide() {
         let (found, started) = compared(&[(NFT, DOCKER), (LEGACY, KUBELET)]);
         assert_eq!((found, started), (Ok(Flavour::Legacy), vec![NFT.to_owned(), LEGACY.to_owned()]));
         assert_eq!(compared(&[(NFT, KUBELET)]).0, Ok(Flavour::Nft), "the first hint is enough");
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_compared_only_where_they_can_differ() {
+    fn rules_are_compared_only_if_both_flavours_can_have_some() {
         let installed = |nft, legacy, plain| Installed { nft, legacy, plain };
         let plain_nft = Some(Flavour::Nft);
         for (installed, legacy_tables, expected) in [
@@ -240,15 +239,19 @@ mod tests {
             (installed(true, false, None), true, Some(Flavour::Nft)),
             (installed(false, true, None), false, Some(Flavour::Legacy)),
             (installed(false, false, Some(Flavour::Plain)), true, Some(Flavour::Plain)),
-            // Then starting it says what is missing.
+            // Nothing is installed: starting the program gives the error.
             (installed(false, false, None), false, Some(Flavour::Plain)),
         ] {
-            assert_eq!(installed.undisputed(legacy_tables), expected, "{installed:?}, {legacy_tables}");
+            assert_eq!(
+                installed.without_comparison(legacy_tables),
+                expected,
+                "{installed:?}, {legacy_tables}"
+            );
         }
     }
 
     #[test]
-    fn links_tell_what_the_plain_name_stands_for() {
+    fn the_plain_program_has_the_flavour_of_its_link_target() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         assert_eq!(Installed::in_path(dir.path().as_os_str()).plain, None);

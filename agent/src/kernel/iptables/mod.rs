@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The only external programs: `iptables-save`, `iptables-restore` and their IPv6 twins.
+//! `iptables-save`, `iptables-restore` and their IPv6 counterparts: the only external programs of the agent.
 
 pub mod flavour;
 pub mod worker;
@@ -18,24 +18,24 @@ use crate::kernel::host::child::{self, ChildError};
 use crate::kernel::netfilter::nft_watch::Children;
 use flavour::Flavour;
 
-/// How a rule that needs the match `ipvs` (module `xt_ipvs`) looks.
+/// Part of a rule that needs the match `ipvs` (module `xt_ipvs`).
 pub const IPVS_MATCH: &str = "-m ipvs ";
-/// How long a program may run. Listing 50,000 rules takes some seconds on a slow node.
+/// How long a program may run. Listing 50,000 rules takes seconds on a slow node.
 const LIMIT: Duration = Duration::from_secs(20);
 /// How long iptables waits for its lock, in seconds.
 const LOCK_WAIT: &str = "5";
 /// Exit code of iptables when the kernel lacks its tables (`VERSION_PROBLEM` of `<xtables.h>`).
 const NO_TABLES: i32 = 3;
-/// What iptables-nft says where the kernel has no nf_tables; its exit code is that of many failures.
+/// Messages of iptables-nft if the kernel has no nf_tables; its exit code is not specific.
 const NO_NF_TABLES: [&str; 3] =
     ["generation id: Invalid argument", "Failed to initialize nft", "Protocol not supported"];
 
-/// Runs the programs and counts how many it started. Clones count together.
+/// Runs the programs and counts them. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct Iptables {
     started: Arc<AtomicU64>,
     children: Children,
-    /// Of each family; found out when it is first needed.
+    /// The flavour of each family, detected at the first use.
     flavours: Arc<PerFamily<OnceLock<Flavour>>>,
 }
 
@@ -50,13 +50,13 @@ impl Iptables {
         self.children.clone()
     }
 
-    /// The program of the flavour that the family has on this node.
+    /// The program for a family in the flavour of this node.
     fn program(&self, family: Family, verb: &str) -> Result<String, OpError> {
         let find = || Flavour::of_family(family, |program| self.save_to_compare(program));
         Ok(self.flavour(family, find)?.program(family, verb))
     }
 
-    /// The flavour of a family: once `find` has told it, it stays. Nobody waits for another who looks for it.
+    /// The flavour of a family, which `find` detects until it succeeds once. One caller does not wait for another.
     fn flavour(
         &self,
         family: Family,
@@ -69,7 +69,7 @@ impl Iptables {
         }
     }
 
-    /// What a program prints; a flavour that is not there has no rules.
+    /// The output of a program; empty if the flavour is not installed or not supported.
     fn save_to_compare(&self, program: &str) -> Result<String, OpError> {
         match self.save_with(program).map_err(|error| op_error(&error, false)) {
             Err(error) if matches!(error.cause, Cause::ProgramMissing | Cause::NotSupported) => {
@@ -87,15 +87,15 @@ impl Iptables {
     /// The rules of a family as text.
     ///
     /// # Errors
-    /// Names the program and what it said.
+    /// When the program fails.
     pub fn save(&self, family: Family) -> Result<String, OpError> {
         self.save_with(&self.program(family, "save")?).map_err(|error| op_error(&error, false))
     }
 
-    /// The rules of a family.
+    /// Reads the rules of a family.
     ///
     /// # Errors
-    /// Names the program and what it said.
+    /// When the program fails.
     pub fn read(&self, family: Family) -> Result<SavedRules, OpError> {
         let text = self.save(family)?;
         Ok(SavedRules { rules: parse_save(&text), in_nft: is_in_nft(&text) })
@@ -104,24 +104,24 @@ impl Iptables {
     /// Writes the rules of a family, each table atomically.
     ///
     /// # Errors
-    /// What the program said; the tables that it did not reach stay as they were.
+    /// When the program fails: the tables that it has not reached are unchanged.
     pub fn write(&self, rules: &RulesOp) -> Result<(), OpError> {
         let input = render_restore(&rules.chains, &rules.jumps);
         let program = self.program(rules.family, "restore")?;
         // The first table may have been written before the second failed.
         let Err(error) = self.restore(&program, &input) else { return Ok(()) };
         let (kept, left_out): (Vec<&str>, Vec<&str>) = input.lines().partition(|l| !l.contains(IPVS_MATCH));
-        // A program that hangs or is missing says nothing about the match.
+        // If the program hangs or is missing, the match is not the cause.
         if left_out.is_empty() || matches!(error.cause, Cause::TimedOut | Cause::ProgramMissing) {
             return Err(error);
         }
-        // The guard must stand, even where one match is missing.
+        // The filter must be in place even if one match is missing.
         match self.restore(&program, &(kept.join("\n") + "\n")) {
             Ok(()) => Err(OpError::degraded(
                 error.cause,
                 format!(
-                    "{error}; the other rules are in place; missing are those that keep this node itself from \
-                     load balancers whose source ranges leave it out: load the module xt_ipvs"
+                    "{error}; the other rules are in place; load the module xt_ipvs: without it the source ranges of \
+                     load balancers do not apply to connections of this node itself"
                 ),
             )),
             Err(_) => Err(error),
@@ -131,7 +131,7 @@ impl Iptables {
     /// Removes chains and jumps, each table atomically.
     ///
     /// # Errors
-    /// What the program said; the tables that it did not reach stay as they were.
+    /// When the program fails: the tables that it has not reached are unchanged.
     pub fn remove(&self, family: Family, removal: &Removal) -> Result<(), OpError> {
         self.restore(&self.program(family, "restore")?, &removal.render())
     }
@@ -151,8 +151,8 @@ fn op_error(error: &ChildError, writes: bool) -> OpError {
         ChildError::TimedOut { .. } => {
             (Cause::TimedOut, "; check whether another program holds /run/xtables.lock, and the node's load")
         }
-        // Its own remedy, to be root, is of no use to a container. Legacy tables are reached through a raw
-        // socket, and in both flavours the match `set` asks for the numbers of sets through one.
+        // The program's own remedy, to be root, does not help in a container. Legacy tables and the match `set` of
+        // both flavours need a raw socket.
         ChildError::Failed { stderr, .. }
             if ["you must be root", "open socket to ipset"].iter().any(|text| stderr.contains(text)) =>
         {
@@ -172,16 +172,15 @@ fn op_error(error: &ChildError, writes: bool) -> OpError {
     if writes { OpError::uncertain(cause, message) } else { OpError::plain(cause, message) }
 }
 
-/// What a family has.
+/// The rules of a family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SavedRules {
-    /// The rules.
     pub rules: ObservedRules,
-    /// They are in nf_tables.
+    /// Whether they are in nf_tables.
     pub in_nft: bool,
 }
 
-/// The first line says so: `# Generated by iptables-save v1.8.9 (nf_tables) on …`.
+/// The first line names nf_tables: `# Generated by iptables-save v1.8.9 (nf_tables) on …`.
 fn is_in_nft(text: &str) -> bool {
     text.lines().next().is_some_and(|line| line.contains("(nf_tables)"))
 }
@@ -191,13 +190,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flavour_that_could_not_be_found_is_looked_for_again_and_each_family_has_its_own() {
+    fn a_failed_detection_of_the_flavour_is_retried_and_each_family_has_its_own_flavour() {
         let iptables = Iptables::default();
         let failed = OpError::plain(Cause::TimedOut, "iptables-nft-save did not end within 20 s");
         assert_eq!(iptables.flavour(Family::V4, || Err(failed.clone())), Err(failed));
         assert_eq!(iptables.flavour(Family::V4, || Ok(Flavour::Nft)), Ok(Flavour::Nft));
         assert_eq!(iptables.clone().flavour(Family::V4, || Ok(Flavour::Legacy)), Ok(Flavour::Nft));
-        // One family finds its own while the other is still looking.
+        // One family is detected during the detection of the other.
         let iptables = Iptables::default();
         let found = iptables.flavour(Family::V6, || {
             assert_eq!(iptables.flavour(Family::V4, || Ok(Flavour::Legacy)), Ok(Flavour::Legacy));
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flavour_that_is_not_installed_has_no_rules_and_one_that_fails_is_an_error() {
+    fn a_missing_flavour_has_no_rules_and_a_failing_one_is_an_error() {
         let iptables = Iptables::default();
         assert_eq!(iptables.save_to_compare("kube-ipvs-nothing-save"), Ok(String::new()));
         let error = iptables.save_to_compare("false").unwrap_err();
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_nf_tables_lacks_a_flavour_and_one_that_is_busy_does_not() {
+    fn missing_nf_tables_is_not_supported_and_a_busy_kernel_is_a_failure() {
         let cause = |code, stderr: &str| {
             let (program, stderr) = ("iptables-nft-save".to_owned(), stderr.to_owned());
             let status = format!("exit code {code}");

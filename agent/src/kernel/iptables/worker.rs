@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reads and writes the rules beside the loop, one thread for each family: a program that fails, waits for a
-//! lock or hangs delays nothing but the rules of its family.
+//! Reads and writes the rules on one thread for each family: a program that fails, waits for a lock or hangs delays
+//! only the rules of its family.
 //!
-//! Starting the programs costs more than all other reading together, so rules are read only when they may
-//! have changed. nf_tables has a number that goes up with every change, whoever makes it; the legacy flavour
-//! has none and is read every time.
+//! The programs cost more than all other reads together, so rules are read only if they may have changed: nf_tables
+//! has a generation, which every change increases; iptables-legacy has none, and its rules are always read.
 
 use crate::core::plan::outcome::{Cause, OpError};
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use crate::core::plan::subject::Subject;
 use crate::kernel::netfilter::{nfnetlink, nft_tables};
 use crate::words;
 
-/// Wakes the loop when something has ended.
+/// Wakes the loop when a job has ended.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 enum Job {
@@ -35,13 +34,12 @@ enum Ended {
     Op(Subject, Result<(), OpError>),
 }
 
-/// What is known about the rules of one family.
 #[derive(Default)]
 struct FamilyState {
     jobs: Option<Sender<Job>>,
-    /// The generation that was read last, if nothing is known to have changed since.
+    /// The generation at the last reading; `None`: unknown, or changed since.
     known: Option<u32>,
-    /// A reading that runs.
+    /// The reading in progress.
     reading: Option<RulesReading>,
 }
 
@@ -49,51 +47,51 @@ struct FamilyState {
 struct RulesReading {
     /// The generation before it began.
     generation: Option<u32>,
-    /// This agent wrote rules since: what is read says nothing.
+    /// This agent has written rules since: the result is discarded.
     stale: bool,
-    /// Somebody else did: one more reading follows, from this generation on.
+    /// Another program has written rules since: another reading follows, of this generation.
     again: Option<Option<u32>>,
 }
 
-/// See the module.
+/// The rules of both families, see the module.
 pub(in crate::kernel) struct Rules {
     iptables: Iptables,
     states: PerFamily<FamilyState>,
     ended: Receiver<Ended>,
-    tell: Sender<Ended>,
-    under_way: usize,
-    /// Answers that need no program.
+    results: Sender<Ended>,
+    running: usize,
+    /// Results that need no program.
     ready: Vec<Finished>,
     wake: Wake,
 }
 
 impl Rules {
     pub fn new(iptables: Iptables) -> Self {
-        let (tell, ended) = mpsc::channel();
+        let (results, ended) = mpsc::channel();
         Self {
             iptables,
             states: Default::default(),
             ended,
-            tell,
-            under_way: 0,
+            results,
+            running: 0,
             ready: Vec::new(),
             wake: Arc::new(|| {}),
         }
     }
 
-    /// Calls `wake` whenever something has ended, from now on.
+    /// Calls `wake` whenever a job has ended, from now on.
     pub fn wake(&mut self, wake: Wake) {
         self.wake = wake;
-        // Threads know the old one.
+        // Running threads have the old function.
         self.states.iter_mut().for_each(|state| state.jobs = None);
     }
 
-    /// Begins to read the rules of a family, if they may have changed or `afresh`.
+    /// Starts reading the rules of a family, if they may have changed or `afresh`.
     pub fn read(&mut self, family: Family, nft: &mut Socket, afresh: bool) {
         let state = &mut self.states[family];
         let generation = nft_tables::generation(nft).unwrap_or_default();
         if let Some(reading) = &mut state.reading {
-            // One that runs already is as good, unless it may be too old.
+            // The reading in progress is sufficient, unless it may be outdated.
             reading.stale |= afresh;
             if generation.is_none() || generation != reading.generation {
                 reading.again = Some(generation);
@@ -119,12 +117,12 @@ impl Rules {
         started
     }
 
-    /// Begins to write rules, or to remove leftovers.
+    /// Starts writing rules, or removing leftovers.
     pub fn execute(&mut self, op: &Op) -> Result<(), OpError> {
         let (family, job) = match op {
             Op::WriteRules(rules) => (rules.family, Job::Write((**rules).clone())),
             Op::RemoveLeftovers(leftovers) => (leftovers.family, Job::Remove((**leftovers).clone())),
-            other => return Err(OpError::plain(Cause::Other, format!("{other} is no op on rules"))),
+            other => return Err(OpError::plain(Cause::Other, format!("{other}: not an op on rules"))),
         };
         let state = &mut self.states[family];
         state.known = None;
@@ -139,49 +137,52 @@ impl Rules {
         let jobs = match &state.jobs {
             Some(jobs) => jobs,
             None => {
-                let (iptables, tell, wake) = (self.iptables.clone(), self.tell.clone(), self.wake.clone());
+                let (iptables, results, wake) =
+                    (self.iptables.clone(), self.results.clone(), self.wake.clone());
                 let (sender, jobs) = mpsc::channel();
-                // Threads stay in the network namespace of whoever starts them.
-                let work = move || work(family, &iptables, &jobs, &tell, &wake);
+                // A thread inherits the network namespace of its creator.
+                let work = move || work(family, &iptables, &jobs, &results, &wake);
                 let started = std::thread::Builder::new().name(format!("rules-{family}")).spawn(work);
-                started.map_err(|error| OpError::plain(Cause::Other, format!("no thread: {error}")))?;
+                started.map_err(|error| {
+                    OpError::plain(Cause::Other, format!("cannot start a thread: {error}"))
+                })?;
                 state.jobs.insert(sender)
             }
         };
         let sent = jobs.send(job);
         sent.map_err(|_| OpError::plain(Cause::Other, "the thread that runs iptables has ended"))?;
-        self.under_way += 1;
+        self.running += 1;
         Ok(())
     }
 
-    /// What has ended; waits up to `limit` for the first.
+    /// The results of jobs that have ended; waits up to `limit` for the first one.
     pub fn finished(&mut self, limit: Duration) -> Vec<Finished> {
         let deadline = Instant::now() + limit;
         let mut finished = std::mem::take(&mut self.ready);
-        while self.under_way > 0 {
+        while self.running > 0 {
             let left = if finished.is_empty() {
                 deadline.saturating_duration_since(Instant::now())
             } else {
                 Duration::ZERO
             };
             let Ok(ended) = self.ended.recv_timeout(left) else { break };
-            self.under_way -= 1;
+            self.running -= 1;
             match ended {
                 Ended::Op(subject, result) => finished.push(Finished::Op(subject, result)),
-                Ended::Read(family, result) => finished.extend(self.ended_reading(family, result)),
+                Ended::Read(family, result) => finished.extend(self.finish_reading(family, result)),
             }
         }
         finished
     }
 
-    fn ended_reading(&mut self, family: Family, result: Result<SavedRules, OpError>) -> Option<Finished> {
+    fn finish_reading(&mut self, family: Family, result: Result<SavedRules, OpError>) -> Option<Finished> {
         let state = &mut self.states[family];
         let RulesReading { generation, stale, again } = state.reading.take().unwrap_or_default();
-        // Rules were written meanwhile: what was read may be older.
+        // Rules were written meanwhile: the result may be older.
         if stale {
             return self.begin_reading(family, None).err().map(|error| Finished::Rules(family, Err(error)));
         }
-        // What was read is told all the same: somebody who writes all the time does not hide everybody else.
+        // The result is returned anyway: a program that writes continuously must not hide the changes of others.
         if let Some(later) = again
             && let Err(error) = self.begin_reading(family, later)
         {
@@ -198,8 +199,8 @@ impl Rules {
     }
 }
 
-/// Does one job after another, until nobody is left who could give one.
-fn work(family: Family, iptables: &Iptables, jobs: &Receiver<Job>, tell: &Sender<Ended>, wake: &Wake) {
+/// Runs jobs one by one until the sender is dropped.
+fn work(family: Family, iptables: &Iptables, jobs: &Receiver<Job>, results: &Sender<Ended>, wake: &Wake) {
     for job in jobs {
         let ended = match job {
             Job::Read => Ended::Read(family, iptables.read(family)),
@@ -208,7 +209,7 @@ fn work(family: Family, iptables: &Iptables, jobs: &Receiver<Job>, tell: &Sender
                 Ended::Op(Subject::Leftovers(family), remove_leftovers(iptables, &leftovers))
             }
         };
-        if tell.send(ended).is_err() {
+        if results.send(ended).is_err() {
             return;
         }
         wake();

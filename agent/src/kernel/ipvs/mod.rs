@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reading IPVS beside its netlink family: the table of `/proc`, and counters.
+//! IPVS besides commands: the table in `/proc`, and counters.
 
 pub mod proc_ip_vs;
 pub mod traffic;
@@ -9,7 +9,7 @@ use ipvs_netlink::ServiceId;
 
 use crate::core::model::{Protocol, VsKey};
 
-/// Our name of an IPVS service, if it can be one of ours.
+/// The key of an IPVS service; `None`: a Service cannot have it (fwmark, other protocols).
 pub fn vs_key(id: &ServiceId) -> Option<VsKey> {
     match id {
         ServiceId::Address { protocol, addr, port } => {
@@ -25,7 +25,6 @@ pub fn vs_key(id: &ServiceId) -> Option<VsKey> {
     }
 }
 
-/// The IPVS service of that name.
 pub fn service_id(key: &VsKey) -> ServiceId {
     let protocol = match key.protocol {
         Protocol::Tcp => ipvs::Protocol::Tcp,

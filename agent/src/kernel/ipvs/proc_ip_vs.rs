@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/proc/net/ip_vs`: every virtual server with its real servers and their connections, some pages at a
-//! time (`ip_vs_info_seq_show` in the kernel's `ip_vs_ctl.c`). One reading of it costs a fraction of a
-//! dump per virtual server; docs/performance.md has the numbers.
+//! Reads `/proc/net/ip_vs`: every virtual server with its real servers and their connections, a few pages at a time
+//! (`ip_vs_info_seq_show` in the kernel's `ip_vs_ctl.c`). This costs a fraction of one dump for each virtual server;
+//! docs/performance.md has the numbers.
 
 use std::fs::File;
 use std::io::{Error, Read, Result};
@@ -14,26 +14,23 @@ use crate::core::model::{ONE_PACKET, PERSISTENT, Protocol, RsKey, VsKey, VsSpec}
 
 /// The table of this thread's network namespace.
 const TABLE: &str = "/proc/thread-self/net/ip_vs";
-/// The kernel hands out a page at a time, or one virtual server where that is longer.
+/// The kernel returns one page for each read, or one virtual server if that is longer.
 const READ_BYTES: usize = 64 * 1024;
-/// Lines of headings.
+/// Number of heading lines.
 const HEADINGS: u8 = 3;
 
-/// A virtual server as the table shows it: its scheduler's flags are not in it.
+/// A virtual server as the table shows it, without the flags of its scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
-    /// Which.
     pub key: VsKey,
-    /// How it balances, as far as it is shown.
     pub spec: VsSpec,
-    /// Its real servers.
     pub real_servers: RealServers,
-    /// Those of them that have connections, active or not.
+    /// The real servers that have active or inactive connections.
     pub busy: Vec<RsKey>,
 }
 
-/// A reading of the table. What is added or removed meanwhile moves positions in it: a virtual server may
-/// come twice then, or not at all.
+/// A reading of the table. Additions and removals meanwhile shift positions in the table: a virtual server may then
+/// be read twice or not at all.
 #[derive(Debug)]
 pub struct TableReader {
     file: File,
@@ -43,10 +40,10 @@ pub struct TableReader {
 }
 
 impl TableReader {
-    /// Opens the table of this thread's network namespace. `usual`: the scheduler that most have.
+    /// Opens the table of this thread's network namespace. `usual`: the string for the most common scheduler.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no table.
     pub fn open(usual: Arc<str>) -> Result<Self> {
         let (file, parser) = (File::open(TABLE)?, Parser { usual, ..Parser::default() });
         Ok(Self { file, parser, buffer: vec![0; READ_BYTES], ended: false })
@@ -55,12 +52,12 @@ impl TableReader {
     /// The virtual servers of the next `pages`, `None` at the end.
     ///
     /// # Errors
-    /// When the table cannot be read, or a line of it cannot be understood.
+    /// When the table cannot be read or parsed.
     pub fn next(&mut self, pages: usize) -> Result<Option<Vec<Shown>>> {
         if self.ended {
             return Ok(None);
         }
-        let unknown = || Error::other(format!("{TABLE} has an unknown form"));
+        let unknown = || Error::other(format!("{TABLE} has an unknown format"));
         let mut shown = Vec::new();
         for _ in 0..pages {
             let len = self.file.read(&mut self.buffer)?;
@@ -78,7 +75,7 @@ impl TableReader {
 /// Every real server that has connections.
 ///
 /// # Errors
-/// When the table cannot be read, or a line of it cannot be understood.
+/// When the table cannot be read or parsed.
 pub fn read_busy() -> Result<Set<(VsKey, RsKey)>> {
     let mut reader = TableReader::open(Arc::default())?;
     let mut busy = Set::default();
@@ -88,11 +85,11 @@ pub fn read_busy() -> Result<Set<(VsKey, RsKey)>> {
     Ok(busy)
 }
 
-/// Reads lines, and puts together what belongs to one virtual server.
+/// Parses lines and groups them by virtual server.
 #[derive(Debug, Default)]
 pub(in crate::kernel) struct Parser {
     headings: u8,
-    /// The beginning of a line whose end has not come.
+    /// The beginning of an incomplete line.
     rest: Vec<u8>,
     current: Option<Shown>,
     usual: Arc<str>,
@@ -187,7 +184,7 @@ impl Parser {
     }
 }
 
-/// A virtual server that can be ours, or the news that it cannot.
+/// The key of a virtual server; the inner `None`: a fwmark or another protocol, which we ignore.
 fn virtual_server(protocol: &[u8], target: &[u8]) -> Option<Option<VsKey>> {
     let protocol = match protocol {
         b"TCP" => Protocol::Tcp,
@@ -199,7 +196,7 @@ fn virtual_server(protocol: &[u8], target: &[u8]) -> Option<Option<VsKey>> {
     Some(Some(VsKey { protocol, addr, port }))
 }
 
-/// `ip_vs_fwd_name`, as the number that netlink has for it (`IP_VS_CONN_F_*`).
+/// Converts the name of `ip_vs_fwd_name` to the number in netlink (`IP_VS_CONN_F_*`).
 fn forward(name: &[u8]) -> Option<u32> {
     let names: [&[u8]; 5] = [b"Masq", b"Local", b"Tunnel", b"Route", b"Bypass"];
     names.iter().zip(0..).find_map(|(known, number)| (*known == name).then_some(number))
@@ -252,7 +249,7 @@ TCP  [fd00:0096:0000:0000:0000:0000:0000:0010]:0050 rr\x20
   -> [fd00:0244:0001:0000:0000:0000:0000:0005]:1F90      Masq    1      2          0         \x20
 ";
 
-    /// Reads the text in pieces of so many bytes.
+    /// Parses the text in pieces of `piece` bytes.
     fn parse(text: &str, piece: usize) -> Option<Vec<Shown>> {
         let (mut parser, mut shown) = (Parser::default(), Vec::new());
         text.as_bytes().chunks(piece).try_for_each(|bytes| parser.take(bytes, &mut shown))?;
@@ -261,7 +258,7 @@ TCP  [fd00:0096:0000:0000:0000:0000:0000:0010]:0050 rr\x20
     }
 
     #[test]
-    fn servers_are_read_whatever_the_pieces() {
+    fn pieces_of_any_size_give_the_same_servers() {
         let shown = parse(TABLE, TABLE.len()).unwrap();
         let text = |s: &Shown| {
             let rs = |(rs, state): (&RsKey, &RsState)| format!("{rs} {} {}", state.weight, state.forward);
@@ -299,7 +296,7 @@ TCP  [fd00:0096:0000:0000:0000:0000:0000:0010]:0050 rr\x20
     }
 
     #[test]
-    fn an_unknown_form_is_an_error_and_never_an_idle_server() {
+    fn an_unknown_format_is_an_error_and_never_an_idle_server() {
         for broken in ["0A60000A", "XYZ:0050", "[fd00::1:0050", "[fd00::1]:0050", "100A60000A:0050"] {
             assert_eq!(parse(&TABLE.replacen("0A60000A:0050", broken, 1), 50), None, "{broken}");
         }
@@ -312,6 +309,6 @@ TCP  [fd00:0096:0000:0000:0000:0000:0000:0010]:0050 rr\x20
         ] {
             assert_eq!(parse(&TABLE.replacen(known, broken, 1), 50), None, "{broken}");
         }
-        assert_eq!(parse(TABLE.trim_end_matches('\n'), 50), None, "the last line is cut off");
+        assert_eq!(parse(TABLE.trim_end_matches('\n'), 50), None, "the last line is incomplete");
     }
 }

@@ -1,29 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel counts for every virtual server, in one dump over a socket of its own.
+//! Traffic counters of every virtual server, in one dump over a separate socket.
 
 use ipvs_netlink::{Client, Service};
 
 use super::vs_key;
 use crate::core::model::VsKey;
 
-/// The kernel's counters of a virtual server. They start again from zero when the virtual server is created again.
+/// The kernel's counters of a virtual server; zero again after the virtual server is re-created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerCounters {
-    /// Connections.
     pub connections: u64,
-    /// Packets from clients, and to them.
+    /// Packets from and to clients.
     pub packets: [u64; 2],
-    /// Bytes from clients, and to them.
+    /// Bytes from and to clients.
     pub bytes: [u64; 2],
 }
 
-/// Reads the counters of every virtual server; an error is a text for the log.
+/// Reads the counters of every virtual server; the error is a message for the log.
 pub type ReadCounters = Box<dyn FnMut() -> Result<Vec<(VsKey, ServerCounters)>, String> + Send>;
 
-/// Reads the counters of the network namespace that it is called in.
+/// Reads the counters in the network namespace of the calling thread.
 #[derive(Debug, Default)]
 struct TrafficReader {
-    /// Opened when it is needed: the kernel may get IPVS later than the agent starts.
+    /// Opened at the first read: IPVS may be loaded after the agent starts.
     client: Option<Client>,
 }
 
@@ -37,7 +36,7 @@ impl TrafficReader {
     }
 }
 
-/// Reads the counters over a socket that is opened again after an error.
+/// Returns a function that reads the counters and opens its socket again after an error.
 pub fn reader() -> ReadCounters {
     let mut reader = TrafficReader::default();
     Box::new(move || {

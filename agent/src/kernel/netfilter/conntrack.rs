@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The connection-tracking table over nfnetlink, subsystem 1
-//! (`<linux/netfilter/nfnetlink_conntrack.h>`): UDP flows to endpoints that are gone are deleted.
+//! (`<linux/netfilter/nfnetlink_conntrack.h>`): deletes UDP flows to removed endpoints.
 //!
-//! One dump and few sends of deletions, however many flows there are; `conntrack -D` would be one
-//! process per VIP or endpoint, each with a dump of its own.
+//! One dump and few sends of deletions for any number of flows. `conntrack -D` would need one process and one dump
+//! for each VIP or endpoint.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -37,38 +37,33 @@ const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 
 const FILTER_ORIG_FLAGS: u16 = 1;
-/// Compare the protocol number of the original direction, and nothing else.
+/// Compares only the protocol number of the original direction.
 const FILTER_BY_PROTOCOL: u32 = 1 << 3;
 
-/// What can go wrong.
+/// Errors of [`ConntrackClient`].
 #[derive(Debug, thiserror::Error)]
 pub enum ConntrackError {
-    /// The kernel has no netlink for connection tracking.
     #[error(
         "the kernel has no netlink for connection tracking ({0}): load its module with \
          `modprobe nf_conntrack_netlink`"
     )]
     NoConntrack(Refusal),
-    /// Entries of the connection-tracking table that the kernel did not delete.
     #[error("the kernel refused to delete {count} stale UDP flows; the first was {first}: {refusal}")]
     FlowsStay {
-        /// How many.
+        /// Number of flows.
         count: usize,
-        /// The first of them.
         first: Flow,
-        /// Why it stayed.
         refusal: Refusal,
     },
-    /// The conversation failed.
     #[error(transparent)]
     Netlink(#[from] Error),
 }
 
-/// The client.
+/// Client of the conntrack subsystem.
 #[derive(Debug)]
 pub struct ConntrackClient {
     socket: Socket,
-    /// Whether dumps ask the kernel for UDP only.
+    /// Whether dumps request UDP flows only.
     filtered: bool,
     entries: u64,
 }
@@ -82,22 +77,21 @@ impl ConntrackClient {
         Ok(Self { socket: nfnetlink::open()?, filtered: true, entries: 0 })
     }
 
-    /// What went over the socket so far.
     pub fn counters(&self) -> Counters {
         self.socket.counters()
     }
 
-    /// Entries that the kernel has sent so far: since Linux 5.8 it sends those of UDP only.
+    /// Entries received so far: since Linux 5.8 only those of UDP.
     pub fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Deletes the flows that are stale for this filter and returns how many they were. A flow that
-    /// ended by itself meanwhile is fine and not counted. A filter without Services reads nothing.
+    /// Deletes the flows that are stale for this filter and returns their number, without flows that ended by
+    /// themselves meanwhile. An empty filter reads nothing.
     ///
     /// # Errors
-    /// When the table cannot be read whole: then nothing is deleted. When the kernel refused to
-    /// delete a flow: the others are gone all the same.
+    /// When the table cannot be read completely: nothing is deleted then. When the kernel refuses to delete a flow:
+    /// the other flows are deleted.
     pub fn forget(&mut self, filter: &FlowFilter) -> Result<u64, ConntrackError> {
         if filter.is_empty() {
             return Ok(0);
@@ -114,11 +108,11 @@ impl ConntrackClient {
         count_deleted(&stale, &self.socket.batch(&requests)?)
     }
 
-    /// The stale flows, in one dump.
+    /// Reads the stale flows, in one dump.
     fn stale(&mut self, filter: &FlowFilter) -> Result<Vec<FlowEntry>, ConntrackError> {
         let mut stale = self.dump(filter);
         if self.filtered && matches!(&stale, Err(Error::Refused(refusal)) if is_unknown(refusal)) {
-            // Either the kernel does not like to filter, or it does not know these dumps at all.
+            // The kernel does not support the filter, or no conntrack dumps at all.
             self.filtered = false;
             stale = self.dump(filter);
             self.filtered = stale.is_err();
@@ -143,19 +137,19 @@ impl ConntrackClient {
     }
 }
 
-/// A UDP flow, and the attributes that name it to the kernel.
+/// A UDP flow, and the attributes that identify it in a deletion.
 #[derive(Debug)]
 pub(in crate::kernel) struct FlowEntry {
     pub(in crate::kernel) flow: Flow,
     pub(in crate::kernel) identity: Attributes,
 }
 
-/// What the refusals of deletions mean: how many flows went because of the deletions.
+/// The number of deleted flows. A flow that does not exist any more is no error.
 fn count_deleted(flows: &[Flow], refused: &[(usize, Refusal)]) -> Result<u64, ConntrackError> {
-    let mut stay = refused.iter().filter(|(_, refusal)| refusal.errno() != Errno::ENOENT);
-    match stay.clone().count() {
+    let mut kept = refused.iter().filter(|(_, refusal)| refusal.errno() != Errno::ENOENT);
+    match kept.clone().count() {
         0 => Ok((flows.len() - refused.len()) as u64),
-        count => stay.next().map_or(Ok(0), |(index, refusal)| {
+        count => kept.next().map_or(Ok(0), |(index, refusal)| {
             Err(ConntrackError::FlowsStay { count, first: flows[*index], refusal: refusal.clone() })
         }),
     }
@@ -173,7 +167,7 @@ fn nf_family(family: Family) -> u8 {
     }
 }
 
-/// Kernels before 5.8 pass over the filter and send all protocols.
+/// Kernels before 5.8 ignore the filter and send all protocols.
 fn only_udp() -> Attributes {
     let (mut proto, mut tuple, mut flags) =
         (Attributes::default(), Attributes::default(), Attributes::default());
@@ -185,7 +179,7 @@ fn only_udp() -> Attributes {
     attrs
 }
 
-/// One direction of an entry; not every protocol has ports.
+/// One direction of an entry. Some protocols have no ports.
 #[derive(Debug, Default)]
 struct Tuple {
     protocol: Option<u8>,
@@ -215,8 +209,8 @@ pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<FlowEntry>, E
     let (Some((orig_dst, orig_dst_port)), Some((reply_src, reply_src_port))) = (orig.dst, reply.src) else {
         return Err(Error::Malformed("a tracked UDP flow without address or port"));
     };
-    // The tuple goes back as it came. The number distinguishes the flow from a later one of the same tuple,
-    // which knows today's endpoints.
+    // The tuple is sent back unchanged. The id distinguishes the flow from a newer flow of the same tuple, which
+    // goes to a current endpoint.
     let mut identity = Attributes::default();
     identity.nest_bytes(CTA_TUPLE_ORIG, orig_bytes);
     for (kind, value) in [(CTA_ID, id), (CTA_ZONE, zone)] {
@@ -288,7 +282,7 @@ mod tests {
         tuple
     }
 
-    /// An entry as in a dump, with attributes around it that do not matter here.
+    /// An entry as in a dump, with attributes that the parser ignores.
     fn entry(protocol: u8, client: &str, vip: &str, pod: &str) -> Attributes {
         let (client, vip, pod) = (socket(client), socket(vip), socket(pod));
         let mut attrs = Attributes::default();
@@ -299,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_where_it_went_and_who_answers() {
+    fn a_flow_has_its_original_destination_and_its_reply_source() {
         for (client, vip, pod) in [
             ("192.168.50.100:40000", "10.96.0.10:53", "10.244.1.5:5353"),
             ("[fd00:50::100]:40000", "[fd00:96::10]:53", "[fd00:244:1::5]:5353"),
@@ -312,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_deleted_by_its_tuple_number_and_zone() {
+    fn a_flow_is_identified_by_tuple_id_and_zone() {
         let mut part = entry(17, "192.168.50.100:40000", "10.96.0.10:53", "10.244.1.5:5353");
         let identity = |part: &Attributes| parse_entry(part.as_bytes()).unwrap().unwrap().identity;
         let first_attr = AttributeIter::new(part.as_bytes()).next().unwrap().unwrap();
@@ -328,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_that_ended_by_itself_is_no_trouble() {
+    fn a_flow_that_ended_by_itself_is_no_error() {
         let flow = |pod| {
             parse_entry(entry(17, "10.0.0.1:1", "10.96.0.10:53", pod).as_bytes()).unwrap().unwrap().flow
         };
@@ -345,7 +339,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn the_question_for_udp_is_these_bytes() {
+    fn the_udp_filter_has_the_expected_bytes() {
         let expected = [
             16, 0, 1, 0x80, 12, 0, 2, 0x80, 5, 0, 1, 0, 17, 0, 0, 0, // the tuple: protocol 17
             12, 0, 25, 0x80, 8, 0, 1, 0, 8, 0, 0, 0, // which of its parts count
@@ -354,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_are_passed_over() {
+    fn other_protocols_are_ignored() {
         let part = entry(6, "192.168.50.100:40000", "10.96.0.10:53", "10.244.1.5:5353");
         assert!(parse_entry(part.as_bytes()).unwrap().is_none());
         let (mut icmp, mut only_number, mut tuple) =
@@ -366,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error_and_no_other_flow() {
+    fn a_malformed_entry_is_an_error_and_no_other_flow() {
         let bytes = |change: &dyn Fn(&mut Attributes)| {
             let mut attrs = Attributes::default();
             change(&mut attrs);

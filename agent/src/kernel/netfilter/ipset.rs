@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! ipsets over nfnetlink, subsystem 6 (`<linux/netfilter/ipset/ip_set.h>`): many entries in one
-//! message, many messages in one send.
+//! ipsets over nfnetlink, subsystem 6 (`<linux/netfilter/ipset/ip_set.h>`): many entries in one message, many
+//! messages in one send.
 
 use netlink_batch::{AttributeIter, Attributes, Counters, Error, Refusal, Socket};
 use netlink_packet_core::NLM_F_EXCL;
@@ -28,9 +28,9 @@ const CMD_ADD: u16 = 9;
 const CMD_DEL: u16 = 10;
 const CMD_TYPE: u16 = 13;
 
-/// `IPSET_FLAG_LIST_HEADER`: without the members.
+/// `IPSET_FLAG_LIST_HEADER`: lists sets without their members.
 const FLAG_LIST_HEADER: u32 = 1 << 2;
-/// An attribute's length is 16 bits: entries of one message stay below this.
+/// Limit for the entries of one message: the length of an attribute has 16 bits.
 const ADT_BYTES: usize = 60_000;
 
 const EEXIST: i32 = Errno::EEXIST as i32;
@@ -40,29 +40,31 @@ const EPERM: i32 = Errno::EPERM as i32;
 const HASH_FULL: i32 = 4352;
 /// `IPSET_ERR_BUSY`: a rule or another set refers to the set.
 const BUSY: i32 = 4100;
-/// Where a set is made anew before it takes the other's place.
+/// `IPSET_ERR_EXIST_SETNAME2`: the second set of a swap does not exist.
+const NO_SECOND_SET: i32 = 4101;
+/// `IPSET_ERR_TYPE_MISMATCH`: the sets of a swap have different types.
+const TYPE_MISMATCH: i32 = 4102;
+/// Name of the larger copy of a set, before it is swapped with the set.
 const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
-/// What can go wrong beside the refusal of single ops.
+/// Errors besides the refusal of single ops.
 #[derive(Debug, thiserror::Error)]
 pub enum IpsetError {
-    /// The kernel does not have a set type.
     #[error(
         "the kernel has no ipset type {name} ({refusal}): load its module with `modprobe ip_set_{module}`",
         module = .name.replace([':', ','], "_")
     )]
     NoSetType {
-        /// The type, as `ipset create` takes it.
+        /// The type, as an argument of `ipset create`.
         name: &'static str,
-        /// What the kernel said.
+        /// The kernel's answer.
         refusal: Refusal,
     },
-    /// The conversation failed.
     #[error(transparent)]
     Netlink(#[from] Error),
 }
 
-/// The client.
+/// Client of the ipset subsystem.
 #[derive(Debug)]
 pub struct IpsetClient {
     socket: Socket,
@@ -70,7 +72,7 @@ pub struct IpsetClient {
 }
 
 impl IpsetClient {
-    /// Opens a socket in the current network namespace and asks for the set types.
+    /// Opens a socket in the current network namespace and reads the revisions of the set types.
     ///
     /// # Errors
     /// When the kernel has no ipset, or lacks a set type.
@@ -80,12 +82,11 @@ impl IpsetClient {
         Ok(client)
     }
 
-    /// What went over the socket so far.
     pub fn counters(&self) -> Counters {
         self.socket.counters()
     }
 
-    /// Our sets with their members, in one dump. Like `ipset save`.
+    /// Reads our sets with their members, in one dump. Like `ipset save`.
     ///
     /// # Errors
     /// When the dump is not complete.
@@ -96,7 +97,7 @@ impl IpsetClient {
         self.socket.dump(&request, |sets, payload| parse_part(attributes(payload), sets))
     }
 
-    /// One set with its members; `None`: it does not exist. Like `ipset save NAME`.
+    /// Reads one set with its members; `None`: it does not exist. Like `ipset save NAME`.
     ///
     /// # Errors
     /// When the dump is not complete.
@@ -111,7 +112,7 @@ impl IpsetClient {
         }
     }
 
-    /// How many members a set has; `None`: it does not exist. Like `ipset list -t NAME`.
+    /// Reads the number of members of a set; `None`: it does not exist. Like `ipset list -t NAME`.
     ///
     /// # Errors
     /// When the answer is not complete.
@@ -129,7 +130,7 @@ impl IpsetClient {
         }
     }
 
-    /// Runs ops on sets and entries, in order, and returns one result each.
+    /// Runs ops on sets and entries, in order, and returns one result for each.
     pub fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
         match self.try_execute(ops) {
             Ok(results) => results,
@@ -152,11 +153,11 @@ impl IpsetClient {
         Ok(results)
     }
 
-    /// Destroys a set, and what is left of an attempt to make it larger. One that does not exist is
-    /// destroyed.
+    /// Destroys a set, and the larger copy that an interrupted [`Op::GrowSet`] left. A set that does not exist
+    /// counts as destroyed.
     ///
     /// # Errors
-    /// What the kernel said; a set that a rule or another set uses stays.
+    /// When the kernel refuses, for example because a rule or another set uses the set.
     pub fn destroy(&mut self, set: SetId) -> Result<(), String> {
         let destroy = |name: &str| Request {
             kind: SUBSYSTEM | CMD_DESTROY,
@@ -167,18 +168,20 @@ impl IpsetClient {
         let results = results.map_err(|error| words::causes(&error))?;
         match results.last().copied().flatten() {
             None | Some(ENOENT) => Ok(()),
-            Some(BUSY) => Err(format!("it is in use: remove what uses it (`iptables-save | grep {set}`)")),
+            Some(BUSY) => {
+                Err(format!("it is in use: remove the rules that use it (`iptables-save | grep {set}`)"))
+            }
             Some(code) => Err(op_error(&Op::DestroySet(set), code).message),
         }
     }
 
-    /// Makes a larger set aside, fills it, and puts it in the place of the old one at once.
+    /// Creates a larger copy of a set, fills it, and swaps the two atomically.
     fn grow(&mut self, grow: &GrowOp) -> Result<Result<Progress, OpError>, IpsetError> {
         let (set, family) = (grow.set, nf_family(grow.set));
         let request =
             |cmd, flags, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs, resource: 0 };
         let destroy = request(CMD_DESTROY, 0, name_attrs(TEMPORARY));
-        // One that an earlier try left behind may be there or not.
+        // An earlier try may have left a copy.
         self.send(std::slice::from_ref(&destroy))?;
         let attrs = create_attrs(set, TEMPORARY, self.revision(set)?, grow.capacity);
         let mut requests = vec![request(CMD_CREATE, NLM_F_EXCL, attrs)];
@@ -188,17 +191,13 @@ impl IpsetClient {
             requests.push(request(CMD_ADD, 0, entry_attrs(TEMPORARY, &adds[run])));
         }
         let mut attrs = name_attrs(TEMPORARY);
-        // A swap names the other set where a creation names the type.
+        // In a swap this attribute is the name of the other set (`IPSET_ATTR_SETNAME2`).
         attrs.put_str(ATTR_TYPENAME, &set.name());
         if let Some(code) = self.send(&requests)?.into_iter().flatten().next() {
-            return Ok(Err(op_error(&Op::GrowSet(Box::new(grow.clone())), code)));
+            return Ok(Err(code_error(code)));
         }
-        let swapped = self.send(&[request(CMD_SWAP, 0, attrs), destroy])?;
-        Ok(swapped
-            .into_iter()
-            .flatten()
-            .next()
-            .map_or(Ok(Progress::Done), |code| Err(op_error(&Op::GrowSet(Box::new(grow.clone())), code))))
+        let codes = self.send(&[request(CMD_SWAP, 0, attrs), destroy])?;
+        Ok(swap_result(&codes).map(|()| Progress::Done))
     }
 
     fn execute_plain(&mut self, ops: &[&Op]) -> Result<Vec<Result<Progress, OpError>>, IpsetError> {
@@ -208,26 +207,26 @@ impl IpsetClient {
         let mut again = Vec::new();
         for (range, code) in entry_runs(ops).into_iter().zip(refused) {
             if range.len() == 1 {
-                results[range.start] = answered(ops[range.start], code);
+                results[range.start] = op_result(ops[range.start], code);
             } else if code.is_some() {
-                // The kernel stops at the first bad entry of a message: find out which ones are bad.
+                // The kernel stops at the first bad entry of a message: send the entries one by one.
                 again.extend(range);
             }
         }
         let singles: Vec<Request> =
             again.iter().map(|i| self.request(&ops[*i..=*i])).collect::<Result<_, _>>()?;
         for (i, code) in again.iter().zip(self.send(&singles)?) {
-            results[*i] = answered(ops[*i], code);
+            results[*i] = op_result(ops[*i], code);
         }
         Ok(results)
     }
 
-    /// The requests for ops on sets and entries: one for each creation, and few for many entries.
+    /// The requests for ops on sets and entries: one for each set, few for many entries.
     fn prepare(&self, ops: &[&Op]) -> Result<Vec<Request>, IpsetError> {
         entry_runs(ops).into_iter().map(|range| self.request(&ops[range])).collect()
     }
 
-    /// Sends requests and returns the refusal of each.
+    /// Sends requests and returns the error code of each.
     fn send(&mut self, requests: &[Request]) -> Result<Vec<Option<i32>>, Error> {
         let mut codes = vec![None; requests.len()];
         for (index, refusal) in self.socket.batch(requests)? {
@@ -236,7 +235,7 @@ impl IpsetClient {
         Ok(codes)
     }
 
-    /// One message for a run of ops: one creation, or entries of one set in one direction.
+    /// One message for a run of ops: one op on a set, or entries to add to one set or to remove from it.
     fn request(&self, run: &[&Op]) -> Result<Request, IpsetError> {
         let request =
             |cmd, flags, family, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs, resource: 0 };
@@ -262,10 +261,9 @@ impl IpsetClient {
         revision.ok_or_else(|| no_set_type(set.kind.set_type(), Refusal::new(ENOENT, None)))
     }
 
-    /// Asks for the newest revision of every type that the kernel knows, in one send; asking loads
-    /// the types' modules.
+    /// Reads the newest revision of every set type, in one send; the kernel loads the modules of the types.
     fn learn_revisions(&mut self) -> Result<(), IpsetError> {
-        let question = |set_type: SetType, family| {
+        let query = |set_type: SetType, family| {
             let number = type_family(set_type, family);
             let mut attrs = Attributes::default();
             attrs.put(ATTR_PROTOCOL, &[PROTOCOL]);
@@ -273,8 +271,8 @@ impl IpsetClient {
             Request { kind: SUBSYSTEM | CMD_TYPE, flags: 0, family: number, attrs, ..Request::default() }
         };
         let all = SetType::ALL.into_iter().flat_map(|t| Family::ALL.into_iter().map(move |f| (t, f)));
-        let questions: Vec<Request> = all.clone().map(|(t, f)| question(t, f)).collect();
-        for ((set_type, family), answer) in all.zip(self.socket.ask_all(&questions)?) {
+        let queries: Vec<Request> = all.clone().map(|(t, f)| query(t, f)).collect();
+        for ((set_type, family), answer) in all.zip(self.socket.ask_all(&queries)?) {
             let answer = answer.map_err(|refusal| no_set_type(set_type, refusal))?;
             for attr in AttributeIter::new(attributes(&answer)) {
                 if let (ATTR_REVISION, [revision]) = attr? {
@@ -317,8 +315,8 @@ fn entry_runs(ops: &[&Op]) -> Vec<std::ops::Range<usize>> {
     runs
 }
 
-/// What the kernel's answer to an op means. Before Linux 5.11 it complains of a set to destroy that is gone.
-fn answered(op: &Op, code: Option<i32>) -> Result<Progress, OpError> {
+/// The result of an op. Before Linux 5.11 destroying a set that does not exist is an error.
+fn op_result(op: &Op, code: Option<i32>) -> Result<Progress, OpError> {
     match (op, code) {
         (_, None) | (Op::DestroySet(_), Some(ENOENT)) => Ok(Progress::Done),
         (_, Some(code)) => Err(op_error(op, code)),
@@ -337,18 +335,39 @@ fn op_error(op: &Op, code: i32) -> OpError {
         (Op::DestroySet(set), BUSY) => OpError::plain(
             Cause::WrongKind,
             format!(
-                "it has another type than it must have, and something uses it: remove that (`iptables-save | \
-                 grep {set}`); the agent then creates the set again"
+                "it has the wrong type and is in use: remove the rules that use it (`iptables-save | grep {set}`); \
+                 the agent then creates the set again"
             ),
         ),
-        (_, ENOENT) => OpError::uncertain(Cause::Missing, "the ipset does not exist"),
-        (_, EPERM) => OpError::plain(Cause::NotPermitted, "not permitted: CAP_NET_ADMIN is needed"),
-        (_, HASH_FULL) => OpError::plain(Cause::Full, "the ipset is full"),
-        (_, BUSY) => OpError::plain(Cause::InUse, "the ipset is in use"),
-        (_, code) if code < 4096 => {
-            OpError::plain(Cause::of_errno(code), nix::errno::Errno::from_raw(code).desc())
+        (_, code) => code_error(code),
+    }
+}
+
+/// The result of a swap with the larger copy and of the removal of the old set, from their error codes.
+fn swap_result(codes: &[Option<i32>]) -> Result<(), OpError> {
+    let (code, what, state) = match *codes {
+        [Some(code), ..] => {
+            (code, "cannot swap the ipset with its larger copy", "the smaller one stays in place")
         }
-        (_, code) => OpError::plain(Cause::Other, format!("ipset error {code}")),
+        [None, Some(code)] => {
+            (code, "cannot destroy the old ipset after the swap", "the larger one is in place")
+        }
+        _ => return Ok(()),
+    };
+    let error = code_error(code);
+    Err(OpError { message: format!("{what}: {}; {state}", error.message), ..error })
+}
+
+fn code_error(code: i32) -> OpError {
+    match code {
+        ENOENT => OpError::uncertain(Cause::Missing, "the ipset does not exist"),
+        EPERM => OpError::plain(Cause::NotPermitted, "not permitted: CAP_NET_ADMIN is needed"),
+        HASH_FULL => OpError::plain(Cause::Full, "the ipset is full"),
+        BUSY => OpError::plain(Cause::InUse, "the ipset is in use"),
+        NO_SECOND_SET => OpError::plain(Cause::Other, "the ipset does not exist"),
+        TYPE_MISMATCH => OpError::plain(Cause::Other, "the ipset has another type"),
+        code if code < 4096 => OpError::plain(Cause::of_errno(code), Errno::from_raw(code).desc()),
+        code => OpError::plain(Cause::Other, format!("ipset error {code}")),
     }
 }
 
@@ -359,7 +378,30 @@ mod tests {
     use crate::core::model::sets::{Entry, SetKind};
 
     #[test]
-    fn entries_of_one_set_travel_in_one_message() {
+    fn a_failed_swap_is_reported_as_such() {
+        assert_eq!(swap_result(&[None, None]), Ok(()));
+        let swap = "cannot swap the ipset with its larger copy: the ipset ";
+        let destroy = "cannot destroy the old ipset after the swap: the ipset ";
+        for (codes, cause, text) in [
+            (
+                [Some(ENOENT), None],
+                Cause::Missing,
+                format!("{swap}does not exist; the smaller one stays in place"),
+            ),
+            (
+                [Some(TYPE_MISMATCH), Some(BUSY)],
+                Cause::Other,
+                format!("{swap}has another type; the smaller one stays in place"),
+            ),
+            ([None, Some(BUSY)], Cause::InUse, format!("{destroy}is in use; the larger one is in place")),
+        ] {
+            let error = swap_result(&codes).unwrap_err();
+            assert_eq!((error.cause, error.message), (cause, text));
+        }
+    }
+
+    #[test]
+    fn entries_of_one_set_are_one_message() {
         let set = SetId { kind: SetKind::ClusterIp, family: Family::V4 };
         let other = SetId { kind: SetKind::IpvsIps, family: Family::V4 };
         let add = |set, port| Op::AddEntry(set, Entry::IpPort([10, 0, 0, 1].into(), Protocol::Tcp, port));

@@ -61,7 +61,7 @@ pub(in crate::kernel) fn name_attrs(name: &str) -> Attributes {
     attrs
 }
 
-/// The options of kube-proxy's sets, but for their room.
+/// Creates a set with the options of kube-proxy's sets, except for the capacity.
 pub(in crate::kernel) fn create_attrs(set: SetId, name: &str, revision: u8, capacity: u32) -> Attributes {
     let mut data = Attributes::default();
     if set.kind.set_type() == SetType::BitmapPort {
@@ -154,13 +154,13 @@ pub(in crate::kernel) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedS
     }
     for member in AttributeIter::new(members.unwrap_or_default()) {
         let (_, data) = member?;
-        // A member that no entry of ours can be, such as another protocol, is left alone.
+        // A member that cannot be ours, such as one of another protocol, is ignored.
         set.members.extend(parse_entry(id.kind.set_type(), data)?);
     }
     Ok(())
 }
 
-/// How many members the header of a set says that it has.
+/// The number of members in the header of a set.
 pub(in crate::kernel) fn parse_count(part: &[u8]) -> Result<Option<u32>, Error> {
     for attr in AttributeIter::new(part) {
         let (ATTR_DATA, header) = attr? else { continue };
@@ -173,7 +173,7 @@ pub(in crate::kernel) fn parse_count(part: &[u8]) -> Result<Option<u32>, Error> 
     Ok(None)
 }
 
-/// How many members a hash has room for.
+/// The maximum number of members of a hash.
 fn parse_capacity(header: &[u8]) -> Result<Option<u32>, Error> {
     for attr in AttributeIter::new(header) {
         if let (DATA_MAXELEM, &[a, b, c, d]) = attr? {
@@ -221,7 +221,7 @@ pub(in crate::kernel) fn parse_entry(set_type: SetType, data: &[u8]) -> Result<O
         SetType::HashIpPortNet => {
             let net = ip2?;
             let prefix = cidr2.unwrap_or(Family::of(net).host_prefix());
-            // As entries of ours are: without host bits.
+            // Our entries have no host bits.
             Some(Entry::IpPortNet(ip?, proto?, port?, IpNet::new(net, prefix).ok()?.trunc()))
         }
         SetType::BitmapPort => Some(Entry::Port(port?)),
@@ -254,7 +254,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn entries_survive_the_wire((set_type, entry) in any_entry()) {
+        fn an_encoded_entry_decodes_to_the_same_entry((set_type, entry) in any_entry()) {
             let bytes = encode_entry(&entry);
             prop_assert_eq!(parse_entry(set_type, bytes.as_bytes()).unwrap(), Some(entry));
         }
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_with_host_bits_is_the_network() {
+    fn host_bits_of_a_network_are_ignored() {
         let [ip, net] = [[10, 96, 0, 1], [172, 16, 0, 64]].map(IpAddr::from);
         let mut attrs = Attributes::default();
         put_ip(&mut attrs, DATA_IP, ip);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_another_type_is_a_misfit_and_foreign_sets_are_passed_over() {
+    fn a_set_of_another_type_is_a_misfit_and_foreign_sets_are_ignored() {
         let part = |name: &str, type_name: &str| {
             let mut attrs = Attributes::default();
             attrs.put_str(ATTR_SETNAME, name).put_str(ATTR_TYPENAME, type_name).put(ATTR_FAMILY, &[2]);

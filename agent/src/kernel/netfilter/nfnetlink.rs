@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What netfilter adds to netlink (`<linux/netfilter/nfnetlink.h>`): a header of its own, and transactions.
+//! The header and the transactions of nfnetlink (`<linux/netfilter/nfnetlink.h>`).
 
 use netlink_batch::{Answer, Attributes, Error, Message, Refusal, Socket, protocols};
 use netlink_packet_core::NLM_F_ACK;
@@ -18,7 +18,6 @@ pub fn open() -> Result<Socket, Error> {
     Socket::open(protocols::NETLINK_NETFILTER)
 }
 
-/// One request.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// Subsystem in the high byte, command in the low one.
@@ -29,7 +28,6 @@ pub struct Request {
     pub family: u8,
     /// `res_id` of the `nfgenmsg`: the subsystem of a transaction.
     pub resource: u16,
-    /// Attributes.
     pub attrs: Attributes,
 }
 
@@ -49,15 +47,15 @@ impl Message for Request {
     }
 }
 
-/// The attributes of a message of netfilter.
+/// The attributes of an nfnetlink message.
 pub fn attributes(payload: &[u8]) -> &[u8] {
     payload.get(NFGEN..).unwrap_or_default()
 }
 
-/// Runs one request as a transaction of a subsystem that knows no other way (nf_tables).
+/// Runs one request as a transaction, which nf_tables requires for changes.
 ///
 /// # Errors
-/// A refusal; then nothing was changed.
+/// When the kernel refuses: nothing is changed then.
 pub fn transaction(socket: &mut Socket, subsystem: u16, request: Request) -> Result<(), Error> {
     let mark = |kind| Request { kind, resource: subsystem, ..Request::default() };
     let request = Request { flags: request.flags | NLM_F_ACK, ..request };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whole tables of nf_tables (`<linux/netfilter/nf_tables.h>`): is one there, and away with it. Needs no
-//! program `nft`.
+//! Finds and removes the tables of kube-proxy's nftables mode (`<linux/netfilter/nf_tables.h>`), without the program
+//! `nft`.
 
 use netlink_batch::{AttributeIter, Attributes, Error, Socket};
 
@@ -14,7 +14,7 @@ const DEL_TABLE: u16 = NF_TABLES << 8 | 2;
 const GET_GENERATION: u16 = NF_TABLES << 8 | 16;
 const ATTR_TABLE_NAME: u16 = 1;
 const ATTR_GENERATION: u16 = 1;
-/// Where kube-proxy's nftables mode has everything of a family.
+/// The table of kube-proxy's nftables mode, one for each family.
 const KUBE_PROXY: &str = "kube-proxy";
 
 fn number(family: Family) -> u8 {
@@ -44,8 +44,8 @@ pub fn find(socket: &mut Socket) -> Result<PerFamily<bool>, Error> {
     Ok(found)
 }
 
-/// A number that goes up with every change of tables, chains and rules in the network namespace; `None` from
-/// a kernel without nf_tables.
+/// The generation of nf_tables, which every change in the network namespace increases; `None`: the kernel has no
+/// nf_tables.
 ///
 /// # Errors
 /// When the answer cannot be read.
@@ -65,10 +65,10 @@ pub(in crate::kernel) fn parse_generation(answer: &[u8]) -> Result<Option<u32>, 
     Ok(None)
 }
 
-/// Removes the table of a family with all that is in it, at once.
+/// Removes the table of a family with its contents, atomically.
 ///
 /// # Errors
-/// What the kernel said.
+/// When the kernel refuses.
 pub fn remove(socket: &mut Socket, family: Family) -> Result<(), Error> {
     nfnetlink::transaction(socket, NF_TABLES, request(DEL_TABLE, family))
 }

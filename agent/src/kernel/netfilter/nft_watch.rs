@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Notices at once when another program changes our chains, where iptables is the nf_tables flavour:
-//! notifications of `<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10. The legacy flavour sends
-//! none; there the next audit finds changes.
+//! Detects changes of our chains by other programs at once, by notifications of nf_tables
+//! (`<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10). iptables-legacy sends none: there the next audit finds
+//! the changes.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use netlink_batch::{AttributeIter, Error, Listener, Received, protocols, text};
 
 use super::nfnetlink::attributes;
 use crate::core::model::Family;
 use crate::core::rules::chains::{CHAINS, JUMPS, Table};
+use crate::lock::lock;
 
 const SUBSYSTEM: u16 = 10 << 8;
 const DEL_TABLE: u16 = SUBSYSTEM | 2;
@@ -22,18 +23,18 @@ const GROUP: u32 = 7;
 const ATTR_TABLE: u16 = 1;
 const ATTR_RULE_CHAIN: u16 = 2;
 const ATTR_CHAIN_NAME: u16 = 3;
-/// Children remembered: more than ever run before their notifications are read.
+/// Number of remembered processes: more than run before their notifications are read.
 const CHILDREN: usize = 64;
 
-/// The processes that the agent itself started to write rules. Their netlink port is their process
-/// id, which distinguishes their changes from those of others.
+/// The processes that the agent started to write rules. Their netlink port is their process id, which distinguishes
+/// their changes from those of other programs.
 #[derive(Clone, Debug, Default)]
 pub struct Children(Arc<Mutex<Vec<u32>>>);
 
 impl Children {
     /// Remembers a process, before it writes anything.
     pub fn add(&self, pid: u32) {
-        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pids = lock(&self.0);
         if pids.len() == CHILDREN {
             pids.remove(0);
         }
@@ -41,7 +42,7 @@ impl Children {
     }
 
     fn contains(&self, pid: u32) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+        lock(&self.0).contains(&pid)
     }
 }
 
@@ -61,11 +62,11 @@ impl RulesWatch {
         Ok(Self { listener: Listener::open(protocols::NETLINK_NETFILTER, &[GROUP])?, own })
     }
 
-    /// Waits until another program changed a chain of ours, or took a rule from a chain that jumps to
-    /// ours. The families that are concerned.
+    /// Waits until another program changes one of our chains, or removes a rule from a chain that jumps to ours.
+    /// Returns the families.
     ///
     /// # Errors
-    /// When the socket fails. Lost notifications are no error: something changed.
+    /// When the socket fails. After lost notifications all families are returned.
     pub fn wait(&mut self) -> Result<BTreeSet<Family>, Error> {
         loop {
             let messages = match self.listener.receive() {
@@ -87,7 +88,7 @@ impl RulesWatch {
     }
 }
 
-/// The family whose rules of ours a message is about. Tables of other families, such as `inet`, may have the
+/// The family whose rules of ours a message can affect. Tables of other families, such as `inet`, may have the
 /// same names.
 pub(in crate::kernel) fn concerned_family(message: &Received<'_>) -> Option<Family> {
     let family = match message.payload.first()? {
@@ -133,26 +134,26 @@ mod tests {
     }
 
     #[test]
-    fn families_are_told_apart_and_those_that_are_not_ours_are_ignored() {
+    fn other_families_are_ignored() {
         let family = |family| concerned(family, DEL_TABLE, "filter", 9, "");
         assert_eq!([2, 10, 1, 7].map(family), [Some(Family::V4), Some(Family::V6), None, None]);
     }
 
     #[test]
-    fn only_what_can_break_our_rules_counts() {
+    fn only_messages_that_can_affect_our_rules_count() {
         assert!(concerns(DEL_RULE, "nat", ATTR_RULE_CHAIN, "KUBE-SERVICES"));
         assert!(concerns(NEW_RULE, "filter", ATTR_RULE_CHAIN, "KUBE-IPVS-FILTER"));
-        assert!(concerns(DEL_RULE, "filter", ATTR_RULE_CHAIN, "INPUT"), "perhaps our jump");
-        assert!(!concerns(NEW_RULE, "filter", ATTR_RULE_CHAIN, "INPUT"), "others may add theirs");
+        assert!(concerns(DEL_RULE, "filter", ATTR_RULE_CHAIN, "INPUT"), "it may be our jump");
+        assert!(!concerns(NEW_RULE, "filter", ATTR_RULE_CHAIN, "INPUT"), "other programs may add rules");
         assert!(!concerns(DEL_RULE, "nat", ATTR_RULE_CHAIN, "CNI-HOSTPORT-DNAT"));
         assert!(!concerns(DEL_RULE, "mangle", ATTR_RULE_CHAIN, "KUBE-SERVICES"));
         assert!(concerns(DEL_CHAIN, "nat", ATTR_CHAIN_NAME, "KUBE-MARK-MASQ"));
         assert!(concerns(DEL_TABLE, "filter", 9, ""));
-        assert!(!concerns(SUBSYSTEM | 15, "filter", ATTR_RULE_CHAIN, "INPUT"), "only a generation");
+        assert!(!concerns(SUBSYSTEM | 15, "filter", ATTR_RULE_CHAIN, "INPUT"), "a new generation alone");
     }
 
     #[test]
-    fn own_children_are_remembered_for_a_while() {
+    fn the_most_recent_children_are_remembered() {
         let children = Children::default();
         (0..CHILDREN as u32 + 5).for_each(|pid| children.add(pid));
         assert!(!children.contains(4) && children.contains(5));

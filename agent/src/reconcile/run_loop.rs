@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Runs passes when they are due, and answers mail between them.
+//! Runs passes when they are due, and takes mail between them.
 
 use crate::core::plan::pass::{Due, Pass};
 use std::time::{Duration, Instant};
@@ -11,19 +11,19 @@ use crate::kernel::Kernel;
 use crate::memory;
 use crate::reconcile::schedule::{Schedule, Waiting};
 
-/// The loop turns at least so often, so that others can see that it does.
+/// The longest pause of the loop: it reports its heartbeat at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// The time since the loop began.
+/// The time since the loop started.
 pub(super) type Clock<'a> = &'a dyn Fn() -> Duration;
 
 impl<K: Kernel> Reconciler<K> {
-    /// Runs until asked to stop. Before the store is in sync only the first Services are
-    /// programmed, on a node that holds nothing, and what keeps the agent from the API server is released.
+    /// Runs until the inbox has a stop request. Before the store is in sync, only the priority Services are programmed,
+    /// on a node without Service state, and addresses that block the way to the API server are released.
     pub fn run(&mut self, inbox: &Inbox, mut schedule: Schedule) {
         let start = Instant::now();
         loop {
-            let pause = self.turn(&|| start.elapsed(), &mut schedule);
+            let pause = self.run_once(&|| start.elapsed(), &mut schedule);
             let mail = inbox.wait(Some(pause));
             if mail.stop {
                 return;
@@ -31,42 +31,42 @@ impl<K: Kernel> Reconciler<K> {
             if mail.audit {
                 schedule.audit_soon();
             }
-            self.answer(&mail);
+            self.take_mail(&mail);
         }
     }
 
-    /// Does what is due by the clock; how long to wait then, if nothing happens.
-    pub(crate) fn turn(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
+    /// Does what is due. Returns the pause until the next call if no mail arrives.
+    pub(crate) fn run_once(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
         self.reporting.health.beat();
         let finished = self.kernel.finished(Duration::ZERO);
         self.take_finished(finished, clock());
         let pause = if self.is_ready() {
             self.work(clock, schedule)
         } else {
-            self.work_ahead(clock);
+            self.work_early(clock);
             self.release(clock());
             HEARTBEAT
         };
-        self.tell_due(clock());
+        self.report_due(clock());
         pause.min(HEARTBEAT)
     }
 
-    /// Tells what fails, what is well again, and what is due by its time.
-    pub fn tell_due(&mut self, now: Duration) {
-        self.tell_unprogrammed(now);
+    /// Reports new failures, ended failures, and periodic summaries.
+    pub fn report_due(&mut self, now: Duration) {
+        self.report_unprogrammed(now);
         self.reporter.tick(&self.retries, now);
     }
 
-    /// Does what can be done before every list is complete.
-    fn work_ahead(&mut self, clock: Clock<'_>) {
+    /// Does what is possible before every list is complete.
+    fn work_early(&mut self, clock: Clock<'_>) {
         let before = clock();
-        if let Some(pass) = self.prepare(before) {
+        if let Some(pass) = self.sync_early(before) {
             self.report(&pass, Due::Changes, clock() - before, clock());
             self.reporter.programmed_early(&pass);
         }
     }
 
-    /// Does what is due, if anything; how long to wait then.
+    /// Does what is due. Returns the pause until something else is due.
     fn work(&mut self, clock: Clock<'_>, schedule: &mut Schedule) -> Duration {
         let now = clock();
         self.retry_readings(schedule, now);
@@ -80,26 +80,26 @@ impl<K: Kernel> Reconciler<K> {
         };
         let (at, due) = schedule.next(&waiting);
         let is_due = now >= at;
-        let begins_audit = is_due && due == Due::Audit && self.is_whole();
-        if is_due && !begins_audit {
+        let starts_audit = is_due && due == Due::Audit && self.is_whole();
+        if is_due && !starts_audit {
             match due {
-                Due::Audit => schedule.began_audit(now),
-                Due::Recheck => schedule.began_recheck(now),
+                Due::Audit => schedule.begin_audit(now),
+                Due::Recheck => schedule.begin_recheck(now),
                 Due::Changes | Due::Retry | Due::Drains => {}
             }
             let pass = if due == Due::Recheck { self.recheck(now) } else { self.sync(due, now) };
-            self.ended(pass, due, now, clock, schedule);
+            self.finish_pass(pass, due, now, clock, schedule);
         }
-        // A piece after every pass: changes without end do not keep an audit from its end.
-        if self.is_auditing() || begins_audit {
-            self.audit_a_little(clock, schedule);
+        // One piece after every pass: an audit ends even if changes never stop.
+        if self.mirror.audit().is_some() || starts_audit {
+            self.continue_audit(clock, schedule);
         } else if !is_due {
             return self.idle(at, now, schedule);
         }
         Duration::ZERO
     }
 
-    /// Nothing is due before `at`: there is time to look at a few objects.
+    /// Nothing is due before `at`: probes a few objects.
     fn idle(&mut self, at: Duration, now: Duration, schedule: &mut Schedule) -> Duration {
         if !self.is_whole() {
             return at.saturating_sub(now);
@@ -115,23 +115,30 @@ impl<K: Kernel> Reconciler<K> {
         at.min(schedule.probe_at()).saturating_sub(now)
     }
 
-    /// Reads and compares one more piece, and carries out what follows after the last one.
-    fn audit_a_little(&mut self, clock: Clock<'_>, schedule: &mut Schedule) {
+    /// Runs one step of the audit, the first one if none is in progress.
+    fn continue_audit(&mut self, clock: Clock<'_>, schedule: &mut Schedule) {
         let before = clock();
-        if !self.is_auditing() {
-            schedule.began_audit(before);
-            self.audit_worked = Duration::ZERO;
+        if self.mirror.audit().is_none() {
+            schedule.begin_audit(before);
+            self.audit_time = Duration::ZERO;
         }
         let pass = self.audit_step(before);
-        self.audit_worked += clock() - before;
+        self.audit_time += clock() - before;
         if let Some(pass) = pass {
-            schedule.audit_cost(self.audit_worked);
-            self.ended(pass, Due::Audit, before, clock, schedule);
+            schedule.set_audit_time(self.audit_time);
+            self.finish_pass(pass, Due::Audit, before, clock, schedule);
         }
     }
 
-    /// Tells about a pass that began at `before`.
-    fn ended(&mut self, pass: Pass, due: Due, before: Duration, clock: Clock<'_>, schedule: &mut Schedule) {
+    /// Reports a pass that started at `before`.
+    fn finish_pass(
+        &mut self,
+        pass: Pass,
+        due: Due,
+        before: Duration,
+        clock: Clock<'_>,
+        schedule: &mut Schedule,
+    ) {
         let now = clock();
         schedule.ended(now, due, pass.unreadable.is_none());
         self.report(&pass, due, now - before, now);
@@ -141,8 +148,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Takes the mail.
-    pub(super) fn answer(&mut self, mail: &Mail) {
+    pub(super) fn take_mail(&mut self, mail: &Mail) {
         if !mail.changed.is_empty() && !self.is_whole() {
             self.mirror.outdated();
         }
@@ -151,13 +157,13 @@ impl<K: Kernel> Reconciler<K> {
             self.recheck.add_part(Part::Addresses);
         }
         self.learn_gateways(&mail.gateways);
-        for question in &mail.owner_requests {
-            // The asker may have gone away.
-            let _ = question.send(self.owners());
+        for request in &mail.owner_requests {
+            // The receiver may be gone.
+            let _ = request.send(self.owners());
         }
     }
 }
 
 #[cfg(test)]
-#[path = "bad_day_tests.rs"]
+#[path = "failure_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The loop by a clock of the test: something keeps failing, or another program keeps interfering, and
-//! everybody else is served as on a good day.
+//! The loop with a test clock: while an object keeps failing, or another program keeps interfering, all other objects
+//! are programmed without delay.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
@@ -22,10 +22,10 @@ fn s(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// A loop, its objects and its clock.
-struct Day {
+/// A loop with its objects and its clock.
+struct Node {
     run: Clocked,
-    /// How many objects of others were added, and the longest time that one waited.
+    /// Number of other Services that were added, and the longest time until one was served.
     others: u8,
     latest: Duration,
 }
@@ -37,7 +37,7 @@ fn spec(ip: &str, ip6: &str) -> serde_json::Value {
     })
 }
 
-/// Two Services, one with a load balancer that is filtered.
+/// Two Services, one with a load balancer that has source ranges.
 fn cluster() -> Cluster {
     let mut lb = spec("10.96.0.2", "fd00:96::2");
     lb["type"] = json!("LoadBalancer");
@@ -49,24 +49,24 @@ fn cluster() -> Cluster {
         .slice("lb", &["10.244.1.6"], &["p/TCP/8080"])
 }
 
-impl Day {
+impl Node {
     fn begin(kernel: FakeKernel) -> Self {
         Self { run: Clocked::new(Agent::start(kernel, &cluster())), others: 0, latest: Duration::ZERO }
     }
 
-    /// A day that began well.
-    fn good() -> Self {
-        let mut day = Self::begin(kernel());
-        day.run.pass_time(s(1));
-        assert!(day.run.agent.reconciler.retries().is_empty());
-        day
+    /// A node that has converged.
+    fn converged() -> Self {
+        let mut host = Self::begin(kernel());
+        host.run.pass_time(s(1));
+        assert!(host.run.agent.reconciler.retries().is_empty());
+        host
     }
 
     fn kernel(&mut self) -> &mut FakeKernel {
         self.run.agent.kernel()
     }
 
-    /// Another Service comes and is served; how long that takes is noted.
+    /// Adds another Service and records the time until it is served.
     fn add_other(&mut self) {
         self.others += 1;
         let n = self.others;
@@ -81,8 +81,8 @@ impl Day {
             .update(|update| cluster.objects.into_values().for_each(|object| update.put(object)));
         let key = VsKey { protocol: crate::core::model::Protocol::Tcp, addr: ip.parse().unwrap(), port: 80 };
         let start = self.run.now.get();
-        let served = |day: &mut Self| {
-            let server = day.kernel().state.virtual_servers.get(&key);
+        let served = |host: &mut Self| {
+            let server = host.kernel().state.virtual_servers.get(&key);
             server.is_some_and(|server| server.real_servers.len() == 1)
         };
         while !served(self) {
@@ -93,7 +93,7 @@ impl Day {
         self.latest = self.latest.max(self.run.now.get() - start);
     }
 
-    /// Five minutes in which other Services come and go.
+    /// Runs five minutes, in which other Services are added.
     fn five_minutes(&mut self) {
         for n in 0..30u64 {
             self.run.pass_time(Duration::from_millis(9_000 + n * 63));
@@ -102,12 +102,12 @@ impl Day {
     }
 }
 
-/// How a subject or a reading fails, and how that ends.
+/// A failure of a subject or a reading, and its end.
 struct TestFault {
     name: &'static str,
     begin: fn(&mut FakeKernel),
     end: fn(&mut FakeKernel),
-    /// The family that cannot get new addresses meanwhile.
+    /// The family that cannot bind new addresses meanwhile.
     closed: Option<Family>,
 }
 
@@ -123,7 +123,7 @@ fn bad_endpoint() -> Subject {
     Subject::RealServer(vs, crate::core::model::RsKey { addr: [10, 244, 1, 5].into(), port: 8080 })
 }
 
-fn troubles() -> Vec<TestFault> {
+fn faults() -> Vec<TestFault> {
     vec![
         TestFault {
             name: "an unwritable sysctl",
@@ -174,7 +174,7 @@ fn troubles() -> Vec<TestFault> {
                 kernel.refuse(Subject::Set(LOOP_BACK), refused(Cause::WrongKind));
             },
             end: |kernel| kernel.accept(&Subject::Set(LOOP_BACK)),
-            // The rules over it stand.
+            // The rules that use it are in place.
             closed: None,
         },
         TestFault {
@@ -220,45 +220,45 @@ fn troubles() -> Vec<TestFault> {
     ]
 }
 
-/// Whatever fails, from the start or later: others are served without delay, audits go on, tries and log lines
-/// are few, and it heals by itself.
+/// For each fault, from the start or later: other Services are served without delay, audits continue, there are few
+/// retries and log lines, and everything converges after the fault ends.
 #[test]
-fn one_failing_thing_stays_one_thing() {
+fn a_failing_object_does_not_affect_other_objects() {
     for from_start in [false, true] {
-        // Without IPVS an agent that has no memory cannot do anything.
-        let known = |trouble: &TestFault| !from_start || trouble.name != "IPVS that cannot be read";
-        for trouble in troubles().into_iter().filter(known) {
-            let name = format!("{} ({})", trouble.name, if from_start { "from the start" } else { "later" });
-            // From the start: on a node that another agent has left.
-            let mut day = Day::good();
+        // An agent that starts cannot do anything without reading IPVS.
+        let applies = |fault: &TestFault| !from_start || fault.name != "IPVS that cannot be read";
+        for fault in faults().into_iter().filter(applies) {
+            let name = format!("{} ({})", fault.name, if from_start { "from the start" } else { "later" });
+            // From the start: a new agent on a converged node.
+            let mut host = Node::converged();
             if from_start {
-                day = Day::begin(day.run.agent.kill());
+                host = Node::begin(host.run.agent.kill());
             }
-            (trouble.begin)(day.kernel());
-            if trouble.name.starts_with("an endpoint") {
+            (fault.begin)(host.kernel());
+            if fault.name.starts_with("an endpoint") {
                 let key = *bad_endpoint().virtual_server().unwrap();
-                day.kernel().state.virtual_servers.remove(&key);
+                host.kernel().state.virtual_servers.remove(&key);
             }
-            day.run.schedule.audit_soon();
-            let (audits, turns) = (day.kernel().counts.observations, day.run.turns);
-            let ops = |day: &mut Day| day.kernel().counts.ops.values().sum::<usize>();
-            let (before, bound) = (ops(&mut day), day.kernel().state.addresses.len());
-            let log = lines(|| day.five_minutes());
-            assert_eq!(day.latest, Duration::ZERO, "{name}: a change of another Service waited");
-            assert!(day.kernel().counts.observations - audits >= 9, "{name}: audits do not go on");
-            let turns = day.run.turns - turns;
+            host.run.schedule.audit_soon();
+            let (audits, turns) = (host.kernel().counts.observations, host.run.turns);
+            let ops = |host: &mut Node| host.kernel().counts.ops.values().sum::<usize>();
+            let (before, bound) = (ops(&mut host), host.kernel().state.addresses.len());
+            let log = lines(|| host.five_minutes());
+            assert_eq!(host.latest, Duration::ZERO, "{name}: a change of another Service waited");
+            assert!(host.kernel().counts.observations - audits >= 9, "{name}: audits do not continue");
+            let turns = host.run.turns - turns;
             assert!(turns < 60 * 30 + 1000, "{name}: {turns} turns in five minutes");
-            // Each other Service needs five at most; the rest is what is tried again.
-            let tries = (ops(&mut day) - before).saturating_sub(30 * 5);
+            // Each other Service needs five ops at most; the rest are retries.
+            let tries = (ops(&mut host) - before).saturating_sub(30 * 5);
             assert!(tries < 300, "{name}: {tries} ops were tried in five minutes");
             assert!(log.len() < 60, "{name}: {} log lines:\n{}", log.len(), log.join("\n"));
-            if trouble.closed.is_some() {
-                let new = day.kernel().state.addresses.len().saturating_sub(bound);
-                assert_eq!(new, 0, "{name}: an address was opened without its guard");
+            if fault.closed.is_some() {
+                let new = host.kernel().state.addresses.len().saturating_sub(bound);
+                assert_eq!(new, 0, "{name}: an address was bound without its filter");
             }
-            (trouble.end)(day.kernel());
-            day.run.pass_time(s(95));
-            let left: Vec<String> = day
+            (fault.end)(host.kernel());
+            host.run.pass_time(s(95));
+            let left: Vec<String> = host
                 .run
                 .agent
                 .reconciler
@@ -267,14 +267,18 @@ fn one_failing_thing_stays_one_thing() {
                 .map(|(subject, _)| subject.to_string())
                 .collect();
             assert!(left.is_empty(), "{name}: {left:?} still fails");
-            assert_eq!(day.kernel().state.addresses.len(), 5 + 30, "{name}: everything is open in the end");
-            assert!(day.kernel().exposed().is_empty(), "{name}");
+            assert_eq!(
+                host.kernel().state.addresses.len(),
+                5 + 30,
+                "{name}: all addresses are bound in the end"
+            );
+            assert!(host.kernel().exposed().is_empty(), "{name}");
         }
     }
 }
 
 #[test]
-fn what_no_service_needs_closes_nothing_and_makes_no_node_ill() {
+fn an_unused_object_that_fails_blocks_nothing_and_does_not_affect_health() {
     const UNUSED: SetId = SetId { kind: SetKind::NodePortLocalUdp, family: Family::V4 };
     let set: fn(&mut FakeKernel) = |kernel| {
         kernel.state.sets.entry(UNUSED).or_default().misfit = true;
@@ -283,7 +287,7 @@ fn what_no_service_needs_closes_nothing_and_makes_no_node_ill() {
     let family: fn(&mut FakeKernel) =
         |kernel| kernel.refuse(Subject::Rules(SIX), OpError::uncertain(Cause::ProgramFailed, "no table"));
     let four = json!({"clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80}]});
-    for (name, begin, cluster, bound, well) in [
+    for (name, begin, cluster, bound, healthy) in [
         ("a set", set, cluster(), 5, true),
         ("a family", family, Cluster::default().service("web", four, &[]), 1, true),
         ("a family that Services have", family, cluster(), 3, false),
@@ -292,100 +296,98 @@ fn what_no_service_needs_closes_nothing_and_makes_no_node_ill() {
         begin(&mut node);
         let agent = Agent::start(node, &cluster);
         let health = agent.health();
-        let mut day = Day { run: Clocked::new(agent), others: 0, latest: Duration::ZERO };
-        day.run.pass_time(s(180));
+        let mut host = Node { run: Clocked::new(agent), others: 0, latest: Duration::ZERO };
+        host.run.pass_time(s(180));
         let much_later = std::time::SystemTime::now() + s(3600);
-        let is_well = health.with(|health| {
+        let is_healthy = health.with(|health| {
             health.is_ready() && health.answer(Probe::Healthz, much_later, LoopLag::default()).0 == 200
         });
-        let told = health.with(|health| health.readiness());
-        assert_eq!(is_well, well, "{name}: {told}");
-        assert_eq!(day.kernel().state.addresses.len(), bound, "{name}");
-        assert!(!day.run.agent.reconciler.retries().is_empty(), "{name}: it is told and retried");
+        let readiness = health.with(|health| health.readiness());
+        assert_eq!(is_healthy, healthy, "{name}: {readiness}");
+        assert_eq!(host.kernel().state.addresses.len(), bound, "{name}");
+        assert!(!host.run.agent.reconciler.retries().is_empty(), "{name}: it is reported and retried");
     }
 }
 
-/// While it fails the number of processes stays small, and the other family's drift is repaired.
 #[test]
-fn rules_that_cannot_be_read_are_read_seldom_and_the_other_family_is_repaired() {
-    let mut day = Day::good();
+fn failing_reads_of_rules_back_off_and_drift_of_the_other_family_is_repaired() {
+    let mut host = Node::converged();
     let error = OpError::plain(Cause::ProgramFailed, "ip6tables-save failed");
-    day.kernel().set_unreadable(Part::Rules(SIX), Some(error));
-    day.run.schedule.audit_soon();
-    day.run.pass_time(s(30));
-    let readings = day.kernel().counts.rule_readings;
-    day.kernel().state.rules[Family::V4].chains.clear();
-    day.run.pass_time(s(35));
-    assert!(!day.kernel().state.rules[Family::V4].chains.is_empty(), "IPv4 drift is repaired");
-    let readings = day.kernel().counts.rule_readings - readings;
+    host.kernel().set_unreadable(Part::Rules(SIX), Some(error));
+    host.run.schedule.audit_soon();
+    host.run.pass_time(s(30));
+    let readings = host.kernel().counts.rule_readings;
+    host.kernel().state.rules[Family::V4].chains.clear();
+    host.run.pass_time(s(35));
+    assert!(!host.kernel().state.rules[Family::V4].chains.is_empty(), "IPv4 drift is repaired");
+    let readings = host.kernel().counts.rule_readings - readings;
     assert!(readings < 12, "{readings} readings in 35 s");
 }
 
 #[test]
-fn a_family_whose_rules_were_never_read_opens_nothing_until_they_are() {
+fn a_family_binds_no_address_before_its_rules_are_read() {
     let mut node = kernel();
     node.set_unreadable(Part::Rules(SIX), Some(OpError::plain(Cause::ProgramFailed, "EAGAIN")));
-    let mut day = Day::begin(node);
-    let log = lines(|| day.run.pass_time(s(20)));
-    assert!(day.kernel().state.addresses.iter().all(|net| net.addr().is_ipv4()));
-    assert_eq!(day.kernel().state.addresses.len(), 3);
+    let mut host = Node::begin(node);
+    let log = lines(|| host.run.pass_time(s(20)));
+    assert!(host.kernel().state.addresses.iter().all(|net| net.addr().is_ipv4()));
+    assert_eq!(host.kernel().state.addresses.len(), 3);
     assert!(
         log.iter().any(|line| line.contains("IPv6 iptables rules") && line.contains("EAGAIN")),
         "{log:?}"
     );
     assert!(log.iter().any(|line| line.contains("2 other objects wait for it")), "{log:?}");
-    day.kernel().set_unreadable(Part::Rules(SIX), None);
-    day.run.pass_time(s(30));
-    assert_eq!(day.kernel().state.addresses.len(), 5, "it was not switched off for good");
-    assert!(day.kernel().exposed().is_empty());
+    host.kernel().set_unreadable(Part::Rules(SIX), None);
+    host.run.pass_time(s(30));
+    assert_eq!(host.kernel().state.addresses.len(), 5, "the family is not disabled for good");
+    assert!(host.kernel().exposed().is_empty());
 }
 
-/// Another program takes an address away as soon as it is there.
+/// Another program removes an address as soon as it is bound.
 #[test]
-fn a_fight_over_an_address_costs_one_reading_a_second() {
-    let mut day = Day::good();
+fn an_address_that_another_program_keeps_removing_costs_one_reading_a_second() {
+    let mut host = Node::converged();
     let inbox = Inbox::default();
     let victim: ipnet::IpNet = "10.96.0.1/32".parse().unwrap();
-    let (binds, audits) = (day.kernel().count(OpKind::Bind), day.kernel().counts.observations);
+    let (binds, audits) = (host.kernel().count(OpKind::Bind), host.kernel().counts.observations);
     let log = lines(|| {
-        let end = day.run.now.get() + s(60);
-        while day.run.now.get() < end {
-            if day.kernel().state.addresses.remove(&victim) {
+        let end = host.run.now.get() + s(60);
+        while host.run.now.get() < end {
+            if host.kernel().state.addresses.remove(&victim) {
                 inbox.address(victim, false);
             }
-            day.run.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
-            let pause = day.run.turn();
-            day.run.now.set(day.run.now.get() + pause.min(Duration::from_millis(50)));
+            host.run.agent.reconciler.take_mail(&inbox.wait(Some(Duration::ZERO)));
+            let pause = host.run.turn();
+            host.run.now.set(host.run.now.get() + pause.min(Duration::from_millis(50)));
         }
     });
-    let binds = day.kernel().count(OpKind::Bind) - binds;
+    let binds = host.kernel().count(OpKind::Bind) - binds;
     assert!((55..=62).contains(&binds), "{binds} repairs in a minute");
-    assert!(day.kernel().counts.observations - audits <= 2, "only addresses are read");
+    assert!(host.kernel().counts.observations - audits <= 2, "only addresses are read");
     assert!(log.len() <= 6, "{log:?}");
     assert!(log[0].contains("10.96.0.1") && log[0].contains("another program"), "{log:?}");
 }
 
 #[test]
-fn a_flush_that_nobody_reports_is_noticed_within_two_seconds() {
+fn a_flush_without_notification_is_detected_within_two_seconds() {
     let flushes: [fn(&mut FakeKernel); 3] = [
         |kernel| kernel.state.virtual_servers.clear(),
         |kernel| kernel.state.sets.values_mut().for_each(|set| set.members.clear()),
         |kernel| kernel.state.sets.clear(),
     ];
     for (n, flush) in flushes.into_iter().enumerate() {
-        let mut day = Day::good();
-        let good = day.kernel().state.clone();
-        day.run.pass_time(Duration::from_millis(5_370));
-        let probes = day.kernel().counts.probes;
-        flush(day.kernel());
-        day.run.pass_time(s(2));
-        assert!(day.kernel().counts.probes - probes <= 3, "a probe a second");
-        assert_eq!(day.kernel().state.virtual_servers, good.virtual_servers, "flush {n}");
-        assert_eq!(day.kernel().state.sets, good.sets, "flush {n}");
+        let mut host = Node::converged();
+        let good = host.kernel().state.clone();
+        host.run.pass_time(Duration::from_millis(5_370));
+        let probes = host.kernel().counts.probes;
+        flush(host.kernel());
+        host.run.pass_time(s(2));
+        assert!(host.kernel().counts.probes - probes <= 3, "a probe a second");
+        assert_eq!(host.kernel().state.virtual_servers, good.virtual_servers, "flush {n}");
+        assert_eq!(host.kernel().state.sets, good.sets, "flush {n}");
     }
 }
 
-/// Rules, sets, servers or addresses are flushed between any two steps of an audit.
 #[test]
 fn a_flush_at_any_step_of_an_audit_is_repaired() {
     let flushes: [fn(&mut FakeKernel); 4] = [
@@ -396,29 +398,29 @@ fn a_flush_at_any_step_of_an_audit_is_repaired() {
     ];
     for (n, flush) in flushes.into_iter().enumerate() {
         for step in 0..60 {
-            let mut day = Day::good();
-            let good = day.kernel().state.clone();
-            day.run.schedule.audit_soon();
-            day.run.now.set(day.run.now.get() + s(2));
+            let mut host = Node::converged();
+            let good = host.kernel().state.clone();
+            host.run.schedule.audit_soon();
+            host.run.now.set(host.run.now.get() + s(2));
             for _ in 0..step {
-                let _ = day.run.turn();
+                let _ = host.run.turn();
             }
-            flush(day.kernel());
+            flush(host.kernel());
             let inbox = Inbox::default();
             match n {
                 0 => Family::ALL.into_iter().for_each(|family| inbox.changed(Part::Rules(family))),
                 3 => inbox.changed(Part::Addresses),
                 _ => {}
             }
-            day.run.agent.reconciler.answer(&inbox.wait(Some(Duration::ZERO)));
-            day.run.pass_time(s(4));
-            assert_eq!(day.kernel().state, good, "flush {n} at step {step}");
+            host.run.agent.reconciler.take_mail(&inbox.wait(Some(Duration::ZERO)));
+            host.run.pass_time(s(4));
+            assert_eq!(host.kernel().state, good, "flush {n} at step {step}");
         }
     }
 }
 
 #[test]
-fn health_check_ports_are_right_for_each_service_whatever_fails_elsewhere() {
+fn health_check_ports_report_the_state_of_their_own_service() {
     let store = Arc::new(crate::store::Store::new(Arc::new(Inbox::default())));
     let lb = |ip: &str, port: u16| {
         json!({
@@ -435,17 +437,17 @@ fn health_check_ports_are_right_for_each_service_whatever_fails_elsewhere() {
     };
     objects(&["10.244.1.5@n1"]).put(&store);
     let reporting = crate::testing::reporting();
-    let told = reporting.health_checks.subscribe();
+    let reported = reporting.health_checks.subscribe();
     let mut node = kernel();
     let vip: ipnet::IpNet = "203.0.113.2/32".parse().unwrap();
     node.refuse(Subject::Address(vip.addr()), refused(Cause::Other));
     let mut agent = Reconciler::new(node, store.clone(), crate::testing::settings(), "n1", false, reporting);
     let local = |name: &str| {
         let name = crate::core::model::ObjectName::new("d", name);
-        told.borrow().services.get(&name).and_then(|check| check.local[Family::V4])
+        reported.borrow().services.get(&name).and_then(|check| check.local[Family::V4])
     };
     let _ = agent.sync(Due::Audit, s(1));
-    assert_eq!((local("good"), local("bad")), (Some(1), Some(0)), "what is not open answers no");
+    assert_eq!((local("good"), local("bad")), (Some(1), Some(0)), "an unbound VIP reports no endpoint");
     objects(&["10.244.1.5@n1", "10.244.1.6@n1"]).put(&store);
     let _ = agent.sync(Due::Changes, s(2));
     assert_eq!((local("good"), local("bad")), (Some(2), Some(0)));
@@ -455,32 +457,32 @@ fn health_check_ports_are_right_for_each_service_whatever_fails_elsewhere() {
 }
 
 #[test]
-fn a_kernel_that_cannot_be_read_at_the_start_is_retried_and_not_written() {
+fn a_failed_read_at_the_start_is_retried_and_nothing_is_written() {
     let mut node = kernel();
     node.set_unreadable(Part::Addresses, Some(refused(Cause::TimedOut)));
-    let mut day = Day::begin(node);
-    let log = lines(|| day.run.pass_time(s(120)));
-    assert!(day.kernel().counts.ops.is_empty());
-    assert!((8..20).contains(&day.kernel().counts.observations), "{:?}", day.kernel().counts);
+    let mut host = Node::begin(node);
+    let log = lines(|| host.run.pass_time(s(120)));
+    assert!(host.kernel().counts.ops.is_empty());
+    assert!((8..20).contains(&host.kernel().counts.observations), "{:?}", host.kernel().counts);
     assert!(log.len() < 8 && log[0].contains("failed: reading addresses"), "{log:?}");
-    day.kernel().set_unreadable(Part::Addresses, None);
-    day.run.pass_time(s(31));
-    assert_eq!(day.kernel().state.addresses.len(), 5);
-    assert!(day.run.agent.reconciler.retries().is_empty());
+    host.kernel().set_unreadable(Part::Addresses, None);
+    host.run.pass_time(s(31));
+    assert_eq!(host.kernel().state.addresses.len(), 5);
+    assert!(host.run.agent.reconciler.retries().is_empty());
 }
 
 #[test]
-fn what_another_mode_left_is_removed_although_the_rules_are_read_late() {
+fn leftovers_are_removed_although_the_rules_are_read_late() {
     let mut node = kernel();
     node.state.rules[Family::V4] = crate::core::rules::save::parse_save(
         "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A\nCOMMIT\n",
     );
     node.set_unreadable(Part::Rules(Family::V4), Some(refused(Cause::TimedOut)));
-    let mut day = Day::begin(node);
-    day.run.pass_time(s(5));
-    assert!(!day.kernel().state.rules[Family::V4].leftovers.is_empty(), "what is not known is not removed");
-    day.kernel().set_unreadable(Part::Rules(Family::V4), None);
-    let log = lines(|| day.run.pass_time(s(40)));
-    assert!(day.kernel().state.rules[Family::V4].leftovers.is_empty(), "{log:?}");
+    let mut host = Node::begin(node);
+    host.run.pass_time(s(5));
+    assert!(!host.kernel().state.rules[Family::V4].leftovers.is_empty(), "unread leftovers are not removed");
+    host.kernel().set_unreadable(Part::Rules(Family::V4), None);
+    let log = lines(|| host.run.pass_time(s(40)));
+    assert!(host.kernel().state.rules[Family::V4].leftovers.is_empty(), "{log:?}");
     assert!(!log.iter().any(|line| line.contains("came back")), "{log:?}");
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the log says of a start, of changes and of the node's own object, word for word.
+//! The log lines about a start, about changes and about the Node object.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn run(node: &mut Clocked, seconds: u64) {
     node.pass_time(Duration::from_secs(seconds));
 }
 
-/// Another Service comes.
+/// Adds another Service.
 fn add(node: &Clocked, name: &str, n: u8) {
     let spec = json!({"clusterIP": format!("10.96.9.{n}"), "ports": [{"name": "p", "port": 80}]});
     let more = Cluster::default().service(name, spec, &[]);
@@ -42,10 +42,10 @@ fn has(lines: &[String], start: &str) -> bool {
 }
 
 #[test]
-fn a_start_ends_with_one_line_that_says_what_is_served() {
-    let told = lines(|| run(&mut start(kernel()), 2));
-    let ready: Vec<&String> = told.iter().filter(|line| line.contains("ready: ")).collect();
-    assert_eq!(ready.len(), 1, "{told:#?}");
+fn a_start_ends_with_one_line_about_what_is_served() {
+    let log = lines(|| run(&mut start(kernel()), 2));
+    let ready: Vec<&String> = log.iter().filter(|line| line.contains("ready: ")).collect();
+    assert_eq!(ready.len(), 1, "{log:#?}");
     assert!(
         ready[0].starts_with("INFO ready: 1 Service, 1 virtual server, 2 real servers, IPv4 and IPv6, in "),
         "{ready:?}"
@@ -53,20 +53,20 @@ fn a_start_ends_with_one_line_that_says_what_is_served() {
 }
 
 #[test]
-fn a_start_with_a_family_that_cannot_be_guarded_says_so() {
-    let told = lines(|| {
+fn a_start_with_failures_is_reported() {
+    let log = lines(|| {
         let mut kernel = kernel();
         kernel.refuse(Subject::Device, OpError::plain(Cause::WrongKind, "kube-ipvs0 is a bridge"));
         run(&mut start(kernel), 2);
     });
-    assert!(has(&told, "WARN started, but not everything works: 1 Service, "), "{told:#?}");
-    assert!(has(&told, "ERROR cannot program device kube-ipvs0: kube-ipvs0 is a bridge"), "{told:#?}");
-    assert!(!told.iter().any(|line| line.contains("ready: ")), "{told:#?}");
+    assert!(has(&log, "WARN started, but not everything works: 1 Service, "), "{log:#?}");
+    assert!(has(&log, "ERROR cannot program device kube-ipvs0: kube-ipvs0 is a bridge"), "{log:#?}");
+    assert!(!log.iter().any(|line| line.contains("ready: ")), "{log:#?}");
 }
 
 /// As on k3s, where load balancers have the addresses of the nodes.
 #[test]
-fn services_at_the_nodes_own_addresses_are_one_line_however_many() {
+fn all_services_at_the_nodes_own_addresses_are_one_line() {
     let cluster = (1..=12).fold(Cluster::default(), |cluster, n| {
         let spec = json!({
             "type": "LoadBalancer", "clusterIP": format!("10.96.0.{n}"),
@@ -74,35 +74,35 @@ fn services_at_the_nodes_own_addresses_are_one_line_however_many() {
         });
         cluster.service(&format!("lb-{n:02}"), spec, &["192.168.50.2"])
     });
-    let told = lines(|| run(&mut Clocked::new(Agent::start(kernel(), &cluster)), 2));
-    let own: Vec<&String> = told.iter().filter(|line| line.contains("of this node")).collect();
-    assert_eq!(own.len(), 1, "{told:#?}");
+    let log = lines(|| run(&mut Clocked::new(Agent::start(kernel(), &cluster)), 2));
+    let own: Vec<&String> = log.iter().filter(|line| line.contains("of this node")).collect();
+    assert_eq!(own.len(), 1, "{log:#?}");
     let start = "INFO 12 VIPs are addresses on links of this node: 192.168.50.2 of Service d/lb-01, \
                  192.168.50.2 of Service d/lb-02, 192.168.50.2 of Service d/lb-03 and 9 more; they are served there";
     assert!(own[0].starts_with(start), "{own:?}");
     let one = Cluster { objects: cluster.objects.into_iter().take(1).collect(), ..Cluster::default() };
-    let told = lines(|| run(&mut Clocked::new(Agent::start(kernel(), &one)), 2));
+    let log = lines(|| run(&mut Clocked::new(Agent::start(kernel(), &one)), 2));
     let start =
         "INFO 192.168.50.2 of Service d/lb-01 is an address on a link of this node: it is served there";
-    assert!(has(&told, start), "{told:#?}");
+    assert!(has(&log, start), "{log:#?}");
 }
 
 #[test]
-fn the_line_that_ends_the_start_has_its_own_place_in_the_log() {
+fn the_line_at_the_end_of_the_start_has_a_separate_target() {
     let ready = || Targets::new().with_target(super::READY, LevelFilter::INFO);
-    let told = lines_of(ready(), || run(&mut start(kernel()), 2));
-    assert!(told.len() == 1 && told[0].contains("ready: "), "{told:#?}");
-    let told = lines_of(ready(), || {
+    let log = lines_of(ready(), || run(&mut start(kernel()), 2));
+    assert!(log.len() == 1 && log[0].contains("ready: "), "{log:#?}");
+    let log = lines_of(ready(), || {
         let mut kernel = kernel();
         kernel.refuse(Subject::Device, OpError::plain(Cause::WrongKind, "kube-ipvs0 is a bridge"));
         run(&mut start(kernel), 2);
     });
-    assert!(told.len() == 1 && told[0].contains("not everything works"), "{told:#?}");
+    assert!(log.len() == 1 && log[0].contains("not everything works"), "{log:#?}");
 }
 
 #[test]
-fn what_fails_is_told_when_it_begins_and_when_it_ends() {
-    let told = lines(|| {
+fn a_failure_is_reported_when_it_begins_and_when_it_ends() {
+    let log = lines(|| {
         let mut kernel = kernel();
         kernel.state.sysctls.insert(SYSCTL, 0);
         kernel.refuse(Subject::Sysctl(SYSCTL), OpError::plain(Cause::ReadOnly, "it is 0 and must be 1"));
@@ -111,16 +111,16 @@ fn what_fails_is_told_when_it_begins_and_when_it_ends() {
         node.agent.kernel().accept(&Subject::Sysctl(SYSCTL));
         run(&mut node, 60);
     });
-    let about: Vec<&String> = told.iter().filter(|line| line.contains(SYSCTL)).collect();
-    assert!(about[0].starts_with("ERROR cannot program sysctl"), "{told:#?}");
-    assert!(about.last().unwrap().starts_with("INFO no longer failing: sysctl"), "{told:#?}");
+    let about: Vec<&String> = log.iter().filter(|line| line.contains(SYSCTL)).collect();
+    assert!(about[0].starts_with("ERROR cannot program sysctl"), "{log:#?}");
+    assert!(about.last().unwrap().starts_with("INFO no longer failing: sysctl"), "{log:#?}");
     let still = about.iter().filter(|line| line.starts_with("ERROR still failing: 1 sysctl")).count();
-    assert!((2..=8).contains(&still), "{still} summaries in five minutes: {told:#?}");
-    assert_eq!(about.len(), still + 2, "{told:#?}");
+    assert!((2..=8).contains(&still), "{still} summaries in five minutes: {log:#?}");
+    assert_eq!(about.len(), still + 2, "{log:#?}");
 }
 
 #[test]
-fn changes_name_their_services_at_the_second_level_and_once_a_minute() {
+fn changes_are_reported_with_their_services_at_level_two_and_once_a_minute() {
     let changes = |level| {
         lines_at(level, || {
             let mut node = start(kernel());
@@ -131,14 +131,14 @@ fn changes_name_their_services_at_the_second_level_and_once_a_minute() {
             run(&mut node, 150);
         })
     };
-    let told = changes(2);
-    let sync = told.iter().find(|line| line.contains("sync: ") && line.contains("more-1"));
-    let sync = sync.unwrap_or_else(|| panic!("{told:#?}"));
+    let log = changes(2);
+    let sync = log.iter().find(|line| line.contains("sync: ") && line.contains("more-1"));
+    let sync = sync.unwrap_or_else(|| panic!("{log:#?}"));
     assert!(sync.contains("d/more-1, d/more-2") && sync.contains(" and 2 more"), "{sync}");
-    let told = changes(0);
-    assert!(!told.iter().any(|line| line.contains("sync: ")), "{told:#?}");
-    let minute: Vec<&String> = told.iter().filter(|line| line.contains("in the last minute: ")).collect();
-    assert_eq!(minute.len(), 1, "{told:#?}");
+    let log = changes(0);
+    assert!(!log.iter().any(|line| line.contains("sync: ")), "{log:#?}");
+    let minute: Vec<&String> = log.iter().filter(|line| line.contains("in the last minute: ")).collect();
+    assert_eq!(minute.len(), 1, "{log:#?}");
     assert!(
         minute[0].contains("7 virtual servers added") && minute[0].contains("7 changed Services: "),
         "{minute:?}"
@@ -146,24 +146,24 @@ fn changes_name_their_services_at_the_second_level_and_once_a_minute() {
 }
 
 #[test]
-fn a_node_object_that_is_missing_or_deleted_has_a_line_each() {
+fn a_missing_or_deleted_node_object_is_reported_once() {
     let remove = |node: &Clocked| {
         node.agent.store.update(|update| update.remove(Kind::Node, &ObjectName::new("", "n1")));
     };
-    let told = lines(|| {
+    let log = lines(|| {
         let mut node = start(kernel());
         remove(&node);
         run(&mut node, 100);
     });
-    let missing = told.iter().filter(|line| line.starts_with("WARN there is no Node n1: ")).count();
-    assert_eq!(missing, 1, "{told:#?}");
-    assert!(told.iter().any(|line| line.contains("set hostnameOverride")), "{told:#?}");
-    let told = lines(|| {
+    let missing = log.iter().filter(|line| line.starts_with("WARN there is no Node n1: ")).count();
+    assert_eq!(missing, 1, "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("set hostnameOverride")), "{log:#?}");
+    let log = lines(|| {
         let mut node = start(kernel());
         run(&mut node, 2);
         remove(&node);
         run(&mut node, 100);
     });
-    assert_eq!(told.iter().filter(|line| line.contains("Node n1")).count(), 1, "{told:#?}");
-    assert!(has(&told, "WARN the Node n1 was deleted: "), "{told:#?}");
+    assert_eq!(log.iter().filter(|line| line.contains("Node n1")).count(), 1, "{log:#?}");
+    assert!(has(&log, "WARN the Node n1 was deleted: "), "{log:#?}");
 }
