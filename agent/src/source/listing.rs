@@ -143,12 +143,8 @@ impl<K: ApiResource> Lister<K> {
             });
             if let Some(version) = end {
                 // Events that arrived with the end of the list belong to the watch.
-                let rest = stream::iter(group.map(Ok).collect::<Vec<_>>());
-                let error = match then {
-                    ControlFlow::Break(Some(error)) => Some(Err(error)),
-                    _ => None,
-                };
-                let events = rest.chain(stream::iter(error)).chain(events).boxed();
+                let rest: Vec<_> = group.map(Ok).chain(then.break_value().flatten().map(Err)).collect();
+                let events = stream::iter(rest).chain(events).boxed();
                 return Ok(CompleteList { version, events: Some(events) });
             }
             match then {

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::fields::used_fields;
 use super::tape::Tape;
+use super::used_fields::used_fields;
 use super::{METADATA, RawPort, intern, label, port_or_zero, protocol, time};
 use crate::core::model::address;
 use crate::core::model::{Family, ObjectName, Service, ServicePort};

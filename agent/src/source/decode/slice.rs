@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::fields::used_fields;
 use super::tape::Tape;
+use super::used_fields::used_fields;
 use super::{METADATA, RawPort, intern, label, protocol, time};
 use crate::core::model::address;
 use crate::core::model::trigger::Trigger;
