@@ -162,6 +162,7 @@ impl Config {
         let warnings = warnings(&v);
         let (min_sync_period, sync_period) = periods(&v)?;
         Ok(Self {
+            service_proxy_name: fields::label_value(&v, SERVICE_PROXY_NAME)?,
             hostname_override: v.text("hostnameOverride").to_owned(),
             bind_address_hard_fail: v.bool("bindAddressHardFail"),
             healthz_address: Some(fields::address_with_port(&v, "healthzBindAddress", 10256)?),
@@ -180,7 +181,6 @@ impl Config {
             service_metrics: service_metrics(&v)?,
             reload: reload(&v)?,
             settings: settings(&v)?,
-            service_proxy_name: fields::label_value(&v, SERVICE_PROXY_NAME)?,
             warnings,
             values: v,
         })
@@ -199,10 +199,10 @@ impl Config {
 
 fn settings(v: &Values) -> anyhow::Result<Settings> {
     Ok(Settings {
+        masquerade_mark: 1 << v.int_in("iptables.masqueradeBit", 0..=31)?,
         scheduler: Some(v.text("ipvs.scheduler")).filter(|name| !name.is_empty()).unwrap_or("rr").into(),
         local: fields::local_traffic(v)?,
         masquerade_all: v.bool("iptables.masqueradeAll"),
-        masquerade_mark: 1 << v.int_in("iptables.masqueradeBit", 0..=31)?,
         timeouts: timeouts(v)?,
         exclude_cidrs: fields::cidrs(v, "ipvs.excludeCIDRs")?,
         node_port_addresses: fields::node_port_addresses(v)?,
