@@ -20,7 +20,8 @@ pub(super) fn cidrs(v: &Values, path: &str) -> anyhow::Result<Vec<IpNet>> {
 }
 
 /// `None` for an unspecified address.
-pub(super) fn bind_address(text: &str) -> anyhow::Result<Option<IpAddr>> {
+pub(super) fn bind_address(v: &Values) -> anyhow::Result<Option<IpAddr>> {
+    let text = v.text("bindAddress");
     if text.is_empty() {
         return Ok(None);
     }
@@ -30,7 +31,8 @@ pub(super) fn bind_address(text: &str) -> anyhow::Result<Option<IpAddr>> {
 }
 
 /// `IP:PORT`, or an IP with the default port.
-pub(super) fn address_with_port(field: &str, text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+pub(super) fn address_with_port(v: &Values, field: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    let text = v.text(field);
     if let Some(ip) = address::parse_ip(text) {
         return Ok(SocketAddr::new(ip, port));
     }
@@ -80,16 +82,17 @@ fn cluster_cidrs(text: &str) -> anyhow::Result<PerFamily<Option<IpNet>>> {
 }
 
 /// The value of a label; `None` when empty.
-pub(super) fn label_value(field: &str, text: &str) -> anyhow::Result<Option<String>> {
+pub(super) fn label_value(v: &Values, field: &str) -> anyhow::Result<Option<String>> {
+    let text = v.text(field);
     if text.is_empty() {
         return Ok(None);
     }
-    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let is_end = |c: char| c.is_ascii_alphanumeric();
     ensure!(
         text.len() <= 63
             && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-            && ends(text.chars().next())
-            && ends(text.chars().last()),
+            && text.starts_with(is_end)
+            && text.ends_with(is_end),
         "{field}: {text:?} is not a valid value of a label: up to 63 letters and digits, with -_. between them"
     );
     Ok(Some(text.to_owned()))

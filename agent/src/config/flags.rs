@@ -17,7 +17,6 @@ pub struct ConfigFlags {
     pub(super) given: Vec<(&'static Field, String)>,
     /// `--healthz-port`; 0: no health server.
     pub(super) healthz_port: Option<u16>,
-    pub(super) metrics_port: Option<u16>,
 }
 
 impl ConfigFlags {
@@ -94,8 +93,7 @@ impl Args for ConfigFlags {
 impl FromArgMatches for ConfigFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
         let last = |name: &str| matches.get_many::<u16>(name).and_then(|ports| ports.copied().last());
-        let mut flags =
-            Self { given: Vec::new(), healthz_port: last(HEALTHZ_PORT), metrics_port: last(METRICS_PORT) };
+        let mut flags = Self { given: Vec::new(), healthz_port: last(HEALTHZ_PORT) };
         for field in FIELDS {
             let Some(flag) = field.flag else { continue };
             let Some(texts) = matches.get_many::<String>(flag) else { continue };
@@ -106,7 +104,7 @@ impl FromArgMatches for ConfigFlags {
             };
             flags.given.push((field, text));
         }
-        if flags.metrics_port == Some(0) {
+        if last(METRICS_PORT) == Some(0) {
             let text = "--metrics-port=0: the metrics server cannot be disabled; use --metrics-bind-address";
             return Err(Error::raw(ErrorKind::ValueValidation, format!("{text}\n")));
         }

@@ -29,6 +29,7 @@ pub use values::{Origin, Values};
 
 /// kube-proxy's default for a configuration of flags; that of a file is 0s.
 const MIN_SYNC_PERIOD_OF_FLAGS: &str = "1s";
+const SERVICE_PROXY_NAME: &str = "kubeIPVS.serviceProxyName";
 /// Feature gates of kube-proxy, which cause no warning.
 const GATES: [&str; 11] = [
     "AllAlpha",
@@ -160,16 +161,14 @@ impl Config {
         fill_addresses(&mut v);
         let warnings = warnings(&v);
         let (min_sync_period, sync_period) = periods(&v)?;
-        let address = |path, port| fields::address_with_port(path, v.text(path), port);
-        let service_proxy_name =
-            fields::label_value("kubeIPVS.serviceProxyName", v.text("kubeIPVS.serviceProxyName"))?;
         Ok(Self {
+            service_proxy_name: fields::label_value(&v, SERVICE_PROXY_NAME)?,
             hostname_override: v.text("hostnameOverride").to_owned(),
             bind_address_hard_fail: v.bool("bindAddressHardFail"),
-            healthz_address: Some(address("healthzBindAddress", 10256)?),
-            metrics_address: address("metricsBindAddress", 10249)?,
+            healthz_address: Some(fields::address_with_port(&v, "healthzBindAddress", 10256)?),
+            metrics_address: fields::address_with_port(&v, "metricsBindAddress", 10249)?,
             kubeconfig: v.text("clientConnection.kubeconfig").to_owned(),
-            oom_score_adj: values::in_range("oomScoreAdj", v.int("oomScoreAdj"), -1000..=1000)?,
+            oom_score_adj: v.int_in("oomScoreAdj", -1000..=1000)?,
             log_format: v.text("logging.format").parse().context("logging.format")?,
             verbosity: u32::try_from(v.int("logging.verbosity"))
                 .ok()
@@ -181,8 +180,7 @@ impl Config {
             local_from_node: v.text("detectLocalMode") == "NodeCIDR",
             service_metrics: service_metrics(&v)?,
             reload: reload(&v)?,
-            settings: settings(&v, service_proxy_name.is_some())?,
-            service_proxy_name,
+            settings: settings(&v)?,
             warnings,
             values: v,
         })
@@ -199,22 +197,21 @@ impl Config {
     }
 }
 
-fn settings(v: &Values, shares_node: bool) -> anyhow::Result<Settings> {
-    let bit = values::in_range("iptables.masqueradeBit", v.int("iptables.masqueradeBit"), 0..=31)?;
+fn settings(v: &Values) -> anyhow::Result<Settings> {
     Ok(Settings {
+        masquerade_mark: 1 << v.int_in("iptables.masqueradeBit", 0..=31)?,
         scheduler: Some(v.text("ipvs.scheduler")).filter(|name| !name.is_empty()).unwrap_or("rr").into(),
         local: fields::local_traffic(v)?,
         masquerade_all: v.bool("iptables.masqueradeAll"),
-        masquerade_mark: 1 << bit,
         timeouts: timeouts(v)?,
         exclude_cidrs: fields::cidrs(v, "ipvs.excludeCIDRs")?,
         node_port_addresses: fields::node_port_addresses(v)?,
-        bind_address: fields::bind_address(v.text("bindAddress"))?,
+        bind_address: fields::bind_address(v)?,
         external_ips: external_ips(v)?,
         drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
         keep_established: v.bool("kubeIPVS.keepEstablished"),
         protected: fields::cidrs(v, "kubeIPVS.protectedCIDRs")?,
-        shares_node,
+        shares_node: !v.text(SERVICE_PROXY_NAME).is_empty(),
         ..Settings::default()
     })
 }
@@ -310,7 +307,7 @@ fn timeouts(v: &Values) -> anyhow::Result<Timeouts> {
 }
 
 fn conntrack(v: &Values) -> anyhow::Result<Conntrack> {
-    let number = |path: &str| values::in_range(path, v.int(path), 0..=i64::from(i32::MAX));
+    let number = |path: &str| v.int_in(path, 0..=i64::from(i32::MAX));
     Ok(Conntrack {
         max_per_core: number("conntrack.maxPerCore")?,
         min: number("conntrack.min")?,

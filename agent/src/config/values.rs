@@ -2,6 +2,7 @@
 //! The value of every field and where it came from.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -123,6 +124,12 @@ impl Values {
         self.get(path).as_i64().unwrap_or_default()
     }
 
+    pub(super) fn int_in(&self, path: &str, range: RangeInclusive<i64>) -> anyhow::Result<i64> {
+        let value = self.int(path);
+        ensure!(range.contains(&value), "{path}: {value} is not in {}–{}", range.start(), range.end());
+        Ok(value)
+    }
+
     pub(super) fn text(&self, path: &str) -> &str {
         self.get(path).as_str().unwrap_or_default()
     }
@@ -242,11 +249,6 @@ fn quoted(value: &Value) -> String {
         return text;
     }
     text.chars().take(QUOTED).chain("…".chars()).collect()
-}
-
-pub(super) fn in_range(path: &str, value: i64, range: std::ops::RangeInclusive<i64>) -> anyhow::Result<i64> {
-    ensure!(range.contains(&value), "{path}: {value} is not in {}–{}", range.start(), range.end());
-    Ok(value)
 }
 
 #[cfg(test)]

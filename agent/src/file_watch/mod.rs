@@ -125,8 +125,7 @@ impl FileWatch {
         }
         let flags = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MODIFY
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_MOVE
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_CREATE
             // New permissions may make a file readable.

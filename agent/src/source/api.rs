@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use kube::api::ListParams;
+
 use super::client::ApiClient;
 use super::decode::PROXY_NAME_LABEL;
 use super::node_addresses::NodeAddressSource;
 use super::outage_log::OutageLog;
 use super::reflector::Reflector;
-use super::resource::{Nodes, Selectors, Services, Slices};
+use super::resource::{Nodes, Services, Slices};
 use super::timing::Timing;
 use super::{Source, api_servers, priority};
 use crate::store::Store;
@@ -50,10 +52,9 @@ impl ApiSource {
 
 impl Source for ApiSource {
     fn start(self: Box<Self>, store: Arc<Store>) -> anyhow::Result<()> {
-        let own = |text: &str| Some(text.to_owned());
-        let node = Selectors { fields: Some(format!("metadata.name={}", self.node)), labels: None };
-        let services = Selectors { labels: own(&self.services), fields: own(WITH_ADDRESS) };
-        let slices = Selectors { labels: own(NOT_HEADLESS), fields: None };
+        let node = ListParams::default().fields(&format!("metadata.name={}", self.node));
+        let services = ListParams::default().labels(&self.services).fields(WITH_ADDRESS);
+        let slices = ListParams::default().labels(NOT_HEADLESS);
         let log = OutageLog::default();
         let node = Reflector::<Nodes>::new(&self.api, node, &store, &log, self.timing);
         let services = Reflector::<Services>::new(&self.api, services, &store, &log, self.timing);

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::client::ApiClient;
 use super::failure::ApiFailure;
-use super::resource::{ApiObject, ApiResource, Selectors};
+use super::resource::{ApiObject, ApiResource, watch_params};
 use super::timing::Timing;
 use super::version;
 use super::watch_events::{Events, gather, put};
@@ -33,7 +33,7 @@ pub(super) struct CompleteList<K: ApiResource> {
 
 pub(super) struct Lister<K: ApiResource> {
     pub api: ApiClient,
-    selectors: Selectors,
+    selected: ListParams,
     pub timing: Timing,
     /// Lists are read in pages until then.
     paged_until: Option<Instant>,
@@ -45,8 +45,8 @@ pub(super) struct Lister<K: ApiResource> {
 }
 
 impl<K: ApiResource> Lister<K> {
-    pub fn new(api: ApiClient, selectors: Selectors, timing: Timing) -> Self {
-        Self { api, selectors, timing, paged_until: None, whole: false, listed: false, kind: PhantomData }
+    pub fn new(api: ApiClient, selected: ListParams, timing: Timing) -> Self {
+        Self { api, selected, timing, paged_until: None, whole: false, listed: false, kind: PhantomData }
     }
 
     /// Puts all objects into the store.
@@ -82,12 +82,12 @@ impl<K: ApiResource> Lister<K> {
     }
 
     pub async fn watch(&self, version: &str) -> Result<Events<K>, ApiFailure> {
-        self.open(&self.selectors.watch(), version).await
+        self.open(&watch_params(&self.selected), version).await
     }
 
     /// Whether the server is at an older version than this one.
     pub async fn is_behind(&self, version: &str) -> Result<bool, ApiFailure> {
-        let page = self.page(&self.selectors.list().limit(1)).await?;
+        let page = self.page(&self.selected.clone().limit(1)).await?;
         Ok(version::is_older(page.metadata.resource_version.as_deref().unwrap_or_default(), version))
     }
 
@@ -114,7 +114,7 @@ impl<K: ApiResource> Lister<K> {
     async fn stream(&self, store: &Store, refused: &mut bool) -> Result<CompleteList<K>, ApiFailure> {
         // The first list may be any cached one, as that of kube-proxy; a later one must not go back.
         let version = if self.listed { "" } else { "0" };
-        let events = self.open(&self.selectors.watch().initial_events(), version).await;
+        let events = self.open(&watch_params(&self.selected).initial_events(), version).await;
         *refused = events.is_err();
         let mut events = events?;
         store.update(|update| update.begin_list(K::KIND));
@@ -143,12 +143,8 @@ impl<K: ApiResource> Lister<K> {
             });
             if let Some(version) = end {
                 // Events that arrived with the end of the list belong to the watch.
-                let rest = stream::iter(group.map(Ok).collect::<Vec<_>>());
-                let error = match then {
-                    ControlFlow::Break(Some(error)) => Some(Err(error)),
-                    _ => None,
-                };
-                let events = rest.chain(stream::iter(error)).chain(events).boxed();
+                let rest: Vec<_> = group.map(Ok).chain(then.break_value().flatten().map(Err)).collect();
+                let events = stream::iter(rest).chain(events).boxed();
                 return Ok(CompleteList { version, events: Some(events) });
             }
             match then {
@@ -162,7 +158,7 @@ impl<K: ApiResource> Lister<K> {
     }
 
     async fn paged(&mut self, store: &Store) -> Result<CompleteList<K>, ApiFailure> {
-        let mut params = self.selectors.list();
+        let mut params = self.selected.clone();
         if !self.whole {
             params = params.limit(PAGE);
         }

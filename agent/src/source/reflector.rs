@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use kube::api::ListParams;
 
 use super::client::ApiClient;
 use super::failure::ApiFailure;
 use super::listing::{CompleteList, Lister};
 use super::monitor::WatchState;
 use super::outage_log::OutageLog;
-use super::resource::{ApiResource, Selectors, WATCH_SECONDS};
+use super::resource::{ApiResource, WATCH_SECONDS};
 use super::timing::{RetryPauses, Timing};
 use super::watch_events::{Events, WatchEnd, gather, put, sort};
 use crate::store::Store;
@@ -34,12 +35,12 @@ pub(super) struct Reflector<K: ApiResource> {
 impl<K: ApiResource> Reflector<K> {
     pub fn new(
         api: &ApiClient,
-        selectors: Selectors,
+        selected: ListParams,
         store: &Arc<Store>,
         log: &OutageLog,
         timing: Timing,
     ) -> Self {
-        let lister = Lister::new(api.clone(), selectors, timing);
+        let lister = Lister::new(api.clone(), selected, timing);
         let (store, log) = (store.clone(), log.clone());
         Self { lister, store, pauses: RetryPauses::new(timing), log, failing: false }
     }

@@ -65,23 +65,10 @@ impl<K: ApiResource> ApiObject<K> {
     }
 }
 
-#[derive(Clone, Debug, Default)]
-pub(super) struct Selectors {
-    pub labels: Option<String>,
-    pub fields: Option<String>,
-}
-
-impl Selectors {
-    pub fn list(&self) -> ListParams {
-        let (label_selector, field_selector) = (self.labels.clone(), self.fields.clone());
-        ListParams { label_selector, field_selector, ..ListParams::default() }
-    }
-
-    pub fn watch(&self) -> WatchParams {
-        let (label_selector, field_selector) = (self.labels.clone(), self.fields.clone());
-        let timeout = Some(WATCH_SECONDS);
-        WatchParams { label_selector, field_selector, timeout, ..WatchParams::default() }
-    }
+/// A watch of what a list selects.
+pub(super) fn watch_params(selected: &ListParams) -> WatchParams {
+    let (label_selector, field_selector) = (selected.label_selector.clone(), selected.field_selector.clone());
+    WatchParams { label_selector, field_selector, timeout: Some(WATCH_SECONDS), ..WatchParams::default() }
 }
 
 #[cfg(test)]

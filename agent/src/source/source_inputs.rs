@@ -75,7 +75,7 @@ fn check(kind: Kind, name: &ObjectName, decoded: &Decoded, length: usize) {
             assert!(kind == Kind::Node && node.name == name.name);
             assert!(node.addresses.len() <= length);
         }
-        Ok(Object::NotOurs(of, about, _)) => assert!(*of == kind && about == name),
+        Ok(Object::NotOurs(of, about)) => assert!(*of == kind && about == name),
         Err(error) => assert!(!error.is_empty()),
     }
     assert!(decoded.ignored.len() <= length && decoded.ignored.iter().all(|text| !text.contains('\n')));

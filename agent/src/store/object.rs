@@ -34,8 +34,8 @@ pub enum Object {
     /// An EndpointSlice with the time of the change that caused it.
     TriggeredSlice(EndpointSlice, Trigger),
     Node(Node),
-    /// An object that this agent does not proxy, with the reason. The store drops an earlier version of it.
-    NotOurs(Kind, ObjectName, &'static str),
+    /// An object that this agent does not proxy. The store drops an earlier version of it.
+    NotOurs(Kind, ObjectName),
 }
 
 #[derive(Clone, Debug)]

@@ -209,7 +209,7 @@ fn an_object_that_stops_being_ours_is_removed() {
     let store = store();
     store.update(|u| u.put(service("a", "10.0.0.1")));
     store.take_dirty();
-    store.update(|u| u.put(Object::NotOurs(Kind::Service, ObjectName::new("d", "a"), "headless")));
+    store.update(|u| u.put(Object::NotOurs(Kind::Service, ObjectName::new("d", "a"))));
     assert_eq!(dirty(&store), ["d/a false 0"]);
 }
 

@@ -59,7 +59,7 @@ impl Update<'_> {
                 self.seen(Kind::Node, &ObjectName::new("", &node.name));
                 self.set_node(Some(node));
             }
-            Object::NotOurs(kind, name, _) => self.remove(kind, &name),
+            Object::NotOurs(kind, name) => self.remove(kind, &name),
         }
     }
 

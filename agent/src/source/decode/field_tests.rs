@@ -8,8 +8,8 @@ use serde::de::value::StrDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, forward_to_deserialize_any};
 
-use super::fields::UsedFields;
 use super::tape::UsedField;
+use super::used_fields::UsedFields;
 use super::wrong_value::WrongValue;
 use super::{METADATA, node, service, slice};
 

@@ -2,12 +2,12 @@
 //! Decodes the JSON of a Kubernetes object to the compact model: types with only the used fields, and checks that name
 //! what is wrong.
 
-mod fields;
 mod intern;
 mod node;
 mod service;
 mod slice;
 mod tape;
+mod used_fields;
 mod wrong_value;
 
 use jiff::Timestamp;
@@ -15,8 +15,8 @@ use serde::Deserializer;
 
 use crate::core::model::{ObjectName, Protocol};
 use crate::store::{Decoded, Kind, Object};
-use fields::{UsedFields, used_fields};
 use tape::{Tape, UsedField, plain};
+use used_fields::{UsedFields, used_fields};
 
 /// The label of a Service for another proxy than the node's usual one.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Nodes.
 
-use super::fields::used_fields;
 use super::tape::Tape;
+use super::used_fields::used_fields;
 use super::{METADATA, label};
 use crate::core::model::address;
 use crate::core::model::{Family, Node, ObjectName, PerFamily};

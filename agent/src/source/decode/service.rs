@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::fields::used_fields;
 use super::tape::Tape;
+use super::used_fields::used_fields;
 use super::{METADATA, RawPort, intern, label, port_or_zero, protocol, time};
 use crate::core::model::address;
 use crate::core::model::{Family, ObjectName, PerFamily, Service, ServicePort};
@@ -62,14 +62,11 @@ used_fields! {
 }
 
 pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String>) -> Result<Object, String> {
-    let not_ours = |name, why| Ok(Object::NotOurs(Kind::Service, name, why));
     let RawService { spec, status } = tape.decode()?;
     let cluster_ip = spec.cluster_ip.unwrap_or_default();
-    if cluster_ip.is_empty() || cluster_ip == "None" {
-        return not_ours(name, "headless");
-    }
-    if spec.service_type == Some("ExternalName") {
-        return not_ours(name, "ExternalName");
+    // A headless Service, or another name of a host.
+    if matches!(cluster_ip, "" | "None") || spec.service_type == Some("ExternalName") {
+        return Ok(Object::NotOurs(Kind::Service, name));
     }
     let ports = spec.ports.as_deref().unwrap_or_default().iter().enumerate();
     let mut ports = ports.map(|(i, port)| decode_port(i, port)).collect::<Result<Vec<_>, _>>()?;

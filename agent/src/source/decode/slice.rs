@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::fields::used_fields;
 use super::tape::Tape;
+use super::used_fields::used_fields;
 use super::{METADATA, RawPort, intern, label, protocol, time};
 use crate::core::model::address;
 use crate::core::model::trigger::Trigger;
@@ -53,11 +53,8 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
     match service {
         Some(service) => decode_slice(name, service, tape, ignored),
         // Nothing is served with it, but no VIP may be bound that one of its endpoints has.
-        None => Ok(decode_slice(name.clone(), "", tape, &mut Vec::new()).unwrap_or(Object::NotOurs(
-            Kind::EndpointSlice,
-            name,
-            "it belongs to no Service that is served",
-        ))),
+        None => Ok(decode_slice(name.clone(), "", tape, &mut Vec::new())
+            .unwrap_or(Object::NotOurs(Kind::EndpointSlice, name))),
     }
 }
 
@@ -67,12 +64,12 @@ fn decode_slice(
     tape: &Tape<'_>,
     ignored: &mut Vec<String>,
 ) -> Result<Object, String> {
-    let not_ours = |name, why| Ok(Object::NotOurs(Kind::EndpointSlice, name, why));
     let slice = tape.decode::<RawSlice<'_>>()?;
     let family = match slice.address_type {
         Some("IPv4") => Family::V4,
         Some("IPv6") => Family::V6,
-        Some("FQDN") => return not_ours(name, "FQDN endpoints are not supported"),
+        // Endpoints that are names are not supported.
+        Some("FQDN") => return Ok(Object::NotOurs(Kind::EndpointSlice, name)),
         other => return Err(format!("addressType: {:?} is not IPv4 or IPv6", other.unwrap_or_default())),
     };
     let ports = slice.ports.unwrap_or_default();

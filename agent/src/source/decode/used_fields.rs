@@ -38,12 +38,12 @@ macro_rules! used_fields {
             $(#[serde(rename = $json)] pub $field: $type,)*
         }
 
-        impl $($generics)* $crate::source::decode::fields::UsedFields for $name $($generics)* {
+        impl $($generics)* $crate::source::decode::used_fields::UsedFields for $name $($generics)* {
             const FIELDS: &'static [$crate::source::decode::tape::UsedField] = &[
                 $($more,)?
                 $($crate::source::decode::tape::UsedField(
                     $json,
-                    <$type as $crate::source::decode::fields::UsedFields>::FIELDS,
+                    <$type as $crate::source::decode::used_fields::UsedFields>::FIELDS,
                 ),)*
             ];
         }
