@@ -92,7 +92,7 @@ pub trait Kernel {
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>));
 
     /// Reads everything at once, into an empty mirror. Other results that arrive meanwhile are added to `other`.
-    /// Rules that arrive later than [`RULES_TIMEOUT`] are marked as unread; [`Self::finished`] returns them later.
+    /// Rules that arrive later than `RULES_TIMEOUT` are marked as unread; [`Self::finished`] returns them later.
     /// A set that cannot be read is assumed to be as the agent creates it: adding a member twice is harmless.
     ///
     /// # Errors
