@@ -275,7 +275,7 @@ mod tests {
                 assert_eq!(errors.len(), 1, "{findings:?}");
                 assert!(errors[0].contains(HEALTHZ) && errors[0].contains(METRICS), "{findings:?}");
             }
-            // The start goes on with one of the two.
+            // The start uses one of the two.
             for tester in [Tester::Agent(&soft), Tester::Person] {
                 let findings = found(&soft, tester, false);
                 assert!(findings.errors.is_empty(), "{findings:?}");

@@ -214,7 +214,7 @@ pub struct Endpoint {
 pub struct Place {
     /// The node that the endpoint runs on.
     pub node: Option<Arc<str>>,
-    /// For whom the endpoint is meant, if somebody said so.
+    /// The zones and nodes that the endpoint is for.
     pub hints: Hints,
 }
 
