@@ -48,7 +48,7 @@ impl Mirror {
         self.observed_mut().map(std::mem::take)
     }
 
-    /// The end of [`Self::lend`].
+    /// Takes back the observed state that [`Self::lend`] gave out.
     pub fn put_back(&mut self, lent: Observed) {
         if let Some(observed) = self.observed_mut() {
             *observed = lent;

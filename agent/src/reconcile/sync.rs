@@ -20,7 +20,7 @@ use crate::notices;
 /// How long new addresses wait for the `iptables-restore` that writes their filter: as long as it normally takes. If it
 /// takes longer, the addresses are bound by a later pass.
 pub(super) const RULES_TIMEOUT: Duration = Duration::from_millis(50);
-/// The same in the first pass, for which nothing else waits.
+/// The same limit in the first pass. It is longer, because no other work waits for that pass.
 const FIRST_RULES_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl<K: Kernel> Reconciler<K> {

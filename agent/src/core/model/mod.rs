@@ -295,7 +295,7 @@ impl fmt::Display for RsKey {
     }
 }
 
-/// Scheduler and flags of a virtual server. A difference needs a `SET_SERVICE`.
+/// Scheduler, flags and persistence timeout of a virtual server. A difference is repaired in place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct VsSpec {
     /// Scheduler name, e.g. `rr`.

@@ -27,7 +27,7 @@ pub struct Failures<'a> {
     /// Families whose rules have not been read: the access filter may be missing.
     unread: Vec<Family>,
     virtual_servers: BTreeSet<VsKey>,
-    /// The same by VIP.
+    /// Virtual servers that were not added, by their VIP.
     unserved_addresses: BTreeMap<IpAddr, VsKey>,
     unbound: BTreeSet<IpAddr>,
     /// Subjects that traffic of a family needs and that are not in place.

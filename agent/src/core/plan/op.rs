@@ -31,7 +31,7 @@ pub enum Phase {
     Open,
     /// Unbind addresses: traffic stops before virtual servers are removed.
     Close,
-    /// Remove real servers and virtual servers.
+    /// Begin drains (weight 0), and remove real servers and virtual servers.
     Remove,
     /// Remove unused entries and rules, and delete stale flows.
     Tidy,

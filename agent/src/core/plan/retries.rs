@@ -63,7 +63,7 @@ impl News {
     }
 }
 
-/// See the module. Times are durations since a fixed start.
+/// The failing, running and blocked subjects. Times are durations since a fixed start.
 #[derive(Debug, Default)]
 pub struct Retries {
     failing: BTreeMap<Subject, Failing>,
