@@ -165,13 +165,15 @@ fn a_set_grows(kernel: &mut dyn Kernel) {
     for _ in 0..2 {
         done(kernel, &grow(&entries));
     }
-    let probed = kernel.probe(&[server("10.96.0.77", 1)], &[set]);
-    assert_eq!((probed.servers, probed.sets), (vec![Ok(false)], vec![Ok(Some(3000))]));
+    let empty = SetId { kind: SetKind::NodePortUdp, family: Family::V4 };
+    let probed = kernel.probe(&[server("10.96.0.77", 1)], &[set, empty]);
+    assert_eq!((probed.servers, probed.sets), (vec![Ok(false)], vec![Ok(Some(3000)), Ok(Some(0))]));
     let observed = &observe(kernel).sets[&set];
     assert_eq!((observed.members.len(), observed.capacity, observed.misfit), (3000, 1 << 21, false));
     for _ in 0..2 {
         done(kernel, &Op::DestroySet(set));
     }
+    assert_eq!(kernel.probe(&[], &[set, empty]).sets, [Ok(None), Ok(Some(0))]);
     done(kernel, &Op::CreateSet(set));
     assert_eq!(observe(kernel).sets.len(), 34, "nothing temporary is left");
 }

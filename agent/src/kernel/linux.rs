@@ -43,6 +43,8 @@ use crate::words;
 const MAX_BUSY_QUERIES: usize = 8;
 /// At most this many virtual servers are read one by one; for more, all virtual servers are read.
 const MAX_SERVER_QUERIES: usize = 256;
+/// The limit of sets of other programs up to which a dump of all headers costs less than a request for each of our sets.
+const MAX_OTHER_SETS: usize = 256;
 
 /// Traffic with the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -255,11 +257,20 @@ impl Kernel for LinuxKernel {
                 Err((failed(Part::Ipvs)(&error), matches!(error, ipvs::Error::Netlink(Netlink::Timeout))))
             }
         };
+        let servers = query_each(servers, exists);
+        if self.sets.other_sets() <= MAX_OTHER_SETS
+            && let Ok(counts) = self.sets.counts()
+        {
+            return ProbeResult {
+                servers,
+                sets: sets.iter().map(|set| Ok(counts.get(set).copied())).collect(),
+            };
+        }
         let count = |set: &SetId| {
             let count = self.sets.count(*set);
             count.map_err(|error| (failed(Part::Set(*set))(&error), matches!(error, Netlink::Timeout)))
         };
-        ProbeResult { servers: query_each(servers, exists), sets: query_each(sets, count) }
+        ProbeResult { servers, sets: query_each(sets, count) }
     }
 
     fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::ipset_codec::{
     ATTR_FAMILY, ATTR_FLAGS, ATTR_PROTOCOL, ATTR_REVISION, ATTR_TYPENAME, PROTOCOL, create_attrs,
-    encode_entry, entry_attrs, name_attrs, nf_family, parse_count, parse_part, type_family,
+    encode_entry, entry_attrs, name_attrs, nf_family, parse_count, parse_part, parse_set_count, type_family,
 };
 use super::nfnetlink::{self, Request, attributes};
 use crate::core::mirror::ObservedSet;
@@ -69,6 +69,7 @@ pub enum IpsetError {
 pub struct IpsetClient {
     socket: Socket,
     revisions: Map<(SetType, Family), u8>,
+    other_sets: usize,
 }
 
 impl IpsetClient {
@@ -77,7 +78,7 @@ impl IpsetClient {
     /// # Errors
     /// When the kernel has no ipset, or lacks a set type.
     pub fn open() -> Result<Self, IpsetError> {
-        let mut client = Self { socket: nfnetlink::open()?, revisions: Map::default() };
+        let mut client = Self { socket: nfnetlink::open()?, revisions: Map::default(), other_sets: 0 };
         client.learn_revisions()?;
         Ok(client)
     }
@@ -110,6 +111,31 @@ impl IpsetClient {
             Err(Error::Refused(refusal)) if refusal.code == ENOENT => Ok(None),
             sets => sets.map(|mut sets| sets.remove(&set)),
         }
+    }
+
+    /// Reads the number of members of each of our sets, in one dump of the headers of all sets. Like `ipset list -t`.
+    ///
+    /// # Errors
+    /// When the dump is not complete.
+    pub fn counts(&mut self) -> Result<Map<SetId, u32>, Error> {
+        let mut attrs = Attributes::default();
+        attrs.put(ATTR_PROTOCOL, &[PROTOCOL]).put_be(ATTR_FLAGS, &FLAG_LIST_HEADER.to_be_bytes());
+        let request = Request { kind: SUBSYSTEM | CMD_LIST, attrs, ..Request::default() };
+        let (counts, other_sets) =
+            self.socket.dump(&request, |(counts, other): &mut (Map<SetId, u32>, usize), payload| {
+                match parse_set_count(attributes(payload))? {
+                    Some((set, count)) => _ = counts.insert(set, count),
+                    None => *other += 1,
+                }
+                Ok::<(), Error>(())
+            })?;
+        self.other_sets = other_sets;
+        Ok(counts)
+    }
+
+    /// The number of sets of other programs, as of the last [`Self::counts`].
+    pub fn other_sets(&self) -> usize {
+        self.other_sets
     }
 
     /// Reads the number of members of a set; `None`: it does not exist. Like `ipset list -t NAME`.

@@ -160,6 +160,17 @@ pub(in crate::kernel) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedS
     Ok(())
 }
 
+/// The set and the number of members in its header, if it is one of ours.
+pub(in crate::kernel) fn parse_set_count(part: &[u8]) -> Result<Option<(SetId, u32)>, Error> {
+    let mut name = None;
+    for attr in AttributeIter::new(part) {
+        if let (ATTR_SETNAME, value) = attr? {
+            name = Some(text(value)?);
+        }
+    }
+    Ok(name.and_then(SetId::from_name).zip(parse_count(part)?))
+}
+
 /// The number of members in the header of a set.
 pub(in crate::kernel) fn parse_count(part: &[u8]) -> Result<Option<u32>, Error> {
     for attr in AttributeIter::new(part) {
@@ -288,6 +299,7 @@ mod tests {
         parse_part(part("KUBE-IPVS-IPS", "hash:ip").as_bytes(), &mut sets).unwrap();
         parse_part(part("CALICO", "hash:ip").as_bytes(), &mut sets).unwrap();
         assert_eq!(sets.len(), 2);
+        assert_eq!(parse_set_count(part("CALICO", "hash:ip").as_bytes()).unwrap(), None);
         assert!(sets[&SetId { kind: SetKind::ClusterIp, family: Family::V4 }].misfit);
         assert!(!sets[&SetId { kind: SetKind::IpvsIps, family: Family::V4 }].misfit);
     }
