@@ -30,7 +30,7 @@ pub struct Waiting {
 }
 
 /// Decides when the next pass runs. Times are durations since some fixed start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Schedule {
     min_period: Duration,
     audit_period: Duration,
@@ -50,28 +50,15 @@ pub struct Schedule {
     recheck: bool,
     /// Consecutive audits that could not read the kernel.
     failures: u32,
-    failed_at: Duration,
+    /// The time of the next try after these failures.
+    retry_at: Duration,
 }
 
 impl Schedule {
     /// `min_period`: pause between the end of one pass and the start of the next
     /// (`ipvs.minSyncPeriod`). `audit_period`: `ipvs.syncPeriod`.
     pub fn new(min_period: Duration, audit_period: Duration) -> Self {
-        Self {
-            min_period,
-            audit_period,
-            last_end: None,
-            last_audit: None,
-            audit_time: Duration::ZERO,
-            auditing: false,
-            last_reading: None,
-            last_drains: Duration::ZERO,
-            last_probe: Duration::ZERO,
-            audit_soon: false,
-            recheck: false,
-            failures: 0,
-            failed_at: Duration::ZERO,
-        }
+        Self { min_period, audit_period, ..Self::default() }
     }
 
     /// Requests an audit as soon as the pauses allow.
@@ -123,7 +110,7 @@ impl Schedule {
             self.failures = 0;
         } else {
             self.failures = self.failures.saturating_add(1);
-            self.failed_at = now;
+            self.retry_at = now.saturating_add(BACKOFF.after(self.failures));
         }
     }
 
@@ -162,7 +149,7 @@ impl Schedule {
 
     fn audit_at(&self) -> Duration {
         let Some(last) = self.last_audit.filter(|_| self.failures == 0) else {
-            return self.failed_at.saturating_add(self.backoff());
+            return self.retry_at;
         };
         if self.auditing {
             return Duration::MAX;
@@ -176,13 +163,6 @@ impl Schedule {
     /// The earliest time of the next reading.
     fn after_reading(&self) -> Duration {
         self.last_reading.map_or(Duration::ZERO, |at| at.saturating_add(RECHECK_PAUSE))
-    }
-
-    fn backoff(&self) -> Duration {
-        match self.failures {
-            0 => Duration::ZERO,
-            n => BACKOFF.after(n),
-        }
     }
 }
 

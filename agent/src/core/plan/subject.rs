@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use strum::IntoStaticStr;
+use strum::{EnumDiscriminants, IntoStaticStr};
 
 use super::op::{Op, Subsystem};
 use super::ownership::DEVICE;
@@ -15,34 +15,29 @@ use crate::core::model::sets::{Entry, SetId};
 use crate::core::model::{Family, RsKey, VsKey};
 
 /// A part of the kernel state that is read separately.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
 pub enum Part {
     /// Virtual servers with their real servers.
+    #[strum(to_string = "the IPVS table")]
     Ipvs,
     /// One ipset.
+    #[strum(to_string = "ipset {0}")]
     Set(SetId),
     /// Addresses of `kube-ipvs0` and of all other devices.
+    #[strum(to_string = "addresses")]
     Addresses,
     /// Rules of one family.
+    #[strum(to_string = "{0} iptables rules")]
     Rules(Family),
     /// Sysctls, IPVS timeouts, routes.
+    #[strum(to_string = "sysctls, IPVS timeouts and routes")]
     Node,
 }
 
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Part::Ipvs => f.write_str("the IPVS table"),
-            Part::Set(set) => write!(f, "ipset {set}"),
-            Part::Addresses => f.write_str("addresses"),
-            Part::Rules(family) => write!(f, "{family} iptables rules"),
-            Part::Node => f.write_str("sysctls, IPVS timeouts and routes"),
-        }
-    }
-}
-
 /// The object that an op changes, or a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EnumDiscriminants)]
+#[strum_discriminants(name(SubjectKind), derive(PartialOrd, Ord, Hash, IntoStaticStr))]
+#[strum_discriminants(doc = "The kinds of [`Subject`], for counting.", strum(serialize_all = "snake_case"))]
 pub enum Subject {
     /// A read of a part of the kernel.
     Reading(Part),
@@ -53,8 +48,10 @@ pub enum Subject {
     /// `kube-ipvs0`.
     Device,
     /// An ipset.
+    #[strum_discriminants(strum(serialize = "ipset"))]
     Set(SetId),
     /// A member of an ipset.
+    #[strum_discriminants(strum(serialize = "ipset_entry"))]
     Entry(SetId, Entry),
     /// All rules of one family.
     Rules(Family),
@@ -64,33 +61,13 @@ pub enum Subject {
     RealServer(VsKey, RsKey),
     /// A host address on `kube-ipvs0`.
     Address(IpAddr),
-    /// An address with a wider prefix on `kube-ipvs0`: never wanted.
+    /// An address with a wider prefix on `kube-ipvs0`: never wanted. It counts as an address.
     Network(IpNet),
     /// UDP flows of one family.
+    #[strum_discriminants(strum(serialize = "udp_flows"))]
     Flows(Family),
     /// Rules of other kube-proxy modes in one family.
     Leftovers(Family),
-}
-
-/// The kinds of [`Subject`], for counting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-pub enum SubjectKind {
-    Reading,
-    Sysctl,
-    Timeouts,
-    Device,
-    #[strum(serialize = "ipset")]
-    Set,
-    #[strum(serialize = "ipset_entry")]
-    Entry,
-    Rules,
-    VirtualServer,
-    RealServer,
-    Address,
-    #[strum(serialize = "udp_flows")]
-    Flows,
-    Leftovers,
 }
 
 impl SubjectKind {
@@ -111,7 +88,7 @@ impl SubjectKind {
             SubjectKind::Rules => ("family of iptables rules", "families of iptables rules"),
             SubjectKind::VirtualServer => ("virtual server", "virtual servers"),
             SubjectKind::RealServer => ("real server", "real servers"),
-            SubjectKind::Address => ("address", "addresses"),
+            SubjectKind::Address | SubjectKind::Network => ("address", "addresses"),
             SubjectKind::Flows => ("family of UDP flows", "families of UDP flows"),
             SubjectKind::Leftovers => ("rule set of another mode", "rule sets of other modes"),
         };
@@ -122,18 +99,8 @@ impl SubjectKind {
 impl Subject {
     pub fn kind(&self) -> SubjectKind {
         match self {
-            Subject::Reading(_) => SubjectKind::Reading,
-            Subject::Sysctl(_) => SubjectKind::Sysctl,
-            Subject::Timeouts => SubjectKind::Timeouts,
-            Subject::Device => SubjectKind::Device,
-            Subject::Set(_) => SubjectKind::Set,
-            Subject::Entry(..) => SubjectKind::Entry,
-            Subject::Rules(_) => SubjectKind::Rules,
-            Subject::VirtualServer(_) => SubjectKind::VirtualServer,
-            Subject::RealServer(..) => SubjectKind::RealServer,
-            Subject::Address(_) | Subject::Network(_) => SubjectKind::Address,
-            Subject::Flows(_) => SubjectKind::Flows,
-            Subject::Leftovers(_) => SubjectKind::Leftovers,
+            Subject::Network(_) => SubjectKind::Address,
+            subject => subject.into(),
         }
     }
 
