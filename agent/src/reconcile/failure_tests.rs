@@ -128,7 +128,7 @@ fn faults() -> Vec<TestFault> {
         TestFault {
             name: "an unwritable sysctl",
             begin: |kernel| {
-                kernel.state.sysctls.insert(SYSCTL, 0);
+                kernel.state.node.sysctls.insert(SYSCTL, 0);
                 kernel.refuse(Subject::Sysctl(SYSCTL), refused(Cause::ReadOnly));
             },
             end: |kernel| kernel.accept(&Subject::Sysctl(SYSCTL)),

@@ -115,8 +115,6 @@ pub struct Reconciler<K> {
     health_checks_changed: bool,
     /// The priority Services have been programmed, or cannot be programmed before the lists are complete.
     priority_done: bool,
-    /// Working time of the current audit.
-    audit_time: Duration,
     /// Inputs of the installed rules of each family; `None`: unknown.
     rules: PerFamily<Option<RulesBasis>>,
     /// Parts of the kernel that must be read again.
@@ -188,7 +186,6 @@ impl<K: Kernel> Reconciler<K> {
             shared_failures: SharedFailures::default(),
             health_checks_changed: false,
             priority_done: false,
-            audit_time: Duration::ZERO,
             rules: PerFamily::default(),
             recheck: Recheck::default(),
             probe: ProbeCursor::default(),

@@ -36,7 +36,7 @@ pub struct Schedule {
     audit_period: Duration,
     last_end: Option<Duration>,
     last_audit: Option<Duration>,
-    /// Working time of the last audit.
+    /// Working time of the last audit, without the pauses between its pieces.
     audit_time: Duration,
     /// An audit is in progress, piece by piece; changes have priority.
     auditing: bool,
@@ -74,6 +74,7 @@ impl Schedule {
     /// An audit starts. A later request leads to another audit.
     pub fn begin_audit(&mut self, now: Duration) {
         self.auditing = true;
+        self.audit_time = Duration::ZERO;
         self.audit_soon = false;
         self.last_reading = Some(now);
     }
@@ -89,9 +90,9 @@ impl Schedule {
         self.last_probe = now;
     }
 
-    /// Sets the working time of the last audit, without the pauses between its pieces.
-    pub fn set_audit_time(&mut self, time: Duration) {
-        self.audit_time = time;
+    /// A piece of the audit took this time.
+    pub fn add_audit_time(&mut self, time: Duration) {
+        self.audit_time += time;
     }
 
     /// A pass has ended. `read`: an audit has read the kernel, whether its ops failed or not. An audit that could not
@@ -245,9 +246,9 @@ mod tests {
     #[test]
     fn long_audits_are_less_frequent() {
         let mut schedule = after_first_audit(s(1), s(10));
-        schedule.set_audit_time(Duration::from_millis(100));
+        schedule.add_audit_time(Duration::from_millis(100));
         assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
-        schedule.set_audit_time(Duration::from_millis(800));
+        schedule.add_audit_time(Duration::from_millis(700));
         assert_eq!(schedule.next(&IDLE), (s(130), Due::Audit));
         schedule.audit_soon();
         assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit), "a requested audit does not wait");

@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn an_event_names_no_service_if_none_waits_and_a_failed_read_affects_all() {
         let mut wrong = kernel();
-        wrong.state.sysctls.insert(SYSCTL, 0);
+        wrong.state.node.sysctls.insert(SYSCTL, 0);
         wrong.refuse(Subject::Sysctl(SYSCTL), refused("it is 0 and must be 1"));
         let (mut node, mut events) = start(wrong);
         run(&mut node, 300);

@@ -86,7 +86,7 @@ impl Takeover {
 /// Ignores the leftovers of a family; true: there were some.
 fn ignore_leftovers(observed: &mut Observed, family: Family) -> bool {
     let rules = !std::mem::take(&mut observed.rules[family].leftovers).is_empty();
-    rules | std::mem::take(&mut observed.nft_tables[family])
+    rules | std::mem::take(&mut observed.node.nft_tables[family])
 }
 
 #[cfg(test)]
@@ -149,15 +149,16 @@ mod tests {
 
     #[test]
     fn rules_of_another_proxy_on_a_shared_node_are_no_leftovers() {
-        let mut observed = Observed { nft_tables: PerFamily::new(true, false), ..Observed::default() };
+        let mut observed = Observed::default();
+        observed.node.nft_tables[Family::V4] = true;
         let mut takeover = Takeover::default();
         takeover.review(&mut observed, false);
         assert_eq!(
-            observed.nft_tables,
+            observed.node.nft_tables,
             PerFamily::new(true, false),
             "on a node that is not shared they are removed"
         );
         takeover.review(&mut observed, true);
-        assert_eq!(observed.nft_tables, PerFamily::new(false, false));
+        assert_eq!(observed.node.nft_tables, PerFamily::new(false, false));
     }
 }

@@ -61,7 +61,7 @@ pub struct Addresses {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeState {
     pub timeouts: Timeouts,
-    /// Current values of the sysctls in the settings.
+    /// Current values of the sysctls in the settings; a sysctl that cannot be read is absent.
     pub sysctls: BTreeMap<&'static str, i64>,
     /// Next hops of all routes, sorted.
     pub next_hops: Vec<IpAddr>,
@@ -114,15 +114,7 @@ impl Audit {
             }
             Piece::Set(id, set) => self.set(id, set, observed),
             Piece::Addresses(addresses) => self.addresses(addresses, observed),
-            Piece::Rest(rest) => {
-                observed.timeouts = rest.timeouts;
-                observed.sysctls = rest.sysctls;
-                observed.next_hops = rest.next_hops;
-                observed.lease_routers = rest.lease_routers;
-                observed.name_servers = rest.name_servers;
-                observed.listeners = rest.listeners;
-                observed.nft_tables = rest.nft_tables;
-            }
+            Piece::Rest(node) => observed.node = node,
         }
     }
 

@@ -199,8 +199,7 @@ impl Writer<'_> {
         self.add(TABLE, "KUBE-FORWARD", &[&forwarded, ESTABLISHED], "ACCEPT");
         let health = SetKind::HealthCheckNodePort;
         self.add(TABLE, "KUBE-NODE-PORT", &[&self.commented_set(health, "dst")], "ACCEPT");
-        for kind in
-            [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal]
+        for kind in [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal]
         {
             self.add(TABLE, "KUBE-IPVS-FILTER", &[&self.set(kind, "dst,dst")], "RETURN");
         }

@@ -186,6 +186,7 @@ fn node_port_addresses(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::mirror::comparison::NodeState;
     use crate::core::service::protected::Peers;
 
     fn ip(text: &str) -> IpAddr {
@@ -202,7 +203,7 @@ mod tests {
         Observed {
             node_addresses,
             addresses: ["10.96.0.1/32".parse().unwrap()].into_iter().collect(),
-            next_hops: ips(&["192.168.50.1"]),
+            node: NodeState { next_hops: ips(&["192.168.50.1"]), ..NodeState::default() },
             ..Observed::default()
         }
     }
