@@ -43,14 +43,11 @@ impl<K: Kernel> Reconciler<K> {
     /// Posts Events about failing shared objects, with the number of Services that wait for them.
     pub(super) fn report_shared_failures(&mut self) {
         let news = self.shared_failures.take_news(&self.retries);
-        let events: Vec<EventRequest> = news
-            .into_iter()
-            .map(|((kind, _, message), subjects)| {
-                let waiting = self.waiting(&subjects);
-                let message = format!("{}: {message}{waiting}", describe(kind, &subjects, None));
-                EventRequest { about: About::Node, reason: Reason::NotProgrammed, message }
-            })
-            .collect();
+        let events = news.into_iter().map(|((kind, _, message), subjects)| {
+            let waiting = self.waiting(&subjects);
+            let message = format!("{}: {message}{waiting}", describe(kind, &subjects, None));
+            EventRequest { about: About::Node, reason: Reason::NotProgrammed, message }
+        });
         self.reporting.events.send(events);
     }
 

@@ -66,11 +66,10 @@ impl Takeover {
         tries: impl Fn(&Subject) -> u32,
     ) {
         for family in Family::ALL {
-            let of_family =
-                |op: &Op| matches!(op, Op::RemoveLeftovers(leftovers) if leftovers.family == family);
             let both = plan.ops.iter().zip(&report.outcomes);
-            let outcomes: Vec<&Outcome> =
-                both.filter_map(|(op, outcome)| of_family(op).then_some(outcome)).collect();
+            let of_family =
+                both.filter(|(op, _)| matches!(op, Op::RemoveLeftovers(other) if other.family == family));
+            let outcomes: Vec<&Outcome> = of_family.map(|(_, outcome)| outcome).collect();
             let failures = outcomes.iter().filter_map(|outcome| match outcome {
                 Outcome::Blocked(cause) => Some(tries(cause)),
                 _ => None,

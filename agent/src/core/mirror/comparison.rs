@@ -75,7 +75,8 @@ pub struct NodeState {
     pub nft_tables: PerFamily<bool>,
 }
 
-/// A comparison of the mirror with the kernel, and the differences found so far.
+/// A comparison of the mirror with the kernel, and the differences found so far. The default is an audit of single
+/// pieces: virtual servers that no piece contains are not compared.
 #[derive(Debug, Default)]
 pub struct Audit {
     /// The mirror is being filled for the first time.
@@ -97,11 +98,6 @@ impl Audit {
     /// An audit of the whole mirror.
     pub fn compare(observed: &Observed) -> Self {
         Self { unshown: observed.virtual_servers.keys().copied().collect(), ..Self::default() }
-    }
-
-    /// An audit of single pieces: virtual servers that no piece contains are not compared.
-    pub fn partial() -> Self {
-        Self::default()
     }
 
     /// Compares a piece and updates the mirror. Virtual servers that differ become suspects, see

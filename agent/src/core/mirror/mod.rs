@@ -89,10 +89,6 @@ impl RealServers {
         self.find(rs).ok().map(|i| self.at(i).1)
     }
 
-    pub fn contains_key(&self, rs: &RsKey) -> bool {
-        self.find(rs).is_ok()
-    }
-
     pub fn insert(&mut self, rs: RsKey, state: RsState) {
         let found = self.find(&rs);
         let list = self.list_mut();

@@ -89,11 +89,6 @@ impl<V> Members<V> {
         }
     }
 
-    pub fn clear(&mut self) {
-        self.small.clear();
-        self.large.clear();
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = Entry> {
         self.small.keys().map(|small| small.unpack()).chain(self.large.keys().copied())
     }

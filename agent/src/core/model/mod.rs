@@ -38,18 +38,6 @@ impl Family {
     pub fn of(addr: IpAddr) -> Self {
         if addr.is_ipv4() { Family::V4 } else { Family::V6 }
     }
-
-    pub fn of_net(net: &IpNet) -> Self {
-        Self::of(net.addr())
-    }
-
-    /// The prefix length of a single address: 32 or 128.
-    pub fn host_prefix(self) -> u8 {
-        match self {
-            Family::V4 => 32,
-            Family::V6 => 128,
-        }
-    }
 }
 
 /// A transport protocol of a Service port. Its text is the spelling of Kubernetes and ipvsadm: `TCP`, `UDP`, `SCTP`.
@@ -150,7 +138,7 @@ impl Service {
     /// The source ranges of a family. A range of length 0 removes the restriction.
     pub fn source_ranges(&self, family: Family) -> Vec<IpNet> {
         let ranges: Vec<IpNet> =
-            self.source_ranges.iter().filter(|net| Family::of_net(net) == family).copied().collect();
+            self.source_ranges.iter().filter(|net| Family::of(net.addr()) == family).copied().collect();
         if ranges.iter().any(|net| net.prefix_len() == 0) { Vec::new() } else { ranges }
     }
 

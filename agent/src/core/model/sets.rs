@@ -96,6 +96,19 @@ pub const MAXELEM: u32 = 1 << 16;
 pub const MAX_NAME: usize = 31;
 
 impl SetKind {
+    /// The sets of VIPs with their ports, apart from those with a policy or a source range.
+    pub const VIPS: [SetKind; 4] =
+        [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal];
+
+    /// The set of all node ports of a protocol, and the set of those with policy Local.
+    pub fn of_node_ports(protocol: Protocol) -> (SetKind, SetKind) {
+        match protocol {
+            Protocol::Tcp => (SetKind::NodePortTcp, SetKind::NodePortLocalTcp),
+            Protocol::Udp => (SetKind::NodePortUdp, SetKind::NodePortLocalUdp),
+            Protocol::Sctp => (SetKind::NodePortSctp, SetKind::NodePortLocalSctp),
+        }
+    }
+
     fn row(self) -> &'static Row {
         &ROWS[self as usize]
     }

@@ -53,16 +53,7 @@ pub fn references_set(chains: &Chains, set: SetId) -> bool {
 
 /// Whether rules match the set even while it is empty.
 pub fn is_always_referenced(kind: SetKind) -> bool {
-    use SetKind as K;
-    matches!(
-        kind,
-        K::ClusterIp
-            | K::ExternalIp
-            | K::ExternalIpLocal
-            | K::LoadBalancer
-            | K::HealthCheckNodePort
-            | K::IpvsIps
-    )
+    SetKind::VIPS.contains(&kind) || matches!(kind, SetKind::HealthCheckNodePort | SetKind::IpvsIps)
 }
 
 /// Writes the rules of one family.
@@ -130,12 +121,9 @@ impl Writer<'_> {
 
     /// Traffic to node ports is masqueraded unless the policy is Local.
     fn add_node_port_rules(&mut self) {
-        use SetKind as K;
-        for (protocol, local, all, fields) in [
-            (Protocol::Tcp, K::NodePortLocalTcp, K::NodePortTcp, "dst"),
-            (Protocol::Udp, K::NodePortLocalUdp, K::NodePortUdp, "dst"),
-            (Protocol::Sctp, K::NodePortLocalSctp, K::NodePortSctp, "dst,dst"),
-        ] {
+        for protocol in Protocol::ALL {
+            let (all, local) = SetKind::of_node_ports(protocol);
+            let fields = if protocol == Protocol::Sctp { "dst,dst" } else { "dst" };
             let protocol = format!("-p {}", protocol.lower());
             for (kind, target) in [(local, "RETURN"), (all, MARK_MASQ)] {
                 if (self.has)(kind) {
@@ -199,8 +187,7 @@ impl Writer<'_> {
         self.add(TABLE, "KUBE-FORWARD", &[&forwarded, ESTABLISHED], "ACCEPT");
         let health = SetKind::HealthCheckNodePort;
         self.add(TABLE, "KUBE-NODE-PORT", &[&self.commented_set(health, "dst")], "ACCEPT");
-        for kind in [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal]
-        {
+        for kind in SetKind::VIPS {
             self.add(TABLE, "KUBE-IPVS-FILTER", &[&self.set(kind, "dst,dst")], "RETURN");
         }
         self.add(TABLE, "KUBE-IPVS-FILTER", &[&self.set(health, "dst")], "RETURN");

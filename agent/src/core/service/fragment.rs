@@ -290,7 +290,7 @@ impl Builder<'_> {
             return false;
         }
         let external_local = self.service.external_local;
-        let (all, local) = node_port_sets(port.protocol);
+        let (all, local) = SetKind::of_node_ports(port.protocol);
         let kinds = std::iter::once(all).chain(external_local.then_some(local));
         for set in kinds.map(|kind| SetId { kind, family }) {
             if port.protocol == Protocol::Sctp {
@@ -381,15 +381,6 @@ fn merge_servers(servers: &mut Few<Arc<VirtualServer>>) {
         *kept = Arc::new(merged);
         true
     });
-}
-
-/// The set of all node ports of a protocol, and the set of those with policy Local.
-fn node_port_sets(protocol: Protocol) -> (SetKind, SetKind) {
-    match protocol {
-        Protocol::Tcp => (SetKind::NodePortTcp, SetKind::NodePortLocalTcp),
-        Protocol::Udp => (SetKind::NodePortUdp, SetKind::NodePortLocalUdp),
-        Protocol::Sctp => (SetKind::NodePortSctp, SetKind::NodePortLocalSctp),
-    }
 }
 
 #[cfg(test)]

@@ -100,7 +100,6 @@ impl Protected {
 
     /// Why the address is protected, if it is.
     pub fn find(&self, addr: IpAddr) -> Option<Protection> {
-        let is_in = |list: &[IpAddr]| list.binary_search(&addr).is_ok();
         if self.listed.iter().any(|net| net.contains(&addr)) {
             Some(Protection::Listed)
         } else if self.peers.api_servers.iter().any(|server| server.ip() == addr) {
@@ -109,7 +108,7 @@ impl Protected {
             Some(Protection::Gateway)
         } else if self.name_servers.contains(&addr) {
             Some(Protection::NameServer)
-        } else if is_in(&self.peers.nodes) {
+        } else if self.peers.nodes.binary_search(&addr).is_ok() {
             Some(Protection::OtherNode)
         } else {
             None
