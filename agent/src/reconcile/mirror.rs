@@ -105,10 +105,8 @@ impl Mirror {
 
     /// Takes the audit in progress.
     pub fn take_audit(&mut self) -> Option<Audit> {
-        match self {
-            Mirror::Synced { audit, .. } => audit.take(),
-            Mirror::Unread { .. } | Mirror::Read { .. } => None,
-        }
+        let Mirror::Synced { audit, .. } = self else { return None };
+        audit.take()
     }
 
     /// Keeps an audit for its next step.
