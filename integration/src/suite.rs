@@ -92,9 +92,9 @@ pub fn run(kernel: &mut dyn Kernel) {
 }
 
 fn timeouts(kernel: &mut dyn Kernel) {
-    let before = observe(kernel).timeouts;
+    let before = observe(kernel).node.timeouts;
     done(kernel, &Op::SetTimeouts(Timeouts { tcp: 0, tcp_fin: 20, udp: 0 }));
-    let after = observe(kernel).timeouts;
+    let after = observe(kernel).node.timeouts;
     assert_eq!(after, Timeouts { tcp_fin: 20, ..before }, "0 leaves the kernel's value");
 }
 

@@ -74,7 +74,7 @@ fn cluster_cidrs(text: &str) -> anyhow::Result<PerFamily<Option<IpNet>>> {
     let mut cidrs: PerFamily<Option<IpNet>> = PerFamily::default();
     for part in text.split(',').filter(|part| !part.trim().is_empty()) {
         let net = cidr("clusterCIDR", part)?;
-        let slot = &mut cidrs[Family::of_net(&net)];
+        let slot = &mut cidrs[Family::of(net.addr())];
         ensure!(slot.is_none(), "clusterCIDR: {text:?} has two CIDRs of one family");
         *slot = Some(net);
     }

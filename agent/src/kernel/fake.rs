@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
 use super::{Kernel, ProbeResult, Runner};
-use crate::core::mirror::comparison::{Addresses, NodeState, Piece, ReadStep};
+use crate::core::mirror::comparison::{Addresses, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::map::Set;
 use crate::core::model::sets::{Entry, SetId, SetKind};
@@ -73,7 +73,7 @@ impl FakeKernel {
     /// An empty kernel that already has these sysctls readable, all 0.
     pub fn new(sysctls: &[&'static str]) -> Self {
         let mut kernel = Self::default();
-        kernel.state.sysctls = sysctls.iter().map(|path| (*path, 0)).collect();
+        kernel.state.node.sysctls = sysctls.iter().map(|path| (*path, 0)).collect();
         kernel
     }
 
@@ -195,7 +195,7 @@ impl FakeKernel {
     fn check(&self, op: &Op) -> Result<(), OpError> {
         let s = &self.state;
         match op {
-            Op::SetSysctl(sysctl) if !s.sysctls.contains_key(sysctl.path) => {
+            Op::SetSysctl(sysctl) if !s.node.sysctls.contains_key(sysctl.path) => {
                 Err(OpError::plain(Cause::Missing, "ENOENT"))
             }
             Op::CreateSet(set) if s.sets.contains_key(set) => Err(exists()),
@@ -325,18 +325,7 @@ impl FakeKernel {
                 };
                 (Some(Piece::Addresses(addresses)), ReadPosition::Rest)
             }
-            ReadPosition::Rest => {
-                let rest = NodeState {
-                    timeouts: self.state.timeouts,
-                    sysctls: self.state.sysctls.clone(),
-                    next_hops: self.state.next_hops.clone(),
-                    lease_routers: self.state.lease_routers.clone(),
-                    name_servers: self.state.name_servers.clone(),
-                    listeners: self.state.listeners.clone(),
-                    nft_tables: self.state.nft_tables,
-                };
-                (Some(Piece::Rest(rest)), ReadPosition::End)
-            }
+            ReadPosition::Rest => (Some(Piece::Rest(self.state.node.clone())), ReadPosition::End),
             ReadPosition::End => (None, ReadPosition::End),
         }
     }

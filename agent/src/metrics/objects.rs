@@ -61,8 +61,8 @@ impl ObjectMetrics {
 
     /// Sets the number of unbound VIPs by reason.
     pub fn set_unbound(&self, desired: &Desired) {
-        let protections = Protection::ALL.map(Binding::Protected);
-        for binding in protections.into_iter().chain([Binding::Special]) {
+        let protections = Protection::ALL.iter().copied().map(Binding::Protected);
+        for binding in protections.chain([Binding::Special]) {
             let reason = match binding {
                 Binding::Protected(protection) => protection.name(),
                 _ => "NotUsable",

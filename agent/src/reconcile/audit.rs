@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::{PassScope, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::mirror::comparison::{Audit, Piece, ReadStep};
-use crate::core::model::Family;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
+use crate::core::model::{Family, VsKey};
 use crate::core::plan::subject::Part;
 use crate::kernel::Kernel;
 
@@ -35,7 +35,10 @@ impl<K: Kernel> Reconciler<K> {
         };
         let more = self.read_piece(&mut audit, step, &mut observed, now);
         if !more {
-            self.read_suspects(&mut audit, &mut observed, now);
+            let suspects = audit.take_suspects(&observed);
+            if self.confirm(&suspects, &mut audit, &mut observed, now) && !audit.skipped_servers() {
+                self.retries.read(Part::Ipvs, &mut self.pending);
+            }
         }
         self.mirror.put_back(observed);
         if more {
@@ -71,20 +74,22 @@ impl<K: Kernel> Reconciler<K> {
         true
     }
 
-    /// Reads the virtual servers that appear to differ again, by themselves.
-    fn read_suspects(&mut self, audit: &mut Audit, observed: &mut Observed, now: Duration) {
-        let suspects = audit.take_suspects(observed);
-        match self.kernel.read_servers(&suspects) {
-            Ok(servers) => {
-                for (key, server) in suspects.iter().zip(servers) {
-                    audit.confirm(*key, server, observed);
-                }
-                if !audit.skipped_servers() {
-                    self.retries.read(Part::Ipvs, &mut self.pending);
-                }
+    /// Reads virtual servers by themselves and compares them. False: they cannot be read.
+    pub(super) fn confirm(
+        &mut self,
+        keys: &[VsKey],
+        audit: &mut Audit,
+        observed: &mut Observed,
+        now: Duration,
+    ) -> bool {
+        match self.kernel.read_servers(keys) {
+            Ok(read) => keys.iter().zip(read).for_each(|(key, server)| audit.confirm(*key, server, observed)),
+            Err(error) => {
+                self.retries.fail_reading(error.part, &error.error, now);
+                return false;
             }
-            Err(error) => self.retries.fail_reading(error.part, &error.error, now),
         }
+        true
     }
 
     /// Runs an audit to its end. The first one fills the mirror, unless the mirror is fresh.
@@ -116,11 +121,9 @@ impl<K: Kernel> Reconciler<K> {
         if result.is_err() {
             self.mirror.failed(now);
         } else {
-            for part in [Part::Ipvs, Part::Addresses, Part::Node] {
-                self.retries.read(part, &mut self.pending);
-            }
-            let sets = Family::ALL.into_iter().flat_map(SetId::all);
-            sets.for_each(|set| self.retries.read(Part::Set(set), &mut self.pending));
+            let sets = Family::ALL.into_iter().flat_map(SetId::all).map(Part::Set);
+            let parts = [Part::Ipvs, Part::Addresses, Part::Node].into_iter().chain(sets);
+            parts.for_each(|part| self.retries.read(part, &mut self.pending));
         }
         self.take_finished(other, now);
         result

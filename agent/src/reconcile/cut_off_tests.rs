@@ -256,17 +256,17 @@ fn former_gateways_and_dns_and_dhcp_servers_stay_reachable() {
         let vip = "192.168.50.77";
         let mut start = kernel();
         match own {
-            "gateway" => start.state.next_hops.push(ip(vip)),
-            "lease" => start.state.lease_routers.push(ip(vip)),
-            _ => start.state.name_servers.push(ip(vip)),
+            "gateway" => start.state.node.next_hops.push(ip(vip)),
+            "lease" => start.state.node.lease_routers.push(ip(vip)),
+            _ => start.state.node.name_servers.push(ip(vip)),
         }
         let mut agent = Agent::start(start, &Cluster::default());
         agent.converge(Due::Changes, 2);
         // The route and the file are removed for a moment.
         let state = &mut agent.kernel().state;
-        state.next_hops.clear();
-        state.lease_routers.clear();
-        state.name_servers.clear();
+        state.node.next_hops.clear();
+        state.node.lease_routers.clear();
+        state.node.name_servers.clear();
         agent.converge(Due::Audit, 2);
         cluster(vip, &[]).put(&agent.store);
         agent.converge(Due::Audit, 2);
@@ -306,12 +306,12 @@ fn a_shadowed_program_is_reported_once() {
     let own = "192.168.50.2";
     let mut start = kernel();
     let listener = |addr: &str, port| OpenPort { protocol: Protocol::Tcp, port, addr: ip(addr) };
-    start.state.listeners = vec![listener("0.0.0.0", 22), listener("127.0.0.1", 80)];
+    start.state.node.listeners = vec![listener("0.0.0.0", 22), listener("127.0.0.1", 80)];
     let mut agent = Agent::start(start, &cluster(own, &[]));
     let quiet = lines(|| agent.converge(Due::Changes, 2));
     assert!(!quiet.iter().any(|line| line.contains("ListenerShadowed")), "{quiet:?}");
     let lines = lines(move || {
-        agent.kernel().state.listeners.push(listener("0.0.0.0", 80));
+        agent.kernel().state.node.listeners.push(listener("0.0.0.0", 80));
         agent.converge(Due::Audit, 2);
         agent.converge(Due::Audit, 2);
     });

@@ -62,8 +62,7 @@ fn follows_from(op: &Op, changes: &Changes) -> bool {
         // The rules depend on the sets that are in use.
         Op::WriteRules(rules) => rules.jumps.is_empty() && !changes.is_empty(),
         Op::GrowSet(_) | Op::ForgetFlows(_) | Op::RemoveLeftovers(_) => true,
-        Op::SetSysctl(_) | Op::SetTimeouts(_) | Op::CreateDevice => false,
-        Op::DestroySet(_) | Op::CreateSet(_) => false,
+        // False for the device, sets and sysctls: they have no key.
         _ => changes.contains(&op.subject()),
     }
 }

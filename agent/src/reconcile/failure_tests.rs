@@ -128,7 +128,7 @@ fn faults() -> Vec<TestFault> {
         TestFault {
             name: "an unwritable sysctl",
             begin: |kernel| {
-                kernel.state.sysctls.insert(SYSCTL, 0);
+                kernel.state.node.sysctls.insert(SYSCTL, 0);
                 kernel.refuse(Subject::Sysctl(SYSCTL), refused(Cause::ReadOnly));
             },
             end: |kernel| kernel.accept(&Subject::Sysctl(SYSCTL)),
@@ -372,7 +372,7 @@ fn an_address_that_another_program_keeps_removing_costs_one_reading_a_second() {
 fn a_flush_without_notification_is_detected_within_two_seconds() {
     let flushes: [fn(&mut FakeKernel); 3] = [
         |kernel| kernel.state.virtual_servers.clear(),
-        |kernel| kernel.state.sets.values_mut().for_each(|set| set.members.clear()),
+        |kernel| kernel.state.sets.values_mut().for_each(|set| set.members = Default::default()),
         |kernel| kernel.state.sets.clear(),
     ];
     for (n, flush) in flushes.into_iter().enumerate() {
@@ -393,7 +393,7 @@ fn a_flush_at_any_step_of_an_audit_is_repaired() {
     let flushes: [fn(&mut FakeKernel); 4] = [
         |kernel| kernel.state.rules = Default::default(),
         |kernel| kernel.state.virtual_servers.clear(),
-        |kernel| kernel.state.sets.values_mut().for_each(|set| set.members.clear()),
+        |kernel| kernel.state.sets.values_mut().for_each(|set| set.members = Default::default()),
         |kernel| kernel.state.addresses.clear(),
     ];
     for (n, flush) in flushes.into_iter().enumerate() {

@@ -94,26 +94,19 @@ impl Mirror {
 
     /// Whether the kernel should be read although no list is complete.
     pub fn wants_reading(&self, now: Duration) -> bool {
-        match self {
-            Mirror::Unread { tried } => tried.is_none_or(|tried| now.saturating_sub(tried) > FRESH),
-            Mirror::Read { .. } | Mirror::Synced { .. } => false,
-        }
+        matches!(self, Mirror::Unread { tried }
+            if tried.is_none_or(|tried| now.saturating_sub(tried) > FRESH))
     }
 
-    /// The audit in progress.
-    pub fn audit(&self) -> Option<&Audit> {
-        match self {
-            Mirror::Synced { audit, .. } => audit.as_ref(),
-            Mirror::Unread { .. } | Mirror::Read { .. } => None,
-        }
+    /// Whether an audit is in progress.
+    pub fn is_auditing(&self) -> bool {
+        matches!(self, Mirror::Synced { audit: Some(_), .. })
     }
 
     /// Takes the audit in progress.
     pub fn take_audit(&mut self) -> Option<Audit> {
-        match self {
-            Mirror::Synced { audit, .. } => audit.take(),
-            Mirror::Unread { .. } | Mirror::Read { .. } => None,
-        }
+        let Mirror::Synced { audit, .. } = self else { return None };
+        audit.take()
     }
 
     /// Keeps an audit for its next step.

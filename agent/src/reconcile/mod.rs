@@ -25,9 +25,7 @@ mod sync;
 mod take_changes;
 pub mod takeover;
 
-use crate::core::plan::outcome::ObserveError;
-use crate::core::plan::pass::Due;
-use crate::core::plan::pass::{Pass, Touched};
+use crate::core::plan::pass::{Due, Pass, Touched};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,7 +36,7 @@ use tokio::sync::watch;
 
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, Node, PerFamily};
+use crate::core::model::{Family, Node, PerFamily, VsKey};
 use crate::core::plan::RulesBasis;
 use crate::core::plan::drain::Drains;
 use crate::core::plan::outcome::{Finished, Outcome};
@@ -55,7 +53,7 @@ use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
 use mirror::Mirror;
-use recheck::{ProbeCursor, Recheck};
+use recheck::Recheck;
 use report::Reporter;
 pub use report::{CHANGES, READY};
 use shadow::Shadows;
@@ -115,13 +113,12 @@ pub struct Reconciler<K> {
     health_checks_changed: bool,
     /// The priority Services have been programmed, or cannot be programmed before the lists are complete.
     priority_done: bool,
-    /// Working time of the current audit.
-    audit_time: Duration,
     /// Inputs of the installed rules of each family; `None`: unknown.
     rules: PerFamily<Option<RulesBasis>>,
     /// Parts of the kernel that must be read again.
     recheck: Recheck,
-    probe: ProbeCursor,
+    /// Virtual servers of the current sample that have not been probed.
+    unprobed: Vec<VsKey>,
     /// Differences between the mirror and rules that another thread read.
     found: Option<Changes>,
     /// Changed Services of the next pass.
@@ -146,10 +143,6 @@ enum PassScope {
     Found(Changes),
     /// All that are wanted or exist: the first pass.
     Everything,
-}
-
-fn unreadable(error: ObserveError) -> Pass {
-    Pass { unreadable: Some(error), ..Pass::default() }
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -188,10 +181,9 @@ impl<K: Kernel> Reconciler<K> {
             shared_failures: SharedFailures::default(),
             health_checks_changed: false,
             priority_done: false,
-            audit_time: Duration::ZERO,
             rules: PerFamily::default(),
             recheck: Recheck::default(),
-            probe: ProbeCursor::default(),
+            unprobed: Vec::new(),
             found: None,
             touched: Touched::default(),
             served_in_part: false,
@@ -271,7 +263,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         match self.audit_at_once(now) {
             Ok(scope) => self.finish_audit(scope, now),
-            Err(error) => unreadable(error),
+            Err(error) => Pass { unreadable: Some(error), ..Pass::default() },
         }
     }
 

@@ -58,7 +58,9 @@ fn a_flush_is_detected_although_a_probe_cannot_read_other_objects() {
     type Flush = fn(&mut FakeKernel);
     let cases: [(Part, Flush); 4] = [
         (Part::Set(CLUSTER_IP), |kernel| kernel.state.virtual_servers.clear()),
-        (Part::Set(CLUSTER_IP), |kernel| kernel.state.sets.get_mut(&LOOP_BACK).unwrap().members.clear()),
+        (Part::Set(CLUSTER_IP), |kernel| {
+            kernel.state.sets.get_mut(&LOOP_BACK).unwrap().members = Default::default()
+        }),
         (Part::Ipvs, |kernel| _ = kernel.state.sets.remove(&LOOP_BACK)),
         (Part::Ipvs, |kernel| _ = kernel.state.sets.remove(&EMPTY)),
     ];

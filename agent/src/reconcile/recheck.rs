@@ -2,7 +2,7 @@
 //! Reads parts of the kernel again after a notification, a refusal or a probe, and takes the results of work on other
 //! threads.
 
-use crate::core::plan::outcome::{ObserveError, OpError};
+use crate::core::plan::outcome::{Finished, ObserveError, OpError};
 use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,8 +12,6 @@ use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, VsKey};
-use crate::core::plan::op::Op;
-use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::save::ObservedRules;
 use crate::kernel::Kernel;
@@ -54,18 +52,12 @@ impl Recheck {
     }
 }
 
-/// Virtual servers of the sample that have not been probed.
-#[derive(Debug, Default)]
-pub(super) struct ProbeCursor {
-    sample: Vec<VsKey>,
-}
-
 impl<K: Kernel> Reconciler<K> {
     /// Reads the parts again, and runs the pass that repairs the differences.
     pub fn recheck(&mut self, now: Duration) -> Pass {
         let Recheck { parts, servers } = std::mem::take(&mut self.recheck);
         let Some(mut observed) = self.mirror.lend() else { return Pass::default() };
-        let mut audit = Audit::partial();
+        let mut audit = Audit::default();
         for part in parts {
             match part {
                 Part::Rules(family) => self.kernel.read_rules(&[family], false),
@@ -80,12 +72,7 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         let servers: Vec<VsKey> = servers.into_iter().collect();
-        match self.kernel.read_servers(&servers) {
-            Ok(found) => {
-                servers.iter().zip(found).for_each(|(key, server)| audit.confirm(*key, server, &mut observed))
-            }
-            Err(error) => self.retries.fail_reading(error.part, &error.error, now),
-        }
+        self.confirm(&servers, &mut audit, &mut observed, now);
         self.mirror.put_back(observed);
         self.poll_finished(now);
         self.pass(Due::Recheck, PassScope::Found(audit.finish()), now)
@@ -94,23 +81,13 @@ impl<K: Kernel> Reconciler<K> {
     /// Probes a few objects; true: some are missing, so that an audit is needed. Objects that cannot be read are ignored.
     pub fn probe(&mut self) -> bool {
         let Some(observed) = self.mirror.observed() else { return false };
-        if self.probe.sample.len() < PROBED {
-            self.probe.sample = observed.virtual_servers.keys().take(SAMPLE).copied().collect();
+        if self.unprobed.len() < PROBED {
+            self.unprobed = observed.virtual_servers.keys().take(SAMPLE).copied().collect();
         }
-        let rest = self.probe.sample.len().saturating_sub(PROBED);
-        let servers: Vec<VsKey> = self
-            .probe
-            .sample
-            .split_off(rest)
-            .into_iter()
-            .filter(|key| observed.virtual_servers.contains_key(key))
-            .collect();
-        let sets: Vec<(SetId, usize)> = observed
-            .sets
-            .iter()
-            .filter(|(_, set)| !set.misfit)
-            .map(|(id, set)| (*id, set.members.len()))
-            .collect();
+        let mut servers = self.unprobed.split_off(self.unprobed.len().saturating_sub(PROBED));
+        servers.retain(|key| observed.virtual_servers.contains_key(key));
+        let ours = observed.sets.iter().filter(|(_, set)| !set.misfit);
+        let sets: Vec<(SetId, usize)> = ours.map(|(id, set)| (*id, set.members.len())).collect();
         let ids: Vec<SetId> = sets.iter().map(|(id, _)| *id).collect();
         let probed = self.kernel.probe(&servers, &ids);
         let fewer = |((_, members), count): (&(SetId, usize), &Result<Option<u32>, ObserveError>)| {
@@ -173,11 +150,7 @@ impl<K: Kernel> Reconciler<K> {
         let Some(op) = self.retries.finish(subject, result, now, &mut self.pending) else { return };
         let repairs = self.repairing.remove(subject);
         self.reporting.metrics.ended(&op, result);
-        let family = match &op {
-            Op::WriteRules(rules) => rules.family,
-            Op::RemoveLeftovers(leftovers) => leftovers.family,
-            _ => return,
-        };
+        let (Subject::Rules(family) | Subject::Leftovers(family)) = *subject else { return };
         self.rules[family] = None;
         self.pending.common = true;
         match result {

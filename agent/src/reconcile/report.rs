@@ -4,7 +4,6 @@
 //! At the default level the log has one line when the node is ready, one when a failure begins and one when it ends, one
 //! a minute about changes, and drift. Repeated conditions are counted and logged at growing intervals.
 
-use crate::core::plan::outcome::ObserveError;
 use crate::core::plan::pass::{Due, Pass, Touched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use super::drift::describe_difference;
 use super::minute::{Minute, milliseconds};
 use crate::core::model::{Family, ObjectName, VsKey};
 use crate::core::plan::op::Op;
-use crate::core::plan::outcome::Cause;
+use crate::core::plan::outcome::{Cause, ObserveError};
 use crate::core::plan::retries::{Failing, News, Retries};
 use crate::core::plan::subject::{Subject, SubjectKind};
 use crate::core::rules::save::ObservedRules;
@@ -370,8 +369,7 @@ impl<K: Kernel> Reconciler<K> {
                 message: format!("cannot program {subject}: {}", failing.error),
             })
         };
-        let events: Vec<EventRequest> = services.iter().take(EVENTS).filter_map(event).collect();
-        self.reporting.events.send(events);
+        self.reporting.events.send(services.iter().take(EVENTS).filter_map(event));
         self.report_shared_failures();
         self.reporting.metrics.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
@@ -383,6 +381,7 @@ impl<K: Kernel> Reconciler<K> {
         let Some(observed) = self.mirror.observed() else { return };
         let all = self.settings.families.iter().all(|family| pass.synced.contains(family));
         let families: Vec<String> = pass.synced.iter().map(ToString::to_string).collect();
+        let (services, virtual_servers) = (self.desired.service_count(), observed.virtual_servers.len());
         let real_servers: usize =
             observed.virtual_servers.values().map(|server| server.real_servers.len()).sum();
         if (!all && self.retries.is_running()) || self.awaits_nodes() {
@@ -391,12 +390,10 @@ impl<K: Kernel> Reconciler<K> {
         self.reporter.ready = true;
         let what = format!(
             "{}, {}, {}",
-            words::count(self.desired.service_count(), "Service"),
-            words::count(observed.virtual_servers.len(), "virtual server"),
+            words::count(services, "Service"),
+            words::count(virtual_servers, "virtual server"),
             words::count(real_servers, "real server")
         );
-        let counts = (self.desired.service_count(), observed.virtual_servers.len(), real_servers);
-        let (services, virtual_servers, real_servers) = counts;
         if all {
             tracing::info!(
                 target: READY,

@@ -81,13 +81,8 @@ impl<K: Kernel> Reconciler<K> {
         }
         let addresses = self.node.health_check_addresses(&self.settings);
         let new = HealthChecks { services, addresses };
-        self.reporting.health_checks.send_if_modified(|current| {
-            let modified = *current != new;
-            if modified {
-                *current = new;
-            }
-            modified
-        });
+        let replace = |current: &mut HealthChecks| std::mem::replace(current, new) != *current;
+        self.reporting.health_checks.send_if_modified(replace);
     }
 
     /// Whether all virtual servers and addresses of the Service are in place.

@@ -104,7 +104,7 @@ fn the_line_at_the_end_of_the_start_has_a_separate_target() {
 fn a_failure_is_reported_when_it_begins_and_when_it_ends() {
     let log = lines(|| {
         let mut kernel = kernel();
-        kernel.state.sysctls.insert(SYSCTL, 0);
+        kernel.state.node.sysctls.insert(SYSCTL, 0);
         kernel.refuse(Subject::Sysctl(SYSCTL), OpError::plain(Cause::ReadOnly, "it is 0 and must be 1"));
         let mut node = start(kernel);
         run(&mut node, 300);

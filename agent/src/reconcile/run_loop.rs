@@ -91,7 +91,7 @@ impl<K: Kernel> Reconciler<K> {
             self.finish_pass(pass, due, now, clock, schedule);
         }
         // One piece after every pass: an audit ends even if changes never stop.
-        if self.mirror.audit().is_some() || starts_audit {
+        if self.mirror.is_auditing() || starts_audit {
             self.continue_audit(clock, schedule);
         } else if !is_due {
             return self.idle(at, now, schedule);
@@ -118,14 +118,12 @@ impl<K: Kernel> Reconciler<K> {
     /// Runs one step of the audit, the first one if none is in progress.
     fn continue_audit(&mut self, clock: Clock<'_>, schedule: &mut Schedule) {
         let before = clock();
-        if self.mirror.audit().is_none() {
+        if !self.mirror.is_auditing() {
             schedule.begin_audit(before);
-            self.audit_time = Duration::ZERO;
         }
         let pass = self.audit_step(before);
-        self.audit_time += clock() - before;
+        schedule.add_audit_time(clock() - before);
         if let Some(pass) = pass {
-            schedule.set_audit_time(self.audit_time);
             self.finish_pass(pass, Due::Audit, before, clock, schedule);
         }
     }

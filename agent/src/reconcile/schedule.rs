@@ -30,13 +30,13 @@ pub struct Waiting {
 }
 
 /// Decides when the next pass runs. Times are durations since some fixed start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Schedule {
     min_period: Duration,
     audit_period: Duration,
     last_end: Option<Duration>,
     last_audit: Option<Duration>,
-    /// Working time of the last audit.
+    /// Working time of the last audit, without the pauses between its pieces.
     audit_time: Duration,
     /// An audit is in progress, piece by piece; changes have priority.
     auditing: bool,
@@ -50,28 +50,15 @@ pub struct Schedule {
     recheck: bool,
     /// Consecutive audits that could not read the kernel.
     failures: u32,
-    failed_at: Duration,
+    /// The time of the next try after these failures.
+    retry_at: Duration,
 }
 
 impl Schedule {
     /// `min_period`: pause between the end of one pass and the start of the next
     /// (`ipvs.minSyncPeriod`). `audit_period`: `ipvs.syncPeriod`.
     pub fn new(min_period: Duration, audit_period: Duration) -> Self {
-        Self {
-            min_period,
-            audit_period,
-            last_end: None,
-            last_audit: None,
-            audit_time: Duration::ZERO,
-            auditing: false,
-            last_reading: None,
-            last_drains: Duration::ZERO,
-            last_probe: Duration::ZERO,
-            audit_soon: false,
-            recheck: false,
-            failures: 0,
-            failed_at: Duration::ZERO,
-        }
+        Self { min_period, audit_period, ..Self::default() }
     }
 
     /// Requests an audit as soon as the pauses allow.
@@ -87,6 +74,7 @@ impl Schedule {
     /// An audit starts. A later request leads to another audit.
     pub fn begin_audit(&mut self, now: Duration) {
         self.auditing = true;
+        self.audit_time = Duration::ZERO;
         self.audit_soon = false;
         self.last_reading = Some(now);
     }
@@ -102,9 +90,9 @@ impl Schedule {
         self.last_probe = now;
     }
 
-    /// Sets the working time of the last audit, without the pauses between its pieces.
-    pub fn set_audit_time(&mut self, time: Duration) {
-        self.audit_time = time;
+    /// A piece of the audit took this time.
+    pub fn add_audit_time(&mut self, time: Duration) {
+        self.audit_time += time;
     }
 
     /// A pass has ended. `read`: an audit has read the kernel, whether its ops failed or not. An audit that could not
@@ -123,7 +111,7 @@ impl Schedule {
             self.failures = 0;
         } else {
             self.failures = self.failures.saturating_add(1);
-            self.failed_at = now;
+            self.retry_at = now.saturating_add(BACKOFF.after(self.failures));
         }
     }
 
@@ -162,7 +150,7 @@ impl Schedule {
 
     fn audit_at(&self) -> Duration {
         let Some(last) = self.last_audit.filter(|_| self.failures == 0) else {
-            return self.failed_at.saturating_add(self.backoff());
+            return self.retry_at;
         };
         if self.auditing {
             return Duration::MAX;
@@ -176,13 +164,6 @@ impl Schedule {
     /// The earliest time of the next reading.
     fn after_reading(&self) -> Duration {
         self.last_reading.map_or(Duration::ZERO, |at| at.saturating_add(RECHECK_PAUSE))
-    }
-
-    fn backoff(&self) -> Duration {
-        match self.failures {
-            0 => Duration::ZERO,
-            n => BACKOFF.after(n),
-        }
     }
 }
 
@@ -265,9 +246,9 @@ mod tests {
     #[test]
     fn long_audits_are_less_frequent() {
         let mut schedule = after_first_audit(s(1), s(10));
-        schedule.set_audit_time(Duration::from_millis(100));
+        schedule.add_audit_time(Duration::from_millis(100));
         assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
-        schedule.set_audit_time(Duration::from_millis(800));
+        schedule.add_audit_time(Duration::from_millis(700));
         assert_eq!(schedule.next(&IDLE), (s(130), Due::Audit));
         schedule.audit_soon();
         assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit), "a requested audit does not wait");

@@ -25,12 +25,9 @@ impl<K: Kernel> Reconciler<K> {
     /// The Service of each subject that has one.
     pub(super) fn services_of(&self, subjects: &BTreeSet<Subject>) -> Vec<(Subject, ObjectName)> {
         // One search for all subjects: there are many addresses.
-        let by_address: Map<IpAddr, &ObjectName> =
-            if subjects.iter().any(|subject| subject.address().is_some()) {
-                self.desired.virtual_servers().map(|vs| (vs.key.addr, &vs.service)).collect()
-            } else {
-                Map::default()
-            };
+        let has_addresses = subjects.iter().any(|subject| subject.address().is_some());
+        let servers = has_addresses.then(|| self.desired.virtual_servers()).into_iter().flatten();
+        let by_address: Map<IpAddr, &ObjectName> = servers.map(|vs| (vs.key.addr, &vs.service)).collect();
         let service = |subject: &Subject| {
             let by_server = subject.virtual_server().and_then(|vs| self.desired.virtual_server(vs));
             let by_server = by_server.map(|vs| &vs.service);

@@ -64,7 +64,7 @@ impl<K: Kernel> Reconciler<K> {
             return self.shadows.reported.clear();
         }
         let is_own = |key: &VsKey| self.node.addresses.binary_search(&key.addr).is_ok();
-        let found = self.shadows.find(&self.desired, is_own, &observed.listeners);
+        let found = self.shadows.find(&self.desired, is_own, &observed.node.listeners);
         let new = found.difference(&self.shadows.reported);
         self.reporting.events.send(new.map(|(key, name)| notices::shadowed(name, key)));
         self.shadows.reported = found;

@@ -43,14 +43,11 @@ impl<K: Kernel> Reconciler<K> {
     /// Posts Events about failing shared objects, with the number of Services that wait for them.
     pub(super) fn report_shared_failures(&mut self) {
         let news = self.shared_failures.take_news(&self.retries);
-        let events: Vec<EventRequest> = news
-            .into_iter()
-            .map(|((kind, _, message), subjects)| {
-                let waiting = self.waiting(&subjects);
-                let message = format!("{}: {message}{waiting}", describe(kind, &subjects, None));
-                EventRequest { about: About::Node, reason: Reason::NotProgrammed, message }
-            })
-            .collect();
+        let events = news.into_iter().map(|((kind, _, message), subjects)| {
+            let waiting = self.waiting(&subjects);
+            let message = format!("{}: {message}{waiting}", describe(kind, &subjects, None));
+            EventRequest { about: About::Node, reason: Reason::NotProgrammed, message }
+        });
         self.reporting.events.send(events);
     }
 
@@ -165,7 +162,7 @@ mod tests {
     #[test]
     fn an_event_names_no_service_if_none_waits_and_a_failed_read_affects_all() {
         let mut wrong = kernel();
-        wrong.state.sysctls.insert(SYSCTL, 0);
+        wrong.state.node.sysctls.insert(SYSCTL, 0);
         wrong.refuse(Subject::Sysctl(SYSCTL), refused("it is 0 and must be 1"));
         let (mut node, mut events) = start(wrong);
         run(&mut node, 300);

@@ -88,7 +88,7 @@ fn on_a_node_with_state_nothing_is_written_before_the_lists_are_complete() {
         |kernel| kernel.state.sets.clear(),
         |kernel| {
             kernel.state = self::kernel().state;
-            kernel.state.nft_tables = PerFamily::new(true, false);
+            kernel.state.node.nft_tables = PerFamily::new(true, false);
         },
     ];
     for (n, change) in changes.into_iter().enumerate() {

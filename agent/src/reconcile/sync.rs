@@ -13,6 +13,7 @@ use crate::core::model::map::Set;
 use crate::core::model::{Family, ObjectName, PerFamily, VsKey};
 use crate::core::plan::drain;
 use crate::core::plan::op::{Op, Plan};
+use crate::core::plan::subject::Subject;
 use crate::core::plan::{PlanInput, RulesBasis, all_keys, build_plan};
 use crate::kernel::{Applied, Kernel, RunContext, apply};
 use crate::notices;
@@ -40,18 +41,14 @@ impl<K: Kernel> Reconciler<K> {
             changes.virtual_servers.append(&mut self.drains.virtual_servers());
         }
         let audit = !matches!(scope, PassScope::Changes | PassScope::Priority);
-        let mut keys = match scope {
-            PassScope::Everything => {
-                let flows = changes.flows.clone();
-                Changes { flows, ..all_keys(&self.desired, &observed) }
-            }
-            PassScope::Found(found) => {
-                let mut keys = changes.clone();
-                keys.append(found);
-                keys
-            }
-            PassScope::Changes | PassScope::Priority => changes.clone(),
+        let mut keys = if first {
+            Changes { flows: changes.flows.clone(), ..all_keys(&self.desired, &observed) }
+        } else {
+            changes.clone()
         };
+        if let PassScope::Found(found) = scope {
+            keys.append(found);
+        }
         keys.append(retried.clone());
         if audit {
             self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
@@ -167,12 +164,9 @@ impl<K: Kernel> Reconciler<K> {
     /// Keeps the inputs of the rules that are in place: they are compared again only if an input changes.
     fn update_rules_basis(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
         for family in Family::ALL {
-            let of_family = |op: &Op| match op {
-                Op::WriteRules(rules) => rules.family == family,
-                Op::RemoveLeftovers(leftovers) => leftovers.family == family,
-                _ => false,
-            };
-            let open = |(op, outcome): (&Op, &Outcome)| of_family(op) && *outcome != Outcome::Done;
+            let rules = [Subject::Rules(family), Subject::Leftovers(family)];
+            let open =
+                |(op, outcome): (&Op, &Outcome)| *outcome != Outcome::Done && rules.contains(&op.subject());
             let in_place = !observed.unread_rules[family] && !plan.ops.iter().zip(&report.outcomes).any(open);
             self.rules[family] = in_place.then(|| RulesBasis::build(family, &self.desired, observed));
         }

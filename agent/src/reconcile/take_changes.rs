@@ -45,10 +45,8 @@ impl<K: Kernel> Reconciler<K> {
         let Self { desired, node, settings, .. } = self;
         let build = |dirty: &Dirty| {
             let slices = dirty.slices.iter().map(|slice| &**slice);
-            dirty
-                .service
-                .as_ref()
-                .map(|service| build_fragment(service, slices, &dirty.of_endpoints, node, settings))
+            let service = dirty.service.as_ref()?;
+            Some(build_fragment(service, slices, &dirty.of_endpoints, node, settings))
         };
         let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
         let mut update = |dirty: &Dirty, fragment| desired.update(&dirty.name, fragment, changes);

@@ -66,11 +66,10 @@ impl Takeover {
         tries: impl Fn(&Subject) -> u32,
     ) {
         for family in Family::ALL {
-            let of_family =
-                |op: &Op| matches!(op, Op::RemoveLeftovers(leftovers) if leftovers.family == family);
             let both = plan.ops.iter().zip(&report.outcomes);
-            let outcomes: Vec<&Outcome> =
-                both.filter_map(|(op, outcome)| of_family(op).then_some(outcome)).collect();
+            let of_family =
+                both.filter(|(op, _)| matches!(op, Op::RemoveLeftovers(other) if other.family == family));
+            let outcomes: Vec<&Outcome> = of_family.map(|(_, outcome)| outcome).collect();
             let failures = outcomes.iter().filter_map(|outcome| match outcome {
                 Outcome::Blocked(cause) => Some(tries(cause)),
                 _ => None,
@@ -86,7 +85,7 @@ impl Takeover {
 /// Ignores the leftovers of a family; true: there were some.
 fn ignore_leftovers(observed: &mut Observed, family: Family) -> bool {
     let rules = !std::mem::take(&mut observed.rules[family].leftovers).is_empty();
-    rules | std::mem::take(&mut observed.nft_tables[family])
+    rules | std::mem::take(&mut observed.node.nft_tables[family])
 }
 
 #[cfg(test)]
@@ -149,15 +148,16 @@ mod tests {
 
     #[test]
     fn rules_of_another_proxy_on_a_shared_node_are_no_leftovers() {
-        let mut observed = Observed { nft_tables: PerFamily::new(true, false), ..Observed::default() };
+        let mut observed = Observed::default();
+        observed.node.nft_tables[Family::V4] = true;
         let mut takeover = Takeover::default();
         takeover.review(&mut observed, false);
         assert_eq!(
-            observed.nft_tables,
+            observed.node.nft_tables,
             PerFamily::new(true, false),
             "on a node that is not shared they are removed"
         );
         takeover.review(&mut observed, true);
-        assert_eq!(observed.nft_tables, PerFamily::new(false, false));
+        assert_eq!(observed.node.nft_tables, PerFamily::new(false, false));
     }
 }

@@ -69,7 +69,7 @@ pub fn kernel() -> FakeKernel {
     let mut kernel = FakeKernel::new(&[SYSCTL]);
     let ips = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect();
     kernel.state.node_addresses = ips(&["10.77.0.5", "192.168.50.2", "fd00:50::2"]);
-    kernel.state.next_hops = ips(&["192.168.50.1"]);
+    kernel.state.node.next_hops = ips(&["192.168.50.1"]);
     kernel
 }
 

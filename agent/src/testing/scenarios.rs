@@ -63,7 +63,7 @@ fn add_rules_of_other_modes(kernel: &mut FakeKernel) {
              --comment \"kubernetes service portals\" -j KUBE-SERVICES\nCOMMIT\n",
         );
     }
-    kernel.state.nft_tables = PerFamily::new(true, true);
+    kernel.state.node.nft_tables = PerFamily::new(true, true);
 }
 
 fn add_drift(kernel: &mut FakeKernel) {
@@ -71,8 +71,8 @@ fn add_drift(kernel: &mut FakeKernel) {
         server.spec.scheduler = "wrr".into();
         server.real_servers.values_mut().for_each(|rs| rs.weight = 9);
     }
-    kernel.state.sysctls.values_mut().for_each(|value| *value = 0);
-    kernel.state.timeouts.tcp_fin = 120;
+    kernel.state.node.sysctls.values_mut().for_each(|value| *value = 0);
+    kernel.state.node.timeouts.tcp_fin = 120;
     kernel.state.addresses.insert("10.97.0.1/24".parse().unwrap());
     kernel.state.rules[Family::V4].jumps.clear();
 }

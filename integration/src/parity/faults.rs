@@ -122,7 +122,7 @@ fn kernel(settings: &Settings) -> FakeKernel {
     let mut kernel = FakeKernel::new(&sysctls);
     let ips = |texts: &[&str]| texts.iter().filter_map(|text| text.parse().ok()).collect();
     kernel.state.node_addresses = ips(&["10.77.0.5", "192.168.50.2", "fd00:50::2"]);
-    kernel.state.next_hops = ips(&["192.168.50.1", "fd00:50::1"]);
+    kernel.state.node.next_hops = ips(&["192.168.50.1", "fd00:50::1"]);
     kernel
 }
 

@@ -61,7 +61,7 @@ pub struct Addresses {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeState {
     pub timeouts: Timeouts,
-    /// Current values of the sysctls in the settings.
+    /// Current values of the sysctls in the settings; a sysctl that cannot be read is absent.
     pub sysctls: BTreeMap<&'static str, i64>,
     /// Next hops of all routes, sorted.
     pub next_hops: Vec<IpAddr>,
@@ -75,7 +75,8 @@ pub struct NodeState {
     pub nft_tables: PerFamily<bool>,
 }
 
-/// A comparison of the mirror with the kernel, and the differences found so far.
+/// A comparison of the mirror with the kernel, and the differences found so far. The default is an audit of single
+/// pieces: virtual servers that no piece contains are not compared.
 #[derive(Debug, Default)]
 pub struct Audit {
     /// The mirror is being filled for the first time.
@@ -99,11 +100,6 @@ impl Audit {
         Self { unshown: observed.virtual_servers.keys().copied().collect(), ..Self::default() }
     }
 
-    /// An audit of single pieces: virtual servers that no piece contains are not compared.
-    pub fn partial() -> Self {
-        Self::default()
-    }
-
     /// Compares a piece and updates the mirror. Virtual servers that differ become suspects, see
     /// [`Self::take_suspects`].
     pub fn add(&mut self, piece: Piece, observed: &mut Observed) {
@@ -114,15 +110,7 @@ impl Audit {
             }
             Piece::Set(id, set) => self.set(id, set, observed),
             Piece::Addresses(addresses) => self.addresses(addresses, observed),
-            Piece::Rest(rest) => {
-                observed.timeouts = rest.timeouts;
-                observed.sysctls = rest.sysctls;
-                observed.next_hops = rest.next_hops;
-                observed.lease_routers = rest.lease_routers;
-                observed.name_servers = rest.name_servers;
-                observed.listeners = rest.listeners;
-                observed.nft_tables = rest.nft_tables;
-            }
+            Piece::Rest(node) => observed.node = node,
         }
     }
 

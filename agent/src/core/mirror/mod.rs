@@ -5,16 +5,15 @@
 
 pub mod comparison;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use self::comparison::NodeState;
 use crate::core::model::map::{Map, Set};
 use crate::core::model::members::Members;
 use crate::core::model::sets::{Entry, SetId, SetKind};
-use crate::core::model::settings::Timeouts;
 use crate::core::model::{Family, PerFamily, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::rules::save::ObservedRules;
 
@@ -88,10 +87,6 @@ impl RealServers {
 
     pub fn get(&self, rs: &RsKey) -> Option<&RsState> {
         self.find(rs).ok().map(|i| self.at(i).1)
-    }
-
-    pub fn contains_key(&self, rs: &RsKey) -> bool {
-        self.find(rs).is_ok()
     }
 
     pub fn insert(&mut self, rs: RsKey, state: RsState) {
@@ -181,7 +176,6 @@ pub struct Observed {
     pub virtual_servers: Map<VsKey, ObservedServer>,
     /// Real servers that had connections when their counters were last read.
     pub busy: Set<(VsKey, RsKey)>,
-    pub timeouts: Timeouts,
     /// Whether `kube-ipvs0` exists.
     pub device: bool,
     /// Addresses on `kube-ipvs0`.
@@ -191,20 +185,9 @@ pub struct Observed {
     pub rules: PerFamily<ObservedRules>,
     /// Families whose rules were never read: `rules` is then meaningless.
     pub unread_rules: PerFamily<bool>,
-    /// Whether the table of kube-proxy's nftables mode exists.
-    pub nft_tables: PerFamily<bool>,
-    /// Current values of the sysctls in the settings; a sysctl that cannot be read is absent.
-    pub sysctls: BTreeMap<&'static str, i64>,
     /// Addresses on all other links, without loopback, sorted.
     pub node_addresses: Vec<IpAddr>,
-    /// Next hops of all routes, sorted.
-    pub next_hops: Vec<IpAddr>,
-    /// Routers in the DHCP leases of the node.
-    pub lease_routers: Vec<IpAddr>,
-    /// DNS and DHCP servers in the configuration files of the node.
-    pub name_servers: Vec<IpAddr>,
-    /// Listening sockets of the node, sorted.
-    pub listeners: Vec<OpenPort>,
+    pub node: NodeState,
 }
 
 /// A listening socket of a program on the node.
@@ -236,7 +219,7 @@ impl Observed {
             && self.sets.values().all(|set| set.members.is_empty())
             && self.rules.iter().all(no_rules)
             && self.unread_rules == PerFamily::default()
-            && self.nft_tables == PerFamily::default()
+            && self.node.nft_tables == PerFamily::default()
     }
 
     /// Whether the set exists and has members.

@@ -18,8 +18,6 @@ struct Small {
     rest: u32,
 }
 
-const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-
 impl Small {
     fn pack(entry: &Entry) -> Option<Self> {
         let v4 = |ip: IpAddr| if let IpAddr::V4(ip) = ip { Some(ip.to_bits()) } else { None };
@@ -43,7 +41,7 @@ impl Small {
         let other = Ipv4Addr::from(self.other);
         let [port_high, port_low, prefix, last] = self.rest.to_be_bytes();
         let port = u16::from_be_bytes([port_high, port_low]);
-        let protocol = PROTOCOLS[usize::from(last >> 4)];
+        let protocol = Protocol::ALL[usize::from(last >> 4)];
         match last & 0xf {
             0 => Entry::Ip(ip),
             1 => Entry::IpPort(ip, protocol, port),
@@ -89,11 +87,6 @@ impl<V> Members<V> {
             Some(small) => self.small.remove(&small),
             None => self.large.remove(entry),
         }
-    }
-
-    pub fn clear(&mut self) {
-        self.small.clear();
-        self.large.clear();
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Entry> {
@@ -168,7 +161,7 @@ mod tests {
     }
 
     fn any_entry() -> impl Strategy<Value = Entry> {
-        let protocol = || prop::sample::select(PROTOCOLS.to_vec());
+        let protocol = || prop::sample::select(Protocol::ALL.to_vec());
         prop_oneof![
             any_ip().prop_map(Entry::Ip),
             (any_ip(), protocol(), any::<u16>()).prop_map(|(ip, p, port)| Entry::IpPort(ip, p, port)),

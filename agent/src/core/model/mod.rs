@@ -24,9 +24,11 @@ pub use self::per_family::PerFamily;
 pub type Few<T> = smallvec::SmallVec<[T; 1]>;
 
 /// An IP family. The families of a dual-stack node are programmed independently, as in kube-proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
 pub enum Family {
+    #[strum(to_string = "IPv4")]
     V4,
+    #[strum(to_string = "IPv6")]
     V6,
 }
 
@@ -36,31 +38,11 @@ impl Family {
     pub fn of(addr: IpAddr) -> Self {
         if addr.is_ipv4() { Family::V4 } else { Family::V6 }
     }
-
-    pub fn of_net(net: &IpNet) -> Self {
-        Self::of(net.addr())
-    }
-
-    /// The prefix length of a single address: 32 or 128.
-    pub fn host_prefix(self) -> u8 {
-        match self {
-            Family::V4 => 32,
-            Family::V6 => 128,
-        }
-    }
 }
 
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        })
-    }
-}
-
-/// A transport protocol of a Service port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A transport protocol of a Service port. Its text is the spelling of Kubernetes and ipvsadm: `TCP`, `UDP`, `SCTP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
+#[strum(serialize_all = "UPPERCASE")]
 pub enum Protocol {
     Tcp,
     Udp,
@@ -68,6 +50,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
     /// The spelling of ipset and iptables: `tcp`, `udp`, `sctp`.
     pub fn lower(self) -> &'static str {
         match self {
@@ -88,23 +72,7 @@ impl Protocol {
 
     /// The protocol with this IANA number; `None` for other protocols.
     pub fn from_number(number: u8) -> Option<Self> {
-        match number {
-            6 => Some(Protocol::Tcp),
-            17 => Some(Protocol::Udp),
-            132 => Some(Protocol::Sctp),
-            _ => None,
-        }
-    }
-}
-
-/// `TCP`, `UDP`, `SCTP`: the spelling of Kubernetes and ipvsadm.
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        })
+        Self::ALL.into_iter().find(|protocol| protocol.number() == number)
     }
 }
 
@@ -170,7 +138,7 @@ impl Service {
     /// The source ranges of a family. A range of length 0 removes the restriction.
     pub fn source_ranges(&self, family: Family) -> Vec<IpNet> {
         let ranges: Vec<IpNet> =
-            self.source_ranges.iter().filter(|net| Family::of_net(net) == family).copied().collect();
+            self.source_ranges.iter().filter(|net| Family::of(net.addr()) == family).copied().collect();
         if ranges.iter().any(|net| net.prefix_len() == 0) { Vec::new() } else { ranges }
     }
 

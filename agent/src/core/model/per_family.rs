@@ -46,15 +46,6 @@ impl<T, F: Borrow<Family>> IndexMut<F> for PerFamily<T> {
     }
 }
 
-impl<'a, T> IntoIterator for &'a PerFamily<T> {
-    type Item = &'a T;
-    type IntoIter = std::slice::Iter<'a, T>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
 impl<T> IntoIterator for PerFamily<T> {
     type Item = T;
     type IntoIter = std::array::IntoIter<T, 2>;

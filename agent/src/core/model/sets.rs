@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use strum::{IntoStaticStr, VariantArray};
 
 use super::{Family, Protocol};
 
@@ -31,28 +32,23 @@ pub enum SetKind {
 }
 
 /// The ipset type of a set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantArray)]
 pub enum SetType {
-    /// `hash:ip`
+    #[strum(serialize = "hash:ip")]
     HashIp,
-    /// `hash:ip,port`
+    #[strum(serialize = "hash:ip,port")]
     HashIpPort,
-    /// `hash:ip,port,ip`
+    #[strum(serialize = "hash:ip,port,ip")]
     HashIpPortIp,
-    /// `hash:ip,port,net`
+    #[strum(serialize = "hash:ip,port,net")]
     HashIpPortNet,
-    /// `bitmap:port`, range 0-65535
+    /// Range 0-65535.
+    #[strum(serialize = "bitmap:port")]
     BitmapPort,
 }
 
 impl SetType {
-    pub const ALL: [SetType; 5] = [
-        SetType::HashIp,
-        SetType::HashIpPort,
-        SetType::HashIpPortIp,
-        SetType::HashIpPortNet,
-        SetType::BitmapPort,
-    ];
+    pub const ALL: &'static [SetType] = SetType::VARIANTS;
 
     /// `maxelem` of a set that the agent creates.
     pub fn capacity(self) -> u32 {
@@ -60,13 +56,7 @@ impl SetType {
     }
 
     pub fn name(self) -> &'static str {
-        match self {
-            SetType::HashIp => "hash:ip",
-            SetType::HashIpPort => "hash:ip,port",
-            SetType::HashIpPortIp => "hash:ip,port,ip",
-            SetType::HashIpPortNet => "hash:ip,port,net",
-            SetType::BitmapPort => "bitmap:port",
-        }
+        self.into()
     }
 }
 
@@ -106,6 +96,19 @@ pub const MAXELEM: u32 = 1 << 16;
 pub const MAX_NAME: usize = 31;
 
 impl SetKind {
+    /// The sets of VIPs with their ports, apart from those with a policy or a source range.
+    pub const VIPS: [SetKind; 4] =
+        [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal];
+
+    /// The set of all node ports of a protocol, and the set of those with policy Local.
+    pub fn of_node_ports(protocol: Protocol) -> (SetKind, SetKind) {
+        match protocol {
+            Protocol::Tcp => (SetKind::NodePortTcp, SetKind::NodePortLocalTcp),
+            Protocol::Udp => (SetKind::NodePortUdp, SetKind::NodePortLocalUdp),
+            Protocol::Sctp => (SetKind::NodePortSctp, SetKind::NodePortLocalSctp),
+        }
+    }
+
     fn row(self) -> &'static Row {
         &ROWS[self as usize]
     }

@@ -19,17 +19,13 @@ use crate::core::rules::references_set;
 pub struct Failures<'a> {
     retries: &'a Retries,
     now: Duration,
-    device: bool,
-    sets: BTreeSet<SetId>,
+    /// Subjects that block the ops that depend on them. A family whose rules have not been read is among them: its
+    /// access filter may be missing.
+    missing: BTreeSet<Subject>,
     /// Addresses that must not be bound, and the set entry that each lacks.
     entries: BTreeMap<IpAddr, Subject>,
-    rules: BTreeSet<Family>,
-    /// Families whose rules have not been read: the access filter may be missing.
-    unread: Vec<Family>,
-    virtual_servers: BTreeSet<VsKey>,
     /// Virtual servers that were not added, by their VIP.
     unserved_addresses: BTreeMap<IpAddr, VsKey>,
-    unbound: BTreeSet<IpAddr>,
     /// Subjects that traffic of a family needs and that are not in place.
     unserved: PerFamily<BTreeSet<Subject>>,
 }
@@ -37,23 +33,14 @@ pub struct Failures<'a> {
 impl<'a> Failures<'a> {
     /// The state at the start of a sync at the time `now`. `unread`: families whose rules have not been read.
     pub fn new(retries: &'a Retries, now: Duration, unread: Vec<Family>) -> Self {
-        let mut unserved: PerFamily<BTreeSet<Subject>> = PerFamily::default();
-        for family in &unread {
-            unserved[*family].insert(Subject::Reading(Part::Rules(*family)));
+        let (entries, unserved_addresses) = (BTreeMap::new(), BTreeMap::new());
+        let (mut missing, mut unserved) = (BTreeSet::new(), PerFamily::<BTreeSet<Subject>>::default());
+        for family in unread {
+            let reading = Subject::Reading(Part::Rules(family));
+            missing.insert(reading);
+            unserved[family].insert(reading);
         }
-        Self {
-            retries,
-            now,
-            device: false,
-            sets: BTreeSet::new(),
-            entries: BTreeMap::new(),
-            rules: BTreeSet::new(),
-            virtual_servers: BTreeSet::new(),
-            unserved_addresses: BTreeMap::new(),
-            unbound: BTreeSet::new(),
-            unserved,
-            unread,
-        }
+        Self { retries, now, missing, entries, unserved_addresses, unserved }
     }
 
     /// Why the op must not run now: [`Outcome::Waiting`] or [`Outcome::Blocked`]. `None`: it may run.
@@ -74,16 +61,15 @@ impl<'a> Failures<'a> {
             self.unserved[family].insert(subject);
         }
         match op {
-            Op::CreateDevice => self.device = true,
-            Op::CreateSet(set) | Op::DestroySet(set) => _ = self.sets.insert(*set),
+            Op::CreateDevice | Op::CreateSet(_) | Op::DestroySet(_) => _ = self.missing.insert(subject),
             Op::AddEntry(_, entry) => self.note_entry(entry, subject),
             Op::GrowSet(grow) => grow.entries.iter().for_each(|entry| self.note_entry(entry, subject)),
-            Op::WriteRules(rules) if !rules.tidy => _ = self.rules.insert(rules.family),
+            Op::WriteRules(rules) if !rules.tidy => _ = self.missing.insert(subject),
             Op::AddVirtualServer(vs, _) => {
-                self.virtual_servers.insert(*vs);
+                self.missing.insert(subject);
                 self.unserved_addresses.insert(vs.addr, *vs);
             }
-            Op::Unbind(net) => _ = self.unbound.insert(net.addr()),
+            Op::Unbind(net) => _ = self.missing.insert(Subject::Address(net.addr())),
             _ => {}
         }
     }
@@ -92,8 +78,8 @@ impl<'a> Failures<'a> {
     pub fn done(&mut self, op: &Op) {
         let subject = op.subject();
         self.unserved.iter_mut().for_each(|unserved| _ = unserved.remove(&subject));
-        if let Op::WriteRules(rules) = op {
-            self.rules.remove(&rules.family);
+        if matches!(op, Op::WriteRules(_)) {
+            self.missing.remove(&subject);
         }
     }
 
@@ -106,28 +92,31 @@ impl<'a> Failures<'a> {
     /// The subject that blocks `op`, if any.
     pub fn blocks(&self, op: &Op) -> Option<Subject> {
         match op {
-            Op::CreateSet(set) | Op::AddEntry(set, _) if self.sets.contains(set) => Some(Subject::Set(*set)),
-            Op::GrowSet(grow) if self.sets.contains(&grow.set) => Some(Subject::Set(grow.set)),
-            Op::WriteRules(rules) if rules.tidy && self.rules.contains(&rules.family) => {
-                Some(Subject::Rules(rules.family))
+            Op::CreateSet(set) | Op::AddEntry(set, _) => self.missing(Subject::Set(*set)),
+            Op::GrowSet(grow) => self.missing(Subject::Set(grow.set)),
+            Op::WriteRules(rules) if rules.tidy => {
+                let takeover = || self.blocks_takeover(rules.family).filter(|_| rules.is_takeover);
+                self.missing(Subject::Rules(rules.family)).or_else(takeover)
             }
-            Op::WriteRules(rules) if rules.is_takeover => self.blocks_takeover(rules.family),
-            Op::WriteRules(rules) if rules.tidy => None,
             Op::WriteRules(rules) => {
-                let is_used =
-                    |set: &&SetId| set.family == rules.family && references_set(&rules.chains, **set);
-                self.sets.iter().find(is_used).map(|set| Subject::Set(*set))
+                let is_used = |subject: &&Subject| {
+                    matches!(subject, Subject::Set(set)
+                        if set.family == rules.family && references_set(&rules.chains, *set))
+                };
+                self.missing.iter().find(is_used).copied()
             }
             Op::RemoveLeftovers(leftovers) if leftovers.is_takeover => self.blocks_takeover(leftovers.family),
-            Op::AddRealServer(vs, _) if self.virtual_servers.contains(vs) => {
-                Some(Subject::VirtualServer(*vs))
-            }
+            Op::AddRealServer(vs, _) => self.missing(Subject::VirtualServer(*vs)),
             Op::Bind(addr) => self.blocks_bind(*addr),
             Op::RemoveEntry(SetId { kind: SetKind::IpvsIps, .. }, Entry::Ip(ip)) => {
-                self.unbound.contains(ip).then_some(Subject::Address(*ip))
+                self.missing(Subject::Address(*ip))
             }
             _ => None,
         }
+    }
+
+    fn missing(&self, subject: Subject) -> Option<Subject> {
+        self.missing.get(&subject).copied()
     }
 
     /// Rules of another kube-proxy mode stay until everything of the family is programmed.
@@ -138,17 +127,9 @@ impl<'a> Failures<'a> {
     /// An address is bound only when the access filter, its set entry and its virtual servers are in place.
     fn blocks_bind(&self, addr: IpAddr) -> Option<Subject> {
         let family = Family::of(addr);
-        if self.device {
-            return Some(Subject::Device);
-        }
-        if self.rules.contains(&family) {
-            return Some(Subject::Rules(family));
-        }
-        if self.unread.contains(&family) {
-            return Some(Subject::Reading(Part::Rules(family)));
-        }
+        let filter = [Subject::Device, Subject::Rules(family), Subject::Reading(Part::Rules(family))];
         let entry = || self.entries.get(&addr).copied();
         let server = || self.unserved_addresses.get(&addr).map(|vs| Subject::VirtualServer(*vs));
-        entry().or_else(server)
+        filter.into_iter().find_map(|subject| self.missing(subject)).or_else(entry).or_else(server)
     }
 }

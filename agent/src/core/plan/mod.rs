@@ -26,7 +26,7 @@ use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, ObjectName, PerFamily, RsKey, VsKey};
 use crate::core::rules::chains::Table;
-use crate::core::rules::removal::{is_of_other_modes, target};
+use crate::core::rules::removal::{dispatches, target};
 use crate::core::rules::{Chains, OUT_FILTER, build_chains};
 use crate::core::service::desired::Desired;
 use crate::core::service::fragment::VirtualServer;
@@ -121,11 +121,11 @@ impl PlanInput<'_> {
 
     fn diff_node(&self, ops: &mut Vec<Op>) {
         for sysctl in &self.settings.sysctls {
-            if !sysctl.is_met(self.observed.sysctls.get(sysctl.path).copied()) {
+            if !sysctl.is_met(self.observed.node.sysctls.get(sysctl.path).copied()) {
                 ops.push(Op::SetSysctl(sysctl.clone()));
             }
         }
-        if !self.settings.timeouts.is_met(&self.observed.timeouts) {
+        if !self.settings.timeouts.is_met(&self.observed.node.timeouts) {
             ops.push(Op::SetTimeouts(self.settings.timeouts));
         }
         if !self.observed.device {
@@ -204,7 +204,7 @@ impl PlanInput<'_> {
     /// Rules of other kube-proxy modes are removed last, when everything of ours is in place.
     fn diff_leftovers(&self, family: Family, ops: &mut Vec<Op>) {
         let removal = self.observed.rules[family].leftovers.clone();
-        let nft_table = self.observed.nft_tables[family];
+        let nft_table = self.observed.node.nft_tables[family];
         if !removal.is_empty() || nft_table {
             let is_takeover = self.takeover_pending;
             ops.push(Op::RemoveLeftovers(Box::new(LeftoversOp { family, removal, nft_table, is_takeover })));
@@ -296,8 +296,7 @@ fn keep_closed(has: &Chains, meanwhile: &mut Chains) {
 fn keep_dispatch(has: &Chains, meanwhile: &mut Chains) -> bool {
     let key = (Table::Nat, "KUBE-SERVICES".to_owned());
     let (Some(has), Some(meanwhile)) = (has.get(&key), meanwhile.get_mut(&key)) else { return false };
-    let dispatches = |rule: &&String| target(rule).is_some_and(|to| is_of_other_modes("nat", to));
-    let kept: Vec<String> = has.iter().filter(dispatches).cloned().collect();
+    let kept: Vec<String> = has.iter().filter(|rule| dispatches(rule)).cloned().collect();
     let decides = |rule: &String| matches!(target(rule), Some("ACCEPT" | "KUBE-NODE-PORT"));
     let at = meanwhile.iter().position(decides).unwrap_or(meanwhile.len());
     let any = !kept.is_empty();

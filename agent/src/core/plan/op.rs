@@ -176,14 +176,9 @@ impl Op {
 
     /// Whether traffic of the family depends on the op. Sysctls, stale flows and rules of other modes do not count.
     pub fn affects_traffic(&self, family: Family) -> bool {
-        match self.subsystem() {
-            Subsystem::Sysctl | Subsystem::Conntrack | Subsystem::Leftovers => false,
-            Subsystem::Device
-            | Subsystem::Sets
-            | Subsystem::Rules
-            | Subsystem::Ipvs
-            | Subsystem::Addresses => self.subject().family().is_none_or(|of| of == family),
-        }
+        let subject = self.subject();
+        !matches!(subject.subsystem(), Subsystem::Sysctl | Subsystem::Conntrack | Subsystem::Leftovers)
+            && subject.family().is_none_or(|of| of == family)
     }
 
     /// Whether the op belongs to the priority part of a plan: every Service needs it, or its object is among `keys`.

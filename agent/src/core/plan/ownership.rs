@@ -31,17 +31,14 @@ pub fn may_remove(vs: &VsKey, settings: &Settings) -> bool {
 /// Whether the state of the node proves that an agent or kube-proxy made the virtual server: its address is on
 /// `kube-ipvs0`, or one of our sets has its address and port, or its port as a node port.
 pub fn is_provably_ours(vs: &VsKey, bound: &Set<IpAddr>, sets: &Map<SetId, ObservedSet>) -> bool {
-    let has = |kind: SetKind, family: Family, entry: Entry| {
-        sets.get(&SetId { kind, family }).is_some_and(|set| set.members.contains(&entry))
+    let has = |kind: SetKind, entry: Entry| {
+        sets.get(&SetId { kind, family: vs.family() }).is_some_and(|set| set.members.contains(&entry))
     };
-    let frontend = [SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
     let address = Entry::IpPort(vs.addr, vs.protocol, vs.port);
-    let node_port = match vs.protocol {
-        Protocol::Tcp => has(SetKind::NodePortTcp, vs.family(), Entry::Port(vs.port)),
-        Protocol::Udp => has(SetKind::NodePortUdp, vs.family(), Entry::Port(vs.port)),
-        Protocol::Sctp => has(SetKind::NodePortSctp, vs.family(), address),
-    };
-    bound.contains(&vs.addr) || node_port || frontend.iter().any(|kind| has(*kind, vs.family(), address))
+    let node_port = if vs.protocol == Protocol::Sctp { address } else { Entry::Port(vs.port) };
+    bound.contains(&vs.addr)
+        || has(SetKind::of_node_ports(vs.protocol).0, node_port)
+        || SetKind::VIPS.into_iter().any(|kind| has(kind, address))
 }
 
 /// Whether the address may be a ClusterIP, through which pods and the agent may reach the API server. Our sets say
@@ -52,9 +49,8 @@ pub fn may_be_cluster_ip(observed: &Observed, addr: IpAddr) -> bool {
         let is_at = |entry: Entry| matches!(entry, Entry::IpPort(ip, ..) if ip == addr);
         set.is_some_and(|set| set.members.iter().any(is_at))
     };
-    let external = [SetKind::ExternalIp, SetKind::ExternalIpLocal, SetKind::LoadBalancer];
     let is_served = || observed.virtual_servers.keys().any(|key| key.addr == addr);
-    has(SetKind::ClusterIp) || (!external.into_iter().any(has) && is_served())
+    has(SetKind::ClusterIp) || (!SetKind::VIPS.into_iter().any(has) && is_served())
 }
 
 #[cfg(test)]

@@ -293,7 +293,7 @@ fn golden_rules_of_the_iptables_mode_stay_until_ours_are_in_place() {
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
     let mut kernel = FakeKernel::new(&[SYSCTL]);
     kernel.state.rules[Family::V4] = iptables_mode();
-    kernel.state.nft_tables[Family::V4] = true;
+    kernel.state.node.nft_tables[Family::V4] = true;
     let again = |observed: &Observed| plan(&desired, observed, None);
     let plan = again(&kernel.state);
     let text = plan.to_string();

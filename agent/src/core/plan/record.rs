@@ -12,36 +12,27 @@ impl Observed {
     /// Records an op that the kernel acknowledged.
     pub fn record(&mut self, op: &Op) {
         match op {
-            Op::SetSysctl(s) => {
-                self.sysctls.insert(s.path, s.value);
-            }
+            Op::SetSysctl(s) => _ = self.node.sysctls.insert(s.path, s.value),
             Op::SetTimeouts(t) => {
                 let set = |now: &mut u32, wanted| {
                     if wanted != 0 {
                         *now = wanted;
                     }
                 };
-                set(&mut self.timeouts.tcp, t.tcp);
-                set(&mut self.timeouts.tcp_fin, t.tcp_fin);
-                set(&mut self.timeouts.udp, t.udp);
+                let timeouts = &mut self.node.timeouts;
+                set(&mut timeouts.tcp, t.tcp);
+                set(&mut timeouts.tcp_fin, t.tcp_fin);
+                set(&mut timeouts.udp, t.udp);
             }
             Op::CreateDevice => self.device = true,
-            Op::DestroySet(set) => {
-                self.sets.remove(set);
-            }
-            Op::CreateSet(set) => {
-                self.sets.insert(*set, ObservedSet::fresh(*set));
-            }
+            Op::DestroySet(set) => _ = self.sets.remove(set),
+            Op::CreateSet(set) => _ = self.sets.insert(*set, ObservedSet::fresh(*set)),
             Op::GrowSet(grow) => {
                 let members = grow.entries.iter().copied().collect();
                 self.sets.insert(grow.set, ObservedSet { members, misfit: false, capacity: grow.capacity });
             }
-            Op::AddEntry(set, entry) => {
-                self.sets.entry(*set).or_default().members.insert(*entry);
-            }
-            Op::RemoveEntry(set, entry) => {
-                self.sets.entry(*set).or_default().members.remove(entry);
-            }
+            Op::AddEntry(set, entry) => _ = self.sets.entry(*set).or_default().members.insert(*entry),
+            Op::RemoveEntry(set, entry) => _ = self.sets.entry(*set).or_default().members.remove(entry),
             Op::WriteRules(rules) => {
                 let observed = &mut self.rules[rules.family];
                 observed.chains.clone_from(&rules.chains);
@@ -50,14 +41,10 @@ impl Observed {
             Op::RemoveLeftovers(leftovers) => {
                 let family = leftovers.family;
                 self.rules[family].leftovers = Removal::default();
-                self.nft_tables[family] = false;
+                self.node.nft_tables[family] = false;
             }
-            Op::Bind(addr) => {
-                self.addresses.insert(IpNet::from(*addr));
-            }
-            Op::Unbind(net) => {
-                self.addresses.remove(net);
-            }
+            Op::Bind(addr) => _ = self.addresses.insert(IpNet::from(*addr)),
+            Op::Unbind(net) => _ = self.addresses.remove(net),
             Op::AddVirtualServer(vs, spec) => {
                 let server = ObservedServer { spec: spec.clone(), real_servers: RealServers::default() };
                 self.virtual_servers.insert(*vs, server);

@@ -99,12 +99,6 @@ impl Retries {
         !due.is_empty()
     }
 
-    /// Begins a sync that retries every failing subject, due or not.
-    pub fn begin_all(&mut self, keys: &mut Changes) {
-        self.failing.values_mut().for_each(|failing| failing.next = Duration::ZERO);
-        while self.begin(Duration::MAX, keys) {}
-    }
-
     /// Adds the subjects that `subject` blocks, directly or through others, to `keys`.
     pub fn release(&mut self, subject: &Subject, keys: &mut Changes) {
         for blocked in self.blocked.remove(subject).unwrap_or_default() {
@@ -204,10 +198,8 @@ impl Retries {
     }
 
     fn block(&mut self, subject: Subject, cause: Subject, now: Duration) {
-        let tries = self.failing.get(&subject).map(|failing| failing.tries);
-        if let Some(pause) = tries.map(|tries| self.backoff(tries))
-            && let Some(failing) = self.failing.get_mut(&subject)
-        {
+        let pause = self.failing.get(&subject).map(|failing| self.backoff(failing.tries));
+        if let (Some(pause), Some(failing)) = (pause, self.failing.get_mut(&subject)) {
             (failing.in_turn, failing.next) = (false, now.saturating_add(pause));
         }
         self.blocked.entry(cause).or_default().insert(subject);

@@ -2,95 +2,83 @@
 //! Subjects: the kernel objects that ops change or reads read. A subject is the unit of retries and the name of a
 //! failure.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use strum::IntoStaticStr;
+use strum::{EnumDiscriminants, IntoStaticStr};
 
 use super::op::{Op, Subsystem};
-use super::ownership::DEVICE;
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::{Entry, SetId};
 use crate::core::model::{Family, RsKey, VsKey};
 
 /// A part of the kernel state that is read separately.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
 pub enum Part {
     /// Virtual servers with their real servers.
+    #[strum(to_string = "the IPVS table")]
     Ipvs,
     /// One ipset.
+    #[strum(to_string = "ipset {0}")]
     Set(SetId),
     /// Addresses of `kube-ipvs0` and of all other devices.
+    #[strum(to_string = "addresses")]
     Addresses,
     /// Rules of one family.
+    #[strum(to_string = "{0} iptables rules")]
     Rules(Family),
     /// Sysctls, IPVS timeouts, routes.
+    #[strum(to_string = "sysctls, IPVS timeouts and routes")]
     Node,
 }
 
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Part::Ipvs => f.write_str("the IPVS table"),
-            Part::Set(set) => write!(f, "ipset {set}"),
-            Part::Addresses => f.write_str("addresses"),
-            Part::Rules(family) => write!(f, "{family} iptables rules"),
-            Part::Node => f.write_str("sysctls, IPVS timeouts and routes"),
-        }
-    }
-}
-
-/// The object that an op changes, or a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The object that an op changes, or a read. Its text is for example `real server TCP 10.96.0.1:80 -> 10.244.1.5:8080`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EnumDiscriminants, strum::Display)]
+#[strum_discriminants(name(SubjectKind), derive(PartialOrd, Ord, Hash, IntoStaticStr))]
+#[strum_discriminants(doc = "The kinds of [`Subject`], for counting.", strum(serialize_all = "snake_case"))]
 pub enum Subject {
     /// A read of a part of the kernel.
+    #[strum(to_string = "reading {0}")]
     Reading(Part),
     /// A sysctl, by its file.
+    #[strum(to_string = "sysctl {0}")]
     Sysctl(&'static str),
     /// The IPVS timeouts.
+    #[strum(to_string = "IPVS timeouts")]
     Timeouts,
     /// `kube-ipvs0`.
+    #[strum(to_string = "device kube-ipvs0")]
     Device,
     /// An ipset.
+    #[strum_discriminants(strum(serialize = "ipset"))]
+    #[strum(to_string = "ipset {0}")]
     Set(SetId),
     /// A member of an ipset.
+    #[strum_discriminants(strum(serialize = "ipset_entry"))]
+    #[strum(to_string = "entry {1} of ipset {0}")]
     Entry(SetId, Entry),
     /// All rules of one family.
+    #[strum(to_string = "{0} iptables rules")]
     Rules(Family),
     /// A virtual server.
+    #[strum(to_string = "virtual server {0}")]
     VirtualServer(VsKey),
     /// A real server.
+    #[strum(to_string = "real server {0} -> {1}")]
     RealServer(VsKey, RsKey),
     /// A host address on `kube-ipvs0`.
+    #[strum(to_string = "address {0}")]
     Address(IpAddr),
-    /// An address with a wider prefix on `kube-ipvs0`: never wanted.
+    /// An address with a wider prefix on `kube-ipvs0`: never wanted. It counts as an address.
+    #[strum(to_string = "address {0}")]
     Network(IpNet),
     /// UDP flows of one family.
+    #[strum_discriminants(strum(serialize = "udp_flows"))]
+    #[strum(to_string = "stale {0} UDP flows")]
     Flows(Family),
     /// Rules of other kube-proxy modes in one family.
+    #[strum(to_string = "{0} rules of other kube-proxy modes")]
     Leftovers(Family),
-}
-
-/// The kinds of [`Subject`], for counting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-pub enum SubjectKind {
-    Reading,
-    Sysctl,
-    Timeouts,
-    Device,
-    #[strum(serialize = "ipset")]
-    Set,
-    #[strum(serialize = "ipset_entry")]
-    Entry,
-    Rules,
-    VirtualServer,
-    RealServer,
-    Address,
-    #[strum(serialize = "udp_flows")]
-    Flows,
-    Leftovers,
 }
 
 impl SubjectKind {
@@ -111,7 +99,7 @@ impl SubjectKind {
             SubjectKind::Rules => ("family of iptables rules", "families of iptables rules"),
             SubjectKind::VirtualServer => ("virtual server", "virtual servers"),
             SubjectKind::RealServer => ("real server", "real servers"),
-            SubjectKind::Address => ("address", "addresses"),
+            SubjectKind::Address | SubjectKind::Network => ("address", "addresses"),
             SubjectKind::Flows => ("family of UDP flows", "families of UDP flows"),
             SubjectKind::Leftovers => ("rule set of another mode", "rule sets of other modes"),
         };
@@ -122,18 +110,8 @@ impl SubjectKind {
 impl Subject {
     pub fn kind(&self) -> SubjectKind {
         match self {
-            Subject::Reading(_) => SubjectKind::Reading,
-            Subject::Sysctl(_) => SubjectKind::Sysctl,
-            Subject::Timeouts => SubjectKind::Timeouts,
-            Subject::Device => SubjectKind::Device,
-            Subject::Set(_) => SubjectKind::Set,
-            Subject::Entry(..) => SubjectKind::Entry,
-            Subject::Rules(_) => SubjectKind::Rules,
-            Subject::VirtualServer(_) => SubjectKind::VirtualServer,
-            Subject::RealServer(..) => SubjectKind::RealServer,
-            Subject::Address(_) | Subject::Network(_) => SubjectKind::Address,
-            Subject::Flows(_) => SubjectKind::Flows,
-            Subject::Leftovers(_) => SubjectKind::Leftovers,
+            Subject::Network(_) => SubjectKind::Address,
+            subject => subject.into(),
         }
     }
 
@@ -163,7 +141,7 @@ impl Subject {
             Subject::Set(set) | Subject::Entry(set, _) | Subject::Reading(Part::Set(set)) => Some(set.family),
             Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => Some(vs.family()),
             Subject::Address(addr) => Some(Family::of(*addr)),
-            Subject::Network(net) => Some(Family::of_net(net)),
+            Subject::Network(net) => Some(Family::of(net.addr())),
             Subject::Rules(family)
             | Subject::Reading(Part::Rules(family))
             | Subject::Flows(family)
@@ -183,14 +161,8 @@ impl Subject {
 
     /// Whether many Services depend on the subject: it does not belong to a single Service.
     pub fn is_shared(&self) -> bool {
-        !matches!(
-            self,
-            Subject::Entry(..)
-                | Subject::VirtualServer(_)
-                | Subject::RealServer(..)
-                | Subject::Address(_)
-                | Subject::Network(_)
-        )
+        use SubjectKind as K;
+        !matches!(self.kind(), K::Entry | K::VirtualServer | K::RealServer | K::Address)
     }
 
     pub fn virtual_server(&self) -> Option<&VsKey> {
@@ -206,27 +178,6 @@ impl Subject {
             Subject::Address(addr) => Some(*addr),
             Subject::Entry(_, Entry::Ip(ip) | Entry::IpPort(ip, ..) | Entry::IpPortNet(ip, ..)) => Some(*ip),
             _ => None,
-        }
-    }
-}
-
-/// `real server TCP 10.96.0.1:80 -> 10.244.1.5:8080`.
-impl fmt::Display for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Subject::Reading(part) => write!(f, "reading {part}"),
-            Subject::Sysctl(path) => write!(f, "sysctl {path}"),
-            Subject::Timeouts => f.write_str("IPVS timeouts"),
-            Subject::Device => write!(f, "device {DEVICE}"),
-            Subject::Set(set) => write!(f, "ipset {set}"),
-            Subject::Entry(set, entry) => write!(f, "entry {entry} of ipset {set}"),
-            Subject::Rules(family) => write!(f, "{family} iptables rules"),
-            Subject::VirtualServer(vs) => write!(f, "virtual server {vs}"),
-            Subject::RealServer(vs, rs) => write!(f, "real server {vs} -> {rs}"),
-            Subject::Address(addr) => write!(f, "address {addr}"),
-            Subject::Network(net) => write!(f, "address {net}"),
-            Subject::Flows(family) => write!(f, "stale {family} UDP flows"),
-            Subject::Leftovers(family) => write!(f, "{family} rules of other kube-proxy modes"),
         }
     }
 }

@@ -3,8 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use strum::IntoStaticStr;
+
+use super::OUT_FILTER;
+
 /// An iptables table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Table {
     Nat,
     Filter,
@@ -15,10 +20,7 @@ impl Table {
     pub const ALL: [Table; 2] = [Table::Nat, Table::Filter];
 
     pub fn name(self) -> &'static str {
-        match self {
-            Table::Nat => "nat",
-            Table::Filter => "filter",
-        }
+        self.into()
     }
 }
 
@@ -34,7 +36,7 @@ pub const CHAINS: [(Table, &str); 11] = [
     (Table::Filter, "KUBE-PROXY-FIREWALL"),
     (Table::Filter, "KUBE-SOURCE-RANGES-FIREWALL"),
     (Table::Filter, "KUBE-IPVS-FILTER"),
-    (Table::Filter, "KUBE-IPVS-OUT-FILTER"),
+    OUT_FILTER,
 ];
 
 pub fn is_ours(table: &str, chain: &str) -> bool {
@@ -67,7 +69,7 @@ pub const JUMPS: [Jump; 9] = [
     jump(Table::Filter, "INPUT", "KUBE-PROXY-FIREWALL", "kube-proxy firewall rules"),
     jump(Table::Filter, "FORWARD", "KUBE-PROXY-FIREWALL", "kube-proxy firewall rules"),
     jump(Table::Filter, "INPUT", "KUBE-IPVS-FILTER", "kubernetes ipvs access filter"),
-    jump(Table::Filter, "OUTPUT", "KUBE-IPVS-OUT-FILTER", "kubernetes ipvs access filter"),
+    jump(Table::Filter, "OUTPUT", OUT_FILTER.1, "kubernetes ipvs access filter"),
 ];
 
 /// A repair of the jumps in a built-in chain: removes our jumps that are in it, and inserts the wanted ones at the

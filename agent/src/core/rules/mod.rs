@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The iptables rules as data and as text.
+//! The iptables rules as text.
 //!
 //! The text has the form of `iptables-save`, so that it can be compared with the rules in the kernel. Names, order and
 //! conditions of rules are those of kube-proxy.
@@ -17,68 +17,18 @@ use crate::core::model::sets::{SetId, SetKind};
 use crate::core::model::settings::{LocalTraffic, Settings};
 use crate::core::model::{Family, Protocol, VsKey};
 
-/// The fields of a packet that a set matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dir {
-    Dst,
-    DstDst,
-    SrcDst,
-    DstDstSrc,
-}
-
-impl Dir {
-    fn text(self) -> &'static str {
-        match self {
-            Dir::Dst => "dst",
-            Dir::DstDst => "dst,dst",
-            Dir::SrcDst => "src,dst",
-            Dir::DstDstSrc => "dst,dst,src",
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Match {
-    Source(String),
-    NotSource(String),
-    NotInterface(String),
-    Comment(&'static str),
-    Set(SetKind, Dir),
-    Mark,
-    NotMark,
-    DstLocal,
-    NotBridgedNotFromLocal,
-    ConntrackState(&'static str),
-    Protocol(Protocol),
-    /// Traffic of this virtual server.
-    Ipvs(VsKey),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum RuleTarget {
-    Accept,
-    Return,
-    Drop,
-    Reject,
-    Masquerade { random: bool },
-    SetMark,
-    ClearMark,
-    Chain(&'static str),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Rule {
-    table: Table,
-    chain: &'static str,
-    matches: Vec<Match>,
-    target: RuleTarget,
-}
-
 /// Our chains of one family with the text of their rules, in order, without the leading `-A CHAIN `.
 pub type Chains = BTreeMap<(Table, String), Vec<String>>;
 
 /// The chain that drops traffic of the node itself to restricted virtual servers.
 pub const OUT_FILTER: (Table, &str) = (Table::Filter, "KUBE-IPVS-OUT-FILTER");
+/// The chain that marks packets for masquerading.
+const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+/// The chain that drops traffic from outside the source ranges.
+const FIREWALL: &str = "KUBE-SOURCE-RANGES-FIREWALL";
+
+const DST_LOCAL: &str = "-m addrtype --dst-type LOCAL";
+const ESTABLISHED: &str = "-m conntrack --ctstate RELATED,ESTABLISHED";
 
 /// The wanted chains of `family`. `has`: whether a set has members. As in kube-proxy, most rules that match an empty set
 /// are left out. `closed`: the restricted virtual servers that the node itself may not use.
@@ -88,13 +38,11 @@ pub fn build_chains(
     has: &dyn Fn(SetKind) -> bool,
     closed: &[VsKey],
 ) -> Chains {
-    let mut chains: Chains =
-        CHAINS.iter().map(|(table, chain)| ((*table, (*chain).to_owned()), Vec::new())).collect();
-    for rule in nat_rules(family, settings, has).into_iter().chain(filter_rules(settings, has, closed)) {
-        let text = render_rule(&rule, family, settings.masquerade_mark);
-        chains.entry((rule.table, rule.chain.to_owned())).or_default().push(text);
-    }
-    chains
+    let chains = CHAINS.iter().map(|(table, chain)| ((*table, (*chain).to_owned()), Vec::new())).collect();
+    let mut writer = Writer { family, settings, has, chains };
+    writer.add_nat_rules();
+    writer.add_filter_rules(closed);
+    writer.chains
 }
 
 /// Whether a rule of these chains matches the set. iptables rejects rules that match a missing set.
@@ -105,211 +53,156 @@ pub fn references_set(chains: &Chains, set: SetId) -> bool {
 
 /// Whether rules match the set even while it is empty.
 pub fn is_always_referenced(kind: SetKind) -> bool {
-    use SetKind as K;
-    matches!(
-        kind,
-        K::ClusterIp
-            | K::ExternalIp
-            | K::ExternalIpLocal
-            | K::LoadBalancer
-            | K::HealthCheckNodePort
-            | K::IpvsIps
-    )
+    SetKind::VIPS.contains(&kind) || matches!(kind, SetKind::HealthCheckNodePort | SetKind::IpvsIps)
 }
 
-/// Matches a set, with the comment of kube-proxy.
-fn match_set(kind: SetKind, dir: Dir) -> Vec<Match> {
-    vec![Match::Comment(kind.comment()), Match::Set(kind, dir)]
+/// Writes the rules of one family.
+struct Writer<'a> {
+    family: Family,
+    settings: &'a Settings,
+    has: &'a dyn Fn(SetKind) -> bool,
+    chains: Chains,
 }
 
-const TO_MARK: RuleTarget = RuleTarget::Chain("KUBE-MARK-MASQ");
+impl Writer<'_> {
+    /// Adds a rule. As in the output of iptables-save, a source, interface or protocol is the first match.
+    fn add(&mut self, table: Table, chain: &str, matches: &[&str], target: &str) {
+        let rule = [matches, &["-j", target]].concat().join(" ");
+        self.chains.entry((table, chain.to_owned())).or_default().push(rule);
+    }
 
-fn nat_rules(family: Family, settings: &Settings, has: &dyn Fn(SetKind) -> bool) -> Vec<Rule> {
-    use Match::{Comment, DstLocal, NotMark, Set, Source};
-    let mut rules = Vec::new();
-    let mut add = |chain, matches, target| rules.push(Rule { table: Table::Nat, chain, matches, target });
-    let loopback = match family {
-        Family::V4 => "127.0.0.0/8",
-        Family::V6 => "::1/128",
-    };
-    add("KUBE-SERVICES", vec![Source(loopback.to_owned())], RuleTarget::Return);
-    if has(SetKind::LoopBack) {
-        let target = RuleTarget::Masquerade { random: false };
-        add("KUBE-POSTROUTING", match_set(SetKind::LoopBack, Dir::DstDstSrc), target);
-    }
-    if has(SetKind::LoadBalancer) {
-        let target = RuleTarget::Chain("KUBE-LOAD-BALANCER");
-        add("KUBE-SERVICES", match_set(SetKind::LoadBalancer, Dir::DstDst), target);
-    }
-    if has(SetKind::LoadBalancerLocal) {
-        add("KUBE-LOAD-BALANCER", match_set(SetKind::LoadBalancerLocal, Dir::DstDst), RuleTarget::Return);
-    }
-    node_port_rules(has, &mut add);
-    if has(SetKind::ClusterIp) {
-        add("KUBE-SERVICES", cluster_ip_matches(family, settings), TO_MARK);
-    }
-    external_ip_rules(has, &mut add);
-    add("KUBE-SERVICES", vec![DstLocal], RuleTarget::Chain("KUBE-NODE-PORT"));
-    add("KUBE-LOAD-BALANCER", vec![], TO_MARK);
-    for kind in [SetKind::ClusterIp, SetKind::LoadBalancer] {
-        if has(kind) {
-            add("KUBE-SERVICES", vec![Set(kind, Dir::DstDst)], RuleTarget::Accept);
+    /// Adds a rule that matches a set, if the set has members.
+    fn add_for_set(&mut self, table: Table, chain: &str, kind: SetKind, fields: &str, target: &str) {
+        if (self.has)(kind) {
+            self.add(table, chain, &[&self.commented_set(kind, fields)], target);
         }
     }
-    add("KUBE-POSTROUTING", vec![NotMark], RuleTarget::Return);
-    add("KUBE-POSTROUTING", vec![], RuleTarget::ClearMark);
-    let snat = vec![Comment("kubernetes service traffic requiring SNAT")];
-    add("KUBE-POSTROUTING", snat, RuleTarget::Masquerade { random: true });
-    add("KUBE-MARK-MASQ", vec![], RuleTarget::SetMark);
-    rules
-}
 
-/// Traffic to node ports is masqueraded unless the policy is Local.
-fn node_port_rules(
-    has: &dyn Fn(SetKind) -> bool,
-    add: &mut impl FnMut(&'static str, Vec<Match>, RuleTarget),
-) {
-    use SetKind as K;
-    let protocols = [
-        (Protocol::Tcp, K::NodePortLocalTcp, K::NodePortTcp, Dir::Dst),
-        (Protocol::Udp, K::NodePortLocalUdp, K::NodePortUdp, Dir::Dst),
-        (Protocol::Sctp, K::NodePortLocalSctp, K::NodePortSctp, Dir::DstDst),
-    ];
-    for (protocol, local, all, dir) in protocols {
-        for (kind, target) in [(local, RuleTarget::Return), (all, TO_MARK)] {
-            if has(kind) {
-                let matches = std::iter::once(Match::Protocol(protocol)).chain(match_set(kind, dir));
-                add("KUBE-NODE-PORT", matches.collect(), target);
+    /// Matches fields of a packet with a set.
+    fn set(&self, kind: SetKind, fields: &str) -> String {
+        format!("-m set --match-set {} {fields}", SetId { kind, family: self.family })
+    }
+
+    /// Matches a set, with the comment of kube-proxy.
+    fn commented_set(&self, kind: SetKind, fields: &str) -> String {
+        format!("{} {}", comment(kind.comment()), self.set(kind, fields))
+    }
+
+    fn add_nat_rules(&mut self) {
+        const TABLE: Table = Table::Nat;
+        let mark = self.settings.masquerade_mark;
+        let loopback = match self.family {
+            Family::V4 => "-s 127.0.0.0/8",
+            Family::V6 => "-s ::1/128",
+        };
+        self.add(TABLE, "KUBE-SERVICES", &[loopback], "RETURN");
+        self.add_for_set(TABLE, "KUBE-POSTROUTING", SetKind::LoopBack, "dst,dst,src", "MASQUERADE");
+        self.add_for_set(TABLE, "KUBE-SERVICES", SetKind::LoadBalancer, "dst,dst", "KUBE-LOAD-BALANCER");
+        self.add_for_set(TABLE, "KUBE-LOAD-BALANCER", SetKind::LoadBalancerLocal, "dst,dst", "RETURN");
+        self.add_node_port_rules();
+        if (self.has)(SetKind::ClusterIp) {
+            self.add_cluster_ip_rule();
+        }
+        self.add_external_ip_rules();
+        self.add(TABLE, "KUBE-SERVICES", &[DST_LOCAL], "KUBE-NODE-PORT");
+        self.add(TABLE, "KUBE-LOAD-BALANCER", &[], MARK_MASQ);
+        for kind in [SetKind::ClusterIp, SetKind::LoadBalancer] {
+            if (self.has)(kind) {
+                self.add(TABLE, "KUBE-SERVICES", &[&self.set(kind, "dst,dst")], "ACCEPT");
+            }
+        }
+        let unmarked = format!("-m mark ! --mark {mark:#x}/{mark:#x}");
+        self.add(TABLE, "KUBE-POSTROUTING", &[&unmarked], "RETURN");
+        self.add(TABLE, "KUBE-POSTROUTING", &[], &format!("MARK --set-xmark {mark:#x}/0x0"));
+        let snat = comment("kubernetes service traffic requiring SNAT");
+        self.add(TABLE, "KUBE-POSTROUTING", &[&snat], "MASQUERADE --random-fully");
+        self.add(TABLE, MARK_MASQ, &[], &format!("MARK --set-xmark {mark:#x}/{mark:#x}"));
+    }
+
+    /// Traffic to node ports is masqueraded unless the policy is Local.
+    fn add_node_port_rules(&mut self) {
+        for protocol in Protocol::ALL {
+            let (all, local) = SetKind::of_node_ports(protocol);
+            let fields = if protocol == Protocol::Sctp { "dst,dst" } else { "dst" };
+            let protocol = format!("-p {}", protocol.lower());
+            for (kind, target) in [(local, "RETURN"), (all, MARK_MASQ)] {
+                if (self.has)(kind) {
+                    let set = self.commented_set(kind, fields);
+                    self.add(Table::Nat, "KUBE-NODE-PORT", &[&protocol, &set], target);
+                }
             }
         }
     }
-}
 
-/// Traffic to external IPs is masqueraded unless the policy is Local. It is accepted if it comes from outside or the
-/// address is local.
-fn external_ip_rules(
-    has: &dyn Fn(SetKind) -> bool,
-    add: &mut impl FnMut(&'static str, Vec<Match>, RuleTarget),
-) {
-    for kind in [SetKind::ExternalIp, SetKind::ExternalIpLocal] {
-        if !has(kind) {
-            continue;
-        }
-        if kind == SetKind::ExternalIp {
-            add("KUBE-SERVICES", match_set(kind, Dir::DstDst), TO_MARK);
-        }
-        for extra in [Match::NotBridgedNotFromLocal, Match::DstLocal] {
-            let matches = match_set(kind, Dir::DstDst).into_iter().chain([extra]).collect();
-            add("KUBE-SERVICES", matches, RuleTarget::Accept);
+    /// Traffic to external IPs is masqueraded unless the policy is Local. It is accepted if it comes from outside or
+    /// the address is local.
+    fn add_external_ip_rules(&mut self) {
+        const CHAIN: &str = "KUBE-SERVICES";
+        const FROM_OUTSIDE: &str = "-m physdev ! --physdev-is-in -m addrtype ! --src-type LOCAL";
+        self.add_for_set(Table::Nat, CHAIN, SetKind::ExternalIp, "dst,dst", MARK_MASQ);
+        for kind in [SetKind::ExternalIp, SetKind::ExternalIpLocal] {
+            if (self.has)(kind) {
+                let set = self.commented_set(kind, "dst,dst");
+                self.add(Table::Nat, CHAIN, &[&set, FROM_OUTSIDE], "ACCEPT");
+                self.add(Table::Nat, CHAIN, &[&set, DST_LOCAL], "ACCEPT");
+            }
         }
     }
-}
 
-/// Matches the traffic to ClusterIPs that is masqueraded. If the settings do not identify local traffic, only traffic of
-/// the node itself is masqueraded: its source is the ClusterIP, which is an address of the node.
-fn cluster_ip_matches(family: Family, settings: &Settings) -> Vec<Match> {
-    let kind = SetKind::ClusterIp;
-    let not_local = match &settings.local {
-        _ if settings.masquerade_all => None,
-        LocalTraffic::Cidrs(cidrs) => cidrs[family].map(|cidr| Match::NotSource(cidr.to_string())),
-        LocalTraffic::Interface(name) => Some(Match::NotInterface(name.clone())),
-    };
-    let dir = if settings.masquerade_all || not_local.is_some() { Dir::DstDst } else { Dir::SrcDst };
-    let matches = vec![Match::Comment(kind.comment()), Match::Set(kind, dir)];
-    matches.into_iter().chain(not_local).collect()
-}
+    /// Marks the traffic to ClusterIPs that is masqueraded. If the settings do not identify local traffic, only traffic
+    /// of the node itself is masqueraded: its source is the ClusterIP, which is an address of the node.
+    fn add_cluster_ip_rule(&mut self) {
+        let all = self.settings.masquerade_all;
+        let not_local = match &self.settings.local {
+            _ if all => None,
+            LocalTraffic::Cidrs(cidrs) => cidrs[self.family].map(|cidr| format!("! -s {cidr}")),
+            LocalTraffic::Interface(name) => Some(format!("! -i {name}")),
+        };
+        let fields = if all || not_local.is_some() { "dst,dst" } else { "src,dst" };
+        let set = self.commented_set(SetKind::ClusterIp, fields);
+        let matches: Vec<&str> = not_local.as_deref().into_iter().chain([&*set]).collect();
+        self.add(Table::Nat, "KUBE-SERVICES", &matches, MARK_MASQ);
+    }
 
-fn filter_rules(settings: &Settings, has: &dyn Fn(SetKind) -> bool, closed: &[VsKey]) -> Vec<Rule> {
-    use Match::{Comment, ConntrackState, Mark, Set};
-    let mut rules = Vec::new();
-    let mut add = |chain, matches, target| rules.push(Rule { table: Table::Filter, chain, matches, target });
-    if has(SetKind::LoadBalancerFw) {
-        let target = RuleTarget::Chain("KUBE-SOURCE-RANGES-FIREWALL");
-        add("KUBE-PROXY-FIREWALL", match_set(SetKind::LoadBalancerFw, Dir::DstDst), target);
-    }
-    if settings.keep_established {
-        let established = vec![ConntrackState("RELATED,ESTABLISHED")];
-        add("KUBE-SOURCE-RANGES-FIREWALL", established, RuleTarget::Return);
-    }
-    for kind in [SetKind::LoadBalancerSourceCidr, SetKind::LoadBalancerSourceIp] {
-        if has(kind) {
-            add("KUBE-SOURCE-RANGES-FIREWALL", match_set(kind, Dir::DstDstSrc), RuleTarget::Return);
+    fn add_filter_rules(&mut self, closed: &[VsKey]) {
+        const TABLE: Table = Table::Filter;
+        let mark = self.settings.masquerade_mark;
+        self.add_for_set(TABLE, "KUBE-PROXY-FIREWALL", SetKind::LoadBalancerFw, "dst,dst", FIREWALL);
+        if self.settings.keep_established {
+            self.add(TABLE, FIREWALL, &[ESTABLISHED], "RETURN");
         }
-    }
-    add("KUBE-SOURCE-RANGES-FIREWALL", vec![], RuleTarget::Drop);
-    for server in closed {
-        // Traffic of the node itself to a VIP has the VIP as its source.
-        let source = Match::Source(ipnet::IpNet::from(server.addr).to_string());
-        add(OUT_FILTER.1, vec![source, Match::Ipvs(*server)], RuleTarget::Drop);
-    }
-    add("KUBE-FORWARD", vec![Comment("kubernetes forwarding rules"), Mark], RuleTarget::Accept);
-    add(
-        "KUBE-FORWARD",
-        vec![Comment("kubernetes forwarding conntrack rule"), ConntrackState("RELATED,ESTABLISHED")],
-        RuleTarget::Accept,
-    );
-    let health = SetKind::HealthCheckNodePort;
-    add("KUBE-NODE-PORT", match_set(health, Dir::Dst), RuleTarget::Accept);
-    let allowed = [SetKind::LoadBalancer, SetKind::ClusterIp, SetKind::ExternalIp, SetKind::ExternalIpLocal];
-    for kind in allowed {
-        add("KUBE-IPVS-FILTER", vec![Set(kind, Dir::DstDst)], RuleTarget::Return);
-    }
-    add("KUBE-IPVS-FILTER", vec![Set(health, Dir::Dst)], RuleTarget::Return);
-    add("KUBE-IPVS-FILTER", vec![ConntrackState("NEW"), Set(SetKind::IpvsIps, Dir::Dst)], RuleTarget::Reject);
-    rules
-}
-
-fn render_rule(rule: &Rule, family: Family, mark: u32) -> String {
-    let mut words: Vec<String> = Vec::new();
-    // iptables-save prints source, interface and protocol before any extension.
-    let is_priority = |m: &&Match| {
-        matches!(m, Match::Source(_) | Match::NotSource(_) | Match::NotInterface(_) | Match::Protocol(_))
-    };
-    let first = rule.matches.iter().filter(is_priority);
-    let rest = rule.matches.iter().filter(|m| !is_priority(m));
-    words.extend(first.chain(rest).map(|m| render_match(m, family, mark)));
-    words.push(render_target(&rule.target, family, mark));
-    words.join(" ")
-}
-
-fn render_match(m: &Match, family: Family, mark: u32) -> String {
-    match m {
-        Match::Source(net) => format!("-s {net}"),
-        Match::NotSource(net) => format!("! -s {net}"),
-        Match::NotInterface(name) => format!("! -i {name}"),
-        Match::Comment(text) => format!("-m comment --comment \"{}\"", text.replace('\'', "\\'")),
-        Match::Set(kind, dir) => {
-            format!("-m set --match-set {} {}", SetId { kind: *kind, family }.name(), dir.text())
+        for kind in [SetKind::LoadBalancerSourceCidr, SetKind::LoadBalancerSourceIp] {
+            self.add_for_set(TABLE, FIREWALL, kind, "dst,dst,src", "RETURN");
         }
-        Match::Mark => format!("-m mark --mark {mark:#x}/{mark:#x}"),
-        Match::NotMark => format!("-m mark ! --mark {mark:#x}/{mark:#x}"),
-        Match::DstLocal => "-m addrtype --dst-type LOCAL".to_owned(),
-        Match::NotBridgedNotFromLocal => {
-            "-m physdev ! --physdev-is-in -m addrtype ! --src-type LOCAL".to_owned()
+        self.add(TABLE, FIREWALL, &[], "DROP");
+        for VsKey { protocol, addr, port } in closed {
+            // Traffic of the node itself to a VIP has the VIP as its source.
+            let source = format!("-s {}", ipnet::IpNet::from(*addr));
+            let server = format!("-m ipvs --vproto {} --vaddr {addr} --vport {port}", protocol.number());
+            self.add(TABLE, OUT_FILTER.1, &[&source, &server], "DROP");
         }
-        Match::ConntrackState(states) => format!("-m conntrack --ctstate {states}"),
-        Match::Protocol(protocol) => format!("-p {}", protocol.lower()),
-        Match::Ipvs(vs) => {
-            format!("-m ipvs --vproto {} --vaddr {} --vport {}", vs.protocol.number(), vs.addr, vs.port)
+        let marked = format!("-m mark --mark {mark:#x}/{mark:#x}");
+        self.add(TABLE, "KUBE-FORWARD", &[&comment("kubernetes forwarding rules"), &marked], "ACCEPT");
+        let forwarded = comment("kubernetes forwarding conntrack rule");
+        self.add(TABLE, "KUBE-FORWARD", &[&forwarded, ESTABLISHED], "ACCEPT");
+        let health = SetKind::HealthCheckNodePort;
+        self.add(TABLE, "KUBE-NODE-PORT", &[&self.commented_set(health, "dst")], "ACCEPT");
+        for kind in SetKind::VIPS {
+            self.add(TABLE, "KUBE-IPVS-FILTER", &[&self.set(kind, "dst,dst")], "RETURN");
         }
+        self.add(TABLE, "KUBE-IPVS-FILTER", &[&self.set(health, "dst")], "RETURN");
+        let reject = match self.family {
+            Family::V4 => "REJECT --reject-with icmp-port-unreachable",
+            Family::V6 => "REJECT --reject-with icmp6-port-unreachable",
+        };
+        let vips = self.set(SetKind::IpvsIps, "dst");
+        self.add(TABLE, "KUBE-IPVS-FILTER", &["-m conntrack --ctstate NEW", &vips], reject);
     }
 }
 
-fn render_target(target: &RuleTarget, family: Family, mark: u32) -> String {
-    match target {
-        RuleTarget::Accept => "-j ACCEPT".to_owned(),
-        RuleTarget::Return => "-j RETURN".to_owned(),
-        RuleTarget::Drop => "-j DROP".to_owned(),
-        RuleTarget::Reject => match family {
-            Family::V4 => "-j REJECT --reject-with icmp-port-unreachable".to_owned(),
-            Family::V6 => "-j REJECT --reject-with icmp6-port-unreachable".to_owned(),
-        },
-        RuleTarget::Masquerade { random: true } => "-j MASQUERADE --random-fully".to_owned(),
-        RuleTarget::Masquerade { random: false } => "-j MASQUERADE".to_owned(),
-        RuleTarget::SetMark => format!("-j MARK --set-xmark {mark:#x}/{mark:#x}"),
-        RuleTarget::ClearMark => format!("-j MARK --set-xmark {mark:#x}/0x0"),
-        RuleTarget::Chain(chain) => format!("-j {chain}"),
-    }
+/// A comment, as iptables-save prints it.
+fn comment(text: &str) -> String {
+    format!("-m comment --comment \"{}\"", text.replace('\'', "\\'"))
 }
 
 /// The input for `iptables-restore --noflush` that replaces our chains by `chains` and repairs the jumps in `fixes`. Each

@@ -92,6 +92,11 @@ pub fn is_of_other_modes(table: &str, chain: &str) -> bool {
     OTHERS.contains(&(table, chain)) || (table == "nat" && HASHED.iter().any(|p| chain.starts_with(p)))
 }
 
+/// Whether a rule of `KUBE-SERVICES` jumps to a Service of the iptables mode.
+pub fn dispatches(rule: &str) -> bool {
+    target(rule).is_some_and(|to| is_of_other_modes("nat", to))
+}
+
 /// The chain or target that a rule jumps to.
 pub fn target(rule: &str) -> Option<&str> {
     // A comment may contain `-j`. It is in quotes and comes before the target.
@@ -179,12 +184,8 @@ pub fn find_removal(text: &str, extent: Extent) -> Removal {
 
 /// Whether the iptables mode is active in this family: `KUBE-SERVICES` jumps to its Services.
 pub fn iptables_mode_is_active(text: &str) -> bool {
-    split_save(text).get("nat").is_some_and(|nat| {
-        let dispatches = |(from, rule): &(&str, &str)| {
-            *from == "KUBE-SERVICES" && target(rule).is_some_and(|to| is_of_other_modes("nat", to))
-        };
-        nat.rules.iter().any(dispatches)
-    })
+    let is_active = |(from, rule): &(&str, &str)| *from == "KUBE-SERVICES" && dispatches(rule);
+    split_save(text).get("nat").is_some_and(|nat| nat.rules.iter().any(is_active))
 }
 
 impl Removal {

@@ -111,7 +111,9 @@ impl Desired {
     }
 
     fn count_no_local(&mut self, old: &Fragment, next: &Fragment) {
-        for (counts, (old, next)) in self.no_local.iter_mut().zip(old.no_local.iter().zip(&next.no_local)) {
+        for (counts, (old, next)) in
+            self.no_local.iter_mut().zip(old.no_local.iter().zip(next.no_local.iter()))
+        {
             for (count, (old, next)) in counts.iter_mut().zip(old.iter().zip(next)) {
                 *count = *count + u32::from(*next) - u32::from(*old);
             }
@@ -167,11 +169,7 @@ impl Desired {
             if !claims.is_empty() {
                 self.virtual_servers.insert(key, claims);
             }
-            if losers > 0 {
-                self.contested.insert(key);
-            } else {
-                self.contested.remove(&key);
-            }
+            keep(&mut self.contested, key, losers > 0);
             let owner = |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.service.clone());
             if losers != losers_before || (losers > 0 && owner(&before) != owner(&after)) {
                 changes.contested.insert(key);
@@ -195,11 +193,7 @@ impl Desired {
         let entries =
             |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.entries.clone()).unwrap_or_default();
         self.update_entries(&entries(&before), &entries(&after), changes);
-        if after.is_some_and(|vs| vs.closed_to_node) {
-            self.closed_to_node.insert(key);
-        } else {
-            self.closed_to_node.remove(&key);
-        }
+        keep(&mut self.closed_to_node, key, after.is_some_and(|vs| vs.closed_to_node));
     }
 
     /// The wanted virtual server at `key`: the winning claim.
@@ -337,6 +331,15 @@ impl Desired {
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.fragments.keys()
     }
+}
+
+/// Adds or removes the key.
+fn keep(keys: &mut BTreeSet<VsKey>, key: VsKey, wanted: bool) {
+    if wanted {
+        keys.insert(key)
+    } else {
+        keys.remove(&key)
+    };
 }
 
 /// True if the count was 0.

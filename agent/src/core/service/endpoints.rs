@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::node_facts::NodeFacts;
-use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, RsKey, ServicePort};
+use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, RsKey, ServicePort, SlicePort};
 
 /// An endpoint of one Service port, merged over all slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +40,9 @@ pub fn build_endpoints<'a>(
     node: &str,
 ) -> Vec<PortEndpoint<'a>> {
     let mut merged: BTreeMap<RsKey, PortEndpoint<'a>> = BTreeMap::new();
-    for slice in slices {
-        if slice.family != family {
-            continue;
-        }
-        for slice_port in slice.ports.iter() {
-            if slice_port.name != port.name || slice_port.protocol != port.protocol {
-                continue;
-            }
+    for slice in slices.into_iter().filter(|slice| slice.family == family) {
+        let is_same = |other: &&SlicePort| other.name == port.name && other.protocol == port.protocol;
+        for slice_port in slice.ports.iter().filter(is_same) {
             for endpoint in slice.endpoints.iter() {
                 let target = RsKey { addr: endpoint.addr, port: slice_port.port };
                 let new = build_port_endpoint(target, endpoint, node);

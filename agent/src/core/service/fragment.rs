@@ -102,7 +102,9 @@ pub fn build_fragment<'a>(
     node: &NodeFacts,
     settings: &Settings,
 ) -> Fragment {
-    let mut builder = Builder { service, of_endpoints, node, settings, draft: Draft::default() };
+    let draft = Fragment { priority: service.priority, ..Fragment::default() };
+    let (udp, notices) = (Vec::new(), Vec::new());
+    let mut builder = Builder { service, of_endpoints, node, settings, draft, udp, notices };
     for &family in &settings.families {
         // Without a ClusterIP of the family the Service gets nothing in it, not even its external IPs.
         let Some(cluster_ip) = service.cluster_ips[family] else { continue };
@@ -126,19 +128,10 @@ struct Builder<'a> {
     of_endpoints: &'a [IpAddr],
     node: &'a NodeFacts,
     settings: &'a Settings,
-    draft: Draft,
-}
-
-/// An unfinished fragment: its lists are neither sorted nor free of duplicates.
-#[derive(Default)]
-struct Draft {
-    virtual_servers: Few<Arc<VirtualServer>>,
-    addresses: Few<IpAddr>,
-    entries: Few<(SetId, Entry)>,
+    /// The unfinished fragment: its lists are neither sorted nor free of duplicates.
+    draft: Fragment,
     udp: Vec<UdpPort>,
     notices: Vec<Notice>,
-    no_local: PerFamily<[bool; 2]>,
-    health: Option<HealthCheck>,
 }
 
 impl Builder<'_> {
@@ -151,7 +144,7 @@ impl Builder<'_> {
                 ExternalIps::Within(nets) if nets.iter().any(|net| net.contains(&ip)) => {
                     vips.push((VipKind::ExternalIp, ip));
                 }
-                ExternalIps::Within(_) => self.draft.notices.push(Notice::ExternalIpRefused(ip)),
+                ExternalIps::Within(_) => self.notices.push(Notice::ExternalIpRefused(ip)),
                 ExternalIps::None => {}
             }
         }
@@ -222,7 +215,7 @@ impl Builder<'_> {
         // A ClusterIP is exempt: pods and the agent reach the API server through the ClusterIP of `kubernetes`.
         if kind != VipKind::ClusterIp && self.node.protected.is_way_to_api_server(&key) {
             self.add_address(kind, vip);
-            return self.draft.notices.push(Notice::ApiServerPort(key));
+            return self.notices.push(Notice::ApiServerPort(key));
         }
         let member = Entry::IpPort(vip, port.protocol, port.port);
         let external_local = self.service.external_local;
@@ -285,7 +278,7 @@ impl Builder<'_> {
             }
             // A notice follows when the binding is known.
             Binding::Unknown => {}
-            binding => self.draft.notices.push(Notice::SpecialVip(vip, binding)),
+            binding => self.notices.push(Notice::SpecialVip(vip, binding)),
         }
     }
 
@@ -297,7 +290,7 @@ impl Builder<'_> {
             return false;
         }
         let external_local = self.service.external_local;
-        let (all, local) = node_port_sets(port.protocol);
+        let (all, local) = SetKind::of_node_ports(port.protocol);
         let kinds = std::iter::once(all).chain(external_local.then_some(local));
         for set in kinds.map(|kind| SetId { kind, family }) {
             if port.protocol == Protocol::Sctp {
@@ -351,27 +344,18 @@ impl Builder<'_> {
             return;
         }
         let frontends = vips.iter().map(|(_, vip)| (*vip, port.port)).collect();
-        self.draft.udp.push(UdpPort { family, frontends, node_port: port.node_port, endpoints });
+        self.udp.push(UdpPort { family, frontends, node_port: port.node_port, endpoints });
     }
 
     fn finish(self) -> Fragment {
-        let mut draft = self.draft;
+        let Self { mut draft, mut notices, udp, .. } = self;
         merge_servers(&mut draft.virtual_servers);
         sort(&mut draft.addresses);
         sort(&mut draft.entries);
-        draft.notices.sort_unstable();
-        draft.notices.dedup();
+        notices.sort_unstable();
+        notices.dedup();
         draft.virtual_servers.shrink_to_fit();
-        Fragment {
-            priority: self.service.priority,
-            virtual_servers: draft.virtual_servers,
-            addresses: draft.addresses,
-            entries: draft.entries,
-            udp: draft.udp.into(),
-            notices: draft.notices.into(),
-            no_local: draft.no_local,
-            health: draft.health,
-        }
+        Fragment { udp: udp.into(), notices: notices.into(), ..draft }
     }
 }
 
@@ -397,15 +381,6 @@ fn merge_servers(servers: &mut Few<Arc<VirtualServer>>) {
         *kept = Arc::new(merged);
         true
     });
-}
-
-/// The set of all node ports of a protocol, and the set of those with policy Local.
-fn node_port_sets(protocol: Protocol) -> (SetKind, SetKind) {
-    match protocol {
-        Protocol::Tcp => (SetKind::NodePortTcp, SetKind::NodePortLocalTcp),
-        Protocol::Udp => (SetKind::NodePortUdp, SetKind::NodePortLocalUdp),
-        Protocol::Sctp => (SetKind::NodePortSctp, SetKind::NodePortLocalSctp),
-    }
 }
 
 #[cfg(test)]

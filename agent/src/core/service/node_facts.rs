@@ -115,15 +115,12 @@ impl NodeFacts {
         }
         let own = self.translated.binary_search(&vip).is_ok();
         let protection = of_endpoint.then_some(Protection::Endpoint).or_else(|| self.protected.find(vip));
-        match protection {
+        match (protection, &self.kept) {
             // The list of Node addresses includes those of this Node.
-            Some(Protection::OtherNode) if own => Binding::Translated,
-            Some(protection) => Binding::Protected(protection),
-            None if own => Binding::Translated,
-            None => match &self.kept {
-                Some(kept) if !kept.contains(&vip) => Binding::Unknown,
-                _ => Binding::Guarded,
-            },
+            (None | Some(Protection::OtherNode), _) if own => Binding::Translated,
+            (Some(protection), _) => Binding::Protected(protection),
+            (None, Some(kept)) if !kept.contains(&vip) => Binding::Unknown,
+            (None, _) => Binding::Guarded,
         }
     }
 }
@@ -150,7 +147,7 @@ fn loopback(family: Family) -> IpAddr {
 fn node_port_networks(family: Family, ips: PerFamily<Option<IpAddr>>, settings: &Settings) -> Vec<IpNet> {
     let nets: Vec<IpNet> = match &settings.node_port_addresses {
         NodePortAddresses::Cidrs(nets) => {
-            nets.iter().copied().filter(|net| Family::of_net(net) == family).collect()
+            nets.iter().copied().filter(|net| Family::of(net.addr()) == family).collect()
         }
         NodePortAddresses::Primary => {
             let ip = ips[family].filter(|ip| !ip.is_loopback());
@@ -186,6 +183,7 @@ fn node_port_addresses(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::mirror::comparison::NodeState;
     use crate::core::service::protected::Peers;
 
     fn ip(text: &str) -> IpAddr {
@@ -202,7 +200,7 @@ mod tests {
         Observed {
             node_addresses,
             addresses: ["10.96.0.1/32".parse().unwrap()].into_iter().collect(),
-            next_hops: ips(&["192.168.50.1"]),
+            node: NodeState { next_hops: ips(&["192.168.50.1"]), ..NodeState::default() },
             ..Observed::default()
         }
     }

@@ -8,16 +8,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::core::mirror::Observed;
 use crate::core::model::{Protocol, VsKey};
 
 /// Why an address must not be bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantArray)]
 pub enum Protection {
     /// The operator lists it under `kubeIPVS.protectedCIDRs`.
+    #[strum(serialize = "ProtectedCIDR")]
     Listed,
     /// The agent reaches the API server at this address.
+    #[strum(serialize = "APIServer")]
     ApiServer,
     /// The address of an endpoint of an EndpointSlice.
     Endpoint,
@@ -30,25 +33,11 @@ pub enum Protection {
 }
 
 impl Protection {
-    pub const ALL: [Protection; 6] = [
-        Protection::Listed,
-        Protection::ApiServer,
-        Protection::Endpoint,
-        Protection::Gateway,
-        Protection::NameServer,
-        Protection::OtherNode,
-    ];
+    pub const ALL: &'static [Protection] = Protection::VARIANTS;
 
     /// The value of a metric's label `reason`.
     pub fn name(self) -> &'static str {
-        match self {
-            Protection::Listed => "ProtectedCIDR",
-            Protection::ApiServer => "APIServer",
-            Protection::Endpoint => "Endpoint",
-            Protection::Gateway => "Gateway",
-            Protection::NameServer => "NameServer",
-            Protection::OtherNode => "OtherNode",
-        }
+        self.into()
     }
 }
 
@@ -90,16 +79,16 @@ pub struct Protected {
 impl Protected {
     /// Whether the mirror and the peers have no address that is not protected yet.
     pub fn knows(&self, observed: &Observed, peers: &Peers) -> bool {
-        let mut gateways = observed.next_hops.iter().chain(&observed.lease_routers);
+        let mut gateways = observed.node.next_hops.iter().chain(&observed.node.lease_routers);
         self.peers == *peers
             && gateways.all(|gateway| self.gateways.contains(gateway))
-            && observed.name_servers.iter().all(|server| self.name_servers.contains(server))
+            && observed.node.name_servers.iter().all(|server| self.name_servers.contains(server))
     }
 
     /// Adds the gateways and name servers of the mirror.
     pub fn learn(&mut self, observed: &Observed) {
-        self.gateways.extend(observed.next_hops.iter().chain(&observed.lease_routers));
-        self.name_servers.extend(&observed.name_servers);
+        self.gateways.extend(observed.node.next_hops.iter().chain(&observed.node.lease_routers));
+        self.name_servers.extend(&observed.node.name_servers);
     }
 
     /// Whether a virtual server would capture the agent's own connections to the API server, even if its address is not
@@ -111,7 +100,6 @@ impl Protected {
 
     /// Why the address is protected, if it is.
     pub fn find(&self, addr: IpAddr) -> Option<Protection> {
-        let is_in = |list: &[IpAddr]| list.binary_search(&addr).is_ok();
         if self.listed.iter().any(|net| net.contains(&addr)) {
             Some(Protection::Listed)
         } else if self.peers.api_servers.iter().any(|server| server.ip() == addr) {
@@ -120,7 +108,7 @@ impl Protected {
             Some(Protection::Gateway)
         } else if self.name_servers.contains(&addr) {
             Some(Protection::NameServer)
-        } else if is_in(&self.peers.nodes) {
+        } else if self.peers.nodes.binary_search(&addr).is_ok() {
             Some(Protection::OtherNode)
         } else {
             None
@@ -131,6 +119,7 @@ impl Protected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::mirror::comparison::NodeState;
 
     fn ips(texts: &[&str]) -> Vec<IpAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -140,15 +129,14 @@ mod tests {
     fn a_gateway_stays_protected_after_its_route_is_removed() {
         let mut protected = Protected::default();
         let gateway = ips(&["192.168.50.1"]);
-        protected.learn(&Observed { next_hops: gateway.clone(), ..Observed::default() });
+        let node = NodeState { next_hops: gateway.clone(), ..NodeState::default() };
+        protected.learn(&Observed { node, ..Observed::default() });
         protected.learn(&Observed::default());
         assert_eq!(protected.find(gateway[0]), Some(Protection::Gateway));
         let (router, server) = (ips(&["192.168.50.3"]), ips(&["192.168.50.53", "fd00::53"]));
-        protected.learn(&Observed {
-            lease_routers: router.clone(),
-            name_servers: server.clone(),
-            ..Observed::default()
-        });
+        let node =
+            NodeState { lease_routers: router.clone(), name_servers: server.clone(), ..NodeState::default() };
+        protected.learn(&Observed { node, ..Observed::default() });
         assert_eq!(protected.find(router[0]), Some(Protection::Gateway));
         assert_eq!(protected.find(server[1]), Some(Protection::NameServer));
         assert_eq!(protected.find(ips(&["192.168.50.9"])[0]), None);

@@ -296,7 +296,7 @@ impl IpsetClient {
             attrs.put_str(ATTR_TYPENAME, set_type.name()).put(ATTR_FAMILY, &[number]);
             Request { kind: SUBSYSTEM | CMD_TYPE, flags: 0, family: number, attrs, ..Request::default() }
         };
-        let all = SetType::ALL.into_iter().flat_map(|t| Family::ALL.into_iter().map(move |f| (t, f)));
+        let all = SetType::ALL.iter().flat_map(|t| Family::ALL.into_iter().map(move |f| (*t, f)));
         let queries: Vec<Request> = all.clone().map(|(t, f)| query(t, f)).collect();
         for ((set_type, family), answer) in all.zip(self.socket.ask_all(&queries)?) {
             let answer = answer.map_err(|refusal| no_set_type(set_type, refusal))?;

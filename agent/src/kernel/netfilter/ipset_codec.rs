@@ -231,7 +231,7 @@ pub(in crate::kernel) fn parse_entry(set_type: SetType, data: &[u8]) -> Result<O
         SetType::HashIpPortIp => Some(Entry::IpPortIp(ip?, proto?, port?, ip2?)),
         SetType::HashIpPortNet => {
             let net = ip2?;
-            let prefix = cidr2.unwrap_or(Family::of(net).host_prefix());
+            let prefix = cidr2.unwrap_or(IpNet::from(net).prefix_len());
             // Our entries have no host bits.
             Some(Entry::IpPortNet(ip?, proto?, port?, IpNet::new(net, prefix).ok()?.trunc()))
         }

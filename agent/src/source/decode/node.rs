@@ -46,7 +46,7 @@ pub(super) fn decode(name: &ObjectName, tape: &Tape<'_>) -> Result<Object, Strin
     for text in &texts {
         let net = address::parse_net(text);
         let net = net.ok_or_else(|| format!("spec.podCIDRs: {text:?} is not a CIDR"))?;
-        pod_cidrs[Family::of_net(&net)].get_or_insert(net);
+        pod_cidrs[Family::of(net.addr())].get_or_insert(net);
     }
     let given = status.addresses.unwrap_or_default();
     // Host names among the addresses are ignored.
