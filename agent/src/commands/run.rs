@@ -14,6 +14,7 @@ use crate::cli::{ConfigSource, RunArgs};
 use crate::config::{Config, host};
 use crate::core::model::backoff::Backoff;
 use crate::core::model::settings::Settings;
+use crate::events::throttle::Limits;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
 use crate::inspect::owners;
@@ -94,7 +95,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
-        kernel.observe_flows(metrics.flow_observer());
+        kernel.observe_flows(metrics.proxy.flow_observer());
         kernel.check_scheduler(&settings.scheduler)?;
         let woken = inbox.clone();
         kernel.wake(Arc::new(move || woken.wake()));
@@ -204,7 +205,7 @@ fn source(
     let api = runtime.block_on(access.client(Arc::new(metrics.clone()), Timing::default().answer))?;
     let to = metrics.clone();
     runtime.spawn(rest::follow_version(api.client.clone(), move |version| to.set_kubernetes(version)));
-    let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
+    let events = EventSink::to_api(api.client.clone(), node, runtime.handle(), Limits::default());
     let source = ApiSource::new(api, node, runtime.handle().clone());
     Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
 }

@@ -373,9 +373,9 @@ impl<K: Kernel> Reconciler<K> {
         let events: Vec<EventRequest> = services.iter().take(EVENTS).filter_map(event).collect();
         self.reporting.events.send(events);
         self.report_shared_failures();
-        self.reporting.metrics.set_unprogrammed(&self.retries.counts());
+        self.reporting.metrics.work.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
-        self.reporting.health.with(|health| health.set_unprogrammed(lines, count));
+        self.reporting.health.with(|health| health.unprogrammed = (lines, count));
     }
 
     /// Reports the end of the start.

@@ -53,8 +53,10 @@ struct Connection {
 /// The slot of one connection, released on drop.
 #[derive(Debug)]
 pub struct Slot {
-    usage: Usage,
-    revoked: oneshot::Receiver<()>,
+    /// For the stream of the connection.
+    pub usage: Usage,
+    /// Ends when another connection takes the slot.
+    pub revoked: oneshot::Receiver<()>,
 }
 
 /// Reports whether a connection is idle.
@@ -124,18 +126,6 @@ impl Open {
     }
 }
 
-impl Slot {
-    /// For the stream of the connection.
-    pub fn usage(&self) -> Usage {
-        self.usage.clone()
-    }
-
-    /// Returns when another connection took the slot.
-    pub async fn lost(&mut self) {
-        let _ = (&mut self.revoked).await;
-    }
-}
-
 impl Drop for Slot {
     fn drop(&mut self) {
         lock(&self.usage.open).connections.remove(&self.usage.number);
@@ -143,12 +133,8 @@ impl Drop for Slot {
 }
 
 impl Usage {
-    /// A complete request was read and is being answered.
-    pub fn answers(&self) {
-        self.set(true);
-    }
-
-    fn set(&self, is_answering: bool) {
+    /// True when a complete request was read and is being answered.
+    pub fn set_answering(&self, is_answering: bool) {
         let mut open = lock(&self.open);
         let now = open.tick();
         if let Some(connection) = open.connections.get_mut(&self.number)
@@ -161,15 +147,8 @@ impl Usage {
 
 /// A stream that reports its connection as idle when everything written is sent.
 pub struct TrackedStream<S> {
-    stream: S,
-    usage: Usage,
-}
-
-impl<S> TrackedStream<S> {
-    /// Reports to `usage`.
-    pub fn new(stream: S, usage: Usage) -> Self {
-        Self { stream, usage }
-    }
+    pub stream: S,
+    pub usage: Usage,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
@@ -203,7 +182,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if flushed.is_ready() {
-            self.usage.set(false);
+            self.usage.set_answering(false);
         }
         flushed
     }
@@ -232,9 +211,9 @@ mod tests {
         let connections = Connections::new(8, 3);
         let mut slots = ["fd00::1", "fd00::2", "fd00::3"].map(|ip| take(&connections, ip));
         let mut other = take(&connections, "10.0.0.9");
-        slots[0].usage().answers();
-        slots[1].usage().answers();
-        slots[1].usage().set(false);
+        slots[0].usage.set_answering(true);
+        slots[1].usage.set_answering(true);
+        slots[1].usage.set_answering(false);
         // The first is being answered, the second was just now.
         let mut fourth = take(&connections, "fd00::4");
         assert_eq!(slots.each_mut().map(has_lost), [false, false, true]);
@@ -243,7 +222,7 @@ mod tests {
         assert!(![&mut fourth, &mut fifth, &mut other].into_iter().any(has_lost), "one host is one /64");
         // None is idle: the one that takes the longest.
         for slot in [&fourth, &fifth] {
-            slot.usage().answers();
+            slot.usage.set_answering(true);
         }
         let _sixth = take(&connections, "fd00::6");
         assert!(has_lost(&mut slots[0]) && !has_lost(&mut fourth));

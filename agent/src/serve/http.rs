@@ -117,14 +117,15 @@ pub async fn serve(listener: TcpListener, handler: Handler, connections: Connect
 
 /// Answers the requests of one connection as long as it has its slot.
 async fn talk_in(mut slot: Slot, stream: impl AsyncRead + AsyncWrite + Unpin, ends: Ends, handler: Handler) {
-    let (stream, usage) = (TrackedStream::new(stream, slot.usage()), slot.usage());
+    let usage = slot.usage.clone();
+    let stream = TrackedStream { stream, usage: usage.clone() };
     let handler: Handler = Arc::new(move |request, ends| {
-        usage.answers();
+        usage.set_answering(true);
         handler(request, ends)
     });
     tokio::select! {
         () = talk(stream, ends, handler) => {}
-        () = slot.lost() => {}
+        _ = &mut slot.revoked => {}
     }
 }
 
