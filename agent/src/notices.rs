@@ -66,11 +66,10 @@ fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> EventRequest {
 fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequest> {
     let (reason, message) = match notice {
         fragment::Notice::SpecialVip(_, Binding::OnLink) => return None,
-        fragment::Notice::SpecialVip(ip, binding @ Binding::Translated) => {
-            (Reason::NodeAddressAsVIP, vip_message(name, *ip, *binding))
-        }
         fragment::Notice::SpecialVip(ip, binding) => {
-            (Reason::AddressNotBound, vip_message(name, *ip, *binding))
+            let is_bound = *binding == Binding::Translated;
+            let reason = if is_bound { Reason::NodeAddressAsVIP } else { Reason::AddressNotBound };
+            (reason, vip_message(name, *ip, *binding))
         }
         fragment::Notice::ApiServerPort(key) => (
             Reason::AddressNotBound,

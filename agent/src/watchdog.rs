@@ -25,9 +25,7 @@ pub fn start(health: SharedHealth, thread: Pid, min_sync_period: Duration) -> io
         let mut watchdog = Watchdog { limit: LIMIT.max(min_sync_period * 2), longest: None };
         loop {
             std::thread::sleep(PERIOD);
-            let mut lag = health.lag();
-            lag.waiting = health.with(|health| health.waiting(lag));
-            match watchdog.check(lag) {
+            match watchdog.check(health.lag()) {
                 Some(Finding::Blocked(time)) => {
                     let (time, place) = (words::time(time), wait_of(thread));
                     tracing::error!(

@@ -76,7 +76,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     set_oom_score_adj(config.oom_score_adj);
     memory::limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.spawn(report_suppressed_lines());
+    runtime.spawn(log::report_suppressed());
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
@@ -123,21 +123,12 @@ fn start_servers(
 ) -> anyhow::Result<Reporting> {
     let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
     let hard_fail = config.bind_address_hard_fail;
+    let server = |address, setting, reason| HttpServer { address, setting, reason, hard_fail };
     if let Some(address) = config.healthz_address {
-        let server = HttpServer {
-            address,
-            setting: "healthzBindAddress",
-            reason: Reason::FailedToStartProxierHealthcheck,
-            hard_fail,
-        };
+        let server = server(address, "healthzBindAddress", Reason::FailedToStartProxierHealthcheck);
         runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone(), metrics.clone())));
     }
-    let server = HttpServer {
-        address: config.metrics_address,
-        setting: "metricsBindAddress",
-        reason: Reason::FailedToStartMetricServer,
-        hard_fail,
-    };
+    let server = server(config.metrics_address, "metricsBindAddress", Reason::FailedToStartMetricServer);
     let configz = serde_json::json!({"kubeproxy.config.k8s.io": config.values.document()}).to_string();
     runtime.spawn(server.run(events.clone(), serve::metrics_handler(metrics.clone(), configz, verbosity)));
     let (health_checks, wanted) = watch::channel(HealthChecks::default());
@@ -221,19 +212,12 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
             Err(error) => {
                 let why = words::chain(&error);
                 let now = start.elapsed();
-                match pace.failed(&why, now) {
-                    Some(0) => {
-                        tracing::error!(
-                            "{why}; Services are not served on this node; retried until it works"
-                        );
-                    }
-                    Some(count) => {
-                        tracing::error!(
-                            "{why}; still failing after {}, {count} more tries",
-                            words::time(now)
-                        );
-                    }
-                    None => {}
+                if let Some(count) = pace.failed(&why, now) {
+                    let state = match count {
+                        0 => "Services are not served on this node; retried until it works".to_owned(),
+                        _ => format!("still failing after {}, {count} more tries", words::time(now)),
+                    };
+                    tracing::error!("{why}; {state}");
                 }
                 let message = format!("Services are not served on this node: {why}");
                 events.send([EventRequest { about: About::Node, reason: Reason::KernelNotUsable, message }]);
@@ -249,8 +233,8 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
 }
 
 /// Warns once about first lists that take long.
-fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
-    std::thread::Builder::new().name("notice".to_owned()).spawn(move || {
+fn notice_slow_lists(store: Arc<Store>) -> std::io::Result<()> {
+    let run = move || {
         std::thread::sleep(SYNC_NOTICE);
         if !store.is_synced() {
             let kinds: Vec<String> = store.waiting_for().iter().map(ToString::to_string).collect();
@@ -259,16 +243,8 @@ fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
                 kinds.join(", ")
             );
         }
-    })?;
-    Ok(())
-}
-
-/// Reports suppressed log lines once a second.
-async fn report_suppressed_lines() {
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        log::report_suppressed();
-    }
+    };
+    std::thread::Builder::new().name("notice".to_owned()).spawn(run).map(drop)
 }
 
 fn stop_on_signal(runtime: &tokio::runtime::Runtime, inbox: Arc<Inbox>) -> anyhow::Result<()> {

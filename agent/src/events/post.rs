@@ -226,8 +226,7 @@ fn shorten(text: &str, bytes: usize) -> String {
         return text.to_owned();
     }
     let dots = "...";
-    let end = (0..=bytes.saturating_sub(dots.len())).rev().find(|at| text.is_char_boundary(*at));
-    format!("{}{dots}", &text[..end.unwrap_or(0)])
+    format!("{}{dots}", &text[..text.floor_char_boundary(bytes.saturating_sub(dots.len()))])
 }
 
 #[cfg(test)]

@@ -91,19 +91,12 @@ impl SyncMetrics {
             };
             self.operations[op.kind() as usize][result].inc();
         }
-        let reason = match due {
-            Due::Changes => "changes",
-            Due::Retry => "retry",
-            Due::Recheck => "recheck",
-            Due::Drains => "drains",
-            Due::Audit => "audit",
-        };
         let result = match pass {
             pass if pass.is_clean() => "complete",
             Pass { unreadable: Some(_), .. } => "unreadable",
             _ => "incomplete",
         };
-        self.passes.with_label_values(&[reason, result]).inc();
+        self.passes.with_label_values(&[due.into(), result]).inc();
         let mut times = lock(&self.times);
         if due == Due::Audit && pass.unreadable.is_none() {
             self.audited.set(seconds(now));

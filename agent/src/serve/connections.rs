@@ -22,14 +22,9 @@ pub struct Connections {
     per_client: usize,
 }
 
-/// The client of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Client {
-    /// This node, for example kubelet. Not counted in the total.
-    Node,
-    /// An IPv4 address, or the /64 of an IPv6 address: one host may own a whole /64.
-    Other(IpAddr),
-}
+/// The client of a connection: an IPv4 address, or the /64 of an IPv6 address, because one host may own a whole /64.
+/// `None`: this node, for example kubelet, which is not counted in the total.
+type Client = Option<IpAddr>;
 
 #[derive(Debug, Default)]
 struct Open {
@@ -74,7 +69,7 @@ impl Connections {
 
     /// A slot for a connection. With too many connections, another one loses its slot.
     pub fn take(&self, peer: IpAddr, local: IpAddr) -> Slot {
-        let client = Client::new(peer, local);
+        let client = client_of(peer, local);
         let mut open = lock(&self.open);
         if let Some(victim) = open.victim(client, self.all, self.per_client) {
             open.connections.remove(&victim);
@@ -87,13 +82,11 @@ impl Connections {
     }
 }
 
-impl Client {
-    fn new(peer: IpAddr, local: IpAddr) -> Self {
-        match peer {
-            _ if peer.is_loopback() || peer == local => Client::Node,
-            IpAddr::V6(ip) => Client::Other(Ipv6Addr::from(u128::from(ip) >> 64 << 64).into()),
-            v4 => Client::Other(v4),
-        }
+fn client_of(peer: IpAddr, local: IpAddr) -> Client {
+    match peer {
+        _ if peer.is_loopback() || peer == local => None,
+        IpAddr::V6(ip) => Some(Ipv6Addr::from(u128::from(ip) >> 64 << 64).into()),
+        v4 => Some(v4),
     }
 }
 
@@ -111,9 +104,9 @@ impl Open {
             *counts.entry(connection.client).or_default() += 1;
         }
         let has_most = counts.get(&client).is_some_and(|count| *count >= per_client);
-        counts.remove(&Client::Node);
+        counts.remove(&None);
         let most = counts.values().copied().max().unwrap_or(0);
-        let too_many = client != Client::Node && counts.values().sum::<usize>() >= all;
+        let too_many = client.is_some() && counts.values().sum::<usize>() >= all;
         let may_close = |connection: &Connection| {
             if has_most {
                 connection.client == client

@@ -52,7 +52,8 @@ pub struct Health {
 /// The delay of the sync loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopLag {
-    /// The age of the oldest change that the loop has not taken.
+    /// The age of the oldest change that the loop has not taken. Zero before the first sync: the loop may have to wait,
+    /// for example for the Node's pod CIDRs.
     pub waiting: Duration,
     /// The time since the last iteration.
     pub silent: Duration,
@@ -101,7 +102,8 @@ impl SharedHealth {
     /// The current delay of the loop.
     pub fn lag(&self) -> LoopLag {
         let beat = Duration::from_millis(self.0.beat.load(Ordering::Relaxed));
-        let waiting = self.0.store.get().and_then(|store| store.waiting_for_loop());
+        let store = self.0.store.get().filter(|_| self.with(|health| health.tried));
+        let waiting = store.and_then(|store| store.waiting_for_loop());
         LoopLag { waiting: waiting.unwrap_or_default(), silent: self.0.start.elapsed().saturating_sub(beat) }
     }
 
@@ -156,12 +158,6 @@ impl Health {
         }
     }
 
-    /// The age of the oldest change that the loop could take. Before the first sync this is zero: the loop may have to
-    /// wait, for example for the Node's pod CIDRs.
-    pub fn waiting(&self, lag: LoopLag) -> Duration {
-        if self.tried { lag.waiting } else { Duration::ZERO }
-    }
-
     /// Whether `/readyz` answers 200.
     pub fn is_ready(&self) -> bool {
         self.tried && self.families.iter().all(|(family, _)| self.guarded.contains(family))
@@ -190,7 +186,7 @@ impl Health {
     }
 
     fn is_stuck(&self, lag: LoopLag) -> bool {
-        self.waiting(lag) >= self.limit || lag.silent >= self.limit.max(SHORTEST_SILENCE)
+        lag.waiting >= self.limit || lag.silent >= self.limit.max(SHORTEST_SILENCE)
     }
 
     fn family_healthy(&self, health: &FamilyHealth, now: SystemTime, lag: LoopLag) -> bool {

@@ -32,8 +32,9 @@ pub struct HealthChecks {
     pub addresses: PerFamily<Option<Vec<IpAddr>>>,
 }
 
+type PortKey = (ObjectName, Family, u16);
 /// The tasks of each open port; they end when dropped.
-type Listeners = BTreeMap<(ObjectName, Family, u16), JoinSet<()>>;
+type Listeners = BTreeMap<PortKey, JoinSet<()>>;
 
 /// The servers of one node.
 pub struct NodePorts {
@@ -81,7 +82,7 @@ impl NodePorts {
                 if listeners.contains_key(&key) {
                     continue;
                 }
-                match self.open(name, family, check.port, &checks.addresses) {
+                match self.open(&key, checks.addresses[family].as_deref()) {
                     Ok(tasks) => _ = listeners.insert(key, tasks),
                     Err(error) => {
                         failed = true;
@@ -93,18 +94,14 @@ impl NodePorts {
         failed
     }
 
-    fn open(
-        &self,
-        name: &ObjectName,
-        family: Family,
-        port: u16,
-        addresses: &PerFamily<Option<Vec<IpAddr>>>,
-    ) -> std::io::Result<JoinSet<()>> {
+    /// Listens at these addresses; `None`: all addresses.
+    fn open(&self, key: &PortKey, addresses: Option<&[IpAddr]>) -> std::io::Result<JoinSet<()>> {
+        let (name, family, port) = (&key.0, key.1, key.2);
         let everywhere = match family {
             Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
             Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
-        let ips = addresses[family].as_deref().unwrap_or(std::slice::from_ref(&everywhere));
+        let ips = addresses.unwrap_or(std::slice::from_ref(&everywhere));
         let mut tasks = JoinSet::new();
         for ip in ips {
             let socket = http::listen(SocketAddr::new(*ip, port), true)?;
