@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
 
 use crate::lock::lock;
@@ -48,7 +48,7 @@ struct Connection {
 /// The slot of one connection, released on drop.
 #[derive(Debug)]
 pub struct Slot {
-    /// For the stream of the connection.
+    /// For the writer of the connection.
     pub usage: Usage,
     /// Ends when another connection takes the slot.
     pub revoked: oneshot::Receiver<()>,
@@ -138,25 +138,15 @@ impl Usage {
     }
 }
 
-/// A stream that reports its connection as idle when everything written is sent.
-pub struct TrackedStream<S> {
-    pub stream: S,
+/// A writer that reports its connection as idle when everything written is sent.
+pub struct TrackedWriter<W> {
+    pub writer: W,
     pub usage: Usage,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
+impl<W: AsyncWrite + Unpin> AsyncWrite for TrackedWriter<W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        Pin::new(&mut self.writer).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -164,16 +154,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+        Pin::new(&mut self.writer).poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.writer.is_write_vectored()
     }
 
     /// hyper flushes when an answer is complete.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        let flushed = Pin::new(&mut self.writer).poll_flush(cx);
         if flushed.is_ready() {
             self.usage.set_answering(false);
         }
@@ -181,7 +171,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.writer).poll_shutdown(cx)
     }
 }
 

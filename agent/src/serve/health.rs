@@ -189,27 +189,25 @@ impl Health {
         lag.waiting >= self.limit || lag.silent >= self.limit.max(SHORTEST_SILENCE)
     }
 
-    fn family_healthy(&self, health: &FamilyHealth, now: SystemTime, lag: LoopLag) -> bool {
-        let waited = |since| now.duration_since(since).unwrap_or_default();
-        !self.is_stuck(lag) && health.pending.is_none_or(|since| waited(since) < self.limit)
-    }
-
     /// Whether the oldest unprogrammed change of the family is young enough.
     pub fn is_family_healthy(&self, family: Family, now: SystemTime, lag: LoopLag) -> bool {
+        let waited = |since| now.duration_since(since).unwrap_or_default();
         let mut of_family = self.families.iter().filter(|(f, _)| *f == family);
-        of_family.all(|(_, health)| self.family_healthy(health, now, lag))
+        of_family.all(|(_, health)| {
+            !self.is_stuck(lag) && health.pending.is_none_or(|since| waited(since) < self.limit)
+        })
     }
 
     /// The status and the body of an answer.
     pub fn answer(&self, probe: Probe, now: SystemTime, lag: LoopLag) -> (u16, String) {
         let healthy = match probe {
             Probe::Livez => !self.is_stuck(lag),
-            Probe::Healthz => self.families.iter().all(|(_, h)| self.family_healthy(h, now, lag)),
+            Probe::Healthz => self.families.iter().all(|(f, _)| self.is_family_healthy(*f, now, lag)),
         };
         let ok = healthy && (probe == Probe::Livez || self.eligible);
         let newest = self.families.iter().filter_map(|(_, health)| health.updated).max();
         let status = self.families.iter().map(|(family, health)| {
-            let healthy = self.family_healthy(health, now, lag);
+            let healthy = self.is_family_healthy(*family, now, lag);
             (family.to_string(), FamilyBody { last_updated: time(health.updated), healthy })
         });
         let body = Body {

@@ -33,8 +33,8 @@ pub struct HealthChecks {
 }
 
 type PortKey = (ObjectName, Family, u16);
-/// The tasks of each open port; they end when dropped.
-type Listeners = BTreeMap<PortKey, JoinSet<()>>;
+/// The addresses of each open port, and its tasks, which end when dropped.
+type Listeners = BTreeMap<PortKey, (Option<Vec<IpAddr>>, JoinSet<()>)>;
 
 /// The servers of one node.
 pub struct NodePorts {
@@ -52,19 +52,15 @@ impl NodePorts {
     /// Opens and closes listeners as `wanted` changes, until its sender is dropped.
     pub async fn run(mut self) {
         let mut listeners = Listeners::new();
-        let mut addresses = PerFamily::<Option<Vec<IpAddr>>>::default();
         loop {
             let checks = self.wanted.borrow_and_update().clone();
-            let moved: Vec<Family> =
-                Family::ALL.into_iter().filter(|f| addresses[*f] != checks.addresses[*f]).collect();
-            listeners.retain(|(name, family, port), _| {
+            listeners.retain(|(name, family, port), (addresses, _)| {
                 let check = checks.services.get(name);
                 let same = check.is_some_and(|c| c.port == *port && c.local[family].is_some());
-                same && !moved.contains(family)
+                same && *addresses == checks.addresses[family]
             });
             // An aborted task closes its socket when it is next polled.
             tokio::task::yield_now().await;
-            addresses.clone_from(&checks.addresses);
             let failed = self.open_missing(&checks, &mut listeners);
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
@@ -82,11 +78,18 @@ impl NodePorts {
                 if listeners.contains_key(&key) {
                     continue;
                 }
-                match self.open(&key, checks.addresses[family].as_deref()) {
-                    Ok(tasks) => _ = listeners.insert(key, tasks),
+                let addresses = checks.addresses[family].clone();
+                match self.open(&key, addresses.as_deref()) {
+                    Ok(tasks) => _ = listeners.insert(key, (addresses, tasks)),
                     Err(error) => {
                         failed = true;
-                        self.events.send([refusal(&self.node, name, check.port, &error)]);
+                        let (node, port, why) = (&self.node, check.port, words::io_error(&error));
+                        let message = format!(
+                            "node {node} failed to start healthcheck \"{name}\" on port {port}: {why}"
+                        );
+                        let (about, reason) =
+                            (About::Service(name.clone()), Reason::FailedToStartServiceHealthcheck);
+                        self.events.send([EventRequest { about, reason, message }]);
                     }
                 }
             }
@@ -116,17 +119,6 @@ impl NodePorts {
             tasks.spawn(http::serve(socket, Arc::new(answer), self.connections.clone()));
         }
         Ok(tasks)
-    }
-}
-
-fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> EventRequest {
-    EventRequest {
-        about: About::Service(name.clone()),
-        reason: Reason::FailedToStartServiceHealthcheck,
-        message: format!(
-            "node {node} failed to start healthcheck \"{name}\" on port {port}: {}",
-            words::io_error(error)
-        ),
     }
 }
 
