@@ -20,15 +20,16 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     clean(false, args.config.as_deref(), &ConfigFlags::default(), args.dry_run)
 }
 
-/// Runs `--cleanup`.
+/// Removes the objects of this agent, or (`--cleanup`) those of every mode.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_every_mode(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<()> {
-    clean(true, config, flags, false)
-}
-
-fn clean(every_mode: bool, config: Option<&Path>, flags: &ConfigFlags, dry_run: bool) -> anyhow::Result<()> {
+pub fn clean(
+    every_mode: bool,
+    config: Option<&Path>,
+    flags: &ConfigFlags,
+    dry_run: bool,
+) -> anyhow::Result<()> {
     // The mode may be another one already, so the rest of the file is not validated.
     let exclude_cidrs = Config::read_exclude_cidrs(config, flags)?;
     let scope = CleanupScope { every_mode, exclude_cidrs };

@@ -55,7 +55,7 @@ const SYNC_NOTICE: Duration = Duration::from_secs(10);
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let ConfigSource { config: path, flags } = &args.source;
     if args.cleanup {
-        return cleanup::run_every_mode(path.as_deref(), flags);
+        return cleanup::clean(true, path.as_deref(), flags, false);
     }
     let config = Config::read(path.as_deref(), flags)?;
     if let Some(path) = &args.write_config_to {

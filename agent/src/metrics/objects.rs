@@ -61,12 +61,8 @@ impl ObjectMetrics {
 
     /// Sets the number of unbound VIPs by reason.
     pub fn set_unbound(&self, desired: &Desired) {
-        let protections = Protection::ALL.map(Binding::Protected);
-        for binding in protections.into_iter().chain([Binding::Special]) {
-            let reason = match binding {
-                Binding::Protected(protection) => protection.name(),
-                _ => "NotUsable",
-            };
+        let protected = Protection::ALL.map(|protection| (Binding::Protected(protection), protection.name()));
+        for (binding, reason) in protected.into_iter().chain([(Binding::Special, "NotUsable")]) {
             let count = desired.unbound().get(&binding).copied().unwrap_or_default();
             self.unbound.with_label_values(&[reason]).set(i64::from(count));
         }

@@ -14,7 +14,6 @@ use crate::core::plan::pass::Pass;
 use crate::core::service::desired::Desired;
 use crate::kernel::linux::FlowObserver;
 use crate::lock::lock;
-use crate::serve::health::Probe;
 use crate::store::Tally;
 
 /// The codes of a health answer.
@@ -48,8 +47,8 @@ declare! {
             => "Services with a change that no sync has taken yet.";
         services: IntCounter = "kubeproxy_sync_proxy_rules_service_changes_total"
             => "Changes of Services that were received; as in kube-proxy each counts once per IP family.";
-        healthz: IntCounterVec = "kubeproxy_proxy_healthz_total" ["code"] => "Answers of /healthz.";
-        livez: IntCounterVec = "kubeproxy_proxy_livez_total" ["code"] => "Answers of /livez.";
+        pub healthz: IntCounterVec = "kubeproxy_proxy_healthz_total" ["code"] => "Answers of /healthz.";
+        pub livez: IntCounterVec = "kubeproxy_proxy_livez_total" ["code"] => "Answers of /livez.";
         no_local: IntGaugeVec = "kubeproxy_sync_proxy_rules_no_local_endpoints_total" ["ip_family", "traffic_policy"]
             => "Services with a Local traffic policy that have endpoints, but none on this node.";
         restore_failures: IntCounterVec = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total" ["ip_family"]
@@ -124,11 +123,6 @@ impl ProxyMetrics {
                 self.no_local.with_label_values(&[label(*family), policy]).set(i64::from(count));
             }
         }
-    }
-
-    pub fn answered(&self, probe: Probe, code: u16) {
-        let answers = if probe == Probe::Healthz { &self.healthz } else { &self.livez };
-        answers.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
     }
 
     /// Updates what the store counts.

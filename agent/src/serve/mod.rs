@@ -85,14 +85,14 @@ fn not_found() -> Response<String> {
 /// `/healthz` and `/livez` as in kube-proxy, and `/readyz`; `?verbose` lists unprogrammed objects. See [`health`].
 pub fn health_handler(health: SharedHealth, metrics: Metrics) -> Handler {
     Arc::new(move |request, _| {
-        let probe = match request.uri().path() {
-            "/healthz" => Probe::Healthz,
-            "/livez" => Probe::Livez,
+        let (probe, answers) = match request.uri().path() {
+            "/healthz" => (Probe::Healthz, &metrics.proxy.healthz),
+            "/livez" => (Probe::Livez, &metrics.proxy.livez),
             "/readyz" => return readyz(request, &health),
             _ => return not_found(),
         };
         let (code, body) = health.answer(probe);
-        metrics.proxy.answered(probe, code);
+        answers.with_label_values(&[code.to_string()]).inc();
         json(code, body)
     })
 }
