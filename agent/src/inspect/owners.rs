@@ -35,8 +35,8 @@ fn address() -> std::io::Result<SocketAddr> {
 }
 
 /// The process at the other end of a connection.
-fn peer(stream: &UnixStream) -> nix::Result<UnixCredentials> {
-    getsockopt(stream, sockopt::PeerCredentials)
+fn peer(stream: &UnixStream) -> std::io::Result<UnixCredentials> {
+    Ok(getsockopt(stream, sockopt::PeerCredentials)?)
 }
 
 /// Agents run as root; in tests as the user of the test.
@@ -44,7 +44,7 @@ fn may_be_agent(peer: &UnixCredentials) -> bool {
     peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw()
 }
 
-fn name(peer: &UnixCredentials) -> String {
+fn describe(peer: &UnixCredentials) -> String {
     format!("process {} of user {}", peer.pid(), peer.uid())
 }
 
@@ -69,7 +69,7 @@ pub fn claim() -> anyhow::Result<Claim> {
             Some(holder) if may_be_agent(&holder) => anyhow::bail!(
                 "another kube-ipvs runs in this network namespace ({} has the socket @kube-ipvs/owners): \
                  stop it first",
-                name(&holder)
+                describe(&holder)
             ),
             holder => Ok(Claim::Taken(holder)),
         },
@@ -101,7 +101,7 @@ fn holder() -> Option<UnixCredentials> {
 pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
     let mut claimed = claim()?;
     if let Claim::Taken(holder) = &claimed {
-        let holder = holder.as_ref().map_or_else(|| "a process that does not answer".to_owned(), name);
+        let holder = holder.as_ref().map_or_else(|| "a process that does not answer".to_owned(), describe);
         tracing::warn!(
             "{holder} has the socket @kube-ipvs/owners and is no kube-ipvs: until that process is stopped, \
              `kube-ipvs list` shows no Services, and a second agent on this node is not detected"
@@ -113,19 +113,16 @@ pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
                 return answer(&listener, &inbox);
             }
             std::thread::sleep(RETRY);
-            claimed = match claim() {
-                Ok(Claim::Ours(listener)) => {
-                    tracing::info!(
-                        "the socket @kube-ipvs/owners is free again: `kube-ipvs list` shows Services"
-                    );
-                    Claim::Ours(listener)
-                }
-                Ok(taken) => taken,
+            match claim() {
+                Ok(claim) => claimed = claim,
                 Err(error) => {
                     tracing::error!("{}", words::chain(&error));
                     return inbox.stop();
                 }
-            };
+            }
+            if matches!(claimed, Claim::Ours(_)) {
+                tracing::info!("the socket @kube-ipvs/owners is free again: `kube-ipvs list` shows Services");
+            }
         }
     })?;
     Ok(())
@@ -167,7 +164,7 @@ impl ServiceOwners {
         ensure!(
             may_be_agent(&holder),
             "{} has the socket @kube-ipvs/owners and is no kube-ipvs",
-            name(&holder)
+            describe(&holder)
         );
         stream.set_read_timeout(Some(TIMEOUT))?;
         let mut text = String::new();

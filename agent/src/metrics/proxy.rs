@@ -16,8 +16,6 @@ use crate::kernel::linux::FlowObserver;
 use crate::lock::lock;
 use crate::store::Tally;
 
-/// The codes of a health answer.
-const CODES: [&str; 2] = ["200", "503"];
 const POLICIES: [&str; 2] = ["internal", "external"];
 
 /// A millisecond and its doubles up to 16 seconds.
@@ -68,7 +66,7 @@ declare! {
 impl ProxyMetrics {
     /// Shows the counters of health answers from zero.
     pub fn show_health(&self) {
-        for code in CODES {
+        for code in ["200", "503"] {
             self.healthz.with_label_values(&[code]);
             self.livez.with_label_values(&[code]);
         }
