@@ -46,7 +46,8 @@ impl Metric for PerFamily<IntGauge> {
 }
 
 /// Declares a struct of metrics and its function `register`. A metric is
-/// `field: Kind = "name" ["label", …], buckets => "help";` labels and buckets are optional. `with` adds other fields.
+/// `pub field: Kind = "name" ["label", …], buckets => "help";` `pub`, labels and buckets are optional. `with` adds other
+/// fields.
 macro_rules! declare {
     ($(#[$meta:meta])* $visibility:vis struct $struct:ident {
         $(
