@@ -66,11 +66,10 @@ fn conflict(winner: &VirtualServer, loser: &VirtualServer) -> EventRequest {
 fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequest> {
     let (reason, message) = match notice {
         fragment::Notice::SpecialVip(_, Binding::OnLink) => return None,
-        fragment::Notice::SpecialVip(ip, binding @ Binding::Translated) => {
-            (Reason::NodeAddressAsVIP, vip_message(name, *ip, *binding))
-        }
         fragment::Notice::SpecialVip(ip, binding) => {
-            (Reason::AddressNotBound, vip_message(name, *ip, *binding))
+            let is_bound = *binding == Binding::Translated;
+            let reason = if is_bound { Reason::NodeAddressAsVIP } else { Reason::AddressNotBound };
+            (reason, vip_message(name, *ip, *binding))
         }
         fragment::Notice::ApiServerPort(key) => (
             Reason::AddressNotBound,
@@ -92,23 +91,20 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
 
 fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {
     let why = match binding {
-        Binding::Guarded | Binding::Unknown => "is an ordinary VIP".to_owned(),
+        Binding::Guarded | Binding::Unknown => "is an ordinary VIP",
         Binding::Translated => {
             "is listed as an address of this Node but is on no interface: it is bound to kube-ipvs0, \
-                                and the node's other ports stay reachable at it"
-                .to_owned()
+             and the node's other ports stay reachable at it"
         }
         Binding::OnLink => {
             "is an address on a link of this node: it is served there and not bound to kube-ipvs0, and \
-                            the node's other ports stay reachable at it"
-                .to_owned()
+             the node's other ports stay reachable at it"
         }
         Binding::Special => {
             "is not bound to kube-ipvs0: loopback, multicast, broadcast and link-local addresses \
-                             cannot be VIPs; give the Service another address"
-                .to_owned()
+             cannot be VIPs; give the Service another address"
         }
-        Binding::Protected(protection) => format!(
+        Binding::Protected(protection) => &format!(
             "is not bound to kube-ipvs0: it is {protection}. Only this node reaches the Service at this address; pods \
              and other hosts reach the owner of the address. Give the Service another address"
         ),

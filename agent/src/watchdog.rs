@@ -25,11 +25,9 @@ pub fn start(health: SharedHealth, thread: Pid, min_sync_period: Duration) -> io
         let mut watchdog = Watchdog { limit: LIMIT.max(min_sync_period * 2), longest: None };
         loop {
             std::thread::sleep(PERIOD);
-            let mut lag = health.lag();
-            lag.waiting = health.with(|health| health.waiting(lag));
-            match watchdog.check(lag) {
+            match watchdog.check(health.lag()) {
                 Some(Finding::Blocked(time)) => {
-                    let (time, place) = (words::time(time), ThreadWait::of(thread));
+                    let (time, place) = (words::time(time), wait_of(thread));
                     tracing::error!(
                         "the sync loop has been blocked for {time} in {place} and programs no changes; \
                          /proc/{}/task/{thread}/stack shows what it waits for",
@@ -83,33 +81,18 @@ impl Watchdog {
     }
 }
 
-/// What a thread waits for, from `/proc/PID/task/TID` (proc(5)).
-#[derive(Debug, PartialEq, Eq)]
-struct ThreadWait {
-    /// The number of the system call, or `running`.
-    call: String,
-    /// The kernel function that waits; `0` if unknown.
-    function: String,
+/// What a thread waits for.
+fn wait_of(thread: Pid) -> String {
+    let read = |name: &str| fs::read_to_string(format!("/proc/self/task/{thread}/{name}"));
+    describe_wait(&read("syscall").unwrap_or_default(), &read("wchan").unwrap_or_default())
 }
 
-impl ThreadWait {
-    fn of(thread: Pid) -> Self {
-        let read = |name: &str| fs::read_to_string(format!("/proc/self/task/{thread}/{name}"));
-        Self::parse(&read("syscall").unwrap_or_default(), &read("wchan").unwrap_or_default())
-    }
-
-    fn parse(syscall: &str, wchan: &str) -> Self {
-        let call = syscall.split_whitespace().next().unwrap_or("unknown").to_owned();
-        Self { call, function: if wchan.is_empty() { "0".to_owned() } else { wchan.trim().to_owned() } }
-    }
-}
-
-impl std::fmt::Display for ThreadWait {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.call.as_str() {
-            "running" => f.write_str("the agent's own code (state running)"),
-            call => write!(f, "system call {call} ({})", self.function),
-        }
+/// From the files of `/proc/PID/task/TID` (proc(5)). `syscall` starts with the number of the system call, or is
+/// `running`; `wchan` is the kernel function that waits, `0` if unknown.
+fn describe_wait(syscall: &str, wchan: &str) -> String {
+    match syscall.split_whitespace().next().unwrap_or("unknown") {
+        "running" => "the agent's own code (state running)".to_owned(),
+        call => format!("system call {call} ({})", if wchan.is_empty() { "0" } else { wchan.trim() }),
     }
 }
 
@@ -135,11 +118,11 @@ mod tests {
 
     #[test]
     fn the_wait_of_a_thread_is_a_system_call_and_a_kernel_function() {
-        let wait = ThreadWait::parse("47 0x5 0x7f 0x0 0x0 0x0 0x0 0x7ffd 0x45\n", "netlink_recvmsg");
-        assert_eq!(wait.to_string(), "system call 47 (netlink_recvmsg)");
-        assert_eq!(ThreadWait::parse("running\n", "0").to_string(), "the agent's own code (state running)");
-        assert_eq!(ThreadWait::parse("", "").to_string(), "system call unknown (0)");
-        let here = ThreadWait::of(nix::unistd::gettid()).to_string();
+        let wait = describe_wait("47 0x5 0x7f 0x0 0x0 0x0 0x0 0x7ffd 0x45\n", "netlink_recvmsg");
+        assert_eq!(wait, "system call 47 (netlink_recvmsg)");
+        assert_eq!(describe_wait("running\n", "0"), "the agent's own code (state running)");
+        assert_eq!(describe_wait("", ""), "system call unknown (0)");
+        let here = wait_of(nix::unistd::gettid());
         assert!(here.contains("running") || here.contains("system call"), "{here}");
     }
 }

@@ -2,12 +2,14 @@
 //! Threads that receive the kernel's notifications about addresses, devices, routes and rules.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use dummy_iface::{Change, Watch};
+use dummy_iface::Change;
 
+use crate::core::model::Family;
 use crate::core::plan::subject::Part;
 use crate::inbox::Inbox;
 use crate::kernel::host::routes::RouteWatch;
@@ -25,12 +27,20 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When addresses or routes cannot be watched, or a thread cannot be started.
 pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
-    let watch = kernel.watch_addresses().context("cannot watch addresses")?;
-    spawn("addresses", inbox, |inbox| watch_addresses(watch, inbox))?;
-    let routes = RouteWatch::open().context("cannot watch routes")?;
-    spawn("routes", inbox, |inbox| watch_routes(routes, inbox))?;
+    let mut watch = kernel.watch_addresses().context("cannot watch addresses")?;
+    follow("addresses", inbox, Some(Part::Addresses), move || watch.next(), take_address)?;
+    let mut watch = RouteWatch::open().context("cannot watch routes")?;
+    // Gateways are protected addresses. They stay known when their route is removed.
+    let mut known = BTreeSet::new();
+    let take_gateways = move |inbox: &Inbox, mut gateways: Vec<IpAddr>| {
+        gateways.retain(|gateway| known.insert(*gateway));
+        if !gateways.is_empty() {
+            inbox.gateways(gateways);
+        }
+    };
+    follow("routes", inbox, Some(Part::Node), move || watch.next_gateways(), take_gateways)?;
     match RulesWatch::open(kernel.rule_writers()) {
-        Ok(watch) => spawn("rules", inbox, |inbox| watch_rules(watch, inbox))?,
+        Ok(mut watch) => follow("rules", inbox, None, move || watch.wait(), take_rules)?,
         Err(error) => {
             let why = words::causes(&error);
             tracing::info!("the kernel does not report changes of rules ({why}): the next audit finds them");
@@ -39,89 +49,58 @@ pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn spawn(name: &str, inbox: &Arc<Inbox>, run: impl FnOnce(&Inbox) + Send + 'static) -> std::io::Result<()> {
-    let to = inbox.clone();
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&to)).map(drop)
-}
-
-/// Logs failures of a watch, at a limited rate.
-struct WatchFailures {
+/// Starts a thread that takes each notification about `what`. A failed read marks `part` as changed, and is logged at a
+/// limited rate.
+fn follow<T, E: std::error::Error + 'static>(
     what: &'static str,
-    start: Instant,
-    pace: Pace,
-}
-
-impl WatchFailures {
-    fn new(what: &'static str) -> Self {
-        Self { what, start: Instant::now(), pace: Pace::default() }
-    }
-
-    fn report(&mut self, error: &(dyn std::error::Error + 'static)) {
-        let now = self.start.elapsed();
-        let first = self.pace.happened(1, now);
-        let due = self.pace.due(now);
-        if first || due.is_some() {
-            let times = due.map_or(1, |(count, _)| count);
-            let (what, error) = (self.what, words::causes(error));
-            tracing::warn!(
-                times,
-                "cannot read a notification about {what}: {error}; reading all {what} instead"
-            );
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
-fn watch_addresses(mut watch: Watch, inbox: &Inbox) {
-    let mut failures = WatchFailures::new("addresses");
-    loop {
-        match watch.next() {
-            // Also reported when the agent itself creates the device.
-            Ok(Change::DeviceAppeared) => {}
-            // IPv6 notifications do not name the process: the loop compares them with the desired addresses.
-            Ok(Change::Added(net)) => inbox.address(net, true),
-            Ok(Change::Removed(net)) => inbox.address(net, false),
-            Ok(change) => {
-                tracing::debug!(?change, "a device changed");
-                inbox.changed(Part::Addresses);
-            }
-            Err(error) => {
-                inbox.changed(Part::Addresses);
-                failures.report(&error);
-            }
-        }
-    }
-}
-
-/// Gateways are protected addresses. They stay known when their route is removed.
-fn watch_routes(mut watch: RouteWatch, inbox: &Inbox) {
-    let mut failures = WatchFailures::new("routes");
-    let mut known = BTreeSet::new();
-    loop {
-        match watch.next_gateways() {
-            Ok(mut gateways) => {
-                gateways.retain(|gateway| known.insert(*gateway));
-                if !gateways.is_empty() {
-                    inbox.gateways(gateways);
+    inbox: &Arc<Inbox>,
+    part: Option<Part>,
+    mut next: impl FnMut() -> Result<T, E> + Send + 'static,
+    mut take: impl FnMut(&Inbox, T) + Send + 'static,
+) -> std::io::Result<()> {
+    let inbox = inbox.clone();
+    let run = move || {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        loop {
+            let error = match next() {
+                Ok(notification) => {
+                    take(&inbox, notification);
+                    continue;
                 }
+                Err(error) => words::causes(&error),
+            };
+            part.into_iter().for_each(|part| inbox.changed(part));
+            let now = start.elapsed();
+            let first = pace.happened(1, now);
+            let due = pace.due(now);
+            if first || due.is_some() {
+                let times = due.map_or(1, |(count, _)| count);
+                tracing::warn!(
+                    times,
+                    "cannot read a notification about {what}: {error}; reading all {what} instead"
+                );
             }
-            Err(error) => {
-                inbox.changed(Part::Node);
-                failures.report(&error);
-            }
+            std::thread::sleep(PAUSE);
+        }
+    };
+    std::thread::Builder::new().name(what.to_owned()).spawn(run).map(drop)
+}
+
+fn take_address(inbox: &Inbox, change: Change) {
+    match change {
+        // Also reported when the agent itself creates the device.
+        Change::DeviceAppeared => {}
+        // IPv6 notifications do not name the process: the loop compares them with the desired addresses.
+        Change::Added(net) => inbox.address(net, true),
+        Change::Removed(net) => inbox.address(net, false),
+        change => {
+            tracing::debug!(?change, "a device changed");
+            inbox.changed(Part::Addresses);
         }
     }
 }
 
-fn watch_rules(mut watch: RulesWatch, inbox: &Inbox) {
-    let mut failures = WatchFailures::new("rules");
-    loop {
-        match watch.wait() {
-            Ok(families) => {
-                families.into_iter().for_each(|family| inbox.changed(Part::Rules(family)));
-                std::thread::sleep(PAUSE);
-            }
-            Err(error) => failures.report(&error),
-        }
-    }
+fn take_rules(inbox: &Inbox, families: BTreeSet<Family>) {
+    families.into_iter().for_each(|family| inbox.changed(Part::Rules(family)));
+    std::thread::sleep(PAUSE);
 }

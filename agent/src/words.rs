@@ -62,17 +62,13 @@ pub fn io_error(error: &io::Error) -> String {
 
 /// An error with its causes, each once, without system error numbers.
 pub fn chain(error: &anyhow::Error) -> String {
-    said_once(error.chain())
+    causes(error.as_ref())
 }
 
 /// As [`chain`], of an error of a library.
 pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    said_once(anyhow::Chain::new(error))
-}
-
-fn said_once(chain: anyhow::Chain<'_>) -> String {
     let mut text = String::new();
-    for cause in chain {
+    for cause in anyhow::Chain::new(error) {
         let said = match cause.downcast_ref::<io::Error>() {
             Some(error) => io_error(error),
             None => cause.to_string(),

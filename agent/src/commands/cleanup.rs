@@ -5,7 +5,6 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use ipnet::IpNet;
 
 use crate::cli::CleanupArgs;
 use crate::config::{Config, ConfigFlags, host};
@@ -18,29 +17,27 @@ use crate::kernel::teardown::Teardown;
 /// # Errors
 /// When an object is left, or when an agent runs, which would create everything again.
 pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
-    let exclude_cidrs = exclude_cidrs(args.config.as_deref(), &ConfigFlags::default())?;
-    clean(&CleanupScope { every_mode: false, exclude_cidrs }, args.dry_run)
+    clean(false, args.config.as_deref(), &ConfigFlags::default(), args.dry_run)
 }
 
-/// Runs `--cleanup`.
+/// Removes the objects of this agent, or (`--cleanup`) those of every mode.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_every_mode(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<()> {
-    clean(&CleanupScope { every_mode: true, exclude_cidrs: exclude_cidrs(config, flags)? }, false)
-}
-
-fn exclude_cidrs(config: Option<&Path>, flags: &ConfigFlags) -> anyhow::Result<Vec<IpNet>> {
+pub fn clean(
+    every_mode: bool,
+    config: Option<&Path>,
+    flags: &ConfigFlags,
+    dry_run: bool,
+) -> anyhow::Result<()> {
     // The mode may be another one already, so the rest of the file is not validated.
-    Config::read_exclude_cidrs(config, flags)
-}
-
-fn clean(scope: &CleanupScope, dry_run: bool) -> anyhow::Result<()> {
+    let exclude_cidrs = Config::read_exclude_cidrs(config, flags)?;
+    let scope = CleanupScope { every_mode, exclude_cidrs };
     // No agent may run or start meanwhile: it would create everything again.
     let _alone = if dry_run { None } else { Some(owners::claim()?) };
     let mut teardown = Teardown::open()?;
     let (found, unreadable) = teardown.observe(&host::families());
-    let (steps, kept) = build_steps(&found, scope);
+    let (steps, kept) = build_steps(&found, &scope);
     let mut left: Vec<String> = unreadable.into_iter().chain(kept).collect();
     for step in &steps {
         let result = if dry_run { Ok(()) } else { teardown.run(step) };

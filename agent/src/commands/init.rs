@@ -17,10 +17,9 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     modules::load(&settings.scheduler);
     let mut kernel = LinuxKernel::open(settings)?;
     kernel.check_scheduler(&settings.scheduler)?;
-    let mut ops: Vec<Op> = Vec::new();
     let unmet = settings.sysctls.iter().filter(|wanted| !wanted.is_met(sysctl::read(wanted.path)));
-    ops.extend(unmet.cloned().map(Op::SetSysctl));
-    ops.push(Op::SetTimeouts(settings.timeouts));
+    let ops: Vec<Op> =
+        unmet.cloned().map(Op::SetSysctl).chain([Op::SetTimeouts(settings.timeouts)]).collect();
     let results = kernel.execute(&ops.iter().collect::<Vec<_>>());
     let failed = ops.iter().zip(results).filter_map(|(op, result)| Some((op, result.err()?)));
     let mut failures = 0;

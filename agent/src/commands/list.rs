@@ -12,13 +12,11 @@ use crate::words;
 /// When the kernel has no IPVS, or a privilege is missing.
 pub fn run(args: &ListArgs) -> anyhow::Result<()> {
     let table = IpvsTable::read()?;
-    let owners = if args.output == ListFormat::Ipvsadm {
+    let is_plain = args.output == ListFormat::Ipvsadm;
+    let owners = if is_plain { Ok(ServiceOwners::default()) } else { ServiceOwners::ask() };
+    let owners = owners.unwrap_or_else(|error| {
+        eprintln!("kube-ipvs: Services are not shown: {}", words::chain(&error));
         ServiceOwners::default()
-    } else {
-        ServiceOwners::ask().unwrap_or_else(|error| {
-            eprintln!("kube-ipvs: Services are not shown: {}", words::chain(&error));
-            ServiceOwners::default()
-        })
-    };
+    });
     super::print(&table.render(args.output, &owners))
 }

@@ -14,6 +14,7 @@ use crate::cli::{ConfigSource, RunArgs};
 use crate::config::{Config, host};
 use crate::core::model::backoff::Backoff;
 use crate::core::model::settings::Settings;
+use crate::events::throttle::Limits;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
 use crate::inspect::owners;
@@ -54,7 +55,7 @@ const SYNC_NOTICE: Duration = Duration::from_secs(10);
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let ConfigSource { config: path, flags } = &args.source;
     if args.cleanup {
-        return cleanup::run_every_mode(path.as_deref(), flags);
+        return cleanup::clean(true, path.as_deref(), flags, false);
     }
     let config = Config::read(path.as_deref(), flags)?;
     if let Some(path) = &args.write_config_to {
@@ -75,7 +76,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     set_oom_score_adj(config.oom_score_adj);
     memory::limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.spawn(report_suppressed_lines());
+    runtime.spawn(log::report_suppressed());
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
     owners::serve(inbox.clone())?;
@@ -94,7 +95,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     notice_slow_lists(store.clone())?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
-        kernel.observe_flows(metrics.flow_observer());
+        kernel.observe_flows(metrics.proxy.flow_observer());
         kernel.check_scheduler(&settings.scheduler)?;
         let woken = inbox.clone();
         kernel.wake(Arc::new(move || woken.wake()));
@@ -122,21 +123,12 @@ fn start_servers(
 ) -> anyhow::Result<Reporting> {
     let health = SharedHealth::new(Health::new(&settings.families, config.sync_period * 2));
     let hard_fail = config.bind_address_hard_fail;
+    let server = |address, setting, reason| HttpServer { address, setting, reason, hard_fail };
     if let Some(address) = config.healthz_address {
-        let server = HttpServer {
-            address,
-            setting: "healthzBindAddress",
-            reason: Reason::FailedToStartProxierHealthcheck,
-            hard_fail,
-        };
+        let server = server(address, "healthzBindAddress", Reason::FailedToStartProxierHealthcheck);
         runtime.spawn(server.run(events.clone(), serve::health_handler(health.clone(), metrics.clone())));
     }
-    let server = HttpServer {
-        address: config.metrics_address,
-        setting: "metricsBindAddress",
-        reason: Reason::FailedToStartMetricServer,
-        hard_fail,
-    };
+    let server = server(config.metrics_address, "metricsBindAddress", Reason::FailedToStartMetricServer);
     let configz = serde_json::json!({"kubeproxy.config.k8s.io": config.values.document()}).to_string();
     runtime.spawn(server.run(events.clone(), serve::metrics_handler(metrics.clone(), configz, verbosity)));
     let (health_checks, wanted) = watch::channel(HealthChecks::default());
@@ -204,7 +196,7 @@ fn source(
     let api = runtime.block_on(access.client(Arc::new(metrics.clone()), Timing::default().answer))?;
     let to = metrics.clone();
     runtime.spawn(rest::follow_version(api.client.clone(), move |version| to.set_kubernetes(version)));
-    let events = EventSink::to_api(api.client.clone(), node, runtime.handle());
+    let events = EventSink::to_api(api.client.clone(), node, runtime.handle(), Limits::default());
     let source = ApiSource::new(api, node, runtime.handle().clone());
     Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
 }
@@ -220,19 +212,12 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
             Err(error) => {
                 let why = words::chain(&error);
                 let now = start.elapsed();
-                match pace.failed(&why, now) {
-                    Some(0) => {
-                        tracing::error!(
-                            "{why}; Services are not served on this node; retried until it works"
-                        );
-                    }
-                    Some(count) => {
-                        tracing::error!(
-                            "{why}; still failing after {}, {count} more tries",
-                            words::time(now)
-                        );
-                    }
-                    None => {}
+                if let Some(count) = pace.failed(&why, now) {
+                    let state = match count {
+                        0 => "Services are not served on this node; retried until it works".to_owned(),
+                        _ => format!("still failing after {}, {count} more tries", words::time(now)),
+                    };
+                    tracing::error!("{why}; {state}");
                 }
                 let message = format!("Services are not served on this node: {why}");
                 events.send([EventRequest { about: About::Node, reason: Reason::KernelNotUsable, message }]);
@@ -248,8 +233,8 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
 }
 
 /// Warns once about first lists that take long.
-fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
-    std::thread::Builder::new().name("notice".to_owned()).spawn(move || {
+fn notice_slow_lists(store: Arc<Store>) -> std::io::Result<()> {
+    let run = move || {
         std::thread::sleep(SYNC_NOTICE);
         if !store.is_synced() {
             let kinds: Vec<String> = store.waiting_for().iter().map(ToString::to_string).collect();
@@ -258,16 +243,8 @@ fn notice_slow_lists(store: Arc<Store>) -> anyhow::Result<()> {
                 kinds.join(", ")
             );
         }
-    })?;
-    Ok(())
-}
-
-/// Reports suppressed log lines once a second.
-async fn report_suppressed_lines() {
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        log::report_suppressed();
-    }
+    };
+    std::thread::Builder::new().name("notice".to_owned()).spawn(run).map(drop)
 }
 
 fn stop_on_signal(runtime: &tokio::runtime::Runtime, inbox: Arc<Inbox>) -> anyhow::Result<()> {

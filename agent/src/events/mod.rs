@@ -43,12 +43,7 @@ impl EventSink {
     }
 
     /// A sink that logs requests and creates the Events, in a task of `runtime`, as the agent of `node`.
-    pub fn to_api(client: kube::Client, node: &str, runtime: &tokio::runtime::Handle) -> Self {
-        Self::with_limits(client, node, runtime, Limits::default())
-    }
-
-    /// As [`EventSink::to_api`], with other limits.
-    pub fn with_limits(
+    pub fn to_api(
         client: kube::Client,
         node: &str,
         runtime: &tokio::runtime::Handle,
@@ -69,17 +64,20 @@ impl EventSink {
     /// Queues requests. Repeats of a recent request are ignored; new requests are dropped when too many are waiting.
     pub fn send(&self, requests: impl IntoIterator<Item = EventRequest>) {
         for request in requests {
-            match self.admit(&request) {
-                Admission::Repeat => {}
-                Admission::Full => self.drop_one(),
-                Admission::New => match &self.0.queue {
-                    None => request.log(),
-                    Some(queue) => {
-                        if queue.try_send(request).is_err() {
-                            self.drop_one();
-                        }
-                    }
-                },
+            let admission = lock(&self.0.recent).admit(&request, self.0.start.elapsed());
+            let is_dropped = match (admission, &self.0.queue) {
+                (Admission::Repeat, _) => false,
+                (Admission::Full, _) => true,
+                (Admission::New, Some(queue)) => queue.try_send(request).is_err(),
+                (Admission::New, None) => {
+                    request.log();
+                    false
+                }
+            };
+            if is_dropped && self.0.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::warn!(
+                    "too many different problems of Services: some get no Event; first fix those that have an Event"
+                );
             }
         }
     }
@@ -87,19 +85,6 @@ impl EventSink {
     /// The number of dropped requests.
     pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
-    }
-
-    fn admit(&self, request: &EventRequest) -> Admission {
-        let now = self.0.start.elapsed();
-        lock(&self.0.recent).admit(request, now)
-    }
-
-    fn drop_one(&self) {
-        if self.0.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::warn!(
-                "too many different problems of Services: some get no Event; first fix those that have an Event"
-            );
-        }
     }
 }
 

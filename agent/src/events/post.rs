@@ -8,6 +8,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -50,8 +52,8 @@ pub async fn run(client: Client, node: String, limits: Limits, mut waiting: mpsc
     };
     while let Some(request) = waiting.recv().await {
         request.log();
-        if let Err(error) = poster.publish(&request).await {
-            poster.report(&request, &error);
+        if let Err(failure) = poster.publish(&request).await {
+            poster.report(&request, &failure);
         }
     }
 }
@@ -63,55 +65,23 @@ struct Published {
     last: Duration,
 }
 
-enum EventCall<'a> {
-    Create(&'a Event),
-    /// Sets the count of the Event with this name.
-    Count(&'a str, i32),
+/// A failed API request without an answer: its code is 0.
+fn no_answer(message: String) -> Box<Status> {
+    Box::new(Status { message, ..Status::default() })
 }
 
-impl EventCall<'_> {
-    async fn send(&self, api: &Api<Event>) -> Result<Event, kube::Error> {
-        match self {
-            EventCall::Create(event) => api.create(&PostParams::default(), event).await,
-            EventCall::Count(name, count) => {
-                let last = MicroTime(Timestamp::now());
-                let series = json!({"series": {"count": count, "lastObservedTime": last}});
-                api.patch(name, &PatchParams::default(), &Patch::Merge(&series)).await
-            }
+fn remedy(failure: &Status) -> &'static str {
+    let mut causes = failure.details.iter().flat_map(|details| &details.causes);
+    match failure.code {
+        403 if causes.any(|cause| cause.reason == NAMESPACE_TERMINATING) => {
+            "its namespace is being deleted, no action is needed"
         }
-    }
-}
-
-/// A failed API request.
-struct PostError {
-    /// The HTTP status; 0 without an answer.
-    code: u16,
-    /// The namespace is being removed.
-    terminating: bool,
-    message: String,
-}
-
-impl PostError {
-    fn of_status(status: &Status) -> Self {
-        let causes = status.details.as_ref().map_or(&[][..], |details| &details.causes);
-        let terminating = causes.iter().any(|cause| cause.reason == NAMESPACE_TERMINATING);
-        Self { code: status.code, terminating, message: status.message.clone() }
-    }
-
-    fn no_answer(message: String) -> Self {
-        Self { code: 0, terminating: false, message }
-    }
-
-    fn remedy(&self) -> &'static str {
-        match self.code {
-            403 if self.terminating => "its namespace is being deleted, no action is needed",
-            403 => {
-                "the agent's ClusterRole needs create and patch on events in the API group events.k8s.io; \
-                 until then the messages are only in this log"
-            }
-            404 => "its namespace was deleted",
-            _ => "the message is in this log",
+        403 => {
+            "the agent's ClusterRole needs create and patch on events in the API group events.k8s.io; \
+             until then the messages are only in this log"
         }
+        404 => "its namespace was deleted",
+        _ => "the message is in this log",
     }
 }
 
@@ -127,57 +97,58 @@ struct Poster {
 }
 
 impl Poster {
-    async fn publish(&mut self, request: &EventRequest) -> Result<(), PostError> {
+    async fn publish(&mut self, request: &EventRequest) -> Result<(), Box<Status>> {
         let now = self.start.elapsed();
         self.published.retain(|_, published| now < published.last.saturating_add(EVENT_LIFE));
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace(&request.about));
         if let Some(Published { name, count, .. }) = self.published.remove(request) {
             let count = count.saturating_add(1);
-            match self.send_with_retries(&api, &EventCall::Count(&name, count)).await {
+            let patch = || {
+                let last = MicroTime(Timestamp::now());
+                let series = Patch::Merge(json!({"series": {"count": count, "lastObservedTime": last}}));
+                let (api, name) = (&api, &name);
+                async move { api.patch(name, &PatchParams::default(), &series).await }.boxed()
+            };
+            match self.send(patch).await {
                 Ok(()) => return self.remember(request, name, count),
                 // The Event was deleted.
-                Err(PostError { code: 404, .. }) => {}
-                Err(error) => return Err(error),
+                Err(failure) if failure.code == 404 => {}
+                failed => return failed,
             }
         }
         let event = new_event(request, &self.node, self.regarding(&request.about).await);
-        match self.send_with_retries(&api, &EventCall::Create(&event)).await {
+        match self.send(|| async { api.create(&PostParams::default(), &event).await }.boxed()).await {
             // The Event exists: an earlier try succeeded, but its answer was lost.
-            Ok(()) | Err(PostError { code: 409, .. }) => {
-                self.remember(request, event.metadata.name.unwrap_or_default(), 1)
-            }
-            Err(error) => Err(error),
+            Err(failure) if failure.code != 409 => Err(failure),
+            _ => self.remember(request, event.metadata.name.unwrap_or_default(), 1),
         }
     }
 
-    fn remember(&mut self, request: &EventRequest, name: String, count: i32) -> Result<(), PostError> {
+    fn remember(&mut self, request: &EventRequest, name: String, count: i32) -> Result<(), Box<Status>> {
         self.published.insert(request.clone(), Published { name, count, last: self.start.elapsed() });
         Ok(())
     }
 
     /// Sends an API request in its turn, and retries errors that may be temporary.
-    async fn send_with_retries(
+    async fn send<'a>(
         &mut self,
-        api: &Api<Event>,
-        request: &EventCall<'_>,
-    ) -> Result<(), PostError> {
+        call: impl Fn() -> BoxFuture<'a, kube::Result<Event>>,
+    ) -> Result<(), Box<Status>> {
         let mut pauses = Backoff::new(self.limits.retry, Duration::MAX);
-        for _ in 1..TRIES {
-            match self.send(api, request).await {
-                Err(PostError { code: 0 | 429 | 500.., .. }) => tokio::time::sleep(pauses.next_pause()).await,
-                done => return done,
+        let mut tries = 0;
+        loop {
+            tokio::time::sleep(self.pacer.turn(self.start.elapsed())).await;
+            let failure = match tokio::time::timeout(REQUEST_LIMIT, call()).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(kube::Error::Api(status))) => status,
+                Ok(Err(error)) => no_answer(words::causes(&error)),
+                Err(_) => no_answer(format!("no answer within {}", words::time(REQUEST_LIMIT))),
+            };
+            tries += 1;
+            if tries == TRIES || !matches!(failure.code, 0 | 429 | 500..) {
+                return Err(failure);
             }
-        }
-        self.send(api, request).await
-    }
-
-    async fn send(&mut self, api: &Api<Event>, request: &EventCall<'_>) -> Result<(), PostError> {
-        tokio::time::sleep(self.pacer.turn(self.start.elapsed())).await;
-        match tokio::time::timeout(REQUEST_LIMIT, request.send(api)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(kube::Error::Api(status))) => Err(PostError::of_status(&status)),
-            Ok(Err(error)) => Err(PostError::no_answer(words::chain(&error.into()))),
-            Err(_) => Err(PostError::no_answer(format!("no answer within {}", words::time(REQUEST_LIMIT)))),
+            tokio::time::sleep(pauses.next_pause()).await;
         }
     }
 
@@ -210,10 +181,10 @@ impl Poster {
     }
 
     /// Warns once per status.
-    fn report(&mut self, request: &EventRequest, error: &PostError) {
-        let (about, message) = (&request.about, &error.message);
-        if self.reported.insert(error.code) {
-            tracing::warn!("no Event about {about}: {message}; {}", error.remedy());
+    fn report(&mut self, request: &EventRequest, failure: &Status) {
+        let (about, message) = (&request.about, &failure.message);
+        if self.reported.insert(failure.code) {
+            tracing::warn!("no Event about {about}: {message}; {}", remedy(failure));
         } else {
             tracing::debug!("no Event about {about}: {message}");
         }
@@ -255,8 +226,7 @@ fn shorten(text: &str, bytes: usize) -> String {
         return text.to_owned();
     }
     let dots = "...";
-    let end = (0..=bytes.saturating_sub(dots.len())).rev().find(|at| text.is_char_boundary(*at));
-    format!("{}{dots}", &text[..end.unwrap_or(0)])
+    format!("{}{dots}", &text[..text.floor_char_boundary(bytes.saturating_sub(dots.len()))])
 }
 
 #[cfg(test)]
@@ -290,11 +260,11 @@ mod tests {
     fn the_remedy_depends_on_the_cause() {
         let forbidden = |details| {
             let status = json!({"code": 403, "message": "forbidden", "details": details});
-            PostError::of_status(&serde_json::from_value(status).unwrap())
+            remedy(&serde_json::from_value(status).unwrap())
         };
-        assert!(forbidden(json!({})).remedy().contains("create and patch on events"));
+        assert!(forbidden(json!({})).contains("create and patch on events"));
         let causes = json!({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace",
                                         "message": "namespace d is being terminated"}]});
-        assert!(forbidden(causes).remedy().contains("being deleted"));
+        assert!(forbidden(causes).contains("being deleted"));
     }
 }

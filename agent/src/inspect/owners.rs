@@ -3,7 +3,6 @@
 //! to the network namespace: a client reaches the agent of its own node, and no file remains.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
@@ -14,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, UnixCredentials, connect, getsockopt, socket, sockopt,
+};
 
 use crate::inbox::Inbox;
 use crate::words;
@@ -34,28 +35,17 @@ fn address() -> std::io::Result<SocketAddr> {
 }
 
 /// The process at the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder {
-    user: u32,
-    process: i32,
+fn peer(stream: &UnixStream) -> std::io::Result<UnixCredentials> {
+    Ok(getsockopt(stream, sockopt::PeerCredentials)?)
 }
 
-impl Holder {
-    fn of(stream: &UnixStream) -> std::io::Result<Self> {
-        let peer = getsockopt(stream, sockopt::PeerCredentials)?;
-        Ok(Self { user: peer.uid(), process: peer.pid() })
-    }
-
-    /// Agents run as root; in tests as the user of the test.
-    fn may_be_agent(self) -> bool {
-        self.user == 0 || self.user == nix::unistd::geteuid().as_raw()
-    }
+/// Agents run as root; in tests as the user of the test.
+fn may_be_agent(peer: &UnixCredentials) -> bool {
+    peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw()
 }
 
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} of user {}", self.process, self.user)
-    }
+fn describe(peer: &UnixCredentials) -> String {
+    format!("process {} of user {}", peer.pid(), peer.uid())
 }
 
 /// The socket that only one agent per network namespace has.
@@ -64,7 +54,7 @@ pub enum Claim {
     /// Bound until dropped.
     Ours(UnixListener),
     /// A process that is no agent has the socket, which any user may bind. The process, if it answers.
-    Taken(Option<Holder>),
+    Taken(Option<UnixCredentials>),
 }
 
 /// Binds the socket of the one agent that may run in this network namespace.
@@ -76,9 +66,10 @@ pub fn claim() -> anyhow::Result<Claim> {
     match UnixListener::bind_addr(&address) {
         Ok(listener) => Ok(Claim::Ours(listener)),
         Err(error) if error.kind() == ErrorKind::AddrInUse => match holder() {
-            Some(holder) if holder.may_be_agent() => anyhow::bail!(
-                "another kube-ipvs runs in this network namespace ({holder} has the socket @kube-ipvs/owners): \
-                 stop it first"
+            Some(holder) if may_be_agent(&holder) => anyhow::bail!(
+                "another kube-ipvs runs in this network namespace ({} has the socket @kube-ipvs/owners): \
+                 stop it first",
+                describe(&holder)
             ),
             holder => Ok(Claim::Taken(holder)),
         },
@@ -87,14 +78,14 @@ pub fn claim() -> anyhow::Result<Claim> {
 }
 
 /// The process that listens at the socket. `None` if it accepts no connection, which an agent does at once.
-fn holder() -> Option<Holder> {
+fn holder() -> Option<UnixCredentials> {
     let address = UnixAddr::new_abstract(NAME).ok()?;
     for _ in 0..TRIES {
         // A blocking connect could wait for ever for a full queue.
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
         match connect(socket.as_raw_fd(), &address) {
-            Ok(()) => return Holder::of(&UnixStream::from(socket)).ok(),
+            Ok(()) => return peer(&UnixStream::from(socket)).ok(),
             Err(Errno::EAGAIN) => std::thread::sleep(RETRY / 100),
             Err(_) => return None,
         }
@@ -110,7 +101,7 @@ fn holder() -> Option<Holder> {
 pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
     let mut claimed = claim()?;
     if let Claim::Taken(holder) = &claimed {
-        let holder = holder.map_or_else(|| "a process that does not answer".to_owned(), |h| h.to_string());
+        let holder = holder.as_ref().map_or_else(|| "a process that does not answer".to_owned(), describe);
         tracing::warn!(
             "{holder} has the socket @kube-ipvs/owners and is no kube-ipvs: until that process is stopped, \
              `kube-ipvs list` shows no Services, and a second agent on this node is not detected"
@@ -122,19 +113,16 @@ pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
                 return answer(&listener, &inbox);
             }
             std::thread::sleep(RETRY);
-            claimed = match claim() {
-                Ok(Claim::Ours(listener)) => {
-                    tracing::info!(
-                        "the socket @kube-ipvs/owners is free again: `kube-ipvs list` shows Services"
-                    );
-                    Claim::Ours(listener)
-                }
-                Ok(taken) => taken,
+            match claim() {
+                Ok(claim) => claimed = claim,
                 Err(error) => {
                     tracing::error!("{}", words::chain(&error));
                     return inbox.stop();
                 }
-            };
+            }
+            if matches!(claimed, Claim::Ours(_)) {
+                tracing::info!("the socket @kube-ipvs/owners is free again: `kube-ipvs list` shows Services");
+            }
         }
     })?;
     Ok(())
@@ -144,7 +132,7 @@ fn answer(listener: &UnixListener, inbox: &Inbox) {
     let mut last: Option<(Instant, String)> = None;
     for mut stream in listener.incoming().flatten() {
         // Only the operators of this node may read the names of Services.
-        if !Holder::of(&stream).is_ok_and(Holder::may_be_agent) {
+        if !peer(&stream).is_ok_and(|peer| may_be_agent(&peer)) {
             continue;
         }
         if last.as_ref().is_none_or(|(at, _)| at.elapsed() >= AGE) {
@@ -172,8 +160,12 @@ impl ServiceOwners {
     pub fn ask() -> anyhow::Result<Self> {
         let stream = address().and_then(|address| UnixStream::connect_addr(&address));
         let mut stream = stream.context("no kube-ipvs agent runs in this network namespace")?;
-        let holder = Holder::of(&stream)?;
-        ensure!(holder.may_be_agent(), "{holder} has the socket @kube-ipvs/owners and is no kube-ipvs");
+        let holder = peer(&stream)?;
+        ensure!(
+            may_be_agent(&holder),
+            "{} has the socket @kube-ipvs/owners and is no kube-ipvs",
+            describe(&holder)
+        );
         stream.set_read_timeout(Some(TIMEOUT))?;
         let mut text = String::new();
         stream.read_to_string(&mut text).context("the agent did not answer")?;

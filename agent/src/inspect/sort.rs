@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::net::IpAddr;
 
-use ipvs_netlink::{Destination, Family, Protocol, Service, ServiceId};
+use ipvs_netlink::{Destination, Family, Service, ServiceId};
 
 /// Sorts services as ipvsadm does.
 pub fn sort_services(services: &mut Vec<Service>) {
@@ -19,14 +19,10 @@ pub fn sort_destinations(destinations: &mut Vec<Destination>) {
     merge_sort(destinations, &|a, b| compare_addrs(&a.addr, &b.addr).then_with(|| a.port.cmp(&b.port)));
 }
 
-fn protocol_number(protocol: Protocol) -> u16 {
-    u8::from(protocol).into()
-}
-
 fn compare_services(a: &ServiceId, b: &ServiceId) -> Ordering {
     let key = |id: &ServiceId| match id {
         ServiceId::Fwmark { mark, .. } => (*mark, 0),
-        ServiceId::Address { protocol, .. } => (0, protocol_number(*protocol)),
+        ServiceId::Address { protocol, .. } => (0, u8::from(*protocol)),
         _ => (0, 0),
     };
     let family = |id: &ServiceId| matches!(id.family(), Family::Inet6);
@@ -50,11 +46,9 @@ fn compare_addrs(a: &IpAddr, b: &IpAddr) -> Ordering {
     match (a, b) {
         (IpAddr::V4(a), IpAddr::V4(b)) => signed(a.to_bits(), b.to_bits()),
         (IpAddr::V6(a), IpAddr::V6(b)) => {
-            let words = |ip: &std::net::Ipv6Addr| {
-                (0..4).rev().map(|i| (ip.to_bits() >> (32 * i)) as u32).collect::<Vec<_>>()
-            };
-            let pairs = words(a).into_iter().zip(words(b));
-            pairs.map(|(a, b)| signed(a, b)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
+            let word = |ip: &std::net::Ipv6Addr, i| (ip.to_bits() >> (32 * i)) as u32;
+            let words = (0..4).rev().map(|i| signed(word(a, i), word(b, i)));
+            words.fold(Ordering::Equal, Ordering::then)
         }
         (a, b) => a.cmp(b),
     }

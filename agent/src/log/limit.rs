@@ -73,16 +73,19 @@ pub fn suppressed() -> u64 {
     lock(&WINDOW.1).total
 }
 
-/// Logs how many lines were suppressed, if any. Call it once a second.
-pub fn report_suppressed() {
-    let suppressed = lock(&WINDOW.1).take_suppressed();
-    if let Some(count) = suppressed {
-        tracing::warn!(
-            target: TARGET,
-            suppressed = count,
-            "{count} more log lines were suppressed: the limit is {PER_SECOND} lines a second, some of them kept for \
-             errors"
-        );
+/// Logs once a second how many lines were suppressed, if any.
+pub async fn report_suppressed() {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let suppressed = lock(&WINDOW.1).take_suppressed();
+        if let Some(count) = suppressed {
+            tracing::warn!(
+                target: TARGET,
+                suppressed = count,
+                "{count} more log lines were suppressed: the limit is {PER_SECOND} lines a second, some of them kept \
+                 for errors"
+            );
+        }
     }
 }
 

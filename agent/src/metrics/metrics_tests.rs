@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use crate::core::model::PerFamily;
-use crate::core::plan::outcome::{ObserveError, OpError, Outcome};
+use crate::core::model::trigger::Trigger;
+use crate::core::model::{Family, ObjectName, PerFamily};
+use crate::core::plan::outcome::{Cause, ObserveError, OpError, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::core::model::settings::Settings;
 use crate::core::model::{EndpointSlice, Protocol, RsKey, Service, ServicePort, SlicePort, VsKey};
-use crate::core::plan::op::RulesOp;
-use crate::core::plan::subject::{Part, Subject};
+use crate::core::plan::op::{OpKind, RulesOp};
+use crate::core::plan::subject::{Part, Subject, SubjectKind};
 use crate::core::service::fragment::build_fragment;
 use crate::core::service::node_facts::NodeFacts;
 use crate::inbox::Inbox;
@@ -94,7 +95,7 @@ fn busy() -> Metrics {
     let metrics = Metrics::new().unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     metrics.watch(&store, &EventSink::log_only());
-    metrics.set_families(&Family::ALL);
+    metrics.proxy.set_families(&Family::ALL);
     metrics.set_kubernetes(&Info { git_version: "v1.36.2".to_owned(), ..Info::default() });
     metrics.request_done("10.0.0.1:6443", &Method::GET, Some(StatusCode::OK), Duration::ZERO);
     let mut desired = Desired::default();
@@ -105,12 +106,12 @@ fn busy() -> Metrics {
         put(&mut desired, &Service { name: ObjectName::new("d", "young"), created: 9, ..old }, &[]);
     let mut observed = Observed::default();
     observed.sets.entry(crate::core::model::sets::SetId::all(Family::V4).next().unwrap()).or_default();
-    metrics.audited(&observed);
+    metrics.objects.count_servers(&observed);
     changes.everything = true;
     metrics.changed(&desired, &changes, 0);
     metrics.applied(&Plan::default(), &Report::default(), &desired, &observed);
     metrics.pass(&Pass { synced: Family::ALL.into(), ..Pass::default() }, Due::Audit, Duration::ZERO);
-    metrics.set_unprogrammed(&[((SubjectKind::RealServer, Cause::InvalidArgument), 1)].into());
+    metrics.work.set_unprogrammed(&[((SubjectKind::RealServer, Cause::InvalidArgument), 1)].into());
     metrics.watch_state(Kind::Service, WatchState::Listing);
     let reader: ReadCounters = Box::new(|| Ok(vec![(VS, ServerCounters::default())]));
     metrics.serve_traffic(10, reader).unwrap();
@@ -162,7 +163,7 @@ fn the_documentation_names_every_family_and_no_other() {
 #[test]
 fn a_pass_counts_for_every_family_and_only_a_good_one_is_the_last() {
     let metrics = Metrics::new().unwrap();
-    metrics.set_families(&Family::ALL);
+    metrics.proxy.set_families(&Family::ALL);
     let bad = pass(vec![rules(Family::V6)], vec![failed()]);
     let bad = Pass { synced: vec![Family::V4], incomplete: true, ..bad };
     metrics.pass(&bad, Due::Changes, Duration::from_millis(3));
@@ -178,7 +179,7 @@ fn a_pass_counts_for_every_family_and_only_a_good_one_is_the_last() {
     assert!(last.value(&format!("{name}last_timestamp_seconds{{ip_family=\"IPv4\"}}")) > 1e9);
     assert_eq!(value(&metrics, &format!("{name}iptables_restore_failures{rest}\"IPv6\"}}")), 1.0);
     assert_eq!(value(&metrics, &format!("{name}iptables_restore_failures{rest}\"IPv4\"}}")), 0.0);
-    metrics.set_families(&[Family::V4]);
+    metrics.proxy.set_families(&[Family::V4]);
     let shown = metrics.render().unwrap();
     let shown: Vec<&str> = shown.lines().filter(|line| line.starts_with("kubeproxy_")).collect();
     let of = |family: &str| shown.iter().filter(|line| line.contains(family)).count();
@@ -214,7 +215,7 @@ fn operations_are_counted_by_kind_and_result() {
     assert_eq!(value(&metrics, "kube_ipvs_last_audit_timestamp_seconds"), 0.0, "nothing was read");
     metrics.pass(&Pass::default(), Due::Audit, Duration::ZERO);
     assert!(value(&metrics, "kube_ipvs_last_audit_timestamp_seconds") > 1e9);
-    metrics.repaired(OpKind::Bind);
+    metrics.work.repaired(OpKind::Bind);
     assert_eq!(value(&metrics, "kube_ipvs_drift_repaired_total{kind=\"bind\"}"), 1.0);
 }
 
@@ -227,7 +228,7 @@ fn the_oldest_change_ages_until_every_family_is_in_sync() {
     assert_eq!(age(), 0.0);
     store.update(|u| u.put(Object::Service(service("a", 1))));
     assert!(age() > 0.0);
-    metrics.working_on(store.waiting_since());
+    metrics.work.working_on(store.waiting_since());
     store.take_dirty();
     assert!(age() > 0.0, "it is not in the kernel yet");
     let failing = pass(vec![rules(Family::V4)], vec![failed()]);
@@ -243,7 +244,7 @@ fn changes_are_counted_as_kube_proxy_counts_them() {
     let metrics = Metrics::new().unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     metrics.watch(&store, &EventSink::log_only());
-    metrics.set_families(&Family::ALL);
+    metrics.proxy.set_families(&Family::ALL);
     store.update(|u| {
         (1..=16).for_each(|n| u.put(Object::Service(service(&format!("s{n}"), n))));
         u.put(Object::EndpointSlice(slice("s1", vec![])));
@@ -271,7 +272,7 @@ fn changes_are_counted_as_kube_proxy_counts_them() {
 #[test]
 fn services_without_a_local_endpoint_are_counted_by_policy() {
     let (metrics, mut desired) = (Metrics::new().unwrap(), Desired::default());
-    metrics.set_families(&[Family::V4]);
+    metrics.proxy.set_families(&[Family::V4]);
     let mut count = |internal, external, endpoints: Vec<_>| {
         let mut svc = service("a", 1);
         (svc.internal_local, svc.external_local) = (internal, external);
@@ -303,13 +304,13 @@ fn servers_are_counted_at_an_audit_and_followed_from_there() {
     let spec = crate::core::model::VsSpec { scheduler: "rr".into(), flags: 0, timeout: 0 };
     let target = |n: u8| RsKey { addr: [10, 244, 1, n].into(), port: 80 };
     let mut observed = Observed::default();
-    metrics.audited(&observed);
+    metrics.objects.count_servers(&observed);
     assert_eq!(sizes(), [0.0, 0.0]);
     let mut run = |op: Op| {
-        metrics.done(&op, &observed);
+        metrics.objects.done(&op, &observed);
         observed.record(&op);
         let followed = sizes();
-        metrics.audited(&observed);
+        metrics.objects.count_servers(&observed);
         assert_eq!(followed, sizes(), "{op}");
         followed
     };
@@ -344,8 +345,8 @@ fn the_state_of_a_watch_is_one_of_three() {
 #[test]
 fn health_answers_are_counted_by_code() {
     let metrics = Metrics::new().unwrap();
-    metrics.answered_healthz(503);
-    metrics.answered_livez(200);
+    metrics.proxy.healthz.with_label_values(&["503"]).inc();
+    metrics.proxy.livez.with_label_values(&["200"]).inc();
     for (sample, count) in [
         ("healthz_total{code=\"200\"}", 0.0),
         ("healthz_total{code=\"503\"}", 1.0),

@@ -15,9 +15,9 @@ pub mod rest;
 mod services;
 mod work;
 
-use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use hyper::{Method, StatusCode};
 use k8s_openapi::apimachinery::pkg::version::Info;
@@ -27,23 +27,19 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
-use crate::core::model::trigger::Trigger;
-use crate::core::model::{Family, ObjectName};
-use crate::core::plan::op::{Op, OpKind, Plan};
-use crate::core::plan::outcome::{Cause, OpError, Report};
+use crate::core::plan::op::{Op, Plan};
+use crate::core::plan::outcome::{OpError, Report};
 use crate::core::plan::pass::{Due, Pass};
-use crate::core::plan::subject::SubjectKind;
 use crate::core::service::desired::Desired;
 use crate::events::EventSink;
 use crate::kernel::ipvs::traffic::ReadCounters;
-use crate::kernel::linux::FlowObserver;
 use crate::lock::lock;
 use crate::source::monitor::{Monitor, WatchState};
 use crate::store::{Kind, Store};
 use input::InputMetrics;
 use objects::ObjectMetrics;
 use process::ProcessMetrics;
-use programming::ProgrammingMetrics;
+use programming::Programming;
 use proxy::ProxyMetrics;
 use register::declare;
 use rest::RequestMetrics;
@@ -57,17 +53,25 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<AllMetrics>);
 
+impl Deref for Metrics {
+    type Target = AllMetrics;
+
+    fn deref(&self) -> &AllMetrics {
+        &self.0
+    }
+}
+
 #[derive(Debug)]
-struct AllMetrics {
+pub struct AllMetrics {
     registry: Registry,
     versions: VersionMetrics,
-    proxy: ProxyMetrics,
-    work: SyncMetrics,
-    objects: ObjectMetrics,
+    pub proxy: ProxyMetrics,
+    pub work: SyncMetrics,
+    pub objects: ObjectMetrics,
     input: InputMetrics,
     rest: RequestMetrics,
     process: ProcessMetrics,
-    programming: Mutex<ProgrammingMetrics>,
+    pub programming: Programming,
     /// Read at every scrape.
     sources: OnceLock<(Arc<Store>, EventSink)>,
     services: OnceLock<ServiceTraffic>,
@@ -93,15 +97,16 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
+        let proxy = ProxyMetrics::register(&registry)?;
         let inner = AllMetrics {
             versions: VersionMetrics::register(&registry)?,
-            proxy: ProxyMetrics::register(&registry)?,
+            programming: Programming::new(proxy.programming.clone()),
+            proxy,
             work: SyncMetrics::register(&registry)?,
             objects: ObjectMetrics::register(&registry)?,
             input: InputMetrics::register(&registry)?,
             rest: RequestMetrics::register(&registry)?,
             process: ProcessMetrics::register(&registry)?,
-            programming: Mutex::new(ProgrammingMetrics::register(&registry)?),
             sources: OnceLock::new(),
             services: OnceLock::new(),
             scrape: Mutex::default(),
@@ -116,7 +121,7 @@ impl Metrics {
     /// Includes what the store counts, and the number of dropped Events.
     pub fn watch(&self, store: &Arc<Store>, events: &EventSink) {
         // There is one of each in a process.
-        let _ = self.0.sources.set((store.clone(), events.clone()));
+        let _ = self.sources.set((store.clone(), events.clone()));
     }
 
     /// Includes the traffic of Services, at most `limit` of them by name. The first reading is the base, so call this
@@ -125,20 +130,15 @@ impl Metrics {
     /// # Errors
     /// When the thread cannot be started.
     pub fn serve_traffic(&self, limit: usize, reader: ReadCounters) -> anyhow::Result<()> {
-        let services = ServiceTraffic::start(&self.0.registry, limit, services::MIN_PAUSE, reader)?;
-        let _ = self.0.services.set(services);
+        let services = ServiceTraffic::start(&self.registry, limit, services::MIN_PAUSE, reader)?;
+        let _ = self.services.set(services);
         Ok(())
-    }
-
-    /// Counts the stale flows that the kernel deletes.
-    pub fn flow_observer(&self) -> FlowObserver {
-        self.0.proxy.flow_observer()
     }
 
     /// Sets the version of the API server. The agent reports that version as its own Kubernetes version: alerts
     /// that compare the versions of components would fire at the agent's.
     pub fn set_kubernetes(&self, info: &Info) {
-        let kubernetes = &self.0.versions.kubernetes;
+        let kubernetes = &self.versions.kubernetes;
         kubernetes.reset();
         let labels = [
             &info.major,
@@ -154,76 +154,31 @@ impl Metrics {
         kubernetes.with_label_values(&labels).set(1);
     }
 
-    pub fn answered_healthz(&self, code: u16) {
-        self.0.proxy.answered_healthz(code);
-    }
-
-    pub fn answered_livez(&self, code: u16) {
-        self.0.proxy.answered_livez(code);
-    }
-
-    /// Sets the families that are programmed.
-    pub fn set_families(&self, families: &[Family]) {
-        if self.0.proxy.set_families(families) {
-            lock(&self.0.programming).set_families(families);
-        }
-    }
-
-    /// Changes received since then are about to be programmed.
-    pub fn working_on(&self, since: Option<Instant>) {
-        self.0.work.working_on(since);
-    }
-
-    /// The Service is about to be programmed because of these triggers.
-    pub fn triggered(&self, service: &ObjectName, triggers: Vec<Trigger>) {
-        lock(&self.0.programming).add(service, triggers);
-    }
-
-    /// An op repaired a change of another program.
-    pub fn repaired(&self, kind: OpKind) {
-        self.0.work.repaired(kind);
-    }
-
-    /// The kernel acknowledged an op; `observed` is the mirror before it.
-    pub fn done(&self, op: &Op, observed: &Observed) {
-        self.0.objects.done(op, observed);
-    }
-
     /// An op that a program executed has ended.
     pub fn ended(&self, op: &Op, result: &Result<(), OpError>) {
-        self.0.work.ended(op, result.is_ok());
+        self.work.ended(op, result.is_ok());
         if let (Op::WriteRules(rules), Err(_)) = (op, result) {
-            self.0.proxy.restore_failed(rules.family);
+            self.proxy.restore_failed(rules.family);
         }
-    }
-
-    /// Sets the number of objects that cannot be programmed, by kind and cause.
-    pub fn set_unprogrammed(&self, counts: &BTreeMap<(SubjectKind, Cause), usize>) {
-        self.0.work.set_unprogrammed(counts);
-    }
-
-    /// The kernel was read completely.
-    pub fn audited(&self, observed: &Observed) {
-        self.0.objects.count_servers(observed);
     }
 
     /// A plan was executed; `desired` and `observed` are the state after it.
     pub fn applied(&self, plan: &Plan, report: &Report, desired: &Desired, observed: &Observed) {
-        lock(&self.0.programming).applied(plan, report, desired, SystemTime::now());
-        self.0.objects.set_sizes(desired, observed);
-        self.0.proxy.set_no_local(desired);
+        self.programming.applied(plan, report, desired, SystemTime::now());
+        self.objects.set_sizes(desired, observed);
+        self.proxy.set_no_local(desired);
     }
 
     /// The desired state changed.
     pub fn changed(&self, desired: &Desired, changes: &Changes, drains: usize) {
         if !changes.contested.is_empty() {
-            self.0.objects.set_conflicts(desired);
+            self.objects.set_conflicts(desired);
         }
         if !changes.noticed.is_empty() || changes.everything {
-            self.0.objects.set_unbound(desired);
+            self.objects.set_unbound(desired);
         }
-        self.0.objects.set_drains(drains);
-        if let Some(services) = self.0.services.get() {
+        self.objects.drains.set(drains as i64);
+        if let Some(services) = self.services.get() {
             let owner = |vs| desired.virtual_server(vs).map(|wanted| wanted.service.clone());
             services.own(changes.virtual_servers.iter().map(|vs| (*vs, owner(vs))));
         }
@@ -232,8 +187,8 @@ impl Metrics {
     /// A sync ended.
     pub fn pass(&self, pass: &Pass, due: Due, took: Duration) {
         let now = SystemTime::now();
-        self.0.proxy.pass(pass, took, now);
-        self.0.work.pass(pass, due, now);
+        self.proxy.pass(pass, took, now);
+        self.work.pass(pass, due, now);
     }
 
     /// All metrics in Prometheus' text format. May block on a reading of the kernel's traffic counters.
@@ -249,27 +204,26 @@ impl Metrics {
     }
 
     fn gather(&self) -> prometheus::Result<String> {
-        let inner = &*self.0;
-        let _one = lock(&inner.scrape);
-        inner.services.get().into_iter().for_each(ServiceTraffic::refresh);
-        if let Some((store, events)) = inner.sources.get() {
+        let _one = lock(&self.scrape);
+        self.services.get().into_iter().for_each(ServiceTraffic::refresh);
+        if let Some((store, events)) = self.sources.get() {
             let tally = store.tally();
-            inner.proxy.set_tally(&tally);
-            inner.input.refresh(&tally, &store.waiting_for(), events.dropped());
-            inner.work.refresh(&tally);
+            self.proxy.set_tally(&tally);
+            self.input.refresh(&tally, &store.waiting_for(), events.dropped());
+            self.work.refresh(&tally);
         }
-        inner.process.refresh();
-        TextEncoder::new().encode_to_string(&inner.registry.gather())
+        self.process.refresh();
+        TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
 
 impl Monitor for Metrics {
     fn request_done(&self, host: &str, method: &Method, code: Option<StatusCode>, time: Duration) {
-        self.0.rest.count(host, method, code, time);
+        self.rest.count(host, method, code, time);
     }
 
     fn watch_state(&self, kind: Kind, state: WatchState) {
-        self.0.input.set_watch_state(kind, state);
+        self.input.set_watch_state(kind, state);
     }
 }
 

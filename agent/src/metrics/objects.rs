@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube_ipvs_*`: the desired objects, and the objects in the kernel.
 
-use crate::core::model::PerFamily;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -10,6 +9,7 @@ use prometheus::{IntGauge, IntGaugeVec};
 use super::register::declare;
 use crate::core::mirror::Observed;
 use crate::core::model::sets::SetId;
+use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::Op;
 use crate::core::service::desired::Desired;
 use crate::core::service::node_facts::Binding;
@@ -20,14 +20,14 @@ use crate::lock::lock;
 const MAX_CONFLICTS: usize = 100;
 
 declare! {
-    pub(super) struct ObjectMetrics {
+    pub struct ObjectMetrics {
         contested: IntGauge = "kube_ipvs_contested_virtual_servers"
             => "Virtual servers that more than one Service claims; the oldest Service gets the virtual server.";
         conflicts: IntGaugeVec = "kube_ipvs_address_conflict" ["namespace", "service", "virtual_server", "winner"]
             => "1 for a Service that is not served at an address and port because an older Service claims them.";
         unbound: IntGaugeVec = "kube_ipvs_unbound_vips" ["reason"]
             => "External and load-balancer IPs of Services that are not bound to kube-ipvs0, by reason.";
-        drains: IntGauge = "kube_ipvs_draining_real_servers"
+        pub drains: IntGauge = "kube_ipvs_draining_real_servers"
             => "Real servers that get no new connections and are removed when their connections have ended.";
         services: IntGauge = "kube_ipvs_services" => "Services that this node serves.";
         virtual_servers: PerFamily<IntGauge> = "kube_ipvs_virtual_servers" ["ip_family"]
@@ -61,34 +61,24 @@ impl ObjectMetrics {
 
     /// Sets the number of unbound VIPs by reason.
     pub fn set_unbound(&self, desired: &Desired) {
-        let protections = Protection::ALL.iter().copied().map(Binding::Protected);
-        for binding in protections.chain([Binding::Special]) {
-            let reason = match binding {
-                Binding::Protected(protection) => protection.name(),
-                _ => "NotUsable",
-            };
+        let protected = Protection::ALL.iter().map(|one| (Binding::Protected(*one), one.name()));
+        for (binding, reason) in protected.chain([(Binding::Special, "NotUsable")]) {
             let count = desired.unbound().get(&binding).copied().unwrap_or_default();
             self.unbound.with_label_values(&[reason]).set(i64::from(count));
         }
     }
 
-    pub fn set_drains(&self, count: usize) {
-        self.drains.set(count as i64);
-    }
-
     /// Counts all servers, after an audit.
     pub fn count_servers(&self, observed: &Observed) {
-        let (mut virtual_servers, mut real_servers) =
-            (PerFamily::<i64>::default(), PerFamily::<i64>::default());
+        let mut counts = PerFamily::<[usize; 2]>::default();
         for (vs, server) in &observed.virtual_servers {
-            virtual_servers[vs.family()] += 1;
-            real_servers[vs.family()] += server.real_servers.len() as i64;
+            let [virtual_servers, real_servers] = &mut counts[vs.family()];
+            *virtual_servers += 1;
+            *real_servers += server.real_servers.len();
         }
-        for (gauge, count) in self.virtual_servers.iter().zip(virtual_servers) {
-            gauge.set(count);
-        }
-        for (gauge, count) in self.real_servers.iter().zip(real_servers) {
-            gauge.set(count);
+        for family in Family::ALL {
+            self.virtual_servers[family].set(counts[family][0] as i64);
+            self.real_servers[family].set(counts[family][1] as i64);
         }
     }
 

@@ -3,71 +3,55 @@
 
 use crate::core::plan::outcome::{Outcome, Report};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use prometheus::HistogramVec;
 
-use super::register::{declare, label};
+use super::register::label;
 use crate::core::model::trigger::{MAX_TRIGGERS, Trigger};
 use crate::core::model::{Family, ObjectName};
 use crate::core::plan::op::{Op, Plan};
 use crate::core::service::desired::Desired;
+use crate::lock::lock;
 
-declare! {
-    pub(super) struct ProgrammingMetrics {
-        duration: HistogramVec = "kubeproxy_network_programming_duration_seconds" ["ip_family"], buckets()
-            => "Time from the change of a pod or Service until this node has programmed the change.";
-    }
-    with {
-        /// Causes of changes that are not in the kernel yet.
-        waiting: HashMap<ObjectName, Vec<Trigger>> = HashMap::new();
-    }
+/// Causes of changes that are not in the kernel yet.
+#[derive(Debug)]
+pub struct Programming {
+    duration: HistogramVec,
+    waiting: Mutex<HashMap<ObjectName, Vec<Trigger>>>,
 }
 
-/// kube-proxy's buckets: 0.25, 0.5, every second to 60, every 5 s to 120, every 30 s to 300.
-fn buckets() -> Vec<f64> {
-    let steps = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
-    [0.25, 0.5].into_iter().chain(steps.map(f64::from)).collect()
-}
-
-impl ProgrammingMetrics {
-    /// Shows exactly these families, from zero.
-    pub fn set_families(&self, families: &[Family]) {
-        for family in Family::ALL {
-            let of = &[label(family)];
-            if families.contains(&family) {
-                self.duration.with_label_values(of);
-            } else {
-                // An error means that the family was not shown.
-                let _ = self.duration.remove_label_values(of);
-            }
-        }
+impl Programming {
+    pub(super) fn new(duration: HistogramVec) -> Self {
+        Self { duration, waiting: Mutex::default() }
     }
 
     /// The Service is about to be programmed because of these triggers.
-    pub fn add(&mut self, service: &ObjectName, triggers: Vec<Trigger>) {
+    pub fn add(&self, service: &ObjectName, triggers: Vec<Trigger>) {
         if triggers.is_empty() {
             return;
         }
-        let waiting = self.waiting.entry(service.clone()).or_default();
+        let mut all = lock(&self.waiting);
+        let waiting = all.entry(service.clone()).or_default();
         waiting.extend(triggers);
         waiting.truncate(MAX_TRIGGERS);
     }
 
     /// A plan was executed: measures the triggers that are in the kernel now. Triggers of failed ops keep waiting.
-    pub fn applied(&mut self, plan: &Plan, report: &Report, desired: &Desired, now: SystemTime) {
-        if self.waiting.is_empty() {
+    pub(super) fn applied(&self, plan: &Plan, report: &Report, desired: &Desired, now: SystemTime) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.is_empty() {
             return;
         }
         let failed = Failed::of(plan, report, desired);
-        let duration = &self.duration;
-        self.waiting.retain(|service, triggers| {
+        waiting.retain(|service, triggers| {
             triggers.retain(|trigger| {
                 let waits = failed.affects(service, trigger.family);
                 if !waits {
                     // The clock of the other machine may be ahead of ours.
                     let took = now.duration_since(trigger.at).unwrap_or_default();
-                    duration.with_label_values(&[label(trigger.family)]).observe(took.as_secs_f64());
+                    self.duration.with_label_values(&[label(trigger.family)]).observe(took.as_secs_f64());
                 }
                 waits
             });
@@ -118,6 +102,7 @@ mod tests {
     use crate::core::model::PerFamily;
     use prometheus::Registry;
 
+    use super::super::proxy::ProxyMetrics;
     use super::*;
     use crate::core::model::changes::Changes;
     use crate::core::model::settings::Settings;
@@ -150,13 +135,17 @@ mod tests {
         desired
     }
 
+    fn programming() -> Programming {
+        Programming::new(ProxyMetrics::register(&Registry::new()).unwrap().programming)
+    }
+
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
     #[test]
     fn a_failed_change_is_measured_when_it_succeeds() {
-        let (mut programming, desired) = (ProgrammingMetrics::register(&Registry::new()).unwrap(), desired());
+        let (programming, desired) = (programming(), desired());
         for name in ["web", "dns"] {
             programming.add(&ObjectName::new("d", name), vec![Trigger { family: Family::V4, at: at(100) }]);
         }
@@ -175,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_missing_device_affects_all_services() {
-        let (mut programming, desired) = (ProgrammingMetrics::register(&Registry::new()).unwrap(), desired());
+        let (programming, desired) = (programming(), desired());
         let family = Family::V4;
         programming.add(&ObjectName::new("d", "dns"), vec![Trigger { family, at: at(100) }; 40]);
         let plan = Plan { ops: vec![Op::CreateDevice], priority: 0 };

@@ -16,8 +16,6 @@ use crate::kernel::linux::FlowObserver;
 use crate::lock::lock;
 use crate::store::Tally;
 
-/// The codes of a health answer.
-const CODES: [&str; 2] = ["200", "503"];
 const POLICIES: [&str; 2] = ["internal", "external"];
 
 /// A millisecond and its doubles up to 16 seconds.
@@ -25,8 +23,14 @@ fn sync_buckets() -> Vec<f64> {
     (0..15).map(|power| 0.001 * f64::from(1 << power)).collect()
 }
 
+/// 0.25, 0.5, every second to 60, every 5 s to 120, every 30 s to 300.
+fn programming_buckets() -> Vec<f64> {
+    let steps = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    [0.25, 0.5].into_iter().chain(steps.map(f64::from)).collect()
+}
+
 declare! {
-    pub(super) struct ProxyMetrics {
+    pub struct ProxyMetrics {
         sync: HistogramVec = "kubeproxy_sync_proxy_rules_duration_seconds" ["ip_family"], sync_buckets()
             => "Duration of a sync, successful or not.";
         synced: GaugeVec = "kubeproxy_sync_proxy_rules_last_timestamp_seconds" ["ip_family"]
@@ -41,8 +45,8 @@ declare! {
             => "Services with a change that no sync has taken yet.";
         services: IntCounter = "kubeproxy_sync_proxy_rules_service_changes_total"
             => "Changes of Services that were received; as in kube-proxy each counts once per IP family.";
-        healthz: IntCounterVec = "kubeproxy_proxy_healthz_total" ["code"] => "Answers of /healthz.";
-        livez: IntCounterVec = "kubeproxy_proxy_livez_total" ["code"] => "Answers of /livez.";
+        pub healthz: IntCounterVec = "kubeproxy_proxy_healthz_total" ["code"] => "Answers of /healthz.";
+        pub livez: IntCounterVec = "kubeproxy_proxy_livez_total" ["code"] => "Answers of /livez.";
         no_local: IntGaugeVec = "kubeproxy_sync_proxy_rules_no_local_endpoints_total" ["ip_family", "traffic_policy"]
             => "Services with a Local traffic policy that have endpoints, but none on this node.";
         restore_failures: IntCounterVec = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total" ["ip_family"]
@@ -51,6 +55,8 @@ declare! {
             => "Duration of finding and deleting stale UDP flows.";
         flows_deleted: IntCounterVec = "kubeproxy_conntrack_reconciler_deleted_entries_total" ["ip_family"]
             => "Stale UDP flows that were deleted.";
+        pub programming: HistogramVec = "kubeproxy_network_programming_duration_seconds" ["ip_family"], programming_buckets()
+            => "Time from the change of a pod or Service until this node has programmed the change.";
     }
     with {
         families: Mutex<Vec<Family>> = Mutex::default();
@@ -60,21 +66,21 @@ declare! {
 impl ProxyMetrics {
     /// Shows the counters of health answers from zero.
     pub fn show_health(&self) {
-        for code in CODES {
+        for code in ["200", "503"] {
             self.healthz.with_label_values(&[code]);
             self.livez.with_label_values(&[code]);
         }
     }
 
-    /// Shows exactly these families, each from zero: a rate needs a first value. True if they are new.
-    pub fn set_families(&self, families: &[Family]) -> bool {
+    /// Sets the families that are programmed. Shows exactly these, each from zero: a rate needs a first value.
+    pub fn set_families(&self, families: &[Family]) {
         let mut shown = lock(&self.families);
         if *shown == families {
-            return false;
+            return;
         }
         for family in Family::ALL {
             let of = &[label(family)];
-            let histograms = [&self.sync, &self.flow_duration];
+            let histograms = [&self.sync, &self.flow_duration, &self.programming];
             let counters = [&self.restore_failures, &self.flows_deleted];
             if families.contains(&family) {
                 histograms.iter().for_each(|histogram| _ = histogram.with_label_values(of));
@@ -88,7 +94,6 @@ impl ProxyMetrics {
             POLICIES.iter().for_each(|policy| _ = self.no_local.remove_label_values(&[of[0], *policy]));
         }
         *shown = families.to_vec();
-        true
     }
 
     pub fn pass(&self, pass: &Pass, took: Duration, now: SystemTime) {
@@ -116,14 +121,6 @@ impl ProxyMetrics {
                 self.no_local.with_label_values(&[label(*family), policy]).set(i64::from(count));
             }
         }
-    }
-
-    pub fn answered_healthz(&self, code: u16) {
-        self.healthz.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
-    }
-
-    pub fn answered_livez(&self, code: u16) {
-        self.livez.with_label_values(&[CODES[usize::from(code != 200)]]).inc();
     }
 
     /// Updates what the store counts.

@@ -46,18 +46,19 @@ impl Metric for PerFamily<IntGauge> {
 }
 
 /// Declares a struct of metrics and its function `register`. A metric is
-/// `field: Kind = "name" ["label", …], buckets => "help";` labels and buckets are optional. `with` adds other fields.
+/// `pub field: Kind = "name" ["label", …], buckets => "help";` `pub`, labels and buckets are optional. `with` adds other
+/// fields.
 macro_rules! declare {
     ($(#[$meta:meta])* $visibility:vis struct $struct:ident {
         $(
-            $(#[$field_meta:meta])* $field:ident: $kind:ty = $name:literal $([$($label:literal),*])?
+            $(#[$field_meta:meta])* $field_visibility:vis $field:ident: $kind:ty = $name:literal $([$($label:literal),*])?
             $(, $buckets:expr)? => $help:literal;
         )*
     } $(with { $($(#[$state_meta:meta])* $state:ident: $state_type:ty = $init:expr;)* })?) => {
         $(#[$meta])*
         #[derive(Debug)]
         $visibility struct $struct {
-            $($(#[$field_meta])* $field: $kind,)*
+            $($(#[$field_meta])* $field_visibility $field: $kind,)*
             $($($(#[$state_meta])* $state: $state_type,)*)?
         }
 

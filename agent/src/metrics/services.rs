@@ -59,25 +59,26 @@ fn increments(now: &ServerCounters, before: &ServerCounters) -> [u64; 5] {
 type Series = [IntCounter; 5];
 
 impl TrafficMetrics {
-    fn series(&self, namespace: &str, service: &str) -> Series {
-        let with = |vec: &IntCounterVec, direction| vec.with_label_values(&[namespace, service, direction]);
+    /// The metrics of a Service with their labels, in the order of [`in_order`].
+    fn of<'a>(&self, namespace: &'a str, service: &'a str) -> [(&IntCounterVec, Vec<&'a str>); 5] {
+        let with = |direction| vec![namespace, service, direction];
         [
-            self.connections.with_label_values(&[namespace, service]),
-            with(&self.packets, "in"),
-            with(&self.packets, "out"),
-            with(&self.bytes, "in"),
-            with(&self.bytes, "out"),
+            (&self.connections, vec![namespace, service]),
+            (&self.packets, with("in")),
+            (&self.packets, with("out")),
+            (&self.bytes, with("in")),
+            (&self.bytes, with("out")),
         ]
     }
 
+    fn series(&self, namespace: &str, service: &str) -> Series {
+        self.of(namespace, service).map(|(counters, labels)| counters.with_label_values(&labels))
+    }
+
     fn remove(&self, name: &ObjectName) {
-        let (namespace, service) = (&*name.namespace, &*name.name);
         // All exist: `series` creates them together.
-        let _ = self.connections.remove_label_values(&[namespace, service]);
-        for direction in ["in", "out"] {
-            let _ = self.packets.remove_label_values(&[namespace, service, direction]);
-            let _ = self.bytes.remove_label_values(&[namespace, service, direction]);
-        }
+        let all = self.of(&name.namespace, &name.name);
+        all.iter().for_each(|(counters, labels)| _ = counters.remove_label_values(labels));
     }
 }
 

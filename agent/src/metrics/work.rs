@@ -18,10 +18,10 @@ use crate::store::Tally;
 const RESULTS: [&str; 3] = ["done", "failed", "blocked"];
 
 declare! {
-    pub(super) struct SyncMetrics {
-        operations: OperationCounters = "kube_ipvs_operations_total" ["kind", "result"]
+    pub struct SyncMetrics {
+        operations: Vec<[IntCounter; RESULTS.len()]> = "kube_ipvs_operations_total" ["kind", "result"]
             => "Operations on the kernel by kind and result; blocked: an operation that this one depends on failed.";
-        drift: DriftCounters = "kube_ipvs_drift_repaired_total" ["kind"]
+        drift: Vec<IntCounter> = "kube_ipvs_drift_repaired_total" ["kind"]
             => "Changes by other programs that were repaired, by the operation that repaired them.";
         passes: IntCounterVec = "kube_ipvs_passes_total" ["reason", "result"]
             => "Syncs by reason and result; unreadable: the kernel could not be read, so nothing was changed.";
@@ -43,26 +43,20 @@ declare! {
 }
 
 /// By [`OpKind`] and result, looked up once: ops are many.
-#[derive(Debug)]
-struct OperationCounters(Vec<[IntCounter; RESULTS.len()]>);
-
-impl Metric for OperationCounters {
+impl Metric for Vec<[IntCounter; RESULTS.len()]> {
     fn register(registry: &Registry, opts: Opts, labels: &[&str], buckets: Vec<f64>) -> Result<Self> {
         let all = IntCounterVec::register(registry, opts, labels, buckets)?;
         let by_result =
             |kind: &OpKind| RESULTS.map(|result| all.with_label_values(&[<&str>::from(kind), result]));
-        Ok(Self(OpKind::ALL.iter().map(by_result).collect()))
+        Ok(OpKind::ALL.iter().map(by_result).collect())
     }
 }
 
 /// By [`OpKind`].
-#[derive(Debug)]
-struct DriftCounters(Vec<IntCounter>);
-
-impl Metric for DriftCounters {
+impl Metric for Vec<IntCounter> {
     fn register(registry: &Registry, opts: Opts, labels: &[&str], buckets: Vec<f64>) -> Result<Self> {
         let all = IntCounterVec::register(registry, opts, labels, buckets)?;
-        Ok(Self(OpKind::ALL.iter().map(|kind| all.with_label_values(&[<&str>::from(kind)])).collect()))
+        Ok(OpKind::ALL.iter().map(|kind| all.with_label_values(&[<&str>::from(kind)])).collect())
     }
 }
 
@@ -77,7 +71,7 @@ struct Times {
 
 impl SyncMetrics {
     pub fn repaired(&self, kind: OpKind) {
-        self.drift.0[kind as usize].inc();
+        self.drift[kind as usize].inc();
     }
 
     /// Changes received since then are about to be programmed.
@@ -95,21 +89,14 @@ impl SyncMetrics {
                 // Counted when the op runs, or ends.
                 Outcome::Waiting | Outcome::Started => continue,
             };
-            self.operations.0[op.kind() as usize][result].inc();
+            self.operations[op.kind() as usize][result].inc();
         }
-        let reason = match due {
-            Due::Changes => "changes",
-            Due::Retry => "retry",
-            Due::Recheck => "recheck",
-            Due::Drains => "drains",
-            Due::Audit => "audit",
-        };
         let result = match pass {
             pass if pass.is_clean() => "complete",
             Pass { unreadable: Some(_), .. } => "unreadable",
             _ => "incomplete",
         };
-        self.passes.with_label_values(&[reason, result]).inc();
+        self.passes.with_label_values(&[due.into(), result]).inc();
         let mut times = lock(&self.times);
         if due == Due::Audit && pass.unreadable.is_none() {
             self.audited.set(seconds(now));
@@ -123,7 +110,7 @@ impl SyncMetrics {
 
     /// An op that a program executed has ended.
     pub fn ended(&self, op: &Op, done: bool) {
-        self.operations.0[op.kind() as usize][usize::from(!done)].inc();
+        self.operations[op.kind() as usize][usize::from(!done)].inc();
     }
 
     pub fn set_unprogrammed(&self, counts: &BTreeMap<(SubjectKind, Cause), usize>) {

@@ -135,8 +135,8 @@ impl<K: Kernel> Reconciler<K> {
             self.takeover.review(observed, self.settings.shares_node);
         }
         if let Some(observed) = self.mirror.observed() {
-            self.reporting.metrics.set_families(&self.settings.families);
-            self.reporting.metrics.audited(observed);
+            self.reporting.metrics.proxy.set_families(&self.settings.families);
+            self.reporting.metrics.objects.count_servers(observed);
         }
         self.pass(Due::Audit, scope, now)
     }

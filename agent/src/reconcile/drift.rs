@@ -33,7 +33,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             match outcome {
                 Outcome::Done => {
-                    self.reporting.metrics.repaired(op.kind());
+                    self.reporting.metrics.work.repaired(op.kind());
                     drift.push(i);
                 }
                 Outcome::Started => _ = self.repairing.insert(subject),

@@ -159,7 +159,7 @@ impl<K: Kernel> Reconciler<K> {
                     observed.record(&op);
                 }
                 if repairs {
-                    self.reporting.metrics.repaired(op.kind());
+                    self.reporting.metrics.work.repaired(op.kind());
                     self.reporter.repaired(&[&op], now);
                 }
             }

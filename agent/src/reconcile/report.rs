@@ -371,9 +371,9 @@ impl<K: Kernel> Reconciler<K> {
         };
         self.reporting.events.send(services.iter().take(EVENTS).filter_map(event));
         self.report_shared_failures();
-        self.reporting.metrics.set_unprogrammed(&self.retries.counts());
+        self.reporting.metrics.work.set_unprogrammed(&self.retries.counts());
         let (lines, count) = describe_unprogrammed(&self.retries, now);
-        self.reporting.health.with(|health| health.set_unprogrammed(lines, count));
+        self.reporting.health.with(|health| health.unprogrammed = (lines, count));
     }
 
     /// Reports the end of the start.

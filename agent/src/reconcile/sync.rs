@@ -112,7 +112,7 @@ impl<K: Kernel> Reconciler<K> {
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             match outcome {
                 Outcome::Done => {
-                    self.reporting.metrics.done(op, observed);
+                    self.reporting.metrics.objects.done(op, observed);
                     observed.record(op);
                     self.drains.record(op, now);
                     // An address with a shorter prefix is removed: the wanted one can be bound now.

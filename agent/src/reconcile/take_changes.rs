@@ -63,14 +63,14 @@ impl<K: Kernel> Reconciler<K> {
 
     fn take_changed(&self) -> Vec<Dirty> {
         let since = self.store.waiting_since();
-        self.reporting.metrics.working_on(since);
+        self.reporting.metrics.work.working_on(since);
         if since.is_some() {
             // A change that arrived during the reading of the kernel is not counted yet.
             self.reporting.health.with(|health| health.changed(SystemTime::now()));
         }
         let mut dirty = self.store.take_dirty();
         for dirty in &mut dirty {
-            self.reporting.metrics.triggered(&dirty.name, std::mem::take(&mut dirty.triggers));
+            self.reporting.metrics.programming.add(&dirty.name, std::mem::take(&mut dirty.triggers));
         }
         dirty
     }
@@ -108,7 +108,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         // As in kube-proxy, the last version of a deleted Node stays in force.
         let eligible = node.as_ref().is_some_and(|n| !n.leaving);
-        self.reporting.health.with(|health| health.set_eligible(eligible));
+        self.reporting.health.with(|health| health.eligible = eligible);
         let Some(observed) = self.mirror.observed() else { return false };
         let peers = self.store.peers();
         if !self.protected.knows(observed, &peers) {

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
 
 use crate::lock::lock;
@@ -22,14 +22,9 @@ pub struct Connections {
     per_client: usize,
 }
 
-/// The client of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Client {
-    /// This node, for example kubelet. Not counted in the total.
-    Node,
-    /// An IPv4 address, or the /64 of an IPv6 address: one host may own a whole /64.
-    Other(IpAddr),
-}
+/// The client of a connection: an IPv4 address, or the /64 of an IPv6 address, because one host may own a whole /64.
+/// `None`: this node, for example kubelet, which is not counted in the total.
+type Client = Option<IpAddr>;
 
 #[derive(Debug, Default)]
 struct Open {
@@ -53,8 +48,10 @@ struct Connection {
 /// The slot of one connection, released on drop.
 #[derive(Debug)]
 pub struct Slot {
-    usage: Usage,
-    revoked: oneshot::Receiver<()>,
+    /// For the writer of the connection.
+    pub usage: Usage,
+    /// Ends when another connection takes the slot.
+    pub revoked: oneshot::Receiver<()>,
 }
 
 /// Reports whether a connection is idle.
@@ -72,7 +69,7 @@ impl Connections {
 
     /// A slot for a connection. With too many connections, another one loses its slot.
     pub fn take(&self, peer: IpAddr, local: IpAddr) -> Slot {
-        let client = Client::new(peer, local);
+        let client = client_of(peer, local);
         let mut open = lock(&self.open);
         if let Some(victim) = open.victim(client, self.all, self.per_client) {
             open.connections.remove(&victim);
@@ -85,13 +82,11 @@ impl Connections {
     }
 }
 
-impl Client {
-    fn new(peer: IpAddr, local: IpAddr) -> Self {
-        match peer {
-            _ if peer.is_loopback() || peer == local => Client::Node,
-            IpAddr::V6(ip) => Client::Other(Ipv6Addr::from(u128::from(ip) >> 64 << 64).into()),
-            v4 => Client::Other(v4),
-        }
+fn client_of(peer: IpAddr, local: IpAddr) -> Client {
+    match peer {
+        _ if peer.is_loopback() || peer == local => None,
+        IpAddr::V6(ip) => Some(Ipv6Addr::from(u128::from(ip) >> 64 << 64).into()),
+        v4 => Some(v4),
     }
 }
 
@@ -109,9 +104,9 @@ impl Open {
             *counts.entry(connection.client).or_default() += 1;
         }
         let has_most = counts.get(&client).is_some_and(|count| *count >= per_client);
-        counts.remove(&Client::Node);
+        counts.remove(&None);
         let most = counts.values().copied().max().unwrap_or(0);
-        let too_many = client != Client::Node && counts.values().sum::<usize>() >= all;
+        let too_many = client.is_some() && counts.values().sum::<usize>() >= all;
         let may_close = |connection: &Connection| {
             if has_most {
                 connection.client == client
@@ -124,18 +119,6 @@ impl Open {
     }
 }
 
-impl Slot {
-    /// For the stream of the connection.
-    pub fn usage(&self) -> Usage {
-        self.usage.clone()
-    }
-
-    /// Returns when another connection took the slot.
-    pub async fn lost(&mut self) {
-        let _ = (&mut self.revoked).await;
-    }
-}
-
 impl Drop for Slot {
     fn drop(&mut self) {
         lock(&self.usage.open).connections.remove(&self.usage.number);
@@ -143,12 +126,8 @@ impl Drop for Slot {
 }
 
 impl Usage {
-    /// A complete request was read and is being answered.
-    pub fn answers(&self) {
-        self.set(true);
-    }
-
-    fn set(&self, is_answering: bool) {
+    /// True when a complete request was read and is being answered.
+    pub fn set_answering(&self, is_answering: bool) {
         let mut open = lock(&self.open);
         let now = open.tick();
         if let Some(connection) = open.connections.get_mut(&self.number)
@@ -159,32 +138,15 @@ impl Usage {
     }
 }
 
-/// A stream that reports its connection as idle when everything written is sent.
-pub struct TrackedStream<S> {
-    stream: S,
-    usage: Usage,
+/// A writer that reports its connection as idle when everything written is sent.
+pub struct TrackedWriter<W> {
+    pub writer: W,
+    pub usage: Usage,
 }
 
-impl<S> TrackedStream<S> {
-    /// Reports to `usage`.
-    pub fn new(stream: S, usage: Usage) -> Self {
-        Self { stream, usage }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
+impl<W: AsyncWrite + Unpin> AsyncWrite for TrackedWriter<W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        Pin::new(&mut self.writer).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -192,24 +154,24 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+        Pin::new(&mut self.writer).poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.writer.is_write_vectored()
     }
 
     /// hyper flushes when an answer is complete.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        let flushed = Pin::new(&mut self.writer).poll_flush(cx);
         if flushed.is_ready() {
-            self.usage.set(false);
+            self.usage.set_answering(false);
         }
         flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.writer).poll_shutdown(cx)
     }
 }
 
@@ -232,9 +194,9 @@ mod tests {
         let connections = Connections::new(8, 3);
         let mut slots = ["fd00::1", "fd00::2", "fd00::3"].map(|ip| take(&connections, ip));
         let mut other = take(&connections, "10.0.0.9");
-        slots[0].usage().answers();
-        slots[1].usage().answers();
-        slots[1].usage().set(false);
+        slots[0].usage.set_answering(true);
+        slots[1].usage.set_answering(true);
+        slots[1].usage.set_answering(false);
         // The first is being answered, the second was just now.
         let mut fourth = take(&connections, "fd00::4");
         assert_eq!(slots.each_mut().map(has_lost), [false, false, true]);
@@ -243,7 +205,7 @@ mod tests {
         assert!(![&mut fourth, &mut fifth, &mut other].into_iter().any(has_lost), "one host is one /64");
         // None is idle: the one that takes the longest.
         for slot in [&fourth, &fifth] {
-            slot.usage().answers();
+            slot.usage.set_answering(true);
         }
         let _sixth = take(&connections, "fd00::6");
         assert!(has_lost(&mut slots[0]) && !has_lost(&mut fourth));

@@ -34,25 +34,26 @@ struct FamilyHealth {
 const SHORTEST_SILENCE: Duration = Duration::from_secs(30);
 
 /// The health of the agent and its node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Health {
     families: Vec<(Family, FamilyHealth)>,
     /// The age of an unprogrammed change that makes its family unhealthy.
     limit: Duration,
-    /// The Node object exists and the node is not being removed.
-    eligible: bool,
+    /// Whether load balancers may send new traffic to this node: its Node object exists and is not being removed.
+    pub eligible: bool,
     /// The first sync has ended.
     tried: bool,
     /// Families whose device, ipsets and rules are in place.
     guarded: Vec<Family>,
-    /// Lines about unprogrammed objects, and the number of all of them.
-    unprogrammed: (Vec<String>, usize),
+    /// Lines about the first few unprogrammed objects, and the number of all.
+    pub unprogrammed: (Vec<String>, usize),
 }
 
 /// The delay of the sync loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopLag {
-    /// The age of the oldest change that the loop has not taken.
+    /// The age of the oldest change that the loop has not taken. Zero before the first sync: the loop may have to wait,
+    /// for example for the Node's pod CIDRs.
     pub waiting: Duration,
     /// The time since the last iteration.
     pub silent: Duration,
@@ -101,7 +102,8 @@ impl SharedHealth {
     /// The current delay of the loop.
     pub fn lag(&self) -> LoopLag {
         let beat = Duration::from_millis(self.0.beat.load(Ordering::Relaxed));
-        let waiting = self.0.store.get().and_then(|store| store.waiting_for_loop());
+        let store = self.0.store.get().filter(|_| self.with(|health| health.tried));
+        let waiting = store.and_then(|store| store.waiting_for_loop());
         LoopLag { waiting: waiting.unwrap_or_default(), silent: self.0.start.elapsed().saturating_sub(beat) }
     }
 
@@ -125,8 +127,7 @@ impl Health {
     /// The health before the first sync. `limit` is twice the sync period.
     pub fn new(families: &[Family], limit: Duration) -> Self {
         let families = families.iter().map(|family| (*family, FamilyHealth::default())).collect();
-        let unprogrammed = (Vec::new(), 0);
-        Self { families, limit, eligible: false, tried: false, guarded: Vec::new(), unprogrammed }
+        Self { families, limit, ..Self::default() }
     }
 
     /// A sync has tried everything. `families`: those that this node can have; `guarded`: those of them whose device,
@@ -157,22 +158,6 @@ impl Health {
         }
     }
 
-    /// Whether load balancers may send new traffic to this node.
-    pub fn set_eligible(&mut self, eligible: bool) {
-        self.eligible = eligible;
-    }
-
-    /// Sets the unprogrammed objects: lines about the first few, and the number of all.
-    pub fn set_unprogrammed(&mut self, lines: Vec<String>, count: usize) {
-        self.unprogrammed = (lines, count);
-    }
-
-    /// The age of the oldest change that the loop could take. Before the first sync this is zero: the loop may have to
-    /// wait, for example for the Node's pod CIDRs.
-    pub fn waiting(&self, lag: LoopLag) -> Duration {
-        if self.tried { lag.waiting } else { Duration::ZERO }
-    }
-
     /// Whether `/readyz` answers 200.
     pub fn is_ready(&self) -> bool {
         self.tried && self.families.iter().all(|(family, _)| self.guarded.contains(family))
@@ -184,14 +169,10 @@ impl Health {
             if ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: {why}\n") }
         };
         let mut text = check(self.tried, "first-sync", "the first sync has not ended yet");
+        let why =
+            if self.tried { "its device, ipsets or iptables rules are not in place" } else { "not yet" };
         for (family, _) in &self.families {
-            let why = "its device, ipsets or iptables rules are not in place";
-            let in_place = self.guarded.contains(family);
-            text.push_str(&check(
-                in_place,
-                &format!("guard-{family}"),
-                if self.tried { why } else { "not yet" },
-            ));
+            text.push_str(&check(self.guarded.contains(family), &format!("guard-{family}"), why));
         }
         let (lines, count) = &self.unprogrammed;
         if *count > 0 {
@@ -205,37 +186,34 @@ impl Health {
     }
 
     fn is_stuck(&self, lag: LoopLag) -> bool {
-        self.waiting(lag) >= self.limit || lag.silent >= self.limit.max(SHORTEST_SILENCE)
-    }
-
-    fn family_healthy(&self, health: &FamilyHealth, now: SystemTime, lag: LoopLag) -> bool {
-        let waited = |since| now.duration_since(since).unwrap_or_default();
-        !self.is_stuck(lag) && health.pending.is_none_or(|since| waited(since) < self.limit)
+        lag.waiting >= self.limit || lag.silent >= self.limit.max(SHORTEST_SILENCE)
     }
 
     /// Whether the oldest unprogrammed change of the family is young enough.
     pub fn is_family_healthy(&self, family: Family, now: SystemTime, lag: LoopLag) -> bool {
+        let waited = |since| now.duration_since(since).unwrap_or_default();
         let mut of_family = self.families.iter().filter(|(f, _)| *f == family);
-        of_family.all(|(_, health)| self.family_healthy(health, now, lag))
+        of_family.all(|(_, health)| {
+            !self.is_stuck(lag) && health.pending.is_none_or(|since| waited(since) < self.limit)
+        })
     }
 
     /// The status and the body of an answer.
     pub fn answer(&self, probe: Probe, now: SystemTime, lag: LoopLag) -> (u16, String) {
         let healthy = match probe {
             Probe::Livez => !self.is_stuck(lag),
-            Probe::Healthz => self.families.iter().all(|(_, h)| self.family_healthy(h, now, lag)),
+            Probe::Healthz => self.families.iter().all(|(f, _)| self.is_family_healthy(*f, now, lag)),
         };
-        let eligible = self.eligible;
-        let ok = healthy && (probe == Probe::Livez || eligible);
+        let ok = healthy && (probe == Probe::Livez || self.eligible);
         let newest = self.families.iter().filter_map(|(_, health)| health.updated).max();
         let status = self.families.iter().map(|(family, health)| {
-            let healthy = self.family_healthy(health, now, lag);
+            let healthy = self.is_family_healthy(*family, now, lag);
             (family.to_string(), FamilyBody { last_updated: time(health.updated), healthy })
         });
         let body = Body {
             last_updated: if ok { time(Some(now)) } else { time(newest) },
             current_time: time(Some(now)),
-            node_eligible: (probe == Probe::Healthz).then_some(eligible),
+            node_eligible: (probe == Probe::Healthz).then_some(self.eligible),
             healthy,
             status: status.collect(),
         };
@@ -284,7 +262,7 @@ mod tests {
         let mut health = Health::new(&Family::ALL, LIMIT);
         health.tried(&Family::ALL, &Family::ALL, SystemTime::now());
         Family::ALL.iter().for_each(|family| health.synced(*family, at(10)));
-        health.set_eligible(true);
+        health.eligible = true;
         health
     }
 
@@ -307,7 +285,7 @@ mod tests {
     #[test]
     fn a_node_that_is_being_removed_is_unhealthy_but_alive() {
         let mut health = synced();
-        health.set_eligible(false);
+        health.eligible = false;
         let (unhealthy, body) = health.answer(Probe::Healthz, at(100), BUSY);
         assert!(unhealthy == 503 && body.contains("\"healthy\":true"), "{body}");
         assert_eq!(code(&health, Probe::Livez, 100, BUSY), 200);
@@ -368,7 +346,7 @@ mod tests {
         health.tried(&[Family::V4], &[Family::V4], SystemTime::now());
         assert!(health.is_ready());
         health.tried(&Family::ALL, &Family::ALL, SystemTime::now());
-        health.set_unprogrammed(vec!["real server X: refused".to_owned()], 3);
+        health.unprogrammed = (vec!["real server X: refused".to_owned()], 3);
         assert!(health.is_ready(), "a refused object is no failed guard");
         let text = health.readiness();
         assert!(text.contains("3 objects are not programmed") && text.contains("and 2 more"), "{text}");

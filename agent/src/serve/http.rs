@@ -15,9 +15,9 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::connections::{Connections, Slot, TrackedStream};
+use super::connections::{Connections, Slot, TrackedWriter};
 
 /// A connection without a complete request header is closed after this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -116,15 +116,17 @@ pub async fn serve(listener: TcpListener, handler: Handler, connections: Connect
 }
 
 /// Answers the requests of one connection as long as it has its slot.
-async fn talk_in(mut slot: Slot, stream: impl AsyncRead + AsyncWrite + Unpin, ends: Ends, handler: Handler) {
-    let (stream, usage) = (TrackedStream::new(stream, slot.usage()), slot.usage());
+async fn talk_in(mut slot: Slot, mut stream: TcpStream, ends: Ends, handler: Handler) {
+    let (reader, writer) = stream.split();
+    let usage = slot.usage.clone();
+    let stream = tokio::io::join(reader, TrackedWriter { writer, usage: usage.clone() });
     let handler: Handler = Arc::new(move |request, ends| {
-        usage.answers();
+        usage.set_answering(true);
         handler(request, ends)
     });
     tokio::select! {
         () = talk(stream, ends, handler) => {}
-        () = slot.lost() => {}
+        _ = &mut slot.revoked => {}
     }
 }
 

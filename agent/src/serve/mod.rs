@@ -85,18 +85,14 @@ fn not_found() -> Response<String> {
 /// `/healthz` and `/livez` as in kube-proxy, and `/readyz`; `?verbose` lists unprogrammed objects. See [`health`].
 pub fn health_handler(health: SharedHealth, metrics: Metrics) -> Handler {
     Arc::new(move |request, _| {
-        let path = request.uri().path();
-        let (code, body) = match path {
-            "/healthz" => health.answer(Probe::Healthz),
-            "/livez" => health.answer(Probe::Livez),
+        let (probe, answers) = match request.uri().path() {
+            "/healthz" => (Probe::Healthz, &metrics.proxy.healthz),
+            "/livez" => (Probe::Livez, &metrics.proxy.livez),
             "/readyz" => return readyz(request, &health),
             _ => return not_found(),
         };
-        if path == "/healthz" {
-            metrics.answered_healthz(code)
-        } else {
-            metrics.answered_livez(code)
-        }
+        let (code, body) = health.answer(probe);
+        answers.with_label_values(&[code.to_string()]).inc();
         json(code, body)
     })
 }
@@ -248,7 +244,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let rendered = Rendered { metrics: metrics.clone(), last: Mutex::default() };
         let (start, first) = (Instant::now(), rendered.answer().into_body());
-        metrics.repaired(crate::core::plan::op::OpKind::Bind);
+        metrics.work.repaired(crate::core::plan::op::OpKind::Bind);
         let second = rendered.answer().into_body();
         assert!(second == first || start.elapsed() >= METRICS_AGE);
         std::thread::sleep(METRICS_AGE);
@@ -264,7 +260,7 @@ mod tests {
         let code = |path| get(path).status().as_u16();
         assert_eq!((code("/readyz"), code("/livez"), code("/healthz"), code("/")), (503, 200, 503, 404));
         health.with(|h| h.tried(&[Family::V4], &[Family::V4], std::time::SystemTime::now()));
-        health.with(|h| h.set_eligible(true));
+        health.with(|h| h.eligible = true);
         assert_eq!((code("/readyz"), code("/livez"), code("/healthz")), (200, 200, 200));
         let body = |path| get(path).into_body();
         assert_eq!(body("/readyz"), "ok");

@@ -10,7 +10,7 @@ use hyper::Response;
 use hyper::header::HeaderValue;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::connections::Connections;
 use super::health::SharedHealth;
@@ -32,16 +32,9 @@ pub struct HealthChecks {
     pub addresses: PerFamily<Option<Vec<IpAddr>>>,
 }
 
-struct Listener {
-    port: u16,
-    tasks: Vec<JoinHandle<()>>,
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
+type PortKey = (ObjectName, Family, u16);
+/// The addresses of each open port, and its tasks, which end when dropped.
+type Listeners = BTreeMap<PortKey, (Option<Vec<IpAddr>>, JoinSet<()>)>;
 
 /// The servers of one node.
 pub struct NodePorts {
@@ -58,20 +51,16 @@ pub struct NodePorts {
 impl NodePorts {
     /// Opens and closes listeners as `wanted` changes, until its sender is dropped.
     pub async fn run(mut self) {
-        let mut listeners: BTreeMap<(ObjectName, Family), Listener> = BTreeMap::new();
-        let mut addresses = PerFamily::<Option<Vec<IpAddr>>>::default();
+        let mut listeners = Listeners::new();
         loop {
             let checks = self.wanted.borrow_and_update().clone();
-            let moved: Vec<Family> =
-                Family::ALL.into_iter().filter(|f| addresses[*f] != checks.addresses[*f]).collect();
-            listeners.retain(|(name, family), listener| {
+            listeners.retain(|(name, family, port), (addresses, _)| {
                 let check = checks.services.get(name);
-                let same = check.is_some_and(|c| c.port == listener.port && c.local[family].is_some());
-                same && !moved.contains(family)
+                let same = check.is_some_and(|c| c.port == *port && c.local[family].is_some());
+                same && *addresses == checks.addresses[family]
             });
             // An aborted task closes its socket when it is next polled.
             tokio::task::yield_now().await;
-            addresses.clone_from(&checks.addresses);
             let failed = self.open_missing(&checks, &mut listeners);
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
@@ -81,25 +70,26 @@ impl NodePorts {
     }
 
     /// True when a listener could not be opened.
-    fn open_missing(
-        &self,
-        checks: &HealthChecks,
-        listeners: &mut BTreeMap<(ObjectName, Family), Listener>,
-    ) -> bool {
+    fn open_missing(&self, checks: &HealthChecks, listeners: &mut Listeners) -> bool {
         let mut failed = false;
         for (name, check) in &checks.services {
             for family in Family::ALL.into_iter().filter(|f| check.local[f].is_some()) {
-                let key = (name.clone(), family);
+                let key = (name.clone(), family, check.port);
                 if listeners.contains_key(&key) {
                     continue;
                 }
-                match self.open(name, family, check.port, &checks.addresses) {
-                    Ok(listener) => {
-                        listeners.insert(key, listener);
-                    }
+                let addresses = checks.addresses[family].clone();
+                match self.open(&key, addresses.as_deref()) {
+                    Ok(tasks) => _ = listeners.insert(key, (addresses, tasks)),
                     Err(error) => {
                         failed = true;
-                        self.events.send([refusal(&self.node, name, check.port, &error)]);
+                        let (node, port, why) = (&self.node, check.port, words::io_error(&error));
+                        let message = format!(
+                            "node {node} failed to start healthcheck \"{name}\" on port {port}: {why}"
+                        );
+                        let (about, reason) =
+                            (About::Service(name.clone()), Reason::FailedToStartServiceHealthcheck);
+                        self.events.send([EventRequest { about, reason, message }]);
                     }
                 }
             }
@@ -107,19 +97,15 @@ impl NodePorts {
         failed
     }
 
-    fn open(
-        &self,
-        name: &ObjectName,
-        family: Family,
-        port: u16,
-        addresses: &PerFamily<Option<Vec<IpAddr>>>,
-    ) -> std::io::Result<Listener> {
+    /// Listens at these addresses; `None`: all addresses.
+    fn open(&self, key: &PortKey, addresses: Option<&[IpAddr]>) -> std::io::Result<JoinSet<()>> {
+        let (name, family, port) = (&key.0, key.1, key.2);
         let everywhere = match family {
             Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
             Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
-        let ips = addresses[family].as_deref().unwrap_or(std::slice::from_ref(&everywhere));
-        let mut listener = Listener { port, tasks: Vec::new() };
+        let ips = addresses.unwrap_or(std::slice::from_ref(&everywhere));
+        let mut tasks = JoinSet::new();
         for ip in ips {
             let socket = http::listen(SocketAddr::new(*ip, port), true)?;
             let (name, checks, health) = (name.clone(), self.wanted.clone(), self.health.clone());
@@ -130,24 +116,9 @@ impl NodePorts {
                 let healthy = health.with(|h| h.is_family_healthy(family, SystemTime::now(), lag));
                 build_answer(&name, local, healthy)
             };
-            listener.tasks.push(tokio::spawn(http::serve(
-                socket,
-                Arc::new(answer),
-                self.connections.clone(),
-            )));
+            tasks.spawn(http::serve(socket, Arc::new(answer), self.connections.clone()));
         }
-        Ok(listener)
-    }
-}
-
-fn refusal(node: &str, name: &ObjectName, port: u16, error: &std::io::Error) -> EventRequest {
-    EventRequest {
-        about: About::Service(name.clone()),
-        reason: Reason::FailedToStartServiceHealthcheck,
-        message: format!(
-            "node {node} failed to start healthcheck \"{name}\" on port {port}: {}",
-            words::io_error(error)
-        ),
+        Ok(tasks)
     }
 }
 

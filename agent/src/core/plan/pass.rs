@@ -6,7 +6,8 @@ use super::outcome::{ObserveError, Report};
 use crate::core::model::{Family, ObjectName};
 
 /// The reason of a sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Due {
     /// Objects changed.
     Changes,

@@ -33,7 +33,7 @@ fn quick() -> Limits {
 }
 
 fn sink(server: &ApiServer, limits: Limits) -> EventSink {
-    EventSink::with_limits(client(server), "node-a", &tokio::runtime::Handle::current(), limits)
+    EventSink::to_api(client(server), "node-a", &tokio::runtime::Handle::current(), limits)
 }
 
 fn conflict(service: &str, message: &str) -> EventRequest {
@@ -58,8 +58,7 @@ async fn a_notice_becomes_an_event() {
     let mut service = object("s1", 80);
     service["metadata"]["uid"] = json!("7f3c");
     server.apply(service);
-    let client = client(&server);
-    let sink = EventSink::to_api(client, "node-a", &tokio::runtime::Handle::current());
+    let sink = sink(&server, Limits::default());
     let message = "node address";
     sink.send([
         conflict("s1", "10.0.0.1 port 80 belongs to d/s0"),
