@@ -35,13 +35,17 @@ fn conflicts_and_refusals_are_events_log_lines_and_metrics() {
     let old = with_external("old", "10.96.0.2", &["198.51.100.1", "192.0.2.1"], "2026-01-01T00:00:00Z");
     let young = with_external("young", "10.96.0.1", &["198.51.100.1"], "2026-01-02T00:00:00Z");
     let slices = [slice("old", &["10.244.1.5"], &PORT), slice("young", &["10.244.1.6"], &PORT)];
-    server.replace_all([vec![old, young], slices.to_vec()].concat());
+    server.replace_all(slices.to_vec());
     let spec = AgentSpec {
         config: files.path("config.yaml"),
         args: vec![format!("--master={}", server.url())],
         ..AgentSpec::default()
     };
     let agent = Agent::start(&ns, &spec).unwrap();
+    wait_for("the end of the start", &agent, || agent.log().contains("ready: "));
+    // The lines of the start use up the warnings of their second.
+    std::thread::sleep(Duration::from_secs(1));
+    [old, young].into_iter().for_each(|service| server.apply(service));
     wait_for("both Events", &agent, || server.events().len() >= 2);
     let event = |reason: &str| {
         let events = server.events();
