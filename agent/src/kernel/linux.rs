@@ -258,13 +258,20 @@ impl Kernel for LinuxKernel {
             }
         };
         let servers = query_each(servers, exists);
-        if self.sets.other_sets() <= MAX_OTHER_SETS
-            && let Ok(counts) = self.sets.counts()
-        {
-            return ProbeResult {
-                servers,
-                sets: sets.iter().map(|set| Ok(counts.get(set).copied())).collect(),
+        if self.sets.other_sets() <= MAX_OTHER_SETS {
+            let counts = match self.sets.counts() {
+                Ok(counts) => Some(Ok(counts)),
+                // The loop waits for one timeout of the sets at most.
+                Err(error @ Netlink::Timeout) => Some(Err(error)),
+                Err(_) => None,
             };
+            if let Some(counts) = counts {
+                let of = |set: &SetId| match &counts {
+                    Ok(counts) => Ok(counts.get(set).copied()),
+                    Err(error) => Err(failed(Part::Set(*set))(error)),
+                };
+                return ProbeResult { servers, sets: sets.iter().map(of).collect() };
+            }
         }
         let count = |set: &SetId| {
             let count = self.sets.count(*set);
