@@ -28,7 +28,7 @@ use super::{Kernel, ProbeResult, Runner};
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
-use crate::core::model::map::Set;
+use crate::core::model::map::{Map, Set};
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, RsKey, VsKey, VsSpec};
@@ -39,7 +39,7 @@ use crate::core::plan::subject::Part;
 use crate::words;
 
 /// Connections of at most this many virtual servers are read one by one; for more, `/proc/net/ip_vs` is read
-/// once.
+/// once, and those that it does not show one by one.
 const MAX_BUSY_QUERIES: usize = 8;
 /// At most this many virtual servers are read one by one; for more, all virtual servers are read.
 const MAX_SERVER_QUERIES: usize = 256;
@@ -288,12 +288,19 @@ impl Kernel for LinuxKernel {
     }
 
     fn busy(&mut self, servers: &[VsKey]) -> Result<Set<(VsKey, RsKey)>, ObserveError> {
-        if servers.len() > MAX_BUSY_QUERIES {
+        let shown = if servers.len() > MAX_BUSY_QUERIES {
             self.tables += 1;
-            return proc_ip_vs::read_busy().map_err(|error| failed(Part::Ipvs)(&error));
-        }
+            proc_ip_vs::read_busy().map_err(|error| failed(Part::Ipvs)(&error))?
+        } else {
+            Map::default()
+        };
         let mut busy = Set::default();
         for vs in servers {
+            if let Some(real_servers) = shown.get(vs) {
+                busy.extend(real_servers.iter().map(|rs| (*vs, *rs)));
+                continue;
+            }
+            // The table may lack it: then its connections are not known yet.
             let dests = self.ipvs.destinations(&service_id(vs));
             let dests = dests.map_err(|error| failed(Part::Ipvs)(&error))?;
             let with_connections = dests.iter().filter(|dest| has_connections(dest));

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::core::mirror::{RealServers, RsState};
-use crate::core::model::map::Set;
+use crate::core::model::map::Map;
 use crate::core::model::{ONE_PACKET, PERSISTENT, Protocol, RsKey, VsKey, VsSpec};
 
 /// The table of this thread's network namespace.
@@ -29,8 +29,9 @@ pub struct Shown {
     pub busy: Vec<RsKey>,
 }
 
-/// A reading of the table. Additions and removals meanwhile shift positions in the table: a virtual server may then
-/// be read twice or not at all.
+/// A reading of the table. A virtual server may be read twice or not at all: additions and removals meanwhile shift
+/// positions in the table, and virtual servers of other network namespaces have positions too, but only until the next
+/// page begins (`ip_vs_info_array` counts those of one namespace, `ip_vs_info_seq_next` counts all).
 #[derive(Debug)]
 pub struct TableReader {
     file: File,
@@ -72,15 +73,15 @@ impl TableReader {
     }
 }
 
-/// Every real server that has connections.
+/// The virtual servers that the table shows, with those of their real servers that have connections.
 ///
 /// # Errors
 /// When the table cannot be read or parsed.
-pub fn read_busy() -> Result<Set<(VsKey, RsKey)>> {
+pub fn read_busy() -> Result<Map<VsKey, Vec<RsKey>>> {
     let mut reader = TableReader::open(Arc::default())?;
-    let mut busy = Set::default();
+    let mut busy = Map::default();
     while let Some(shown) = reader.next(usize::MAX)? {
-        busy.extend(shown.iter().flat_map(|s| s.busy.iter().map(|rs| (s.key, *rs))));
+        busy.extend(shown.into_iter().map(|shown| (shown.key, shown.busy)));
     }
     Ok(busy)
 }
