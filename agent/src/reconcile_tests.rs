@@ -22,7 +22,7 @@ use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{Kernel, ProbeResult, Runner};
+use crate::kernel::{Kernel, ProbeResult, ProbedSet, Runner};
 use crate::reconcile::schedule::Schedule;
 use crate::reconcile::{Reconciler, Reporting};
 use crate::serve::health::{Health, LoopLag, SharedHealth};
@@ -278,7 +278,7 @@ impl Kernel for SharedKernel {
         self.0.lock().unwrap().finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
+    fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult {
         self.0.lock().unwrap().probe(servers, sets)
     }
 }

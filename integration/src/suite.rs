@@ -166,14 +166,19 @@ fn a_set_grows(kernel: &mut dyn Kernel) {
         done(kernel, &grow(&entries));
     }
     let empty = SetId { kind: SetKind::NodePortUdp, family: Family::V4 };
-    let probed = kernel.probe(&[server("10.96.0.77", 1)], &[set, empty]);
-    assert_eq!((probed.servers, probed.sets), (vec![Ok(false)], vec![Ok(Some(3000)), Ok(Some(0))]));
+    let probed = |kernel: &mut dyn Kernel| {
+        let sets = [(set, Some(entry(3000))), (set, Some(entry(3001))), (set, None), (empty, None)];
+        let probed = kernel.probe(&[server("10.96.0.77", 1)], &sets);
+        assert_eq!(probed.servers, [Ok(false)]);
+        probed.sets
+    };
+    assert_eq!(probed(kernel), [Ok(true), Ok(false), Ok(true), Ok(true)]);
     let observed = &observe(kernel).sets[&set];
     assert_eq!((observed.members.len(), observed.capacity, observed.misfit), (3000, 1 << 21, false));
     for _ in 0..2 {
         done(kernel, &Op::DestroySet(set));
     }
-    assert_eq!(kernel.probe(&[], &[set, empty]).sets, [Ok(None), Ok(Some(0))]);
+    assert_eq!(probed(kernel), [Ok(false), Ok(false), Ok(false), Ok(true)]);
     done(kernel, &Op::CreateSet(set));
     assert_eq!(observe(kernel).sets.len(), 34, "nothing temporary is left");
 }

@@ -16,7 +16,6 @@ use kube_ipvs::config::host;
 use kube_ipvs::core::mirror::ObservedServer;
 use kube_ipvs::core::mirror::comparison::{Piece, ReadStep};
 use kube_ipvs::core::model::map::Set;
-use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::plan::op::{Op, Subsystem};
@@ -24,7 +23,7 @@ use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
-use kube_ipvs::kernel::{Kernel, ProbeResult, Runner};
+use kube_ipvs::kernel::{Kernel, ProbeResult, ProbedSet, Runner};
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store};
 
@@ -115,7 +114,7 @@ impl Kernel for Counting {
         self.kernel.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
+    fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult {
         self.kernel.probe(servers, sets)
     }
 
@@ -216,7 +215,8 @@ fn a_thousand_services_cold_then_one_endpoint_then_a_restart() {
 fn connections_are_found_beside_another_namespace_with_virtual_servers() {
     let (other, ns) = (Netns::new("other").unwrap(), Netns::new("busy").unwrap());
     let addresses = |count: u8| (0..4).flat_map(move |a| (1..=count).map(move |b| [10, 96, a, b]));
-    let add = |ip: [u8; 4]| format!("-A -t {0}:80 -s rr\n-a -t {0}:80 -r 192.0.2.9:80 -m\n", IpAddr::from(ip));
+    let add =
+        |ip: [u8; 4]| format!("-A -t {0}:80 -s rr\n-a -t {0}:80 -r 192.0.2.9:80 -m\n", IpAddr::from(ip));
     for ns in [&other, &ns] {
         ns.exec_with(&["ipvsadm", "-R"], Some(&addresses(250).map(add).collect::<String>())).unwrap();
     }

@@ -8,12 +8,11 @@ use super::*;
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::map::Set;
-use crate::core::model::sets::SetId;
 use crate::core::model::{Protocol, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::OpKind;
 use crate::core::plan::subject::Part;
-use crate::kernel::ProbeResult;
 use crate::kernel::fake::FakeKernel;
+use crate::kernel::{ProbeResult, ProbedSet};
 use crate::testing::run_plan;
 
 /// Records the ops in the order of their execution.
@@ -69,7 +68,7 @@ impl Kernel for Noting {
         self.kernel.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
+    fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult {
         self.kernel.probe(servers, sets)
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Kernel, ProbeResult, Runner};
+use super::{Kernel, ProbeResult, ProbedSet, Runner};
 use crate::core::mirror::comparison::{Addresses, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::map::Set;
@@ -424,7 +424,7 @@ impl Kernel for FakeKernel {
         std::mem::take(&mut self.ended)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
+    fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult {
         self.counts.probes += 1;
         self.counts.probed_servers += servers.len();
         self.counts.probed_sets += sets.len();
@@ -436,15 +436,12 @@ impl Kernel for FakeKernel {
             check(Part::Ipvs)?;
             Ok(self.state.virtual_servers.contains_key(vs))
         };
-        let members = |id: &SetId| {
+        let has = |(id, member): &ProbedSet| {
             check(Part::Set(*id))?;
             let set = self.state.sets.get(id);
-            Ok(set.map(|set| u32::try_from(set.members.len()).unwrap_or(u32::MAX)))
+            Ok(set.is_some_and(|set| member.is_none_or(|member| set.members.contains(&member))))
         };
-        ProbeResult {
-            servers: servers.iter().map(exists).collect(),
-            sets: sets.iter().map(members).collect(),
-        }
+        ProbeResult { servers: servers.iter().map(exists).collect(), sets: sets.iter().map(has).collect() }
     }
 
     fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {

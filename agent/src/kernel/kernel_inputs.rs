@@ -12,7 +12,7 @@ use super::host::{routes, sockets};
 use super::iptables::flavour::{self, Flavour};
 use super::ipvs::proc_ip_vs::{Parser, Shown};
 use super::netfilter::conntrack::{self, CTA_TUPLE_REPLY};
-use super::netfilter::ipset_codec::{encode_entry, parse_count, parse_entry, parse_part};
+use super::netfilter::ipset_codec::{encode_entry, parse_entry, parse_part};
 use super::netfilter::{nfnetlink, nft_tables, nft_watch};
 use crate::core::mirror::ObservedSet;
 use crate::core::model::Protocol;
@@ -66,7 +66,6 @@ fn ipset(bytes: &[u8]) {
         let mut sets: Map<SetId, ObservedSet> = Map::default();
         parse_part(bytes, &mut sets).map(|()| sets)
     };
-    let _ = parse_count(bytes);
     let Ok(whole) = read(bytes) else { return };
     // If an attribute is repeated the last one counts, which a truncated part may lack.
     let mut kinds: Vec<u16> = AttributeIter::new(bytes).flatten().map(|(kind, _)| kind).collect();

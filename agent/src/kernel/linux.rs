@@ -24,12 +24,11 @@ use super::netfilter::ipset::IpsetClient;
 use super::netfilter::nfnetlink;
 use super::netfilter::nft_watch::Children;
 use super::reading::{ReadState, failed};
-use super::{Kernel, ProbeResult, Runner};
+use super::{Kernel, ProbeResult, ProbedSet, Runner};
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::{Map, Set};
-use crate::core::model::sets::SetId;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, Subsystem};
@@ -43,8 +42,6 @@ use crate::words;
 const MAX_BUSY_QUERIES: usize = 8;
 /// At most this many virtual servers are read one by one; for more, all virtual servers are read.
 const MAX_SERVER_QUERIES: usize = 256;
-/// The limit of sets of other programs up to which a dump of all headers costs less than a request for each of our sets.
-const MAX_OTHER_SETS: usize = 256;
 
 /// Traffic with the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -249,7 +246,7 @@ impl Kernel for LinuxKernel {
         self.rules.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
+    fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult {
         let exists = |vs: &VsKey| match self.ipvs.service(&service_id(vs)) {
             Ok(_) => Ok(true),
             Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchService => Ok(false),
@@ -258,26 +255,14 @@ impl Kernel for LinuxKernel {
             }
         };
         let servers = query_each(servers, exists);
-        if self.sets.other_sets() <= MAX_OTHER_SETS {
-            let counts = match self.sets.counts() {
-                Ok(counts) => Some(Ok(counts)),
-                // The loop waits for one timeout of the sets at most.
-                Err(error @ Netlink::Timeout) => Some(Err(error)),
-                Err(_) => None,
-            };
-            if let Some(counts) = counts {
-                let of = |set: &SetId| match &counts {
-                    Ok(counts) => Ok(counts.get(set).copied()),
-                    Err(error) => Err(failed(Part::Set(*set))(error)),
-                };
-                return ProbeResult { servers, sets: sets.iter().map(of).collect() };
-            }
-        }
-        let count = |set: &SetId| {
-            let count = self.sets.count(*set);
-            count.map_err(|error| (failed(Part::Set(*set))(&error), matches!(error, Netlink::Timeout)))
+        let of_set = |(found, (set, _)): (Result<bool, OpError>, &ProbedSet)| {
+            found.map_err(|error| ObserveError { part: Part::Set(*set), error })
         };
-        ProbeResult { servers, sets: query_each(sets, count) }
+        let sets = match self.sets.have(sets) {
+            Ok(answers) => answers.into_iter().zip(sets).map(of_set).collect(),
+            Err(error) => sets.iter().map(|(set, _)| Err(failed(Part::Set(*set))(&error))).collect(),
+        };
+        ProbeResult { servers, sets }
     }
 
     fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {

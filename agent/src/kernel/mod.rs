@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use crate::core::mirror::comparison::{Audit, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, ObservedSet};
 use crate::core::model::map::Set;
-use crate::core::model::sets::SetId;
+use crate::core::model::sets::{Entry, SetId};
 use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::plan::op::Op;
 use crate::core::plan::subject::Part;
@@ -41,9 +41,12 @@ const RULES_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct ProbeResult {
     /// Whether the virtual server exists.
     pub servers: Vec<Result<bool, ObserveError>>,
-    /// Number of members of the set; `None`: the set does not exist.
-    pub sets: Vec<Result<Option<u32>, ObserveError>>,
+    /// Whether the set exists and has the member.
+    pub sets: Vec<Result<bool, ObserveError>>,
 }
+
+/// A set and one of its members; `None`: it has none.
+pub type ProbedSet = (SetId, Option<Entry>);
 
 /// A kernel that can be read and that executes ops.
 pub trait Kernel {
@@ -67,9 +70,9 @@ pub trait Kernel {
     /// Results of work on other threads. Waits up to `limit` for the first one if any work is running.
     fn finished(&mut self, limit: Duration) -> Vec<Finished>;
 
-    /// Reads whether virtual servers exist and how many members sets have: cheap, and sufficient to detect a
-    /// flush. Returns one result for each.
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult;
+    /// Reads whether virtual servers exist, and sets with a member: cheap, and sufficient to detect a flush. Returns one
+    /// result for each.
+    fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult;
 
     /// Reads these virtual servers; `None`: it does not exist.
     ///

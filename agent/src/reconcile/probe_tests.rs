@@ -29,7 +29,7 @@ fn converged(services: usize) -> Clocked {
     node
 }
 
-/// Probes in ten seconds, and the virtual servers and the headers of ipsets that they read.
+/// Probes in ten seconds, and the virtual servers and the members of ipsets that they read.
 fn cost(services: usize) -> [usize; 3] {
     let mut node = converged(services);
     let so_far = |node: &mut Clocked| {

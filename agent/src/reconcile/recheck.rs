@@ -2,7 +2,7 @@
 //! Reads parts of the kernel again after a notification, a refusal or a probe, and takes the results of work on other
 //! threads.
 
-use crate::core::plan::outcome::{Finished, ObserveError, OpError};
+use crate::core::plan::outcome::{Finished, OpError};
 use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,11 +10,10 @@ use std::time::Duration;
 use super::{PassScope, Reconciler};
 use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
-use crate::core::model::sets::SetId;
 use crate::core::model::{Family, VsKey};
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::save::ObservedRules;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, ProbedSet};
 use crate::reconcile::schedule::Schedule;
 
 /// Virtual servers of one probe.
@@ -87,13 +86,9 @@ impl<K: Kernel> Reconciler<K> {
         let mut servers = self.unprobed.split_off(self.unprobed.len().saturating_sub(PROBED));
         servers.retain(|key| observed.virtual_servers.contains_key(key));
         let ours = observed.sets.iter().filter(|(_, set)| !set.misfit);
-        let sets: Vec<(SetId, usize)> = ours.map(|(id, set)| (*id, set.members.len())).collect();
-        let ids: Vec<SetId> = sets.iter().map(|(id, _)| *id).collect();
-        let probed = self.kernel.probe(&servers, &ids);
-        let fewer = |((_, members), count): (&(SetId, usize), &Result<Option<u32>, ObserveError>)| {
-            count.as_ref().is_ok_and(|count| count.is_none_or(|count| (count as usize) < *members))
-        };
-        probed.servers.contains(&Ok(false)) || sets.iter().zip(&probed.sets).any(fewer)
+        let sets: Vec<ProbedSet> = ours.map(|(id, set)| (*id, set.members.iter().next())).collect();
+        let probed = self.kernel.probe(&servers, &sets);
+        probed.servers.iter().chain(&probed.sets).any(|found| *found == Ok(false))
     }
 
     /// Starts the readings whose retry is due.

@@ -16,7 +16,6 @@ use kube_ipvs::config::host;
 use kube_ipvs::core::mirror::ObservedServer;
 use kube_ipvs::core::mirror::comparison::{Piece, ReadStep};
 use kube_ipvs::core::model::map::Set;
-use kube_ipvs::core::model::sets::SetId;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::plan::op::{Op, Phase, Plan, Subsystem};
@@ -26,7 +25,7 @@ use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
 use kube_ipvs::kernel::netfilter::ipset::IpsetClient;
-use kube_ipvs::kernel::{Kernel, ProbeResult, Runner};
+use kube_ipvs::kernel::{Kernel, ProbeResult, ProbedSet, Runner};
 use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store, Update};
@@ -104,7 +103,7 @@ impl Kernel for Watched {
         self.kernel.finished(limit)
     }
 
-    fn probe(&mut self, servers: &[VsKey], sets: &[SetId]) -> ProbeResult {
+    fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult {
         self.kernel.probe(servers, sets)
     }
 

@@ -7,8 +7,8 @@ use netlink_packet_core::NLM_F_EXCL;
 use nix::errno::Errno;
 
 use super::ipset_codec::{
-    ATTR_FAMILY, ATTR_FLAGS, ATTR_PROTOCOL, ATTR_REVISION, ATTR_TYPENAME, PROTOCOL, create_attrs,
-    encode_entry, entry_attrs, name_attrs, nf_family, parse_count, parse_part, parse_set_count, type_family,
+    ATTR_DATA, ATTR_FAMILY, ATTR_PROTOCOL, ATTR_REVISION, ATTR_TYPENAME, PROTOCOL, create_attrs,
+    encode_entry, entry_attrs, name_attrs, nf_family, parse_part, type_family,
 };
 use super::nfnetlink::{self, Request, attributes};
 use crate::core::mirror::ObservedSet;
@@ -17,6 +17,7 @@ use crate::core::model::map::Map;
 use crate::core::model::sets::{SetId, SetType};
 use crate::core::plan::op::{GrowOp, Op};
 use crate::core::plan::outcome::{Cause, OpError, Progress};
+use crate::kernel::ProbedSet;
 use crate::words;
 
 const SUBSYSTEM: u16 = 6 << 8;
@@ -26,10 +27,10 @@ const CMD_SWAP: u16 = 6;
 const CMD_LIST: u16 = 7;
 const CMD_ADD: u16 = 9;
 const CMD_DEL: u16 = 10;
+const CMD_TEST: u16 = 11;
+const CMD_HEADER: u16 = 12;
 const CMD_TYPE: u16 = 13;
 
-/// `IPSET_FLAG_LIST_HEADER`: lists sets without their members.
-const FLAG_LIST_HEADER: u32 = 1 << 2;
 /// Limit for the entries of one message: the length of an attribute has 16 bits.
 const ADT_BYTES: usize = 60_000;
 
@@ -42,6 +43,8 @@ const HASH_FULL: i32 = 4352;
 const BUSY: i32 = 4100;
 /// `IPSET_ERR_EXIST_SETNAME2`: the second set of a swap does not exist.
 const NO_SECOND_SET: i32 = 4101;
+/// `IPSET_ERR_EXIST`: the set does not have the member.
+const NOT_A_MEMBER: i32 = 4103;
 /// `IPSET_ERR_TYPE_MISMATCH`: the sets of a swap have different types.
 const TYPE_MISMATCH: i32 = 4102;
 /// Name of the larger copy of a set, before it is swapped with the set.
@@ -69,7 +72,6 @@ pub enum IpsetError {
 pub struct IpsetClient {
     socket: Socket,
     revisions: Map<(SetType, Family), u8>,
-    other_sets: usize,
 }
 
 impl IpsetClient {
@@ -78,7 +80,7 @@ impl IpsetClient {
     /// # Errors
     /// When the kernel has no ipset, or lacks a set type.
     pub fn open() -> Result<Self, IpsetError> {
-        let mut client = Self { socket: nfnetlink::open()?, revisions: Map::default(), other_sets: 0 };
+        let mut client = Self { socket: nfnetlink::open()?, revisions: Map::default() };
         client.learn_revisions()?;
         Ok(client)
     }
@@ -113,47 +115,30 @@ impl IpsetClient {
         }
     }
 
-    /// Reads the number of members of each of our sets, in one dump of the headers of all sets. Like `ipset list -t`.
+    /// Reads whether each set exists and has the member, in one send: unlike a list of headers, this does not make the
+    /// kernel count the members. Like `ipset test`.
     ///
     /// # Errors
-    /// When the dump is not complete.
-    pub fn counts(&mut self) -> Result<Map<SetId, u32>, Error> {
-        let mut attrs = Attributes::default();
-        attrs.put(ATTR_PROTOCOL, &[PROTOCOL]).put_be(ATTR_FLAGS, &FLAG_LIST_HEADER.to_be_bytes());
-        let request = Request { kind: SUBSYSTEM | CMD_LIST, attrs, ..Request::default() };
-        let (counts, other_sets) =
-            self.socket.dump(&request, |(counts, other): &mut (Map<SetId, u32>, usize), payload| {
-                match parse_set_count(attributes(payload))? {
-                    Some((set, count)) => _ = counts.insert(set, count),
-                    None => *other += 1,
+    /// When an answer is lost or cannot be read.
+    pub fn have(&mut self, sets: &[ProbedSet]) -> Result<Vec<Result<bool, OpError>>, Error> {
+        let request = |(set, member): &ProbedSet| {
+            let mut attrs = name_attrs(&set.name());
+            let command = match member {
+                Some(member) => {
+                    attrs.nest(ATTR_DATA, &encode_entry(member));
+                    CMD_TEST
                 }
-                Ok::<(), Error>(())
-            })?;
-        self.other_sets = other_sets;
-        Ok(counts)
-    }
-
-    /// The number of sets of other programs, as of the last [`Self::counts`].
-    pub fn other_sets(&self) -> usize {
-        self.other_sets
-    }
-
-    /// Reads the number of members of a set; `None`: it does not exist. Like `ipset list -t NAME`.
-    ///
-    /// # Errors
-    /// When the answer is not complete.
-    pub fn count(&mut self, set: SetId) -> Result<Option<u32>, Error> {
-        let mut attrs = name_attrs(&set.name());
-        attrs.put_be(ATTR_FLAGS, &FLAG_LIST_HEADER.to_be_bytes());
-        let request = Request { kind: SUBSYSTEM | CMD_LIST, attrs, ..Request::default() };
-        let counted = self.socket.dump(&request, |count: &mut Option<u32>, payload| {
-            *count = count.or(parse_count(attributes(payload))?);
-            Ok(())
-        });
-        match counted {
-            Err(Error::Refused(refusal)) if refusal.code == ENOENT => Ok(None),
-            counted => counted,
-        }
+                None => CMD_HEADER,
+            };
+            Request { kind: SUBSYSTEM | command, attrs, ..Request::default() }
+        };
+        let requests: Vec<Request> = sets.iter().map(request).collect();
+        let result = |code| match code {
+            None => Ok(true),
+            Some(ENOENT | NOT_A_MEMBER) => Ok(false),
+            Some(code) => Err(code_error(code)),
+        };
+        Ok(self.send(&requests)?.into_iter().map(result).collect())
     }
 
     /// Runs ops on sets and entries, in order, and returns one result for each.

@@ -20,7 +20,6 @@ pub(in crate::kernel) const ATTR_SETNAME: u16 = 2;
 pub(in crate::kernel) const ATTR_TYPENAME: u16 = 3;
 pub(in crate::kernel) const ATTR_REVISION: u16 = 4;
 pub(in crate::kernel) const ATTR_FAMILY: u16 = 5;
-pub(in crate::kernel) const ATTR_FLAGS: u16 = 6;
 pub(in crate::kernel) const ATTR_DATA: u16 = 7;
 pub(in crate::kernel) const ATTR_ADT: u16 = 8;
 pub(in crate::kernel) const ATTR_LINENO: u16 = 9;
@@ -33,8 +32,6 @@ pub(in crate::kernel) const DATA_HASHSIZE: u16 = 18;
 pub(in crate::kernel) const DATA_MAXELEM: u16 = 19;
 pub(in crate::kernel) const DATA_IP2: u16 = 20;
 pub(in crate::kernel) const DATA_CIDR2: u16 = 21;
-/// `IPSET_ATTR_ELEMENTS`, in the header of a set only.
-const DATA_ELEMENTS: u16 = 24;
 
 pub(in crate::kernel) const IPADDR_V4: u16 = 1;
 pub(in crate::kernel) const IPADDR_V6: u16 = 2;
@@ -160,30 +157,6 @@ pub(in crate::kernel) fn parse_part(part: &[u8], sets: &mut Map<SetId, ObservedS
     Ok(())
 }
 
-/// The set and the number of members in its header, if it is one of ours.
-pub(in crate::kernel) fn parse_set_count(part: &[u8]) -> Result<Option<(SetId, u32)>, Error> {
-    let mut name = None;
-    for attr in AttributeIter::new(part) {
-        if let (ATTR_SETNAME, value) = attr? {
-            name = Some(text(value)?);
-        }
-    }
-    Ok(name.and_then(SetId::from_name).zip(parse_count(part)?))
-}
-
-/// The number of members in the header of a set.
-pub(in crate::kernel) fn parse_count(part: &[u8]) -> Result<Option<u32>, Error> {
-    for attr in AttributeIter::new(part) {
-        let (ATTR_DATA, header) = attr? else { continue };
-        for attr in AttributeIter::new(header) {
-            if let (DATA_ELEMENTS, &[a, b, c, d]) = attr? {
-                return Ok(Some(u32::from_be_bytes([a, b, c, d])));
-            }
-        }
-    }
-    Ok(None)
-}
-
 /// The maximum number of members of a hash.
 fn parse_capacity(header: &[u8]) -> Result<Option<u32>, Error> {
     for attr in AttributeIter::new(header) {
@@ -299,7 +272,6 @@ mod tests {
         parse_part(part("KUBE-IPVS-IPS", "hash:ip").as_bytes(), &mut sets).unwrap();
         parse_part(part("CALICO", "hash:ip").as_bytes(), &mut sets).unwrap();
         assert_eq!(sets.len(), 2);
-        assert_eq!(parse_set_count(part("CALICO", "hash:ip").as_bytes()).unwrap(), None);
         assert!(sets[&SetId { kind: SetKind::ClusterIp, family: Family::V4 }].misfit);
         assert!(!sets[&SetId { kind: SetKind::IpvsIps, family: Family::V4 }].misfit);
     }
