@@ -2,7 +2,6 @@
 //! Threads that receive the kernel's notifications about addresses, devices, routes and rules.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use dummy_iface::Change;
 use crate::core::model::Family;
 use crate::core::plan::subject::Part;
 use crate::inbox::Inbox;
-use crate::kernel::host::routes::RouteWatch;
+use crate::kernel::host::routes::{RouteChange, RouteWatch};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::netfilter::nft_watch::RulesWatch;
 use crate::pace::Pace;
@@ -32,13 +31,16 @@ pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
     let mut watch = RouteWatch::open().context("cannot watch routes")?;
     // Gateways are protected addresses. They stay known when their route is removed.
     let mut known = BTreeSet::new();
-    let take_gateways = move |inbox: &Inbox, mut gateways: Vec<IpAddr>| {
+    let take_routes = move |inbox: &Inbox, RouteChange { mut gateways, is_own_removed }: RouteChange| {
         gateways.retain(|gateway| known.insert(*gateway));
         if !gateways.is_empty() {
             inbox.gateways(gateways);
         }
+        if is_own_removed {
+            inbox.changed(Part::Node);
+        }
     };
-    follow("routes", inbox, Some(Part::Node), move || watch.next_gateways(), take_gateways)?;
+    follow("routes", inbox, Some(Part::Node), move || watch.wait(), take_routes)?;
     match RulesWatch::open(kernel.rule_writers()) {
         Ok(mut watch) => follow("rules", inbox, None, move || watch.wait(), take_rules)?,
         Err(error) => {

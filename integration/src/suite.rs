@@ -188,7 +188,7 @@ fn rules(kernel: &mut dyn Kernel) {
         let vip = if family == Family::V4 { "203.0.113.13" } else { "fd00::13" };
         let closed = [server(vip, 443), VsKey { protocol: Protocol::Udp, ..server(vip, 53) }];
         let settings = Settings { keep_established: true, ..Settings::default() };
-        let chains = build_chains(family, &settings, &|_| true, &closed);
+        let chains = build_chains(family, &settings, &|_| true, &closed, &Default::default());
         let jumps = observe(kernel).rules[family].broken_jumps();
         assert_eq!(jumps.len(), 6, "every built-in chain lacks its jumps");
         let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false, is_takeover: false };

@@ -14,7 +14,7 @@ fn in_netns(test: impl FnOnce(&Netns) + Send) {
 }
 
 fn next_hops() -> Vec<IpAddr> {
-    Routes::open().unwrap().next_hops().unwrap()
+    Routes::open().unwrap().read().unwrap().next_hops
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn gateways_of_new_routes_are_reported() {
             .unwrap();
         let mut seen = Vec::new();
         while seen.len() < 4 {
-            seen.extend(watch.next_gateways().unwrap());
+            seen.extend(watch.wait().unwrap().gateways);
         }
         let expected = ["192.168.1.1", "192.168.1.4", "192.168.1.6", "fd00:1::9"];
         assert_eq!(seen.iter().map(ToString::to_string).collect::<Vec<_>>(), expected);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use integration::lab::traffic::{Answer, Backend, NoAnswer, ask_tcp};
-use integration::lab::{Host, Lab, Netns, Node, Setup, at};
+use integration::lab::{Host, Lab, Netns, Node, Setup, at, bound};
 use integration::objects::{Port, ServiceBuilder, slice};
 use serde_json::{Value, json};
 
@@ -221,6 +221,20 @@ fn wrong_rows(rows: &[Row], ask: impl Fn(&Row, usize) -> [String; 3] + Sync) -> 
 
 #[test]
 fn every_row_of_the_document_is_true() {
+    measure_every_row(&json!({}), |_| true);
+}
+
+/// ClusterIPs are local by a route, and not bound.
+#[test]
+fn every_row_of_the_document_is_true_with_routes() {
+    let routes = json!({"clusterIPs": "route", "serviceCIDRs": ["10.96.0.0/16", "fd00:96::/64"]});
+    measure_every_row(&json!({"kubeIPVS": routes}), |vip| {
+        !vip.starts_with("10.96.") && !vip.starts_with("fd00:96:")
+    });
+}
+
+/// Runs an agent with `more` in its configuration. `is_bound`: whether a VIP must be on `kube-ipvs0`.
+fn measure_every_row(more: &Value, is_bound: impl Fn(&str) -> bool) {
     let lab = Lab::new().unwrap();
     let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let outside = lab.client("outside").unwrap();
@@ -233,9 +247,12 @@ fn every_row_of_the_document_is_true() {
 
     let rows = rows(DOCUMENT);
     let services = Services::of(&rows);
-    let setup = Setup::start(&node, &json!({}), services.objects()).unwrap();
+    let setup = Setup::start(&node, more, services.objects()).unwrap();
     let vips = services.vips();
-    setup.wait_bound(&vips.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    let expected: Vec<&str> = vips.iter().map(String::as_str).filter(|vip| is_bound(vip)).collect();
+    setup.wait_bound(&expected).unwrap();
+    setup.wait("the first sync", || setup.agent.log().contains("ready: ")).unwrap();
+    assert_eq!(bound(node.ns()).len(), expected.iter().collect::<BTreeSet<_>>().len());
 
     let clients = [&pod, &node.host, &outside];
     let wrong = wrong_rows(&rows, |row, family| {

@@ -19,6 +19,25 @@ pub(super) fn cidrs(v: &Values, path: &str) -> anyhow::Result<Vec<IpNet>> {
     v.list(path).iter().map(|text| cidr(path, text)).collect()
 }
 
+/// The networks whose ClusterIPs are local by a route.
+pub(super) fn routed(v: &Values) -> anyhow::Result<Vec<IpNet>> {
+    const RANGES: &str = "kubeIPVS.serviceCIDRs";
+    let mut nets = cidrs(v, RANGES)?;
+    if let Some(net) = nets.iter().find(|net| net.prefix_len() == 0) {
+        bail!("{RANGES}: {net} is every address: list the ranges of ClusterIPs");
+    }
+    nets.iter_mut().for_each(|net| *net = net.trunc());
+    match v.text("kubeIPVS.clusterIPs") {
+        "address" => Ok(Vec::new()),
+        "route" if nets.is_empty() => bail!(
+            "{RANGES} is empty, but kubeIPVS.clusterIPs: route needs it: list the ranges of ClusterIPs, which are the \
+             value of --service-cluster-ip-range of kube-apiserver"
+        ),
+        "route" => Ok(IpNet::aggregate(&nets)),
+        other => bail!("kubeIPVS.clusterIPs: {other:?} is neither address nor route"),
+    }
+}
+
 /// `None` for an unspecified address.
 pub(super) fn bind_address(v: &Values) -> anyhow::Result<Option<IpAddr>> {
     let text = v.text("bindAddress");

@@ -211,6 +211,7 @@ fn settings(v: &Values) -> anyhow::Result<Settings> {
         drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
         keep_established: v.bool("kubeIPVS.keepEstablished"),
         protected: fields::cidrs(v, "kubeIPVS.protectedCIDRs")?,
+        routed: fields::routed(v)?,
         shares_node: !v.text(SERVICE_PROXY_NAME).is_empty(),
         ..Settings::default()
     })

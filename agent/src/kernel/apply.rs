@@ -105,11 +105,10 @@ impl Run<'_> {
 
     /// Waits for the programs that write the filter of addresses which are bound next.
     fn wait_for_rules(&mut self, open: &[Op]) {
-        if !open.iter().any(|op| matches!(op, Op::Bind(_))) {
+        if !open.iter().any(|op| matches!(op, Op::Bind(_) | Op::AddRoute(_))) {
             return;
         }
-        let family = |op: &Op| if let Op::Bind(addr) = op { Some(Family::of(*addr)) } else { None };
-        let opens = |family_of: Family| open.iter().any(|op| family(op) == Some(family_of));
+        let opens = |family: Family| open.iter().any(|op| op.subject().family() == Some(family));
         let deadline = Instant::now() + self.rules_timeout;
         while let Some(i) = self.outcomes.iter().position(|outcome| *outcome == Outcome::Started) {
             let concerned = |op: &Op| matches!(op, Op::WriteRules(rules) if opens(rules.family));

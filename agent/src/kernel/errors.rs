@@ -70,6 +70,23 @@ pub(super) fn address_error(error: &dummy_iface::AddressError) -> OpError {
     OpError { uncertain, ..OpError::plain(cause, message) }
 }
 
+/// The kernel refused a route.
+pub(super) fn route_error(error: &Netlink) -> OpError {
+    let text = words::causes(error);
+    match error {
+        Netlink::Refused(refusal) => {
+            let cause = Cause::of_errno(refusal.code);
+            OpError {
+                uncertain: matches!(cause, Cause::Exists | Cause::Missing),
+                ..OpError::plain(cause, text)
+            }
+        }
+        Netlink::NotPermitted => OpError::plain(Cause::NotPermitted, text),
+        Netlink::Overrun | Netlink::Timeout => OpError::uncertain(Cause::TimedOut, text),
+        _ => OpError::uncertain(Cause::Other, text),
+    }
+}
+
 /// An operation on the device, or its socket, failed.
 pub(super) fn device_error(error: &dummy_iface::Error) -> OpError {
     use dummy_iface::Error as E;

@@ -247,18 +247,23 @@ impl FakeKernel {
         Ok(self.state.virtual_servers[vs].real_servers.get(rs).copied())
     }
 
-    /// Bound addresses that expose listeners of the host: their family has no filter, or they are not in its
-    /// `KUBE-IPVS-IPS`. There must be none at any time.
+    /// The first addresses of local networks that expose listeners of the host: their family has no filter, or they are neither in its
+    /// `KUBE-IPVS-IPS` nor rejected by a rule for a network. There must be none at any time.
     pub fn exposed(&self) -> BTreeSet<IpAddr> {
         let guarded = |net: &&IpNet| {
             let family = Family::of(net.addr());
             let rules = &self.state.rules[family];
-            let entry = Entry::Ip(net.addr());
+            let rejected = |rule: &String| {
+                let rejected = rule.strip_prefix("-d ").and_then(|rule| rule.split(' ').next()?.parse().ok());
+                rejected.is_some_and(|rejected: IpNet| rejected.contains(*net)) && rule.contains(" -j REJECT")
+            };
             rules.broken_jumps().is_empty()
                 && !rules.chains.is_empty()
-                && self.state.has_entry(SetId { kind: SetKind::IpvsIps, family }, &entry)
+                && (self.state.has_entry(SetId { kind: SetKind::IpvsIps, family }, &Entry::Ip(net.addr()))
+                    || rules.chains.values().flatten().any(rejected))
         };
-        self.state.addresses.iter().filter(|net| !guarded(net)).map(IpNet::addr).collect()
+        let routes = &self.state.node.routes;
+        self.state.addresses.iter().chain(routes).filter(|net| !guarded(net)).map(IpNet::addr).collect()
     }
 }
 

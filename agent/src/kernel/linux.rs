@@ -13,7 +13,7 @@ use ipvs_netlink as ipvs;
 use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, ServiceId};
 use netlink_batch::{Error as Netlink, Socket};
 
-use super::errors::{address_error, client_error, device_error, ipvs_error};
+use super::errors::{address_error, client_error, device_error, ipvs_error, route_error};
 use super::host::routes::Routes;
 use super::host::sysctl;
 use super::iptables::Iptables;
@@ -210,6 +210,8 @@ impl LinuxKernel {
             | Op::GrowSet(_)
             | Op::AddEntry(..)
             | Op::RemoveEntry(..) => return self.sets.execute(&[op]).swap_remove(0),
+            Op::AddRoute(net) => self.routes.add(*net).map_err(|error| route_error(&error)),
+            Op::RemoveRoute(net) => self.routes.remove(*net).map_err(|error| route_error(&error)),
             Op::Bind(_) | Op::Unbind(_) => return execute_addresses(&mut self.device, &[op]).swap_remove(0),
         };
         done.map(|()| Progress::Done)
@@ -308,6 +310,7 @@ impl Kernel for LinuxKernel {
             Some(
                 Subsystem::Sysctl
                 | Subsystem::Device
+                | Subsystem::Routes
                 | Subsystem::Conntrack
                 | Subsystem::Rules
                 | Subsystem::Leftovers,
@@ -406,7 +409,9 @@ fn command(op: &Op) -> Option<Command> {
         | Op::RemoveLeftovers(_)
         | Op::ForgetFlows(_)
         | Op::Bind(_)
-        | Op::Unbind(_) => return None,
+        | Op::Unbind(_)
+        | Op::AddRoute(_)
+        | Op::RemoveRoute(_) => return None,
     })
 }
 

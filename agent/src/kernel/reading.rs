@@ -180,11 +180,13 @@ impl LinuxKernel {
 
     pub(super) fn read_rest(&mut self) -> Result<Piece, ObserveError> {
         let NamedHosts { servers, routers } = NamedHosts::read(Path::new("/"));
+        let routes = self.routes.read().map_err(|error| failed(Part::Node)(&error))?;
         let config = self.ipvs.config().map_err(|error| failed(Part::Node)(&error))?;
         Ok(Piece::Rest(NodeState {
             timeouts: Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp },
             sysctls: self.sysctls.iter().filter_map(|path| Some((*path, sysctl::read(path)?))).collect(),
-            next_hops: self.routes.next_hops().map_err(|error| failed(Part::Node)(&error))?,
+            routes: routes.own,
+            next_hops: routes.next_hops,
             lease_routers: routers,
             name_servers: servers,
             // Only used for Events.

@@ -10,6 +10,7 @@ use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
 use netlink_batch::{Error as Netlink, Socket};
 
+use super::host::routes::Routes;
 use super::iptables::Iptables;
 use super::ipvs::{service_id, vs_key};
 use super::netfilter::ipset::{IpsetClient, IpsetError};
@@ -28,6 +29,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Teardown {
     ipvs: Option<ipvs::Client>,
     device: DummyDevice,
+    routes: Routes,
     sets: Option<IpsetClient>,
     iptables: Iptables,
     nft: Socket,
@@ -53,6 +55,7 @@ impl Teardown {
         Ok(Self {
             ipvs,
             device: DummyDevice::open(DEVICE).context("rtnetlink is not usable")?,
+            routes: Routes::open().context("rtnetlink is not usable")?,
             sets,
             iptables: Iptables::default(),
             nft: nfnetlink::open().context("netfilter is not usable")?,
@@ -75,6 +78,10 @@ impl Teardown {
                 Err(error) => unreadable.push(format!("device {DEVICE}: {}", causes(&error))),
             },
             Err(error) => unreadable.push(format!("device {DEVICE}: {}", causes(&error))),
+        }
+        match self.routes.read() {
+            Ok(routes) => found.routes = routes.own,
+            Err(error) => unreadable.push(format!("routes: {}", causes(&error))),
         }
         if let Some(sets) = &mut self.sets {
             match sets.list() {
@@ -102,6 +109,7 @@ impl Teardown {
     pub fn run(&mut self, step: &CleanupStep) -> Result<(), String> {
         match step {
             CleanupStep::Device(_) => self.device.delete().map(drop).map_err(|error| causes(&error)),
+            CleanupStep::Route(net) => self.routes.remove(*net).map_err(|error| causes(&error)),
             CleanupStep::Server(vs) => match self.ipvs.as_mut().map(|ipvs| ipvs.del_service(&service_id(vs)))
             {
                 None | Some(Ok(())) => Ok(()),

@@ -98,6 +98,8 @@ impl OpKind {
             OpKind::EditRealServer => ("real server", "real servers", "changed"),
             OpKind::Bind => ("address", "addresses", "bound"),
             OpKind::Unbind => ("address", "addresses", "unbound"),
+            OpKind::AddRoute => ("local route", "local routes", "added"),
+            OpKind::RemoveRoute => ("local route", "local routes", "removed"),
             OpKind::DrainRealServer => ("real server", "real servers", "set to drain"),
             OpKind::RemoveRealServer => ("real server", "real servers", "removed"),
             OpKind::RemoveVirtualServer => ("virtual server", "virtual servers", "removed"),

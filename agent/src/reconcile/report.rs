@@ -6,7 +6,10 @@
 
 use crate::core::plan::pass::{Due, Pass, Touched};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::Reconciler;
 use super::drift::describe_difference;
@@ -17,6 +20,7 @@ use crate::core::plan::outcome::{Cause, ObserveError};
 use crate::core::plan::retries::{Failing, News, Retries};
 use crate::core::plan::subject::{Subject, SubjectKind};
 use crate::core::rules::save::ObservedRules;
+use crate::core::service::protected::Protection;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::kernel::Kernel;
 use crate::pace::Pace;
@@ -141,6 +145,16 @@ impl Reporter {
     /// Keeps the difference of rules for the report of their repair.
     pub fn rules_differ(&mut self, family: Family, mirror: &ObservedRules, read: &ObservedRules) {
         self.rules.push(format!("{family}: {}", describe_difference(mirror, read)));
+    }
+
+    /// Reports networks of `kubeIPVS.serviceCIDRs` that get no route.
+    pub fn unroutable(&self, nets: &[(IpNet, IpAddr, Protection)]) {
+        for (net, addr, why) in nets {
+            tracing::error!(
+                "no local route for {net} of kubeIPVS.serviceCIDRs: {addr} is {why}, and the node could not reach it; the \
+                 ClusterIPs of {net} are bound to kube-ipvs0 instead"
+            );
+        }
     }
 
     /// Reports that a probe found objects missing.

@@ -6,6 +6,8 @@ use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::{PassScope, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
@@ -136,9 +138,14 @@ impl<K: Kernel> Reconciler<K> {
     /// deletes them, unless this pass has done so.
     fn forget_flows_of_bound(&mut self, plan: &Plan, report: &Report) {
         let done = || plan.ops.iter().zip(&report.outcomes).filter(|(_, outcome)| **outcome == Outcome::Done);
-        let bound = done().filter_map(|(op, _)| if let Op::Bind(addr) = op { Some(*addr) } else { None });
+        let net = |op: &Op| match op {
+            Op::Bind(addr) => Some(IpNet::from(*addr)),
+            Op::AddRoute(net) => Some(*net),
+            _ => None,
+        };
+        let nets = done().filter_map(|(op, _)| net(op));
         let mut services: BTreeSet<ObjectName> =
-            bound.flat_map(|addr| self.desired.udp_services(addr)).cloned().collect();
+            nets.flat_map(|net| self.desired.udp_services_in(net)).cloned().collect();
         if services.is_empty() {
             return;
         }

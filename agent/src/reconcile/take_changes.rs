@@ -129,6 +129,10 @@ impl<K: Kernel> Reconciler<K> {
             return false;
         }
         self.health_checks_changed = true;
+        if facts.unroutable != self.node.unroutable {
+            self.reporter.unroutable(&facts.unroutable);
+        }
+        self.desired.routes = facts.routed.iter().copied().collect();
         self.node = facts;
         true
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::node;
@@ -17,11 +18,13 @@ pub struct Cluster {
     pub objects: BTreeMap<(Kind, String), Object>,
     /// This node.
     pub node: Node,
+    /// The networks whose ClusterIPs are local by a route, which the agent learns when it starts.
+    pub routed: Vec<IpNet>,
 }
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), node: node() }
+        Self { objects: BTreeMap::new(), node: node(), routed: Vec::new() }
     }
 }
 

@@ -98,7 +98,8 @@ impl Agent {
     pub fn start(kernel: FakeKernel, cluster: &Cluster) -> Self {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         cluster.put(&store);
-        let reconciler = Reconciler::new(kernel, store.clone(), settings(), "n1", false, reporting());
+        let settings = Settings { routed: cluster.routed.clone(), ..settings() };
+        let reconciler = Reconciler::new(kernel, store.clone(), settings, "n1", false, reporting());
         Self { store, reconciler, now: Duration::ZERO }
     }
 

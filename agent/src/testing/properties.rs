@@ -178,7 +178,7 @@ proptest! {
     #[test]
     fn the_order_of_objects_does_not_matter(a in any_cluster(), seed in any::<u64>()) {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-        Cluster { objects: Default::default(), node: a.node.clone() }.put(&store);
+        Cluster { node: a.node.clone(), ..Cluster::default() }.put(&store);
         let mut objects: Vec<_> = a.objects.values().cloned().collect();
         let mut agent = Agent::start(kernel(), &Cluster::default());
         agent.store = store.clone();

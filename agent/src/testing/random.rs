@@ -130,6 +130,6 @@ pub fn any_cluster() -> impl Strategy<Value = Cluster> {
             services.into_iter().map(|s| ((Kind::Service, s.name.to_string()), Object::Service(s)));
         let slices =
             slices.into_iter().map(|s| ((Kind::EndpointSlice, s.name.to_string()), Object::EndpointSlice(s)));
-        Cluster { objects: services.chain(slices).collect(), node }
+        Cluster { objects: services.chain(slices).collect(), node, routed: Vec::new() }
     })
 }

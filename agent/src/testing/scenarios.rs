@@ -187,8 +187,39 @@ fn kernels() -> Vec<Scenario> {
     ]
 }
 
+fn routes() -> Vec<Scenario> {
+    let more = json!({
+        "clusterIPs": ["10.96.0.1", "fd00:96::1"], "ipFamilies": ["IPv4", "IPv6"], "externalIPs": ["198.51.100.1"],
+    });
+    let dual = || both(Cluster::default().service("a", spec(ports(tcp(30080)), more.clone()), &[]));
+    let other = json!({"clusterIP": "10.96.0.2", "ports": [{"port": 81}]});
+    let routed = |cluster: Cluster| {
+        let routed = ["10.96.0.0/16", "fd00:96::/112"].iter().map(|net| net.parse().unwrap()).collect();
+        Cluster { routed, ..cluster }
+    };
+    vec![
+        scenario(
+            "a Service is added behind a route",
+            routed(dual()),
+            routed(dual().service("b", other, &[])),
+        ),
+        Scenario {
+            restarts: true,
+            ..scenario("a route replaces the addresses of ClusterIPs", dual(), routed(dual()))
+        },
+        Scenario {
+            restarts: true,
+            ..scenario("addresses of ClusterIPs replace a route", routed(dual()), dual())
+        },
+        Scenario {
+            meanwhile: |kernel| kernel.state.node.routes.clear(),
+            ..scenario("another program removes the routes", routed(dual()), routed(dual()))
+        },
+    ]
+}
+
 pub fn all() -> Vec<Scenario> {
-    services().into_iter().chain(load_balancers()).chain(kernels()).collect()
+    services().into_iter().chain(load_balancers()).chain(kernels()).chain(routes()).collect()
 }
 
 pub fn tcp_server(addr: &str, port: u16) -> VsKey {

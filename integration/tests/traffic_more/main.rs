@@ -9,6 +9,7 @@ mod change;
 mod filter;
 mod protocol;
 mod reshape;
+mod routed;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

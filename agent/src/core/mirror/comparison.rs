@@ -63,6 +63,8 @@ pub struct NodeState {
     pub timeouts: Timeouts,
     /// Current values of the sysctls in the settings; a sysctl that cannot be read is absent.
     pub sysctls: BTreeMap<&'static str, i64>,
+    /// Networks with a local route of ours.
+    pub routes: BTreeSet<IpNet>,
     /// Next hops of all routes, sorted.
     pub next_hops: Vec<IpAddr>,
     /// Routers in the DHCP leases of the node.

@@ -222,6 +222,11 @@ impl Observed {
             && self.node.nft_tables == PerFamily::default()
     }
 
+    /// Whether packets to the VIP are for this node: its address is bound, or a route of ours makes it local.
+    pub fn is_local(&self, vip: IpAddr) -> bool {
+        self.addresses.contains(&vip.into()) || self.node.routes.iter().any(|net| net.contains(&vip))
+    }
+
     /// Whether the set exists and has members.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.sets.get(&SetId { kind, family }).is_some_and(|set| !set.members.is_empty())

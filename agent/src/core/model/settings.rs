@@ -109,6 +109,8 @@ pub struct Settings {
     pub keep_established: bool,
     /// VIPs in these networks are never bound, except ClusterIPs.
     pub protected: Vec<IpNet>,
+    /// ClusterIPs in these networks are local by one route for each network. Other ClusterIPs are bound.
+    pub routed: Vec<IpNet>,
     /// Another service proxy serves the other Services of this node (`serviceProxyName`): rules of other kube-proxy
     /// modes are in use.
     pub shares_node: bool,
@@ -131,6 +133,7 @@ impl Default for Settings {
             drain_deadline: None,
             keep_established: false,
             protected: Vec::new(),
+            routed: Vec::new(),
             shares_node: false,
         }
     }

@@ -21,6 +21,8 @@ pub struct Found {
     pub servers: Vec<VsKey>,
     /// The addresses on `kube-ipvs0`; `None`: the device does not exist.
     pub bound: Option<Set<IpNet>>,
+    /// Networks with a local route of ours.
+    pub routes: BTreeSet<IpNet>,
     /// Existing sets that have one of our names.
     pub sets: Map<SetId, ObservedSet>,
     /// The output of `iptables-save` and `ip6tables-save`.
@@ -43,6 +45,8 @@ pub struct CleanupScope {
 pub enum CleanupStep {
     /// `kube-ipvs0` and the number of its addresses. It goes first: traffic stops before virtual servers are removed.
     Device(usize),
+    /// The local route of a network of ClusterIPs.
+    Route(IpNet),
     Server(VsKey),
     /// Jumps and chains of one table of a family.
     Rules(Family, Removal),
@@ -57,6 +61,7 @@ impl fmt::Display for CleanupStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CleanupStep::Device(addresses) => write!(f, "device {DEVICE} with {addresses} addresses"),
+            CleanupStep::Route(net) => write!(f, "local route {net}"),
             CleanupStep::Server(vs) => write!(f, "virtual server {vs}"),
             CleanupStep::Rules(family, removal) => {
                 let mut lines = Vec::new();
@@ -77,6 +82,7 @@ impl fmt::Display for CleanupStep {
 pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Vec<String>) {
     let mut steps: Vec<CleanupStep> =
         found.bound.iter().map(|bound| CleanupStep::Device(bound.len())).collect();
+    steps.extend(found.routes.iter().copied().map(CleanupStep::Route));
     steps.extend(own_servers(found, scope).into_iter().map(CleanupStep::Server));
     let mut kept = Vec::new();
     for (family, text) in &found.rules {
@@ -154,6 +160,7 @@ mod tests {
             .into_iter()
             .collect(),
             nft_tables: PerFamily::new(true, false),
+            routes: ["10.112.0.0/16".parse().unwrap()].into(),
             rules: vec![(
                 Family::V4,
                 "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A OUTPUT -m comment --comment \"kubernetes \
@@ -179,6 +186,7 @@ mod tests {
         assert_eq!(
             lines(&scope),
             "device kube-ipvs0 with 2 addresses\n\
+             local route 10.112.0.0/16\n\
              virtual server TCP 10.96.0.10:80\n\
              virtual server TCP 192.168.50.2:443\n\
              virtual server TCP 192.168.50.2:30080\n\

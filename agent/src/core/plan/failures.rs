@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::op::Op;
 use super::outcome::Outcome;
 use super::retries::Retries;
@@ -24,6 +26,8 @@ pub struct Failures<'a> {
     missing: BTreeSet<Subject>,
     /// Addresses that must not be bound, and the set entry that each lacks.
     entries: BTreeMap<IpAddr, Subject>,
+    /// Networks whose local route was not added.
+    unrouted: Vec<IpNet>,
     /// Virtual servers that were not added, by their VIP.
     unserved_addresses: BTreeMap<IpAddr, VsKey>,
     /// Subjects that traffic of a family needs and that are not in place.
@@ -40,7 +44,8 @@ impl<'a> Failures<'a> {
             missing.insert(reading);
             unserved[family].insert(reading);
         }
-        Self { retries, now, missing, entries, unserved_addresses, unserved }
+        let unrouted = Vec::new();
+        Self { retries, now, missing, entries, unrouted, unserved_addresses, unserved }
     }
 
     /// Why the op must not run now: [`Outcome::Waiting`] or [`Outcome::Blocked`]. `None`: it may run.
@@ -69,6 +74,8 @@ impl<'a> Failures<'a> {
                 self.missing.insert(subject);
                 self.unserved_addresses.insert(vs.addr, *vs);
             }
+            Op::AddRoute(net) => self.unrouted.push(*net),
+            Op::Bind(_) | Op::RemoveRoute(_) => _ = self.missing.insert(subject),
             Op::Unbind(net) => _ = self.missing.insert(Subject::Address(net.addr())),
             _ => {}
         }
@@ -96,7 +103,10 @@ impl<'a> Failures<'a> {
             Op::GrowSet(grow) => self.missing(Subject::Set(grow.set)),
             Op::WriteRules(rules) if rules.tidy => {
                 let takeover = || self.blocks_takeover(rules.family).filter(|_| rules.is_takeover);
-                self.missing(Subject::Rules(rules.family)).or_else(takeover)
+                // A route that was not removed needs its filter.
+                let is_route = |subject: &&Subject| matches!(subject, Subject::Route(net) if Family::of(net.addr()) == rules.family);
+                let route = || self.missing.iter().find(is_route).copied();
+                self.missing(Subject::Rules(rules.family)).or_else(takeover).or_else(route)
             }
             Op::WriteRules(rules) => {
                 let is_used = |subject: &&Subject| {
@@ -108,6 +118,17 @@ impl<'a> Failures<'a> {
             Op::RemoveLeftovers(leftovers) if leftovers.is_takeover => self.blocks_takeover(leftovers.family),
             Op::AddRealServer(vs, _) => self.missing(Subject::VirtualServer(*vs)),
             Op::Bind(addr) => self.blocks_bind(*addr),
+            Op::AddRoute(net) => self.blocks_open(Family::of(net.addr())),
+            // Its address stays local until the route that replaces it is in place, and the other way round.
+            Op::Unbind(bound) => {
+                let route = self.unrouted.iter().find(|net| net.contains(&bound.addr()));
+                route.map(|net| Subject::Route(*net))
+            }
+            Op::RemoveRoute(net) => {
+                let is_inside =
+                    |subject: &&Subject| matches!(subject, Subject::Address(a) if net.contains(a));
+                self.missing.iter().find(is_inside).copied()
+            }
             Op::RemoveEntry(SetId { kind: SetKind::IpvsIps, .. }, Entry::Ip(ip)) => {
                 self.missing(Subject::Address(*ip))
             }
@@ -126,10 +147,14 @@ impl<'a> Failures<'a> {
 
     /// An address is bound only when the access filter, its set entry and its virtual servers are in place.
     fn blocks_bind(&self, addr: IpAddr) -> Option<Subject> {
-        let family = Family::of(addr);
-        let filter = [Subject::Device, Subject::Rules(family), Subject::Reading(Part::Rules(family))];
         let entry = || self.entries.get(&addr).copied();
         let server = || self.unserved_addresses.get(&addr).map(|vs| Subject::VirtualServer(*vs));
-        filter.into_iter().find_map(|subject| self.missing(subject)).or_else(entry).or_else(server)
+        self.blocks_open(Family::of(addr)).or_else(entry).or_else(server)
+    }
+
+    /// Nothing of a family becomes local without the device and the access filter.
+    fn blocks_open(&self, family: Family) -> Option<Subject> {
+        let filter = [Subject::Device, Subject::Rules(family), Subject::Reading(Part::Rules(family))];
+        filter.into_iter().find_map(|subject| self.missing(subject))
     }
 }

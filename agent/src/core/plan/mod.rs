@@ -46,19 +46,20 @@ pub struct PlanInput<'a> {
 }
 
 /// Inputs of the rules of one family, besides the settings: which sets have wanted members, which have members in
-/// the kernel, and which virtual servers are closed to the node.
+/// the kernel, which virtual servers are closed to the node, and the wanted and the existing routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RulesBasis(u32, u32, Vec<VsKey>);
+pub struct RulesBasis(u32, u32, Vec<VsKey>, BTreeSet<IpNet>, BTreeSet<IpNet>);
 
 impl RulesBasis {
-    pub fn build(family: Family, desired: &Desired, observed: &Observed) -> Self {
+    pub fn build(family: Family, desired: &Desired, mirror: &Observed) -> Self {
         let bits = |holds: &dyn Fn(SetKind) -> bool| {
             let sets = SetId::all(family).zip(0..);
             sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
         };
         let wanted = bits(&|kind| desired.has_members(kind, family));
-        let observed = bits(&|kind| observed.has_members(kind, family));
-        Self(wanted, observed, desired.closed_to_node(family))
+        let observed = bits(&|kind| mirror.has_members(kind, family));
+        let routes = (desired.routes.clone(), mirror.node.routes.clone());
+        Self(wanted, observed, desired.closed_to_node(family), routes.0, routes.1)
     }
 }
 
@@ -66,10 +67,11 @@ impl RulesBasis {
 /// flows of the Services `flows`. Device, sets, rules, timeouts and sysctls are few, so every plan compares them.
 pub fn build_plan(input: PlanInput<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) -> Plan {
     let mut ops = Vec::new();
+    let routes = input.routes(keys);
     input.diff_node(&mut ops);
     input.diff_sets(&keys.entries, &mut ops);
     for &family in input.settings.families.iter().filter(|family| input.must_compare_rules(**family)) {
-        input.diff_rules(family, &mut ops);
+        input.diff_rules(family, &routes, &mut ops);
         input.diff_leftovers(family, &mut ops);
     }
     for key in &keys.virtual_servers {
@@ -77,6 +79,7 @@ pub fn build_plan(input: PlanInput<'_>, keys: &Changes, flows: &BTreeSet<ObjectN
         input.diff_server(key, wanted, input.observed.virtual_servers.get(key), &mut ops);
     }
     input.diff_addresses(keys, &mut ops);
+    input.diff_routes(&routes, &mut ops);
     for filter in input.desired.stale_flows(flows) {
         ops.push(Op::ForgetFlows(Box::new(FlowsOp { services: flows.clone(), filter })));
     }
@@ -175,17 +178,21 @@ impl PlanInput<'_> {
 
     /// Rules that match sets which become empty stay until the tidy phase: traffic to addresses that are still bound
     /// keeps its masquerading and its filter. A plan needs two writes only if it both adds and removes rules.
-    fn diff_rules(&self, family: Family, ops: &mut Vec<Op>) {
+    fn diff_rules(&self, family: Family, routes: &BTreeSet<IpNet>, ops: &mut Vec<Op>) {
         let has = &self.observed.rules[family];
         let jumps = has.broken_jumps();
         let closed = self.desired.closed_to_node(family);
         let is_wanted = |kind: SetKind| self.desired.has_members(kind, family);
-        let wanted = build_chains(family, self.settings, &is_wanted, &closed);
+        let is_own = |net: &&IpNet| Family::of(net.addr()) == family;
+        let routes: BTreeSet<IpNet> = routes.iter().filter(is_own).copied().collect();
+        let wanted = build_chains(family, self.settings, &is_wanted, &closed, &routes);
         if has.chains == wanted && jumps.is_empty() {
             return;
         }
         let either = |kind: SetKind| is_wanted(kind) || self.observed.has_members(kind, family);
-        let mut meanwhile = build_chains(family, self.settings, &either, &closed);
+        let existing = self.observed.node.routes.iter().filter(is_own).copied();
+        let both = existing.chain(routes).collect();
+        let mut meanwhile = build_chains(family, self.settings, &either, &closed, &both);
         keep_closed(&has.chains, &mut meanwhile);
         let takes_over = keep_dispatch(&has.chains, &mut meanwhile) && self.takeover_pending;
         let write = |chains, jumps, tidy| {
@@ -256,6 +263,26 @@ impl PlanInput<'_> {
         }
         let busy = self.observed.busy.contains(&(vs, rs));
         (!busy).then_some(Op::RemoveRealServer(vs, rs))
+    }
+
+    fn diff_routes(&self, routes: &BTreeSet<IpNet>, ops: &mut Vec<Op>) {
+        let existing = &self.observed.node.routes;
+        ops.extend(routes.difference(existing).map(|net| Op::AddRoute(*net)));
+        ops.extend(existing.difference(routes).map(|net| Op::RemoveRoute(*net)));
+    }
+
+    /// The routes after the plan. A route that is no longer wanted stays while a ClusterIP in its network is not bound.
+    fn routes(&self, keys: &Changes) -> BTreeSet<IpNet> {
+        let is_managed = |net: &&IpNet| self.settings.families.contains(&Family::of(net.addr()));
+        let is_unbound = |addr: &IpAddr| {
+            !self.observed.addresses.contains(&IpNet::from(*addr)) && !keys.addresses.contains(addr)
+        };
+        let is_needed = |net: &&IpNet| {
+            let mut inside = self.desired.addresses().filter(|addr| net.contains(addr));
+            !is_managed(net) || inside.any(|addr| is_unbound(&addr))
+        };
+        let unwanted = self.observed.node.routes.difference(&self.desired.routes);
+        unwanted.filter(is_needed).chain(&self.desired.routes).copied().collect()
     }
 
     fn diff_addresses(&self, keys: &Changes, ops: &mut Vec<Op>) {

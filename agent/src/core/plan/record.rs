@@ -45,6 +45,8 @@ impl Observed {
             }
             Op::Bind(addr) => _ = self.addresses.insert(IpNet::from(*addr)),
             Op::Unbind(net) => _ = self.addresses.remove(net),
+            Op::AddRoute(net) => _ = self.node.routes.insert(*net),
+            Op::RemoveRoute(net) => _ = self.node.routes.remove(net),
             Op::AddVirtualServer(vs, spec) => {
                 let server = ObservedServer { spec: spec.clone(), real_servers: RealServers::default() };
                 self.virtual_servers.insert(*vs, server);

@@ -72,6 +72,9 @@ pub enum Subject {
     /// An address with a wider prefix on `kube-ipvs0`: never wanted. It counts as an address.
     #[strum(to_string = "address {0}")]
     Network(IpNet),
+    /// The local route of a network of ClusterIPs.
+    #[strum(to_string = "local route {0}")]
+    Route(IpNet),
     /// UDP flows of one family.
     #[strum_discriminants(strum(serialize = "udp_flows"))]
     #[strum(to_string = "stale {0} UDP flows")]
@@ -100,6 +103,7 @@ impl SubjectKind {
             SubjectKind::VirtualServer => ("virtual server", "virtual servers"),
             SubjectKind::RealServer => ("real server", "real servers"),
             SubjectKind::Address | SubjectKind::Network => ("address", "addresses"),
+            SubjectKind::Route => ("local route", "local routes"),
             SubjectKind::Flows => ("family of UDP flows", "families of UDP flows"),
             SubjectKind::Leftovers => ("rule set of another mode", "rule sets of other modes"),
         };
@@ -128,6 +132,7 @@ impl Subject {
             Subject::Address(_) | Subject::Network(_) | Subject::Reading(Part::Addresses) => {
                 Subsystem::Addresses
             }
+            Subject::Route(_) => Subsystem::Routes,
             Subject::Flows(_) => Subsystem::Conntrack,
             Subject::Leftovers(_) => Subsystem::Leftovers,
         }
@@ -141,7 +146,7 @@ impl Subject {
             Subject::Set(set) | Subject::Entry(set, _) | Subject::Reading(Part::Set(set)) => Some(set.family),
             Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => Some(vs.family()),
             Subject::Address(addr) => Some(Family::of(*addr)),
-            Subject::Network(net) => Some(Family::of(net.addr())),
+            Subject::Network(net) | Subject::Route(net) => Some(Family::of(net.addr())),
             Subject::Rules(family)
             | Subject::Reading(Part::Rules(family))
             | Subject::Flows(family)
@@ -149,12 +154,13 @@ impl Subject {
         }
     }
 
-    /// Whether no address of the family may be bound without the subject. `needs`: whether a rule references a set.
+    /// Whether no VIP of the family is served without the subject. `needs`: whether a rule references a set.
     pub fn guards(&self, family: Family, needs: &dyn Fn(SetId) -> bool) -> bool {
         match self {
             Subject::Device | Subject::Reading(Part::Ipvs | Part::Addresses) => true,
             Subject::Set(set) => set.family == family && needs(*set),
             Subject::Rules(of) | Subject::Reading(Part::Rules(of)) => *of == family,
+            Subject::Route(net) => Family::of(net.addr()) == family,
             _ => false,
         }
     }
@@ -202,6 +208,7 @@ impl Op {
             Op::Bind(addr) => Subject::Address(*addr),
             Op::Unbind(net) if net.prefix_len() == net.max_prefix_len() => Subject::Address(net.addr()),
             Op::Unbind(net) => Subject::Network(*net),
+            Op::AddRoute(net) | Op::RemoveRoute(net) => Subject::Route(*net),
             Op::ForgetFlows(flows) => Subject::Flows(flows.filter.family),
             Op::RemoveLeftovers(leftovers) => Subject::Leftovers(leftovers.family),
         }

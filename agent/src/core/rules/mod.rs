@@ -9,10 +9,12 @@ pub mod removal;
 pub mod save;
 pub mod save_text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use self::chains::{CHAINS, JUMPS, JumpFix, Table};
+use ipnet::IpNet;
+
 use crate::core::model::sets::{SetId, SetKind};
 use crate::core::model::settings::{LocalTraffic, Settings};
 use crate::core::model::{Family, Protocol, VsKey};
@@ -31,15 +33,17 @@ const DST_LOCAL: &str = "-m addrtype --dst-type LOCAL";
 const ESTABLISHED: &str = "-m conntrack --ctstate RELATED,ESTABLISHED";
 
 /// The wanted chains of `family`. `has`: whether a set has members. As in kube-proxy, most rules that match an empty set
-/// are left out. `closed`: the restricted virtual servers that the node itself may not use.
+/// are left out. `closed`: the restricted virtual servers that the node itself may not use. `routes`: the networks of
+/// ClusterIPs that are local by a route.
 pub fn build_chains(
     family: Family,
     settings: &Settings,
     has: &dyn Fn(SetKind) -> bool,
     closed: &[VsKey],
+    routes: &BTreeSet<IpNet>,
 ) -> Chains {
     let chains = CHAINS.iter().map(|(table, chain)| ((*table, (*chain).to_owned()), Vec::new())).collect();
-    let mut writer = Writer { family, settings, has, chains };
+    let mut writer = Writer { family, settings, has, routes, chains };
     writer.add_nat_rules();
     writer.add_filter_rules(closed);
     writer.chains
@@ -61,6 +65,7 @@ struct Writer<'a> {
     family: Family,
     settings: &'a Settings,
     has: &'a dyn Fn(SetKind) -> bool,
+    routes: &'a BTreeSet<IpNet>,
     chains: Chains,
 }
 
@@ -158,9 +163,13 @@ impl Writer<'_> {
             LocalTraffic::Cidrs(cidrs) => cidrs[self.family].map(|cidr| format!("! -s {cidr}")),
             LocalTraffic::Interface(name) => Some(format!("! -i {name}")),
         };
-        let fields = if all || not_local.is_some() { "dst,dst" } else { "src,dst" };
-        let set = self.commented_set(SetKind::ClusterIp, fields);
-        let matches: Vec<&str> = not_local.as_deref().into_iter().chain([&*set]).collect();
+        let from_node = !all && not_local.is_none();
+        // Over an IPv6 route the node uses an address of its own, not the ClusterIP, as source.
+        let by_route = from_node && !self.routes.is_empty();
+        let set = self
+            .commented_set(SetKind::ClusterIp, if from_node && !by_route { "src,dst" } else { "dst,dst" });
+        let source = by_route.then_some("-m addrtype --src-type LOCAL");
+        let matches: Vec<&str> = not_local.as_deref().into_iter().chain([&*set]).chain(source).collect();
         self.add(Table::Nat, "KUBE-SERVICES", &matches, MARK_MASQ);
     }
 
@@ -196,7 +205,11 @@ impl Writer<'_> {
             Family::V6 => "REJECT --reject-with icmp6-port-unreachable",
         };
         let vips = self.set(SetKind::IpvsIps, "dst");
-        self.add(TABLE, "KUBE-IPVS-FILTER", &["-m conntrack --ctstate NEW", &vips], reject);
+        const NEW: &str = "-m conntrack --ctstate NEW";
+        self.add(TABLE, "KUBE-IPVS-FILTER", &[NEW, &vips], reject);
+        for net in self.routes {
+            self.add(TABLE, "KUBE-IPVS-FILTER", &[&format!("-d {net}"), NEW], reject);
+        }
     }
 }
 

@@ -156,7 +156,7 @@ fn chains_used_by_other_rules_stay_and_are_reported() {
 
 #[test]
 fn our_rules_are_found_exactly() {
-    let chains = build_chains(Family::V4, &Settings::default(), &|_| true, &[]);
+    let chains = build_chains(Family::V4, &Settings::default(), &|_| true, &[], &Default::default());
     let fixes = ObservedRules::default().broken_jumps();
     let text = render_restore(&chains, &fixes).replace("\n-I ", "\n-A ");
     let foreign = "-A INPUT -s 192.0.2.1/32 -j DROP\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n";

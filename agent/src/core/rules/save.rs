@@ -73,7 +73,8 @@ mod tests {
         for family in Family::ALL {
             let vip = if family == Family::V4 { "203.0.113.1" } else { "fd00::1" };
             let closed = VsKey { protocol: Protocol::Udp, addr: vip.parse().unwrap(), port: 53 };
-            let chains = build_chains(family, &Settings::default(), &|_| true, &[closed]);
+            let chains =
+                build_chains(family, &Settings::default(), &|_| true, &[closed], &Default::default());
             let fixes = ObservedRules::default().broken_jumps();
             assert_eq!(fixes.len(), jump_chains().len());
             // Rules are inserted at the top, so iptables-save prints them in the opposite order.

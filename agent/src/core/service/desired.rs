@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::fragment::{Fragment, HealthCheck, Notice, VirtualServer};
+use ipnet::IpNet;
+
 use super::node_facts::Binding;
 use crate::core::model::Few;
 use crate::core::model::changes::Changes;
@@ -41,6 +43,8 @@ pub struct Desired {
     unbound: BTreeMap<Binding, u32>,
     /// Services with UDP endpoints, by VIP.
     udp: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    /// Networks of ClusterIPs that are local by a route.
+    pub routes: BTreeSet<IpNet>,
 }
 
 impl Desired {
@@ -274,9 +278,10 @@ impl Desired {
         filters.into_iter().filter(|filter| !filter.is_empty()).collect()
     }
 
-    /// The Services with UDP endpoints at this VIP.
-    pub fn udp_services(&self, vip: IpAddr) -> impl Iterator<Item = &ObjectName> {
-        self.udp.get(&vip).into_iter().flatten()
+    /// The Services with UDP endpoints at a VIP in this network.
+    pub fn udp_services_in(&self, net: IpNet) -> impl Iterator<Item = &ObjectName> {
+        let ends = (net.network(), net.broadcast());
+        self.udp.range(ends.0..=ends.1).flat_map(|(_, services)| services)
     }
 
     /// Whether `addr` must be bound to `kube-ipvs0`.

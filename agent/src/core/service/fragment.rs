@@ -261,10 +261,11 @@ impl Builder<'_> {
         !inside
     }
 
-    /// A ClusterIP is always bound. Another VIP is not bound if that would cut the node off from a host that it needs. Its
+    /// A ClusterIP is always local, by a route or bound. Another VIP is not bound if that would cut the node off from a host that it needs. Its
     /// virtual servers and set entries are still programmed, for traffic of the node and for forwarded traffic.
     fn add_address(&mut self, kind: VipKind, vip: IpAddr) {
         let binding = match kind {
+            VipKind::ClusterIp if self.node.is_routed(vip) => return,
             VipKind::ClusterIp => Binding::Guarded,
             _ => self.node.binding(vip, self.of_endpoints.contains(&vip)),
         };

@@ -32,6 +32,10 @@ pub struct NodeFacts {
     pub kept: Option<Arc<BTreeSet<IpAddr>>>,
     /// Addresses that serve node ports, of each family, sorted.
     pub node_port_addresses: PerFamily<Vec<IpAddr>>,
+    /// The networks of [`Settings::routed`] that can have a route.
+    pub routed: Vec<IpNet>,
+    /// The networks that cannot, each with the host that the node would not reach any more.
+    pub unroutable: Vec<(IpNet, IpAddr, Protection)>,
 }
 
 /// How a VIP that is not a ClusterIP is bound.
@@ -76,6 +80,10 @@ impl NodeFacts {
         translated.sort_unstable();
         translated.dedup();
         let ips = PerFamily::of(|family| node_ip(family, named, settings));
+        let obstacle = |net: &IpNet| protected.neighbour_in(net, named).map(|(addr, why)| (*net, addr, why));
+        let unroutable: Vec<_> = settings.routed.iter().filter_map(obstacle).collect();
+        let can = |net: &IpNet| unroutable.iter().all(|(other, ..)| other != net);
+        let routed = settings.routed.iter().copied().filter(can).collect();
         let node_port_addresses =
             PerFamily::of(|family| node_port_addresses(family, ips, &addresses, observed, settings));
         Self {
@@ -87,7 +95,14 @@ impl NodeFacts {
             protected: protected.clone(),
             kept,
             node_port_addresses,
+            routed,
+            unroutable,
         }
+    }
+
+    /// Whether the ClusterIP is local by a route.
+    pub fn is_routed(&self, cluster_ip: IpAddr) -> bool {
+        self.routed.iter().any(|net| net.contains(&cluster_ip))
     }
 
     /// The addresses of health-check node ports, of each family. `None`: all. As in kube-proxy, loopback counts if it

@@ -98,6 +98,16 @@ impl Protected {
         key.protocol == Protocol::Tcp && self.peers.api_servers.contains(&at)
     }
 
+    /// A host in the network that the node reaches directly, if there is one: a local route for the network would cut it
+    /// off. `own`: the addresses of this Node, whose neighbours are such hosts. The API server and DNS servers may be
+    /// ClusterIPs, and do not count.
+    pub fn neighbour_in(&self, net: &IpNet, own: &[IpAddr]) -> Option<(IpAddr, Protection)> {
+        let inside = |addr: &&IpAddr| net.contains(*addr);
+        let gateway = || Some((*self.gateways.iter().find(inside)?, Protection::Gateway));
+        let node = || Some((*own.iter().chain(self.peers.nodes.iter()).find(inside)?, Protection::OtherNode));
+        gateway().or_else(node)
+    }
+
     /// Why the address is protected, if it is.
     pub fn find(&self, addr: IpAddr) -> Option<Protection> {
         if self.listed.iter().any(|net| net.contains(&addr)) {

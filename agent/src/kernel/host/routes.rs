@@ -1,21 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The gateways of the network namespace's routes (`<linux/rtnetlink.h>`). Parsed here and not with
-//! netlink-packet-route, which rejects a message with an unknown encapsulation or metric: the gateway of such a route
+//! The routes of the network namespace (`<linux/rtnetlink.h>`): their gateways, and our local routes. Parsed here and not
+//! with netlink-packet-route, which rejects a message with an unknown encapsulation or metric: the gateway of such a route
 //! must be known, too.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_batch::{AttributeIter, Counters, Error, Listener, Message, Socket, protocols};
+use ipnet::IpNet;
+use netlink_batch::{
+    AttributeIter, Attributes, Counters, Errno, Error, Listener, Message, Socket, protocols,
+};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+
+use super::local_route::{LocalRoute, parse_own};
+
 
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 /// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_ROUTE`
 const GROUPS: [u32; 2] = [7, 11];
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-const RTMSG_LEN: usize = 12;
-const FLAGS_AT: usize = 8;
+pub(super) const AF_INET: u8 = 2;
+pub(super) const AF_INET6: u8 = 10;
+pub(super) const RTMSG_LEN: usize = 12;
+pub(super) const FLAGS_AT: usize = 8;
 /// A route that the kernel caches for one destination.
 const RTM_F_CLONED: u32 = 0x200;
 const RTA_GATEWAY: u16 = 5;
@@ -44,20 +53,54 @@ impl Routes {
         self.socket.counters()
     }
 
-    /// The gateways of the routes in all tables and of both families, sorted and each once: the addresses after `via`
-    /// in `ip route show table all`.
-    ///
-    /// A route to a nexthop object includes the gateways of that object, unless the sysctl
-    /// `net.ipv4.nexthop_compat_mode` is 0.
+    /// Reads the routes of all tables and of both families in one dump.
     ///
     /// # Errors
     /// When the list cannot be read completely.
-    pub fn next_hops(&mut self) -> Result<Vec<IpAddr>, Error> {
-        let mut gateways = self.socket.dump(&GetRoutes, |found, payload| parse_gateways(payload, found))?;
-        gateways.sort_unstable();
-        gateways.dedup();
-        Ok(gateways)
+    pub fn read(&mut self) -> Result<FoundRoutes, Error> {
+        let mut found = self.socket.dump(&GetRoutes, |found: &mut FoundRoutes, payload| {
+            parse_gateways(payload, &mut found.next_hops)?;
+            found.own.extend(parse_own(payload)?);
+            Ok::<(), Error>(())
+        })?;
+        found.next_hops.sort_unstable();
+        found.next_hops.dedup();
+        Ok(found)
     }
+
+    /// Makes all addresses of the network local. A route that exists is replaced.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add(&mut self, net: IpNet) -> Result<(), Error> {
+        self.change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, net, &[])
+    }
+
+    /// Removes our route of the network. A route that does not exist counts as removed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&mut self, net: IpNet) -> Result<(), Error> {
+        self.change(RTM_DELROUTE, 0, net, &[Errno::ESRCH])
+    }
+
+    fn change(&mut self, kind: u16, flags: u16, net: IpNet, fine: &[Errno]) -> Result<(), Error> {
+        let refused = self.socket.batch([LocalRoute { kind, flags, net }])?.pop();
+        match refused {
+            Some((_, refusal)) if !fine.contains(&refusal.errno()) => Err(refusal.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a dump of routes has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundRoutes {
+    /// The gateways, sorted and each once: the addresses after `via` in `ip route show table all`. A route to a nexthop
+    /// object includes the gateways of that object, unless the sysctl `net.ipv4.nexthop_compat_mode` is 0.
+    pub next_hops: Vec<IpAddr>,
+    /// The networks of our local routes.
+    pub own: BTreeSet<IpNet>,
 }
 
 /// Requests the routes of all families.
@@ -73,7 +116,16 @@ impl Message for GetRoutes {
     }
 }
 
-/// Waits for new routes in the network namespace in which it was opened.
+/// What a [`RouteWatch`] reports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteChange {
+    /// The gateways of new routes.
+    pub gateways: Vec<IpAddr>,
+    /// A local route of ours was removed, perhaps by this agent.
+    pub is_own_removed: bool,
+}
+
+/// Waits for changes of routes in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct RouteWatch {
     listener: Listener,
@@ -88,21 +140,23 @@ impl RouteWatch {
         Ok(Self { listener: Listener::open(protocols::NETLINK_ROUTE, &GROUPS)? })
     }
 
-    /// Waits for new routes with gateways, and returns the gateways.
+    /// Waits for new routes with gateways, and for removals of our local routes.
     ///
     /// # Errors
     /// [`Error::Overrun`]: the kernel dropped notifications. Others: the socket failed, or a message is malformed.
-    pub fn next_gateways(&mut self) -> Result<Vec<IpAddr>, Error> {
+    pub fn wait(&mut self) -> Result<RouteChange, Error> {
         loop {
-            let mut gateways = Vec::new();
+            let mut change = RouteChange::default();
             for message in self.listener.receive()? {
                 let message = message?;
-                if message.kind == RTM_NEWROUTE {
-                    parse_gateways(message.payload, &mut gateways)?;
+                match message.kind {
+                    RTM_NEWROUTE => parse_gateways(message.payload, &mut change.gateways)?,
+                    RTM_DELROUTE => change.is_own_removed |= parse_own(message.payload)?.is_some(),
+                    _ => {}
                 }
             }
-            if !gateways.is_empty() {
-                return Ok(gateways);
+            if change != RouteChange::default() {
+                return Ok(change);
             }
         }
     }
@@ -142,13 +196,13 @@ fn via(value: &[u8]) -> Result<Option<IpAddr>, Error> {
     is_ip.then(|| address(addr)).transpose()
 }
 
-fn address(bytes: &[u8]) -> Result<IpAddr, Error> {
+pub(super) fn address(bytes: &[u8]) -> Result<IpAddr, Error> {
     let v4 = || <[u8; 4]>::try_from(bytes).map(|ip| Ipv4Addr::from(ip).into());
     let v6 = || <[u8; 16]>::try_from(bytes).map(|ip| Ipv6Addr::from(ip).into());
     v4().or_else(|_| v6()).map_err(|_| Error::Malformed("a gateway address has the wrong length"))
 }
 
-fn each_attribute(bytes: &[u8], mut each: impl FnMut(u16, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
+pub(super) fn each_attribute(bytes: &[u8], mut each: impl FnMut(u16, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
     AttributeIter::new(bytes).try_for_each(|attribute| {
         let (kind, value) = attribute?;
         each(kind, value)
