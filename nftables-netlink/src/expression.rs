@@ -4,6 +4,8 @@
 use crate::register::Register;
 
 mod codec;
+#[cfg(test)]
+mod tests;
 
 numbers! {
     /// Where a part of a packet is counted from (`enum nft_payload_bases`).
