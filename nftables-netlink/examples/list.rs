@@ -26,7 +26,11 @@ fn print_table(client: &mut Client, table: &Table) -> Result<(), Box<dyn std::er
         }
         for rule in client.chain_rules(table.family, &table.name, &chain.name)? {
             let names: Vec<&str> = rule.expressions.iter().map(|expression| expression.name()).collect();
-            println!("    {} # {}", names.join(" "), userdata::comment_of(&rule.userdata).unwrap_or_default());
+            println!(
+                "    {} # {}",
+                names.join(" "),
+                userdata::comment_of(&rule.userdata).unwrap_or_default()
+            );
         }
     }
     Ok(())

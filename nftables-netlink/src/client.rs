@@ -219,14 +219,23 @@ impl<C: Channel> Client<C> {
 
     /// The elements of a set, in no order.
     ///
+    /// Growing of a hash table is no change of the ruleset, but mixes the positions that the kernel counts in a list:
+    /// elements come twice, and as many are missing. Such a list is read again. A set with a `size` does not grow.
+    ///
     /// # Errors
     /// [`Error::Refused`] with `ENOENT` if there is no such set; a list that could not be read whole.
     pub fn elements(&mut self, family: Family, table: &str, set: &str) -> Result<Vec<Element>, Error> {
         let write = |out: &mut Attributes| write_elements(table, set, &[], out);
-        self.list(message::GET_ELEMENTS, family.into(), write, |found, payload| {
-            found.extend(parse_elements(payload)?.2);
-            Ok(())
-        })
+        for _ in 0..TRIES {
+            let elements = self.list(message::GET_ELEMENTS, family.into(), write, |found, payload| {
+                found.extend(parse_elements(payload)?.2);
+                Ok(())
+            })?;
+            if !has_duplicate(&elements) {
+                return Ok(elements);
+            }
+        }
+        Err(Error::Interrupted)
     }
 
     /// Reads a list whose parts are all from one generation.
@@ -253,4 +262,10 @@ impl<C: Channel> Client<C> {
         }
         Err(Error::Interrupted)
     }
+}
+
+fn has_duplicate(elements: &[Element]) -> bool {
+    let mut sorted: Vec<&Element> = elements.iter().collect();
+    sorted.sort_unstable();
+    sorted.windows(2).any(|pair| pair[0] == pair[1])
 }

@@ -62,7 +62,7 @@ pub struct Set {
     /// For [`SetFlags::CONCAT`]: length of each field of a key in bytes, without padding.
     pub fields: Vec<u32>,
     /// The most elements that it may have; more are refused with `ENFILE`. Without intervals such a set has a hash
-    /// table of fixed length.
+    /// table of fixed length, which takes elements faster than one that grows.
     pub size: Option<u32>,
     /// Data for user space, see [`userdata`]; at most 256 bytes.
     pub userdata: Vec<u8>,

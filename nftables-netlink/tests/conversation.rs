@@ -131,6 +131,29 @@ fn a_list_of_one_table_has_only_its_objects() {
     ));
 }
 
+/// A list of elements without attributes but their keys, of 1 byte.
+fn elements(seq: u32, keys: &[u8]) -> Vec<Result<Vec<u8>, Errno>> {
+    let attribute = |kind: u16, value: &[u8]| {
+        let len = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    let one = |key: &u8| attribute(1, &attribute(1, &attribute(1, &[*key])));
+    let list = attribute(3, &keys.iter().flat_map(one).collect::<Vec<u8>>());
+    let part = message(0xa0c, seq, &[&[2, 0, 0, 1], &list[..]].concat());
+    vec![Ok(part), Ok(message(DONE, seq, &[0; 4]))]
+}
+
+#[test]
+fn a_list_of_elements_that_were_mixed_up_is_read_again() {
+    let says = [elements(1, &[7, 8, 7]), elements(2, &[9, 8, 7])].concat();
+    let read = client(says).elements(Family::Ipv4, "t", "s").unwrap();
+    assert_eq!(read, [9, 8, 7].map(|key| Element::new([key])));
+    let says = (1..4).flat_map(|seq| elements(seq, &[7, 7]));
+    assert!(matches!(client(says).elements(Family::Ipv4, "t", "s"), Err(Error::Interrupted)));
+}
+
 #[test]
 fn the_generation_is_one_answer() {
     let number = [&8u16.to_ne_bytes()[..], &1u16.to_ne_bytes(), &[0, 0, 1, 2]].concat();

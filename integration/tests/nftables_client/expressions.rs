@@ -56,79 +56,62 @@ fn lookup(family: Family, invert: bool) -> Vec<Expression> {
     ]
 }
 
-/// Rules for the hook input, each with what nft(8) makes of it in IPv4.
-fn input_rules(family: Family) -> Vec<(Vec<Expression>, Value)> {
-    let port = json!({"payload": {"protocol": "tcp", "field": "dport"}});
-    let ip = if family == Family::Ipv6 { "ip6" } else { "ip" };
-    let key = json!({"concat": [{"payload": {"protocol": ip, "field": "daddr"}}, {"meta": {"key": "l4proto"}},
-                                {"payload": {"protocol": "th", "field": "dport"}}]});
-    let equal = |left: Value, right: Value| json!({"match": {"op": "==", "left": left, "right": right}});
-    let differs = |left: Value, right: Value| json!({"match": {"op": "!=", "left": left, "right": right}});
-    let meta_of = |key: &str| json!({"meta": {"key": key}});
-    let range = |op| Expression::Range {
-        register: R0,
-        op,
-        from: 1000u16.to_be_bytes().to_vec(),
-        to: 2000u16.to_be_bytes().to_vec(),
+/// A rule, and what nft(8) makes of it.
+type Shown = (Vec<Expression>, Value);
+
+fn matched(op: &str, left: Value, right: impl Into<Value>) -> Value {
+    json!({"match": {"op": op, "left": left, "right": right.into()}})
+}
+
+fn shown_meta(key: &str) -> Value {
+    json!({"meta": {"key": key}})
+}
+
+fn with(mut first: Vec<Expression>, more: &[Expression]) -> Vec<Expression> {
+    first.extend_from_slice(more);
+    first
+}
+
+/// Rules for the hook input that compare ports, look up a set, or refuse a packet.
+fn port_rules(family: Family) -> Vec<Shown> {
+    let (ip, icmp, unreachable) =
+        if family == Family::Ipv6 { ("ip6", "icmpv6", 4) } else { ("ip", "icmp", 3) };
+    let port = || json!({"payload": {"protocol": "tcp", "field": "dport"}});
+    let key = || {
+        json!({"concat": [{"payload": {"protocol": ip, "field": "daddr"}}, {"meta": {"key": "l4proto"}},
+                                   {"payload": {"protocol": "th", "field": "dport"}}]})
     };
-    let fib = Expression::Fib { register: R0, result: FibResult::AddrType, flags: FibFlags::DADDR };
-    let established = (CtState::ESTABLISHED | CtState::RELATED).bits();
-    let ct = Expression::Ct { register: R0, key: CtKey::State };
+    let range = |op| {
+        let (from, to) = (1000u16.to_be_bytes().to_vec(), 2000u16.to_be_bytes().to_vec());
+        Expression::Range { register: R0, op, from, to }
+    };
+    let high = cmp(CmpOp::Gte, &1024u16.to_be_bytes());
     let counter = Expression::Counter(Counter { packets: 7, bytes: 1000 });
-    let set_mark = Expression::SetMeta { register: R0, key: MetaKey::Mark };
-    let load = Expression::Immediate { register: R0, data: 0x4000u32.to_ne_bytes().to_vec() };
-    let unreachable = if family == Family::Ipv6 { 4 } else { 3 };
-    let icmp = if family == Family::Ipv6 { "icmpv6" } else { "icmp" };
-    let mangle = |value: Value| json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}});
-    let with = |mut first: Vec<Expression>, more: &[Expression]| {
-        first.extend_from_slice(more);
-        first
-    };
+    let bounds = || json!({"range": [1000, 2000]});
     vec![
         (
             with(tcp_port(), &[eq(&443u16.to_be_bytes()), counter, end(Verdict::Accept)]),
-            json!([equal(port.clone(), json!(443)), {"counter": {"packets": 7, "bytes": 1000}}, {"accept": null}]),
+            json!([matched("==", port(), 443), {"counter": {"packets": 7, "bytes": 1000}}, {"accept": null}]),
         ),
         (
             with(lookup(family, false), &[end(Verdict::Jump("other".to_owned()))]),
-            json!([equal(key.clone(), json!("@vips")), {"jump": {"target": "other"}}]),
+            json!([matched("==", key(), "@vips"), {"jump": {"target": "other"}}]),
         ),
         (
             with(lookup(family, true), &[end(Verdict::Goto("other".to_owned()))]),
-            json!([differs(key, json!("@vips")), {"goto": {"target": "other"}}]),
-        ),
-        (
-            vec![ct, mask(established, 0), cmp(CmpOp::Neq, &[0; 4]), end(Verdict::Accept)],
-            json!([{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}},
-                   {"accept": null}]),
-        ),
-        (vec![load, set_mark.clone()], json!([mangle(json!(0x4000))])),
-        (
-            vec![meta(MetaKey::Mark), mask(!0x4000, 0x4000), set_mark],
-            json!([mangle(json!({"|": [meta_of("mark"), 0x4000]}))]),
-        ),
-        (
-            vec![fib, eq(&2u32.to_ne_bytes()), end(Verdict::Return)],
-            json!([equal(json!({"fib": {"result": "type", "flags": ["daddr"]}}), json!("local")), {"return": null}]),
-        ),
-        (
-            vec![meta(MetaKey::IifName), eq(&interface("eth0")), end(Verdict::Drop)],
-            json!([equal(meta_of("iifname"), json!("eth0")), {"drop": null}]),
+            json!([matched("!=", key(), "@vips"), {"goto": {"target": "other"}}]),
         ),
         (
             with(tcp_port(), &[range(RangeOp::Inside), end(Verdict::Drop)]),
-            json!([equal(port.clone(), json!({"range": [1000, 2000]})), {"drop": null}]),
+            json!([matched("==", port(), bounds()), {"drop": null}]),
         ),
         (
             with(tcp_port(), &[range(RangeOp::Outside), end(Verdict::Drop)]),
-            json!([differs(port.clone(), json!({"range": [1000, 2000]})), {"drop": null}]),
+            json!([matched("!=", port(), bounds()), {"drop": null}]),
         ),
         (
-            with(
-                tcp_port(),
-                &[cmp(CmpOp::Gte, &1024u16.to_be_bytes()), Expression::Reject(Reject::TcpReset)],
-            ),
-            json!([{"match": {"op": ">=", "left": port, "right": 1024}}, {"reject": {"type": "tcp reset"}}]),
+            with(tcp_port(), &[high, Expression::Reject(Reject::TcpReset)]),
+            json!([matched(">=", port(), 1024), {"reject": {"type": "tcp reset"}}]),
         ),
         (
             vec![Expression::Reject(Reject::IcmpUnreachable(unreachable))],
@@ -137,10 +120,40 @@ fn input_rules(family: Family) -> Vec<(Vec<Expression>, Value)> {
     ]
 }
 
+/// Rules for the hook input about connections, marks, routes and interfaces.
+fn property_rules() -> Vec<Shown> {
+    let fib = Expression::Fib { register: R0, result: FibResult::AddrType, flags: FibFlags::DADDR };
+    let established = (CtState::ESTABLISHED | CtState::RELATED).bits();
+    let ct = Expression::Ct { register: R0, key: CtKey::State };
+    let set_mark = Expression::SetMeta { register: R0, key: MetaKey::Mark };
+    let load = Expression::Immediate { register: R0, data: 0x4000u32.to_ne_bytes().to_vec() };
+    let mangle = |value: Value| json!({"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}});
+    let states = matched("in", json!({"ct": {"key": "state"}}), json!(["established", "related"]));
+    vec![
+        (
+            vec![ct, mask(established, 0), cmp(CmpOp::Neq, &[0; 4]), end(Verdict::Accept)],
+            json!([states, {"accept": null}]),
+        ),
+        (vec![load, set_mark.clone()], json!([mangle(json!(0x4000))])),
+        (
+            vec![meta(MetaKey::Mark), mask(!0x4000, 0x4000), set_mark],
+            json!([mangle(json!({"|": [shown_meta("mark"), 0x4000]}))]),
+        ),
+        (
+            vec![fib, eq(&2u32.to_ne_bytes()), end(Verdict::Return)],
+            json!([matched("==", json!({"fib": {"result": "type", "flags": ["daddr"]}}), "local"), {"return": null}]),
+        ),
+        (
+            vec![meta(MetaKey::IifName), eq(&interface("eth0")), end(Verdict::Drop)],
+            json!([matched("==", shown_meta("iifname"), "eth0"), {"drop": null}]),
+        ),
+    ]
+}
+
 /// Rules for the hook postrouting of type nat.
-fn nat_rules() -> Vec<(Vec<Expression>, Value)> {
+fn nat_rules() -> Vec<Shown> {
     let masquerade = Expression::Masquerade;
-    let leaves = json!({"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "eth0"}});
+    let leaves = matched("==", shown_meta("oifname"), "eth0");
     vec![
         (
             vec![meta(MetaKey::OifName), eq(&interface("eth0")), masquerade(MasqueradeFlags::RANDOM_FULLY)],
@@ -172,7 +185,7 @@ fn commands(family: Family, rules: &[(&str, &[Expression])]) -> Vec<Command> {
 fn every_expression_is_read_as_it_was_written() {
     for family in [Family::Ipv4, Family::Ipv6] {
         in_netns(|ns, client| {
-            let (input, nat) = (input_rules(family), nat_rules());
+            let (input, nat) = ([port_rules(family), property_rules()].concat(), nat_rules());
             let chains =
                 input.iter().map(|rule| ("input", rule)).chain(nat.iter().map(|rule| ("post", rule)));
             let rules: Vec<(&str, &[Expression])> =
