@@ -54,7 +54,7 @@ check: ## Check formatting, lints, documentation, house rules, licences, manifes
 	integration/checks/unused-dependencies
 	integration/checks/parity-doc
 	integration/checks/licences
-	cargo package -p netlink-batch -p ipvs-netlink -p dummy-iface --allow-dirty --locked --offline --quiet
+	cargo package -p netlink-batch -p ipvs-netlink -p nftables-netlink -p dummy-iface --allow-dirty --locked --offline --quiet
 	@integration/guest/install.sh --promtool
 	integration/checks/manifests
 

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::Error;
@@ -31,6 +31,17 @@ pub trait Channel {
     /// # Errors
     /// What the system says; [`io::ErrorKind::WouldBlock`] when none came in time.
     fn receive(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize>;
+
+    /// As [`Self::receive`], but does not wait.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    fn receive_queued(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        self.receive(buffer)
+    }
+
+    /// Makes the send buffer large enough for a datagram of this length, as far as the system permits.
+    fn reserve(&mut self, _bytes: usize) {}
 }
 
 /// A netlink socket of the system, in the network namespace that it was opened in.
@@ -38,6 +49,8 @@ pub trait Channel {
 pub struct KernelChannel {
     socket: Socket,
     pub(crate) port: u32,
+    /// Size of the send buffer as set.
+    send_queue: usize,
 }
 
 impl KernelChannel {
@@ -49,7 +62,7 @@ impl KernelChannel {
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_QUEUE_BYTES).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_QUEUE_BYTES)?;
         }
-        Ok(Self { socket, port })
+        Ok(Self { socket, port, send_queue: SEND_QUEUE_BYTES })
     }
 
     /// Receives from the kernel only, from now on, and asks it to explain refusals (`NETLINK_EXT_ACK`).
@@ -81,6 +94,20 @@ impl Channel for KernelChannel {
     fn receive(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         self.socket.recv(buffer, 0)
     }
+
+    fn receive_queued(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        self.socket.recv(buffer, MsgFlags::MSG_DONTWAIT.bits())
+    }
+
+    fn reserve(&mut self, bytes: usize) {
+        // The kernel doubles the size, for what it adds to each datagram.
+        if bytes > self.send_queue {
+            self.send_queue = bytes;
+            // A buffer that stays too small shows when the datagram is sent.
+            let _ = setsockopt(&self.socket, sockopt::SndBufForce, &bytes)
+                .or_else(|_| setsockopt(&self.socket, sockopt::SndBuf, &bytes));
+        }
+    }
 }
 
 /// Receives into one buffer that is used again and again.
@@ -97,9 +124,21 @@ impl<C: Channel> Inbound<C> {
 
     /// Waits for one datagram.
     pub fn receive(&mut self) -> Result<&[u8], Error> {
+        self.receive_with(C::receive)
+    }
+
+    /// Takes one datagram that is queued; without one [`Error::Timeout`].
+    pub fn receive_queued(&mut self) -> Result<&[u8], Error> {
+        self.receive_with(C::receive_queued)
+    }
+
+    fn receive_with(
+        &mut self,
+        receive: impl Fn(&mut C, &mut Vec<u8>) -> io::Result<usize>,
+    ) -> Result<&[u8], Error> {
         loop {
             self.buffer.clear();
-            match self.channel.receive(&mut self.buffer) {
+            match receive(&mut self.channel, &mut self.buffer) {
                 Ok(len) if len >= RECEIVE_BYTES => return Err(Error::Truncated),
                 Ok(_) => return Ok(&self.buffer),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -33,6 +33,10 @@ pub enum Error {
     /// An answer that cannot be read; the text says what is wrong with it.
     #[error("the kernel's answer cannot be read: {0}")]
     Malformed(&'static str),
+    /// A datagram is longer than the send buffer can become (`EMSGSIZE`, or `ENOBUFS` for lack of memory). Nothing
+    /// was sent. The number is its length in bytes.
+    #[error("a send of {0} bytes is too large: raise net.core.wmem_max, or grant CAP_NET_ADMIN")]
+    TooLarge(usize),
     /// A list changed while it was read, in every try (`NLM_F_DUMP_INTR`).
     #[error("the list changed while it was read")]
     Interrupted,

@@ -17,6 +17,7 @@ mod pack;
 mod socket;
 #[cfg(test)]
 mod testing;
+mod transaction;
 
 pub use attributes::{AttributeIter, Attributes, text};
 pub use channel::{Channel, KernelChannel};
@@ -28,3 +29,4 @@ pub use message::{Message, Packet, Received, messages};
 pub use netlink_sys::protocols;
 pub use nix::errno::Errno;
 pub use socket::{Answer, Counters, Socket};
+pub use transaction::Refusals;

@@ -39,7 +39,7 @@ pub(crate) fn pack<M: Message>(messages: &mut impl Iterator<Item = M>, first_seq
 }
 
 /// Sets `NLM_F_ACK` in an encoded message.
-fn ask_for_ack(message: &mut [u8]) {
+pub(crate) fn ask_for_ack(message: &mut [u8]) {
     let flags = u16::from_ne_bytes([message[FLAGS_AT.start], message[FLAGS_AT.start + 1]]) | NLM_F_ACK;
     message[FLAGS_AT].copy_from_slice(&flags.to_ne_bytes());
 }

@@ -48,7 +48,7 @@ pub struct Socket<C = KernelChannel> {
     seq: u32,
     pub(crate) counters: Counters,
     /// Netfilter answers a process without privilege once per send, for the first message only.
-    one_refusal_of_all: bool,
+    pub(crate) one_refusal_of_all: bool,
 }
 
 impl Socket {
@@ -92,6 +92,11 @@ impl<C: Channel> Socket<C> {
     /// What went over the socket so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// The sequence number of the next message.
+    pub(crate) fn peek_seq(&self) -> u32 {
+        self.seq.wrapping_add(1)
     }
 
     pub(crate) fn next_seq(&mut self) -> u32 {

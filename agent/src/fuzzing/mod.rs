@@ -26,6 +26,7 @@ pub fn targets() -> Vec<Target> {
         crate::source::source_inputs::TARGETS,
         crate::kernel::kernel_inputs::TARGETS,
         ipvs_netlink::fuzzing::TARGETS,
+        nftables_netlink::fuzzing::TARGETS,
         dummy_iface::fuzzing::TARGETS,
     ];
     let mut all = rooms.concat();
