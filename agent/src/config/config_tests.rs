@@ -73,7 +73,10 @@ fn each_mistake_is_named() {
         ("kubeIPVS: {keepEstablished: 1}\n", "kubeIPVS.keepEstablished: 1 is not true or false"),
         ("kubeIPVS: {clusterIPs: both}\n", "kubeIPVS.clusterIPs: \"both\" is neither address nor route"),
         ("kubeIPVS: {clusterIPs: route}\n", "kubeIPVS.serviceCIDRs is empty"),
-        ("kubeIPVS: {serviceCIDRs: [10.96.0.0/12, \"::/0\"]}\n", "kubeIPVS.serviceCIDRs: ::/0 is every address"),
+        (
+            "kubeIPVS: {serviceCIDRs: [10.96.0.0/12, \"::/0\"]}\n",
+            "kubeIPVS.serviceCIDRs: ::/0 is every address",
+        ),
         ("clusterCIDR: 10.244.0.0\n", "clusterCIDR: \"10.244.0.0\""),
         ("clusterCIDR: 10.0.0.0/8,11.0.0.0/8\n", "two CIDRs of one family"),
         ("ipvs: {excludeCIDRs: [x]}\n", "ipvs.excludeCIDRs: \"x\""),

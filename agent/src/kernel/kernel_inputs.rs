@@ -8,12 +8,11 @@ use netlink_packet_core::Parseable;
 use netlink_packet_sock_diag::inet::InetResponse;
 
 use super::host::name_servers::NamedHosts;
-use super::host::{routes, sockets};
+use super::host::{local_route, routes, sockets};
 use super::iptables::flavour::{self, Flavour};
 use super::ipvs::proc_ip_vs::{Parser, Shown};
 use super::netfilter::conntrack::{self, CTA_TUPLE_REPLY};
 use super::netfilter::ipset_codec::{encode_entry, parse_entry, parse_part};
-use super::netfilter::{nfnetlink, nft_tables, nft_watch};
 use crate::core::mirror::ObservedSet;
 use crate::core::model::Protocol;
 use crate::core::model::map::Map;
@@ -25,7 +24,6 @@ pub(crate) const TARGETS: &[Target] = &[
     ("ipset", ipset),
     ("name-servers", name_servers),
     ("nf-datagram", nf_datagram),
-    ("nft-generation", nft_generation),
     ("proc-ip-vs", proc_ip_vs),
     ("rtnl-route", route),
     ("sock-diag", sock_diag),
@@ -36,27 +34,19 @@ pub(crate) fn flavour(text: &str) -> Option<Flavour> {
     flavour::choose(text, "").map(|(flavour, _)| flavour)
 }
 
-/// A datagram of netfilter: its messages, and the family that a notification concerns.
+/// A datagram of netfilter: its messages.
 fn nf_datagram(bytes: &[u8]) {
     netlink_batch::fuzzing::datagram(bytes);
-    for message in messages(bytes).flatten() {
-        let family = nft_watch::concerned_family(&message);
-        assert!(family.is_none() || !nfnetlink::attributes(message.payload).is_empty());
-    }
 }
 
 /// A route. A truncated one has no other gateways.
 fn route(bytes: &[u8]) {
     let (mut whole, mut cut) = (Vec::new(), Vec::new());
     let read = routes::parse_gateways(bytes, &mut whole).is_ok();
+    let _ = local_route::parse_own(bytes);
     assert!(whole.len() <= bytes.len() / 8, "{} gateways in {} bytes", whole.len(), bytes.len());
     let cut_read = routes::parse_gateways(&bytes[..bytes.len() / 2], &mut cut).is_ok();
     assert!(!(read && cut_read) || whole.starts_with(&cut), "{cut:?} is no part of {whole:?}");
-}
-
-/// The generation number of nf_tables.
-fn nft_generation(bytes: &[u8]) {
-    let _ = nft_tables::parse_generation(bytes);
 }
 
 /// A part of a dump of sets. Encoding and decoding a member again gives the same member, and a truncated part has

@@ -11,7 +11,7 @@ use anyhow::Context;
 use dummy_iface::{DummyDevice, Watch};
 use ipvs_netlink as ipvs;
 use ipvs_netlink::{Command, Destination, ErrorKind, Service, ServiceFlags, ServiceId};
-use netlink_batch::{Error as Netlink, Socket};
+use netlink_batch::Error as Netlink;
 
 use super::errors::{address_error, client_error, device_error, ipvs_error, route_error};
 use super::host::routes::Routes;
@@ -21,7 +21,6 @@ use super::iptables::worker::{Rules, Wake};
 use super::ipvs::{proc_ip_vs, service_id};
 use super::netfilter::conntrack::ConntrackClient;
 use super::netfilter::ipset::IpsetClient;
-use super::netfilter::nfnetlink;
 use super::netfilter::nft_watch::Children;
 use super::reading::{ReadState, failed};
 use super::{Kernel, ProbeResult, ProbedSet, Runner};
@@ -70,7 +69,7 @@ pub struct LinuxKernel {
     pub(super) sets: IpsetClient,
     conntrack: ConntrackClient,
     iptables: Iptables,
-    pub(super) nft: Socket,
+    pub(super) nft: nftables_netlink::Client,
     pub(super) routes: Routes,
     pub(super) families: Vec<Family>,
     rules: Rules,
@@ -98,7 +97,7 @@ impl LinuxKernel {
             conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
             rules: Rules::new(iptables.clone()),
             iptables,
-            nft: nfnetlink::open().context("netfilter is not usable")?,
+            nft: nftables_netlink::Client::open().context("netfilter is not usable")?,
             routes: Routes::open().context("rtnetlink is not usable")?,
             families: settings.families.clone(),
             reading: ReadState::End,

@@ -8,13 +8,13 @@ use anyhow::Context;
 use dummy_iface::DummyDevice;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
-use netlink_batch::{Error as Netlink, Socket};
+use netlink_batch::Error as Netlink;
 
 use super::host::routes::Routes;
 use super::iptables::Iptables;
 use super::ipvs::{service_id, vs_key};
 use super::netfilter::ipset::{IpsetClient, IpsetError};
-use super::netfilter::{nfnetlink, nft_tables};
+use super::netfilter::nft_tables;
 use crate::core::model::Family;
 use crate::core::model::sets::SetId;
 use crate::core::plan::cleanup_plan::{CleanupStep, Found};
@@ -32,7 +32,7 @@ pub struct Teardown {
     routes: Routes,
     sets: Option<IpsetClient>,
     iptables: Iptables,
-    nft: Socket,
+    nft: nftables_netlink::Client,
 }
 
 impl Teardown {
@@ -58,7 +58,7 @@ impl Teardown {
             routes: Routes::open().context("rtnetlink is not usable")?,
             sets,
             iptables: Iptables::default(),
-            nft: nfnetlink::open().context("netfilter is not usable")?,
+            nft: nftables_netlink::Client::open().context("netfilter is not usable")?,
         })
     }
 

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use ipnet::IpNet;
+use serde_json::{Value, json};
 
 use super::audit;
 use super::events;
@@ -71,13 +72,26 @@ pub fn measure(size: Size, idle: u64) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Measures the loop in this process and the limit alternately. Returns the limit in seconds.
+/// Starts with addresses and with routes. Returns the limit with addresses in seconds.
 fn start_rows(size: Size, rows: &mut Vec<Row>) -> Result<f64> {
+    let [cold, audit, limit] = measure_starts(size, &[])?;
+    rows.push(row("cold: first write to everything programmed", cold / limit, "x limit", 1.5, Some(1.2)));
+    rows.push(row("audit: CPU", audit / limit, "x limit", 0.3, None));
+    let [by_route, _, limit_by_route] = measure_starts(size, &["10.0.0.0/8".parse()?])?;
+    let what = "cold by route: first write to everything programmed";
+    rows.push(row(what, by_route / limit_by_route, "x limit", 1.5, Some(1.1)));
+    rows.push(row("cold by route, against addresses", by_route / cold, "x", 0.5, Some(0.35)));
+    Ok(limit)
+}
+
+/// Measures the loop in this process and the limit alternately. Returns the medians in seconds: of the start, of the CPU
+/// time of an audit, of the limit.
+fn measure_starts(size: Size, routed: &[IpNet]) -> Result<[f64; 3]> {
     let (mut colds, mut audits, mut limits) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let (plan, cold, audit) = within("bench-agent", |ns| {
             ns.enter(|| {
-                let mut node = Node::new(true)?;
+                let mut node = Node::with_routes(true, routed.to_vec())?;
                 node.fill(size);
                 let (plan, cold) = node.cold()?;
                 anyhow::Ok((plan, cold, audit::audit_cpu(&mut node)?))
@@ -87,12 +101,8 @@ fn start_rows(size: Size, rows: &mut Vec<Row>) -> Result<f64> {
         colds.push(cold);
         audits.push(audit);
     }
-    println!("first pass {colds:.2?}, audit {audits:.3?}, limit {limits:.2?}");
-    let limit = median(limits);
-    let cold = median(colds) / limit;
-    rows.push(row("cold: first write to everything programmed", cold, "x limit", 1.5, Some(1.2)));
-    rows.push(row("audit: CPU", median(audits) / limit, "x limit", 0.3, None));
-    Ok(limit)
+    println!("routes {routed:?}: first pass {colds:.2?}, audit {audits:.3?}, limit {limits:.2?}");
+    Ok([colds, audits, limits].map(median))
 }
 
 /// Changes on a node with everything programmed.
@@ -135,10 +145,24 @@ fn event_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
 
 /// The agent as a process, on an empty kernel and on a programmed one.
 fn process_rows(size: Size, limit: f64, rows: &mut Vec<Row>) -> Result<()> {
+    let (cold, warm, operations) = measure_processes(size, &Cluster::no_audits())?;
+    rows.push(row("cold: process start to everything programmed", cold / limit, "x limit", 2.5, Some(1.8)));
+    rows.push(row("warm: process start to in sync", warm / limit, "x limit", 1.0, Some(0.5)));
+    rows.push(row("warm: ops carried out", operations as f64, "", 0.0, None));
+    let mut config = Cluster::no_audits();
+    config["kubeIPVS"] = json!({"clusterIPs": "route", "serviceCIDRs": ["11.0.0.0/8"]});
+    let (by_route, _, operations) = measure_processes(size, &config)?;
+    rows.push(row("cold by route: process start, against addresses", by_route / cold, "x", 0.75, Some(0.5)));
+    rows.push(row("warm by route: ops carried out", operations as f64, "", 0.0, None));
+    Ok(())
+}
+
+/// The medians in seconds of a start on an empty kernel and of a restart, and the most ops of a restart.
+fn measure_processes(size: Size, config: &Value) -> Result<(f64, f64, u64)> {
     let (mut colds, mut warms, mut operations) = (Vec::new(), Vec::new(), 0);
     for _ in 0..ROUNDS {
         within("node-a", |ns| {
-            let cluster = Cluster::new(ns, objects(size), &Cluster::no_audits())?;
+            let cluster = Cluster::new(ns, objects(size), config)?;
             let (mut agent, cold) = cluster.start()?;
             agent.stop()?;
             let (mut agent, warm) = cluster.start()?;
@@ -148,12 +172,8 @@ fn process_rows(size: Size, limit: f64, rows: &mut Vec<Row>) -> Result<()> {
             agent.stop()
         })?;
     }
-    println!("process start, empty kernel {colds:.2?}, programmed kernel {warms:.2?}");
-    let (cold, warm) = (median(colds) / limit, median(warms) / limit);
-    rows.push(row("cold: process start to everything programmed", cold, "x limit", 2.5, Some(1.8)));
-    rows.push(row("warm: process start to in sync", warm, "x limit", 1.0, Some(0.5)));
-    rows.push(row("warm: ops carried out", operations as f64, "", 0.0, None));
-    Ok(())
+    println!("process start with {config}, empty kernel {colds:.2?}, programmed kernel {warms:.2?}");
+    Ok((median(colds), median(warms), operations))
 }
 
 /// Starts the agent as installed and measures it from the end of its first audit to the end of a later

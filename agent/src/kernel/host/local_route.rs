@@ -78,7 +78,7 @@ mod tests {
     use netlink_packet_core::{Emitable, Parseable};
     use netlink_packet_route::AddressFamily;
     use netlink_packet_route::route::{
-        RouteAddress, RouteAttribute, RouteMessage, RouteMessageBuffer, RouteProtocol, RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
     };
 
     fn request(net: &str) -> Vec<u8> {
@@ -89,13 +89,16 @@ mod tests {
 
     /// What netlink-packet-route reads in a request.
     fn message(net: &str) -> RouteMessage {
-        RouteMessage::parse(&RouteMessageBuffer::new(&request(net))).unwrap()
+        RouteMessage::parse(&request(net)).unwrap()
     }
 
     #[test]
     fn a_request_has_the_route_that_ip_would_add() {
         let v4 = message("10.96.0.0/12");
-        assert_eq!((v4.header.address_family, v4.header.destination_prefix_length), (AddressFamily::Inet, 12));
+        assert_eq!(
+            (v4.header.address_family, v4.header.destination_prefix_length),
+            (AddressFamily::Inet, 12)
+        );
         assert_eq!((v4.header.table, v4.header.kind), (255, RouteType::Local));
         assert_eq!((v4.header.protocol, v4.header.scope), (RouteProtocol::Other(96), RouteScope::Host));
         let to = RouteAttribute::Destination(RouteAddress::Inet([10, 96, 0, 0].into()));

@@ -2,7 +2,7 @@
 //! Files, programs and sockets of the node.
 
 pub mod child;
-mod local_route;
+pub(in crate::kernel) mod local_route;
 pub mod modules;
 pub mod name_servers;
 pub mod routes;

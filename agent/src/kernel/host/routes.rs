@@ -7,13 +7,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_batch::{
-    AttributeIter, Attributes, Counters, Errno, Error, Listener, Message, Socket, protocols,
-};
+use netlink_batch::{AttributeIter, Counters, Errno, Error, Listener, Message, Socket, protocols};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
 use super::local_route::{LocalRoute, parse_own};
-
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
@@ -202,7 +199,10 @@ pub(super) fn address(bytes: &[u8]) -> Result<IpAddr, Error> {
     v4().or_else(|_| v6()).map_err(|_| Error::Malformed("a gateway address has the wrong length"))
 }
 
-pub(super) fn each_attribute(bytes: &[u8], mut each: impl FnMut(u16, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
+pub(super) fn each_attribute(
+    bytes: &[u8],
+    mut each: impl FnMut(u16, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
     AttributeIter::new(bytes).try_for_each(|attribute| {
         let (kind, value) = attribute?;
         each(kind, value)

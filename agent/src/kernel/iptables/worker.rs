@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use netlink_batch::Socket;
+use std::error::Error;
 
 use super::{Iptables, SavedRules};
 use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::{LeftoversOp, Op, RulesOp};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::Subject;
-use crate::kernel::netfilter::{nfnetlink, nft_tables};
+use crate::kernel::netfilter::nft_tables;
 use crate::words;
 
 /// Wakes the loop when a job has ended.
@@ -87,7 +87,7 @@ impl Rules {
     }
 
     /// Starts reading the rules of a family, if they may have changed or `afresh`.
-    pub fn read(&mut self, family: Family, nft: &mut Socket, afresh: bool) {
+    pub fn read(&mut self, family: Family, nft: &mut nftables_netlink::Client, afresh: bool) {
         let state = &mut self.states[family];
         let generation = nft_tables::generation(nft).unwrap_or_default();
         if let Some(reading) = &mut state.reading {
@@ -224,11 +224,12 @@ fn remove_leftovers(iptables: &Iptables, leftovers: &LeftoversOp) -> Result<(), 
         tracing::info!(%family, chains, rules, "removed iptables rules of another kube-proxy mode");
     }
     if leftovers.nft_table {
-        let removed = nfnetlink::open().and_then(|mut nft| nft_tables::remove(&mut nft, family));
-        removed.map_err(|error| {
-            let causes = words::causes(&error);
+        let failed = |error: &(dyn Error + 'static)| {
+            let causes = words::causes(error);
             OpError::plain(Cause::Other, format!("cannot remove the nftables table kube-proxy: {causes}"))
-        })?;
+        };
+        let mut nft = nftables_netlink::Client::open().map_err(|error| failed(&error))?;
+        nft_tables::remove(&mut nft, family).map_err(|error| failed(&error))?;
         tracing::info!(%family, "removed the nftables table kube-proxy of another kube-proxy mode");
     }
     Ok(())

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The header and the transactions of nfnetlink (`<linux/netfilter/nfnetlink.h>`).
+//! The header of nfnetlink (`<linux/netfilter/nfnetlink.h>`).
 
-use netlink_batch::{Answer, Attributes, Error, Message, Refusal, Socket, protocols};
-use netlink_packet_core::NLM_F_ACK;
+use netlink_batch::{Attributes, Error, Message, Socket, protocols};
 
 /// Length of `struct nfgenmsg`.
 pub(super) const NFGEN: usize = 4;
-/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
 
 /// Opens a socket in the current network namespace.
 ///
@@ -50,21 +46,6 @@ impl Message for Request {
 /// The attributes of an nfnetlink message.
 pub fn attributes(payload: &[u8]) -> &[u8] {
     payload.get(NFGEN..).unwrap_or_default()
-}
-
-/// Runs one request as a transaction, which nf_tables requires for changes.
-///
-/// # Errors
-/// When the kernel refuses: nothing is changed then.
-pub fn transaction(socket: &mut Socket, subsystem: u16, request: Request) -> Result<(), Error> {
-    let mark = |kind| Request { kind, resource: subsystem, ..Request::default() };
-    let request = Request { flags: request.flags | NLM_F_ACK, ..request };
-    let end = Request { resource: 0, ..mark(BATCH_END) };
-    socket.exchange(&[mark(BATCH_BEGIN), request, end], |_, answer| match answer {
-        Answer::Status(Refusal { code: 0, .. }) => Some(Ok(())),
-        Answer::Status(refusal) => Some(Err(Error::from(refusal))),
-        Answer::Payload(_) => None,
-    })?
 }
 
 #[cfg(test)]

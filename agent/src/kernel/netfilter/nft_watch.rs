@@ -6,23 +6,13 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use netlink_batch::{AttributeIter, Error, Listener, Received, protocols, text};
+use netlink_batch::{Error, Listener};
+use nftables_netlink::{Action, Family as NftFamily, Notification, Object, listen};
 
-use super::nfnetlink::attributes;
 use crate::core::model::Family;
 use crate::core::rules::chains::{CHAINS, JUMPS, Table};
 use crate::lock::lock;
 
-const SUBSYSTEM: u16 = 10 << 8;
-const DEL_TABLE: u16 = SUBSYSTEM | 2;
-const DEL_CHAIN: u16 = SUBSYSTEM | 5;
-const NEW_RULE: u16 = SUBSYSTEM | 6;
-const DEL_RULE: u16 = SUBSYSTEM | 8;
-/// `NFNLGRP_NFTABLES`
-const GROUP: u32 = 7;
-const ATTR_TABLE: u16 = 1;
-const ATTR_RULE_CHAIN: u16 = 2;
-const ATTR_CHAIN_NAME: u16 = 3;
 /// Number of remembered processes: more than run before their notifications are read.
 const CHILDREN: usize = 64;
 
@@ -59,7 +49,7 @@ impl RulesWatch {
     /// # Errors
     /// When the kernel has no nf_tables, or the process may not listen.
     pub fn open(own: Children) -> Result<Self, Error> {
-        Ok(Self { listener: Listener::open(protocols::NETLINK_NETFILTER, &[GROUP])?, own })
+        Ok(Self { listener: listen()?, own })
     }
 
     /// Waits until another program changes one of our chains, or removes a rule from a chain that jumps to ours.
@@ -78,7 +68,7 @@ impl RulesWatch {
             for message in messages {
                 let message = message?;
                 if !self.own.contains(message.port) {
-                    families.extend(concerned_family(&message));
+                    families.extend(concerned_family(&Notification::parse(&message)?));
                 }
             }
             if !families.is_empty() {
@@ -88,68 +78,59 @@ impl RulesWatch {
     }
 }
 
-/// The family whose rules of ours a message can affect. Tables of other families, such as `inet`, may have the
-/// same names.
-pub(in crate::kernel) fn concerned_family(message: &Received<'_>) -> Option<Family> {
-    let family = match message.payload.first()? {
-        2 => Family::V4,
-        10 => Family::V6,
+/// The family whose rules of ours a change can affect. Tables of other families, such as `inet`, may have the same
+/// names.
+fn concerned_family(notification: &Notification) -> Option<Family> {
+    let Notification::Change { action, family, table, object } = notification else { return None };
+    let family = match family {
+        NftFamily::Ipv4 => Family::V4,
+        NftFamily::Ipv6 => Family::V6,
         _ => return None,
     };
-    concerns_us(message).then_some(family)
-}
-
-fn concerns_us(message: &Received<'_>) -> bool {
-    let attrs = AttributeIter::new(attributes(message.payload)).flatten();
-    let name = |kind: u16| attrs.clone().find(|(k, _)| *k == kind).map(|(_, value)| text(value));
-    let table = name(ATTR_TABLE).unwrap_or_default();
-    let Some(table) = Table::ALL.into_iter().find(|t| t.name() == table) else { return false };
+    let table = Table::ALL.into_iter().find(|known| known.name() == table)?;
     let ours = |chain: &str| CHAINS.iter().any(|(t, c)| *t == table && *c == chain);
     let jumps = |chain: &str| JUMPS.iter().any(|jump| jump.table == table && jump.from == chain);
-    let chain = |attr| name(attr).unwrap_or_default();
-    match message.kind {
-        DEL_TABLE => true,
-        DEL_CHAIN => ours(&chain(ATTR_CHAIN_NAME)),
-        NEW_RULE => ours(&chain(ATTR_RULE_CHAIN)),
-        DEL_RULE => ours(&chain(ATTR_RULE_CHAIN)) || jumps(&chain(ATTR_RULE_CHAIN)),
+    let concerns_us = match (action, object) {
+        (Action::Delete, Object::Table) => true,
+        (Action::Delete, Object::Chain(chain)) => ours(chain),
+        (Action::New, Object::Rule { chain, .. }) => ours(chain),
+        (Action::Delete, Object::Rule { chain, .. }) => ours(chain) || jumps(chain),
         _ => false,
-    }
+    };
+    concerns_us.then_some(family)
 }
 
 #[cfg(test)]
 mod tests {
-    use netlink_batch::Attributes;
-
     use super::*;
 
-    fn concerned(family: u8, kind: u16, table: &str, attr: u16, chain: &str) -> Option<Family> {
-        let mut attrs = Attributes::default();
-        attrs.put_str(ATTR_TABLE, table).put_str(attr, chain);
-        let payload = [&[family, 0, 0, 0], attrs.as_bytes()].concat();
-        concerned_family(&Received { kind, flags: 0, seq: 0, port: 7, payload: &payload })
-    }
-
-    fn concerns(kind: u16, table: &str, attr: u16, chain: &str) -> bool {
-        concerned(2, kind, table, attr, chain).is_some()
+    fn concerned(action: Action, family: NftFamily, table: &str, object: Object) -> Option<Family> {
+        concerned_family(&Notification::Change { action, family, table: table.to_owned(), object })
     }
 
     #[test]
     fn other_families_are_ignored() {
-        let family = |family| concerned(family, DEL_TABLE, "filter", 9, "");
-        assert_eq!([2, 10, 1, 7].map(family), [Some(Family::V4), Some(Family::V6), None, None]);
+        let family = |family| concerned(Action::Delete, family, "filter", Object::Table);
+        let families = [NftFamily::Ipv4, NftFamily::Ipv6, NftFamily::Inet, NftFamily::Other(7)];
+        assert_eq!(families.map(family), [Some(Family::V4), Some(Family::V6), None, None]);
     }
 
     #[test]
-    fn only_messages_that_can_affect_our_rules_count() {
-        assert!(concerns(DEL_RULE, "nat", ATTR_RULE_CHAIN, "KUBE-SERVICES"));
-        assert!(concerns(NEW_RULE, "filter", ATTR_RULE_CHAIN, "KUBE-IPVS-FILTER"));
-        assert!(concerns(DEL_RULE, "filter", ATTR_RULE_CHAIN, "INPUT"), "it may be our jump");
-        assert!(!concerns(NEW_RULE, "filter", ATTR_RULE_CHAIN, "INPUT"), "other programs may add rules");
-        assert!(!concerns(DEL_RULE, "nat", ATTR_RULE_CHAIN, "CNI-HOSTPORT-DNAT"));
-        assert!(!concerns(DEL_RULE, "mangle", ATTR_RULE_CHAIN, "KUBE-SERVICES"));
-        assert!(concerns(DEL_CHAIN, "nat", ATTR_CHAIN_NAME, "KUBE-MARK-MASQ"));
-        assert!(concerns(DEL_TABLE, "filter", 9, ""));
-        assert!(!concerns(SUBSYSTEM | 15, "filter", ATTR_RULE_CHAIN, "INPUT"), "a new generation alone");
+    fn only_changes_that_can_affect_our_rules_count() {
+        use Action::{Delete, New};
+        let concerns =
+            |action, table: &str, object| concerned(action, NftFamily::Ipv4, table, object).is_some();
+        let rule = |chain: &str| Object::Rule { chain: chain.to_owned(), handle: 7 };
+        assert!(concerns(Delete, "nat", rule("KUBE-SERVICES")));
+        assert!(concerns(New, "filter", rule("KUBE-IPVS-FILTER")));
+        assert!(concerns(Delete, "filter", rule("INPUT")), "it may be our jump");
+        assert!(!concerns(New, "filter", rule("INPUT")), "other programs may add rules");
+        assert!(!concerns(Delete, "nat", rule("CNI-HOSTPORT-DNAT")));
+        assert!(!concerns(Delete, "mangle", rule("KUBE-SERVICES")));
+        assert!(concerns(Delete, "nat", Object::Chain("KUBE-MARK-MASQ".to_owned())));
+        assert!(!concerns(New, "nat", Object::Chain("KUBE-MARK-MASQ".to_owned())));
+        assert!(concerns(Delete, "filter", Object::Table));
+        assert!(!concerns(Delete, "filter", Object::Set("KUBE-SERVICES".to_owned())));
     }
 
     #[test]
