@@ -15,6 +15,8 @@ mod report;
 mod report_health;
 #[cfg(test)]
 mod report_tests;
+#[cfg(test)]
+mod route_tests;
 mod run_loop;
 pub mod schedule;
 mod services_of;

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Releases addresses on `kube-ipvs0` that block the way of the agent to the API server. This cannot wait for the
-//! lists, which do not arrive then.
+//! Releases addresses on `kube-ipvs0` and local routes that block the way of the agent to the API server. This cannot
+//! wait for the lists, which do not arrive then.
 
 use crate::core::plan::outcome::Outcome;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::{Reconciler, sync};
 use crate::core::mirror::Observed;
@@ -15,7 +18,8 @@ use crate::kernel::Kernel;
 
 impl<K: Kernel> Reconciler<K> {
     /// Before every list is complete: unbinds addresses of the API server, of gateways, DNS and DHCP servers and of
-    /// `protectedCIDRs`, except ClusterIPs, and removes virtual servers that capture connections to the API server.
+    /// `protectedCIDRs`, except ClusterIPs, removes virtual servers that capture connections to the API server, and removes
+    /// local routes that cover the API server or a gateway.
     pub(super) fn release(&mut self, now: Duration) {
         let Some(mut observed) = self.mirror.lend() else { return };
         let mut protected = (*self.protected).clone();
@@ -27,7 +31,7 @@ impl<K: Kernel> Reconciler<K> {
             let applied = self.apply(&plan, &observed, now, sync::RULES_TIMEOUT);
             self.follow(&plan, &applied.report, &mut observed, now);
             for (op, outcome) in plan.ops.iter().zip(&applied.report.outcomes) {
-                self.report_released(op, outcome, &protected);
+                self.report_released(op, outcome, &observed, &protected);
             }
             self.take_finished(applied.finished, now);
         }
@@ -46,14 +50,24 @@ impl<K: Kernel> Reconciler<K> {
                 && may_remove(key, &self.settings)
                 && !may_be_cluster_ip(observed, key.addr)
         });
-        servers.map(|key| Op::RemoveVirtualServer(*key)).chain(wrong.map(|net| Op::Unbind(*net))).collect()
+        let covered = |net: &&IpNet| covered_by(net, observed, protected).is_some();
+        let routes = observed.node.routes.iter().filter(covered);
+        servers
+            .map(|key| Op::RemoveVirtualServer(*key))
+            .chain(wrong.map(|net| Op::Unbind(*net)))
+            .chain(routes.map(|net| Op::RemoveRoute(*net)))
+            .collect()
     }
 
-    fn report_released(&mut self, op: &Op, outcome: &Outcome, protected: &Protected) {
+    fn report_released(&mut self, op: &Op, outcome: &Outcome, observed: &Observed, protected: &Protected) {
         let (addr, done, remove) = match op {
             Op::Unbind(net) => (net.addr(), format!("unbound {} from kube-ipvs0", net.addr()), "unbind it"),
             Op::RemoveVirtualServer(key) => {
                 (key.addr, format!("removed virtual server {key}"), "remove its virtual server")
+            }
+            Op::RemoveRoute(net) => {
+                let Some(addr) = covered_by(net, observed, protected) else { return };
+                (addr, format!("removed the local route {net}"), "remove the local route that covers it")
             }
             _ => return,
         };
@@ -63,9 +77,16 @@ impl<K: Kernel> Reconciler<K> {
                 tracing::warn!("{done} before the Services are listed: {addr} is {protection}");
             }
             Outcome::Failed(error) if self.released.insert(addr) => {
-                tracing::error!("{addr} on kube-ipvs0 is {protection}; cannot {remove}: {error}; retried");
+                tracing::error!("{addr} is {protection}; cannot {remove}: {error}; retried");
             }
             _ => {}
         }
     }
+}
+
+/// A gateway, or an address of the API server that is no ClusterIP, in the network.
+fn covered_by(net: &IpNet, observed: &Observed, protected: &Protected) -> Option<IpAddr> {
+    let servers = protected.peers.api_servers.iter().map(SocketAddr::ip);
+    let mut hosts = protected.gateways.iter().copied().chain(servers);
+    hosts.find(|addr| net.contains(addr) && !may_be_cluster_ip(observed, *addr))
 }

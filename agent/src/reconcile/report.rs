@@ -20,7 +20,6 @@ use crate::core::plan::outcome::{Cause, ObserveError};
 use crate::core::plan::retries::{Failing, News, Retries};
 use crate::core::plan::subject::{Subject, SubjectKind};
 use crate::core::rules::save::ObservedRules;
-use crate::core::service::protected::Protection;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::kernel::Kernel;
 use crate::pace::Pace;
@@ -148,11 +147,11 @@ impl Reporter {
     }
 
     /// Reports networks of `kubeIPVS.serviceCIDRs` that get no route.
-    pub fn unroutable(&self, nets: &[(IpNet, IpAddr, Protection)]) {
+    pub fn unroutable(&self, nets: &[(IpNet, IpAddr, &str)]) {
         for (net, addr, why) in nets {
             tracing::error!(
-                "no local route for {net} of kubeIPVS.serviceCIDRs: {addr} is {why}, and the node could not reach it; the \
-                 ClusterIPs of {net} are bound to kube-ipvs0 instead"
+                "no local route for {net} of kubeIPVS.serviceCIDRs: {addr} is {why}, and the route would cut the node off \
+                 from its network; the ClusterIPs of {net} are bound to kube-ipvs0 instead"
             );
         }
     }

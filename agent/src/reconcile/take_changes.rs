@@ -75,16 +75,17 @@ impl<K: Kernel> Reconciler<K> {
         dirty
     }
 
-    /// Adds the gateways of new routes to the protected addresses. If one is bound, all fragments are built again.
+    /// Adds the gateways of new routes to the protected addresses. If one is local, all fragments are built again.
     pub(super) fn learn_gateways(&mut self, gateways: &[IpAddr]) {
         let new: Vec<IpAddr> =
             gateways.iter().copied().filter(|gateway| !self.protected.gateways.contains(gateway)).collect();
         if new.is_empty() {
             return;
         }
-        let is_bound = new.iter().any(|gateway| self.desired.wants_address(*gateway));
+        let is_local = |addr: IpAddr| self.desired.wants_address(addr) || self.node.is_routed(addr);
+        let any_local = new.iter().any(|gateway| is_local(*gateway));
         Arc::make_mut(&mut self.protected).gateways.extend(new);
-        if is_bound {
+        if any_local {
             self.pending.common = true;
         } else {
             self.node.protected = self.protected.clone();

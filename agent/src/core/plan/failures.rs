@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::op::Op;
 use super::outcome::Outcome;
 use super::retries::Retries;
-use super::subject::{Part, Subject};
+use super::subject::{Part, Subject, SubjectKind};
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::{Family, PerFamily, VsKey};
 use crate::core::rules::references_set;
@@ -104,7 +104,9 @@ impl<'a> Failures<'a> {
             Op::WriteRules(rules) if rules.tidy => {
                 let takeover = || self.blocks_takeover(rules.family).filter(|_| rules.is_takeover);
                 // A route that was not removed needs its filter.
-                let is_route = |subject: &&Subject| matches!(subject, Subject::Route(net) if Family::of(net.addr()) == rules.family);
+                let is_route = |subject: &&Subject| {
+                    subject.kind() == SubjectKind::Route && subject.family() == Some(rules.family)
+                };
                 let route = || self.missing.iter().find(is_route).copied();
                 self.missing(Subject::Rules(rules.family)).or_else(takeover).or_else(route)
             }

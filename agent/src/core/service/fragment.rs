@@ -261,8 +261,9 @@ impl Builder<'_> {
         !inside
     }
 
-    /// A ClusterIP is always local, by a route or bound. Another VIP is not bound if that would cut the node off from a host that it needs. Its
-    /// virtual servers and set entries are still programmed, for traffic of the node and for forwarded traffic.
+    /// A ClusterIP is always local, by a route or bound. Another VIP is not bound if that would cut the node off from a
+    /// host that it needs. Its virtual servers and set entries are still programmed, for traffic of the node and for
+    /// forwarded traffic.
     fn add_address(&mut self, kind: VipKind, vip: IpAddr) {
         let binding = match kind {
             VipKind::ClusterIp if self.node.is_routed(vip) => return,

@@ -34,8 +34,8 @@ pub struct NodeFacts {
     pub node_port_addresses: PerFamily<Vec<IpAddr>>,
     /// The networks of [`Settings::routed`] that can have a route.
     pub routed: Vec<IpNet>,
-    /// The networks that cannot, each with the host that the node would not reach any more.
-    pub unroutable: Vec<(IpNet, IpAddr, Protection)>,
+    /// The networks that cannot, each with an address that the node would cut itself off from, and what that address is.
+    pub unroutable: Vec<(IpNet, IpAddr, &'static str)>,
 }
 
 /// How a VIP that is not a ClusterIP is bound.
@@ -81,9 +81,11 @@ impl NodeFacts {
         translated.dedup();
         let ips = PerFamily::of(|family| node_ip(family, named, settings));
         let obstacle = |net: &IpNet| protected.neighbour_in(net, named).map(|(addr, why)| (*net, addr, why));
-        let unroutable: Vec<_> = settings.routed.iter().filter_map(obstacle).collect();
+        let managed =
+            || settings.routed.iter().filter(|net| settings.families.contains(&Family::of(net.addr())));
+        let unroutable: Vec<_> = managed().filter_map(obstacle).collect();
         let can = |net: &IpNet| unroutable.iter().all(|(other, ..)| other != net);
-        let routed = settings.routed.iter().copied().filter(can).collect();
+        let routed = managed().copied().filter(can).collect();
         let node_port_addresses =
             PerFamily::of(|family| node_port_addresses(family, ips, &addresses, observed, settings));
         Self {

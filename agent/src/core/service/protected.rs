@@ -99,13 +99,14 @@ impl Protected {
     }
 
     /// A host in the network that the node reaches directly, if there is one: a local route for the network would cut it
-    /// off. `own`: the addresses of this Node, whose neighbours are such hosts. The API server and DNS servers may be
+    /// off. Returns why it counts. `own`: the addresses of this Node, whose neighbours are such hosts. The API server and DNS servers may be
     /// ClusterIPs, and do not count.
-    pub fn neighbour_in(&self, net: &IpNet, own: &[IpAddr]) -> Option<(IpAddr, Protection)> {
+    pub fn neighbour_in(&self, net: &IpNet, own: &[IpAddr]) -> Option<(IpAddr, &'static str)> {
         let inside = |addr: &&IpAddr| net.contains(*addr);
-        let gateway = || Some((*self.gateways.iter().find(inside)?, Protection::Gateway));
-        let node = || Some((*own.iter().chain(self.peers.nodes.iter()).find(inside)?, Protection::OtherNode));
-        gateway().or_else(node)
+        let gateway = || Some((*self.gateways.iter().find(inside)?, "a gateway of this node"));
+        let this = || Some((*own.iter().find(inside)?, "an address of this Node"));
+        let other = || Some((*self.peers.nodes.iter().find(inside)?, "an address of another Node"));
+        gateway().or_else(this).or_else(other)
     }
 
     /// Why the address is protected, if it is.
