@@ -54,7 +54,11 @@ check: ## Check formatting, lints, documentation, house rules, licences, manifes
 	integration/checks/unused-dependencies
 	integration/checks/parity-doc
 	integration/checks/licences
-	cargo package -p netlink-batch -p ipvs-netlink -p nftables-netlink -p dummy-iface --allow-dirty --locked --offline --quiet
+	@# cargo takes packages of an earlier run for those of this one: they have the same version.
+	@rm -rf $${CARGO_HOME:-$$HOME/.cargo}/registry/src/-* $(TARGET)/packages/debug/.fingerprint/*-netlink-* \
+		$(TARGET)/packages/debug/.fingerprint/netlink-batch-* $(TARGET)/packages/debug/.fingerprint/dummy-iface-*
+	cargo package -p netlink-batch -p ipvs-netlink -p nftables-netlink -p dummy-iface --allow-dirty --locked --offline \
+		--quiet --target-dir $(TARGET)/packages
 	@integration/guest/install.sh --promtool
 	integration/checks/manifests
 

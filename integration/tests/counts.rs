@@ -16,6 +16,7 @@ use kube_ipvs::config::host;
 use kube_ipvs::core::mirror::ObservedServer;
 use kube_ipvs::core::mirror::comparison::{Piece, ReadStep};
 use kube_ipvs::core::model::map::Set;
+use kube_ipvs::core::model::sets::ProbedSet;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
 use kube_ipvs::core::plan::op::{Op, Subsystem};
@@ -23,7 +24,7 @@ use kube_ipvs::core::plan::outcome::Finished;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
-use kube_ipvs::kernel::{Kernel, ProbeResult, ProbedSet, Runner};
+use kube_ipvs::kernel::{Kernel, ProbeResult, Runner};
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store};
 

@@ -8,11 +8,12 @@ use super::*;
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::map::Set;
+use crate::core::model::sets::ProbedSet;
 use crate::core::model::{Protocol, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::OpKind;
 use crate::core::plan::subject::Part;
+use crate::kernel::ProbeResult;
 use crate::kernel::fake::FakeKernel;
-use crate::kernel::{ProbeResult, ProbedSet};
 use crate::testing::run_plan;
 
 /// Records the ops in the order of their execution.

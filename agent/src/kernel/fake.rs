@@ -11,11 +11,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::iptables::IPVS_MATCH;
-use super::{Kernel, ProbeResult, ProbedSet, Runner};
+use super::{Kernel, ProbeResult, Runner};
 use crate::core::mirror::comparison::{Addresses, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::map::Set;
-use crate::core::model::sets::{Entry, SetId, SetKind};
+use crate::core::model::sets::{Entry, ProbedSet, SetId, SetKind};
 use crate::core::model::{Family, ONE_PACKET, PERSISTENT, PerFamily, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, OpKind};
 use crate::core::plan::outcome::Finished;

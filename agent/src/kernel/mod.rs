@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use crate::core::mirror::comparison::{Audit, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, ObservedSet};
 use crate::core::model::map::Set;
-use crate::core::model::sets::{Entry, SetId};
+use crate::core::model::sets::ProbedSet;
 use crate::core::model::{Family, RsKey, VsKey};
 use crate::core::plan::op::Op;
 use crate::core::plan::subject::Part;
@@ -44,9 +44,6 @@ pub struct ProbeResult {
     /// Whether the set exists and has the member.
     pub sets: Vec<Result<bool, ObserveError>>,
 }
-
-/// A set and one of its members; `None`: it has none.
-pub type ProbedSet = (SetId, Option<Entry>);
 
 /// A kernel that can be read and that executes ops.
 pub trait Kernel {

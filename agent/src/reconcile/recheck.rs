@@ -10,10 +10,11 @@ use std::time::Duration;
 use super::{PassScope, Reconciler};
 use crate::core::mirror::comparison::Audit;
 use crate::core::model::changes::Changes;
+use crate::core::model::sets::ProbedSet;
 use crate::core::model::{Family, VsKey};
 use crate::core::plan::subject::{Part, Subject};
 use crate::core::rules::save::ObservedRules;
-use crate::kernel::{Kernel, ProbedSet};
+use crate::kernel::Kernel;
 use crate::reconcile::schedule::Schedule;
 
 /// Virtual servers of one probe.

@@ -171,6 +171,9 @@ pub enum Entry {
     Port(u16),
 }
 
+/// A set and one of its members, which a probe tests; `None`: it has none.
+pub type ProbedSet = (SetId, Option<Entry>);
+
 /// The text of `ipset save`: host prefixes without their length.
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

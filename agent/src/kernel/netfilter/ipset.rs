@@ -14,10 +14,10 @@ use super::nfnetlink::{self, Request, attributes};
 use crate::core::mirror::ObservedSet;
 use crate::core::model::Family;
 use crate::core::model::map::Map;
+use crate::core::model::sets::ProbedSet;
 use crate::core::model::sets::{SetId, SetType};
 use crate::core::plan::op::{GrowOp, Op};
 use crate::core::plan::outcome::{Cause, OpError, Progress};
-use crate::kernel::ProbedSet;
 use crate::words;
 
 const SUBSYSTEM: u16 = 6 << 8;
