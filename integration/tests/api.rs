@@ -22,12 +22,17 @@ struct Cluster {
 
 impl Cluster {
     fn new() -> Self {
+        Self::with(json!({}))
+    }
+
+    /// `more`: further fields of the configuration.
+    fn with(mut more: Value) -> Self {
         let ns = Netns::new("node-a").unwrap();
         let server = ApiServer::start(ns.listen("127.0.0.1:0").unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let kubeconfig = dir.path().join("kubeconfig");
         std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-        let more = json!({"clientConnection": {"kubeconfig": kubeconfig}});
+        more["clientConnection"] = json!({"kubeconfig": kubeconfig});
         std::fs::write(dir.path().join("config.yaml"), config("node-a", &more).to_string()).unwrap();
         Self { ns, server, dir }
     }
@@ -253,4 +258,37 @@ fn a_dead_connection_is_detected_and_replaced() {
         rule("-D", side);
     }
     cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.6:80", DNS]);
+}
+
+#[test]
+fn routes_follow_the_ranges_of_cluster_ips() {
+    let cluster = Cluster::with(json!({"kubeIPVS": {"clusterIPs": "route"}}));
+    let range = |name: &str, cidr: &str| {
+        let metadata = json!({"name": name});
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": metadata, "spec": {"cidrs": [cidr]}})
+    };
+    let mut all = objects("10.244.1.5");
+    all.push(range("kubernetes", "10.96.0.0/16"));
+    cluster.server.replace_all(all);
+    let agent = cluster.start();
+    let shown = |command: &[&str]| cluster.ns.exec(command).unwrap().stdout;
+    let wait_for = |routes: &[&str], bound: usize| {
+        let start = Instant::now();
+        let is_there = || {
+            let found = shown(&["ip", "route", "show", "table", "local", "proto", "96"]);
+            let found: Vec<&str> = found.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+            found == routes
+                && shown(&["ip", "-4", "-o", "addr", "show", "dev", "kube-ipvs0"]).lines().count() == bound
+        };
+        while !is_there() {
+            assert!(start.elapsed() < LIMIT, "{routes:?} and {bound} addresses; log:\n{}", agent.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    cluster.wait_for(&agent, &["10.96.0.10:80 -> 10.244.1.5:80", DNS]);
+    wait_for(&["10.96.0.0/16"], 0);
+    cluster.server.apply(range("more", "10.200.0.0/16"));
+    wait_for(&["10.96.0.0/16", "10.200.0.0/16"], 0);
+    cluster.server.delete("ServiceCIDR", "", "kubernetes");
+    wait_for(&["10.200.0.0/16"], 2);
 }

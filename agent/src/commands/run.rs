@@ -184,6 +184,11 @@ fn source(
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
+        ensure!(
+            !config.follows_service_cidrs,
+            "kubeIPVS.clusterIPs: route reads the ranges of ClusterIPs from the Kubernetes API, but --objects reads files: \
+             list the ranges in kubeIPVS.serviceCIDRs"
+        );
         tracing::info!(path = %path.display(), "reading objects from files");
         return Ok((
             Box::new(FileSource::new(path, node).serving(config.service_proxy_name.clone())),
@@ -198,7 +203,8 @@ fn source(
     runtime.spawn(rest::follow_version(api.client.clone(), move |version| to.set_kubernetes(version)));
     let events = EventSink::to_api(api.client.clone(), node, runtime.handle(), Limits::default());
     let source = ApiSource::new(api, node, runtime.handle().clone());
-    Ok((Box::new(source.for_proxy(config.service_proxy_name.as_deref())), events))
+    let source = source.for_proxy(config.service_proxy_name.as_deref());
+    Ok((Box::new(source.with_service_cidrs(config.follows_service_cidrs)), events))
 }
 
 /// Opens the kernel, with retries while a module or a privilege is missing; `None` on a stop signal.

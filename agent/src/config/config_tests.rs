@@ -72,7 +72,6 @@ fn each_mistake_is_named() {
         ("nodePortAddresses: primary\n", "nodePortAddresses: \"primary\" is not a list"),
         ("kubeIPVS: {keepEstablished: 1}\n", "kubeIPVS.keepEstablished: 1 is not true or false"),
         ("kubeIPVS: {clusterIPs: both}\n", "kubeIPVS.clusterIPs: \"both\" is neither address nor route"),
-        ("kubeIPVS: {clusterIPs: route}\n", "kubeIPVS.serviceCIDRs is empty"),
         (
             "kubeIPVS: {serviceCIDRs: [10.96.0.0/12, \"::/0\"]}\n",
             "kubeIPVS.serviceCIDRs: ::/0 is every address",
@@ -224,7 +223,7 @@ fn sample(field: &table::Field) -> Value {
         ("bindAddress", _) => json!("192.0.2.1"),
         ("logging.format", _) => json!("json"),
         ("kubeIPVS.configReload.mode", _) => json!("ignore"),
-        ("kubeIPVS.clusterIPs", _) => json!("address"),
+        ("kubeIPVS.clusterIPs", _) => json!("route"),
         ("clusterCIDR", _) => json!("192.0.2.0/24"),
         (path, table::FieldType::Text) if path.ends_with("BindAddress") => json!("192.0.2.1:1234"),
         (path, table::FieldType::Bool) => json!(!path.ends_with("localhostNodePorts")),
@@ -260,7 +259,7 @@ fn every_field_does_what_the_table_says() {
         };
         let acts = config != same || config.min_sync_period > Duration::ZERO;
         // These act only together with another field, and mode has one value.
-        let others = ["mode", "kubeIPVS.metrics.maxServices", "kubeIPVS.clusterIPs", "kubeIPVS.serviceCIDRs"];
+        let others = ["mode", "kubeIPVS.metrics.maxServices", "kubeIPVS.serviceCIDRs"];
         let alone = field.path.starts_with("detectLocal.") || others.contains(&field.path);
         assert_eq!(acts, field.effect == table::Effect::Acts && !alone, "{}", field.path);
         assert_eq!(warned, matches!(field.effect, table::Effect::Missing(_)), "{}", field.path);

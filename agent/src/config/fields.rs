@@ -19,8 +19,8 @@ pub(super) fn cidrs(v: &Values, path: &str) -> anyhow::Result<Vec<IpNet>> {
     v.list(path).iter().map(|text| cidr(path, text)).collect()
 }
 
-/// The networks whose ClusterIPs are local by a route.
-pub(super) fn routed(v: &Values) -> anyhow::Result<Vec<IpNet>> {
+/// The networks whose ClusterIPs are local by a route; `None`: those of the ServiceCIDR objects.
+pub(super) fn routed(v: &Values) -> anyhow::Result<Option<Vec<IpNet>>> {
     const RANGES: &str = "kubeIPVS.serviceCIDRs";
     let mut nets = cidrs(v, RANGES)?;
     if let Some(net) = nets.iter().find(|net| net.prefix_len() == 0) {
@@ -28,12 +28,8 @@ pub(super) fn routed(v: &Values) -> anyhow::Result<Vec<IpNet>> {
     }
     nets.iter_mut().for_each(|net| *net = net.trunc());
     match v.text("kubeIPVS.clusterIPs") {
-        "address" => Ok(Vec::new()),
-        "route" if nets.is_empty() => bail!(
-            "{RANGES} is empty, but kubeIPVS.clusterIPs: route needs it: list the ranges of ClusterIPs, which are the \
-             value of --service-cluster-ip-range of kube-apiserver"
-        ),
-        "route" => Ok(IpNet::aggregate(&nets)),
+        "address" => Ok(Some(Vec::new())),
+        "route" => Ok(Some(IpNet::aggregate(&nets)).filter(|nets| !nets.is_empty())),
         other => bail!("kubeIPVS.clusterIPs: {other:?} is neither address nor route"),
     }
 }

@@ -66,6 +66,8 @@ pub struct Config {
     pub conntrack: Conntrack,
     /// `detectLocalMode: NodeCIDR`: the value is in the Node object.
     pub local_from_node: bool,
+    /// `kubeIPVS.clusterIPs: route` without `serviceCIDRs`: the ranges are in the ServiceCIDR objects.
+    pub follows_service_cidrs: bool,
     /// `kubeIPVS.metrics.perService`: the number of Services with traffic metrics of their own (`maxServices`);
     /// `None`: no traffic metrics.
     pub service_metrics: Option<usize>,
@@ -178,6 +180,7 @@ impl Config {
             strict_arp: v.bool("ipvs.strictARP"),
             conntrack: conntrack(&v)?,
             local_from_node: v.text("detectLocalMode") == "NodeCIDR",
+            follows_service_cidrs: fields::routed(&v)?.is_none(),
             service_metrics: service_metrics(&v)?,
             reload: reload(&v)?,
             settings: settings(&v)?,
@@ -211,7 +214,7 @@ fn settings(v: &Values) -> anyhow::Result<Settings> {
         drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
         keep_established: v.bool("kubeIPVS.keepEstablished"),
         protected: fields::cidrs(v, "kubeIPVS.protectedCIDRs")?,
-        routed: fields::routed(v)?,
+        routed: fields::routed(v)?.unwrap_or_default(),
         shares_node: !v.text(SERVICE_PROXY_NAME).is_empty(),
         ..Settings::default()
     })

@@ -146,11 +146,11 @@ impl Reporter {
         self.rules.push(format!("{family}: {}", describe_difference(mirror, read)));
     }
 
-    /// Reports networks of `kubeIPVS.serviceCIDRs` that get no route.
+    /// Reports ranges of ClusterIPs that get no route.
     pub fn unroutable(&self, nets: &[(IpNet, IpAddr, &str)]) {
         for (net, addr, why) in nets {
             tracing::error!(
-                "no local route for {net} of kubeIPVS.serviceCIDRs: {addr} is {why}, and the route would cut the node off \
+                "no local route for the ClusterIPs of {net}: {addr} is {why}, and the route would cut the node off \
                  from its network; the ClusterIPs of {net} are bound to kube-ipvs0 instead"
             );
         }

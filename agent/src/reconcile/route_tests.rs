@@ -50,8 +50,7 @@ fn a_gateway_in_the_range_ends_the_route_once_the_cluster_ips_are_bound() {
         agent.converge(Due::Changes, 1);
         assert_eq!(local(agent.kernel()), (vec![], 1));
     });
-    let expected =
-        "no local route for 10.96.0.0/16 of kubeIPVS.serviceCIDRs: 10.96.7.1 is a gateway of this node";
+    let expected = "no local route for the ClusterIPs of 10.96.0.0/16: 10.96.7.1 is a gateway of this node";
     assert_eq!(log.iter().filter(|line| line.contains(expected)).count(), 1, "{log:?}");
 }
 
@@ -89,4 +88,26 @@ fn a_route_that_covers_a_gateway_or_the_api_server_is_removed_before_any_list_ar
     assert_eq!(first_turn(None, outside), [range()]);
     assert_eq!(first_turn(Some(GATEWAY), outside), []);
     assert_eq!(first_turn(None, [10, 96, 8, 8]), []);
+}
+
+#[test]
+fn ranges_of_the_api_are_followed_and_unknown_ones_keep_the_routes_of_an_earlier_run() {
+    let mut earlier = kernel();
+    earlier.state.device = true;
+    earlier.state.node.routes.insert(range());
+    let mut agent = Agent::start(earlier, &Cluster { routed: Vec::new(), ..cluster() });
+    agent.store.update(|update| update.await_service_cidrs());
+    assert!(!agent.store.is_synced());
+    agent.store.update(|update| update.skip_service_cidrs());
+    agent.converge(Due::Audit, 1);
+    assert_eq!(local(agent.kernel()), (vec![range()], 0));
+    let other: IpNet = "10.200.0.0/16".parse().unwrap();
+    for (ranges, bound) in [(vec![other], 1), (vec![range(), other], 0), (vec![], 1), (vec![range()], 0)] {
+        agent.store.update(|update| update.set_service_cidrs(ranges.clone().into()));
+        agent.store.update(|update| update.skip_service_cidrs());
+        agent.converge(Due::Changes, 1);
+        assert_eq!(local(agent.kernel()), (ranges, bound));
+        let audit = agent.sync(Due::Audit);
+        assert!(audit.plan.is_empty(), "an audit still finds\n{}", audit.plan);
+    }
 }

@@ -111,6 +111,11 @@ impl<K: Kernel> Reconciler<K> {
         let eligible = node.as_ref().is_some_and(|n| !n.leaving);
         self.reporting.health.with(|health| health.eligible = eligible);
         let Some(observed) = self.mirror.observed() else { return false };
+        if let Some(ranges) = self.store.service_cidrs() {
+            // Routes of an earlier run stay while the ranges are unknown.
+            let existing = || observed.node.routes.iter().copied().collect();
+            self.settings.routed = ranges.map_or_else(existing, |ranges| ranges.to_vec());
+        }
         let peers = self.store.peers();
         if !self.protected.knows(observed, &peers) {
             let protected = Arc::make_mut(&mut self.protected);

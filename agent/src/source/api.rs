@@ -11,6 +11,7 @@ use super::node_addresses::NodeAddressSource;
 use super::outage_log::OutageLog;
 use super::reflector::Reflector;
 use super::resource::{Nodes, Services, Slices};
+use super::service_cidrs::ServiceCidrSource;
 use super::timing::Timing;
 use super::{Source, api_servers, priority};
 use crate::store::Store;
@@ -27,13 +28,15 @@ pub struct ApiSource {
     services: String,
     runtime: tokio::runtime::Handle,
     timing: Timing,
+    follows_service_cidrs: bool,
 }
 
 impl ApiSource {
     /// Watches the API with a client on `runtime`; of the Nodes only `node`.
     pub fn new(api: ApiClient, node: &str, runtime: tokio::runtime::Handle) -> Self {
         let services = format!("!{PROXY_NAME_LABEL}");
-        Self { api, node: node.to_owned(), services, runtime, timing: Timing::default() }
+        let (timing, node) = (Timing::default(), node.to_owned());
+        Self { api, node, services, runtime, timing, follows_service_cidrs: false }
     }
 
     /// Watches the Services whose label requests the proxy of this name; `None`: the Services without that label.
@@ -42,6 +45,12 @@ impl ApiSource {
         let services =
             name.map_or_else(|| self.services.clone(), |name| format!("{PROXY_NAME_LABEL}={name}"));
         Self { services, ..self }
+    }
+
+    /// Reads the ranges of ClusterIPs, too.
+    #[must_use]
+    pub fn with_service_cidrs(self, follows_service_cidrs: bool) -> Self {
+        Self { follows_service_cidrs, ..self }
     }
 
     #[must_use]
@@ -61,6 +70,10 @@ impl Source for ApiSource {
         let slices = Reflector::<Slices>::new(&self.api, slices, &store, &log, self.timing);
         store.update(|update| update.await_nodes());
         let runtime = self.runtime.clone();
+        if self.follows_service_cidrs {
+            store.update(|update| update.await_service_cidrs());
+            runtime.spawn(ServiceCidrSource::new(self.api.clone(), store.clone(), self.timing).run());
+        }
         runtime.spawn(api_servers::follow(self.api.route.hosts(), store.clone(), self.timing));
         runtime.spawn(NodeAddressSource::new(self.api.clone(), store.clone(), self.timing).run());
         runtime.spawn(node.run());

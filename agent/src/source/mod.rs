@@ -17,6 +17,7 @@ mod reflector;
 mod request_layer;
 mod resource;
 mod route;
+mod service_cidrs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod source_inputs;
 mod timing;

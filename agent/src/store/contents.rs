@@ -5,6 +5,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use super::index::Index;
 use super::object::{Dirty, Kind};
 use super::tally::Tally;
@@ -21,6 +23,8 @@ pub(super) struct Contents {
     pub peers: Peers,
     /// The source has not reported the addresses of the Nodes yet.
     pub awaits_nodes: bool,
+    /// The ranges of ClusterIPs, if the source reads them.
+    pub service_cidrs: Option<ServiceCidrs>,
     /// A change that the loop can use before every list is complete.
     pub early: bool,
     pub dirty: BTreeSet<ObjectName>,
@@ -37,13 +41,27 @@ pub(super) struct Contents {
     pub tally: Tally,
 }
 
+/// The ranges of ClusterIPs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ServiceCidrs {
+    /// Not read yet; the first sync waits.
+    Awaited,
+    /// Not read in time.
+    Unknown,
+    Known(Arc<[IpNet]>),
+}
+
 impl Contents {
     pub fn is_synced(&self) -> bool {
-        self.synced.len() == Kind::ALL.len()
+        self.synced.len() == Kind::ALL.len() && !self.awaits_service_cidrs()
     }
 
     pub fn has_priority(&self) -> bool {
-        self.priority_known && self.synced.contains(&Kind::Node)
+        self.priority_known && self.synced.contains(&Kind::Node) && !self.awaits_service_cidrs()
+    }
+
+    fn awaits_service_cidrs(&self) -> bool {
+        self.service_cidrs == Some(ServiceCidrs::Awaited)
     }
 
     pub fn read(&self, name: ObjectName) -> Dirty {

@@ -16,13 +16,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::core::model::{Node, ObjectName};
 use crate::core::service::protected::Peers;
 use crate::inbox::Inbox;
 use crate::lock::lock;
-use contents::Contents;
+use contents::{Contents, ServiceCidrs};
 pub use object::{Decoded, Dirty, Kind, Object};
 pub use tally::Tally;
 pub use update::Update;
@@ -164,6 +165,15 @@ impl Store {
             peers.api_servers = api_servers.into_iter().collect();
         }
         peers
+    }
+
+    /// The ranges of ClusterIPs, if the source reads them; `Some(None)`: they are not known.
+    pub fn service_cidrs(&self) -> Option<Option<Arc<[IpNet]>>> {
+        let contents = self.lock();
+        contents.service_cidrs.as_ref().map(|ranges| match ranges {
+            ServiceCidrs::Known(ranges) => Some(ranges.clone()),
+            ServiceCidrs::Awaited | ServiceCidrs::Unknown => None,
+        })
     }
 
     /// Whether the addresses of the Nodes are not known yet.

@@ -4,7 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::contents::Contents;
+use ipnet::IpNet;
+
+use super::contents::{Contents, ServiceCidrs};
 use super::object::{Decoded, Kind, Object};
 use crate::core::model::trigger::{MAX_TRIGGERS, Trigger};
 use crate::core::model::{EndpointSlice, Node, ObjectName};
@@ -133,6 +135,28 @@ impl Update<'_> {
     pub fn set_nodes(&mut self, nodes: Arc<[IpAddr]>) {
         if std::mem::take(&mut self.0.awaits_nodes) || self.0.peers.nodes != nodes {
             self.0.peers.nodes = nodes;
+            self.node_changed();
+        }
+    }
+
+    /// The ranges of ClusterIPs follow: until then the loop programs nothing.
+    pub fn await_service_cidrs(&mut self) {
+        self.0.service_cidrs = Some(ServiceCidrs::Awaited);
+    }
+
+    /// The ranges of ClusterIPs cannot be read in time. Ranges that are known stay.
+    pub fn skip_service_cidrs(&mut self) {
+        if self.0.service_cidrs == Some(ServiceCidrs::Awaited) {
+            self.0.service_cidrs = Some(ServiceCidrs::Unknown);
+            self.node_changed();
+        }
+    }
+
+    /// Sets the ranges of ClusterIPs.
+    pub fn set_service_cidrs(&mut self, ranges: Arc<[IpNet]>) {
+        let known = Some(ServiceCidrs::Known(ranges));
+        if self.0.service_cidrs != known {
+            self.0.service_cidrs = known;
             self.node_changed();
         }
     }

@@ -5,6 +5,7 @@ mod events;
 mod faults;
 mod follow;
 mod peers;
+mod service_cidrs;
 
 use std::pin::pin;
 use std::time::{Duration, Instant};

@@ -122,5 +122,5 @@ fn a_range_with_neighbours_of_the_node_gets_no_route() {
     let setup = Setup::start(&node, &ranges, objects()).unwrap();
     setup.wait("the route", || routes(node.ns()).len() == 1).unwrap();
     setup.wait_bound(&VIP[1..]).unwrap();
-    assert!(setup.agent.log().contains("no local route for 192.168.50.0/24 of kubeIPVS.serviceCIDRs"));
+    assert!(setup.agent.log().contains("no local route for the ClusterIPs of 192.168.50.0/24"));
 }

@@ -13,7 +13,7 @@ use kube_ipvs::store::Store;
 use super::*;
 
 /// Long pauses, so that a second request is counted and not timed.
-fn patient() -> Timing {
+pub(super) fn patient() -> Timing {
     let long = Duration::from_secs(600);
     Timing {
         priority: long,

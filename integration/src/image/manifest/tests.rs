@@ -216,7 +216,8 @@ fn the_role_has_exactly_the_needed_permissions() {
             }
         }
     }
-    let watched = ["/services", "/nodes", "discovery.k8s.io/endpointslices"];
+    let watched =
+        ["/services", "/nodes", "discovery.k8s.io/endpointslices", "networking.k8s.io/servicecidrs"];
     let verbs = ["get", "list", "watch"];
     let mut expected: BTreeSet<String> =
         watched.iter().flat_map(|what| verbs.map(|verb| format!("{verb} {what}"))).collect();
