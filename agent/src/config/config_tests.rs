@@ -71,7 +71,10 @@ fn each_mistake_is_named() {
         ("detectLocalMode: InterfaceNamePrefix\n", "detectLocal.interfaceNamePrefix is empty"),
         ("nodePortAddresses: primary\n", "nodePortAddresses: \"primary\" is not a list"),
         ("kubeIPVS: {keepEstablished: 1}\n", "kubeIPVS.keepEstablished: 1 is not true or false"),
-        ("kubeIPVS: {clusterIPs: both}\n", "kubeIPVS.clusterIPs: \"both\" is neither address nor route"),
+        (
+            "kubeIPVS: {clusterIPs: both}\n",
+            "kubeIPVS.clusterIPs: \"both\" is not address, route or route-then-address",
+        ),
         (
             "kubeIPVS: {serviceCIDRs: [10.96.0.0/12, \"::/0\"]}\n",
             "kubeIPVS.serviceCIDRs: ::/0 is every address",

@@ -19,6 +19,14 @@ pub(super) fn cidrs(v: &Values, path: &str) -> anyhow::Result<Vec<IpNet>> {
     v.list(path).iter().map(|text| cidr(path, text)).collect()
 }
 
+const CLUSTER_IPS: &str = "kubeIPVS.clusterIPs";
+const THEN_ADDRESS: &str = "route-then-address";
+
+/// Whether ClusterIPs behind a route are bound, too.
+pub(super) fn binds_routed(v: &Values) -> bool {
+    v.text(CLUSTER_IPS) == THEN_ADDRESS
+}
+
 /// The networks whose ClusterIPs are local by a route; `None`: those of the ServiceCIDR objects.
 pub(super) fn routed(v: &Values) -> anyhow::Result<Option<Vec<IpNet>>> {
     const RANGES: &str = "kubeIPVS.serviceCIDRs";
@@ -27,10 +35,10 @@ pub(super) fn routed(v: &Values) -> anyhow::Result<Option<Vec<IpNet>>> {
         bail!("{RANGES}: {net} is every address: list the ranges of ClusterIPs");
     }
     nets.iter_mut().for_each(|net| *net = net.trunc());
-    match v.text("kubeIPVS.clusterIPs") {
+    match v.text(CLUSTER_IPS) {
         "address" => Ok(Some(Vec::new())),
-        "route" => Ok(Some(IpNet::aggregate(&nets)).filter(|nets| !nets.is_empty())),
-        other => bail!("kubeIPVS.clusterIPs: {other:?} is neither address nor route"),
+        "route" | THEN_ADDRESS => Ok(Some(IpNet::aggregate(&nets)).filter(|nets| !nets.is_empty())),
+        other => bail!("{CLUSTER_IPS}: {other:?} is not address, route or {THEN_ADDRESS}"),
     }
 }
 

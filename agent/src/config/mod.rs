@@ -215,6 +215,7 @@ fn settings(v: &Values) -> anyhow::Result<Settings> {
         keep_established: v.bool("kubeIPVS.keepEstablished"),
         protected: fields::cidrs(v, "kubeIPVS.protectedCIDRs")?,
         routed: fields::routed(v)?.unwrap_or_default(),
+        binds_routed: fields::binds_routed(v),
         shares_node: !v.text(SERVICE_PROXY_NAME).is_empty(),
         ..Settings::default()
     })

@@ -5,6 +5,7 @@ mod audit;
 #[cfg(test)]
 mod cut_off_tests;
 mod drift;
+mod later;
 mod minute;
 mod mirror;
 #[cfg(test)]
@@ -54,6 +55,7 @@ use crate::reconcile::takeover::Takeover;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
+use later::LaterBinds;
 use mirror::Mirror;
 use recheck::Recheck;
 use report::Reporter;
@@ -131,6 +133,8 @@ pub struct Reconciler<K> {
     kept: Option<Arc<BTreeSet<IpAddr>>>,
     /// Addresses whose release failed and was reported.
     released: BTreeSet<IpAddr>,
+    /// Addresses that a route serves and that are bound slowly.
+    later: LaterBinds,
     /// Subjects of started ops that repair drift.
     repairing: BTreeSet<Subject>,
 }
@@ -191,6 +195,7 @@ impl<K: Kernel> Reconciler<K> {
             served_in_part: false,
             kept: None,
             released: BTreeSet::new(),
+            later: LaterBinds::default(),
             repairing: BTreeSet::new(),
         }
     }

@@ -11,13 +11,15 @@ use serde_json::json;
 
 use super::Reconciler;
 use crate::core::model::settings::Settings;
+use crate::core::plan::outcome::{Cause, OpError};
 use crate::core::plan::pass::Due;
+use crate::core::plan::subject::Subject;
 use crate::inbox::Inbox;
 use crate::kernel::fake::FakeKernel;
 use crate::reconcile::schedule::Schedule;
 use crate::store::Store;
 use crate::testing::cluster::Cluster;
-use crate::testing::{Agent, kernel, lines, reporting, settings};
+use crate::testing::{Agent, Clocked, kernel, lines, reporting, settings};
 
 const GATEWAY: [u8; 4] = [10, 96, 7, 1];
 
@@ -110,4 +112,72 @@ fn ranges_of_the_api_are_followed_and_unknown_ones_keep_the_routes_of_an_earlier
         let audit = agent.sync(Due::Audit);
         assert!(audit.plan.is_empty(), "an audit still finds\n{}", audit.plan);
     }
+}
+
+/// An agent that also binds the ClusterIPs behind its route, slowly.
+fn then_address(kernel: FakeKernel, services: u8) -> Agent {
+    let cluster = (0..services).fold(Cluster::default(), |cluster, n| {
+        let spec = json!({"clusterIP": format!("10.96.1.{n}"), "ports": [{"name": "p", "port": 80}]});
+        cluster.service(&format!("web-{n}"), spec, &[])
+    });
+    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+    cluster.put(&store);
+    let settings = Settings { routed: vec![range()], binds_routed: true, ..settings() };
+    let reconciler = Reconciler::new(kernel, store.clone(), settings, "n1", false, reporting());
+    Agent { store, reconciler, now: Duration::ZERO }
+}
+
+#[test]
+fn addresses_behind_a_route_are_bound_a_few_at_a_time() {
+    let mut node = Clocked::new(then_address(kernel(), 200));
+    node.pass_time(Duration::from_millis(20));
+    let (routes, bound) = local(node.agent.kernel());
+    assert!(routes == [range()] && bound <= 64, "{bound} addresses at once");
+    node.pass_time(Duration::from_secs(2));
+    assert_eq!(local(node.agent.kernel()).1, 200);
+    let syncs = node.agent.kernel().counts.observations;
+    // Another program removes one: it is bound again, and the agent is idle otherwise.
+    let removed = IpNet::from(IpAddr::from([10, 96, 1, 7]));
+    node.agent.kernel().state.addresses.remove(&removed);
+    node.pass_time(Duration::from_secs(70));
+    assert!(node.agent.kernel().state.addresses.contains(&removed));
+    assert!(node.agent.kernel().counts.observations - syncs <= 4);
+}
+
+#[test]
+fn an_address_that_the_kernel_refuses_holds_up_no_other() {
+    let mut start = kernel();
+    let refused = IpAddr::from([10, 96, 1, 0]);
+    start.refuse(Subject::Address(refused), OpError::plain(Cause::Other, "refused by the test"));
+    let mut node = Clocked::new(then_address(start, 150));
+    node.pass_time(Duration::from_secs(40));
+    assert_eq!(local(node.agent.kernel()), (vec![range()], 149));
+}
+
+/// Each address stays local and guarded, whichever op fails.
+#[test]
+fn a_route_is_added_to_addresses_that_are_bound() {
+    let mut before = Agent::start(kernel(), &Cluster { routed: Vec::new(), ..cluster() });
+    before.converge(Due::Audit, 1);
+    let state = before.kill().state;
+    let changed = |n: Option<usize>| {
+        let mut kernel = kernel();
+        kernel.state = state.clone();
+        let settings = Settings { routed: vec![range()], binds_routed: true, ..settings() };
+        let store = Arc::new(Store::new(Arc::new(Inbox::default())));
+        cluster().put(&store);
+        let reconciler = Reconciler::new(kernel, store.clone(), settings, "n1", false, reporting());
+        let mut agent = Agent { store, reconciler, now: Duration::ZERO };
+        n.into_iter().for_each(|n| agent.kernel().fail_at(n, false));
+        let is_clean = agent.sync(Due::Audit).is_clean();
+        assert!(agent.kernel().exposed().is_empty(), "op {n:?}");
+        assert_eq!(local(agent.kernel()).1, 1, "op {n:?}");
+        if !is_clean {
+            agent.converge(Due::Changes, 1);
+        }
+        assert_eq!(local(agent.kernel()), (vec![range()], 1), "op {n:?}");
+        is_clean
+    };
+    let failures = (0..).take_while(|n| !changed(Some(*n))).count();
+    assert!(failures >= 3, "the rules, the route and the entry");
 }

@@ -112,7 +112,8 @@ impl<K: Kernel> Reconciler<K> {
                 return Duration::ZERO;
             }
         }
-        at.min(schedule.probe_at()).saturating_sub(now)
+        let later = self.bind_later(now);
+        at.min(schedule.probe_at()).min(later).saturating_sub(now)
     }
 
     /// Runs one step of the audit, the first one if none is in progress.
@@ -139,6 +140,7 @@ impl<K: Kernel> Reconciler<K> {
     ) {
         let now = clock();
         schedule.ended(now, due, pass.unreadable.is_none());
+        self.later.passed(now - before, now);
         self.report(&pass, due, now - before, now);
         if due == Due::Audit {
             drop(pass);

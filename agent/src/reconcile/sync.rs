@@ -90,7 +90,8 @@ impl<K: Kernel> Reconciler<K> {
         let (desired, settings) = (&self.desired, &self.settings);
         let takeover_pending = self.takeover.waits();
         let installed = if audit { &UNKNOWN } else { &self.rules };
-        let input = PlanInput { desired, observed, settings, expired: &expired, takeover_pending, installed };
+        let (expired, later) = (&expired, &self.later.batch);
+        let input = PlanInput { desired, observed, settings, expired, takeover_pending, later, installed };
         build_plan(input, keys, &keys.flows)
     }
 

@@ -112,6 +112,25 @@ fn removed_routes_are_restored_and_cleanup_removes_them() {
     assert_eq!(routes(node.ns()), [] as [&str; 0]);
 }
 
+#[test]
+fn a_route_serves_before_the_addresses_are_bound() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let (pod, client) = (node.pod(5).unwrap(), node.pod(9).unwrap());
+    let _backend = backend(&pod, "web");
+    let mode = json!({"kubeIPVS": {"clusterIPs": "route-then-address", "serviceCIDRs": RANGES}});
+    let setup = Setup::start(&node, &mode, objects()).unwrap();
+    setup.wait_bound(&VIP).unwrap();
+    assert_eq!(routes(node.ns()).len(), 2);
+    let log = setup.agent.log();
+    let position = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text} is not in the log:\n{log}"));
+    assert!(position("+ route 10.96.0.0/16") < position("+ address 10.96.0.10"), "{log}");
+    for (family, vip) in VIP.iter().enumerate() {
+        assert_eq!(ask_tcp(&client.ns, at(vip, 80), ANSWER).unwrap().name, "web");
+        assert_refused(&client.ns, at(UNUSED[family], 80));
+    }
+}
+
 /// A route for the network of the node itself would cut it off from its neighbours.
 #[test]
 fn a_range_with_neighbours_of_the_node_gets_no_route() {

@@ -111,6 +111,8 @@ pub struct Settings {
     pub protected: Vec<IpNet>,
     /// ClusterIPs in these networks are local by one route for each network. Other ClusterIPs are bound.
     pub routed: Vec<IpNet>,
+    /// ClusterIPs behind a route are bound, too, slowly.
+    pub binds_routed: bool,
     /// Another service proxy serves the other Services of this node (`serviceProxyName`): rules of other kube-proxy
     /// modes are in use.
     pub shares_node: bool,
@@ -134,6 +136,7 @@ impl Default for Settings {
             keep_established: false,
             protected: Vec::new(),
             routed: Vec::new(),
+            binds_routed: false,
             shares_node: false,
         }
     }

@@ -132,7 +132,8 @@ impl<'a> Failures<'a> {
                 self.missing.iter().find(is_inside).copied()
             }
             Op::RemoveEntry(SetId { kind: SetKind::IpvsIps, .. }, Entry::Ip(ip)) => {
-                self.missing(Subject::Address(*ip))
+                // Without this entry the rules must guard the address, if it is local.
+                self.missing(Subject::Address(*ip)).or_else(|| self.missing(Subject::Rules(Family::of(*ip))))
             }
             _ => None,
         }

@@ -41,6 +41,8 @@ pub struct PlanInput<'a> {
     pub expired: &'a BTreeSet<(VsKey, RsKey)>,
     /// True while rules of another kube-proxy mode must be kept because ours are not all in place.
     pub takeover_pending: bool,
+    /// Addresses behind a route that may be bound now; others wait, see [`Settings::binds_routed`].
+    pub later: &'a BTreeSet<IpAddr>,
     /// Inputs of the installed rules of each family. `None`: unknown, compare the rules in full.
     pub installed: &'a PerFamily<Option<RulesBasis>>,
 }
@@ -271,6 +273,13 @@ impl PlanInput<'_> {
         ops.extend(existing.difference(routes).map(|net| Op::RemoveRoute(*net)));
     }
 
+    /// Whether the address is bound later: a route serves it.
+    fn waits(&self, addr: IpAddr) -> bool {
+        self.settings.binds_routed
+            && !self.later.contains(&addr)
+            && self.desired.routes.iter().any(|net| net.contains(&addr))
+    }
+
     /// The routes after the plan. A route that is no longer wanted stays while a ClusterIP in its network is not bound.
     fn routes(&self, keys: &Changes) -> BTreeSet<IpNet> {
         let is_managed = |net: &&IpNet| self.settings.families.contains(&Family::of(net.addr()));
@@ -299,6 +308,7 @@ impl PlanInput<'_> {
                 continue;
             }
             match (desired.wants_address(addr), observed.addresses.contains(&host)) {
+                (true, false) if self.waits(addr) => {}
                 (true, false) => ops.push(Op::Bind(addr)),
                 (false, true) => ops.push(Op::Unbind(host)),
                 _ => {}

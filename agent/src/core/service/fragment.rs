@@ -266,7 +266,11 @@ impl Builder<'_> {
     /// forwarded traffic.
     fn add_address(&mut self, kind: VipKind, vip: IpAddr) {
         let binding = match kind {
-            VipKind::ClusterIp if self.node.is_routed(vip) => return,
+            VipKind::ClusterIp if self.node.is_routed(vip) => {
+                // The rule of the range guards it.
+                self.draft.addresses.extend(self.settings.binds_routed.then_some(vip));
+                return;
+            }
             VipKind::ClusterIp => Binding::Guarded,
             _ => self.node.binding(vip, self.of_endpoints.contains(&vip)),
         };
