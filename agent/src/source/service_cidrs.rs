@@ -123,7 +123,7 @@ impl ServiceCidrSource {
         Ok(list.metadata.resource_version.unwrap_or_default())
     }
 
-    /// Watches from this version until something changed or the version has expired.
+    /// Watches from this version until something changed, the version has expired, or nothing arrived for long.
     async fn watch(&mut self, mut version: String) -> Result<(), ApiFailure> {
         let params = WatchParams { timeout: Some(WATCH_SECONDS), ..WatchParams::default() };
         loop {
@@ -134,7 +134,8 @@ impl ServiceCidrSource {
             let mut events = std::pin::pin!(events.map_err(|error| self.failure(&error))?);
             loop {
                 match tokio::time::timeout(self.timing.silence, events.next()).await {
-                    Err(_) => break,
+                    // A server that went back to an older state sends nothing.
+                    Err(_) => return Ok(()),
                     Ok(None) if began.elapsed() < self.timing.min_pause => {
                         return Err(ApiFailure::new(
                             "a watch ended as soon as it began",
