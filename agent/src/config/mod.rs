@@ -163,6 +163,7 @@ impl Config {
         fill_addresses(&mut v);
         let warnings = warnings(&v);
         let (min_sync_period, sync_period) = periods(&v)?;
+        let routed = fields::routed(&v)?;
         Ok(Self {
             service_proxy_name: fields::label_value(&v, SERVICE_PROXY_NAME)?,
             hostname_override: v.text("hostnameOverride").to_owned(),
@@ -180,10 +181,10 @@ impl Config {
             strict_arp: v.bool("ipvs.strictARP"),
             conntrack: conntrack(&v)?,
             local_from_node: v.text("detectLocalMode") == "NodeCIDR",
-            follows_service_cidrs: fields::routed(&v)?.is_none(),
+            follows_service_cidrs: routed.is_none(),
             service_metrics: service_metrics(&v)?,
             reload: reload(&v)?,
-            settings: settings(&v)?,
+            settings: Settings { routed: routed.unwrap_or_default(), ..settings(&v)? },
             warnings,
             values: v,
         })
@@ -214,7 +215,6 @@ fn settings(v: &Values) -> anyhow::Result<Settings> {
         drain_deadline: Some(v.duration("kubeIPVS.drainDeadline")).filter(|d| !d.is_zero()),
         keep_established: v.bool("kubeIPVS.keepEstablished"),
         protected: fields::cidrs(v, "kubeIPVS.protectedCIDRs")?,
-        routed: fields::routed(v)?.unwrap_or_default(),
         binds_routed: fields::binds_routed(v),
         shares_node: !v.text(SERVICE_PROXY_NAME).is_empty(),
         ..Settings::default()

@@ -120,11 +120,11 @@ fn then_address(kernel: FakeKernel, services: u8) -> Agent {
         let spec = json!({"clusterIP": format!("10.96.1.{n}"), "ports": [{"name": "p", "port": 80}]});
         cluster.service(&format!("web-{n}"), spec, &[])
     });
-    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    cluster.put(&store);
-    let settings = Settings { routed: vec![range()], binds_routed: true, ..settings() };
-    let reconciler = Reconciler::new(kernel, store.clone(), settings, "n1", false, reporting());
-    Agent { store, reconciler, now: Duration::ZERO }
+    Agent::with_settings(kernel, &cluster, slowly())
+}
+
+fn slowly() -> Settings {
+    Settings { routed: vec![range()], binds_routed: true, ..settings() }
 }
 
 #[test]
@@ -163,11 +163,7 @@ fn a_route_is_added_to_addresses_that_are_bound() {
     let changed = |n: Option<usize>| {
         let mut kernel = kernel();
         kernel.state = state.clone();
-        let settings = Settings { routed: vec![range()], binds_routed: true, ..settings() };
-        let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-        cluster().put(&store);
-        let reconciler = Reconciler::new(kernel, store.clone(), settings, "n1", false, reporting());
-        let mut agent = Agent { store, reconciler, now: Duration::ZERO };
+        let mut agent = Agent::with_settings(kernel, &cluster(), slowly());
         n.into_iter().for_each(|n| agent.kernel().fail_at(n, false));
         let is_clean = agent.sync(Due::Audit).is_clean();
         assert!(agent.kernel().exposed().is_empty(), "op {n:?}");

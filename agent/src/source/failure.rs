@@ -36,6 +36,11 @@ impl ApiFailure {
         format!("{}; {}", self.what, self.remedy)
     }
 
+    /// A watch ended too soon to be of use.
+    pub fn short_watch() -> Self {
+        Self::new("a watch ended as soon as it began", "see the API server's log")
+    }
+
     /// A list took longer than `limit`.
     pub fn stalled(limit: Duration) -> Self {
         let what = format!("a list did not end within {}", words::time(limit));

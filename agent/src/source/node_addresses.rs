@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::client::ApiClient;
 use super::failure::ApiFailure;
 use super::node_list::{Form, NodeAddresses, list};
-use super::timing::{RetryPauses, Timing};
+use super::timing::{RetryPauses, Timing, wait_patiently};
 use crate::chance::Chance;
 use crate::store::{Kind, Store, VipSummary};
 use crate::words;
@@ -22,8 +22,6 @@ const PERIOD: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// The same while the first list of Services is being read.
 const FIRST_TICK: Duration = Duration::from_millis(20);
-/// New VIPs wait this long for the first list.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Keeps the addresses of the Nodes in the store up to date.
 pub(super) struct NodeAddressSource {
@@ -96,17 +94,8 @@ impl NodeAddressSource {
     /// Lists once. Returns when to list again.
     async fn list_once(&mut self, vips: VipSummary) -> Instant {
         let patience = self.patience(Instant::now());
-        let result = {
-            let listing = self.list(vips);
-            tokio::pin!(listing);
-            match tokio::time::timeout(patience.unwrap_or(Duration::MAX), &mut listing).await {
-                Ok(result) => result,
-                Err(_) => {
-                    self.publish();
-                    listing.await
-                }
-            }
-        };
+        let patience = patience.unwrap_or(Duration::MAX);
+        let result = wait_patiently(patience, self.list(vips), || self.publish()).await;
         let pause = match result {
             Ok((nodes, needs_objects)) => {
                 self.needs_objects = needs_objects;
@@ -184,8 +173,7 @@ impl NodeAddressSource {
 
     /// The rest of the time that VIPs wait for the first list; `None`: they do not wait.
     fn patience(&self, now: Instant) -> Option<Duration> {
-        let limit = PATIENCE.min(self.timing.stall);
-        Some(limit.saturating_sub(now.duration_since(self.waiting_since?)))
+        Some(self.timing.patience().saturating_sub(now.duration_since(self.waiting_since?)))
     }
 
     /// Whether a VIP was added after the last list and it is this node's turn to list.

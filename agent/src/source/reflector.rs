@@ -94,9 +94,7 @@ impl<K: ApiResource> Reflector<K> {
                     uncertain = began.elapsed() < REGULAR;
                     continue;
                 }
-                WatchEnd::Closed => {
-                    ApiFailure::new("a watch ended as soon as it began", "see the API server's log")
-                }
+                WatchEnd::Closed => ApiFailure::short_watch(),
                 WatchEnd::Failed(failure) => failure,
             };
             uncertain = true;

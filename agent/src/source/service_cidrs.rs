@@ -15,14 +15,12 @@ use serde::de::IgnoredAny;
 use super::client::ApiClient;
 use super::failure::ApiFailure;
 use super::resource::WATCH_SECONDS;
-use super::timing::{RetryPauses, Timing};
+use super::timing::{RetryPauses, Timing, wait_patiently};
 use crate::core::model::address;
 use crate::store::Store;
 use crate::words;
 
 const PATH: &str = "/apis/networking.k8s.io/v1/servicecidrs";
-/// A start waits this long for the first list.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause after a change: several objects may change together.
 const CHANGED: Duration = Duration::from_millis(100);
 /// The pause before the next list of a server that has no ServiceCIDRs.
@@ -64,9 +62,8 @@ impl ServiceCidrList {
     /// ClusterIPs until its object is gone.
     fn ranges(&self) -> Vec<IpNet> {
         let texts = self.items.iter().flat_map(|item| &item.spec.cidrs);
-        let nets: Vec<IpNet> = texts.filter_map(|text| address::parse_net(text)).collect();
-        let usable: Vec<IpNet> =
-            nets.into_iter().filter(|net| net.prefix_len() > 0).map(|net| net.trunc()).collect();
+        let nets = texts.filter_map(|text| address::parse_net(text));
+        let usable: Vec<IpNet> = nets.filter(|net| net.prefix_len() > 0).map(|net| net.trunc()).collect();
         IpNet::aggregate(&usable)
     }
 }
@@ -79,18 +76,9 @@ impl ServiceCidrSource {
 
     pub async fn run(mut self) {
         loop {
-            let patience = PATIENCE.min(self.timing.stall).saturating_sub(self.started.elapsed());
-            let listed = {
-                let listing = self.list();
-                tokio::pin!(listing);
-                match tokio::time::timeout(patience, &mut listing).await {
-                    Ok(listed) => listed,
-                    Err(_) => {
-                        self.store.update(|update| update.skip_service_cidrs());
-                        listing.await
-                    }
-                }
-            };
+            let patience = self.timing.patience().saturating_sub(self.started.elapsed());
+            let skip = || self.store.update(|update| update.skip_service_cidrs());
+            let listed = wait_patiently(patience, self.list(), skip).await;
             let watched = match listed {
                 Ok(version) => {
                     if std::mem::take(&mut self.failing) {
@@ -137,10 +125,7 @@ impl ServiceCidrSource {
                     // A server that went back to an older state sends nothing.
                     Err(_) => return Ok(()),
                     Ok(None) if began.elapsed() < self.timing.min_pause => {
-                        return Err(ApiFailure::new(
-                            "a watch ended as soon as it began",
-                            "see the API server's log",
-                        ));
+                        return Err(ApiFailure::short_watch());
                     }
                     Ok(None) => break,
                     Ok(Some(Ok(WatchEvent::Bookmark(mark)))) => version = mark.metadata.resource_version,
@@ -165,7 +150,7 @@ impl ServiceCidrSource {
         let pause = if is_absent { ABSENT } else { self.pauses.next(now, self.api.retry_after.left(now)) };
         if is_absent {
             self.store.update(|update| update.set_service_cidrs(Arc::default()));
-        } else if self.started.elapsed() >= PATIENCE.min(self.timing.stall) || failure.code.is_some() {
+        } else if self.started.elapsed() >= self.timing.patience() || failure.code.is_some() {
             self.store.update(|update| update.skip_service_cidrs());
         }
         if std::mem::replace(&mut self.failing, true) {

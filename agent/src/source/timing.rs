@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use crate::chance::Chance;
 use crate::core::model::backoff::Backoff;
 
+/// See [`Timing::patience`].
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Timeouts and pauses of the API source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -30,6 +33,29 @@ pub struct Timing {
     pub max_pause: Duration,
     /// After this long without a failure the pauses begin with `min_pause` again.
     pub reset: Duration,
+}
+
+impl Timing {
+    /// How long a start, or a new VIP, waits for a list that it can do without.
+    pub(super) fn patience(&self) -> Duration {
+        PATIENCE.min(self.stall)
+    }
+}
+
+/// Waits for `work`, and calls `late` if it takes longer than `patience`.
+pub(super) async fn wait_patiently<T>(
+    patience: Duration,
+    work: impl Future<Output = T>,
+    late: impl FnOnce(),
+) -> T {
+    tokio::pin!(work);
+    match tokio::time::timeout(patience, &mut work).await {
+        Ok(done) => done,
+        Err(_) => {
+            late();
+            work.await
+        }
+    }
 }
 
 impl Default for Timing {

@@ -96,9 +96,13 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent on `kernel`.
     pub fn start(kernel: FakeKernel, cluster: &Cluster) -> Self {
+        Self::with_settings(kernel, cluster, Settings { routed: cluster.routed.clone(), ..settings() })
+    }
+
+    /// Starts an agent with these settings.
+    pub fn with_settings(kernel: FakeKernel, cluster: &Cluster, settings: Settings) -> Self {
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         cluster.put(&store);
-        let settings = Settings { routed: cluster.routed.clone(), ..settings() };
         let reconciler = Reconciler::new(kernel, store.clone(), settings, "n1", false, reporting());
         Self { store, reconciler, now: Duration::ZERO }
     }

@@ -118,6 +118,13 @@ pub struct Settings {
     pub shares_node: bool,
 }
 
+impl Settings {
+    /// Whether this node has the IP family of the address.
+    pub fn manages(&self, addr: IpAddr) -> bool {
+        self.families.contains(&Family::of(addr))
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -47,26 +47,36 @@ pub struct PlanInput<'a> {
     pub installed: &'a PerFamily<Option<RulesBasis>>,
 }
 
-/// Inputs of the rules of one family, besides the settings: which sets have wanted members, which have members in
-/// the kernel, which virtual servers are closed to the node, and the wanted and the existing routes.
+/// Inputs of the rules of one family, besides the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RulesBasis(u32, u32, Vec<VsKey>, BTreeSet<IpNet>, BTreeSet<IpNet>);
+pub struct RulesBasis {
+    /// Sets that have wanted members, a bit each.
+    wanted: u32,
+    /// Sets that have members in the kernel.
+    observed: u32,
+    closed_to_node: Vec<VsKey>,
+    wanted_routes: BTreeSet<IpNet>,
+    observed_routes: BTreeSet<IpNet>,
+}
 
 impl RulesBasis {
-    pub fn build(family: Family, desired: &Desired, mirror: &Observed) -> Self {
+    pub fn build(family: Family, desired: &Desired, observed: &Observed) -> Self {
         let bits = |holds: &dyn Fn(SetKind) -> bool| {
             let sets = SetId::all(family).zip(0..);
             sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
         };
-        let wanted = bits(&|kind| desired.has_members(kind, family));
-        let observed = bits(&|kind| mirror.has_members(kind, family));
-        let routes = (desired.routes.clone(), mirror.node.routes.clone());
-        Self(wanted, observed, desired.closed_to_node(family), routes.0, routes.1)
+        Self {
+            wanted: bits(&|kind| desired.has_members(kind, family)),
+            observed: bits(&|kind| observed.has_members(kind, family)),
+            closed_to_node: desired.closed_to_node(family),
+            wanted_routes: desired.routes.clone(),
+            observed_routes: observed.node.routes.clone(),
+        }
     }
 }
 
 /// Builds the plan that brings the objects of `keys` from the observed to the wanted state and deletes the stale
-/// flows of the Services `flows`. Device, sets, rules, timeouts and sysctls are few, so every plan compares them.
+/// flows of the Services `flows`. Device, sets, rules, routes, timeouts and sysctls are few, so every plan compares them.
 pub fn build_plan(input: PlanInput<'_>, keys: &Changes, flows: &BTreeSet<ObjectName>) -> Plan {
     let mut ops = Vec::new();
     let routes = input.routes(keys);
@@ -282,13 +292,12 @@ impl PlanInput<'_> {
 
     /// The routes after the plan. A route that is no longer wanted stays while a ClusterIP in its network is not bound.
     fn routes(&self, keys: &Changes) -> BTreeSet<IpNet> {
-        let is_managed = |net: &&IpNet| self.settings.families.contains(&Family::of(net.addr()));
         let is_unbound = |addr: &IpAddr| {
             !self.observed.addresses.contains(&IpNet::from(*addr)) && !keys.addresses.contains(addr)
         };
         let is_needed = |net: &&IpNet| {
             let mut inside = self.desired.addresses().filter(|addr| net.contains(addr));
-            !is_managed(net) || inside.any(|addr| is_unbound(&addr))
+            !self.settings.manages(net.addr()) || inside.any(|addr| is_unbound(&addr))
         };
         let unwanted = self.observed.node.routes.difference(&self.desired.routes);
         unwanted.filter(is_needed).chain(&self.desired.routes).copied().collect()
@@ -296,11 +305,10 @@ impl PlanInput<'_> {
 
     fn diff_addresses(&self, keys: &Changes, ops: &mut Vec<Op>) {
         let (desired, observed) = (self.desired, self.observed);
-        let is_managed = |addr: IpAddr| self.settings.families.contains(&Family::of(addr));
         // An address with a wider prefix would make the whole prefix local.
-        let exists = |net: &&IpNet| observed.addresses.contains(*net) && is_managed(net.addr());
+        let exists = |net: &&IpNet| observed.addresses.contains(*net) && self.settings.manages(net.addr());
         let foreign: Vec<&IpNet> = keys.networks.iter().filter(exists).collect();
-        for addr in keys.addresses.iter().copied().filter(|addr| is_managed(*addr)) {
+        for addr in keys.addresses.iter().copied().filter(|addr| self.settings.manages(*addr)) {
             let host = IpNet::from(addr);
             // The kernel has an IPv6 address only once, whatever its prefix. This sync removes the one with
             // the wider prefix, and the next sync adds ours.

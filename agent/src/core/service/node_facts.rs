@@ -81,8 +81,7 @@ impl NodeFacts {
         translated.dedup();
         let ips = PerFamily::of(|family| node_ip(family, named, settings));
         let obstacle = |net: &IpNet| protected.neighbour_in(net, named).map(|(addr, why)| (*net, addr, why));
-        let managed =
-            || settings.routed.iter().filter(|net| settings.families.contains(&Family::of(net.addr())));
+        let managed = || settings.routed.iter().filter(|net| settings.manages(net.addr()));
         let unroutable: Vec<_> = managed().filter_map(obstacle).collect();
         let can = |net: &IpNet| unroutable.iter().all(|(other, ..)| other != net);
         let routed = managed().copied().filter(can).collect();

@@ -189,8 +189,7 @@ impl IpsetClient {
     /// Creates a larger copy of a set, fills it, and swaps the two atomically.
     fn grow(&mut self, grow: &GrowOp) -> Result<Result<Progress, OpError>, IpsetError> {
         let (set, family) = (grow.set, nf_family(grow.set));
-        let request =
-            |cmd, flags, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs, resource: 0 };
+        let request = |cmd, flags, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs };
         let destroy = request(CMD_DESTROY, 0, name_attrs(TEMPORARY));
         // An earlier try may have left a copy.
         self.send(std::slice::from_ref(&destroy))?;
@@ -248,8 +247,7 @@ impl IpsetClient {
 
     /// One message for a run of ops: one op on a set, or entries to add to one set or to remove from it.
     fn request(&self, run: &[&Op]) -> Result<Request, IpsetError> {
-        let request =
-            |cmd, flags, family, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs, resource: 0 };
+        let request = |cmd, flags, family, attrs| Request { kind: SUBSYSTEM | cmd, flags, family, attrs };
         match run {
             [Op::CreateSet(set)] => {
                 let attrs =
@@ -279,7 +277,7 @@ impl IpsetClient {
             let mut attrs = Attributes::default();
             attrs.put(ATTR_PROTOCOL, &[PROTOCOL]);
             attrs.put_str(ATTR_TYPENAME, set_type.name()).put(ATTR_FAMILY, &[number]);
-            Request { kind: SUBSYSTEM | CMD_TYPE, flags: 0, family: number, attrs, ..Request::default() }
+            Request { kind: SUBSYSTEM | CMD_TYPE, flags: 0, family: number, attrs }
         };
         let all = SetType::ALL.iter().flat_map(|t| Family::ALL.into_iter().map(move |f| (*t, f)));
         let queries: Vec<Request> = all.clone().map(|(t, f)| query(t, f)).collect();

@@ -22,8 +22,6 @@ pub struct Request {
     pub flags: u16,
     /// Family of the `nfgenmsg`.
     pub family: u8,
-    /// `res_id` of the `nfgenmsg`: the subsystem of a transaction.
-    pub resource: u16,
     pub attrs: Attributes,
 }
 
@@ -37,8 +35,8 @@ impl Message for Request {
     }
 
     fn write(&self, out: &mut Vec<u8>) {
-        let [high, low] = self.resource.to_be_bytes();
-        out.extend_from_slice(&[self.family, 0, high, low]);
+        // Version and `res_id` are 0.
+        out.extend_from_slice(&[self.family, 0, 0, 0]);
         out.extend_from_slice(self.attrs.as_bytes());
     }
 }
@@ -53,13 +51,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_has_family_and_resource() {
+    fn the_header_has_the_family() {
         let mut attrs = Attributes::default();
         attrs.put(1, &[7]);
-        let request = Request { family: 10, resource: 0x102, attrs, ..Request::default() };
+        let request = Request { family: 10, attrs, ..Request::default() };
         let mut bytes = Vec::new();
         request.write(&mut bytes);
-        assert_eq!(bytes[..4], [10, 0, 1, 2]);
+        assert_eq!(bytes[..4], [10, 0, 0, 0]);
         assert_eq!(attributes(&bytes).len(), 8);
         assert!(attributes(&[1, 2]).is_empty());
     }

@@ -47,12 +47,21 @@ pub(super) fn eager() -> Timing {
 }
 
 pub(super) async fn follow(server: &ApiServer, timing: Timing) -> Arc<Store> {
+    follow_with(server, timing, |source| source).await
+}
+
+/// As [`follow`], with a source that `set_up` changes.
+pub(super) async fn follow_with(
+    server: &ApiServer,
+    timing: Timing,
+    set_up: impl FnOnce(ApiSource) -> ApiSource,
+) -> Arc<Store> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let access = ApiAccess { kubeconfig: None, master: Some(server.url()) };
     let client = access.client(Arc::new(()), timing.answer).await.unwrap();
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     let source = ApiSource::new(client, "n1", tokio::runtime::Handle::current());
-    Box::new(source.with_timing(timing)).start(store.clone()).unwrap();
+    Box::new(set_up(source.with_timing(timing))).start(store.clone()).unwrap();
     store
 }
 

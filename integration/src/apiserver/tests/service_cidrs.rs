@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How the agent follows the ranges of ClusterIPs.
 
-use kube_ipvs::inbox::Inbox;
-use kube_ipvs::source::api::ApiSource;
-use kube_ipvs::source::client::ApiAccess;
-use kube_ipvs::source::{Source, Timing};
-use kube_ipvs::store::Store;
 use std::sync::Arc;
 
-use super::follow::{eager, patient};
+use kube_ipvs::source::Timing;
+use kube_ipvs::store::Store;
+
+use super::follow::{eager, follow_with, patient};
 use super::*;
 
 fn ranges(name: &str, cidrs: &[&str]) -> Value {
@@ -17,13 +15,7 @@ fn ranges(name: &str, cidrs: &[&str]) -> Value {
 }
 
 async fn follow(server: &ApiServer, timing: Timing) -> Arc<Store> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let access = ApiAccess { kubeconfig: None, master: Some(server.url()) };
-    let client = access.client(Arc::new(()), timing.answer).await.unwrap();
-    let store = Arc::new(Store::new(Arc::new(Inbox::default())));
-    let source = ApiSource::new(client, "n1", tokio::runtime::Handle::current()).with_timing(timing);
-    Box::new(source.with_service_cidrs(true)).start(store.clone()).unwrap();
-    store
+    follow_with(server, timing, |source| source.with_service_cidrs(true)).await
 }
 
 /// The known ranges; `None`: they are not known.
