@@ -2,6 +2,7 @@
 //! Expressions: what a rule is made of (`enum nft_expr_attributes`).
 
 use crate::register::Register;
+use crate::wire::Family;
 
 mod codec;
 #[cfg(test)]
@@ -128,6 +129,16 @@ flags! {
         RANDOM = 4,
         /// Random ports.
         RANDOM_FULLY = 16,
+    }
+}
+
+numbers! {
+    /// Which address of a connection is changed (`enum nft_nat_types`).
+    NatKind: u32 {
+        /// That of the sender.
+        Source = 0,
+        /// That of the receiver.
+        Destination = 1,
     }
 }
 
@@ -273,6 +284,15 @@ pub enum Expression {
     },
     /// `immediate` with a verdict: the end of the rule.
     Verdict(Verdict),
+    /// `nat`: gives the connection another address, without a change of its port.
+    Nat {
+        /// Which address.
+        kind: NatKind,
+        /// The family of the address.
+        family: Family,
+        /// The register with the new address.
+        address: Register,
+    },
     /// `masq`: gives the packet the address of the interface that it leaves by.
     Masquerade(MasqueradeFlags),
     /// `reject`: refuses the packet with an answer.

@@ -32,8 +32,8 @@ pub use command::Command;
 pub use element::{Element, parse_elements};
 pub use error::{CommitError, RefusedCommand};
 pub use expression::{
-    CmpOp, Counter, CtKey, CtState, Expression, FibFlags, FibResult, MasqueradeFlags, MetaKey, PayloadBase,
-    RangeOp, Reject, Verdict,
+    CmpOp, Counter, CtKey, CtState, Expression, FibFlags, FibResult, MasqueradeFlags, MetaKey, NatKind,
+    PayloadBase, RangeOp, Reject, Verdict,
 };
 pub use generation::Generation;
 pub use key::{Key, KeyField};

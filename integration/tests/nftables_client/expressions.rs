@@ -163,14 +163,59 @@ fn nat_rules() -> Vec<Shown> {
     ]
 }
 
+/// A rule for the hook prerouting of type nat that keeps the address, so that no other chain changes it.
+fn keeps_address(family: Family) -> Shown {
+    let (ip, offset, len) = if family == Family::Ipv6 { ("ip6", 24, 16) } else { ("ip", 16, 4) };
+    let nat = Expression::Nat { kind: NatKind::Destination, family, address: R0 };
+    let address = json!({"payload": {"protocol": ip, "field": "daddr"}});
+    (vec![payload(PayloadBase::Network, offset, len, R0), nat], json!([{"dnat": {"addr": address}}]))
+}
+
+/// A rule that looks up the network of the sender with the length of its prefix.
+fn network_rule(family: Family) -> Shown {
+    let (ip, offset, len) = if family == Family::Ipv6 { ("ip6", 8, 16u8) } else { ("ip", 12, 4) };
+    let shown_mask = if family == Family::Ipv6 { "ff00::" } else { "255.0.0.0" };
+    let mut mask = vec![0; len.into()];
+    mask[0] = 0xff;
+    let network = Expression::Bitwise {
+        source: Register::new(1),
+        destination: Register::new(1),
+        xor: vec![0; len.into()],
+        mask,
+    };
+    (
+        vec![
+            payload(PayloadBase::Transport, 2, 2, R0),
+            payload(PayloadBase::Network, offset, len.into(), Register::new(1)),
+            network,
+            Expression::Immediate { register: Register::new(1 + len / 4), data: vec![8] },
+            Expression::Lookup { set: "networks".to_owned(), register: R0, invert: false },
+            end(Verdict::Return),
+        ],
+        // nft(8) has no type for the length, but prints it.
+        json!([matched("==", json!({"concat": [
+            {"payload": {"protocol": "th", "field": "dport"}},
+            {"&": [{"payload": {"protocol": ip, "field": "saddr"}}, shown_mask]},
+            "0x8 [invalid type]"
+        ]}), "@networks"), {"return": null}]),
+    )
+}
+
 fn commands(family: Family, rules: &[(&str, &[Expression])]) -> Vec<Command> {
     let addr = if family == Family::Ipv6 { KeyField::Ipv6Addr } else { KeyField::Ipv4Addr };
     let key = [addr, KeyField::InetProto, KeyField::InetService];
     let input = BaseChain::filter(Hook::Input, priority::FILTER);
     let mut commands = vec![
         Command::AddSet(Set::new(family, TABLE, "vips", &key)),
+        Command::AddSet(Set::new(
+            family,
+            TABLE,
+            "networks",
+            &[KeyField::InetService, addr, KeyField::InetProto],
+        )),
         Command::AddChain(Chain::new(family, TABLE, "other")),
         Command::AddChain(Chain::base(family, TABLE, "input", input)),
+        Command::AddChain(Chain::base(family, TABLE, "pre", BaseChain::nat(Hook::Prerouting, -101))),
         Command::AddChain(Chain::base(family, TABLE, "post", BaseChain::nat(Hook::Postrouting, 100))),
     ];
     commands.extend(rules.iter().enumerate().map(|(n, (chain, expressions))| {
@@ -185,9 +230,12 @@ fn commands(family: Family, rules: &[(&str, &[Expression])]) -> Vec<Command> {
 fn every_expression_is_read_as_it_was_written() {
     for family in [Family::Ipv4, Family::Ipv6] {
         in_netns(|ns, client| {
-            let (input, nat) = ([port_rules(family), property_rules()].concat(), nat_rules());
-            let chains =
-                input.iter().map(|rule| ("input", rule)).chain(nat.iter().map(|rule| ("post", rule)));
+            let (input, nat) =
+                ([port_rules(family), property_rules(), vec![network_rule(family)]].concat(), nat_rules());
+            let pre = [keeps_address(family)];
+            let chains = (input.iter().map(|rule| ("input", rule)))
+                .chain(pre.iter().map(|rule| ("pre", rule)))
+                .chain(nat.iter().map(|rule| ("post", rule)));
             let rules: Vec<(&str, &[Expression])> =
                 chains.map(|(chain, (expressions, _))| (chain, &expressions[..])).collect();
             commit(client, family, commands(family, &rules));
@@ -199,11 +247,12 @@ fn every_expression_is_read_as_it_was_written() {
                 assert!(rule.handle.is_some());
             }
             let seen = listed(ns, "rule");
-            let expected: Vec<&Value> = input.iter().chain(&nat).map(|(_, shown)| shown).collect();
+            let expected: Vec<&Value> =
+                input.iter().chain(&pre).chain(&nat).map(|(_, shown)| shown).collect();
             assert_eq!(seen.iter().map(|rule| &rule["expr"]).collect::<Vec<_>>(), expected);
             assert!(seen.iter().enumerate().all(|(n, rule)| rule["comment"] == format!("rule {n}")));
             let post = client.chain_rules(family, TABLE, "post").unwrap();
-            assert_eq!(post[..], read[input.len()..]);
+            assert_eq!(post[..], read[input.len() + pre.len()..]);
             assert!(client.chain_rules(family, TABLE, "none").unwrap().is_empty());
         });
     }

@@ -64,6 +64,12 @@ const REJECT_CODE: u16 = 2;
 const ICMP_UNREACHABLE: u32 = 0;
 const TCP_RESET: u32 = 1;
 const ICMPX_UNREACHABLE: u32 = 2;
+// enum nft_nat_attributes
+const NAT_KIND: u16 = 1;
+const NAT_FAMILY: u16 = 2;
+const NAT_ADDRESS: u16 = 3;
+/// `NF_NAT_RANGE_MAP_IPS`: implied by an address.
+const NAT_MAP_ADDRESS: u32 = 1;
 // enum nft_counter_attributes
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
@@ -81,6 +87,7 @@ impl Expression {
             Expression::Lookup { .. } => "lookup",
             Expression::Fib { .. } => "fib",
             Expression::Immediate { .. } | Expression::Verdict(_) => "immediate",
+            Expression::Nat { .. } => "nat",
             Expression::Masquerade(_) => "masq",
             Expression::Reject(_) => "reject",
             Expression::Counter(_) => "counter",
@@ -165,6 +172,11 @@ impl Expression {
                 out.nest_with(IMMEDIATE_DATA, |data| {
                     data.nest_with(DATA_VERDICT, |out| verdict.write(out));
                 });
+            }
+            Expression::Nat { kind, family, address } => {
+                put_u32(out, NAT_KIND, (*kind).into());
+                put_u32(out, NAT_FAMILY, u8::from(*family).into());
+                put_u32(out, NAT_ADDRESS, address.number());
             }
             Expression::Masquerade(flags) if flags.bits() != 0 => {
                 put_u32(out, MASQUERADE_FLAGS, flags.bits());
@@ -325,6 +337,16 @@ fn parse_end(name: &str, data: &[u8]) -> Option<Expression> {
                 return Verdict::parse(value?).map(Expression::Verdict);
             }
             Expression::Immediate { register: register_of(register)?, data: data_of(value)? }
+        }
+        "nat" => {
+            // The kernel reports a single address as both ends of a range.
+            let [_, kind, family, address, last, None, None, flags] = values(data)? else { return None };
+            let is_single = last.is_none() || last == address;
+            if !is_single || flags.is_some_and(|flags| to_u32(flags).ok() != Some(NAT_MAP_ADDRESS)) {
+                return None;
+            }
+            let family = u8::try_from(u32_of(family)?).ok()?.into();
+            Expression::Nat { kind: u32_of(kind)?.into(), family, address: register_of(address)? }
         }
         "masq" => {
             let [_, flags] = values(data)?;

@@ -110,6 +110,10 @@ fn ends() -> Vec<Golden> {
         ),
         (Expression::Masquerade(MasqueradeFlags::default()), "09000100 6d61737100 000000  04000280"),
         (
+            Expression::Nat { kind: NatKind::Destination, family: Family::Ipv4, address: R0 },
+            "08000100 6e617400  1c000280  08000100 00000001  08000200 00000002  08000300 00000008",
+        ),
+        (
             Expression::Reject(Reject::IcmpUnreachable(3)),
             "0b000100 72656a65637400 00  14000280  08000100 00000000  05000200 03 000000",
         ),
@@ -159,6 +163,11 @@ fn what_the_kernel_reports_is_normalised() {
         ),
         (Expression::Masquerade(MasqueradeFlags::default()), "09000100 6d61737100 000000"),
         (
+            Expression::Nat { kind: NatKind::Source, family: Family::Ipv6, address: R0 },
+            "08000100 6e617400  2c000200  08000100 00000000  08000200 0000000a  08000300 00000001
+             08000400 00000001  08000700 00000001",
+        ),
+        (
             Expression::Counter(Counter::default()),
             "0c000100 636f756e74657200  20000200  0c000100 0000000000000102  04000300
              0c000200 0000000000000002",
@@ -169,7 +178,8 @@ fn what_the_kernel_reports_is_normalised() {
     }
 }
 
-/// A lookup in a map, a direction of a connection, a shift, a port of masquerading, and a payload that is written.
+/// A lookup in a map, a direction of a connection, a shift, a port of masquerading, a payload that is written, and a range
+/// of addresses.
 #[test]
 #[cfg(target_endian = "little")]
 fn an_expression_with_another_property_is_kept_as_bytes() {
@@ -181,6 +191,7 @@ fn an_expression_with_another_property_is_kept_as_bytes() {
         "09000100 6d61737100 000000  0c000280  08000200 00000008",
         "0c000100 7061796c6f616400  24000280  08000500 00000008  08000200 00000001
          08000300 00000010  08000400 00000004",
+        "08000100 6e617400  24000280  08000100 00000001  08000200 00000002  08000300 00000008  08000400 00000009",
     ];
     for hex in table {
         let read = Expression::parse(&bytes(hex)).unwrap();
@@ -254,6 +265,11 @@ pub(crate) fn any_expression() -> impl Strategy<Value = Expression> {
     let ends = prop_oneof![
         any_verdict().prop_map(Expression::Verdict),
         any::<u32>().prop_map(|flags| Expression::Masquerade(MasqueradeFlags::from_bits(flags))),
+        (any::<u32>(), any::<u8>(), any_register()).prop_map(|(kind, family, address)| Expression::Nat {
+            kind: kind.into(),
+            family: family.into(),
+            address
+        }),
         any::<u8>().prop_map(|code| Expression::Reject(Reject::IcmpUnreachable(code))),
         any::<u8>().prop_map(|code| Expression::Reject(Reject::IcmpxUnreachable(code))),
         Just(Expression::Reject(Reject::TcpReset)),
