@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use dummy_iface::Change;
 
-use crate::core::model::Family;
+use crate::core::model::settings::RulesMode;
 use crate::core::plan::subject::Part;
 use crate::inbox::Inbox;
 use crate::kernel::host::routes::{RouteChange, RouteWatch};
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When addresses or routes cannot be watched, or a thread cannot be started.
-pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
+pub fn start(kernel: &LinuxKernel, mode: RulesMode, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
     let mut watch = kernel.watch_addresses().context("cannot watch addresses")?;
     follow("addresses", inbox, Some(Part::Addresses), move || watch.next(), take_address)?;
     let mut watch = RouteWatch::open().context("cannot watch routes")?;
@@ -41,7 +41,7 @@ pub fn start(kernel: &LinuxKernel, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
         }
     };
     follow("routes", inbox, Some(Part::Node), move || watch.wait(), take_routes)?;
-    match RulesWatch::open(kernel.rule_writers()) {
+    match RulesWatch::open(mode, kernel.rule_writers()) {
         Ok(mut watch) => follow("rules", inbox, None, move || watch.wait(), take_rules)?,
         Err(error) => {
             let why = words::causes(&error);
@@ -102,7 +102,7 @@ fn take_address(inbox: &Inbox, change: Change) {
     }
 }
 
-fn take_rules(inbox: &Inbox, families: BTreeSet<Family>) {
-    families.into_iter().for_each(|family| inbox.changed(Part::Rules(family)));
+fn take_rules(inbox: &Inbox, parts: BTreeSet<Part>) {
+    parts.into_iter().for_each(|part| inbox.changed(part));
     std::thread::sleep(PAUSE);
 }

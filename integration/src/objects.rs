@@ -198,5 +198,13 @@ pub fn config(node: &str, more: &Value) -> Value {
     if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
         config.extend(more.clone());
     }
+    if let Some(mode) = rules_mode() {
+        config["kubeIPVS"]["rules"] = mode.into();
+    }
     config
+}
+
+/// The rules mode that the tests are run in (`KUBE_IPVS_RULES`); `None`: that of the configuration.
+pub fn rules_mode() -> Option<String> {
+    std::env::var("KUBE_IPVS_RULES").ok()
 }

@@ -14,7 +14,7 @@ use kube_ipvs::core::model::settings::{Settings, Timeouts};
 use kube_ipvs::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
 use kube_ipvs::core::plan::op::{FlowsOp, GrowOp, Op, RulesOp};
 use kube_ipvs::core::plan::outcome::Finished;
-use kube_ipvs::core::rules::build_chains;
+use kube_ipvs::core::rules::{RulesInput, build_chains};
 use kube_ipvs::kernel::Kernel;
 
 fn ip(text: &str) -> IpAddr {
@@ -188,7 +188,8 @@ fn rules(kernel: &mut dyn Kernel) {
         let vip = if family == Family::V4 { "203.0.113.13" } else { "fd00::13" };
         let closed = [server(vip, 443), VsKey { protocol: Protocol::Udp, ..server(vip, 53) }];
         let settings = Settings { keep_established: true, ..Settings::default() };
-        let chains = build_chains(family, &settings, &|_| true, &closed, &Default::default());
+        let chains =
+            build_chains(family, &settings, &RulesInput { closed: &closed, ..RulesInput::new(&|_| true) });
         let jumps = observe(kernel).rules[family].broken_jumps();
         assert_eq!(jumps.len(), 6, "every built-in chain lacks its jumps");
         let op = RulesOp { family, chains: chains.clone(), jumps, tidy: false, is_takeover: false };

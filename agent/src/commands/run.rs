@@ -99,7 +99,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         kernel.check_scheduler(&settings.scheduler)?;
         let woken = inbox.clone();
         kernel.wake(Arc::new(move || woken.wake()));
-        watches::start(&kernel, &inbox)?;
+        watches::start(&kernel, settings.rules, &inbox)?;
         reporting.health.beat();
         watchdog::start(reporting.health.clone(), nix::unistd::gettid(), config.min_sync_period)?;
         let mut reconciler =

@@ -75,6 +75,7 @@ fn each_mistake_is_named() {
             "kubeIPVS: {clusterIPs: both}\n",
             "kubeIPVS.clusterIPs: \"both\" is not address, route or route-then-address",
         ),
+        ("kubeIPVS: {rules: ebpf}\n", "kubeIPVS.rules: \"ebpf\" is not auto, iptables or nftables"),
         (
             "kubeIPVS: {serviceCIDRs: [10.96.0.0/12, \"::/0\"]}\n",
             "kubeIPVS.serviceCIDRs: ::/0 is every address",
@@ -227,6 +228,7 @@ fn sample(field: &table::Field) -> Value {
         ("logging.format", _) => json!("json"),
         ("kubeIPVS.configReload.mode", _) => json!("ignore"),
         ("kubeIPVS.clusterIPs", _) => json!("route"),
+        ("kubeIPVS.rules", _) => json!("nftables"),
         ("clusterCIDR", _) => json!("192.0.2.0/24"),
         (path, table::FieldType::Text) if path.ends_with("BindAddress") => json!("192.0.2.1:1234"),
         (path, table::FieldType::Bool) => json!(!path.ends_with("localhostNodePorts")),

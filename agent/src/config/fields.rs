@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::values::Values;
 use crate::core::model::address;
-use crate::core::model::settings::{LocalTraffic, NodePortAddresses};
+use crate::core::model::settings::{LocalTraffic, NodePortAddresses, RulesMode};
 use crate::core::model::{Family, PerFamily};
 
 fn cidr(field: &str, text: &str) -> anyhow::Result<IpNet> {
@@ -39,6 +39,17 @@ pub(super) fn routed(v: &Values) -> anyhow::Result<Option<Vec<IpNet>>> {
         "address" => Ok(Some(Vec::new())),
         "route" | THEN_ADDRESS => Ok(Some(IpNet::aggregate(&nets)).filter(|nets| !nets.is_empty())),
         other => bail!("{CLUSTER_IPS}: {other:?} is not address, route or {THEN_ADDRESS}"),
+    }
+}
+
+/// What sets and rules are made of; `None`: what works on the node.
+pub(super) fn rules_mode(v: &Values) -> anyhow::Result<Option<RulesMode>> {
+    const PATH: &str = "kubeIPVS.rules";
+    match v.text(PATH) {
+        "iptables" => Ok(Some(RulesMode::Iptables)),
+        "nftables" => Ok(Some(RulesMode::Nftables)),
+        "auto" => Ok(None),
+        other => bail!("{PATH}: {other:?} is not auto, iptables or nftables"),
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Config {
     pub local_from_node: bool,
     /// `kubeIPVS.clusterIPs: route` without `serviceCIDRs`: the ranges are in the ServiceCIDR objects.
     pub follows_service_cidrs: bool,
+    /// `kubeIPVS.rules: auto`: the node decides what sets and rules are made of.
+    pub chooses_rules: bool,
     /// `kubeIPVS.metrics.perService`: the number of Services with traffic metrics of their own (`maxServices`);
     /// `None`: no traffic metrics.
     pub service_metrics: Option<usize>,
@@ -164,6 +166,7 @@ impl Config {
         let warnings = warnings(&v);
         let (min_sync_period, sync_period) = periods(&v)?;
         let routed = fields::routed(&v)?;
+        let rules = fields::rules_mode(&v)?;
         Ok(Self {
             service_proxy_name: fields::label_value(&v, SERVICE_PROXY_NAME)?,
             hostname_override: v.text("hostnameOverride").to_owned(),
@@ -182,9 +185,14 @@ impl Config {
             conntrack: conntrack(&v)?,
             local_from_node: v.text("detectLocalMode") == "NodeCIDR",
             follows_service_cidrs: routed.is_none(),
+            chooses_rules: rules.is_none(),
             service_metrics: service_metrics(&v)?,
             reload: reload(&v)?,
-            settings: Settings { routed: routed.unwrap_or_default(), ..settings(&v)? },
+            settings: Settings {
+                routed: routed.unwrap_or_default(),
+                rules: rules.unwrap_or_default(),
+                ..settings(&v)?
+            },
             warnings,
             values: v,
         })

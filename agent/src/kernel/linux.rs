@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The real kernel: IPVS, the dummy device, ipsets, iptables and sysctls of the network namespace of the
+//! The real kernel: IPVS, the dummy device, sets, rules and sysctls of the network namespace of the
 //! process.
 
 use crate::core::plan::outcome::{Cause, ObserveError, OpError, Progress};
@@ -16,12 +16,11 @@ use netlink_batch::Error as Netlink;
 use super::errors::{address_error, client_error, device_error, ipvs_error, route_error};
 use super::host::routes::Routes;
 use super::host::sysctl;
-use super::iptables::Iptables;
-use super::iptables::worker::{Rules, Wake};
+use super::iptables::worker::Wake;
 use super::ipvs::{proc_ip_vs, service_id};
 use super::netfilter::conntrack::ConntrackClient;
-use super::netfilter::ipset::IpsetClient;
-use super::netfilter::nft_watch::Children;
+use super::netfilter::nft_watch::OwnPorts;
+use super::packet_filter::PacketFilter;
 use super::reading::{ReadState, failed};
 use super::{Kernel, ProbeResult, Runner};
 use crate::core::mirror::ObservedServer;
@@ -46,7 +45,7 @@ const MAX_SERVER_QUERIES: usize = 256;
 /// Traffic with the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelCounters {
-    /// Datagrams sent to IPVS, to ipset, and to rtnetlink.
+    /// Datagrams sent to IPVS, to ipset or nf_tables, and to rtnetlink.
     pub sends: [u64; 3],
     /// Bytes in them.
     pub bytes: [u64; 3],
@@ -67,14 +66,14 @@ pub type FlowObserver = Box<dyn Fn(Family, Duration, u64) + Send>;
 pub struct LinuxKernel {
     pub(super) ipvs: ipvs::Client,
     pub(super) device: DummyDevice,
-    pub(super) sets: IpsetClient,
+    pub(super) filter: PacketFilter,
     conntrack: ConntrackClient,
-    iptables: Iptables,
     pub(super) nft: nftables_netlink::Client,
     pub(super) routes: Routes,
     pub(super) families: Vec<Family>,
-    rules: Rules,
     reading: ReadState,
+    /// The reading fills an empty mirror.
+    pub(super) fills: bool,
     /// The configured scheduler: virtual servers that have it share this string.
     pub(super) scheduler: Arc<str>,
     pub(super) sysctls: Vec<&'static str>,
@@ -90,18 +89,16 @@ impl LinuxKernel {
     /// # Errors
     /// A missing module or privilege, with the remedy.
     pub fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let iptables = Iptables::default();
         Ok(Self {
             ipvs: ipvs::Client::open().context("IPVS is not usable")?,
             device: DummyDevice::open(DEVICE).context("rtnetlink is not usable")?,
-            sets: IpsetClient::open().context("ipset is not usable")?,
+            filter: PacketFilter::open(settings)?,
             conntrack: ConntrackClient::open().context("connection tracking is not usable")?,
-            rules: Rules::new(iptables.clone()),
-            iptables,
             nft: nftables_netlink::Client::open().context("netfilter is not usable")?,
             routes: Routes::open().context("rtnetlink is not usable")?,
             families: settings.families.clone(),
             reading: ReadState::End,
+            fills: false,
             scheduler: settings.scheduler.clone(),
             lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
@@ -112,7 +109,7 @@ impl LinuxKernel {
 
     /// Calls `wake` whenever a program has ended.
     pub fn wake(&mut self, wake: Wake) {
-        self.rules.wake(wake);
+        self.filter.wake(wake);
     }
 
     /// Reports each search for stale flows to `observer`.
@@ -128,9 +125,9 @@ impl LinuxKernel {
         self.device.watch()
     }
 
-    /// The processes that write rules for this agent.
-    pub fn rule_writers(&self) -> Children {
-        self.iptables.children()
+    /// The netlink ports that write rules for this agent.
+    pub fn rule_writers(&self) -> OwnPorts {
+        self.filter.own_ports()
     }
 
     /// Checks that the kernel has the scheduler. If no virtual server uses it yet, a virtual server at a
@@ -161,14 +158,14 @@ impl LinuxKernel {
 
     /// Traffic with the kernel so far.
     pub fn traffic(&self) -> KernelCounters {
-        let (ipvs, sets, addresses) = (self.ipvs.counters(), self.sets.counters(), self.device.counters());
+        let (ipvs, sets, addresses) = (self.ipvs.counters(), self.filter.counters(), self.device.counters());
         let (routes, flows) = (self.routes.counters(), self.conntrack.counters());
         KernelCounters {
             sends: [ipvs.sends, sets.sends, addresses.sends + routes.sends],
             bytes: [ipvs.bytes_sent, sets.bytes_sent, addresses.bytes_sent + routes.bytes_sent],
             commands: ipvs.commands,
             dumps: ipvs.dumps + self.lists + sets.dumps + addresses.dumps + routes.dumps + flows.dumps,
-            processes: self.iptables.started(),
+            processes: self.filter.started(),
             tables: self.tables,
         }
     }
@@ -195,9 +192,7 @@ impl LinuxKernel {
             }
             Op::ForgetFlows(flows) => self.forget_flows(&flows.filter),
             Op::CreateDevice => self.device.create().map(drop).map_err(|error| device_error(&error)),
-            Op::WriteRules(_) | Op::RemoveLeftovers(_) => {
-                return self.rules.execute(op).map(|()| Progress::Started);
-            }
+            Op::WriteRules(_) | Op::RemoveLeftovers(_) => return self.filter.execute_rules(op),
             Op::AddVirtualServer(..)
             | Op::EditVirtualServer(..)
             | Op::RemoveVirtualServer(_)
@@ -209,7 +204,7 @@ impl LinuxKernel {
             | Op::CreateSet(_)
             | Op::GrowSet(_)
             | Op::AddEntry(..)
-            | Op::RemoveEntry(..) => return self.sets.execute(&[op]).swap_remove(0),
+            | Op::RemoveEntry(..) => return self.filter.execute_sets(&[op]).swap_remove(0),
             Op::AddRoute(net) => self.routes.add(*net).map_err(|error| route_error(&error)),
             Op::RemoveRoute(net) => self.routes.remove(*net).map_err(|error| route_error(&error)),
             Op::Bind(_) | Op::Unbind(_) => return execute_addresses(&mut self.device, &[op]).swap_remove(0),
@@ -241,11 +236,11 @@ impl Kernel for LinuxKernel {
     }
 
     fn read_rules(&mut self, families: &[Family], afresh: bool) {
-        families.iter().for_each(|family| self.rules.read(*family, &mut self.nft, afresh));
+        self.filter.read_rules(families, &mut self.nft, afresh);
     }
 
     fn finished(&mut self, limit: Duration) -> Vec<Finished> {
-        self.rules.finished(limit)
+        self.filter.finished(limit)
     }
 
     fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult {
@@ -257,13 +252,7 @@ impl Kernel for LinuxKernel {
             }
         };
         let servers = query_each(servers, exists);
-        let of_set = |(found, (set, _)): (Result<bool, OpError>, &ProbedSet)| {
-            found.map_err(|error| ObserveError { part: Part::Set(*set), error })
-        };
-        let sets = match self.sets.have(sets) {
-            Ok(answers) => answers.into_iter().zip(sets).map(of_set).collect(),
-            Err(error) => sets.iter().map(|(set, _)| Err(failed(Part::Set(*set))(&error))).collect(),
-        };
+        let sets = self.filter.have(sets);
         ProbeResult { servers, sets }
     }
 
@@ -305,7 +294,7 @@ impl Kernel for LinuxKernel {
         match ops.first().map(|op| op.subsystem()) {
             None => Vec::new(),
             Some(Subsystem::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
-            Some(Subsystem::Sets) => self.sets.execute(ops),
+            Some(Subsystem::Sets) => self.filter.execute_sets(ops),
             Some(Subsystem::Addresses) => execute_addresses(&mut self.device, ops),
             Some(
                 Subsystem::Sysctl

@@ -15,6 +15,8 @@ pub mod ipvs;
 pub(crate) mod kernel_inputs;
 pub mod linux;
 pub mod netfilter;
+mod nftables;
+mod packet_filter;
 mod reading;
 pub mod teardown;
 

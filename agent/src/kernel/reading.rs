@@ -14,11 +14,12 @@ use super::ipvs::proc_ip_vs::{Shown, TableReader};
 use super::ipvs::{service_id, vs_key};
 use super::linux::LinuxKernel;
 use super::netfilter::nft_tables;
-use crate::core::mirror::comparison::{Addresses, Audit, NodeState, Piece, ReadStep};
+use super::packet_filter::PacketFilter;
+use crate::core::mirror::comparison::{Addresses, Audit, NftTables, NodeState, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Timeouts;
-use crate::core::model::{RsKey, VsKey, VsSpec};
+use crate::core::model::{PerFamily, RsKey, VsKey, VsSpec};
 use crate::core::plan::subject::Part;
 use crate::words;
 
@@ -37,8 +38,10 @@ pub(super) enum ReadState {
     Listed(Box<(Client, ServiceList)>),
     Table,
     Shown(Box<TableReader>),
-    /// Number of sets that have been read.
-    Sets(usize),
+    /// Sets follow, to fill an empty mirror or to compare.
+    BeginSets,
+    /// Number of sets that have been read, and whether all of them could be.
+    Sets(usize, bool),
     Addresses,
     Rest,
     End,
@@ -49,7 +52,8 @@ pub(super) fn failed(part: Part) -> impl Fn(&(dyn std::error::Error + 'static)) 
 }
 
 impl LinuxKernel {
-    pub(super) fn begin_reading(&self, step: ReadStep) -> ReadState {
+    pub(super) fn begin_reading(&mut self, step: ReadStep) -> ReadState {
+        self.fills = step == ReadStep::Fill;
         // The table shows everything except the flags, which only two schedulers have.
         if step == ReadStep::Compare && !FLAGGED.contains(&&*self.scheduler) {
             ReadState::Table
@@ -66,33 +70,53 @@ impl LinuxKernel {
         match reading {
             ReadState::List => match self.open_list() {
                 Ok(list) => self.read_piece(ReadState::Listed(list)),
-                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::Sets(0)),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::BeginSets),
             },
             ReadState::Listed(mut list) => match self.read_listed(&mut list) {
                 Ok(Some(listed)) => (Ok(Some(Piece::Listed(listed))), ReadState::Listed(list)),
                 Ok(None) => self.read_piece(ReadState::Table),
-                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::Sets(0)),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::BeginSets),
             },
             ReadState::Table => {
                 self.tables += 1;
                 match TableReader::open(self.scheduler.clone()) {
                     Ok(table) => self.read_piece(ReadState::Shown(Box::new(table))),
-                    Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::Sets(0)),
+                    Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::BeginSets),
                 }
             }
             ReadState::Shown(mut table) => match table.next(SHOWN) {
                 Ok(Some(shown)) => (Ok(Some(shown_piece(shown))), ReadState::Shown(table)),
-                Ok(None) => self.read_piece(ReadState::Sets(0)),
-                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::Sets(0)),
+                Ok(None) => self.read_piece(ReadState::BeginSets),
+                Err(error) => (Err(failed(Part::Ipvs)(&error)), ReadState::BeginSets),
             },
-            ReadState::Sets(n) => match self.families.iter().flat_map(|family| SetId::all(*family)).nth(n) {
-                Some(id) => (self.read_set(id).map(Some), ReadState::Sets(n + 1)),
-                None => self.read_piece(ReadState::Addresses),
+            ReadState::BeginSets => match self.filter.begin_sets(self.fills) {
+                true => self.read_piece(ReadState::Sets(0, true)),
+                false => self.read_piece(ReadState::Addresses),
+            },
+            ReadState::Sets(n, complete) => match self.families.iter().flat_map(|f| SetId::all(*f)).nth(n) {
+                Some(id) => {
+                    let set = self.read_set(id).map(Some);
+                    let complete = complete && set.is_ok();
+                    (set, ReadState::Sets(n + 1, complete))
+                }
+                None => {
+                    self.filter.end_sets(complete);
+                    self.read_piece(ReadState::Addresses)
+                }
             },
             ReadState::Addresses => (self.read_addresses().map(Some), ReadState::Rest),
             ReadState::Rest => (self.read_rest().map(Some), ReadState::End),
             ReadState::End => (Ok(None), ReadState::End),
         }
+    }
+
+    /// Tables of other modes. Only a table that certainly exists is removed.
+    fn other_tables(&mut self) -> PerFamily<NftTables> {
+        let mut found = nft_tables::find(&mut self.nft).unwrap_or_default();
+        if matches!(self.filter, PacketFilter::Nftables { .. }) {
+            found.iter_mut().for_each(|tables| tables.kube_ipvs = false);
+        }
+        found
     }
 
     fn open_list(&mut self) -> Result<Box<(Client, ServiceList)>, ipvs::Error> {
@@ -103,8 +127,7 @@ impl LinuxKernel {
     }
 
     pub(super) fn read_set(&mut self, id: SetId) -> Result<Piece, ObserveError> {
-        let set = self.sets.get(id).map_err(|error| failed(Part::Set(id))(&error))?;
-        Ok(Piece::Set(id, set))
+        Ok(Piece::Set(id, self.filter.get(id)?))
     }
 
     fn read_listed(
@@ -191,8 +214,8 @@ impl LinuxKernel {
             name_servers: servers,
             // Only used for Events.
             listeners: sockets::listeners().unwrap_or_default(),
-            // Only a table that certainly exists is removed.
-            nft_tables: nft_tables::find(&mut self.nft).unwrap_or_default(),
+            nft_tables: self.other_tables(),
+            unused_sets: self.filter.unused_sets(&self.families).into_iter().collect(),
         }))
     }
 }

@@ -2,28 +2,27 @@
 //! Reads what kube-proxy or an agent left on a node and removes it step by step. Works also on a kernel that lacks
 //! IPVS or ipset: there is nothing to remove then.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use dummy_iface::DummyDevice;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
 use netlink_batch::Error as Netlink;
+use nftables_netlink::Scope;
 
 use super::host::routes::Routes;
 use super::iptables::Iptables;
 use super::ipvs::{service_id, vs_key};
 use super::netfilter::ipset::{IpsetClient, IpsetError};
 use super::netfilter::nft_tables;
+use super::nftables::{nft_family, read_set, removal_commands, save_text};
+use crate::core::mirror::ObservedSet;
 use crate::core::model::Family;
+use crate::core::model::map::Map;
 use crate::core::model::sets::SetId;
 use crate::core::plan::cleanup_plan::{CleanupStep, Found};
+use crate::core::plan::outcome::{Cause, OpError};
 use crate::core::plan::ownership::DEVICE;
 use crate::words::causes;
-
-/// A set stays busy for a moment after the last rule that uses it is removed: the kernel frees rules late.
-const TRIES: usize = 40;
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Clients of the kernel; `None`: the kernel lacks the subsystem.
 pub struct Teardown {
@@ -32,6 +31,8 @@ pub struct Teardown {
     routes: Routes,
     sets: Option<IpsetClient>,
     iptables: Iptables,
+    /// Rules of iptables are read and removed in nf_tables.
+    without_programs: bool,
     nft: nftables_netlink::Client,
 }
 
@@ -58,6 +59,7 @@ impl Teardown {
             routes: Routes::open().context("rtnetlink is not usable")?,
             sets,
             iptables: Iptables::default(),
+            without_programs: false,
             nft: nftables_netlink::Client::open().context("netfilter is not usable")?,
         })
     }
@@ -90,7 +92,7 @@ impl Teardown {
             }
         }
         for family in families {
-            match self.iptables.save(*family) {
+            match self.save(*family) {
                 Ok(text) => found.rules.push((*family, text)),
                 Err(error) => unreadable.push(format!("{family} rules: {error}")),
             }
@@ -98,6 +100,10 @@ impl Teardown {
         match nft_tables::find(&mut self.nft) {
             Ok(tables) => found.nft_tables = tables,
             Err(error) => unreadable.push(format!("nftables: {}", causes(&error))),
+        }
+        match self.nft_sets(families, &found) {
+            Ok(sets) => found.nft_sets = sets,
+            Err(error) => unreadable.push(format!("nftables sets: {error}")),
         }
         (found, unreadable)
     }
@@ -116,27 +122,51 @@ impl Teardown {
                 Some(Err(ipvs::Error::Command(error))) if error.kind == ErrorKind::NoSuchService => Ok(()),
                 Some(Err(error)) => Err(causes(&error)),
             },
+            CleanupStep::Rules(family, removal) if self.without_programs => {
+                let commands = removal_commands(*family, removal).into_iter();
+                self.nft.commit(&commands.collect()).map_err(|error| causes(&error))
+            }
             CleanupStep::Rules(family, removal) => {
                 self.iptables.remove(*family, removal).map_err(|error| error.to_string())
             }
-            CleanupStep::Set(set) => self.destroy(*set),
-            CleanupStep::NftTable(family) => {
-                nft_tables::remove(&mut self.nft, *family).map_err(|error| causes(&error))
+            CleanupStep::Set(set) => self.sets.as_mut().map_or(Ok(()), |sets| sets.destroy_soon(*set)),
+            CleanupStep::NftTable(family, table) => {
+                nft_tables::remove(&mut self.nft, *family, table).map_err(|error| causes(&error))
             }
         }
     }
 
-    fn destroy(&mut self, set: SetId) -> Result<(), String> {
-        let Some(sets) = &mut self.sets else { return Ok(()) };
-        let mut tries = 0;
-        loop {
-            match sets.destroy(set) {
-                Err(_) if tries < TRIES => {
-                    tries += 1;
-                    std::thread::sleep(PAUSE);
+    /// The rules of iptables. Where its programs are not installed or do not work, those in nf_tables.
+    fn save(&mut self, family: Family) -> Result<String, OpError> {
+        match self.iptables.save(family) {
+            Err(error) if matches!(error.cause, Cause::ProgramMissing | Cause::NotSupported) => {
+                self.without_programs = true;
+                let scope = Scope::Family(nft_family(family));
+                let chains = match self.nft.chains(scope) {
+                    // The kernel has no nf_tables.
+                    Err(nftables_netlink::Error::Refused(_)) => return Ok(String::new()),
+                    chains => chains,
+                };
+                let text = chains.and_then(|chains| save_text(&mut self.nft, family, &chains));
+                text.map_err(|error| OpError::plain(Cause::Other, causes(&error)))
+            }
+            saved => saved,
+        }
+    }
+
+    fn nft_sets(
+        &mut self,
+        families: &[Family],
+        found: &Found,
+    ) -> Result<Map<SetId, ObservedSet>, nftables_netlink::Error> {
+        let mut sets = Map::default();
+        for family in families.iter().filter(|family| found.nft_tables[**family].kube_ipvs) {
+            for id in SetId::all(*family) {
+                if let Some(set) = read_set(&mut self.nft, id)? {
+                    sets.insert(id, set);
                 }
-                result => return result,
             }
         }
+        Ok(sets)
     }
 }

@@ -43,8 +43,10 @@ impl<K: Kernel> Reconciler<K> {
     /// Whether the device, sets and rules that every address of the family needs are in place.
     fn is_guarded(&self, family: Family) -> bool {
         let unread = self.mirror.observed().is_none_or(|observed| observed.unread_rules[family]);
-        let needs =
-            |set: SetId| is_always_referenced(set.kind) || self.desired.has_members(set.kind, set.family);
+        let mode = self.settings.rules;
+        let needs = |set: SetId| {
+            is_always_referenced(set.kind, mode) || self.desired.has_members(set.kind, set.family)
+        };
         !unread && self.retries.guard_is_ready(family, &needs)
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::core::model::PerFamily;
+use crate::core::model::Family;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -88,7 +88,7 @@ fn on_a_node_with_state_nothing_is_written_before_the_lists_are_complete() {
         |kernel| kernel.state.sets.clear(),
         |kernel| {
             kernel.state = self::kernel().state;
-            kernel.state.node.nft_tables = PerFamily::new(true, false);
+            kernel.state.node.nft_tables[Family::V4].kube_proxy = true;
         },
     ];
     for (n, change) in changes.into_iter().enumerate() {

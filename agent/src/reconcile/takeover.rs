@@ -3,6 +3,7 @@
 //! per start.
 
 use crate::core::mirror::Observed;
+use crate::core::mirror::comparison::NftTables;
 use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::outcome::{Outcome, Report};
@@ -85,7 +86,10 @@ impl Takeover {
 /// Ignores the leftovers of a family; true: there were some.
 fn ignore_leftovers(observed: &mut Observed, family: Family) -> bool {
     let rules = !std::mem::take(&mut observed.rules[family].leftovers).is_empty();
-    rules | std::mem::take(&mut observed.node.nft_tables[family])
+    let tables = std::mem::take(&mut observed.node.nft_tables[family]) != NftTables::default();
+    let sets = observed.node.unused_sets.len();
+    observed.node.unused_sets.retain(|set| set.family != family);
+    rules | tables | (observed.node.unused_sets.len() < sets)
 }
 
 #[cfg(test)]
@@ -149,15 +153,16 @@ mod tests {
     #[test]
     fn rules_of_another_proxy_on_a_shared_node_are_no_leftovers() {
         let mut observed = Observed::default();
-        observed.node.nft_tables[Family::V4] = true;
+        observed.node.nft_tables[Family::V4].kube_proxy = true;
         let mut takeover = Takeover::default();
         takeover.review(&mut observed, false);
+        let found = |observed: &Observed| PerFamily::of(|family| observed.node.nft_tables[family].kube_proxy);
         assert_eq!(
-            observed.node.nft_tables,
+            found(&observed),
             PerFamily::new(true, false),
             "on a node that is not shared they are removed"
         );
         takeover.review(&mut observed, true);
-        assert_eq!(observed.node.nft_tables, PerFamily::new(false, false));
+        assert_eq!(found(&observed), PerFamily::new(false, false));
     }
 }

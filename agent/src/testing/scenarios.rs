@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::cluster::Cluster;
 use crate::core::mirror::ObservedSet;
+use crate::core::mirror::comparison::NftTables;
 use crate::core::model::sets::{SetId, SetKind};
 use crate::core::model::{Family, PerFamily, VsKey};
 use crate::core::rules::save::parse_save;
@@ -63,7 +64,8 @@ fn add_rules_of_other_modes(kernel: &mut FakeKernel) {
              --comment \"kubernetes service portals\" -j KUBE-SERVICES\nCOMMIT\n",
         );
     }
-    kernel.state.node.nft_tables = PerFamily::new(true, true);
+    let kube_proxy = NftTables { kube_proxy: true, ..NftTables::default() };
+    kernel.state.node.nft_tables = PerFamily::new(kube_proxy, kube_proxy);
 }
 
 fn add_drift(kernel: &mut FakeKernel) {

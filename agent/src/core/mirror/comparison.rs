@@ -18,6 +18,7 @@ use crate::core::model::members::Members;
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Timeouts;
 use crate::core::model::{VsKey, VsSpec};
+use crate::core::rules::nftables;
 
 /// One read of a part of the kernel state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +74,27 @@ pub struct NodeState {
     pub name_servers: Vec<IpAddr>,
     /// Listening sockets of the node, sorted.
     pub listeners: Vec<OpenPort>,
-    /// Whether the table of kube-proxy's nftables mode exists.
-    pub nft_tables: PerFamily<bool>,
+    /// Tables of other modes.
+    pub nft_tables: PerFamily<NftTables>,
+    /// ipsets with one of our names, which rules mode `nftables` does not use.
+    pub unused_sets: BTreeSet<SetId>,
+}
+
+/// Tables of nf_tables that this mode does not use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NftTables {
+    /// The table of kube-proxy's nftables mode exists.
+    pub kube_proxy: bool,
+    /// The table of our rules mode `nftables` exists, and the mode is `iptables`.
+    pub kube_ipvs: bool,
+}
+
+impl NftTables {
+    /// The names of those that exist.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [(self.kube_proxy, "kube-proxy"), (self.kube_ipvs, nftables::TABLE)];
+        all.into_iter().filter(|(exists, _)| *exists).map(|(_, name)| name).collect()
+    }
 }
 
 /// A comparison of the mirror with the kernel, and the differences found so far. The default is an audit of single

@@ -48,6 +48,17 @@ impl Timeouts {
     }
 }
 
+/// What the sets and rules are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum RulesMode {
+    /// ipset and the programs of iptables, as in kube-proxy.
+    #[default]
+    Iptables,
+    /// nf_tables over netlink.
+    Nftables,
+}
+
 /// How to recognise traffic of local pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalTraffic {
@@ -87,6 +98,7 @@ pub enum NodePortAddresses {
 pub struct Settings {
     /// IP families of this node.
     pub families: Vec<Family>,
+    pub rules: RulesMode,
     /// Scheduler of every virtual server.
     pub scheduler: Arc<str>,
     /// How to recognise traffic of local pods. Other traffic to ClusterIPs is masqueraded.
@@ -129,6 +141,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             families: Family::ALL.to_vec(),
+            rules: RulesMode::default(),
             scheduler: "rr".into(),
             local: LocalTraffic::default(),
             masquerade_all: false,

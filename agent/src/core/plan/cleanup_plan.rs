@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::ownership::{DEVICE, is_provably_ours};
 use crate::core::mirror::ObservedSet;
+use crate::core::mirror::comparison::NftTables;
 use crate::core::model::map::{Map, Set};
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, PerFamily, VsKey};
@@ -27,8 +28,10 @@ pub struct Found {
     pub sets: Map<SetId, ObservedSet>,
     /// The output of `iptables-save` and `ip6tables-save`.
     pub rules: Vec<(Family, String)>,
-    /// Whether the table of kube-proxy's nftables mode exists.
-    pub nft_tables: PerFamily<bool>,
+    /// The sets of rules mode `nftables`.
+    pub nft_sets: Map<SetId, ObservedSet>,
+    /// The tables of kube-proxy's nftables mode and of our rules mode `nftables`.
+    pub nft_tables: PerFamily<NftTables>,
 }
 
 /// What a cleanup may remove.
@@ -52,8 +55,8 @@ pub enum CleanupStep {
     Rules(Family, Removal),
     /// A set. The step comes after the rules that use the set are removed.
     Set(SetId),
-    /// The table of kube-proxy's nftables mode.
-    NftTable(Family),
+    /// A table of nf_tables.
+    NftTable(Family, &'static str),
 }
 
 /// One line for each object.
@@ -73,7 +76,7 @@ impl fmt::Display for CleanupStep {
                 f.write_str(&lines.join("\n"))
             }
             CleanupStep::Set(set) => write!(f, "ipset {set}"),
-            CleanupStep::NftTable(family) => write!(f, "{family} nftables: table kube-proxy"),
+            CleanupStep::NftTable(family, table) => write!(f, "{family} nftables: table {table}"),
         }
     }
 }
@@ -103,8 +106,11 @@ pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Ve
     let mut sets: Vec<SetId> = found.sets.keys().copied().collect();
     sets.sort_unstable_by_key(|set| (set.family, set.kind));
     steps.extend(sets.into_iter().map(CleanupStep::Set));
-    let families = Family::ALL.into_iter().filter(|f| scope.every_mode && found.nft_tables[*f]);
-    steps.extend(families.map(CleanupStep::NftTable));
+    for family in Family::ALL {
+        let found = found.nft_tables[family];
+        let tables = NftTables { kube_proxy: found.kube_proxy && scope.every_mode, ..found };
+        steps.extend(tables.names().into_iter().map(|table| CleanupStep::NftTable(family, table)));
+    }
     (steps, kept)
 }
 
@@ -112,7 +118,9 @@ pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Ve
 /// cleanup can be repeated.
 fn own_servers(found: &Found, scope: &CleanupScope) -> BTreeSet<VsKey> {
     let bound: Set<IpAddr> = found.bound.iter().flatten().map(IpNet::addr).collect();
-    let is_ours = |vs: &&VsKey| is_provably_ours(vs, &bound, &found.sets);
+    let is_ours = |vs: &&VsKey| {
+        [&found.sets, &found.nft_sets].into_iter().any(|sets| is_provably_ours(vs, &bound, sets))
+    };
     let excluded = |vs: &&VsKey| scope.exclude_cidrs.iter().any(|net| net.contains(&vs.addr));
     found.servers.iter().filter(|vs| is_ours(vs) && !excluded(vs)).copied().collect()
 }
@@ -159,7 +167,8 @@ mod tests {
             ]
             .into_iter()
             .collect(),
-            nft_tables: PerFamily::new(true, false),
+            nft_sets: [set(SetKind::NodePortUdp, Family::V4, &[Entry::Port(30080)])].into_iter().collect(),
+            nft_tables: PerFamily::new(NftTables { kube_proxy: true, kube_ipvs: true }, NftTables::default()),
             routes: ["10.112.0.0/16".parse().unwrap()].into(),
             rules: vec![(
                 Family::V4,
@@ -192,6 +201,7 @@ mod tests {
              virtual server TCP 192.168.50.2:30080\n\
              virtual server TCP [fd00:96::10]:80\n\
              virtual server UDP 10.96.0.10:9\n\
+             virtual server UDP 192.168.50.2:30080\n\
              virtual server SCTP 192.168.50.2:30090\n\
              IPv4 nat: -A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
              IPv4 nat: chain KUBE-SERVICES\n\
@@ -199,6 +209,7 @@ mod tests {
              ipset KUBE-NODE-PORT-TCP\n\
              ipset KUBE-NODE-PORT-SCTP-HASH\n\
              ipset KUBE-6-CLUSTER-IP\n\
+             IPv4 nftables: table kube-ipvs\n\
              KEPT IPv4 chain KUBE-FORWARD of table filter: `-A CNI -j KUBE-FORWARD` jumps to it\n"
         );
     }
@@ -209,7 +220,7 @@ mod tests {
         assert!(text.contains("IPv4 nat: chain KUBE-SVC-A\n"), "{text}");
         assert!(text.contains("IPv4 nftables: table kube-proxy\n"), "{text}");
         assert!(!text.contains("IPv6 nftables"), "{text}");
-        for others in ["192.0.2.7", "192.0.2.1", "192.168.50.3", "UDP 192.168.50.2", "KUBE-FIREWALL"] {
+        for others in ["192.0.2.7", "192.0.2.1", "192.168.50.3", "KUBE-FIREWALL"] {
             assert!(!text.contains(others), "{others} is not ours:\n{text}");
         }
     }

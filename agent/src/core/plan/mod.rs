@@ -20,14 +20,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use self::op::{FlowsOp, GrowOp, LeftoversOp, Op, Plan, RulesOp};
+use crate::core::mirror::comparison::NftTables;
 use crate::core::mirror::{Observed, ObservedServer, RsState};
 use crate::core::model::changes::Changes;
 use crate::core::model::sets::{Entry, SetId, SetKind};
-use crate::core::model::settings::Settings;
+use crate::core::model::settings::{RulesMode, Settings};
 use crate::core::model::{Family, ObjectName, PerFamily, RsKey, VsKey};
 use crate::core::rules::chains::Table;
 use crate::core::rules::removal::{dispatches, target};
-use crate::core::rules::{Chains, OUT_FILTER, build_chains};
+use crate::core::rules::{Chains, OUT_FILTER, RulesInput, build_chains, nftables};
 use crate::core::service::desired::Desired;
 use crate::core::service::fragment::VirtualServer;
 
@@ -57,6 +58,8 @@ pub struct RulesBasis {
     closed_to_node: Vec<VsKey>,
     wanted_routes: BTreeSet<IpNet>,
     observed_routes: BTreeSet<IpNet>,
+    node_addresses: Vec<IpAddr>,
+    source_prefixes: BTreeSet<u8>,
 }
 
 impl RulesBasis {
@@ -71,6 +74,8 @@ impl RulesBasis {
             closed_to_node: desired.closed_to_node(family),
             wanted_routes: desired.routes.clone(),
             observed_routes: observed.node.routes.clone(),
+            node_addresses: observed.node_addresses.clone(),
+            source_prefixes: desired.source_prefixes(family),
         }
     }
 }
@@ -150,6 +155,8 @@ impl PlanInput<'_> {
 
     fn diff_sets(&self, keys: &BTreeSet<(SetId, Entry)>, ops: &mut Vec<Op>) {
         let mut grown = BTreeSet::new();
+        // Sets of nf_tables grow by themselves.
+        let has_limit = self.settings.rules == RulesMode::Iptables;
         for id in self.settings.families.iter().flat_map(|family| SetId::all(*family)) {
             let observed = self.observed.sets.get(&id);
             if observed.is_some_and(|set| set.misfit) {
@@ -162,7 +169,7 @@ impl PlanInput<'_> {
                     id.kind.set_type().capacity()
                 }
             };
-            if self.desired.members(id) > capacity {
+            if has_limit && self.desired.members(id) > capacity {
                 grown.insert(id);
                 ops.push(Op::GrowSet(Box::new(self.grow(id))));
             }
@@ -192,21 +199,32 @@ impl PlanInput<'_> {
     /// keeps its masquerading and its filter. A plan needs two writes only if it both adds and removes rules.
     fn diff_rules(&self, family: Family, routes: &BTreeSet<IpNet>, ops: &mut Vec<Op>) {
         let has = &self.observed.rules[family];
-        let jumps = has.broken_jumps();
+        let by_iptables = self.settings.rules == RulesMode::Iptables;
+        let jumps = if by_iptables { has.broken_jumps() } else { Vec::new() };
         let closed = self.desired.closed_to_node(family);
+        let prefixes = self.desired.source_prefixes(family);
+        let build = |has: &dyn Fn(SetKind) -> bool, routes: &BTreeSet<IpNet>| {
+            let node_addresses = &self.observed.node_addresses;
+            let input = RulesInput { has, closed: &closed, routes, node_addresses, prefixes: &prefixes };
+            build_chains(family, self.settings, &input)
+        };
         let is_wanted = |kind: SetKind| self.desired.has_members(kind, family);
         let is_own = |net: &&IpNet| Family::of(net.addr()) == family;
         let routes: BTreeSet<IpNet> = routes.iter().filter(is_own).copied().collect();
-        let wanted = build_chains(family, self.settings, &is_wanted, &closed, &routes);
+        let wanted = build(&is_wanted, &routes);
         if has.chains == wanted && jumps.is_empty() {
             return;
         }
         let either = |kind: SetKind| is_wanted(kind) || self.observed.has_members(kind, family);
         let existing = self.observed.node.routes.iter().filter(is_own).copied();
-        let both = existing.chain(routes).collect();
-        let mut meanwhile = build_chains(family, self.settings, &either, &closed, &both);
-        keep_closed(&has.chains, &mut meanwhile);
-        let takes_over = keep_dispatch(&has.chains, &mut meanwhile) && self.takeover_pending;
+        let mut meanwhile = build(&either, &existing.chain(routes).collect());
+        let mut takes_over = false;
+        if by_iptables {
+            keep_closed(&has.chains, &mut meanwhile);
+            takes_over = keep_dispatch(&has.chains, &mut meanwhile) && self.takeover_pending;
+        } else {
+            nftables::keep_protected(&has.chains, &mut meanwhile);
+        }
         let write = |chains, jumps, tidy| {
             let is_takeover = takes_over && tidy;
             Op::WriteRules(Box::new(RulesOp { family, chains, jumps, tidy, is_takeover }))
@@ -223,10 +241,13 @@ impl PlanInput<'_> {
     /// Rules of other kube-proxy modes are removed last, when everything of ours is in place.
     fn diff_leftovers(&self, family: Family, ops: &mut Vec<Op>) {
         let removal = self.observed.rules[family].leftovers.clone();
-        let nft_table = self.observed.node.nft_tables[family];
-        if !removal.is_empty() || nft_table {
+        let nft_tables = self.observed.node.nft_tables[family];
+        let sets: BTreeSet<SetId> =
+            self.observed.node.unused_sets.iter().filter(|set| set.family == family).copied().collect();
+        if !removal.is_empty() || !sets.is_empty() || nft_tables != NftTables::default() {
             let is_takeover = self.takeover_pending;
-            ops.push(Op::RemoveLeftovers(Box::new(LeftoversOp { family, removal, nft_table, is_takeover })));
+            let leftovers = LeftoversOp { family, removal, sets, nft_tables, is_takeover };
+            ops.push(Op::RemoveLeftovers(Box::new(leftovers)));
         }
     }
 

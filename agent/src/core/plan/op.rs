@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use strum::{EnumDiscriminants, IntoStaticStr, VariantArray};
 
 use super::subject::Subject;
+use crate::core::mirror::comparison::NftTables;
 use crate::core::model::changes::Changes;
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::sets::{Entry, SetId};
@@ -70,8 +71,10 @@ pub struct LeftoversOp {
     pub family: Family,
     /// Chains and jumps.
     pub removal: Removal,
-    /// Also remove the table of the nftables mode.
-    pub nft_table: bool,
+    /// ipsets that are not in use.
+    pub sets: BTreeSet<SetId>,
+    /// Tables of nf_tables.
+    pub nft_tables: NftTables,
     /// The removal runs only when everything of ours is in place.
     pub is_takeover: bool,
 }
@@ -239,7 +242,11 @@ impl fmt::Display for Op {
             Op::RemoveLeftovers(leftovers) => {
                 let (chains, rules) = leftovers.removal.count();
                 write!(f, "- {} leftovers of other modes: {chains} chains, {rules} rules", leftovers.family)?;
-                f.write_str(if leftovers.nft_table { ", the nftables table" } else { "" })
+                if !leftovers.sets.is_empty() {
+                    write!(f, ", {} ipsets", leftovers.sets.len())?;
+                }
+                let tables = leftovers.nft_tables.names();
+                tables.iter().try_for_each(|table| write!(f, ", the nftables table {table}"))
             }
         }
     }

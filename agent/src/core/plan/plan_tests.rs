@@ -295,14 +295,14 @@ fn golden_rules_of_the_iptables_mode_stay_until_ours_are_in_place() {
     update(&mut desired, Some(&dns(&[])), &[slice(&["10.244.1.5"])]);
     let mut kernel = FakeKernel::new(&[SYSCTL]);
     kernel.state.rules[Family::V4] = iptables_mode();
-    kernel.state.node.nft_tables[Family::V4] = true;
+    kernel.state.node.nft_tables[Family::V4].kube_proxy = true;
     let again = |observed: &Observed| plan(&desired, observed, None);
     let plan = again(&kernel.state);
     let text = plan.to_string();
     let at = |line: &str| text.find(line).unwrap_or_else(|| panic!("no {line:?} in\n{text}"));
     assert!(at("\nGuard") < at("\nServe") && at("\nServe") < at("\nOpen") && at("\nOpen") < at("\nTidy"));
     let end = "Tidy\n  = rules IPv4 (20 rules, jumps of 0 chains)\n  - IPv4 leftovers of other modes: 1 \
-               chains, 0 rules, the nftables table\n";
+               chains, 0 rules, the nftables table kube-proxy\n";
     assert!(text.ends_with(end), "{text}");
     let rules: Vec<&RulesOp> =
         plan.ops.iter().filter_map(|op| if let Op::WriteRules(r) = op { Some(&**r) } else { None }).collect();

@@ -4,6 +4,7 @@
 use super::op::Op;
 use ipnet::IpNet;
 
+use crate::core::mirror::comparison::NftTables;
 use crate::core::mirror::{Observed, ObservedServer, ObservedSet, RealServers, RsState};
 use crate::core::model::{RsKey, VsKey};
 use crate::core::rules::removal::Removal;
@@ -41,7 +42,8 @@ impl Observed {
             Op::RemoveLeftovers(leftovers) => {
                 let family = leftovers.family;
                 self.rules[family].leftovers = Removal::default();
-                self.node.nft_tables[family] = false;
+                self.node.nft_tables[family] = NftTables::default();
+                self.node.unused_sets.retain(|set| set.family != family);
             }
             Op::Bind(addr) => _ = self.addresses.insert(IpNet::from(*addr)),
             Op::Unbind(net) => _ = self.addresses.remove(net),

@@ -7,16 +7,19 @@ use strum::IntoStaticStr;
 
 use super::OUT_FILTER;
 
-/// An iptables table.
+/// A table of rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum Table {
     Nat,
     Filter,
+    /// The table of rules mode `nftables`: not a table of iptables.
+    #[strum(serialize = "kube-ipvs")]
+    KubeIpvs,
 }
 
 impl Table {
-    /// Both tables, in the order of writes.
+    /// Both tables of iptables, in the order of writes.
     pub const ALL: [Table; 2] = [Table::Nat, Table::Filter];
 
     pub fn name(self) -> &'static str {

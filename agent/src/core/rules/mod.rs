@@ -1,25 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The iptables rules as text.
+//! The rules as text.
 //!
-//! The text has the form of `iptables-save`, so that it can be compared with the rules in the kernel. Names, order and
-//! conditions of rules are those of kube-proxy.
+//! Names, order and conditions of rules are those of kube-proxy. In rules mode `iptables` the text has the form of
+//! `iptables-save`, so that it can be compared with the rules in the kernel; for rules mode `nftables` see [`nftables`].
 
 pub mod chains;
+pub mod nftables;
 pub mod removal;
 pub mod save;
 pub mod save_text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use self::chains::{CHAINS, JUMPS, JumpFix, Table};
 use ipnet::IpNet;
 
 use crate::core::model::sets::{SetId, SetKind};
-use crate::core::model::settings::{LocalTraffic, Settings};
+use crate::core::model::settings::{LocalTraffic, RulesMode, Settings};
 use crate::core::model::{Family, Protocol, VsKey};
 
-/// Our chains of one family with the text of their rules, in order, without the leading `-A CHAIN `.
+/// Our chains of one family with the text of their rules, in order; that of iptables is without the leading `-A CHAIN `.
 pub type Chains = BTreeMap<(Table, String), Vec<String>>;
 
 /// The chain that drops traffic of the node itself to restricted virtual servers.
@@ -32,35 +34,57 @@ const FIREWALL: &str = "KUBE-SOURCE-RANGES-FIREWALL";
 const DST_LOCAL: &str = "-m addrtype --dst-type LOCAL";
 const ESTABLISHED: &str = "-m conntrack --ctstate RELATED,ESTABLISHED";
 
-/// The wanted chains of `family`. `has`: whether a set has members. As in kube-proxy, most rules that match an empty set
-/// are left out. `closed`: the restricted virtual servers that the node itself may not use. `routes`: the networks of
-/// ClusterIPs that are local by a route.
-pub fn build_chains(
-    family: Family,
-    settings: &Settings,
-    has: &dyn Fn(SetKind) -> bool,
-    closed: &[VsKey],
-    routes: &BTreeSet<IpNet>,
-) -> Chains {
+/// What the rules of a family depend on, besides the settings.
+#[derive(Clone, Copy)]
+pub struct RulesInput<'a> {
+    /// Whether a set has members. As in kube-proxy, most rules of iptables that match an empty set are left out.
+    pub has: &'a dyn Fn(SetKind) -> bool,
+    /// The restricted virtual servers that the node itself may not use.
+    pub closed: &'a [VsKey],
+    /// The networks of ClusterIPs that are local by a route.
+    pub routes: &'a BTreeSet<IpNet>,
+    /// Addresses on all links of the node but `kube-ipvs0`; only for nftables.
+    pub node_addresses: &'a [IpAddr],
+    /// The prefix lengths of source ranges; only for nftables.
+    pub prefixes: &'a BTreeSet<u8>,
+}
+
+impl<'a> RulesInput<'a> {
+    /// Without restricted virtual servers, routes, addresses and source ranges.
+    pub fn new(has: &'a dyn Fn(SetKind) -> bool) -> Self {
+        static NO_ROUTES: BTreeSet<IpNet> = BTreeSet::new();
+        static NO_PREFIXES: BTreeSet<u8> = BTreeSet::new();
+        Self { has, closed: &[], routes: &NO_ROUTES, node_addresses: &[], prefixes: &NO_PREFIXES }
+    }
+}
+
+/// The wanted chains of `family`.
+pub fn build_chains(family: Family, settings: &Settings, input: &RulesInput<'_>) -> Chains {
+    if settings.rules == RulesMode::Nftables {
+        return nftables::build_text(family, settings, input);
+    }
     let chains = CHAINS.iter().map(|(table, chain)| ((*table, (*chain).to_owned()), Vec::new())).collect();
-    let mut writer = Writer { family, settings, has, routes, chains };
+    let mut writer = Writer { family, settings, has: input.has, routes: input.routes, chains };
     writer.add_nat_rules();
-    writer.add_filter_rules(closed);
+    writer.add_filter_rules(input.closed);
     writer.chains
 }
 
-/// Whether a rule of these chains matches the set. iptables rejects rules that match a missing set.
+/// Whether a rule of these chains matches the set. The kernel rejects rules that match a missing set.
 pub fn references_set(chains: &Chains, set: SetId) -> bool {
-    let name = format!("--match-set {} ", set.name());
-    chains.values().flatten().any(|rule| rule.contains(&name))
+    let name = set.name();
+    let (ipset, nft) = (format!("--match-set {name} "), format!(" @{name} "));
+    chains.values().flatten().any(|rule| rule.contains(&ipset) || rule.contains(&nft))
 }
 
 /// Whether rules match the set even while it is empty.
-pub fn is_always_referenced(kind: SetKind) -> bool {
-    SetKind::VIPS.contains(&kind) || matches!(kind, SetKind::HealthCheckNodePort | SetKind::IpvsIps)
+pub fn is_always_referenced(kind: SetKind, mode: RulesMode) -> bool {
+    mode == RulesMode::Nftables
+        || SetKind::VIPS.contains(&kind)
+        || matches!(kind, SetKind::HealthCheckNodePort | SetKind::IpvsIps)
 }
 
-/// Writes the rules of one family.
+/// Writes the rules of one family for iptables.
 struct Writer<'a> {
     family: Family,
     settings: &'a Settings,

@@ -39,6 +39,9 @@ pub enum Extent {
     EveryMode,
 }
 
+/// Comes before the kernel's number of a rule, in the text of rules that were not read by a program of iptables.
+pub const HANDLE: &str = " --handle ";
+
 /// Prefixes of the iptables mode's chains whose names end with a hash.
 const HASHED: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-", "KUBE-XLB-"];
 
@@ -128,7 +131,8 @@ impl Extent {
     fn has_jump(self, table: &str, from: &str, rule: &str) -> bool {
         let Some(to) = target(rule) else { return false };
         let exactly = || {
-            JUMPS.iter().any(|jump| jump.table.name() == table && jump.from == from && jump.spec() == rule)
+            let spec = rule.split(HANDLE).next().unwrap_or(rule);
+            JUMPS.iter().any(|jump| jump.table.name() == table && jump.from == from && jump.spec() == spec)
         };
         let kube_proxys = || comment(rule).is_some_and(|comment| COMMENTS.contains(&comment));
         match self {

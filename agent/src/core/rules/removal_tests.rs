@@ -3,6 +3,7 @@
 use super::*;
 use crate::core::model::Family;
 use crate::core::model::settings::Settings;
+use crate::core::rules::RulesInput;
 use crate::core::rules::chains::CHAINS;
 use crate::core::rules::save::{ObservedRules, parse_save};
 use crate::core::rules::{build_chains, render_restore};
@@ -156,7 +157,7 @@ fn chains_used_by_other_rules_stay_and_are_reported() {
 
 #[test]
 fn our_rules_are_found_exactly() {
-    let chains = build_chains(Family::V4, &Settings::default(), &|_| true, &[], &Default::default());
+    let chains = build_chains(Family::V4, &Settings::default(), &RulesInput::new(&|_| true));
     let fixes = ObservedRules::default().broken_jumps();
     let text = render_restore(&chains, &fixes).replace("\n-I ", "\n-A ");
     let foreign = "-A INPUT -s 192.0.2.1/32 -j DROP\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n";

@@ -9,7 +9,7 @@ fn chain<'a>(chains: &'a Chains, table: Table, name: &str) -> &'a [String] {
 
 #[test]
 fn an_empty_cluster_has_only_the_fixed_rules() {
-    let chains = build_chains(Family::V6, &Settings::default(), &|_| false, &[], &Default::default());
+    let chains = build_chains(Family::V6, &Settings::default(), &RulesInput::new(&|_| false));
     assert_eq!(
         chain(&chains, Table::Nat, "KUBE-SERVICES"),
         ["-s ::1/128 -j RETURN", "-m addrtype --dst-type LOCAL -j KUBE-NODE-PORT"]
@@ -23,8 +23,7 @@ fn an_empty_cluster_has_only_the_fixed_rules() {
 #[test]
 fn the_cluster_ip_rule_follows_the_configuration() {
     let rule = |settings: &Settings| {
-        let chains =
-            build_chains(Family::V4, settings, &|kind| kind == SetKind::ClusterIp, &[], &Default::default());
+        let chains = build_chains(Family::V4, settings, &RulesInput::new(&|kind| kind == SetKind::ClusterIp));
         chain(&chains, Table::Nat, "KUBE-SERVICES")[1].clone()
     };
     let comment = "-m comment --comment \"Kubernetes service cluster ip + port for masquerade purpose\"";
@@ -43,7 +42,11 @@ fn the_cluster_ip_rule_follows_the_configuration() {
 fn a_route_has_its_own_filter_and_its_own_way_to_find_the_traffic_of_the_node() {
     let routes = ["10.96.0.0/12", "10.120.0.0/16"].iter().map(|net| net.parse().unwrap()).collect();
     let is_cluster_ip = |kind| kind == SetKind::ClusterIp;
-    let chains = build_chains(Family::V4, &Settings::default(), &is_cluster_ip, &[], &routes);
+    let chains = build_chains(
+        Family::V4,
+        &Settings::default(),
+        &RulesInput { routes: &routes, ..RulesInput::new(&is_cluster_ip) },
+    );
     let reject = "-m conntrack --ctstate NEW -j REJECT --reject-with icmp-port-unreachable";
     let filter = chain(&chains, Table::Filter, "KUBE-IPVS-FILTER");
     let last: Vec<&str> = filter.iter().rev().take(2).rev().map(String::as_str).collect();
@@ -56,14 +59,14 @@ fn a_route_has_its_own_filter_and_its_own_way_to_find_the_traffic_of_the_node() 
 #[test]
 fn the_mark_is_the_configured_bit() {
     let settings = Settings { masquerade_mark: 1 << 20, ..Settings::default() };
-    let chains = build_chains(Family::V4, &settings, &|_| false, &[], &Default::default());
+    let chains = build_chains(Family::V4, &settings, &RulesInput::new(&|_| false));
     assert_eq!(chain(&chains, Table::Nat, "KUBE-MARK-MASQ"), ["-j MARK --set-xmark 0x100000/0x100000"]);
     assert!(chain(&chains, Table::Filter, "KUBE-FORWARD")[0].contains("--mark 0x100000/0x100000"));
 }
 
 #[test]
 fn restore_declares_chains_then_jumps_then_rules() {
-    let chains = build_chains(Family::V4, &Settings::default(), &|_| false, &[], &Default::default());
+    let chains = build_chains(Family::V4, &Settings::default(), &RulesInput::new(&|_| false));
     let fix = |table, from, present| JumpFix { table, from, present };
     let fixes = [fix(Table::Nat, "PREROUTING", vec![]), fix(Table::Filter, "INPUT", vec![4, 4])];
     let text = render_restore(&chains, &fixes);
@@ -83,7 +86,7 @@ fn restore_declares_chains_then_jumps_then_rules() {
 /// Every rule of kube-proxy in its order, without the rules that other tests check.
 #[test]
 fn every_set_has_its_rules_in_the_order_of_kube_proxy() {
-    let chains = build_chains(Family::V4, &Settings::default(), &|_| true, &[], &Default::default());
+    let chains = build_chains(Family::V4, &Settings::default(), &RulesInput::new(&|_| true));
     let short = |table, name| -> Vec<String> {
         let shorten = |rule: &String| {
             let mut words: Vec<&str> = Vec::new();
@@ -145,7 +148,11 @@ fn every_set_has_its_rules_in_the_order_of_kube_proxy() {
 fn restricted_servers_are_closed_to_the_node_by_vip() {
     let closed = |vip: &str, protocol| VsKey { protocol, addr: vip.parse().unwrap(), port: 443 };
     let rules = |family, server| {
-        let chains = build_chains(family, &Settings::default(), &|_| false, &[server], &Default::default());
+        let chains = build_chains(
+            family,
+            &Settings::default(),
+            &RulesInput { closed: &[server], ..RulesInput::new(&|_| false) },
+        );
         chain(&chains, Table::Filter, "KUBE-IPVS-OUT-FILTER").to_vec()
     };
     assert_eq!(
@@ -161,7 +168,7 @@ fn restricted_servers_are_closed_to_the_node_by_vip() {
 #[test]
 fn established_connections_can_survive_a_change_of_source_ranges() {
     let settings = Settings { keep_established: true, ..Settings::default() };
-    let chains = build_chains(Family::V4, &settings, &|_| true, &[], &Default::default());
+    let chains = build_chains(Family::V4, &settings, &RulesInput::new(&|_| true));
     assert_eq!(
         chain(&chains, Table::Filter, "KUBE-SOURCE-RANGES-FIREWALL")[0],
         "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN"
@@ -172,9 +179,9 @@ fn established_connections_can_survive_a_change_of_source_ranges() {
 fn rules_reference_sets_with_members_and_a_few_empty_ones() {
     let settings = Settings::default();
     for set in Family::ALL.into_iter().flat_map(SetId::all) {
-        let empty = build_chains(set.family, &settings, &|_| false, &[], &Default::default());
-        assert_eq!(references_set(&empty, set), is_always_referenced(set.kind), "{set}");
-        let full = build_chains(set.family, &settings, &|kind| kind == set.kind, &[], &Default::default());
+        let empty = build_chains(set.family, &settings, &RulesInput::new(&|_| false));
+        assert_eq!(references_set(&empty, set), is_always_referenced(set.kind, RulesMode::Iptables), "{set}");
+        let full = build_chains(set.family, &settings, &RulesInput::new(&|kind| kind == set.kind));
         assert!(references_set(&full, set), "{set}");
     }
 }

@@ -66,15 +66,18 @@ mod tests {
     use super::*;
     use crate::core::model::settings::Settings;
     use crate::core::model::{Family, Protocol, VsKey};
-    use crate::core::rules::{build_chains, render_restore};
+    use crate::core::rules::{RulesInput, build_chains, render_restore};
 
     #[test]
     fn written_rules_are_parsed_unchanged() {
         for family in Family::ALL {
             let vip = if family == Family::V4 { "203.0.113.1" } else { "fd00::1" };
             let closed = VsKey { protocol: Protocol::Udp, addr: vip.parse().unwrap(), port: 53 };
-            let chains =
-                build_chains(family, &Settings::default(), &|_| true, &[closed], &Default::default());
+            let chains = build_chains(
+                family,
+                &Settings::default(),
+                &RulesInput { closed: &[closed], ..RulesInput::new(&|_| true) },
+            );
             let fixes = ObservedRules::default().broken_jumps();
             assert_eq!(fixes.len(), jump_chains().len());
             // Rules are inserted at the top, so iptables-save prints them in the opposite order.

@@ -34,6 +34,8 @@ pub struct Desired {
     virtual_servers: Map<VsKey, Few<Arc<VirtualServer>>>,
     addresses: Map<IpAddr, u32>,
     entries: BTreeMap<SetId, Members<u32>>,
+    /// Number of source ranges by prefix length.
+    source_prefixes: PerFamily<BTreeMap<u8, u32>>,
     closed_to_node: BTreeSet<VsKey>,
     contested: BTreeSet<VsKey>,
     priority: BTreeSet<ObjectName>,
@@ -144,6 +146,9 @@ impl Desired {
         for entry in next {
             if count_up(self.entries.entry(entry.0).or_default().value_of(entry.1)) {
                 changes.entry(*entry);
+                if let Entry::IpPortNet(.., net) = entry.1 {
+                    count_up(self.source_prefixes[entry.0.family].entry(net.prefix_len()).or_default());
+                }
             }
         }
         for entry in old {
@@ -151,6 +156,12 @@ impl Desired {
             if count_down(members.get_mut(&entry.1)) {
                 members.remove(&entry.1);
                 changes.entry(*entry);
+                if let Entry::IpPortNet(.., net) = entry.1 {
+                    let prefixes = &mut self.source_prefixes[entry.0.family];
+                    if count_down(prefixes.get_mut(&net.prefix_len())) {
+                        prefixes.remove(&net.prefix_len());
+                    }
+                }
             }
         }
     }
@@ -198,6 +209,11 @@ impl Desired {
             |vs: &Option<Arc<VirtualServer>>| vs.as_ref().map(|vs| vs.entries.clone()).unwrap_or_default();
         self.update_entries(&entries(&before), &entries(&after), changes);
         keep(&mut self.closed_to_node, key, after.is_some_and(|vs| vs.closed_to_node));
+    }
+
+    /// The prefix lengths of source ranges.
+    pub fn source_prefixes(&self, family: Family) -> BTreeSet<u8> {
+        self.source_prefixes[family].keys().copied().collect()
     }
 
     /// The wanted virtual server at `key`: the winning claim.

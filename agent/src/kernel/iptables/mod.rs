@@ -15,7 +15,7 @@ use crate::core::rules::removal::Removal;
 use crate::core::rules::render_restore;
 use crate::core::rules::save::{ObservedRules, parse_save};
 use crate::kernel::host::child::{self, ChildError};
-use crate::kernel::netfilter::nft_watch::Children;
+use crate::kernel::netfilter::nft_watch::OwnPorts;
 use flavour::Flavour;
 
 /// Part of a rule that needs the match `ipvs` (module `xt_ipvs`).
@@ -34,7 +34,7 @@ const NO_NF_TABLES: [&str; 3] =
 #[derive(Clone, Debug, Default)]
 pub struct Iptables {
     started: Arc<AtomicU64>,
-    children: Children,
+    children: OwnPorts,
     /// The flavour of each family, detected at the first use.
     flavours: Arc<PerFamily<OnceLock<Flavour>>>,
 }
@@ -46,7 +46,7 @@ impl Iptables {
     }
 
     /// The processes that write rules for this agent.
-    pub fn children(&self) -> Children {
+    pub fn children(&self) -> OwnPorts {
         self.children.clone()
     }
 

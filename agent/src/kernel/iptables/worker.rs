@@ -10,15 +10,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use std::error::Error;
-
 use super::{Iptables, SavedRules};
 use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::{LeftoversOp, Op, RulesOp};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::Subject;
 use crate::kernel::netfilter::nft_tables;
-use crate::words;
 
 /// Wakes the loop when a job has ended.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -223,14 +220,5 @@ fn remove_leftovers(iptables: &Iptables, leftovers: &LeftoversOp) -> Result<(), 
         let (chains, rules) = leftovers.removal.count();
         tracing::info!(%family, chains, rules, "removed iptables rules of another kube-proxy mode");
     }
-    if leftovers.nft_table {
-        let failed = |error: &(dyn Error + 'static)| {
-            let causes = words::causes(error);
-            OpError::plain(Cause::Other, format!("cannot remove the nftables table kube-proxy: {causes}"))
-        };
-        let mut nft = nftables_netlink::Client::open().map_err(|error| failed(&error))?;
-        nft_tables::remove(&mut nft, family).map_err(|error| failed(&error))?;
-        tracing::info!(%family, "removed the nftables table kube-proxy of another kube-proxy mode");
-    }
-    Ok(())
+    nft_tables::remove_all(family, leftovers.nft_tables)
 }

@@ -2,6 +2,8 @@
 //! ipsets over nfnetlink, subsystem 6 (`<linux/netfilter/ipset/ip_set.h>`): many entries in one message, many
 //! messages in one send.
 
+use std::time::Duration;
+
 use netlink_batch::{AttributeIter, Attributes, Counters, Error, Refusal, Socket};
 use netlink_packet_core::NLM_F_EXCL;
 use nix::errno::Errno;
@@ -50,6 +52,10 @@ const TYPE_MISMATCH: i32 = 4102;
 /// Name of the larger copy of a set, before it is swapped with the set.
 const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
+/// How often a set is destroyed that may be in use for a moment.
+const TRIES: usize = 40;
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Errors besides the refusal of single ops.
 #[derive(Debug, thiserror::Error)]
 pub enum IpsetError {
@@ -83,6 +89,14 @@ impl IpsetClient {
         let mut client = Self { socket: nfnetlink::open()?, revisions: Map::default() };
         client.learn_revisions()?;
         Ok(client)
+    }
+
+    /// Opens a socket for sets of any type, to find and to destroy them.
+    ///
+    /// # Errors
+    /// When the process may not open one.
+    pub fn open_untyped() -> Result<Self, IpsetError> {
+        Ok(Self { socket: nfnetlink::open()?, revisions: Map::default() })
     }
 
     pub fn counters(&self) -> Counters {
@@ -183,6 +197,23 @@ impl IpsetClient {
                 Err(format!("it is in use: remove the rules that use it (`iptables-save | grep {set}`)"))
             }
             Some(code) => Err(op_error(&Op::DestroySet(set), code).message),
+        }
+    }
+
+    /// As [`Self::destroy`], for a set whose last rule was just removed: the kernel frees rules late.
+    ///
+    /// # Errors
+    /// When the set is still in use after two seconds, or the kernel refuses.
+    pub fn destroy_soon(&mut self, set: SetId) -> Result<(), String> {
+        let mut tries = 0;
+        loop {
+            match self.destroy(set) {
+                Err(_) if tries < TRIES => {
+                    tries += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                result => return result,
+            }
         }
     }
 

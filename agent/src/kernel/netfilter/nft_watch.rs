@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Detects changes of our chains by other programs at once, by notifications of nf_tables
+//! Detects changes of our chains and sets by other programs at once, by notifications of nf_tables
 //! (`<linux/netfilter/nf_tables.h>`, nfnetlink subsystem 10). iptables-legacy sends none: there the next audit finds
 //! the changes.
 
@@ -10,29 +10,33 @@ use netlink_batch::{Error, Listener};
 use nftables_netlink::{Action, Family as NftFamily, Notification, Object, listen};
 
 use crate::core::model::Family;
+use crate::core::model::sets::SetId;
+use crate::core::model::settings::RulesMode;
+use crate::core::plan::subject::Part;
 use crate::core::rules::chains::{CHAINS, JUMPS, Table};
+use crate::core::rules::nftables;
 use crate::lock::lock;
 
-/// Number of remembered processes: more than run before their notifications are read.
-const CHILDREN: usize = 64;
+/// Number of remembered ports: more than processes run before their notifications are read.
+const REMEMBERED: usize = 64;
 
-/// The processes that the agent started to write rules. Their netlink port is their process id, which distinguishes
-/// their changes from those of other programs.
+/// The netlink ports that write rules for this agent: those of its own sockets, and of the programs that it started,
+/// whose port is their process id. They distinguish its changes from those of other programs.
 #[derive(Clone, Debug, Default)]
-pub struct Children(Arc<Mutex<Vec<u32>>>);
+pub struct OwnPorts(Arc<Mutex<Vec<u32>>>);
 
-impl Children {
-    /// Remembers a process, before it writes anything.
-    pub fn add(&self, pid: u32) {
-        let mut pids = lock(&self.0);
-        if pids.len() == CHILDREN {
-            pids.remove(0);
+impl OwnPorts {
+    /// Remembers a port, before anything is written through it.
+    pub fn add(&self, port: u32) {
+        let mut ports = lock(&self.0);
+        if ports.len() == REMEMBERED {
+            ports.remove(0);
         }
-        pids.push(pid);
+        ports.push(port);
     }
 
-    fn contains(&self, pid: u32) -> bool {
-        lock(&self.0).contains(&pid)
+    fn contains(&self, port: u32) -> bool {
+        lock(&self.0).contains(&port)
     }
 }
 
@@ -40,7 +44,8 @@ impl Children {
 #[derive(Debug)]
 pub struct RulesWatch {
     listener: Listener,
-    own: Children,
+    mode: RulesMode,
+    own: OwnPorts,
 }
 
 impl RulesWatch {
@@ -48,45 +53,76 @@ impl RulesWatch {
     ///
     /// # Errors
     /// When the kernel has no nf_tables, or the process may not listen.
-    pub fn open(own: Children) -> Result<Self, Error> {
-        Ok(Self { listener: listen()?, own })
+    pub fn open(mode: RulesMode, own: OwnPorts) -> Result<Self, Error> {
+        Ok(Self { listener: listen()?, mode, own })
     }
 
-    /// Waits until another program changes one of our chains, or removes a rule from a chain that jumps to ours.
-    /// Returns the families.
+    /// Waits until another program changes one of our chains or sets, or removes a rule from a chain that jumps to ours.
+    /// Returns the parts that may have changed.
     ///
     /// # Errors
-    /// When the socket fails. After lost notifications all families are returned.
-    pub fn wait(&mut self) -> Result<BTreeSet<Family>, Error> {
+    /// When the socket fails. After lost notifications all parts are returned.
+    pub fn wait(&mut self) -> Result<BTreeSet<Part>, Error> {
+        let mode = self.mode;
         loop {
             let messages = match self.listener.receive() {
                 Ok(messages) => messages,
-                Err(Error::Overrun | Error::Truncated) => return Ok(Family::ALL.into()),
+                Err(Error::Overrun | Error::Truncated) => {
+                    return Ok(Family::ALL.into_iter().flat_map(|family| all_parts(mode, family)).collect());
+                }
                 Err(error) => return Err(error),
             };
-            let mut families = BTreeSet::new();
+            let mut parts = BTreeSet::new();
             for message in messages {
                 let message = message?;
-                if !self.own.contains(message.port) {
-                    families.extend(concerned_family(&Notification::parse(&message)?));
+                if self.own.contains(message.port) {
+                    continue;
+                }
+                let notification = Notification::parse(&message)?;
+                match mode {
+                    RulesMode::Iptables => parts.extend(concerned_family(&notification).map(Part::Rules)),
+                    RulesMode::Nftables => parts.extend(concerned_parts(&notification)),
                 }
             }
-            if !families.is_empty() {
-                return Ok(families);
+            if !parts.is_empty() {
+                return Ok(parts);
             }
         }
     }
 }
 
-/// The family whose rules of ours a change can affect. Tables of other families, such as `inet`, may have the same
-/// names.
+/// Everything of a family that is in nf_tables.
+fn all_parts(mode: RulesMode, family: Family) -> Vec<Part> {
+    let has_sets = mode == RulesMode::Nftables;
+    let sets = SetId::all(family).filter(|_| has_sets).map(Part::Set);
+    std::iter::once(Part::Rules(family)).chain(sets).collect()
+}
+
+/// What a change of our own table can affect.
+fn concerned_parts(notification: &Notification) -> Vec<Part> {
+    let Notification::Change { action, family, table, object } = notification else { return Vec::new() };
+    let Some(family) = our_family(*family).filter(|_| table == nftables::TABLE) else { return Vec::new() };
+    match (action, object) {
+        (Action::Delete, Object::Table) => all_parts(RulesMode::Nftables, family),
+        (_, Object::Set(name) | Object::Elements(name)) => {
+            vec![SetId::from_name(name).map_or(Part::Rules(family), Part::Set)]
+        }
+        _ => vec![Part::Rules(family)],
+    }
+}
+/// Tables of other families, such as `inet`, may have the same names.
+fn our_family(family: NftFamily) -> Option<Family> {
+    match family {
+        NftFamily::Ipv4 => Some(Family::V4),
+        NftFamily::Ipv6 => Some(Family::V6),
+        _ => None,
+    }
+}
+
+/// The family whose rules of ours in the tables of iptables a change can affect.
 fn concerned_family(notification: &Notification) -> Option<Family> {
     let Notification::Change { action, family, table, object } = notification else { return None };
-    let family = match family {
-        NftFamily::Ipv4 => Family::V4,
-        NftFamily::Ipv6 => Family::V6,
-        _ => return None,
-    };
+    let family = our_family(*family)?;
     let table = Table::ALL.into_iter().find(|known| known.name() == table)?;
     let ours = |chain: &str| CHAINS.iter().any(|(t, c)| *t == table && *c == chain);
     let jumps = |chain: &str| JUMPS.iter().any(|jump| jump.table == table && jump.from == chain);
@@ -135,8 +171,8 @@ mod tests {
 
     #[test]
     fn the_most_recent_children_are_remembered() {
-        let children = Children::default();
-        (0..CHILDREN as u32 + 5).for_each(|pid| children.add(pid));
+        let children = OwnPorts::default();
+        (0..REMEMBERED as u32 + 5).for_each(|pid| children.add(pid));
         assert!(!children.contains(4) && children.contains(5));
     }
 }
