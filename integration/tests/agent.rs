@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use integration::lab::traffic::{Answer, Backend, Connection, NoAnswer, ask_sctp, ask_tcp, ask_udp};
-use integration::lab::{Agent, AgentSpec, Lab, Netns, agent_binary, write_objects};
+use integration::lab::{Agent, AgentSpec, Lab, Netns, agent_binary, oracle, write_objects};
 use integration::objects::{config, list, service, slice};
 use serde_json::{Value, json};
 
@@ -151,29 +151,16 @@ fn stopping_and_starting_keeps_connections_and_writes_nothing() {
     let files = Files::new(&json!({}), one_service());
     let mut agent = files.start(node.ns());
     wait_for("the address", &agent, || bound(node.ns()).contains("10.96.0.10/32"));
-    let state = |ns: &Netns| {
-        let read = |command: &[&str]| ns.exec(command).unwrap().stdout;
-        (
-            ipvsadm(ns),
-            bound(ns),
-            read(&["ipset", "save"]),
-            read(&["iptables-save"]),
-            read(&["ip6tables-save"]),
-        )
-    };
-    let rules =
-        |text: &str| text.lines().filter(|l| l.starts_with('-')).map(str::to_owned).collect::<Vec<_>>();
+    let state = |ns: &Netns| (ipvsadm(ns), bound(ns), oracle::sets(ns).unwrap(), oracle::rules(ns).unwrap());
     let mut connection = Connection::open(&asker.ns, addr("10.96.0.10:80"), ASK).unwrap();
     let before = state(node.ns());
     assert!(agent.stop().unwrap().success(), "{}", agent.log());
-    let after = state(node.ns());
-    assert_eq!((&before.0, &before.1, &before.2), (&after.0, &after.1, &after.2));
-    assert_eq!(rules(&before.3), rules(&after.3));
+    assert_eq!(before, state(node.ns()));
     assert_eq!(connection.ask().unwrap().name, "near");
     let again = files.start(node.ns());
     wait_for("the first sync", &again, || again.log().contains("in sync, nothing to do"));
     assert!(!again.log().contains("plan:"), "a start on a correct node writes nothing:\n{}", again.log());
-    assert_eq!(rules(&state(node.ns()).4), rules(&before.4));
+    assert_eq!(state(node.ns()), before);
     assert!(ask_tcp(&asker.ns, addr("10.96.0.10:80"), ASK).is_ok());
 }
 
@@ -209,9 +196,10 @@ fn stale_objects_are_removed_and_foreign_objects_stay() {
         "-a -t 9.9.9.9:80 -r 9.9.1.1:80 -m -w 1",
     ];
     assert_eq!(saved, expected.map(str::to_owned).into());
-    let sets = ns.exec(&["ipset", "save"]).unwrap().stdout;
-    assert!(sets.contains("add OTHER 1.2.3.4") && sets.contains("add KUBE-CLUSTER-IP 10.96.0.10,tcp:80"));
-    assert!(!sets.contains("10.96.0.99"), "{sets}");
+    let sets = oracle::sets(&ns).unwrap();
+    assert!(sets.contains("add KUBE-CLUSTER-IP 10.96.0.10,tcp:80") && !sets.contains("10.96.0.99"), "{sets}");
+    let ipsets = ns.exec(&["ipset", "save"]).unwrap().stdout;
+    assert!(ipsets.contains("add OTHER 1.2.3.4") && !ipsets.contains("10.96.0.99"), "{ipsets}");
     let rules = ns.exec(&["iptables-save"]).unwrap().stdout;
     for rule in
         ["-A PREROUTING -j OTHER", "-A OTHER -s 1.2.3.4/32 -j RETURN", "-A INPUT -s 1.2.3.4/32 -j DROP"]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sets and rules, in either rules mode.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
@@ -10,15 +11,16 @@ use nftables_netlink::Counters;
 
 use super::iptables::Iptables;
 use super::iptables::worker::{Rules, Wake};
-use super::netfilter::ipset::IpsetClient;
+use super::netfilter::ipset::{IpsetClient, IpsetError};
 use super::netfilter::nft_tables;
 use super::netfilter::nft_watch::OwnPorts;
-use super::nftables::NftFilter;
+use super::nftables::{NftFilter, read_set};
 use super::reading::failed;
 use crate::core::mirror::ObservedSet;
-use crate::core::model::Family;
+use crate::core::mirror::comparison::NftTables;
 use crate::core::model::sets::{ProbedSet, SetId};
 use crate::core::model::settings::{RulesMode, Settings};
+use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::{LeftoversOp, Op};
 use crate::core::plan::outcome::{Cause, Finished, ObserveError, OpError, Progress};
 use crate::core::plan::subject::Part;
@@ -172,18 +174,41 @@ impl PacketFilter {
         }
     }
 
-    /// ipsets with our names that are not in use in this rules mode.
-    pub fn unused_sets(&self, families: &[Family]) -> Vec<SetId> {
-        if matches!(self, Self::Iptables { .. }) || !Path::new(IPSET_MODULE).exists() {
-            return Vec::new();
+    /// Sets of our names that the other rules mode has left. Those that cannot be read are not among them. `tables`: the
+    /// tables of other modes.
+    pub fn other_sets(
+        &self,
+        families: &[Family],
+        tables: &PerFamily<NftTables>,
+        nft: &mut nftables_netlink::Client,
+    ) -> BTreeMap<SetId, ObservedSet> {
+        match self {
+            Self::Iptables { .. } => {
+                let families = families.iter().filter(|family| tables[**family].kube_ipvs);
+                let ids = families.flat_map(|family| SetId::all(*family));
+                ids.filter_map(|id| Some((id, read_set(nft, id).ok()??))).collect()
+            }
+            Self::Nftables { .. } if !Path::new(IPSET_MODULE).exists() => BTreeMap::new(),
+            Self::Nftables { .. } => {
+                let ids = families.iter().flat_map(|family| SetId::all(*family));
+                ipsets(&ids.map(|id| (id, None)).collect::<Vec<_>>()).unwrap_or_default()
+            }
         }
-        let all: Vec<ProbedSet> =
-            families.iter().flat_map(|family| SetId::all(*family)).map(|set| (set, None)).collect();
-        // Sets that cannot be read stay.
-        let found = IpsetClient::open_untyped().and_then(|mut client| Ok(client.have(&all)?));
-        let found = found.unwrap_or_default().into_iter().zip(all);
-        found.filter(|(exists, _)| *exists == Ok(true)).map(|(_, (set, _))| set).collect()
     }
+}
+
+/// Those of the ipsets that exist.
+fn ipsets(all: &[ProbedSet]) -> Result<BTreeMap<SetId, ObservedSet>, IpsetError> {
+    let mut client = IpsetClient::open_untyped()?;
+    let mut found = BTreeMap::new();
+    for (exists, (id, _)) in client.have(all)?.into_iter().zip(all) {
+        if exists == Ok(true)
+            && let Some(set) = client.get(*id)?
+        {
+            found.insert(*id, set);
+        }
+    }
+    Ok(found)
 }
 
 fn remove_leftovers(filter: &mut NftFilter, leftovers: &LeftoversOp) -> Result<(), OpError> {

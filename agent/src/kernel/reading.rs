@@ -204,6 +204,7 @@ impl LinuxKernel {
     pub(super) fn read_rest(&mut self) -> Result<Piece, ObserveError> {
         let NamedHosts { servers, routers } = NamedHosts::read(Path::new("/"));
         let routes = self.routes.read().map_err(|error| failed(Part::Node)(&error))?;
+        let nft_tables = self.other_tables();
         let config = self.ipvs.config().map_err(|error| failed(Part::Node)(&error))?;
         Ok(Piece::Rest(NodeState {
             timeouts: Timeouts { tcp: config.tcp, tcp_fin: config.tcp_fin, udp: config.udp },
@@ -214,8 +215,8 @@ impl LinuxKernel {
             name_servers: servers,
             // Only used for Events.
             listeners: sockets::listeners().unwrap_or_default(),
-            nft_tables: self.other_tables(),
-            unused_sets: self.filter.unused_sets(&self.families).into_iter().collect(),
+            other_sets: self.filter.other_sets(&self.families, &nft_tables, &mut self.nft),
+            nft_tables,
         }))
     }
 }

@@ -87,9 +87,9 @@ impl Takeover {
 fn ignore_leftovers(observed: &mut Observed, family: Family) -> bool {
     let rules = !std::mem::take(&mut observed.rules[family].leftovers).is_empty();
     let tables = std::mem::take(&mut observed.node.nft_tables[family]) != NftTables::default();
-    let sets = observed.node.unused_sets.len();
-    observed.node.unused_sets.retain(|set| set.family != family);
-    rules | tables | (observed.node.unused_sets.len() < sets)
+    let sets = observed.node.other_sets.len();
+    observed.node.other_sets.retain(|set, _| set.family != family);
+    rules | tables | (observed.node.other_sets.len() < sets)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::apiserver::{ApiServer, Faults, Streaming};
 use crate::lab::Netns;
+use crate::objects;
 
 /// By how many versions a restored store goes back: more than the changes until the next list of the agent.
 const BACK: u64 = 1000;
@@ -121,16 +122,31 @@ impl Programs {
     }
 }
 
-/// Removals by another program: name and command.
-const FLUSHES: [(&str, &[&str]); 8] = [
+/// A removal by another program: name and command.
+type Flush = (&'static str, &'static [&'static str]);
+
+const FLUSHES: [Flush; 3] = [
     ("ipvsadm -C", &["ipvsadm", "-C"]),
+    ("ip addr flush", &["ip", "addr", "flush", "dev", "kube-ipvs0"]),
+    ("ip link del kube-ipvs0", &["ip", "link", "del", "kube-ipvs0"]),
+];
+
+/// In rules mode `iptables`.
+const IPTABLES_FLUSHES: [Flush; 5] = [
     ("ipset flush", &["ipset", "flush"]),
     ("ipset flush KUBE-IPVS-IPS", &["ipset", "flush", "KUBE-IPVS-IPS"]),
     ("iptables -F", &["iptables", "-w", "-F"]),
     ("iptables -t nat -F", &["iptables", "-w", "-t", "nat", "-F"]),
     ("ip6tables -F", &["ip6tables", "-w", "-F"]),
-    ("ip addr flush", &["ip", "addr", "flush", "dev", "kube-ipvs0"]),
-    ("ip link del kube-ipvs0", &["ip", "link", "del", "kube-ipvs0"]),
+];
+
+/// In rules mode `nftables`. A flush of the whole ruleset would remove the counters of the test, too.
+const NFTABLES_FLUSHES: [Flush; 5] = [
+    ("nft delete table", &["nft", "delete", "table", "ip", "kube-ipvs"]),
+    ("nft delete table, IPv6", &["nft", "delete", "table", "ip6", "kube-ipvs"]),
+    ("nft flush table", &["nft", "flush", "table", "ip", "kube-ipvs"]),
+    ("nft flush set", &["nft", "flush", "set", "ip", "kube-ipvs", "KUBE-IPVS-IPS"]),
+    ("nft flush chain", &["nft", "flush", "chain", "ip", "kube-ipvs", "KUBE-SERVICES"]),
 ];
 
 /// Removes objects of the agent as another program does. Returns the name, and whether it was a virtual
@@ -139,7 +155,10 @@ const FLUSHES: [(&str, &[&str]); 8] = [
 /// # Errors
 /// When the program is missing.
 pub fn flush(rng: &mut Rng, ns: &Netns) -> Result<(&'static str, bool)> {
-    let (name, command) = FLUSHES[rng.usize(..FLUSHES.len())];
+    let nft = objects::rules_mode().as_deref() == Some("nftables");
+    let of_rules = if nft { NFTABLES_FLUSHES } else { IPTABLES_FLUSHES };
+    let flushes: Vec<Flush> = FLUSHES.into_iter().chain(of_rules).collect();
+    let (name, command) = flushes[rng.usize(..flushes.len())];
     // The agent may have been killed before it created the object.
     ns.try_exec(command, None)?;
     Ok((name, command[0] == "ipvsadm"))

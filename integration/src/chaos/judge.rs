@@ -10,7 +10,7 @@ use super::tally::Footprint;
 use super::traffic::CLOSED;
 use super::world::{NODE_PORTS, Wanted};
 use crate::bench::process::status;
-use crate::lab::{Netns, bound};
+use crate::lab::{Netns, bound, oracle};
 
 /// The nftables table that counts packets behind the agent's filters.
 const COUNTERS: &str = "table inet chaos";
@@ -78,22 +78,14 @@ impl<'a> Judge<'a> {
     /// When a program fails.
     pub fn learn(&mut self) -> Result<()> {
         self.rules = self.read_rules()?;
-        self.entries = steady(&self.read_sets()?);
+        self.entries = steady(&oracle::sets(self.ns)?);
         Ok(())
     }
 
-    fn read_sets(&self) -> Result<String> {
-        Ok(self.ns.exec(&["ipset", "save"])?.stdout)
-    }
-
     fn read_rules(&self) -> Result<BTreeSet<String>> {
-        let mut rules = BTreeSet::new();
-        for program in ["iptables-save", "ip6tables-save"] {
-            let text = self.ns.exec(&[program])?.stdout;
-            let own = text.lines().filter(|line| line.starts_with("-A") && line.contains("KUBE-"));
-            rules.extend(own.map(|line| format!("{program}: {line}")));
-        }
-        Ok(rules)
+        // Addresses of the links of pods come and go.
+        let rules = oracle::rules(self.ns)?.into_iter();
+        Ok(rules.filter(|rule| !rule.contains("@node-addresses: ")).collect())
     }
 
     /// The differences between the kernel and the expected state.
@@ -110,7 +102,7 @@ impl<'a> Judge<'a> {
             let how = if addresses.contains(address) { "is bound" } else { "is not bound" };
             return Ok(Some(format!("{address} {how}")));
         }
-        let sets = self.read_sets()?;
+        let sets = oracle::sets(self.ns)?;
         if let Some(entry) = self.entries.difference(&steady(&sets)).next() {
             return Ok(Some(format!("the entry {entry} is missing")));
         }

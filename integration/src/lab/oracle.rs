@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::netns::Netns;
+use super::nft_table;
+use crate::objects::rules_mode;
 use crate::parity::Subsystem;
 
 /// Limit for an answer of a health endpoint.
@@ -26,7 +28,7 @@ pub fn raw(ns: &Netns, subsystem: Subsystem, expected: &str) -> Result<String> {
         // Without the device both programs fail, and the state is empty.
         Subsystem::Addrs => return optional(ns, &["ip", "-o", "addr", "show", "dev", "kube-ipvs0"]),
         Subsystem::Link => return optional(ns, &["ip", "-d", "link", "show", "dev", "kube-ipvs0"]),
-        Subsystem::Ipset => &["ipset", "save"],
+        Subsystem::Ipset => return sets(ns),
         Subsystem::Iptables => &["iptables-save"],
         Subsystem::Ip6tables => &["ip6tables-save"],
         Subsystem::Timeouts => &["ipvsadm", "-Ln", "--timeout"],
@@ -48,6 +50,34 @@ pub fn dump(ns: &Netns, folder: &Path, wanted: &[(Subsystem, &str)]) -> Result<(
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// The sets, as `ipset save` prints them, in either rules mode.
+///
+/// # Errors
+/// When a tool is missing or fails.
+pub fn sets(ns: &Netns) -> Result<String> {
+    match rules_mode().as_deref() {
+        Some("nftables") => nft_table::sets(ns),
+        _ => Ok(ns.exec(&["ipset", "save"])?.stdout),
+    }
+}
+
+/// The agent's rules, in either rules mode: a line for each.
+///
+/// # Errors
+/// When a tool is missing or fails.
+pub fn rules(ns: &Netns) -> Result<Vec<String>> {
+    if rules_mode().as_deref() == Some("nftables") {
+        return nft_table::rules(ns);
+    }
+    let mut rules = Vec::new();
+    for program in ["iptables-save", "ip6tables-save"] {
+        let text = ns.exec(&[program])?.stdout;
+        let own = text.lines().filter(|line| line.starts_with("-A") && line.contains("KUBE-"));
+        rules.extend(own.map(|line| format!("{program}: {line}")));
+    }
+    Ok(rules)
 }
 
 fn optional(ns: &Netns, command: &[&str]) -> Result<String> {

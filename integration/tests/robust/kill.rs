@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent is killed during a sync. The next agent must reach the same state as an undisturbed one.
 
+use integration::lab::oracle;
+
 use super::*;
 
 const SERVICES: usize = 1000;
@@ -26,11 +28,11 @@ fn objects() -> Vec<Value> {
 /// Everything, without counters, sorted. A dump of virtual servers may name one twice.
 fn state(ns: &Netns) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for command in [&["ipvsadm", "-Sn"][..], &["ipset", "save"], &["iptables-save"], &["ip6tables-save"]] {
-        let text = run(ns, command);
+    for text in [run(ns, &["ipvsadm", "-Sn"]), oracle::sets(ns).unwrap()] {
         let kept = text.lines().filter(|l| l.starts_with('-') || l.starts_with("add "));
         lines.extend(kept.map(|l| l.trim_end().to_owned()));
     }
+    lines.extend(oracle::rules(ns).unwrap());
     let addresses = run(ns, &["ip", "-o", "addr", "show", "dev", "kube-ipvs0"]);
     lines.extend(addresses.lines().filter_map(|l| l.split_whitespace().nth(3)).map(str::to_owned));
     lines.sort();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use integration::lab::traffic::{Connection, NoAnswer, ask_tcp, ask_udp};
-use integration::lab::{Lab, Netns, Setup, at, bound};
+use integration::lab::{Lab, Netns, Setup, at, bound, oracle};
 use integration::objects::{ServiceBuilder, slice};
 use serde_json::{Value, json};
 
@@ -152,7 +152,7 @@ fn change_source_ranges(keep: bool) {
     // ipset shows a full-length range without its length.
     let in_force = |client: &str, there: bool| {
         let entry = format!(",tcp:80,{}", client.split('/').next().unwrap());
-        let sets = node.ns().exec(&["ipset", "save"]).unwrap().stdout;
+        let sets = oracle::sets(node.ns()).unwrap();
         sets.lines().any(|l| l.contains("LOAD-BALANCER-SOURCE-CID") && l.ends_with(&entry)) == there
     };
     // Also how long the end of the test waits for answers that do not come.

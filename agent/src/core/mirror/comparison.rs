@@ -76,8 +76,8 @@ pub struct NodeState {
     pub listeners: Vec<OpenPort>,
     /// Tables of other modes.
     pub nft_tables: PerFamily<NftTables>,
-    /// ipsets with one of our names, which rules mode `nftables` does not use.
-    pub unused_sets: BTreeSet<SetId>,
+    /// Sets with one of our names that the other rules mode has left.
+    pub other_sets: BTreeMap<SetId, ObservedSet>,
 }
 
 /// Tables of nf_tables that this mode does not use.

@@ -242,8 +242,10 @@ impl PlanInput<'_> {
     fn diff_leftovers(&self, family: Family, ops: &mut Vec<Op>) {
         let removal = self.observed.rules[family].leftovers.clone();
         let nft_tables = self.observed.node.nft_tables[family];
-        let sets: BTreeSet<SetId> =
-            self.observed.node.unused_sets.iter().filter(|set| set.family == family).copied().collect();
+        let of_family = self.observed.node.other_sets.keys().filter(|set| set.family == family);
+        // Those of nf_tables go with their table.
+        let are_ipsets = self.settings.rules == RulesMode::Nftables;
+        let sets: BTreeSet<SetId> = of_family.filter(|_| are_ipsets).copied().collect();
         if !removal.is_empty() || !sets.is_empty() || nft_tables != NftTables::default() {
             let is_takeover = self.takeover_pending;
             let leftovers = LeftoversOp { family, removal, sets, nft_tables, is_takeover };

@@ -45,9 +45,10 @@ pub fn is_provably_ours(vs: &VsKey, bound: &Set<IpAddr>, sets: &Map<SetId, Obser
 /// so. Without sets any address of a virtual server may be one.
 pub fn may_be_cluster_ip(observed: &Observed, addr: IpAddr) -> bool {
     let has = |kind: SetKind| {
-        let set = observed.sets.get(&SetId { kind, family: Family::of(addr) });
+        let id = SetId { kind, family: Family::of(addr) };
+        let sets = observed.sets.get(&id).into_iter().chain(observed.node.other_sets.get(&id));
         let is_at = |entry: Entry| matches!(entry, Entry::IpPort(ip, ..) if ip == addr);
-        set.is_some_and(|set| set.members.iter().any(is_at))
+        sets.flat_map(|set| set.members.iter()).any(is_at)
     };
     let is_served = || observed.virtual_servers.keys().any(|key| key.addr == addr);
     has(SetKind::ClusterIp) || (!SetKind::VIPS.into_iter().any(has) && is_served())

@@ -43,7 +43,7 @@ impl Observed {
                 let family = leftovers.family;
                 self.rules[family].leftovers = Removal::default();
                 self.node.nft_tables[family] = NftTables::default();
-                self.node.unused_sets.retain(|set| set.family != family);
+                self.node.other_sets.retain(|set, _| set.family != family);
             }
             Op::Bind(addr) => _ = self.addresses.insert(IpNet::from(*addr)),
             Op::Unbind(net) => _ = self.addresses.remove(net),

@@ -259,8 +259,15 @@ impl NftWriter<'_> {
         self.add("nat-prerouting", [], Action::Jump(SERVICES));
         self.add("nat-output", [], Action::Jump(SERVICES));
         self.add(SERVICES, [self.set(TO_VIP, SetKind::ExternalIp)], Action::Jump(MARK_MASQ));
-        self.add(SERVICES, [Match::In(TO, NODE_ADDRESSES.to_owned())], Action::Jump(NODE_PORT));
-        for kind in SetKind::VIPS {
+        for kind in [SetKind::ExternalIp, SetKind::ExternalIpLocal] {
+            self.add(SERVICES, [self.set(TO_VIP, kind)], Action::KeepDestination);
+        }
+        // Together these are the addresses of the type LOCAL that kube-proxy's rule matches.
+        let own = [NODE_ADDRESSES, SERVICE_RANGES].map(|set| Match::In(TO, set.to_owned()));
+        for local in own.into_iter().chain([self.set(TO, SetKind::IpvsIps)]) {
+            self.add(SERVICES, [local], Action::Jump(NODE_PORT));
+        }
+        for kind in [SetKind::ClusterIp, SetKind::LoadBalancer] {
             self.add(SERVICES, [self.set(TO_VIP, kind)], Action::KeepDestination);
         }
         let mark = self.settings.masquerade_mark;

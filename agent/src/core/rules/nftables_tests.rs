@@ -73,11 +73,13 @@ KUBE-SERVICES
   ip saddr 127.0.0.0/8 return
   ip daddr . meta l4proto . th dport @KUBE-LOAD-BALANCER jump KUBE-LOAD-BALANCER
   ip daddr . meta l4proto . th dport @KUBE-EXTERNAL-IP jump KUBE-MARK-MASQ
-  ip daddr @node-addresses jump KUBE-NODE-PORT
-  ip daddr . meta l4proto . th dport @KUBE-LOAD-BALANCER dnat to ip daddr
-  ip daddr . meta l4proto . th dport @KUBE-CLUSTER-IP dnat to ip daddr
   ip daddr . meta l4proto . th dport @KUBE-EXTERNAL-IP dnat to ip daddr
   ip daddr . meta l4proto . th dport @KUBE-EXTERNAL-IP-LOCAL dnat to ip daddr
+  ip daddr @node-addresses jump KUBE-NODE-PORT
+  ip daddr @service-ranges jump KUBE-NODE-PORT
+  ip daddr @KUBE-IPVS-IPS jump KUBE-NODE-PORT
+  ip daddr . meta l4proto . th dport @KUBE-CLUSTER-IP dnat to ip daddr
+  ip daddr . meta l4proto . th dport @KUBE-LOAD-BALANCER dnat to ip daddr
 KUBE-SOURCE-RANGES-FIREWALL
   ip daddr . meta l4proto . th dport . ip saddr/8 . 8 @KUBE-LOAD-BALANCER-SOURCE-CIDR return
   ip daddr . meta l4proto . th dport . ip saddr/24 . 24 @KUBE-LOAD-BALANCER-SOURCE-CIDR return
