@@ -221,13 +221,13 @@ fn remove_leftovers(filter: &mut NftFilter, leftovers: &LeftoversOp) -> Result<(
     nft_tables::remove_all(family, leftovers.nft_tables)?;
     if !leftovers.sets.is_empty() {
         let failed = |error: &(dyn Error + 'static)| {
-            OpError::plain(Cause::Other, format!("cannot remove ipsets: {}", words::causes(error)))
+            OpError::uncertain(Cause::Other, format!("cannot remove ipsets: {}", words::causes(error)))
         };
         let mut client = IpsetClient::open_untyped().map_err(|error| failed(&error))?;
         for set in &leftovers.sets {
-            client
-                .destroy_soon(*set)
-                .map_err(|why| OpError::plain(Cause::InUse, format!("cannot remove ipset {set}: {why}")))?;
+            client.destroy_soon(*set).map_err(|why| {
+                OpError::uncertain(Cause::InUse, format!("cannot remove ipset {set}: {why}"))
+            })?;
         }
         tracing::info!(%family, sets = leftovers.sets.len(), "removed ipsets that are not in use");
     }

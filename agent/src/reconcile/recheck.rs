@@ -40,7 +40,11 @@ impl Recheck {
             Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => _ = self.servers.insert(*vs),
             Subject::Entry(set, _) | Subject::Set(set) => self.add_part(Part::Set(*set)),
             Subject::Address(_) | Subject::Network(_) | Subject::Device => self.add_part(Part::Addresses),
-            Subject::Rules(family) | Subject::Leftovers(family) => self.add_part(Part::Rules(*family)),
+            Subject::Rules(family) => self.add_part(Part::Rules(*family)),
+            Subject::Leftovers(family) => {
+                self.add_part(Part::Rules(*family));
+                self.add_part(Part::Node);
+            }
             Subject::Sysctl(_) | Subject::Timeouts | Subject::Route(_) => self.add_part(Part::Node),
             Subject::Reading(part) => self.add_part(*part),
             Subject::Flows(_) => {}

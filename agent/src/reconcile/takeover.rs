@@ -40,8 +40,7 @@ impl Takeover {
             }
             observed.rules[family].leftovers.kept.iter().for_each(|chain| {
                 tracing::warn!(
-                    "chain {chain} of another kube-proxy mode is still referenced, not removed; delete the rule that \
-                     jumps to it"
+                    "{chain}, so this chain of another kube-proxy mode is not removed; delete the rule that jumps to it"
                 );
             });
         }

@@ -12,6 +12,17 @@ fn fresh() -> BTreeMap<String, Vec<String>> {
     state(cluster.node.ns())
 }
 
+/// Waits for the state of a fresh node.
+fn wait_for_state(setup: &Setup<'_>, ns: &Netns, expected: &BTreeMap<String, Vec<String>>) {
+    let done = setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == *expected);
+    if let Err(error) = done {
+        let state = state(ns);
+        let keys = state.keys().chain(expected.keys()).filter(|key| state.get(*key) != expected.get(*key));
+        let differ: Vec<_> = keys.map(|key| (key, state.get(key), expected.get(key))).collect();
+        panic!("{error}\nthe state, and the expected one: {differ:#?}");
+    }
+}
+
 /// Starts the agent while established connections are used and new ones are opened. Returns the agent when `done`.
 fn take_over<'a>(
     cluster: &'a Cluster,
@@ -41,8 +52,7 @@ fn from_the_ipvs_mode_of_kube_proxy() {
     let _backends = cluster.backends();
     fixture::ipvs_mode(cluster.node.ns());
     let setup = take_over(&cluster, &cluster.askers(), || true);
-    let same = || state(cluster.node.ns()) == expected;
-    setup.wait_within(LIMIT, "the state of a fresh node", same).unwrap();
+    wait_for_state(&setup, cluster.node.ns(), &expected);
     assert!(!setup.agent.log().contains("another kube-proxy mode"), "there was none: {}", setup.agent.log());
 }
 
@@ -55,7 +65,7 @@ fn from_the_iptables_mode() {
     fixture::iptables_mode(ns, true);
     let gone = || !saved(ns).contains("KUBE-SEP-");
     let mut setup = take_over(&cluster, &cluster.askers(), gone);
-    setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == expected).unwrap();
+    wait_for_state(&setup, ns, &expected);
     let said = |setup: &Setup<'_>| setup.agent.log().matches("of another kube-proxy mode").count();
     assert_eq!(said(&setup), 2, "once for each family: {}", setup.agent.log());
     // IPVS balances new connections now.
@@ -87,7 +97,7 @@ fn from_the_nftables_mode() {
     assert_eq!(vips.len(), 4);
     let setup = take_over(&cluster, &vips, || !tables().contains("kube-proxy"));
     assert!(tables().contains("table ip mine"), "{}", tables());
-    setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == expected).unwrap();
+    wait_for_state(&setup, ns, &expected);
     let log = setup.agent.log();
     assert_eq!(log.matches("removed the nftables table kube-proxy").count(), 2, "{log}");
 }

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use integration::lab::traffic::{Backend, Connection};
-use integration::lab::{Host, Lab, Netns, Node, Pod, Setup, agent_binary, at};
-use integration::objects::{ServiceBuilder, slice};
+use integration::lab::{Host, Lab, Netns, Node, Pod, Setup, agent_binary, at, oracle};
+use integration::objects::{ServiceBuilder, rules_mode, slice};
 use serde_json::{Value, json};
 
 /// Limit for an answer. Generous: no test measures it.
@@ -124,6 +124,11 @@ fn state(ns: &Netns) -> BTreeMap<String, Vec<String>> {
             }
         }
     }
+    if rules_mode().is_some() {
+        state.insert("nft rules".to_owned(), oracle::rules(ns).unwrap());
+        let sets = oracle::sets(ns).unwrap().lines().map(str::to_owned).collect();
+        state.insert("nft sets".to_owned(), sets);
+    }
     for line in run(&["ipset", "save"]).lines() {
         // Every hash table starts with another seed.
         let line = line.split(" bucketsize").next().unwrap();
@@ -138,7 +143,7 @@ fn state(ns: &Netns) -> BTreeMap<String, Vec<String>> {
         "links".to_owned(),
         links.lines().filter_map(|l| l.split(": ").nth(1)).map(str::to_owned).collect(),
     );
-    for list in ["ipset", "ipvs"] {
+    for list in ["ipset", "ipvs", "nft sets"] {
         state.entry(list.to_owned()).or_default().sort();
     }
     state

@@ -218,13 +218,18 @@ impl PlanInput<'_> {
         let either = |kind: SetKind| is_wanted(kind) || self.observed.has_members(kind, family);
         let existing = self.observed.node.routes.iter().filter(is_own).copied();
         let mut meanwhile = build(&either, &existing.chain(routes).collect());
-        let mut takes_over = false;
-        if by_iptables {
+        let takes_over = if by_iptables {
             keep_closed(&has.chains, &mut meanwhile);
-            takes_over = keep_dispatch(&has.chains, &mut meanwhile) && self.takeover_pending;
+            keep_dispatch(&has.chains, &mut meanwhile) && self.takeover_pending
         } else {
             nftables::keep_protected(&has.chains, &mut meanwhile);
-        }
+            let others = !has.leftovers.is_empty() || self.observed.node.nft_tables[family].kube_proxy;
+            let takes_over = others && self.takeover_pending;
+            if takes_over {
+                nftables::keep_dispatch(&mut meanwhile);
+            }
+            takes_over
+        };
         let write = |chains, jumps, tidy| {
             let is_takeover = takes_over && tidy;
             Op::WriteRules(Box::new(RulesOp { family, chains, jumps, tidy, is_takeover }))

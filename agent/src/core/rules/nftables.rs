@@ -226,6 +226,13 @@ pub fn keep_protected(has: &Chains, meanwhile: &mut Chains) {
     meanwhile.splice(at..at, kept);
 }
 
+/// Other kube-proxy modes change the destination of packets to VIPs until IPVS is programmed.
+pub fn keep_dispatch(meanwhile: &mut Chains) {
+    if let Some(services) = meanwhile.get_mut(&key(SERVICES)) {
+        services.retain(|rule| !rule.contains(" dnat to "));
+    }
+}
+
 /// Writes the rules of one family.
 struct NftWriter<'a> {
     family: Family,

@@ -108,6 +108,10 @@ pub fn target(rule: &str) -> Option<&str> {
     words.next()
 }
 
+fn without_handle(rule: &str) -> &str {
+    rule.split(HANDLE).next().unwrap_or(rule)
+}
+
 fn comment(rule: &str) -> Option<&str> {
     let rest = rule.split_once("--comment ")?.1;
     match rest.strip_prefix('"') {
@@ -131,7 +135,7 @@ impl Extent {
     fn has_jump(self, table: &str, from: &str, rule: &str) -> bool {
         let Some(to) = target(rule) else { return false };
         let exactly = || {
-            let spec = rule.split(HANDLE).next().unwrap_or(rule);
+            let spec = without_handle(rule);
             JUMPS.iter().any(|jump| jump.table.name() == table && jump.from == from && jump.spec() == spec)
         };
         let kube_proxys = || comment(rule).is_some_and(|comment| COMMENTS.contains(&comment));
@@ -167,6 +171,7 @@ pub fn find_removal(text: &str, extent: Extent) -> Removal {
             if extent.has_jump(table, from, rule) {
                 found.rules.push(((*from).to_owned(), (*rule).to_owned()));
             } else if let Some(to) = to.filter(|_| !extent.is_rewritten(table, from)) {
+                let rule = without_handle(rule);
                 removal.kept.push(format!("chain {to} of table {table}: `-A {from} {rule}` jumps to it"));
                 used.push(to);
             }

@@ -68,7 +68,7 @@ pub fn remove_all(family: Family, tables: NftTables) -> Result<(), OpError> {
     for table in tables.names() {
         let failed = |error: &(dyn std::error::Error + 'static)| {
             let causes = words::causes(error);
-            OpError::plain(Cause::Other, format!("cannot remove the nftables table {table}: {causes}"))
+            OpError::uncertain(Cause::Other, format!("cannot remove the nftables table {table}: {causes}"))
         };
         let mut client = Client::open().map_err(|error| failed(&error))?;
         remove(&mut client, family, table).map_err(|error| failed(&error))?;

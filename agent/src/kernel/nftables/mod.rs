@@ -113,7 +113,9 @@ impl NftFilter {
     /// # Errors
     /// When the kernel refuses; nothing is removed then.
     pub fn remove_leftovers(&mut self, family: Family, removal: &Removal) -> Result<(), OpError> {
-        self.commit(removal_commands(family, removal)).map_err(|error| commit_error(&error))
+        let removed = self.commit(removal_commands(family, removal));
+        // Another program may have changed one of them.
+        removed.map_err(|error| OpError { uncertain: true, ..commit_error(&error) })
     }
 
     /// Reads a set; `None`: it does not exist.

@@ -4,7 +4,8 @@
 
 use std::fmt::Write as _;
 
-use nftables_netlink::{Chain, Client, Command, Error, Expression, Scope, Verdict, userdata};
+use nftables_netlink::netlink_batch::{AttributeIter, text};
+use nftables_netlink::{Chain, Client, Command, Error, Expression, Rule, Scope, Verdict, userdata};
 
 use super::compile::nft_family;
 use crate::core::model::Family;
@@ -20,28 +21,50 @@ const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 /// # Errors
 /// When the rules cannot be read.
 pub fn save_text(client: &mut Client, family: Family, chains: &[Chain]) -> Result<String, Error> {
-    let mut text = String::new();
+    let mut saved = String::new();
     for table in TABLES {
         let in_table = || chains.iter().filter(|chain| chain.table == table);
         if !in_table().any(|chain| is_ours(table, &chain.name) || is_of_other_modes(table, &chain.name)) {
             continue;
         }
-        let _ = writeln!(text, "*{table}");
-        in_table().for_each(|chain| _ = writeln!(text, ":{} - [0:0]", chain.name));
+        let _ = writeln!(saved, "*{table}");
+        in_table().for_each(|chain| _ = writeln!(saved, ":{} - [0:0]", chain.name));
         for rule in client.rules(Scope::Table(nft_family(family), table))? {
-            let comment = userdata::comment_of(&rule.userdata).unwrap_or_default();
+            let comment = comment(&rule);
             let to = rule.expressions.iter().find_map(|expression| match expression {
                 Expression::Verdict(Verdict::Jump(to) | Verdict::Goto(to)) => Some(to),
                 _ => None,
             });
             if let (Some(to), Some(handle)) = (to, rule.handle) {
                 let spec = format!("-m comment --comment \"{comment}\" -j {to}{HANDLE}{handle}");
-                let _ = writeln!(text, "-A {} {spec}", rule.chain);
+                let _ = writeln!(saved, "-A {} {spec}", rule.chain);
             }
         }
-        text.push_str("COMMIT\n");
+        saved.push_str("COMMIT\n");
     }
-    Ok(text)
+    Ok(saved)
+}
+
+/// The comment of a rule: newer versions of iptables keep it as data for user space, older ones as a match.
+fn comment(rule: &Rule) -> String {
+    let in_match = || rule.expressions.iter().find_map(match_comment);
+    userdata::comment_of(&rule.userdata).or_else(in_match).unwrap_or_default()
+}
+
+/// The text of the match `comment` (`enum nft_match_attributes`, `struct xt_comment_info`).
+fn match_comment(expression: &Expression) -> Option<String> {
+    const NAME: u16 = 1;
+    const INFO: u16 = 3;
+    let Expression::Other { name, data } = expression else { return None };
+    let (mut is_comment, mut info) = (false, None);
+    for attribute in AttributeIter::new(data).filter(|_| name == "match") {
+        match attribute.ok()? {
+            (NAME, value) => is_comment = text(value) == "comment",
+            (INFO, value) => info = Some(text(value)),
+            _ => {}
+        }
+    }
+    info.filter(|_| is_comment)
 }
 
 /// The commands that remove what was found in the text of [`save_text`]; together they are atomic.
