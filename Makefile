@@ -35,9 +35,10 @@ build: ## Build the agent: target/release/kube-ipvs
 	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs -- -C target-feature=+crt-static \
 		-C link-arg=-Wl,-z,pack-relative-relocs
 
-image: build ## Build the image target/image/kube-ipvs.tar, for docker load, podman load or ctr images import
+image: build ## Build the images target/image/kube-ipvs.tar and kube-ipvs-nftables.tar, for docker load, podman load or ctr images import
 	image/base-root $(TARGET)/image/base
 	image/pack $(TARGET)/image/base $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs.tar
+	image/pack --scratch $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs-nftables.tar
 
 tools:
 	@integration/guest/install.sh

@@ -8,7 +8,7 @@
 mod agent;
 mod command;
 mod netns;
-mod nft_table;
+pub mod nft_table;
 pub mod oracle;
 mod setup;
 mod topology;

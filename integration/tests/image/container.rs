@@ -48,6 +48,15 @@ pub struct Image {
 impl Image {
     /// Unpacks the image. Its agents read `objects` from a file.
     pub fn unpack(objects: &Value) -> Result<Self> {
+        Self::of("kube-ipvs.tar", "base/config.conf", objects)
+    }
+
+    /// Unpacks the image without a base, for rules mode `nftables`.
+    pub fn unpack_nftables(objects: &Value) -> Result<Self> {
+        Self::of("kube-ipvs-nftables.tar", "nftables/config.conf", objects)
+    }
+
+    fn of(archive: &str, config: &str, objects: &Value) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let folder = |name: &str| -> Result<PathBuf> {
             let path = dir.path().join(name);
@@ -55,10 +64,10 @@ impl Image {
             Ok(path)
         };
         let root = folder("root")?;
-        let image_env = unpack(&built("image/kube-ipvs.tar")?, &root)?;
+        let image_env = unpack(&built(&format!("image/{archive}"))?, &root)?;
         write_objects(&folder("objects")?.join("objects.json"), objects)?;
         let (ours, kubeadms) = (folder("config")?, folder("kube-proxy")?);
-        for (file, folder) in [("base/config.conf", &ours), ("examples/config.yaml", &kubeadms)] {
+        for (file, folder) in [(config, &ours), ("examples/config.yaml", &kubeadms)] {
             let text = fs::read_to_string(Path::new(MANIFESTS).join(file))?;
             // The size of the connection table cannot be set in a network namespace that is not the first.
             fs::write(folder.join("config.conf"), text + "conntrack: {maxPerCore: 0}\n")?;
@@ -72,6 +81,29 @@ impl Image {
             host_paths: BTreeMap::from([("/lib/modules".to_owned(), modules()?)]),
         };
         Ok(Self { dir, host, containers: Cell::new(0) })
+    }
+
+    /// The files and links of the image, with the target of each link.
+    pub fn files(&self) -> Result<BTreeMap<PathBuf, Option<PathBuf>>> {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![self.host.root.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder)? {
+                let path = entry?.path();
+                if path.is_dir() && !path.is_symlink() {
+                    folders.push(path);
+                    continue;
+                }
+                let target = path.is_symlink().then(|| fs::read_link(&path)).transpose()?;
+                files.insert(path.strip_prefix(&self.host.root)?.to_owned(), target);
+            }
+        }
+        Ok(files)
+    }
+
+    /// The size of a file of the image.
+    pub fn size(&self, path: &str) -> Result<u64> {
+        Ok(fs::metadata(self.host.root.join(path))?.len())
     }
 
     /// Starts a container of a pod as in the manifest, with objects from a file.
@@ -171,6 +203,14 @@ impl Container {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
         Ok(pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
+    }
+
+    /// The page faults of processes that it started and that have ended. 0: it has started none.
+    pub fn faults_of_children(&self) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
+        // The name of the program, in parentheses, can have spaces. `cminflt` is the ninth field after it.
+        let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+        fields.split_whitespace().nth(8).context("cminflt")?.parse().context("cminflt")
     }
 
     /// Runs a command in its mount namespace, with the privileges of this process.

@@ -7,17 +7,22 @@
 mod container;
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use container::{Container, Image, manifest};
 use integration::lab::oracle::http_get;
-use integration::lab::{Lab, Netns, Node, bound};
+use integration::lab::{Lab, Netns, Node, bound, nft_table};
 use integration::objects::{list, node, service, slice};
 use k8s_openapi::api::core::v1::{Capabilities, PodSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
+const NET_ADMIN: u64 = 1 << 12;
+const NET_RAW: u64 = 1 << 13;
+/// The limit for the files of the image without a base, in bytes.
+const SMALL: u64 = 13_000_000;
 const HINT: &str = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n";
 
 fn objects(of: &Node) -> Value {
@@ -42,8 +47,8 @@ fn rules(ns: &Netns, program: &str) -> String {
     ns.exec(&[program]).unwrap().stdout
 }
 
-/// Whether everything that the Service needs is in the kernel, by the output of the kernel's tools.
-fn wait_programmed(ns: &Netns, container: &Container) {
+/// Waits until the Service's virtual servers and addresses are in the kernel, by the output of the kernel's tools.
+fn wait_balanced(ns: &Netns, container: &Container) {
     let wanted = ["10.96.0.10", "fd00:96::10", "203.0.113.7"].map(|ip| ip.parse().unwrap());
     wait_for("binding", container, || wanted.iter().all(|ip| bound(ns).contains(ip)));
     let servers = ns.exec(&["ipvsadm", "-Sn"]).unwrap().stdout;
@@ -53,6 +58,11 @@ fn wait_programmed(ns: &Netns, container: &Container) {
     ] {
         assert!(servers.contains(line), "no {line} in\n{servers}");
     }
+}
+
+/// Waits until everything that the Service needs is in the kernel, with the sets as ipsets.
+fn wait_programmed(ns: &Netns, container: &Container) {
+    wait_balanced(ns, container);
     let sets = ns.exec(&["ipset", "save", "KUBE-CLUSTER-IP"]).unwrap().stdout;
     assert!(sets.contains("add KUBE-CLUSTER-IP 10.96.0.10,tcp:80"), "{sets}");
 }
@@ -89,6 +99,24 @@ fn prepared(image: &Image, of: &Node, name: &str) -> PodSpec {
     pod
 }
 
+/// The privileges of a container's process in the kernel: these capabilities and no others.
+fn check_privileges(container: &Container, capabilities: u64) {
+    let status = container.status().unwrap();
+    let capabilities = format!("{capabilities:016x}");
+    for (field, expected) in [
+        ("CapInh", "0000000000000000"),
+        ("CapPrm", &capabilities),
+        ("CapEff", &capabilities),
+        ("CapBnd", &capabilities),
+        ("CapAmb", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        // A filter.
+        ("Seccomp", "2"),
+    ] {
+        assert_eq!(status.get(field).map(String::as_str), Some(expected), "{field} of {status:?}");
+    }
+}
+
 #[test]
 fn the_image_works_with_only_the_privileges_of_the_manifest() {
     let lab = Lab::new().unwrap();
@@ -107,21 +135,8 @@ fn the_image_works_with_only_the_privileges_of_the_manifest() {
     );
     assert!(!rules(ns, "iptables-legacy-save").contains("KUBE-SERVICES"));
 
-    // The capabilities of the process in the kernel.
-    let status = container.status().unwrap();
-    let net_admin_and_raw = format!("{:016x}", (1 << 12) | (1 << 13));
-    for (field, expected) in [
-        ("CapInh", "0000000000000000"),
-        ("CapPrm", &net_admin_and_raw),
-        ("CapEff", &net_admin_and_raw),
-        ("CapBnd", &net_admin_and_raw),
-        ("CapAmb", "0000000000000000"),
-        ("NoNewPrivs", "1"),
-        // A filter.
-        ("Seccomp", "2"),
-    ] {
-        assert_eq!(status.get(field).map(String::as_str), Some(expected), "{field} of {status:?}");
-    }
+    check_privileges(&container, NET_ADMIN | NET_RAW);
+    assert_ne!(container.faults_of_children().unwrap(), 0, "it starts iptables");
     // Not even this test, which is root with every capability, can write where the container is.
     for path in
         ["/x", "/etc/os-release", "/etc/kube-ipvs/config.conf", "/proc/sys/net/ipv4/ip_forward", "/sys/x"]
@@ -215,4 +230,52 @@ fn the_daemon_set_of_kubeadm_works_with_only_the_image_changed() {
     let container = image.start(other.ns(), &pod, &pod.containers[0]).unwrap();
     wait_programmed(other.ns(), &container);
     wait_probes(other.ns(), &pod, &container);
+}
+
+#[test]
+fn the_image_without_a_base_holds_the_binary_and_its_second_name() {
+    let image = Image::unpack_nftables(&list(Vec::new())).unwrap();
+    let files = image.files().unwrap();
+    let expected = [("kube-ipvs", None), ("kube-proxy", Some(PathBuf::from("kube-ipvs")))];
+    let expected = expected.map(|(name, target)| (PathBuf::from("usr/local/bin").join(name), target));
+    assert_eq!(files.into_iter().collect::<Vec<_>>(), expected);
+    let size = image.size("usr/local/bin/kube-ipvs").unwrap();
+    assert!(size <= SMALL, "{size} bytes");
+}
+
+#[test]
+fn the_image_without_a_base_works_with_net_admin_and_without_programs() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let image = Image::unpack_nftables(&objects(&node)).unwrap();
+    let ns = node.ns();
+    let pod = prepared(&image, &node, "nftables");
+    assert_eq!(ns.sysctl("net.ipv4.vs.conntrack").unwrap(), "1", "the init container set it");
+    let container = image.start(ns, &pod, &pod.containers[0]).unwrap();
+    wait_balanced(ns, &container);
+    wait_probes(ns, &pod, &container);
+    let sets = nft_table::sets(ns).unwrap();
+    for member in ["add KUBE-CLUSTER-IP 10.96.0.10,tcp:80", "add KUBE-6-CLUSTER-IP fd00:96::10,tcp:80"] {
+        assert!(sets.contains(member), "no {member} in\n{sets}");
+    }
+    let written = nft_table::rules(ns).unwrap();
+    for family in ["ip ", "ip6 "] {
+        assert!(written.iter().any(|rule| rule.starts_with(family)), "{family}: {written:#?}");
+    }
+    for program in
+        ["iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"]
+    {
+        assert!(!rules(ns, program).contains("KUBE-"), "{program}");
+    }
+    assert_eq!(ns.exec(&["ipset", "list", "-n"]).unwrap().stdout, "", "no ipset");
+    check_privileges(&container, NET_ADMIN);
+    let is_number = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    let processes: Vec<String> = container
+        .enter_files(|| {
+            let names = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter_map(|name| name.into_string().ok()).filter(|name| is_number(name)).collect()
+        })
+        .unwrap();
+    assert_eq!(processes, ["1"], "only the agent runs");
+    assert_eq!(container.faults_of_children().unwrap(), 0, "it started no process");
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube_ipvs::config::{Config, ConfigFlags};
+use kube_ipvs::core::model::settings::RulesMode;
 use serde_json::json;
 
 use super::*;
@@ -34,7 +35,7 @@ fn config_maps(objects: &[Manifest]) -> BTreeMap<String, BTreeMap<String, String
 
 #[test]
 fn every_field_is_known_to_kubernetes() {
-    for name in ["kube-ipvs", "kubeadm", "coexist", "monitoring"] {
+    for name in ["kube-ipvs", "kubeadm", "coexist", "nftables", "monitoring"] {
         assert!(!rendered(name).is_empty(), "{name}");
     }
 }
@@ -103,7 +104,7 @@ fn probed(container: &Container, probe: Option<&Probe>) -> (String, i32) {
 
 #[test]
 fn pods_are_complete_and_probed_on_the_health_port() {
-    for (name, port) in [("kube-ipvs", 10256), ("kubeadm", 10256), ("coexist", 10356)] {
+    for (name, port) in [("kube-ipvs", 10256), ("kubeadm", 10256), ("coexist", 10356), ("nftables", 10256)] {
         let set = daemon_set(&rendered(name));
         let (spec, pod) = (set.spec.clone().unwrap(), pod(&set));
         let labels = spec.template.metadata.unwrap().labels.unwrap();
@@ -134,9 +135,12 @@ fn prometheus_scrapes_every_variant_at_its_port() {
     // Without a number: each pod's own, and brackets for IPv6 are Prometheus' own work.
     assert_eq!(endpoints[0]["port"], "metrics");
     assert!(!endpoints[0].to_string().contains("__address__"));
-    for (name, variant, port) in
-        [("kube-ipvs", "base", 10249), ("kubeadm", "kubeadm", 10249), ("coexist", "coexist", 10349)]
-    {
+    for (name, variant, port) in [
+        ("kube-ipvs", "base", 10249),
+        ("kubeadm", "kubeadm", 10249),
+        ("coexist", "coexist", 10349),
+        ("nftables", "nftables", 10249),
+    ] {
         let objects = rendered(name);
         let set = daemon_set(&objects);
         let labels = set.spec.clone().unwrap().template.metadata.unwrap().labels.unwrap();
@@ -156,7 +160,13 @@ fn prometheus_scrapes_every_variant_at_its_port() {
 
 #[test]
 fn only_the_init_container_is_privileged() {
-    for name in ["kube-ipvs", "kubeadm", "coexist"] {
+    let with_iptables: &[&str] = &["NET_ADMIN", "NET_RAW"];
+    for (name, added) in [
+        ("kube-ipvs", with_iptables),
+        ("kubeadm", with_iptables),
+        ("coexist", with_iptables),
+        ("nftables", &["NET_ADMIN"]),
+    ] {
         let pod = pod(&daemon_set(&rendered(name)));
         let init = pod.init_containers.clone().unwrap();
         let [init] = &init[..] else { panic!("{name}: one init container") };
@@ -171,15 +181,34 @@ fn only_the_init_container_is_privileged() {
         assert_eq!(context.seccomp_profile.unwrap().type_, "RuntimeDefault", "{name}");
         let capabilities = context.capabilities.unwrap();
         assert_eq!(capabilities.drop.unwrap(), ["ALL"], "{name}");
-        assert_eq!(capabilities.add.unwrap(), ["NET_ADMIN", "NET_RAW"], "{name}");
+        assert_eq!(capabilities.add.unwrap(), added, "{name}");
         let mounts = pod.containers[0].volume_mounts.clone().unwrap();
         assert!(!mounts.iter().any(|m| m.mount_path == "/lib/modules"), "{name}: modules are for the start");
     }
 }
 
 #[test]
+fn the_image_without_a_base_is_used_with_rules_mode_nftables_alone() {
+    for name in ["kube-ipvs", "kubeadm", "coexist", "nftables"] {
+        let (objects, without_base) = (rendered(name), name == "nftables");
+        let pod = pod(&daemon_set(&objects));
+        for container in pod.init_containers.iter().flatten().chain(&pod.containers) {
+            assert_eq!(container.image.as_ref().unwrap().ends_with("-nftables"), without_base, "{name}");
+        }
+        for file in config_maps(&objects).values().filter_map(|map| map.get("config.conf")) {
+            let rules = Config::parse(file, &ConfigFlags::default()).unwrap().settings.rules;
+            assert_eq!(rules == RulesMode::Nftables, without_base, "{name}");
+        }
+        // What only programs use.
+        let mut volumes = pod.volumes.iter().flatten().map(|volume| volume.name.as_str());
+        let of_programs = volumes.any(|name| name.contains("modules") || name == "xtables-lock");
+        assert_eq!(of_programs, !without_base, "{name}");
+    }
+}
+
+#[test]
 fn config_maps_exist_and_the_agent_parses_them() {
-    for name in ["kube-ipvs", "coexist"] {
+    for name in ["kube-ipvs", "coexist", "nftables"] {
         let objects = rendered(name);
         let (maps, pod) = (config_maps(&objects), pod(&daemon_set(&objects)));
         let volume = pod.volumes.iter().flatten().find_map(|v| v.config_map.clone()).unwrap();
