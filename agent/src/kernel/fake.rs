@@ -20,8 +20,8 @@ use crate::core::model::{Family, ONE_PACKET, PERSISTENT, PerFamily, RsKey, VsKey
 use crate::core::plan::op::{Op, OpKind};
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
-use crate::core::rules::references_set;
 use crate::core::rules::save::ObservedRules;
+use crate::core::rules::{nftables, references_set};
 use crate::lock::lock;
 
 /// Calls of a fake kernel, for tests that assert counts.
@@ -50,6 +50,8 @@ pub struct FakeKernel {
     pub state: Observed,
     /// Calls so far.
     pub counts: OpCounts,
+    /// Sets grow by themselves, as those of nf_tables.
+    pub sets_grow: bool,
     fail_next: Vec<OpKind>,
     /// Subjects whose ops fail until [`Self::accept`].
     refused: HashMap<Subject, OpError>,
@@ -234,7 +236,8 @@ impl FakeKernel {
     fn check_room(&self, set: SetId, entry: &Entry) -> Result<(), OpError> {
         self.check_set(set)?;
         let state = &self.state.sets[&set];
-        let full = state.members.len() >= state.capacity as usize && !state.members.contains(entry);
+        let has_room = self.sets_grow || state.members.len() < state.capacity as usize;
+        let full = !has_room && !state.members.contains(entry);
         if full { Err(OpError::plain(Cause::Full, "full")) } else { Ok(()) }
     }
 
@@ -253,13 +256,18 @@ impl FakeKernel {
         let guarded = |net: &&IpNet| {
             let family = Family::of(net.addr());
             let rules = &self.state.rules[family];
+            let has = |text: &str| text.parse().is_ok_and(|range: IpNet| range.contains(*net));
             let rejected = |rule: &String| {
-                let rejected = rule.strip_prefix("-d ").and_then(|rule| rule.split(' ').next()?.parse().ok());
-                rejected.is_some_and(|rejected: IpNet| rejected.contains(*net)) && rule.contains(" -j REJECT")
+                let rejects = rule.contains(" -j REJECT");
+                rejects && rule.strip_prefix("-d ").and_then(|rule| rule.split(' ').next()).is_some_and(has)
             };
-            rules.broken_jumps().is_empty()
-                && !rules.chains.is_empty()
-                && (self.state.has_entry(SetId { kind: SetKind::IpvsIps, family }, &Entry::Ip(net.addr()))
+            let ranges = rules.chains.get(&nftables::set_key(nftables::SERVICE_RANGES));
+            let is_in_range = ranges.into_iter().flatten().any(|range| has(range));
+            let jumps = rules.broken_jumps().is_empty() && !rules.chains.is_empty();
+            let filters = jumps || rules.chains.contains_key(&nftables::key("filter-input"));
+            filters
+                && (is_in_range
+                    || self.state.has_entry(SetId { kind: SetKind::IpvsIps, family }, &Entry::Ip(net.addr()))
                     || rules.chains.values().flatten().any(rejected))
         };
         let routes = &self.state.node.routes;

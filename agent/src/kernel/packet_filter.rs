@@ -30,9 +30,10 @@ use crate::words;
 const IPSET_MODULE: &str = "/sys/module/ip_set";
 
 /// Where sets and rules are.
+#[allow(clippy::large_enum_variant, reason = "there is one for each agent")]
 pub(super) enum PacketFilter {
     Iptables { sets: IpsetClient, iptables: Iptables, rules: Rules },
-    Nftables { filter: Box<NftFilter>, ports: OwnPorts },
+    Nftables { filter: NftFilter, ports: OwnPorts },
 }
 
 impl PacketFilter {
@@ -51,7 +52,7 @@ impl PacketFilter {
                 let filter = NftFilter::open(settings).context("nf_tables is not usable")?;
                 let ports = OwnPorts::default();
                 ports.add(filter.port_number());
-                Ok(Self::Nftables { filter: Box::new(filter), ports })
+                Ok(Self::Nftables { filter, ports })
             }
         }
     }

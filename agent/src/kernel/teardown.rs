@@ -7,7 +7,7 @@ use dummy_iface::DummyDevice;
 use ipvs_netlink as ipvs;
 use ipvs_netlink::ErrorKind;
 use netlink_batch::Error as Netlink;
-use nftables_netlink::Scope;
+use nftables_netlink::{Command, CommitError, Scope};
 
 use super::host::routes::Routes;
 use super::iptables::Iptables;
@@ -22,6 +22,7 @@ use crate::core::model::sets::SetId;
 use crate::core::plan::cleanup_plan::{CleanupStep, Found};
 use crate::core::plan::outcome::{Cause, OpError};
 use crate::core::plan::ownership::DEVICE;
+use crate::core::rules::nftables::{SERVICES, TABLE};
 use crate::words::causes;
 
 /// Clients of the kernel; `None`: the kernel lacks the subsystem.
@@ -114,6 +115,15 @@ impl Teardown {
     /// Why it could not be removed.
     pub fn run(&mut self, step: &CleanupStep) -> Result<(), String> {
         match step {
+            CleanupStep::NftServices(family) => {
+                let (table, chain) = (TABLE.to_owned(), SERVICES.to_owned());
+                let flush = Command::FlushChain { family: nft_family(*family), table, chain };
+                match self.nft.commit(&[flush].into_iter().collect()) {
+                    // An incomplete table has no such chain.
+                    Err(CommitError::Refused { .. }) | Ok(()) => Ok(()),
+                    Err(error) => Err(causes(&error)),
+                }
+            }
             CleanupStep::Device(_) => self.device.delete().map(drop).map_err(|error| causes(&error)),
             CleanupStep::Route(net) => self.routes.remove(*net).map_err(|error| causes(&error)),
             CleanupStep::Server(vs) => match self.ipvs.as_mut().map(|ipvs| ipvs.del_service(&service_id(vs)))

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::node;
 use crate::core::model::Node;
+use crate::core::model::settings::RulesMode;
 use crate::source::decode::decode;
 use crate::store::{Kind, Object, Store};
 
@@ -20,11 +21,13 @@ pub struct Cluster {
     pub node: Node,
     /// The networks whose ClusterIPs are local by a route, which the agent learns when it starts.
     pub routed: Vec<IpNet>,
+    /// The rules mode of the agent.
+    pub rules: RulesMode,
 }
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), node: node(), routed: Vec::new() }
+        Self { objects: BTreeMap::new(), node: node(), routed: Vec::new(), rules: RulesMode::default() }
     }
 }
 

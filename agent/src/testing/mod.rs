@@ -20,7 +20,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::core::model::Node;
-use crate::core::model::settings::{LocalTraffic, Settings, Sysctl, Timeouts};
+use crate::core::model::settings::{LocalTraffic, RulesMode, Settings, Sysctl, Timeouts};
 use crate::core::plan::op::Plan;
 use crate::core::plan::retries::Retries;
 use crate::inbox::Inbox;
@@ -96,11 +96,13 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent on `kernel`.
     pub fn start(kernel: FakeKernel, cluster: &Cluster) -> Self {
-        Self::with_settings(kernel, cluster, Settings { routed: cluster.routed.clone(), ..settings() })
+        let (routed, rules) = (cluster.routed.clone(), cluster.rules);
+        Self::with_settings(kernel, cluster, Settings { routed, rules, ..settings() })
     }
 
     /// Starts an agent with these settings.
-    pub fn with_settings(kernel: FakeKernel, cluster: &Cluster, settings: Settings) -> Self {
+    pub fn with_settings(mut kernel: FakeKernel, cluster: &Cluster, settings: Settings) -> Self {
+        kernel.sets_grow = settings.rules == RulesMode::Nftables;
         let store = Arc::new(Store::new(Arc::new(Inbox::default())));
         cluster.put(&store);
         let reconciler = Reconciler::new(kernel, store.clone(), settings, "n1", false, reporting());

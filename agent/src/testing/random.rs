@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::cluster::Cluster;
+use crate::core::model::settings::RulesMode;
 use crate::core::model::{
     Endpoint, EndpointSlice, Family, Hints, Node, ObjectName, PerFamily, Place, Protocol, Service,
     ServicePort, SlicePort,
@@ -130,6 +131,11 @@ pub fn any_cluster() -> impl Strategy<Value = Cluster> {
             services.into_iter().map(|s| ((Kind::Service, s.name.to_string()), Object::Service(s)));
         let slices =
             slices.into_iter().map(|s| ((Kind::EndpointSlice, s.name.to_string()), Object::EndpointSlice(s)));
-        Cluster { objects: services.chain(slices).collect(), node, routed: Vec::new() }
+        Cluster {
+            objects: services.chain(slices).collect(),
+            node,
+            routed: Vec::new(),
+            rules: RulesMode::default(),
+        }
     })
 }

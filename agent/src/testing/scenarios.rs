@@ -7,7 +7,10 @@ use super::cluster::Cluster;
 use crate::core::mirror::ObservedSet;
 use crate::core::mirror::comparison::NftTables;
 use crate::core::model::sets::{SetId, SetKind};
+use crate::core::model::settings::RulesMode;
 use crate::core::model::{Family, PerFamily, VsKey};
+use crate::core::rules::chains::Table;
+use crate::core::rules::removal::Removal;
 use crate::core::rules::save::parse_save;
 use crate::kernel::fake::FakeKernel;
 
@@ -77,6 +80,7 @@ fn add_drift(kernel: &mut FakeKernel) {
     kernel.state.node.timeouts.tcp_fin = 120;
     kernel.state.addresses.insert("10.97.0.1/24".parse().unwrap());
     kernel.state.rules[Family::V4].jumps.clear();
+    kernel.state.rules[Family::V6].chains.values_mut().for_each(|chain| _ = chain.pop());
 }
 
 /// Every real server has connections.
@@ -220,8 +224,41 @@ fn routes() -> Vec<Scenario> {
     ]
 }
 
+/// All scenarios in both rules modes, and changes of the mode.
 pub fn all() -> Vec<Scenario> {
-    services().into_iter().chain(load_balancers()).chain(kernels()).chain(routes()).collect()
+    let all = || services().into_iter().chain(load_balancers()).chain(kernels()).chain(routes());
+    let with = |rules: RulesMode, cluster: Cluster| Cluster { rules, ..cluster };
+    let in_nftables = |scenario: Scenario| {
+        let of = |cluster| with(RulesMode::Nftables, cluster);
+        Scenario { before: of(scenario.before), after: of(scenario.after), ..scenario }
+    };
+    let change = |name, before, after| Scenario {
+        meanwhile: leave_to_other_mode,
+        restarts: true,
+        ..scenario(name, with(before, load_balancer(json!({}))), with(after, load_balancer(json!({}))))
+    };
+    let changes = [
+        change("from iptables to nftables", RulesMode::Iptables, RulesMode::Nftables),
+        change("from nftables to iptables", RulesMode::Nftables, RulesMode::Iptables),
+    ];
+    all().chain(all().map(in_nftables)).chain(changes).collect()
+}
+
+/// Sets and rules as an agent in the other rules mode finds them.
+fn leave_to_other_mode(kernel: &mut FakeKernel) {
+    let state = &mut kernel.state;
+    state.node.other_sets = std::mem::take(&mut state.sets).into_iter().collect();
+    for family in Family::ALL {
+        let rules = std::mem::take(&mut state.rules[family]);
+        let mut leftovers = Removal::default();
+        for (table, chain) in rules.chains.into_keys() {
+            match table {
+                Table::KubeIpvs => state.node.nft_tables[family].kube_ipvs = true,
+                table => leftovers.tables.entry(table.name().to_owned()).or_default().chains.push(chain),
+            }
+        }
+        state.rules[family].leftovers = leftovers;
+    }
 }
 
 pub fn tcp_server(addr: &str, port: u16) -> VsKey {

@@ -21,7 +21,7 @@ pub fn sets(ns: &Netns) -> Result<String> {
 /// # Errors
 /// When `nft` fails.
 pub fn rules(ns: &Netns) -> Result<Vec<String>> {
-    let mut lines = Vec::new();
+    let (mut lines, mut members) = (Vec::new(), Vec::new());
     for object in ruleset(ns)?["nftables"].as_array().into_iter().flatten() {
         let (rule, set) = (&object["rule"], &object["set"]);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -31,9 +31,12 @@ pub fn rules(ns: &Netns) -> Result<Vec<String>> {
         let name = text(&set["name"]);
         if set["table"] == TABLE && !name.starts_with("KUBE-") {
             let elements = set["elem"].as_array().into_iter().flatten();
-            lines.extend(elements.map(|element| format!("{} @{name}: {element}", text(&set["family"]))));
+            members.extend(elements.map(|element| format!("{} @{name}: {element}", text(&set["family"]))));
         }
     }
+    // The order of rules counts, and that of elements is that of a hash table.
+    members.sort();
+    lines.extend(members);
     Ok(lines)
 }
 

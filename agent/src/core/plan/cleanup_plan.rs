@@ -13,6 +13,7 @@ use crate::core::mirror::comparison::NftTables;
 use crate::core::model::map::{Map, Set};
 use crate::core::model::sets::SetId;
 use crate::core::model::{Family, PerFamily, VsKey};
+use crate::core::rules::nftables::SERVICES;
 use crate::core::rules::removal::{Extent, Removal, find_removal, iptables_mode_is_active};
 
 /// The state of the node before a cleanup.
@@ -46,7 +47,10 @@ pub struct CleanupScope {
 /// One removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CleanupStep {
-    /// `kube-ipvs0` and the number of its addresses. It goes first: traffic stops before virtual servers are removed.
+    /// The rules in our table of nf_tables that keep packets to VIPs from the rules of another kube-proxy mode. They go
+    /// first: that mode may serve the VIPs already.
+    NftServices(Family),
+    /// `kube-ipvs0` and the number of its addresses: traffic stops before virtual servers are removed.
     Device(usize),
     /// The local route of a network of ClusterIPs.
     Route(IpNet),
@@ -63,6 +67,7 @@ pub enum CleanupStep {
 impl fmt::Display for CleanupStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            CleanupStep::NftServices(family) => write!(f, "{family} nftables: rules of {SERVICES}"),
             CleanupStep::Device(addresses) => write!(f, "device {DEVICE} with {addresses} addresses"),
             CleanupStep::Route(net) => write!(f, "local route {net}"),
             CleanupStep::Server(vs) => write!(f, "virtual server {vs}"),
@@ -83,8 +88,9 @@ impl fmt::Display for CleanupStep {
 
 /// The steps in order, and a message for each chain that is kept because another rule uses it.
 pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Vec<String>) {
-    let mut steps: Vec<CleanupStep> =
-        found.bound.iter().map(|bound| CleanupStep::Device(bound.len())).collect();
+    let ours = Family::ALL.into_iter().filter(|family| found.nft_tables[*family].kube_ipvs);
+    let mut steps: Vec<CleanupStep> = ours.map(CleanupStep::NftServices).collect();
+    steps.extend(found.bound.iter().map(|bound| CleanupStep::Device(bound.len())));
     steps.extend(found.routes.iter().copied().map(CleanupStep::Route));
     steps.extend(own_servers(found, scope).into_iter().map(CleanupStep::Server));
     let mut kept = Vec::new();
@@ -194,7 +200,8 @@ mod tests {
         let scope = CleanupScope { every_mode: false, exclude_cidrs: vec!["10.96.0.9/32".parse().unwrap()] };
         assert_eq!(
             lines(&scope),
-            "device kube-ipvs0 with 2 addresses\n\
+            "IPv4 nftables: rules of KUBE-SERVICES\n\
+             device kube-ipvs0 with 2 addresses\n\
              local route 10.112.0.0/16\n\
              virtual server TCP 10.96.0.10:80\n\
              virtual server TCP 192.168.50.2:443\n\

@@ -31,7 +31,8 @@ pub const SERVICE_RANGES: &str = "service-ranges";
 pub const OWN_SETS: [&str; 3] = [NODE_ADDRESSES, CLOSED_TO_NODE, SERVICE_RANGES];
 
 const MARK_MASQ: &str = "KUBE-MARK-MASQ";
-const SERVICES: &str = "KUBE-SERVICES";
+/// The chain for packets to VIPs and node ports.
+pub const SERVICES: &str = "KUBE-SERVICES";
 const SOURCE_RANGES: &str = "KUBE-SOURCE-RANGES-FIREWALL";
 const NODE_PORT: &str = "KUBE-NODE-PORT";
 
@@ -82,18 +83,20 @@ impl fmt::Display for BaseHook {
 
 /// A field of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Field {
+pub enum PacketField {
     Source,
     Destination,
     Protocol,
     DestinationPort,
 }
 
-const TO_VIP: &[Field] = &[Field::Destination, Field::Protocol, Field::DestinationPort];
-const FROM_VIP: &[Field] = &[Field::Source, Field::Protocol, Field::DestinationPort];
-const TO_VIP_FROM: &[Field] = &[Field::Destination, Field::Protocol, Field::DestinationPort, Field::Source];
-const TO: &[Field] = &[Field::Destination];
-const TO_PORT: &[Field] = &[Field::DestinationPort];
+const TO_VIP: &[PacketField] =
+    &[PacketField::Destination, PacketField::Protocol, PacketField::DestinationPort];
+const FROM_VIP: &[PacketField] = &[PacketField::Source, PacketField::Protocol, PacketField::DestinationPort];
+const TO_VIP_FROM: &[PacketField] =
+    &[PacketField::Destination, PacketField::Protocol, PacketField::DestinationPort, PacketField::Source];
+const TO: &[PacketField] = &[PacketField::Destination];
+const TO_PORT: &[PacketField] = &[PacketField::DestinationPort];
 
 /// A condition of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +113,7 @@ pub enum Match {
     /// The packet belongs to a connection.
     Established,
     /// The fields are a member of the set.
-    In(&'static [Field], String),
+    In(&'static [PacketField], String),
     /// The fields of [`TO_VIP`], the network of the source with this prefix length, and the length are a member of the
     /// set.
     FromNetwork(u8, String),
@@ -246,7 +249,7 @@ impl NftWriter<'_> {
     }
 
     /// Matches a set of the ipsets.
-    fn set(&self, fields: &'static [Field], kind: SetKind) -> Match {
+    fn set(&self, fields: &'static [PacketField], kind: SetKind) -> Match {
         Match::In(fields, SetId { kind, family: self.family }.name())
     }
 
@@ -373,12 +376,12 @@ impl NftRule {
 
 impl Match {
     fn text(&self, ip: &str) -> String {
-        let fields = |fields: &[Field]| {
-            let name = |field: &Field| match field {
-                Field::Source => format!("{ip} saddr"),
-                Field::Destination => format!("{ip} daddr"),
-                Field::Protocol => "meta l4proto".to_owned(),
-                Field::DestinationPort => "th dport".to_owned(),
+        let fields = |fields: &[PacketField]| {
+            let name = |field: &PacketField| match field {
+                PacketField::Source => format!("{ip} saddr"),
+                PacketField::Destination => format!("{ip} daddr"),
+                PacketField::Protocol => "meta l4proto".to_owned(),
+                PacketField::DestinationPort => "th dport".to_owned(),
             };
             fields.iter().map(name).collect::<Vec<_>>().join(" . ")
         };

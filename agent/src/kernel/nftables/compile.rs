@@ -9,7 +9,7 @@ use nftables_netlink::{
 };
 
 use crate::core::model::Family;
-use crate::core::rules::nftables::{Action, Field, Match, NftRule};
+use crate::core::rules::nftables::{Action, Match, NftRule, PacketField};
 
 const R0: Register = Register::R0;
 /// "Port unreachable" in ICMP and in ICMPv6.
@@ -60,7 +60,7 @@ impl Compiler {
     }
 
     /// Loads a field into the registers from `at`, and returns the next register.
-    fn load(&mut self, field: Field, at: u8) -> u8 {
+    fn load(&mut self, field: PacketField, at: u8) -> u8 {
         let (register, len) = (Register::new(at), self.addr_len());
         let offsets = match self.family {
             Family::V4 => [12, 16],
@@ -71,10 +71,10 @@ impl Compiler {
             Expression::Payload { register, base: PayloadBase::Network, offset, len }
         };
         let (expression, registers) = match field {
-            Field::Source => (address(offsets[0]), len / 4),
-            Field::Destination => (address(offsets[1]), len / 4),
-            Field::Protocol => (Expression::Meta { register, key: MetaKey::L4Proto }, 1),
-            Field::DestinationPort => {
+            PacketField::Source => (address(offsets[0]), len / 4),
+            PacketField::Destination => (address(offsets[1]), len / 4),
+            PacketField::Protocol => (Expression::Meta { register, key: MetaKey::L4Proto }, 1),
+            PacketField::DestinationPort => {
                 let base = PayloadBase::Transport;
                 (Expression::Payload { register, base, offset: 2, len: 2 }, 1)
             }
@@ -83,7 +83,7 @@ impl Compiler {
         at + registers
     }
 
-    fn load_all(&mut self, fields: &[Field]) -> u8 {
+    fn load_all(&mut self, fields: &[PacketField]) -> u8 {
         fields.iter().fold(0, |at, field| self.load(*field, at))
     }
 
@@ -100,7 +100,7 @@ impl Compiler {
     fn add_match(&mut self, matched: &Match) {
         match matched {
             Match::Source(net, inside) => {
-                self.load(Field::Source, 0);
+                self.load(PacketField::Source, 0);
                 if net.prefix_len() < net.max_prefix_len() {
                     self.bitwise(octets(net.netmask()), vec![0; self.addr_len().into()]);
                 }
@@ -111,7 +111,7 @@ impl Compiler {
                 self.cmp(CmpOp::Neq, interface(name));
             }
             Match::Protocol(protocol) => {
-                self.load(Field::Protocol, 0);
+                self.load(PacketField::Protocol, 0);
                 self.cmp(CmpOp::Eq, vec![protocol.number()]);
             }
             Match::Unmarked(mark) => {
@@ -132,8 +132,9 @@ impl Compiler {
 
     /// nf_tables has no hash of networks: the network and its length are fields of the key.
     fn add_network(&mut self, prefix: u8, set: &str) {
-        let source = self.load_all(&[Field::Destination, Field::Protocol, Field::DestinationPort]);
-        let after = self.load(Field::Source, source);
+        let source =
+            self.load_all(&[PacketField::Destination, PacketField::Protocol, PacketField::DestinationPort]);
+        let after = self.load(PacketField::Source, source);
         let register = Register::new(source);
         let (mask, xor) = (mask(prefix, self.addr_len()), vec![0; self.addr_len().into()]);
         self.push(Expression::Bitwise { source: register, destination: register, mask, xor });
@@ -164,7 +165,7 @@ impl Compiler {
                 self.push(Expression::Masquerade(flags));
             }
             Action::KeepDestination => {
-                self.load(Field::Destination, 0);
+                self.load(PacketField::Destination, 0);
                 let (kind, family) = (NatKind::Destination, nft_family(self.family));
                 self.push(Expression::Nat { kind, family, address: R0 });
             }
