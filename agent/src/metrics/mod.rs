@@ -82,6 +82,8 @@ pub struct AllMetrics {
 declare! {
     struct VersionMetrics {
         agent: IntGaugeVec = "kube_ipvs_build_info" ["version"] => "1; the label is the version of this agent.";
+        rules: IntGaugeVec = "kube_ipvs_rules_mode" ["mode"]
+            => "1; the label is what sets and rules are made of: iptables or nftables.";
         kubernetes: IntGaugeVec = "kubernetes_build_info" [
             "major", "minor", "git_version", "git_commit", "git_tree_state", "build_date", "go_version", "compiler",
             "platform"

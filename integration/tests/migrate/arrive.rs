@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent starts on a node that kube-proxy programmed.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 /// The state of a node that only this agent and unrelated programs have programmed.
@@ -17,9 +19,13 @@ fn wait_for_state(setup: &Setup<'_>, ns: &Netns, expected: &BTreeMap<String, Vec
     let done = setup.wait_within(LIMIT, "the state of a fresh node", || state(ns) == *expected);
     if let Err(error) = done {
         let state = state(ns);
-        let keys = state.keys().chain(expected.keys()).filter(|key| state.get(*key) != expected.get(*key));
-        let differ: Vec<_> = keys.map(|key| (key, state.get(key), expected.get(key))).collect();
-        panic!("{error}\nthe state, and the expected one: {differ:#?}");
+        let lines = |state: &BTreeMap<String, Vec<String>>| -> BTreeSet<String> {
+            state.iter().flat_map(|(key, list)| list.iter().map(move |line| format!("{key}: {line}"))).collect()
+        };
+        let (has, wanted) = (lines(&state), lines(expected));
+        let differ: Vec<&String> = has.symmetric_difference(&wanted).collect();
+        let order: Vec<_> = state.keys().filter(|key| state.get(*key) != expected.get(*key)).collect();
+        panic!("{error}\ndifferent: {differ:#?} in {order:?}");
     }
 }
 

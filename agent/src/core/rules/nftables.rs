@@ -175,7 +175,12 @@ pub fn build_text(family: Family, settings: &Settings, input: &RulesInput<'_>) -
         let text = |rule: &NftRule| rule.text(family);
         chains.insert(key(name), base.into_iter().chain(rules.iter().map(text)).collect());
     }
-    let own = input.node_addresses.iter().filter(|addr| Family::of(**addr) == family);
+    // No Service is at a link-local address.
+    let is_own = |addr: &&IpAddr| match addr {
+        IpAddr::V4(_) => family == Family::V4,
+        IpAddr::V6(addr) => family == Family::V6 && !addr.is_unicast_link_local(),
+    };
+    let own = input.node_addresses.iter().filter(is_own);
     chains.insert(set_key(NODE_ADDRESSES), sorted(own.map(IpAddr::to_string)));
     chains.insert(set_key(CLOSED_TO_NODE), sorted(input.closed.iter().map(closed_text)));
     chains.insert(set_key(SERVICE_RANGES), ranges(input.routes.iter().copied()));

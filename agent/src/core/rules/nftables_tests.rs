@@ -22,7 +22,7 @@ fn golden_rules() {
     let routes = ["10.96.0.0/12", "10.96.0.0/16"].iter().map(|net| net.parse().unwrap()).collect();
     let prefixes = [8, 24].into();
     let node_addresses: Vec<IpAddr> =
-        ["192.168.50.2", "10.0.0.1", "fd00::2"].iter().map(|addr| addr.parse().unwrap()).collect();
+        ["192.168.50.2", "10.0.0.1", "fd00::2", "fe80::1"].iter().map(|addr| addr.parse().unwrap()).collect();
     let input = RulesInput {
         closed: &closed,
         routes: &routes,
