@@ -4,7 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use kube_ipvs::core::plan::op::Plan;
 
+use super::limit;
 use super::mode::Mode;
 use super::node::{Node, Size};
 use super::process::{Cluster, cpu_time, objects};
@@ -27,22 +29,38 @@ pub fn cold_rows(services: u32) -> Result<Vec<Row>> {
 }
 
 fn first_sync(services: u32, mode: Mode) -> Result<Duration> {
-    let sync = |services| {
-        within("bench-cold", |ns| {
-            ns.enter(|| {
-                let mut node = Node::new(mode, true)?;
-                node.fill(Size { services, endpoints: ENDPOINTS });
-                anyhow::Ok(node.cold()?.1)
-            })?
-        })
-    };
-    sync(WARM_UP)?;
-    let took = sync(services)?;
+    sync(WARM_UP, mode)?;
+    let (plan, cold, warm) = sync(services, mode)?;
+    let [cold_instructions, warm] = [cold, warm].map(instructions);
     println!(
-        "{mode}: {} instructions for the first sync of {services} Services",
-        took.as_nanos() / NANOSECONDS
+        "{mode}: {cold_instructions} instructions for the first sync of {services} Services, {warm} for another of a new loop"
     );
-    Ok(took)
+    // The limit by addresses takes as long as the sync.
+    if mode.by_route {
+        let limit = within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, mode.rules))?)?;
+        let [sets, servers] = [limit.sets, limit.servers].map(instructions);
+        println!("{mode}: {sets} instructions for the bare sets, {servers} for the bare servers");
+    }
+    Ok(cold)
+}
+
+/// The first sync on an empty kernel: its plan and its time; and the time of the first sync of a new loop after it.
+fn sync(services: u32, mode: Mode) -> Result<(Plan, Duration, Duration)> {
+    let first = || {
+        let mut node = Node::new(mode, true)?;
+        node.fill(Size { services, endpoints: ENDPOINTS });
+        node.cold()
+    };
+    within("bench-cold", |ns| {
+        ns.enter(|| {
+            let (plan, cold) = first()?;
+            Ok((plan, cold, first()?.1))
+        })?
+    })
+}
+
+fn instructions(time: Duration) -> u128 {
+    time.as_nanos() / NANOSECONDS
 }
 
 /// A restart of the agent's process on a programmed node, against the default mode. The CPU time of the process and of
@@ -79,7 +97,7 @@ fn restart(services: u32, mode: Mode) -> Result<(Duration, u64)> {
     })?;
     println!(
         "{mode}: {} instructions for a restart with {services} Services ({:.1} s in all)",
-        warm.as_nanos() / NANOSECONDS,
+        instructions(warm),
         start.elapsed().as_secs_f64()
     );
     Ok((warm, operations))

@@ -24,12 +24,30 @@ use crate::replay::{
     remove_device,
 };
 
+/// Times of a replay, by subsystem.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    /// Sets and their entries.
+    pub sets: Duration,
+    /// Virtual and real servers.
+    pub servers: Duration,
+    /// Addresses.
+    pub addresses: Duration,
+}
+
+impl Parts {
+    /// The whole time.
+    pub fn total(self) -> Duration {
+        self.sets + self.servers + self.addresses
+    }
+}
+
 /// The ops of a first sync again, encoded beforehand, as plain netlink sends. Creating the device and empty ipsets is not
 /// measured. Rules are not part of it.
 ///
 /// # Errors
 /// When the kernel refuses one.
-pub fn replay(plan: &Plan, rules: RulesMode) -> Result<Duration> {
+pub fn replay(plan: &Plan, rules: RulesMode) -> Result<Parts> {
     let of = |phase, subsystem| -> Vec<&Op> {
         plan.ops.iter().filter(|op| op.phase() == phase && op.subsystem() == subsystem).collect()
     };
@@ -49,13 +67,17 @@ pub fn replay(plan: &Plan, rules: RulesMode) -> Result<Duration> {
         bound.iter().filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None }).collect();
     let mut route = RawSocket::open(SockProtocol::NetlinkRoute)?;
     let addresses = encode_addresses(index, &bound);
-    let start = Instant::now();
-    netfilter.send(&entries)?;
-    ipvs.send(&commands)?;
-    route.send(&addresses)?;
-    let took = start.elapsed();
+    let timed = |socket: &mut RawSocket, sends: &[Send]| {
+        let start = Instant::now();
+        socket.send(sends).map(|()| start.elapsed())
+    };
+    let parts = Parts {
+        sets: timed(&mut netfilter, &entries)?,
+        servers: timed(&mut ipvs, &commands)?,
+        addresses: timed(&mut route, &addresses)?,
+    };
     check(plan, rules, bound.len(), &mut device)?;
-    Ok(took)
+    Ok(parts)
 }
 
 /// Creates the ipsets. Returns their entries, encoded.

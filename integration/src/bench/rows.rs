@@ -131,7 +131,8 @@ fn measure_starts(size: Size, mode: Mode) -> Result<Starts> {
                 anyhow::Ok((plan, cold, audit, (warm.ops.len(), again.traffic().processes)))
             })?
         })?;
-        limits.push(within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, mode.rules))?)?);
+        let parts = within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, mode.rules))?)?;
+        limits.push(parts.total());
         colds.push(cold);
         audits.push(audit);
         (warm_ops, warm_processes) = (warm_ops.max(warm.0), warm_processes.max(warm.1));

@@ -75,7 +75,7 @@ fn all_costs(services: u32) -> Result<Sample> {
             anyhow::Ok((plan, cold, endpoint, audit::audit_cpu(&mut node)?))
         })?
     })?;
-    let limit = within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, Mode::IPTABLES.rules))?)?;
+    let limit = within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, Mode::IPTABLES.rules))?)?.total();
     let costs = [cold, limit, endpoint.comes, endpoint.goes, endpoint.limit, audit];
     Ok(Sample { services, costs: costs.map(|cost| cost.as_secs_f64() * 1e6) })
 }
