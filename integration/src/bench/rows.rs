@@ -54,23 +54,51 @@ pub(super) fn median(mut times: Vec<Duration>) -> f64 {
     times.get(times.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
 }
 
-/// All rows; `idle`: seconds to watch the agent idle.
+/// Rows that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Group {
+    /// Starts, in this process and as a process of their own.
+    Starts,
+    /// Changes.
+    Events,
+    /// The idle agent.
+    Idle,
+    /// Resident memory, and the binary.
+    Memory,
+    /// First answers.
+    Answers,
+}
+
+/// The rows of these groups; `idle`: seconds to watch the agent idle.
 ///
 /// # Errors
 /// If something cannot be measured.
-pub fn measure(size: Size, idle: u64) -> Result<Vec<Row>> {
+pub fn measure(size: Size, idle: u64, groups: &[Group]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let limit = start_rows(size, &mut rows)?;
-    println!("limit: {limit:.2} s for {size}: IPVS, sets and addresses, raw; all else in multiples of it");
-    within("bench-events", |ns| ns.enter(|| event_rows(size, &mut rows))?)?;
-    for (mode, most_sends) in CREATIONS {
-        within("bench-creation", |ns| ns.enter(|| creation_rows(size, mode, most_sends, &mut rows))?)?;
-    }
-    process_rows::start_rows(size, limit, &mut rows)?;
-    process_rows::idle_rows(size, idle, &mut rows)?;
-    process_rows::memory_rows(size, &mut rows)?;
-    process_rows::answer_rows(size, &mut rows)?;
-    rows.push(row("binary", std::fs::metadata(agent_binary()?)?.len() as f64 / 1e6, "MB", 12.0, None));
+    let rows_of = |group: Group, rows: &mut Vec<Row>| match group {
+        Group::Starts => {
+            let limit = start_rows(size, rows)?;
+            println!(
+                "limit: {limit:.2} s for {size}: IPVS, sets and addresses, raw; starts in multiples of it"
+            );
+            process_rows::start_rows(size, limit, rows)
+        }
+        Group::Events => {
+            within("bench-events", |ns| ns.enter(|| event_rows(size, rows))?)?;
+            CREATIONS.into_iter().try_for_each(|(mode, most_sends)| {
+                within("bench-creation", |ns| ns.enter(|| creation_rows(size, mode, most_sends, rows))?)
+            })
+        }
+        Group::Idle => process_rows::idle_rows(size, idle, rows),
+        Group::Memory => {
+            process_rows::memory_rows(size, rows)?;
+            let binary = std::fs::metadata(agent_binary()?)?.len() as f64 / 1e6;
+            rows.push(row("binary", binary, "MB", 12.0, None));
+            Ok(())
+        }
+        Group::Answers => process_rows::answer_rows(size, rows),
+    };
+    groups.iter().try_for_each(|group| rows_of(*group, &mut rows))?;
     Ok(rows)
 }
 

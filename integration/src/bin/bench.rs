@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use integration::bench::allocations::Counting;
 use integration::bench::node::Size;
 use integration::bench::plot::{from_csv, to_svg};
+use integration::bench::rows::Group;
 use integration::bench::table::{self, Row};
 use integration::bench::{counts, instructions, rows, series};
 
@@ -32,6 +33,9 @@ enum What {
         /// Seconds to watch the agent idle at least, with the default sync period.
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         idle: u64,
+        /// Measure only these rows. Default: all.
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Group::value_variants().to_vec())]
+        only: Vec<Group>,
         /// Write the rows to this file, for `show`, instead of judging them.
         #[arg(long)]
         rows: Option<PathBuf>,
@@ -78,8 +82,8 @@ enum What {
 
 fn main() -> Result<()> {
     match Args::parse().what {
-        What::Table { services, endpoints, idle, rows } => {
-            finish(&rows::measure(Size { services, endpoints }, idle)?, rows.as_deref())
+        What::Table { services, endpoints, idle, only, rows } => {
+            finish(&rows::measure(Size { services, endpoints }, idle, &only)?, rows.as_deref())
         }
         What::Quick => {
             let (rows, too_few) = counts::measure()?;
@@ -143,6 +147,7 @@ mod tests {
             &["table", "--idle=0"][..],
             &["table", "--services=3"],
             &["table", "--endpoints=6"],
+            &["table", "--only=rest"],
             &["instructions", "--sizes=many"],
             &["instructions", "--cold=3"],
             &["show"],
