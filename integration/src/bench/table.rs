@@ -29,6 +29,9 @@ impl Row {
     }
 }
 
+/// A row in a file: name, value, unit, limit, goal.
+type Stored = (String, Option<f64>, String, Option<f64>, Option<f64>);
+
 /// Writes rows to a file: the rows of one table are measured in several guests.
 ///
 /// # Errors
@@ -45,16 +48,10 @@ pub fn write(rows: &[Row], file: &Path) -> Result<()> {
 /// When the file is missing or of something else.
 pub fn read(file: &Path) -> Result<Vec<Row>> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    let rows: Vec<(String, Option<f64>, String, Option<f64>, Option<f64>)> =
-        serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    let rows: Vec<Stored> = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
     // JSON has no NaN: what could not be measured holds no limit.
-    let row = |(what, value, unit, must, aim)| Row {
-        what,
-        value: Option::unwrap_or(value, f64::NAN),
-        unit,
-        must,
-        aim,
-    };
+    let row =
+        |(what, value, unit, must, aim)| Row { what, value: value.unwrap_or(f64::NAN), unit, must, aim };
     Ok(rows.into_iter().map(row).collect())
 }
 
