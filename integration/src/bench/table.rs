@@ -50,8 +50,13 @@ pub fn read(file: &Path) -> Result<Vec<Row>> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let rows: Vec<Stored> = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
     // JSON has no NaN: what could not be measured holds no limit.
-    let row =
-        |(what, value, unit, must, aim)| Row { what, value: value.unwrap_or(f64::NAN), unit, must, aim };
+    let row = |(what, value, unit, must, aim): Stored| Row {
+        what,
+        value: value.unwrap_or(f64::NAN),
+        unit,
+        must,
+        aim,
+    };
     Ok(rows.into_iter().map(row).collect())
 }
 
