@@ -62,14 +62,14 @@ pub fn read(file: &Path) -> Result<Vec<Row>> {
 
 /// The table as text.
 pub fn render(rows: &[Row]) -> String {
-    let mut text = format!("{:<70} {:>9} {:<9} {:>7} {:>7}\n", "what", "measured", "", "must", "aim");
+    let mut text = format!("{:<86} {:>9} {:<9} {:>7} {:>7}\n", "what", "measured", "", "must", "aim");
     for row in rows {
         let limit = |limit: Option<f64>| limit.map_or_else(|| "–".to_owned(), |limit| limit.to_string());
         let mark = if row.holds() { "" } else { "  too much" };
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
-            "{:<70} {:>9.2} {:<9} {:>7} {:>7}{mark}",
+            "{:<86} {:>9.2} {:<9} {:>7} {:>7}{mark}",
             row.what,
             row.value,
             row.unit,
