@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use kube_ipvs::core::model::sets::{Entry, SetId};
 use kube_ipvs::core::model::{Family, RsKey, VsKey, VsSpec};
 use kube_ipvs::core::plan::op::Op;
+use nftables_netlink::Transaction;
+use nftables_netlink::netlink_batch::Message;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
     socket, sockopt,
@@ -16,6 +18,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Bytes of one send.
 const SEND: usize = 64 * 1024;
+/// Buffers of a socket; a transaction of nf_tables is one send of any length.
+const BUFFER: usize = 32 * 1024 * 1024;
 
 /// One send, with the sequence number of its last message, the only one to be acknowledged.
 pub struct Send {
@@ -175,6 +179,22 @@ pub fn encode_entries(ops: &[&Op]) -> Result<Vec<Send>> {
     Ok(sends)
 }
 
+/// Encodes a transaction of nf_tables as one send.
+pub fn encode_transaction(transaction: &Transaction) -> Send {
+    let messages = transaction.messages();
+    // The message that ends a transaction is not acknowledged by every kernel.
+    let last_command = messages.iter().rposition(|message| message.command.is_some()).unwrap_or_default();
+    let mut send = Send { bytes: Vec::new(), last: 0 };
+    for (index, (seq, message)) in (1..).zip(&messages).enumerate() {
+        let mut body = Vec::new();
+        message.write(&mut body);
+        let ack = if index == last_command { 4 } else { 0 };
+        send.last = if ack == 0 { send.last } else { seq };
+        put_message(&mut send.bytes, seq, (message.kind(), message.flags() | 1 | ack), &body);
+    }
+    send
+}
+
 /// Removes every virtual server of this thread's network namespace.
 ///
 /// # Errors
@@ -212,13 +232,19 @@ fn push(sends: &mut Vec<Send>, last_at: usize, seq: u32, (kind, flags): (u16, u1
     }
     let at = current.bytes.len();
     current.last = seq;
-    current.bytes.extend_from_slice(&((16 + body.len()) as u32).to_ne_bytes());
-    current.bytes.extend_from_slice(&kind.to_ne_bytes());
-    current.bytes.extend_from_slice(&(flags | 5).to_ne_bytes()); // REQUEST | ACK, until another one follows
-    current.bytes.extend_from_slice(&seq.to_ne_bytes());
-    current.bytes.extend_from_slice(&0u32.to_ne_bytes());
-    current.bytes.extend_from_slice(body);
+    // REQUEST | ACK, until another one follows
+    put_message(&mut current.bytes, seq, (kind, flags | 5), body);
     at
+}
+
+/// Appends a message with its header.
+fn put_message(out: &mut Vec<u8>, seq: u32, (kind, flags): (u16, u16), body: &[u8]) {
+    out.extend_from_slice(&((16 + body.len()) as u32).to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&flags.to_ne_bytes());
+    out.extend_from_slice(&seq.to_ne_bytes());
+    out.extend_from_slice(&0u32.to_ne_bytes());
+    out.extend_from_slice(body);
 }
 
 /// A bare netlink socket.
@@ -232,7 +258,8 @@ impl RawSocket {
     pub fn open(protocol: SockProtocol) -> Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        setsockopt(&socket, sockopt::RcvBufForce, &(8 * 1024 * 1024))?;
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
+        setsockopt(&socket, sockopt::SndBufForce, &BUFFER)?;
         Ok(Self(socket))
     }
 

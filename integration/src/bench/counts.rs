@@ -10,68 +10,15 @@ use kube_ipvs::kernel::linux::KernelCounters;
 
 use super::allocations::{Allocations, counted};
 use super::events::{difference, rolling_restart, service_created};
+use super::expected::Bound::{AtMost, Exactly};
+use super::expected::{EXPECTED, Expected};
+use super::mode::Mode;
 use super::node::{Node, Size, slice};
+use super::rows::{row, within};
 use super::table::Row;
-use crate::lab::Netns;
 
 /// Number of Services.
 pub const SIZE: Size = Size { services: 1000, endpoints: 5 };
-
-/// The limit of a count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
-    /// Necessary work: exactly this count.
-    Exactly(u64),
-    /// Effort: at most this count.
-    AtMost(u64),
-}
-use Bound::{AtMost, Exactly};
-
-/// Every count, its unit and what it may be. Bytes and allocations have a little room, so that a longer
-/// name is no failure; the others have none.
-pub const EXPECTED: [(&str, &str, Bound); 37] = [
-    ("cold: IPVS commands", "", Exactly(6000)),
-    ("cold: sends, IPVS", "", AtMost(11)),
-    // One request for each set, and few others.
-    ("cold: sends, sets", "", AtMost(35)),
-    ("cold: sends, addresses", "", AtMost(7)),
-    ("cold: bytes, IPVS", "B", AtMost(632_500)),
-    ("cold: bytes, sets", "B", AtMost(55_000)),
-    ("cold: bytes, addresses", "B", AtMost(40_500)),
-    ("cold: dumps", "", AtMost(37)),
-    ("cold: processes", "", AtMost(4)),
-    ("one endpoint comes: IPVS commands", "", Exactly(1)),
-    ("one endpoint comes: sends", "", Exactly(1)),
-    ("one endpoint comes: bytes", "B", AtMost(110)),
-    ("one endpoint comes: dumps", "", Exactly(0)),
-    ("one endpoint comes: processes", "", Exactly(0)),
-    ("one endpoint comes: allocations", "", AtMost(55)),
-    ("one endpoint comes: bytes allocated", "B", AtMost(6500)),
-    // Weight 0, a read of its connections, removal.
-    ("one endpoint goes: IPVS commands", "", Exactly(2)),
-    ("one endpoint goes: sends", "", Exactly(3)),
-    ("one endpoint goes: bytes", "B", AtMost(250)),
-    ("one endpoint goes: dumps", "", Exactly(1)),
-    ("one endpoint goes: processes", "", Exactly(0)),
-    ("one endpoint goes: allocations", "", AtMost(110)),
-    ("one endpoint goes: bytes allocated", "B", AtMost(20_000)),
-    ("one Service created: IPVS commands", "", Exactly(3)),
-    ("one Service created: sends", "", AtMost(4)),
-    ("one Service created: bytes", "B", AtMost(560)),
-    ("one Service created: dumps", "", Exactly(0)),
-    ("one Service created: processes", "", Exactly(0)),
-    // One for each added endpoint, two for each removed one.
-    ("rolling restart, 1,000 events: IPVS commands", "", Exactly(1500)),
-    // The number depends on how fast events come; at most one less than one for each event.
-    ("rolling restart, 1,000 events: passes", "", AtMost(999)),
-    ("restart: ops", "", Exactly(0)),
-    ("restart: IPVS commands", "", Exactly(0)),
-    ("restart: readings of the table", "", AtMost(1)),
-    ("restart: dumps", "", AtMost(37)),
-    ("restart: processes", "", AtMost(2)),
-    ("audit, nothing changed: ops", "", Exactly(0)),
-    ("audit, nothing changed: processes", "", Exactly(0)),
-];
 
 /// Counts by name.
 type Counts = BTreeMap<String, u64>;
@@ -82,33 +29,46 @@ type Counts = BTreeMap<String, u64>;
 /// # Errors
 /// When something cannot be programmed.
 pub fn measure() -> Result<(Vec<Row>, Vec<String>)> {
-    let ns = Netns::new("bench-quick")?;
-    let counts = ns.enter(|| {
-        let mut counts = Counts::new();
-        let mut node = Node::new(true)?;
-        node.fill(SIZE);
-        cold(&mut node, &mut counts)?;
-        endpoint(&mut node, &mut counts)?;
-        let cost = service_created(&mut node, SIZE)?;
-        note(&mut counts, "one Service created", cost);
+    let (mut rows, mut too_few) = (Vec::new(), Vec::new());
+    for (mode, expected) in EXPECTED {
+        let counts = within("bench-quick", |ns| ns.enter(|| count(mode))?)?;
+        for expected in expected {
+            let (more, missing) = compare(mode, expected, &counts)?;
+            rows.extend(more);
+            too_few.extend(missing);
+        }
+    }
+    Ok((rows, too_few))
+}
+
+/// All counts of a mode.
+fn count(mode: Mode) -> Result<Counts> {
+    let mut counts = Counts::new();
+    let mut node = Node::new(mode, true)?;
+    node.fill(SIZE);
+    cold(&mut node, &mut counts)?;
+    endpoint(&mut node, &mut counts)?;
+    let cost = service_created(&mut node, SIZE)?;
+    note(&mut counts, "one Service created", cost);
+    if mode == Mode::IPTABLES {
         restart(&mut node, &mut counts)?;
-        warm(&mut counts)?;
-        anyhow::Ok(counts)
-    })??;
-    compare(&EXPECTED, &counts)
+    }
+    warm(mode, &mut counts)?;
+    Ok(counts)
 }
 
 /// Compares counts with their limits. No expected count may be missing.
-fn compare(expected: &[(&str, &'static str, Bound)], counts: &Counts) -> Result<(Vec<Row>, Vec<String>)> {
+fn compare(mode: Mode, expected: &[Expected], counts: &Counts) -> Result<(Vec<Row>, Vec<String>)> {
     let (mut rows, mut too_few) = (Vec::new(), Vec::new());
     for (name, unit, bound) in expected {
-        let Some(value) = counts.get(*name).copied() else { anyhow::bail!("{name}: was not counted") };
+        let Some(value) = counts.get(*name).copied() else {
+            anyhow::bail!("{mode}: {name}: was not counted")
+        };
         let (Exactly(must) | AtMost(must)) = *bound;
         if matches!(bound, Exactly(_)) && value < must {
-            too_few.push(format!("{name}: {value} instead of {must}"));
+            too_few.push(format!("{mode}: {name}: {value} instead of {must}"));
         }
-        let must = Some(must as f64);
-        rows.push(Row { what: (*name).to_owned(), value: value as f64, unit, must, aim: None });
+        rows.push(row(format!("{mode}: {name}"), value as f64, unit, must as f64, None));
     }
     Ok((rows, too_few))
 }
@@ -171,12 +131,12 @@ fn restart(node: &mut Node, counts: &mut Counts) -> Result<()> {
 }
 
 /// A new process on the same kernel with the same objects.
-fn warm(counts: &mut Counts) -> Result<()> {
-    let mut node = Node::new(true)?;
+fn warm(mode: Mode, counts: &mut Counts) -> Result<()> {
+    let mut node = Node::new(mode, true)?;
     node.fill(SIZE);
     // Removes objects of earlier measurements.
     node.cold()?;
-    let mut node = Node::new(true)?;
+    let mut node = Node::new(mode, true)?;
     node.fill(SIZE);
     for what in ["restart", "audit, nothing changed"] {
         let before = node.traffic();
@@ -196,7 +156,7 @@ mod tests {
         let expected = [("work", "", Exactly(6)), ("effort", "B", AtMost(10))];
         let compare = |work, effort| {
             let counts = [("work".to_owned(), work), ("effort".to_owned(), effort)].into();
-            let (rows, too_few) = compare(&expected, &counts).unwrap();
+            let (rows, too_few) = compare(Mode::IPTABLES, &expected, &counts).unwrap();
             (rows.iter().all(Row::holds), too_few.is_empty())
         };
         assert_eq!(compare(6, 10), (true, true));
@@ -208,13 +168,7 @@ mod tests {
 
     #[test]
     fn expected_counts_must_exist() {
-        let error = compare(&[("work", "", Exactly(6))], &Counts::new()).unwrap_err();
+        let error = compare(Mode::IPTABLES, &[("work", "", Exactly(6))], &Counts::new()).unwrap_err();
         assert!(error.to_string().contains("work"), "{error}");
-    }
-
-    #[test]
-    fn expectations_are_unique() {
-        let names: std::collections::BTreeSet<&str> = EXPECTED.iter().map(|row| row.0).collect();
-        assert_eq!(names.len(), EXPECTED.len());
     }
 }

@@ -109,6 +109,17 @@ pub fn service_created(node: &mut Node, size: Size) -> Result<KernelCounters> {
     Ok(difference(before, node.traffic()))
 }
 
+/// Sends to the kernel when an endpoint is added to a Service.
+///
+/// # Errors
+/// When the kernel refuses something.
+pub fn endpoint_came(node: &mut Node, size: Size) -> Result<KernelCounters> {
+    let before = node.traffic();
+    node.store.update(|update| update.put(slice(1, 0, 0..size.endpoints + 1)));
+    node.follow()?;
+    Ok(difference(before, node.traffic()))
+}
+
 /// The cost of a rolling restart.
 #[derive(Clone, Copy, Debug)]
 pub struct Restarted {

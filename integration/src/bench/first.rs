@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
-use super::node::{Size, clear};
+use super::limit::clear;
+use super::mode::Mode;
+use super::node::Size;
 use super::process::{Cluster, objects};
 use crate::lab::traffic::{Backend, ask_tcp};
 use crate::lab::{Lab, Netns};
@@ -37,7 +39,7 @@ pub struct FirstAnswers {
 ///
 /// # Errors
 /// If one does not answer in two minutes.
-pub fn measure(size: Size) -> Result<FirstAnswers> {
+pub fn measure(size: Size, mode: Mode) -> Result<FirstAnswers> {
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;
     let (server, client) = (node.pod(5)?, node.pod(6)?);
@@ -58,7 +60,7 @@ pub fn measure(size: Size) -> Result<FirstAnswers> {
         service("zz-last", &["10.97.0.1"], &[], &[("http", "TCP", 80)]),
         slice("zz-last", &[&endpoint], &[("http", "TCP", 8080)]),
     ]);
-    let cluster = Cluster::new(node.ns(), all, &Cluster::no_audits())?;
+    let cluster = Cluster::new(node.ns(), all, &mode.config(Cluster::no_audits()))?;
     let start = Instant::now();
     let mut agent = cluster.spawn()?;
     let answers = std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent's loop in this process on a real kernel, and the same work as plain netlink sends.
+//! The agent's loop in this process on a real kernel.
 
 use kube_ipvs::core::model::PerFamily;
 use kube_ipvs::core::plan::outcome::{ObserveError, OpError, Progress};
@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use dummy_iface::DummyDevice;
-use ipnet::IpNet;
+use anyhow::{Result, ensure};
 use kube_ipvs::config::host;
 use kube_ipvs::core::mirror::ObservedServer;
 use kube_ipvs::core::mirror::comparison::{Piece, ReadStep};
@@ -20,23 +18,18 @@ use kube_ipvs::core::model::map::Set;
 use kube_ipvs::core::model::sets::ProbedSet;
 use kube_ipvs::core::model::settings::Settings;
 use kube_ipvs::core::model::*;
-use kube_ipvs::core::plan::op::{Op, Phase, Plan, Subsystem};
+use kube_ipvs::core::plan::op::{Op, Plan, Subsystem};
 use kube_ipvs::core::plan::outcome::Finished;
-use kube_ipvs::core::plan::ownership::DEVICE;
 use kube_ipvs::core::plan::subject::Part;
 use kube_ipvs::inbox::Inbox;
 use kube_ipvs::kernel::linux::{KernelCounters, LinuxKernel};
-use kube_ipvs::kernel::netfilter::ipset::IpsetClient;
 use kube_ipvs::kernel::{Kernel, ProbeResult, Runner};
 use kube_ipvs::metrics::Metrics;
 use kube_ipvs::reconcile::{Reconciler, Reporting};
 use kube_ipvs::store::{Object, Store, Update};
-use nix::sys::socket::SockProtocol;
 
+use super::mode::Mode;
 use super::process::LOCAL;
-use crate::replay::{
-    RawSocket, encode_addresses, encode_commands, encode_entries, flush_ipvs, remove_device,
-};
 
 /// Limit for a run of iptables.
 const PROGRAMS: Duration = Duration::from_secs(30);
@@ -147,21 +140,12 @@ impl Node {
     ///
     /// # Errors
     /// When the kernel lacks something.
-    pub fn new(binds: bool) -> Result<Self> {
-        Self::with_routes(binds, Vec::new())
-    }
-
-    /// A node whose ClusterIPs in these networks are local by a route.
-    ///
-    /// # Errors
-    /// When the kernel lacks something.
-    pub fn with_routes(binds: bool, routed: Vec<IpNet>) -> Result<Self> {
-        let settings = Settings {
-            routed,
+    pub fn new(mode: Mode, binds: bool) -> Result<Self> {
+        let settings = mode.set(Settings {
             families: host::families(),
             sysctls: host::sysctls(host::kernel_version()?, false),
             ..Settings::default()
-        };
+        });
         let inbox = Arc::new(Inbox::default());
         let store = Arc::new(Store::new(inbox.clone()));
         let (changed, auditing) = (Arc::default(), Arc::default());
@@ -261,69 +245,4 @@ pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: endpoints.map(endpoint).collect(),
     })
-}
-
-/// The ops of a first sync again, encoded beforehand, as plain netlink sends. Creating the device and
-/// the empty sets is not measured.
-///
-/// # Errors
-/// When the kernel refuses one.
-pub fn replay(plan: &Plan) -> Result<Duration> {
-    let of = |phase, subsystem| -> Vec<&Op> {
-        plan.ops.iter().filter(|op| op.phase() == phase && op.subsystem() == subsystem).collect()
-    };
-    let mut ipvs = RawSocket::open(SockProtocol::NetlinkGeneric)?;
-    let commands = encode_commands(ipvs.family()?, &of(Phase::Serve, Subsystem::Ipvs));
-    let (sets, entries): (Vec<&Op>, Vec<&Op>) =
-        of(Phase::Guard, Subsystem::Sets).into_iter().partition(|op| matches!(op, Op::CreateSet(_)));
-    ensure!(
-        IpsetClient::open().context("ipset")?.execute(&sets).iter().all(Result::is_ok),
-        "a set was refused"
-    );
-    let entries = encode_entries(&entries)?;
-    let mut netfilter = RawSocket::open(SockProtocol::NetlinkNetFilter)?;
-    let mut device = DummyDevice::open(DEVICE)?;
-    device.create()?;
-    let index = device.state()?.context("no device")?.index;
-    let bound = of(Phase::Open, Subsystem::Addresses);
-    let bound: Vec<IpAddr> =
-        bound.iter().filter_map(|op| if let Op::Bind(addr) = op { Some(*addr) } else { None }).collect();
-    let mut route = RawSocket::open(SockProtocol::NetlinkRoute)?;
-    let addresses = encode_addresses(index, &bound);
-    let start = Instant::now();
-    netfilter.send(&entries)?;
-    ipvs.send(&commands)?;
-    route.send(&addresses)?;
-    let took = start.elapsed();
-    check(plan, bound.len(), &mut device)?;
-    Ok(took)
-}
-
-/// Checks that the replay did all the work.
-fn check(plan: &Plan, bound: usize, device: &mut DummyDevice) -> Result<()> {
-    let wanted = plan.ops.iter().filter(|op| matches!(op, Op::AddEntry(..))).count();
-    let sets = IpsetClient::open().context("ipset")?.list().context("ipset")?;
-    let entries: usize = sets.values().map(|set| set.members.len()).sum();
-    let services = ipvs_netlink::Client::open()?.services()?.len();
-    let there = device.addresses()?.own.unwrap_or_default().len();
-    let added = plan.ops.iter().filter(|op| matches!(op, Op::AddVirtualServer(..))).count();
-    ensure!(
-        (services, there, entries) == (added, bound, wanted),
-        "{services} services, {there} addresses, {entries} entries after the replay"
-    );
-    Ok(())
-}
-
-/// Removes everything at once that a measurement left in this thread's namespace. A namespace that is
-/// dropped is destroyed some time later, and until then its virtual servers are in the table of all namespaces:
-/// that would slow down whatever is measured next.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn clear() -> Result<()> {
-    flush_ipvs()?;
-    match DummyDevice::open(DEVICE)?.state()? {
-        Some(state) => remove_device(state.index),
-        None => Ok(()),
-    }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent as a process, fed by an API server: what a start, a restart and idling cost.
+//! The agent as a process, fed by an API server or by files: what a start, a restart and idling cost.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,6 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::node::{Size, sum};
@@ -18,12 +20,15 @@ use crate::objects::{self, service, slice};
 const LIMIT: Duration = Duration::from_secs(180);
 /// Pause between requests for readiness.
 const PAUSE: Duration = Duration::from_millis(20);
+/// A tick of [`Cost`].
+const TICK: Duration = Duration::from_millis(10);
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10256);
 
-/// A node, an API server with Services, and a configuration.
+/// A node, Services, and a configuration.
 pub struct Cluster<'a> {
     ns: &'a Netns,
-    server: ApiServer,
+    /// `None`: the Services are in a file.
+    server: Option<ApiServer>,
     dir: tempfile::TempDir,
 }
 
@@ -36,6 +41,8 @@ pub struct Cost {
     pub peak: u64,
     /// CPU time so far, in ticks of 10 ms.
     pub ticks: u64,
+    /// The same of the programs that it ran.
+    pub program_ticks: u64,
 }
 
 /// One of this number of Services has an endpoint on this node: a node has some hundred pods.
@@ -75,6 +82,21 @@ impl<'a> Cluster<'a> {
     pub fn new(ns: &'a Netns, objects: Vec<Value>, more: &Value) -> Result<Self> {
         let server = ApiServer::start(ns.listen("127.0.0.1:0")?)?;
         server.replace_all(objects);
+        Self::with(ns, Some(server), more)
+    }
+
+    /// A cluster whose objects are in a file.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn of_files(ns: &'a Netns, objects: &[Value], more: &Value) -> Result<Self> {
+        let cluster = Self::with(ns, None, more)?;
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        std::fs::write(cluster.objects(), list.to_string()).context("objects")?;
+        Ok(cluster)
+    }
+
+    fn with(ns: &'a Netns, server: Option<ApiServer>, more: &Value) -> Result<Self> {
         let dir = tempfile::tempdir().context("folder")?;
         std::fs::write(dir.path().join("config.yaml"), objects::config("node-a", more).to_string())?;
         Ok(Self { ns, server, dir })
@@ -82,8 +104,14 @@ impl<'a> Cluster<'a> {
 
     /// Bookmarks come as often as from a real server: about once a minute.
     pub fn with_bookmarks_as_usual(self) -> Self {
-        self.server.set_bookmark_interval(Duration::from_secs(60));
+        if let Some(server) = &self.server {
+            server.set_bookmark_interval(Duration::from_secs(60));
+        }
         self
+    }
+
+    fn objects(&self) -> PathBuf {
+        self.dir.path().join("objects.json")
     }
 
     fn config(&self) -> PathBuf {
@@ -97,7 +125,10 @@ impl<'a> Cluster<'a> {
     pub fn spawn(&self) -> Result<Agent> {
         let mut command = Command::new(agent_binary()?);
         command.arg(format!("--config={}", self.config().display()));
-        command.arg(format!("--master={}", self.server.url()));
+        command.arg(match &self.server {
+            Some(server) => format!("--master={}", server.url()),
+            None => format!("--objects={}", self.objects().display()),
+        });
         Agent::spawn(self.ns, command)
     }
 
@@ -192,8 +223,21 @@ pub fn cost(pid: u32) -> Result<Cost> {
     let after = stat.rsplit(')').next().unwrap_or_default();
     let words: Vec<&str> = after.split_whitespace().collect();
     let tick = |at: usize| words.get(at).and_then(|w| w.parse::<u64>().ok());
-    let (Some(user), Some(system)) = (tick(11), tick(12)) else { bail!("cannot read /proc/{pid}/stat") };
-    Ok(Cost { resident, peak, ticks: user + system })
+    let sum = |at: usize| Some(tick(at)? + tick(at + 1)?);
+    let (Some(ticks), Some(program_ticks)) = (sum(11), sum(13)) else {
+        bail!("cannot read /proc/{pid}/stat")
+    };
+    Ok(Cost { resident, peak, ticks, program_ticks })
+}
+
+/// CPU time of a process and of the programs that it ran. The process's own is exact.
+///
+/// # Errors
+/// When it is gone.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?)).context("no clock of the process")?;
+    let own: Duration = clock_gettime(clock).context("no CPU time")?.into();
+    Ok(own + TICK * u32::try_from(cost(pid)?.program_ticks)?)
 }
 
 #[cfg(test)]
@@ -204,6 +248,7 @@ mod tests {
     fn the_cost_of_this_process_is_measured() {
         let cost = cost(std::process::id()).unwrap();
         assert!(cost.resident > 500 && cost.peak >= cost.resident, "{cost:?}");
+        assert!(cpu_time(std::process::id()).unwrap() > Duration::ZERO);
     }
 
     #[test]

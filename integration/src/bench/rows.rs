@@ -1,38 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The rows of `make bench`, except the counted instructions.
+//! The rows of `make bench` that the loop in this process gives by a clock: starts and changes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use ipnet::IpNet;
-use serde_json::{Value, json};
+use anyhow::Result;
+use kube_ipvs::core::plan::op::Plan;
 
 use super::audit;
 use super::events;
-use super::first;
-use super::node::{self, Node, Size};
-use super::process::{Cluster, cost, objects};
+use super::limit;
+use super::mode::Mode;
+use super::node::{Node, Size};
+use super::process_rows;
 use super::table::Row;
 use crate::lab::{Netns, agent_binary};
 
-/// Ticks of `/proc/PID/stat` per second.
-const TICKS: f64 = 100.0;
 /// Number of measurements of a start and of the limit; the median counts.
-const ROUNDS: usize = 3;
+pub(super) const ROUNDS: usize = 3;
 /// Number of changes whose delay is measured.
 const CHANGES: u32 = 60;
-/// Time after which a start has freed its memory and finished all work.
-const SETTLED: Duration = Duration::from_secs(5);
-/// Limit for waiting for an audit.
-const AUDIT: Duration = Duration::from_secs(60);
+
+/// First syncs: in multiples of the limit, what must hold and what is aimed at. Two runs of iptables-restore are a fifth
+/// of a start by route.
+const STARTS: [(Mode, f64, f64); 3] =
+    [(Mode::IPTABLES, 1.5, 1.2), (Mode::IPTABLES_ROUTE, 2.0, 1.1), (Mode::NFTABLES_ROUTE, 1.3, 1.1)];
+/// The most sends for a new Service.
+const CREATIONS: [(Mode, f64); 3] =
+    [(Mode::IPTABLES, 4.0), (Mode::NFTABLES, 3.0), (Mode::NFTABLES_ROUTE, 3.0)];
 
 /// A row with a limit.
-pub fn row(what: impl Into<String>, value: f64, unit: &'static str, must: f64, aim: Option<f64>) -> Row {
-    Row { what: what.into(), value, unit, must: Some(must), aim }
+pub fn row(what: impl Into<String>, value: f64, unit: &str, must: f64, aim: Option<f64>) -> Row {
+    Row { must: Some(must), aim, ..shown(what, value, unit) }
 }
 
-fn shown(what: impl Into<String>, value: f64, unit: &'static str) -> Row {
-    Row { what: what.into(), value, unit, must: None, aim: None }
+/// A row without a limit.
+pub fn shown(what: impl Into<String>, value: f64, unit: &str) -> Row {
+    Row { what: what.into(), value, unit: unit.to_owned(), must: None, aim: None }
 }
 
 /// A namespace for one measurement: nothing of it is left when the next one begins.
@@ -42,77 +45,144 @@ fn shown(what: impl Into<String>, value: f64, unit: &'static str) -> Row {
 pub fn within<T>(label: &str, work: impl FnOnce(&Netns) -> Result<T>) -> Result<T> {
     let ns = Netns::new(label)?;
     let result = work(&ns)?;
-    ns.enter(node::clear)??;
+    ns.enter(limit::clear)??;
     Ok(result)
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
+pub(super) fn median(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     times.get(times.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
 }
 
-/// All rows; `idle`: seconds to watch the agent idle.
+/// Rows that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Group {
+    /// Starts, in this process and as a process of their own.
+    Starts,
+    /// Changes.
+    Events,
+    /// The idle agent.
+    Idle,
+    /// Resident memory, and the binary.
+    Memory,
+    /// First answers.
+    Answers,
+}
+
+/// The rows of these groups; `idle`: seconds to watch the agent idle.
 ///
 /// # Errors
 /// If something cannot be measured.
-pub fn measure(size: Size, idle: u64) -> Result<Vec<Row>> {
+pub fn measure(size: Size, idle: u64, groups: &[Group]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let limit = start_rows(size, &mut rows)?;
-    println!("limit: {limit:.2} s for {size}: IPVS, sets and addresses, raw; all else in multiples of it");
-    within("bench-events", |ns| ns.enter(|| event_rows(size, &mut rows))?)?;
-    process_rows(size, limit, &mut rows)?;
-    idle_rows(size, idle, &mut rows)?;
-    let larger = [(size.services, 2 * size.endpoints, 40.0), (size.services / 10, 20 * size.endpoints, 40.0)];
-    rows.push(memory_row(size, 30.0)?);
-    for (services, endpoints, must) in larger {
-        rows.push(memory_row(Size { services, endpoints }, must)?);
-    }
-    answer_rows(size, &mut rows)?;
-    rows.push(row("binary", std::fs::metadata(agent_binary()?)?.len() as f64 / 1e6, "MB", 12.0, None));
+    let rows_of = |group: Group, rows: &mut Vec<Row>| match group {
+        Group::Starts => {
+            let limit = start_rows(size, rows)?;
+            println!(
+                "limit: {limit:.2} s for {size}: IPVS, sets and addresses, raw; starts in multiples of it"
+            );
+            process_rows::start_rows(size, limit, rows)
+        }
+        Group::Events => {
+            within("bench-events", |ns| ns.enter(|| event_rows(size, rows))?)?;
+            CREATIONS.into_iter().try_for_each(|(mode, most_sends)| {
+                within("bench-creation", |ns| ns.enter(|| creation_rows(size, mode, most_sends, rows))?)
+            })
+        }
+        Group::Idle => process_rows::idle_rows(size, idle, rows),
+        Group::Memory => {
+            process_rows::memory_rows(size, rows)?;
+            let binary = std::fs::metadata(agent_binary()?)?.len() as f64 / 1e6;
+            rows.push(row("binary", binary, "MB", 12.0, None));
+            Ok(())
+        }
+        Group::Answers => process_rows::answer_rows(size, rows),
+    };
+    groups.iter().try_for_each(|group| rows_of(*group, &mut rows))?;
     Ok(rows)
 }
 
-/// Starts with addresses and with routes. Returns the limit with addresses in seconds.
-fn start_rows(size: Size, rows: &mut Vec<Row>) -> Result<f64> {
-    let [cold, audit, limit] = measure_starts(size, &[])?;
-    rows.push(row("cold: first write to everything programmed", cold / limit, "x limit", 1.5, Some(1.2)));
-    rows.push(row("audit: CPU", audit / limit, "x limit", 0.3, None));
-    let [by_route, _, limit_by_route] = measure_starts(size, &["10.0.0.0/8".parse()?])?;
-    let what = "cold by route: first write to everything programmed";
-    // Two runs of iptables-restore are a fifth of such a start.
-    rows.push(row(what, by_route / limit_by_route, "x limit", 2.0, Some(1.1)));
-    rows.push(row("cold by route, against addresses", by_route / cold, "x", 0.5, Some(0.35)));
-    Ok(limit)
+/// Medians of starts in this process, in seconds.
+struct Starts {
+    cold: f64,
+    /// CPU time of an audit.
+    audit: f64,
+    limit: f64,
+    /// The most ops of a restart on the programmed node, and the most processes.
+    warm_ops: usize,
+    warm_processes: u64,
 }
 
-/// Measures the loop in this process and the limit alternately. Returns the medians in seconds: of the start, of the CPU
-/// time of an audit, of the limit.
-fn measure_starts(size: Size, routed: &[IpNet]) -> Result<[f64; 3]> {
+/// Starts in each mode. Returns the limit of the first one in seconds.
+fn start_rows(size: Size, rows: &mut Vec<Row>) -> Result<f64> {
+    let mut first: Option<Starts> = None;
+    for (mode, must, aim) in STARTS {
+        let starts = measure_starts(size, mode)?;
+        let what = format!("{mode}: cold, first write to everything programmed");
+        rows.push(row(what, starts.cold / starts.limit, "x limit", must, Some(aim)));
+        rows.push(row(format!("{mode}: warm, ops"), starts.warm_ops as f64, "", 0.0, None));
+        let processes = shown(format!("{mode}: warm, processes"), starts.warm_processes as f64, "");
+        let must = (mode.rules == Mode::NFTABLES.rules).then_some(0.0);
+        rows.push(Row { must, ..processes });
+        match &first {
+            None => {
+                rows.push(row(
+                    format!("{mode}: audit, CPU"),
+                    starts.audit / starts.limit,
+                    "x limit",
+                    0.3,
+                    None,
+                ));
+                first = Some(starts);
+            }
+            Some(first) => {
+                let what = format!("{mode}: cold, against {}", STARTS[0].0);
+                rows.push(row(what, starts.cold / first.cold, "x", 0.5, Some(0.35)));
+                let what = format!("{mode}: audit, CPU, against {}", STARTS[0].0);
+                rows.push(shown(what, starts.audit / first.audit, "x"));
+            }
+        }
+    }
+    Ok(first.map_or(f64::NAN, |first| first.limit))
+}
+
+/// Measures the loop in this process and the limit alternately.
+fn measure_starts(size: Size, mode: Mode) -> Result<Starts> {
     let (mut colds, mut audits, mut limits) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut warm_ops, mut warm_processes) = (0, 0);
     for _ in 0..ROUNDS {
-        let (plan, cold, audit) = within("bench-agent", |ns| {
+        let (plan, cold, audit, warm) = within("bench-agent", |ns| {
             ns.enter(|| {
-                let mut node = Node::with_routes(true, routed.to_vec())?;
-                node.fill(size);
-                let (plan, cold) = node.cold()?;
-                anyhow::Ok((plan, cold, audit::audit_cpu(&mut node)?))
+                let (mut node, plan, cold) = programmed(size, mode)?;
+                let audit = audit::audit_cpu(&mut node)?;
+                let (mut again, warm, _) = programmed(size, mode)?;
+                anyhow::Ok((plan, cold, audit, (warm.ops.len(), again.traffic().processes)))
             })?
         })?;
-        limits.push(within("bench-limit", |ns| ns.enter(|| node::replay(&plan))?)?);
+        let parts = within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, mode.rules))?)?;
+        limits.push(parts.total());
         colds.push(cold);
         audits.push(audit);
+        (warm_ops, warm_processes) = (warm_ops.max(warm.0), warm_processes.max(warm.1));
     }
-    println!("routes {routed:?}: first pass {colds:.2?}, audit {audits:.3?}, limit {limits:.2?}");
-    Ok([colds, audits, limits].map(median))
+    println!("{mode}: first pass {colds:.2?}, audit {audits:.3?}, limit {limits:.2?}");
+    let [cold, audit, limit] = [colds, audits, limits].map(median);
+    Ok(Starts { cold, audit, limit, warm_ops, warm_processes })
 }
 
-/// Changes on a node with everything programmed.
+/// A node with everything programmed, its first plan, and how long that took.
+fn programmed(size: Size, mode: Mode) -> Result<(Node, Plan, Duration)> {
+    let mut node = Node::new(mode, true)?;
+    node.fill(size);
+    let (plan, cold) = node.cold()?;
+    Ok((node, plan, cold))
+}
+
+/// Changes while the loop runs, with the default mode.
 fn event_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
     // The loop ends with each measurement that lets it run.
     let programmed = || {
-        let mut node = Node::new(true)?;
-        node.fill(size);
-        node.cold()?;
+        let (mut node, _, _) = programmed(size, Mode::IPTABLES)?;
         // Endpoints that an earlier measurement added drain since the first sync; the next one removes them.
         node.follow()?;
         anyhow::Ok(node)
@@ -126,14 +196,6 @@ fn event_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
     let more = audits.longest.saturating_sub(quiet.longest).as_secs_f64() * 1e3;
     rows.push(row("audit: longest delay of a change, more than without", more, "ms", 50.0, None));
     let mut node = programmed()?;
-    let created = events::service_created(&mut node, size)?;
-    for (what, sends) in ["IPVS", "sets", "addresses"].into_iter().zip(created.sends) {
-        rows.push(shown(format!("one Service created: sends, {what}"), sends as f64, ""));
-    }
-    let sends: u64 = created.sends.iter().sum();
-    rows.push(row("one Service created: sends", sends as f64, "", 4.0, None));
-    rows.push(row("one Service created: processes", created.processes as f64, "", 0.0, None));
-    rows.push(row("one Service created: dumps", created.dumps as f64, "", 0.0, None));
     let restarted = events::rolling_restart(&mut node, size.services + 1, Duration::ZERO)?;
     let of = |n: u64| n as f64 / restarted.events as f64;
     // An added endpoint is one command. A removed one is two: weight 0, then its removal.
@@ -144,120 +206,25 @@ fn event_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
     Ok(())
 }
 
-/// The agent as a process, on an empty kernel and on a programmed one.
-fn process_rows(size: Size, limit: f64, rows: &mut Vec<Row>) -> Result<()> {
-    let (cold, warm, operations) = measure_processes(size, &Cluster::no_audits())?;
-    rows.push(row("cold: process start to everything programmed", cold / limit, "x limit", 2.5, Some(1.8)));
-    rows.push(row("warm: process start to in sync", warm / limit, "x limit", 1.0, Some(0.5)));
-    rows.push(row("warm: ops carried out", operations as f64, "", 0.0, None));
-    let mut config = Cluster::no_audits();
-    config["kubeIPVS"] = json!({"clusterIPs": "route", "serviceCIDRs": ["11.0.0.0/8"]});
-    let (by_route, _, operations) = measure_processes(size, &config)?;
-    rows.push(row("cold by route: process start, against addresses", by_route / cold, "x", 0.75, Some(0.5)));
-    rows.push(row("warm by route: ops carried out", operations as f64, "", 0.0, None));
-    Ok(())
-}
-
-/// The medians in seconds of a start on an empty kernel and of a restart, and the most ops of a restart.
-fn measure_processes(size: Size, config: &Value) -> Result<(f64, f64, u64)> {
-    let (mut colds, mut warms, mut operations) = (Vec::new(), Vec::new(), 0);
-    for _ in 0..ROUNDS {
-        within("node-a", |ns| {
-            let cluster = Cluster::new(ns, objects(size), config)?;
-            let (mut agent, cold) = cluster.start()?;
-            agent.stop()?;
-            let (mut agent, warm) = cluster.start()?;
-            operations = operations.max(cluster.operations()?);
-            colds.push(cold);
-            warms.push(warm);
-            agent.stop()
-        })?;
-    }
-    println!("process start with {config}, empty kernel {colds:.2?}, programmed kernel {warms:.2?}");
-    Ok((median(colds), median(warms), operations))
-}
-
-/// Starts the agent as installed and measures it from the end of its first audit to the end of a later
-/// one: an idle agent only runs audits, so that a part of one would be no measurement.
-fn idle_rows(size: Size, seconds: u64, rows: &mut Vec<Row>) -> Result<()> {
-    within("node-a", |ns| {
-        let cluster = Cluster::new(ns, objects(size), &json!({}))?.with_bookmarks_as_usual();
-        let (mut agent, _) = cluster.start()?;
-        std::thread::sleep(SETTLED);
-        wait_for_work(agent.pid())?;
-        let (start, before, mut audits) = (Instant::now(), cost(agent.pid())?, 0);
-        while start.elapsed() < Duration::from_secs(seconds) {
-            wait_for_work(agent.pid())?;
-            audits += 1;
-        }
-        let (took, after) = (start.elapsed().as_secs_f64(), cost(agent.pid())?);
-        agent.stop()?;
-        let share = (after.ticks - before.ticks) as f64 / TICKS / took;
-        rows.push(row("idle, default sync period: share of a core", share * 100.0, "%", 1.0, None));
-        rows.push(shown("idle: seconds per audit", took / f64::from(audits), "s"));
-        Ok(())
-    })
-}
-
-/// Waits until the process has worked for a while and is idle again: an audit. A request to the agent for
-/// its number of audits would cost time.
-fn wait_for_work(pid: u32) -> Result<()> {
-    const WORK: u64 = 20;
-    let start = Instant::now();
-    let quiet = || -> Result<u64> {
-        loop {
-            let before = cost(pid)?.ticks;
-            std::thread::sleep(Duration::from_secs(1));
-            let now = cost(pid)?.ticks;
-            if now <= before + 1 {
-                return Ok(now);
-            }
-        }
-    };
-    let before = quiet()?;
-    while quiet()? < before + WORK {
-        ensure!(start.elapsed() < AUDIT * 5, "no audit in {:?}", AUDIT * 5);
+/// What one endpoint and one Service send to the kernel.
+fn creation_rows(size: Size, mode: Mode, most_sends: f64, rows: &mut Vec<Row>) -> Result<()> {
+    let (mut node, _, _) = programmed(size, mode)?;
+    let came = events::endpoint_came(&mut node, size)?;
+    let created = events::service_created(&mut node, size)?;
+    for (what, cost, most) in [("endpoint", came, 1.0), ("Service", created, most_sends)] {
+        let sends: u64 = cost.sends.iter().sum();
+        rows.push(row(format!("{mode}: one {what} created, sends"), sends as f64, "", most, None));
+        rows.push(row(
+            format!("{mode}: one {what} created, processes"),
+            cost.processes as f64,
+            "",
+            0.0,
+            None,
+        ));
+        rows.push(row(format!("{mode}: one {what} created, dumps"), cost.dumps as f64, "", 0.0, None));
+        println!("{mode}, one {what}: sends to IPVS, to sets and for addresses {:?}", cost.sends);
     }
     Ok(())
-}
-
-/// Time until a client gets answers from a new node.
-fn answer_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
-    let rounds = (0..ROUNDS).map(|_| first::measure(size)).collect::<Result<Vec<_>>>()?;
-    println!("first answers {rounds:.2?}");
-    let mut answer = |who: &str, after: fn(&first::FirstAnswers) -> Duration, must| {
-        let what = format!("process start to first answer, {who}");
-        rows.push(Row { must, ..shown(what, median(rounds.iter().map(after).collect()), "s") });
-    };
-    answer("default/kubernetes", |answers| answers.api, Some(1.0));
-    answer("cluster DNS", |answers| answers.dns, Some(1.0));
-    answer("last of all Services", |answers| answers.last, None);
-    Ok(())
-}
-
-/// Resident memory after a cold start or after an audit, whichever is larger.
-fn memory_row(size: Size, must: f64) -> Result<Row> {
-    within("node-a", |ns| {
-        let cluster = Cluster::new(ns, objects(size), &json!({"ipvs": {"syncPeriod": "5s"}}))?;
-        let (mut agent, _) = cluster.start()?;
-        // The agent is ready before it has freed the memory of the start.
-        std::thread::sleep(Duration::from_secs(1));
-        let started = cost(agent.pid())?.resident;
-        cluster.wait_audit(cluster.audits()?, AUDIT)?;
-        // The memory of the audit is freed after it.
-        std::thread::sleep(Duration::from_secs(1));
-        let audited = cost(agent.pid())?;
-        agent.stop()?;
-        let megabytes = |kib: u64| kib as f64 * 1024.0 / 1e6;
-        println!(
-            "resident, {size}: {:.1} MB after the start, {:.1} after an audit, {:.1} at most",
-            megabytes(started),
-            megabytes(audited.resident),
-            megabytes(audited.peak)
-        );
-        let most = megabytes(started.max(audited.resident));
-        Ok(row(format!("resident, {size}"), most, "MB", must, Some(must / 2.0)))
-    })
 }
 
 #[cfg(test)]

@@ -8,17 +8,19 @@ use anyhow::{Context, Result};
 
 use super::audit;
 use super::events::{self, EndpointCost};
-use super::node::{self, Node, Size};
+use super::limit;
+use super::mode::Mode;
+use super::node::{Node, Size};
 use super::plot::{Sample, from_csv, to_csv};
-use super::rows::{row, within};
+use super::rows::{row, shown, within};
 use super::table::Row;
 
 /// Endpoints of each Service.
-const ENDPOINTS: u32 = 5;
+pub(super) const ENDPOINTS: u32 = 5;
 /// Number of Services of the warm-up.
 const WARM_UP: u32 = 60;
 /// An instruction of that clock.
-const NANOSECONDS: u128 = 2;
+pub(super) const NANOSECONDS: u128 = 2;
 
 /// The cost of one endpoint at each size, and how much it grows from the least to the most.
 ///
@@ -38,7 +40,7 @@ pub fn endpoint_rows(sizes: &[u32]) -> Result<Vec<Row>> {
     Ok(vec![
         row("one endpoint comes: growth of instructions", growth(&costs, |c| c.comes), "x", 1.2, Some(1.0)),
         row("one endpoint goes: growth of instructions", growth(&costs, |c| c.goes), "x", 1.2, Some(1.0)),
-        Row { must: None, ..row("the bare command: growth", growth(&costs, |c| c.limit), "x", 0.0, None) },
+        shown("the bare command: growth", growth(&costs, |c| c.limit), "x"),
     ])
 }
 
@@ -53,7 +55,7 @@ fn endpoint_cost(services: u32) -> Result<EndpointCost> {
     let size = Size { services, endpoints: ENDPOINTS };
     within("bench-endpoint", |ns| {
         ns.enter(|| {
-            let mut node = Node::new(false)?;
+            let mut node = Node::new(Mode::IPTABLES, false)?;
             node.fill(size);
             node.cold()?;
             events::endpoint(&mut node, size)
@@ -66,14 +68,14 @@ fn all_costs(services: u32) -> Result<Sample> {
     let size = Size { services, endpoints: ENDPOINTS };
     let (plan, cold, endpoint, audit) = within("bench-series", |ns| {
         ns.enter(|| {
-            let mut node = Node::new(true)?;
+            let mut node = Node::new(Mode::IPTABLES, true)?;
             node.fill(size);
             let (plan, cold) = node.cold()?;
             let endpoint = events::endpoint(&mut node, size)?;
             anyhow::Ok((plan, cold, endpoint, audit::audit_cpu(&mut node)?))
         })?
     })?;
-    let limit = within("bench-limit", |ns| ns.enter(|| node::replay(&plan))?)?;
+    let limit = within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, Mode::IPTABLES.rules))?)?.total();
     let costs = [cold, limit, endpoint.comes, endpoint.goes, endpoint.limit, audit];
     Ok(Sample { services, costs: costs.map(|cost| cost.as_secs_f64() * 1e6) })
 }
