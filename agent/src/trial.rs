@@ -11,6 +11,7 @@ use crate::config::{Config, host};
 use crate::core::model::Protocol;
 use crate::kernel::host::sockets;
 use crate::kernel::linux::LinuxKernel;
+use crate::kernel::rules_mode;
 use crate::serve::http;
 use crate::source::client::ApiAccess;
 use crate::source::describe;
@@ -55,6 +56,8 @@ pub fn check(
     trial.take(host::node_name(&config.hostname_override).map(drop));
     let scheduler = trial.check_scheduler();
     trial.take(scheduler);
+    let rules = trial.check_rules();
+    trial.take(rules);
     // Listeners belong to a runtime.
     let entered = runtime.enter();
     trial.check_address(HEALTHZ, |c| c.healthz_address);
@@ -76,6 +79,26 @@ impl Trial<'_> {
     /// Whether the running agent has the same value.
     fn is_kept<T: PartialEq>(&self, of: impl Fn(&Config) -> T) -> bool {
         matches!(self.tester, Tester::Agent(running) if of(running) == of(self.config))
+    }
+
+    /// What rules mode `auto` chooses here, and whether the kernel has what a changed mode needs.
+    fn check_rules(&mut self) -> anyhow::Result<()> {
+        let mode = |config: &Config| (config.chooses_rules, config.settings.rules);
+        if self.is_kept(mode) {
+            return Ok(());
+        }
+        let mut settings = self.config.node_settings()?;
+        if self.config.chooses_rules {
+            let (mode, why) = rules_mode::choose(&settings.families);
+            self.findings.notes.push(format!("kubeIPVS.rules: auto chooses {mode} on this node: {why}"));
+            settings.rules = mode;
+        }
+        match (LinuxKernel::open(&settings), self.tester) {
+            (Err(error), Tester::Agent(_)) => {
+                Err(error.context(format!("kubeIPVS.rules: {}", settings.rules)))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_scheduler(&mut self) -> anyhow::Result<()> {

@@ -57,6 +57,8 @@ pub struct Addresses {
 pub struct DummyDevice {
     name: String,
     socket: Socket,
+    /// Its index when it was last found. The kernel gives the index of a removed device to no other one.
+    known: Option<u32>,
 }
 
 impl DummyDevice {
@@ -66,7 +68,7 @@ impl DummyDevice {
     /// [`Error::InvalidName`], or when there is no rtnetlink socket.
     pub fn open(name: &str) -> Result<Self, Error> {
         check_name(name)?;
-        Ok(Self { name: name.to_owned(), socket: Socket::open(protocols::NETLINK_ROUTE)? })
+        Ok(Self { name: name.to_owned(), socket: Socket::open(protocols::NETLINK_ROUTE)?, known: None })
     }
 
     /// The name.
@@ -80,8 +82,13 @@ impl DummyDevice {
     }
 
     fn link(&mut self) -> Result<Option<message::Link>, Error> {
+        self.known = None;
         match self.socket.ask(&Packet::new(RTM_GETLINK, message::link_by_name(&self.name)))? {
-            Ok(payload) => Ok(Some(message::parse_link(&payload)?)),
+            Ok(payload) => {
+                let link = message::parse_link(&payload)?;
+                self.known = (link.kind.as_deref() == Some("dummy")).then_some(link.index);
+                Ok(Some(link))
+            }
             Err(refusal) if refusal.errno() == Errno::ENODEV => Ok(None),
             Err(refusal) => Err(refusal.into()),
         }
@@ -191,13 +198,39 @@ impl DummyDevice {
         if nets.is_empty() {
             return Ok(Vec::new());
         }
-        let index = self.index()?;
-        let requests = nets.iter().map(|net| Packet { kind, flags, body: message::address(index, *net) });
-        let refused = self.socket.batch(requests)?;
+        let refused = match self.known {
+            // The device may have been made anew.
+            Some(index) => match self.send_addresses(kind, flags, index, nets)? {
+                refused if refused.iter().all(|(_, refusal)| refusal.errno() != Errno::ENODEV) => refused,
+                _ => self.send_to_device(kind, flags, nets)?,
+            },
+            None => self.send_to_device(kind, flags, nets)?,
+        };
         let refused = refused.into_iter().filter(|(_, refusal)| !fine.contains(&refusal.errno()));
         Ok(refused
             .filter_map(|(i, refusal)| Some((i, AddressError::new(nets.get(i)?.addr(), refusal))))
             .collect())
+    }
+
+    fn send_to_device(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        nets: &[IpNet],
+    ) -> Result<Vec<(usize, Refusal)>, Error> {
+        let index = self.index()?;
+        self.send_addresses(kind, flags, index, nets)
+    }
+
+    fn send_addresses(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        index: u32,
+        nets: &[IpNet],
+    ) -> Result<Vec<(usize, Refusal)>, Error> {
+        let requests = nets.iter().map(|net| Packet { kind, flags, body: message::address(index, *net) });
+        Ok(self.socket.batch(requests)?)
     }
 
     /// Watches the device and its addresses; see [`Watch`]. Changes made through this handle are left out as far as

@@ -198,7 +198,9 @@ pub fn config(node: &str, more: &Value) -> Value {
     if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
         config.extend(more.clone());
     }
-    if let Some(mode) = rules_mode() {
+    if let Some(mode) = rules_mode()
+        && config["kubeIPVS"]["rules"].is_null()
+    {
         config["kubeIPVS"]["rules"] = mode.into();
     }
     config

@@ -20,6 +20,7 @@ use crate::inbox::Inbox;
 use crate::inspect::owners;
 use crate::kernel::ipvs::traffic;
 use crate::kernel::linux::LinuxKernel;
+use crate::kernel::rules_mode;
 use crate::log::{self, Verbosity};
 use crate::memory;
 use crate::metrics::{Metrics, rest};
@@ -66,10 +67,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         tracing::warn!("configuration: {warning}");
     }
     let name = host::node_name(&config.hostname_override)?;
-    let settings = config.node_settings()?;
+    let mut settings = config.node_settings()?;
     let families: Vec<String> = settings.families.iter().map(ToString::to_string).collect();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!("kube-ipvs {version} starts on node {name}, {}", families.join(" and "));
+    choose_rules(&config, &mut settings);
     if args.init_only {
         return init::run(&settings);
     }
@@ -86,6 +88,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (source, events) = source(args, &config, &name, &metrics, &runtime)?;
     source.start(store.clone())?;
     metrics.watch(&store, &events);
+    metrics.set_rules_mode(settings.rules);
     if let Some(limit) = config.service_metrics {
         metrics.serve_traffic(limit, traffic::reader())?;
     }
@@ -110,6 +113,19 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     runtime.shutdown_background();
     ensure!(!changed.load(Ordering::Relaxed), "content of the proxy server's configuration file was updated");
     Ok(())
+}
+
+/// Chooses what sets and rules are made of, if the configuration leaves it to the node.
+fn choose_rules(config: &Config, settings: &mut Settings) {
+    let why = match config.chooses_rules {
+        false => "kubeIPVS.rules".to_owned(),
+        true => {
+            let (mode, why) = rules_mode::choose(&settings.families);
+            settings.rules = mode;
+            format!("kubeIPVS.rules: auto: {why}")
+        }
+    };
+    tracing::info!("sets and rules: {} ({why})", settings.rules);
 }
 
 /// Starts the HTTP servers; the result is for the sync loop.

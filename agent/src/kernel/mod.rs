@@ -18,6 +18,7 @@ pub mod netfilter;
 mod nftables;
 mod packet_filter;
 mod reading;
+pub mod rules_mode;
 pub mod teardown;
 
 use crate::core::plan::outcome::{Finished, ObserveError, OpError, Progress};

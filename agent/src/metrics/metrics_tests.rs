@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use crate::core::model::settings::RulesMode;
 use crate::core::model::trigger::Trigger;
 use crate::core::model::{Family, ObjectName, PerFamily};
 use crate::core::plan::outcome::{Cause, ObserveError, OpError, Outcome};
@@ -96,6 +97,7 @@ fn busy() -> Metrics {
     let store = Arc::new(Store::new(Arc::new(Inbox::default())));
     metrics.watch(&store, &EventSink::log_only());
     metrics.proxy.set_families(&Family::ALL);
+    metrics.set_rules_mode(RulesMode::Nftables);
     metrics.set_kubernetes(&Info { git_version: "v1.36.2".to_owned(), ..Info::default() });
     metrics.request_done("10.0.0.1:6443", &Method::GET, Some(StatusCode::OK), Duration::ZERO);
     let mut desired = Desired::default();

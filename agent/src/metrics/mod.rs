@@ -27,6 +27,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
+use crate::core::model::settings::RulesMode;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::outcome::{OpError, Report};
 use crate::core::plan::pass::{Due, Pass};
@@ -135,6 +136,11 @@ impl Metrics {
         let services = ServiceTraffic::start(&self.registry, limit, services::MIN_PAUSE, reader)?;
         let _ = self.services.set(services);
         Ok(())
+    }
+
+    /// Sets what sets and rules are made of.
+    pub fn set_rules_mode(&self, mode: RulesMode) {
+        self.versions.rules.with_label_values(&[mode.to_string()]).set(1);
     }
 
     /// Sets the version of the API server. The agent reports that version as its own Kubernetes version: alerts

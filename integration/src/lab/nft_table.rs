@@ -34,7 +34,9 @@ pub fn rules(ns: &Netns) -> Result<Vec<String>> {
             members.extend(elements.map(|element| format!("{} @{name}: {element}", text(&set["family"]))));
         }
     }
-    // The order of rules counts, and that of elements is that of a hash table.
+    // The order of rules in a chain counts. That of tables is that of their creation, and that of elements is that of a
+    // hash table.
+    lines.sort_by_key(|line: &String| line.split(": ").next().map(str::to_owned));
     members.sort();
     lines.extend(members);
     Ok(lines)

@@ -20,7 +20,10 @@ fn wait_for_state(setup: &Setup<'_>, ns: &Netns, expected: &BTreeMap<String, Vec
     if let Err(error) = done {
         let state = state(ns);
         let lines = |state: &BTreeMap<String, Vec<String>>| -> BTreeSet<String> {
-            state.iter().flat_map(|(key, list)| list.iter().map(move |line| format!("{key}: {line}"))).collect()
+            state
+                .iter()
+                .flat_map(|(key, list)| list.iter().map(move |line| format!("{key}: {line}")))
+                .collect()
         };
         let (has, wanted) = (lines(&state), lines(expected));
         let differ: Vec<&String> = has.symmetric_difference(&wanted).collect();

@@ -7,6 +7,7 @@
 mod arrive;
 mod fixture;
 mod leave;
+mod switch;
 
 use std::collections::BTreeMap;
 use std::process::Command;

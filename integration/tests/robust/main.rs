@@ -9,6 +9,7 @@ mod bad_day;
 mod cut_off;
 mod fail;
 mod kill;
+mod nft_table;
 mod strangers;
 mod tell;
 

@@ -128,6 +128,19 @@ impl Iptables {
         }
     }
 
+    /// Tries whether the programs and the kernel have all that our rules use. `set`: an existing set of addresses. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn try_rules(&self, family: Family, set: &str) -> Result<(), OpError> {
+        let program = self.program(family, "restore")?;
+        self.started.fetch_add(1, Ordering::Relaxed);
+        let args = ["-w", LOCK_WAIT, "--noflush", "--test"];
+        let result = child::run(&program, &args, &tried_rules(family, set), LIMIT, |_| {});
+        result.map(drop).map_err(|error| op_error(&error, false))
+    }
+
     /// Removes chains and jumps, each table atomically.
     ///
     /// # Errors
@@ -142,6 +155,25 @@ impl Iptables {
         let result = child::run(program, &args, input, LIMIT, |pid| self.children.add(pid));
         result.map(drop).map_err(|error| op_error(&error, true))
     }
+}
+
+/// Rules with every match and target of ours.
+fn tried_rules(family: Family, set: &str) -> String {
+    let (vip, reject) = match family {
+        Family::V4 => ("192.0.2.1", "icmp-port-unreachable"),
+        Family::V6 => ("2001:db8::1", "icmp6-port-unreachable"),
+    };
+    format!(
+        "*nat\n:KUBE-IPVS-TRIED - [0:0]\n\
+         -A KUBE-IPVS-TRIED -m comment --comment \"tried\" -m set --match-set {set} dst -j RETURN\n\
+         -A KUBE-IPVS-TRIED -m addrtype --dst-type LOCAL -m physdev ! --physdev-is-in -j ACCEPT\n\
+         -A KUBE-IPVS-TRIED -m mark ! --mark 0x4000/0x4000 -j RETURN\n\
+         -A KUBE-IPVS-TRIED -j MARK --set-xmark 0x4000/0x0\n\
+         -A KUBE-IPVS-TRIED -j MASQUERADE --random-fully\nCOMMIT\n\
+         *filter\n:KUBE-IPVS-TRIED - [0:0]\n\
+         -A KUBE-IPVS-TRIED -m ipvs --vproto 6 --vaddr {vip} --vport 80 -j DROP\n\
+         -A KUBE-IPVS-TRIED -m conntrack --ctstate NEW -j REJECT --reject-with {reject}\nCOMMIT\n"
+    )
 }
 
 /// `writes`: the program may have changed something before it failed.

@@ -17,7 +17,7 @@ use crate::core::mirror::ObservedSet;
 use crate::core::model::Family;
 use crate::core::model::map::Map;
 use crate::core::model::sets::ProbedSet;
-use crate::core::model::sets::{SetId, SetType};
+use crate::core::model::sets::{SetId, SetKind, SetType};
 use crate::core::plan::op::{GrowOp, Op};
 use crate::core::plan::outcome::{Cause, OpError, Progress};
 use crate::words;
@@ -198,6 +198,31 @@ impl IpsetClient {
             }
             Some(code) => Err(op_error(&Op::DestroySet(set), code).message),
         }
+    }
+
+    /// Calls `work` with the name of a set of addresses that exists meanwhile.
+    ///
+    /// # Errors
+    /// When the set cannot be made.
+    pub fn with_temporary<T>(
+        &mut self,
+        family: Family,
+        work: impl FnOnce(&str) -> T,
+    ) -> Result<T, IpsetError> {
+        let set = SetId { kind: SetKind::IpvsIps, family };
+        let attrs = create_attrs(set, TEMPORARY, self.revision(set)?, set.kind.set_type().capacity());
+        let create =
+            Request { kind: SUBSYSTEM | CMD_CREATE, flags: NLM_F_EXCL, family: nf_family(set), attrs };
+        let destroy =
+            Request { kind: SUBSYSTEM | CMD_DESTROY, attrs: name_attrs(TEMPORARY), ..Request::default() };
+        // An interrupted try may have left one.
+        let refused = self.send(&[destroy.clone(), create])?;
+        if let Some(code) = refused.last().copied().flatten() {
+            return Err(Error::from(Refusal::new(code, None)).into());
+        }
+        let result = work(TEMPORARY);
+        self.send(&[destroy])?;
+        Ok(result)
     }
 
     /// As [`Self::destroy`], for a set whose last rule was just removed: the kernel frees rules late.

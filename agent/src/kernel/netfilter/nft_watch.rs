@@ -63,7 +63,7 @@ impl RulesWatch {
     /// # Errors
     /// When the socket fails. After lost notifications all parts are returned.
     pub fn wait(&mut self) -> Result<BTreeSet<Part>, Error> {
-        let mode = self.mode;
+        let (mode, mut parts) = (self.mode, BTreeSet::new());
         loop {
             let messages = match self.listener.receive() {
                 Ok(messages) => messages,
@@ -72,19 +72,21 @@ impl RulesWatch {
                 }
                 Err(error) => return Err(error),
             };
-            let mut parts = BTreeSet::new();
+            // A transaction is reported in several datagrams; this notification is its last one.
+            let mut ended = false;
             for message in messages {
                 let message = message?;
                 if self.own.contains(message.port) {
                     continue;
                 }
                 let notification = Notification::parse(&message)?;
+                ended |= matches!(notification, Notification::Generation(_));
                 match mode {
                     RulesMode::Iptables => parts.extend(concerned_family(&notification).map(Part::Rules)),
                     RulesMode::Nftables => parts.extend(concerned_parts(&notification)),
                 }
             }
-            if !parts.is_empty() {
+            if ended && !parts.is_empty() {
                 return Ok(parts);
             }
         }
