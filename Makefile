@@ -66,6 +66,8 @@ check: ## Check formatting, lints, documentation, house rules, licences, manifes
 test: tools image ## Run every test: on this machine, then under a kernel with IPVS
 	cargo test --workspace --doc --locked --quiet
 	cargo nextest run --locked --workspace
+	KUBE_IPVS_RULES=nftables integration/guest/nextest --locked
+	KUBE_IPVS_RULES=nftables KUBE_IPVS_WITHOUT_IPTABLES=yes integration/guest/nextest --locked
 	integration/guest/nextest --locked
 
 demo: tools build ## Balance real connections on a node made of network namespaces
@@ -79,6 +81,9 @@ parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS
 	@test -d "$(CORPUS)" || { echo "parity: no folder $(CORPUS): make parity CORPUS=DIR" >&2; exit 2; }
 	@rm -rf $(TARGET)/guest/corpus && cp -rL --no-preserve=mode "$(CORPUS)" $(TARGET)/guest/corpus
 	$(GUEST) --timeout 3000 -- $(TARGET)/release/parity --corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY))
+	@# In rules mode nftables everything but the rules of iptables is equal.
+	$(GUEST) --timeout 3000 --env KUBE_IPVS_RULES=nftables -- $(TARGET)/release/parity \
+		--corpus $(TARGET)/guest/corpus $(if $(ONLY),--only $(ONLY)) --sources files
 
 # The oldest and the newest supported kernel, and two between them.
 test-kernels: tools build ## Run every kernel test and recording on Linux 5.10, 6.1, 6.12 and 7.x: about an hour

@@ -16,6 +16,7 @@ use super::normal::normal;
 use super::scenario::{Scenario, Step};
 use crate::apiserver::ApiServer;
 use crate::lab::{Agent, AgentSpec, Netns, conformance_node, oracle, write_objects};
+use crate::objects::rules_mode;
 
 /// A correct state must still be correct after this time.
 const STAYS: Duration = Duration::from_millis(300);
@@ -152,13 +153,13 @@ fn prepare(
             let objects = folder.join("objects");
             fs::create_dir(&objects).context("objects folder")?;
             spec.objects = Some(objects.clone());
-            (Feed::Files(objects), scenario.config.clone())
+            (Feed::Files(objects), with_rules(&scenario.config, rules_mode())?)
         }
         Source::Api => {
             let server = ApiServer::start(ns.listen("127.0.0.1:0")?)?;
             let kubeconfig = folder.join("kubeconfig");
             fs::write(&kubeconfig, server.kubeconfig()).context("kubeconfig")?;
-            let text = with_kubeconfig(&scenario.config, &kubeconfig)?;
+            let text = with_rules(&with_kubeconfig(&scenario.config, &kubeconfig)?, rules_mode())?;
             (Feed::Api(Box::new(server)), text)
         }
     };
@@ -173,8 +174,20 @@ fn with_kubeconfig(config: &str, kubeconfig: &Path) -> Result<String> {
     Ok(config.to_string())
 }
 
-/// The difference of one subsystem, if any.
+/// The configuration with a rules mode, if there is one.
+fn with_rules(config: &str, mode: Option<String>) -> Result<String> {
+    let Some(mode) = mode else { return Ok(config.to_owned()) };
+    let mut config: Value = serde_saphyr::from_str(config).context("the scenario's configuration")?;
+    config["kubeIPVS"]["rules"] = json!(mode);
+    Ok(config.to_string())
+}
+
+/// The difference of one subsystem, if any. kube-proxy's rules are those of iptables.
 fn look(ns: &Netns, subsystem: Subsystem, want: &str) -> Result<Option<String>> {
+    let of_iptables = matches!(subsystem, Subsystem::Iptables | Subsystem::Ip6tables);
+    if of_iptables && rules_mode().is_some_and(|mode| mode != "iptables") {
+        return Ok(None);
+    }
     let got = normal(subsystem, &oracle::raw(ns, subsystem, want)?);
     Ok(unified(subsystem.name(), want, &got))
 }
@@ -235,6 +248,14 @@ mod tests {
         assert_eq!(config["clientConnection"], json!({"qps": 5, "kubeconfig": "/tmp/x/kubeconfig"}));
         let config = with_kubeconfig("mode: ipvs\n", path).unwrap();
         assert!(config.contains("/tmp/x/kubeconfig"));
+    }
+
+    #[test]
+    fn a_configuration_gets_the_rules_mode() {
+        let config = "mode: ipvs\n";
+        assert_eq!(with_rules(config, None).unwrap(), config);
+        let config: Value = serde_json::from_str(&with_rules(config, Some("x".to_owned())).unwrap()).unwrap();
+        assert_eq!(config, json!({"mode": "ipvs", "kubeIPVS": {"rules": "x"}}));
     }
 
     #[test]

@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reads and writes the chains of our tables.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use nftables_netlink::netlink_batch::Errno;
-use nftables_netlink::{BaseChain, Chain, Command, CommitError, Error, Expression, Hook, Rule, Scope, Table};
+use nftables_netlink::{
+    BaseChain, Chain, CmpOp, Command, CommitError, Error, Expression, Hook, PayloadBase, Rule, Scope, Table,
+};
 
 use super::compile::{compile, nft_family};
 use super::nft_elements::{own_elements, own_set, own_texts};
 use super::nft_leftovers::save_text;
 use super::{NftFilter, commit_error, read_error};
-use crate::core::model::Family;
+use crate::core::model::settings::{LocalTraffic, Settings};
+use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::RulesOp;
 use crate::core::plan::outcome::{Cause, Finished, OpError};
 use crate::core::rules::Chains;
@@ -39,11 +46,22 @@ impl KnownRules {
 }
 
 impl NftFilter {
-    fn known_rules(&self, family: Family) -> KnownRules {
+    /// `local`: networks of local pods besides that of the settings. The Node object may have another one.
+    fn known_rules(&self, family: Family, local: &BTreeSet<IpNet>) -> KnownRules {
+        let mut settings = vec![self.settings.clone()];
+        if matches!(self.settings.local, LocalTraffic::Cidrs(_)) {
+            let with = |cidr: Option<IpNet>| {
+                let cidrs = PerFamily::new(cidr, cidr);
+                Settings { local: LocalTraffic::Cidrs(cidrs), ..self.settings.clone() }
+            };
+            settings.extend(local.iter().copied().map(Some).chain([None]).map(with));
+        }
         let mut rules: Vec<NftRule> = Vec::new();
-        for by_route in [false, true] {
-            let chains = build_rules(family, &self.settings, by_route, 0..=MAX_PREFIX);
-            for rule in chains.into_values().flatten() {
+        for (settings, by_route) in settings.iter().flat_map(|settings| [(settings, false), (settings, true)])
+        {
+            // Source ranges do not depend on these.
+            let prefixes = if rules.is_empty() { 0..=MAX_PREFIX } else { 0..=0 };
+            for rule in build_rules(family, settings, by_route, prefixes).into_values().flatten() {
                 if !rules.contains(&rule) {
                     rules.push(rule);
                 }
@@ -93,8 +111,10 @@ impl NftFilter {
             let base = chain.base.iter().map(base_text).collect();
             observed.chains.insert(key(&chain.name), base);
         }
-        let known = self.known_rules(family);
-        for rule in self.client.rules(Scope::Table(nft_family(family), TABLE))? {
+        let rules = self.client.rules(Scope::Table(nft_family(family), TABLE))?;
+        let local = rules.iter().filter_map(|rule| excluded_source(&rule.expressions)).collect();
+        let known = self.known_rules(family, &local);
+        for rule in rules {
             observed.chains.entry(key(&rule.chain)).or_default().push(known.text(&rule));
         }
         for name in OWN_SETS {
@@ -161,12 +181,38 @@ impl NftFilter {
             }));
             commands.push(Command::FlushChain { family, table: table(), chain: name.to_owned() });
         }
-        let known = self.known_rules(rules.family);
+        let local = rules.chains.values().flatten().filter_map(|rule| excluded_in_text(rule)).collect();
+        let known = self.known_rules(rules.family, &local);
         for name in names {
             commands.extend(rule_commands(&rules.chains, name, rules.family, &known)?);
         }
         Ok(commands)
     }
+}
+
+/// The network that a rule excludes as source, if it does.
+fn excluded_source(expressions: &[Expression]) -> Option<IpNet> {
+    let [Expression::Payload { base: PayloadBase::Network, offset: 8 | 12, .. }, rest @ ..] = expressions
+    else {
+        return None;
+    };
+    let (prefix, rest) = match rest {
+        [Expression::Bitwise { mask, .. }, rest @ ..] => {
+            (Some(mask.iter().map(|byte| byte.count_ones()).sum::<u32>()), rest)
+        }
+        rest => (None, rest),
+    };
+    let [Expression::Cmp { op: CmpOp::Neq, data, .. }, ..] = rest else { return None };
+    let addr: IpAddr = match data.len() {
+        4 => <[u8; 4]>::try_from(&data[..]).ok()?.into(),
+        _ => <[u8; 16]>::try_from(&data[..]).ok()?.into(),
+    };
+    IpNet::new(addr, prefix.map_or(Ok(IpNet::from(addr).prefix_len()), u8::try_from).ok()?).ok()
+}
+
+/// The same, of its text.
+fn excluded_in_text(rule: &str) -> Option<IpNet> {
+    rule.split_once(" saddr != ")?.1.split(' ').next()?.parse().ok()
 }
 
 fn rule_commands(
@@ -218,9 +264,7 @@ fn base_text(base: &BaseChain) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::settings::{LocalTraffic, Settings};
     use nftables_netlink::Policy;
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_rule_has_its_own_text() {
@@ -248,6 +292,24 @@ mod tests {
                     compiled.push(expressions);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_network_of_local_pods_is_found_in_rules_and_in_their_text() {
+        for (family, net) in
+            [(Family::V4, "10.244.1.0/24"), (Family::V6, "fd00:244:1::/64"), (Family::V4, "10.244.1.5/32")]
+        {
+            let net: IpNet = net.parse().unwrap();
+            let local = LocalTraffic::Cidrs(PerFamily::new(Some(net), Some(net)));
+            let settings = Settings { local, ..Settings::default() };
+            let rules = build_rules(family, &settings, false, []);
+            let (mut in_rules, mut in_text) = (BTreeSet::new(), BTreeSet::new());
+            for rule in rules.into_values().flatten() {
+                in_rules.extend(excluded_source(&compile(&rule, family)));
+                in_text.extend(excluded_in_text(&rule.text(family)));
+            }
+            assert_eq!((in_rules, in_text), ([net].into(), [net].into()));
         }
     }
 
