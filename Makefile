@@ -20,6 +20,8 @@ BENCH_SIZES ?= 100,300,1000,3000,10000,30000,50000
 BENCH_TIMEOUT ?= 3600
 # `make test-kernels`: Debian suites, oldest kernel first.
 KERNELS ?= bullseye bookworm trixie sid
+# `make demo`: the rules mode. Empty: that of the configuration.
+MODE ?=
 # `make chaos`: number of agents to kill, and the random seed.
 KILLS ?= 25
 SEED ?= 1
@@ -70,9 +72,11 @@ test: tools image ## Run every test: on this machine, then under a kernel with I
 	KUBE_IPVS_RULES=nftables KUBE_IPVS_WITHOUT_IPTABLES=yes integration/guest/nextest --locked
 	integration/guest/nextest --locked
 
-demo: tools build ## Balance real connections on a node made of network namespaces
+# In rules mode nftables the node has neither iptables nor ipset.
+demo: tools build ## Balance real connections on a node made of network namespaces: make demo [MODE=nftables]
 	cargo build --release --locked -p integration --bin demo
-	$(GUEST) -- $(TARGET)/release/demo
+	$(if $(filter nftables,$(MODE)),KUBE_IPVS_WITHOUT_IPTABLES=yes) \
+		$(GUEST) $(if $(MODE),--env KUBE_IPVS_RULES=$(MODE)) -- $(TARGET)/release/demo
 
 parity: tools build ## Compare with recordings of kube-proxy: make parity CORPUS=DIR [ONLY=NAME,NAME]
 	cargo build --release --locked -p integration --bin parity

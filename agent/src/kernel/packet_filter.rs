@@ -49,7 +49,9 @@ impl PacketFilter {
                 Ok(Self::Iptables { sets, rules: Rules::new(iptables.clone()), iptables })
             }
             RulesMode::Nftables => {
-                let filter = NftFilter::open(settings).context("nf_tables is not usable")?;
+                let filter = NftFilter::open(settings).context(
+                    "nf_tables is not usable: load its module (`modprobe nf_tables`), or set kubeIPVS.rules to iptables",
+                )?;
                 let ports = OwnPorts::default();
                 ports.add(filter.port_number());
                 Ok(Self::Nftables { filter, ports })

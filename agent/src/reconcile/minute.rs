@@ -90,7 +90,7 @@ impl OpKind {
             OpKind::DestroySet => ("ipset", "ipsets", "destroyed"),
             OpKind::CreateSet => ("ipset", "ipsets", "created"),
             OpKind::GrowSet => ("ipset", "ipsets", "enlarged"),
-            OpKind::AddEntry => ("ipset entry", "ipset entries", "added"),
+            OpKind::AddEntry => ("set entry", "set entries", "added"),
             OpKind::WriteRules => ("rule set", "rule sets", "written"),
             OpKind::AddVirtualServer => ("virtual server", "virtual servers", "added"),
             OpKind::EditVirtualServer => ("virtual server", "virtual servers", "changed"),
@@ -103,7 +103,7 @@ impl OpKind {
             OpKind::DrainRealServer => ("real server", "real servers", "set to drain"),
             OpKind::RemoveRealServer => ("real server", "real servers", "removed"),
             OpKind::RemoveVirtualServer => ("virtual server", "virtual servers", "removed"),
-            OpKind::RemoveEntry => ("ipset entry", "ipset entries", "removed"),
+            OpKind::RemoveEntry => ("set entry", "set entries", "removed"),
             OpKind::ForgetFlows => ("search for stale UDP flows", "searches for stale UDP flows", "made"),
             OpKind::RemoveLeftovers => ("rule set of another mode", "rule sets of other modes", "removed"),
         };

@@ -160,7 +160,7 @@ impl Reporter {
     pub fn flushed(&mut self, now: Duration) {
         if self.flushes.happened(1, now) {
             tracing::warn!(
-                "another program removed virtual servers or ipset entries: an audit reads the kernel and restores them"
+                "another program removed virtual servers or set entries: an audit reads the kernel and restores them"
             );
         }
     }
@@ -276,7 +276,7 @@ impl Reporter {
             tracing::warn!(
                 repaired = count,
                 "restored {} in {} that another program keeps changing; find and stop it: kube-proxy, or a script \
-                 on this node that flushes rules, ipsets or IPVS",
+                 on this node that flushes rules, sets or IPVS",
                 words::count(count, "object"),
                 words::time(time)
             );
@@ -302,7 +302,7 @@ pub(super) fn group_failures<'a>(
     groups
 }
 
-/// `cannot program 34 ipsets (A, B, C and 31 more)`; for a single subject with its Service.
+/// `cannot program 34 sets (A, B, C and 31 more)`; for a single subject with its Service.
 pub(super) fn describe(kind: SubjectKind, subjects: &[&Subject], service: Option<&ObjectName>) -> String {
     let verb = if kind == SubjectKind::Reading { "failed:" } else { "cannot program" };
     match (subjects, service) {

@@ -169,8 +169,7 @@ impl Health {
             if ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: {why}\n") }
         };
         let mut text = check(self.tried, "first-sync", "the first sync has not ended yet");
-        let why =
-            if self.tried { "its device, ipsets or iptables rules are not in place" } else { "not yet" };
+        let why = if self.tried { "its device, sets or rules are not in place" } else { "not yet" };
         for (family, _) in &self.families {
             text.push_str(&check(self.guarded.contains(family), &format!("guard-{family}"), why));
         }

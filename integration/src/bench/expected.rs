@@ -54,7 +54,7 @@ const IPTABLES: [Expected; 37] = [
     ("one endpoint goes: allocations", "", AtMost(110)),
     ("one endpoint goes: bytes allocated", "B", AtMost(20_000)),
     ("one Service created: IPVS commands", "", Exactly(3)),
-    ("one Service created: sends", "", AtMost(4)),
+    ("one Service created: sends", "", AtMost(3)),
     ("one Service created: bytes", "B", AtMost(560)),
     ("one Service created: dumps", "", Exactly(0)),
     ("one Service created: processes", "", Exactly(0)),

@@ -87,7 +87,9 @@ fn start_agent(node: &Node, folder: &Path) -> Result<(Agent, Duration)> {
     );
     let folder_of_objects = folder.join("objects");
     std::fs::create_dir(&folder_of_objects)?;
-    std::fs::write(folder.join("config.yaml"), CONFIG)?;
+    // `make demo MODE=nftables`
+    let mode = objects::rules_mode().map(|mode| format!("kubeIPVS:\n  rules: {mode}\n"));
+    std::fs::write(folder.join("config.yaml"), CONFIG.to_owned() + &mode.unwrap_or_default())?;
     std::fs::write(folder_of_objects.join("cluster-dns.yaml"), CLUSTER_DNS)?;
     std::fs::write(folder_of_objects.join("dashboard.yaml"), DASHBOARD)?;
     let node_object = objects::node(&node.name, &[&node.host.v4.to_string(), &node.host.v6.to_string()]);

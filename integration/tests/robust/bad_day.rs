@@ -235,7 +235,7 @@ fn a_failing_ip6tables_save_does_not_delay_ipv4() {
         day.break_program("ip6tables-save", "echo no such table >&2; exit 1;");
         day.set_broken(true);
     };
-    Day::new().compare(begin, "failed: reading IPv6 iptables rules", 503, |day| day.set_broken(false));
+    Day::new().compare(begin, "failed: reading IPv6 rules", 503, |day| day.set_broken(false));
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn without_ip6tables_ipv4_is_programmed() {
     files.wrap("exec \"$AGENT\" \"$@\"");
     let agent = files.start(&ns);
     wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
-    wait_for("the error in the log", &agent, || agent.log().contains("failed: reading IPv6 iptables rules"));
+    wait_for("the error in the log", &agent, || agent.log().contains("failed: reading IPv6 rules"));
     assert!(!is_bound(&ns, "fd00:96::10/128"), "no address without its filter");
 }
 

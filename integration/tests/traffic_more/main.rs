@@ -7,6 +7,7 @@
 mod affinity;
 mod change;
 mod filter;
+mod neighbours;
 mod protocol;
 mod reshape;
 mod routed;

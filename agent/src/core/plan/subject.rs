@@ -19,13 +19,13 @@ pub enum Part {
     #[strum(to_string = "the IPVS table")]
     Ipvs,
     /// One ipset.
-    #[strum(to_string = "ipset {0}")]
+    #[strum(to_string = "set {0}")]
     Set(SetId),
     /// Addresses of `kube-ipvs0` and of all other devices.
     #[strum(to_string = "addresses")]
     Addresses,
     /// Rules of one family.
-    #[strum(to_string = "{0} iptables rules")]
+    #[strum(to_string = "{0} rules")]
     Rules(Family),
     /// Sysctls, IPVS timeouts, routes.
     #[strum(to_string = "sysctls, IPVS timeouts and routes")]
@@ -51,14 +51,14 @@ pub enum Subject {
     Device,
     /// An ipset.
     #[strum_discriminants(strum(serialize = "ipset"))]
-    #[strum(to_string = "ipset {0}")]
+    #[strum(to_string = "set {0}")]
     Set(SetId),
     /// A member of an ipset.
     #[strum_discriminants(strum(serialize = "ipset_entry"))]
-    #[strum(to_string = "entry {1} of ipset {0}")]
+    #[strum(to_string = "entry {1} of set {0}")]
     Entry(SetId, Entry),
     /// All rules of one family.
-    #[strum(to_string = "{0} iptables rules")]
+    #[strum(to_string = "{0} rules")]
     Rules(Family),
     /// A virtual server.
     #[strum(to_string = "virtual server {0}")]
@@ -97,9 +97,9 @@ impl SubjectKind {
             SubjectKind::Sysctl => ("sysctl", "sysctls"),
             SubjectKind::Timeouts => ("set of IPVS timeouts", "sets of IPVS timeouts"),
             SubjectKind::Device => ("device", "devices"),
-            SubjectKind::Set => ("ipset", "ipsets"),
-            SubjectKind::Entry => ("ipset entry", "ipset entries"),
-            SubjectKind::Rules => ("family of iptables rules", "families of iptables rules"),
+            SubjectKind::Set => ("set", "sets"),
+            SubjectKind::Entry => ("set entry", "set entries"),
+            SubjectKind::Rules => ("family of rules", "families of rules"),
             SubjectKind::VirtualServer => ("virtual server", "virtual servers"),
             SubjectKind::RealServer => ("real server", "real servers"),
             SubjectKind::Address | SubjectKind::Network => ("address", "addresses"),
@@ -257,7 +257,7 @@ mod tests {
         assert_eq!(SubjectKind::Entry.label(), "ipset_entry");
         assert_eq!(SubjectKind::VirtualServer.label(), "virtual_server");
         assert_eq!(SubjectKind::Address.count(1), "1 address");
-        assert_eq!(SubjectKind::Entry.count(2), "2 ipset entries");
+        assert_eq!(SubjectKind::Entry.count(2), "2 set entries");
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn set_error(op: &Op, refused: &RefusedCommand) -> OpError {
     let refusal = &refused.refusal;
     let cause = Cause::of_errno(refusal.code);
     match (op, refusal.errno()) {
-        (Op::CreateSet(set), Errno::EEXIST | Errno::EINVAL) => {
+        (Op::CreateSet(set), Errno::EEXIST | Errno::EINVAL) | (Op::DestroySet(set), Errno::EBUSY) => {
             let family = nft_family(set.family);
             let message = format!(
                 "a set of this name exists with another type: remove our table with \

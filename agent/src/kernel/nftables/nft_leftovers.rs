@@ -14,6 +14,8 @@ use crate::core::rules::removal::{HANDLE, Removal, is_of_other_modes};
 
 /// The tables of iptables that have chains of kube-proxy.
 const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
+/// Chains of ours that a kubelet before Kubernetes 1.28 makes, too.
+const OF_KUBELET: [&str; 2] = ["KUBE-MARK-MASQ", "KUBE-POSTROUTING"];
 
 /// What is in the tables of iptables-nft that have a chain of kube-proxy, as `iptables-save` would print it: only jumps, each
 /// with its handle at the end. `chains`: all chains of the family.
@@ -24,7 +26,11 @@ pub fn save_text(client: &mut Client, family: Family, chains: &[Chain]) -> Resul
     let mut saved = String::new();
     for table in TABLES {
         let in_table = || chains.iter().filter(|chain| chain.table == table);
-        if !in_table().any(|chain| is_ours(table, &chain.name) || is_of_other_modes(table, &chain.name)) {
+        let is_left = |chain: &Chain| {
+            let ours = is_ours(table, &chain.name) && !OF_KUBELET.contains(&chain.name.as_str());
+            ours || is_of_other_modes(table, &chain.name)
+        };
+        if !in_table().any(is_left) {
             continue;
         }
         let _ = writeln!(saved, "*{table}");
