@@ -54,8 +54,12 @@ COMMIT
 const FIREWALL: &str = "table inet firewall {
     chain input { type filter hook input priority 10; policy accept; tcp dport 9999 drop; }
     chain forward { type filter hook forward priority 10; policy accept; ct state invalid drop; }
+    }";
+
+/// An `ACCEPT` in the rules of iptables does not stop such a chain.
+const REDIRECT: &str = "table inet port81 {
     chain prerouting { type nat hook prerouting priority -90; tcp dport 80 redirect to :81; }
-}";
+    }";
 
 fn services_work_beside(mode: &str) {
     let lab = Lab::new().unwrap();
@@ -66,6 +70,9 @@ fn services_work_beside(mode: &str) {
     let (_web, _host) = (backend(&pod, "web"), backend(&host_port, "host"));
     node.ns().exec_with(&["iptables-restore", "--noflush"], Some(RULES)).unwrap();
     node.ns().exec_with(&["nft", "-f", "-"], Some(FIREWALL)).unwrap();
+    if mode == "nftables" {
+        node.ns().exec_with(&["nft", "-f", "-"], Some(REDIRECT)).unwrap();
+    }
     let foreign = || -> Vec<String> {
         let saved = node.ns().exec(&["iptables-save"]).unwrap().stdout;
         let ours = |line: &str| line.contains("kube-proxy") || line.contains("kubernetes");
