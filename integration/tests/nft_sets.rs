@@ -66,7 +66,7 @@ fn a_set_of_another_type_is_replaced_with_its_table_and_grows_without_a_limit() 
         ns.exec_with(&["nft", "-f", "-"], Some(table)).unwrap();
         let set = SetId { kind: SetKind::ClusterIp, family: Family::V4 };
         let created = causes(kernel, &[Op::CreateSet(set), Op::AddEntry(set, entry(1))]);
-        assert_eq!(created[0], Some((Cause::WrongKind, true)), "{created:?}");
+        assert!(created.contains(&Some((Cause::WrongKind, true))), "{created:?}");
         ns.exec(&["nft", "delete", "table", "ip", "kube-ipvs"]).unwrap();
         let many = (0..70_000u32).map(|n| {
             let [_, high, middle, low] = n.to_be_bytes();

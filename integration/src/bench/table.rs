@@ -42,7 +42,7 @@ pub fn write(rows: &[Row], file: &Path) -> Result<()> {
     std::fs::write(file, json!(rows).to_string()).with_context(|| file.display().to_string())
 }
 
-/// Reads the rows of [`write`].
+/// Reads the rows of [`write()`].
 ///
 /// # Errors
 /// When the file is missing or of something else.

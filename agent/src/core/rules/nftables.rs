@@ -114,7 +114,7 @@ pub enum Match {
     Established,
     /// The fields are a member of the set.
     In(&'static [PacketField], String),
-    /// The fields of [`TO_VIP`], the network of the source with this prefix length, and the length are a member of the
+    /// VIP, protocol and port, the network of the source with this prefix length, and the length are a member of the
     /// set.
     FromNetwork(u8, String),
 }

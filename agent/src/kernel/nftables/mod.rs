@@ -259,7 +259,9 @@ fn set_error(op: &Op, refused: &RefusedCommand) -> OpError {
     let refusal = &refused.refusal;
     let cause = Cause::of_errno(refusal.code);
     match (op, refusal.errno()) {
-        (Op::CreateSet(set), Errno::EEXIST | Errno::EINVAL) | (Op::DestroySet(set), Errno::EBUSY) => {
+        // Older kernels accept the creation of a set that exists with another type, and refuse its elements.
+        (Op::CreateSet(set) | Op::AddEntry(set, _), Errno::EEXIST | Errno::EINVAL)
+        | (Op::DestroySet(set), Errno::EBUSY) => {
             let family = nft_family(set.family);
             let message = format!(
                 "a set of this name exists with another type: remove our table with \
