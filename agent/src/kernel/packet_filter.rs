@@ -29,6 +29,10 @@ use crate::words;
 /// Exists if the kernel has ipset. Asking the kernel itself would load the module.
 const IPSET_MODULE: &str = "/sys/module/ip_set";
 
+/// How long the loop waits for an ipset whose rules were just removed. Rules of iptables-legacy keep it in use, and then
+/// each retry waits as long.
+const DESTROY: Duration = Duration::from_millis(100);
+
 /// Where sets and rules are.
 #[allow(clippy::large_enum_variant, reason = "there is one for each agent")]
 pub(super) enum PacketFilter {
@@ -228,7 +232,7 @@ fn remove_leftovers(filter: &mut NftFilter, leftovers: &LeftoversOp) -> Result<(
         };
         let mut client = IpsetClient::open_untyped().map_err(|error| failed(&error))?;
         for set in &leftovers.sets {
-            client.destroy_soon(*set).map_err(|why| {
+            client.destroy_soon(*set, DESTROY).map_err(|why| {
                 OpError::uncertain(Cause::InUse, format!("cannot remove ipset {set}: {why}"))
             })?;
         }

@@ -2,6 +2,8 @@
 //! Reads what kube-proxy or an agent left on a node and removes it step by step. Works also on a kernel that lacks
 //! IPVS or ipset: there is nothing to remove then.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use dummy_iface::DummyDevice;
 use ipvs_netlink as ipvs;
@@ -24,6 +26,9 @@ use crate::core::plan::outcome::{Cause, OpError};
 use crate::core::plan::ownership::DEVICE;
 use crate::core::rules::nftables::{SERVICES, TABLE};
 use crate::words::causes;
+
+/// How long an ipset may be in use after the last rule that uses it is removed.
+const DESTROY: Duration = Duration::from_secs(2);
 
 /// Clients of the kernel; `None`: the kernel lacks the subsystem.
 pub struct Teardown {
@@ -139,7 +144,9 @@ impl Teardown {
             CleanupStep::Rules(family, removal) => {
                 self.iptables.remove(*family, removal).map_err(|error| error.to_string())
             }
-            CleanupStep::Set(set) => self.sets.as_mut().map_or(Ok(()), |sets| sets.destroy_soon(*set)),
+            CleanupStep::Set(set) => {
+                self.sets.as_mut().map_or(Ok(()), |sets| sets.destroy_soon(*set, DESTROY))
+            }
             CleanupStep::NftTable(family, table) => {
                 nft_tables::remove(&mut self.nft, *family, table).map_err(|error| causes(&error))
             }

@@ -53,8 +53,7 @@ const TYPE_MISMATCH: i32 = 4102;
 const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
 /// How often a set is destroyed that may be in use for a moment.
-const TRIES: usize = 40;
-const PAUSE: Duration = Duration::from_millis(50);
+const TRIES: u32 = 40;
 
 /// Errors besides the refusal of single ops.
 #[derive(Debug, thiserror::Error)]
@@ -225,17 +224,18 @@ impl IpsetClient {
         Ok(result)
     }
 
-    /// As [`Self::destroy`], for a set whose last rule was just removed: the kernel frees rules late.
+    /// As [`Self::destroy`], for a set whose last rule was just removed: the kernel frees rules late. Tries for `limit` at
+    /// most.
     ///
     /// # Errors
-    /// When the set is still in use after two seconds, or the kernel refuses.
-    pub fn destroy_soon(&mut self, set: SetId) -> Result<(), String> {
+    /// When the set is still in use then, or the kernel refuses.
+    pub fn destroy_soon(&mut self, set: SetId, limit: Duration) -> Result<(), String> {
         let mut tries = 0;
         loop {
             match self.destroy(set) {
                 Err(_) if tries < TRIES => {
                     tries += 1;
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(limit / TRIES);
                 }
                 result => return result,
             }
