@@ -156,7 +156,7 @@ mod tests {
         let (mut node, mut events) = start(kernel);
         run(&mut node, 300);
         // The addresses wait for the rules, and the rules for the set.
-        assert_eq!(messages(&mut events), [format!("cannot program ipset {set}: it has another type{ALL}")]);
+        assert_eq!(messages(&mut events), [format!("cannot program set {set}: it has another type{ALL}")]);
     }
 
     #[test]
