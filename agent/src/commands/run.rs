@@ -13,7 +13,7 @@ use super::{cleanup, init, show_config};
 use crate::cli::{ConfigSource, RunArgs};
 use crate::config::{Config, host};
 use crate::core::model::backoff::Backoff;
-use crate::core::model::settings::Settings;
+use crate::core::model::settings::{RulesMode, Settings};
 use crate::events::throttle::Limits;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
@@ -117,15 +117,13 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 
 /// Chooses what sets and rules are made of, if the configuration leaves it to the node.
 fn choose_rules(config: &Config, settings: &mut Settings) {
-    let why = match config.chooses_rules {
-        false => "kubeIPVS.rules".to_owned(),
-        true => {
-            let (mode, why) = rules_mode::choose(&settings.families);
-            settings.rules = mode;
-            format!("kubeIPVS.rules: auto: {why}")
-        }
-    };
-    tracing::info!("sets and rules: {} ({why})", settings.rules);
+    if config.chooses_rules {
+        let (mode, why) = rules_mode::choose(&settings.families);
+        settings.rules = mode;
+        tracing::info!("sets and rules: {mode} (kubeIPVS.rules: auto: {why})");
+    } else if settings.rules != RulesMode::default() {
+        tracing::info!("sets and rules: {} (kubeIPVS.rules)", settings.rules);
+    }
 }
 
 /// Starts the HTTP servers; the result is for the sync loop.
