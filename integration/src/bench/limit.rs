@@ -14,9 +14,8 @@ use kube_ipvs::core::plan::op::{Op, Phase, Plan, Subsystem};
 use kube_ipvs::core::plan::ownership::DEVICE;
 use kube_ipvs::core::rules::nftables::TABLE;
 use kube_ipvs::kernel::netfilter::ipset::IpsetClient;
-use nftables_netlink::{
-    Client, Command, Element, Family as NftFamily, Key, KeyField, Scope, Set, Table, Transaction,
-};
+use kube_ipvs::kernel::netfilter::nft_tables::nft_family;
+use nftables_netlink::{Client, Command, Element, Key, KeyField, Scope, Set, Table, Transaction};
 use nix::sys::socket::SockProtocol;
 
 use crate::replay::{
@@ -114,13 +113,6 @@ fn transaction(ops: &[&Op]) -> Result<Transaction> {
         transaction.push(Command::AddElements { family, table, set: id.name(), elements });
     }
     Ok(transaction)
-}
-
-fn nft_family(family: Family) -> NftFamily {
-    match family {
-        Family::V4 => NftFamily::Ipv4,
-        Family::V6 => NftFamily::Ipv6,
-    }
 }
 
 fn key_fields(id: SetId) -> Vec<KeyField> {

@@ -80,6 +80,9 @@ pub struct NodeState {
     pub other_sets: BTreeMap<SetId, ObservedSet>,
 }
 
+/// The table of kube-proxy's nftables mode, one for each family.
+pub const KUBE_PROXY: &str = "kube-proxy";
+
 /// Tables of nf_tables that this mode does not use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NftTables {
@@ -92,7 +95,7 @@ pub struct NftTables {
 impl NftTables {
     /// The names of those that exist.
     pub fn names(self) -> Vec<&'static str> {
-        let all = [(self.kube_proxy, "kube-proxy"), (self.kube_ipvs, nftables::TABLE)];
+        let all = [(self.kube_proxy, KUBE_PROXY), (self.kube_ipvs, nftables::TABLE)];
         all.into_iter().filter(|(exists, _)| *exists).map(|(_, name)| name).collect()
     }
 }

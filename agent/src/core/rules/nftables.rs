@@ -50,6 +50,13 @@ const fn base(name: &'static str, kind: &'static str, hook: &'static str, priori
     BaseHook { name, kind, hook, priority }
 }
 
+impl BaseHook {
+    /// The base chain with this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        BASE_CHAINS.iter().find(|base| base.name == name)
+    }
+}
+
 /// The base chains. Each runs before those of iptables at its hook, as kube-proxy's jumps are at the top of the built-in
 /// chains. IPVS takes packets of the node in the hook output at -99, and other packets in the hook input at 98.
 pub const BASE_CHAINS: [BaseHook; 6] = [
@@ -171,7 +178,7 @@ pub fn build_text(family: Family, settings: &Settings, input: &RulesInput<'_>) -
     let rules = build_rules(family, settings, !input.routes.is_empty(), input.prefixes.iter().copied());
     let mut chains = Chains::new();
     for (name, rules) in rules {
-        let base = BASE_CHAINS.iter().find(|base| base.name == name).map(ToString::to_string);
+        let base = BaseHook::named(name).map(ToString::to_string);
         let text = |rule: &NftRule| rule.text(family);
         chains.insert(key(name), base.into_iter().chain(rules.iter().map(text)).collect());
     }

@@ -3,16 +3,13 @@
 
 use nftables_netlink::{Client, Command, CommitError, Error, Family as NftFamily, Scope, Transaction};
 
-use crate::core::mirror::comparison::NftTables;
+use crate::core::mirror::comparison::{KUBE_PROXY, NftTables};
 use crate::core::model::{Family, PerFamily};
 use crate::core::plan::outcome::{Cause, OpError};
 use crate::core::rules::nftables;
 use crate::words;
 
-/// The table of kube-proxy's nftables mode, one for each family.
-const KUBE_PROXY: &str = "kube-proxy";
-
-fn nft_family(family: Family) -> NftFamily {
+pub fn nft_family(family: Family) -> NftFamily {
     match family {
         Family::V4 => NftFamily::Ipv4,
         Family::V6 => NftFamily::Ipv6,

@@ -4,25 +4,19 @@
 use std::net::IpAddr;
 
 use nftables_netlink::{
-    CmpOp, CtKey, CtState, Expression, Family as NftFamily, MasqueradeFlags, MetaKey, NatKind, PayloadBase,
-    Register, Reject, Verdict,
+    CmpOp, CtKey, CtState, Expression, MasqueradeFlags, MetaKey, NatKind, PayloadBase, Register, Reject,
+    Verdict,
 };
 
 use crate::core::model::Family;
 use crate::core::rules::nftables::{Action, Match, NftRule, PacketField};
+use crate::kernel::netfilter::nft_tables::nft_family;
 
 const R0: Register = Register::R0;
 /// "Port unreachable" in ICMP and in ICMPv6.
 const PORT_UNREACHABLE: [u8; 2] = [3, 4];
 /// Length of an interface name (`IFNAMSIZ`).
 const NAME_LEN: usize = 16;
-
-pub fn nft_family(family: Family) -> NftFamily {
-    match family {
-        Family::V4 => NftFamily::Ipv4,
-        Family::V6 => NftFamily::Ipv6,
-    }
-}
 
 /// The expressions of a rule.
 pub fn compile(rule: &NftRule, family: Family) -> Vec<Expression> {

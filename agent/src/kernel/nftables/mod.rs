@@ -10,7 +10,9 @@ mod nft_rules;
 use std::collections::BTreeSet;
 
 use nftables_netlink::netlink_batch::Errno;
-use nftables_netlink::{Client, Command, CommitError, Counters, Error, RefusedCommand, Table, Transaction};
+use nftables_netlink::{
+    Client, Command, CommitError, Counters, Element, Error, RefusedCommand, Table, Transaction,
+};
 
 use crate::core::mirror::ObservedSet;
 use crate::core::model::sets::SetId;
@@ -20,8 +22,8 @@ use crate::core::plan::op::Op;
 use crate::core::plan::outcome::{Cause, Finished, OpError, Progress};
 use crate::core::rules::nftables::TABLE;
 use crate::core::rules::removal::Removal;
+use crate::kernel::netfilter::nft_tables::{self, nft_family};
 use crate::words;
-pub(super) use compile::nft_family;
 pub(super) use nft_leftovers::{removal_commands, save_text};
 
 /// How often a transaction is sent without the commands that the kernel refused. Each round reports all of them.
@@ -76,7 +78,7 @@ impl NftFilter {
     }
 
     fn generation(&mut self) -> Option<u32> {
-        self.client.generation().ok().map(|generation| generation.id)
+        nft_tables::generation(&mut self.client).unwrap_or_default()
     }
 
     /// Whether no other program has changed a table since all sets were read.
@@ -135,7 +137,7 @@ impl NftFilter {
                 return results;
             }
             // A set needs its table.
-            let families: BTreeSet<Family> = parts.iter().map(|part| part.family).collect();
+            let families: BTreeSet<Family> = parts.iter().map(|part| part.set.family).collect();
             let tables = families.iter().map(|f| Command::AddTable(Table::new(nft_family(*f), TABLE)));
             let mut commands: Vec<Command> = tables.collect();
             let offset = commands.len();
@@ -161,15 +163,20 @@ impl NftFilter {
     }
 }
 
-/// Reads a set of our table; `None`: it does not exist.
+/// The elements of a set of our table; `None`: it does not exist.
+fn elements(client: &mut Client, family: Family, set: &str) -> Result<Option<Vec<Element>>, Error> {
+    match client.elements(nft_family(family), TABLE, set) {
+        Err(Error::Refused(refusal)) if refusal.errno() == Errno::ENOENT => Ok(None),
+        elements => elements.map(Some),
+    }
+}
+
+/// Reads a set in the place of an ipset; `None`: it does not exist.
 ///
 /// # Errors
 /// When the list is not complete.
 pub(super) fn read_set(client: &mut Client, id: SetId) -> Result<Option<ObservedSet>, Error> {
-    let elements = match client.elements(nft_family(id.family), TABLE, &id.name()) {
-        Err(Error::Refused(refusal)) if refusal.errno() == Errno::ENOENT => return Ok(None),
-        elements => elements?,
-    };
+    let Some(elements) = elements(client, id.family, &id.name())? else { return Ok(None) };
     let mut set = ObservedSet::fresh(id);
     let len = nft_elements::set(id).key_len as usize;
     for element in &elements {
@@ -181,14 +188,13 @@ pub(super) fn read_set(client: &mut Client, id: SetId) -> Result<Option<Observed
 
 /// Ops that are one command: indexes of ops of one kind on one set.
 struct SetPart {
-    family: Family,
     set: SetId,
     ops: Vec<usize>,
 }
 
 impl SetPart {
     fn command(&self, ops: &[&Op]) -> Command {
-        let (family, table, set) = (nft_family(self.family), TABLE.to_owned(), self.set.name());
+        let (family, table, set) = (nft_family(self.set.family), TABLE.to_owned(), self.set.name());
         let element = |i: &usize| match ops[*i] {
             Op::AddEntry(_, entry) | Op::RemoveEntry(_, entry) => Some(nft_elements::element(entry)),
             _ => None,
@@ -216,7 +222,7 @@ fn parts(ops: &[&Op]) -> Vec<SetPart> {
             Some(part) if is_entry && part.set == *set && ops[part.ops[0]].kind() == op.kind() => {
                 part.ops.push(i);
             }
-            _ => parts.push(SetPart { family: set.family, set: *set, ops: vec![i] }),
+            _ => parts.push(SetPart { set: *set, ops: vec![i] }),
         }
     }
     parts
@@ -242,7 +248,7 @@ fn without_refused(
         match refusal(n) {
             None => rest.push(part),
             Some(_) if part.ops.len() > 1 && !missing.contains(&part.set) => {
-                let single = |i| SetPart { family: part.family, set: part.set, ops: vec![i] };
+                let single = |i| SetPart { set: part.set, ops: vec![i] };
                 rest.extend(part.ops.into_iter().map(single));
             }
             Some(refused) => {

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use nftables_netlink::{Element, Key, KeyField, Set};
 
-use super::compile::{nft_family, octets};
+use super::compile::octets;
 use crate::core::model::sets::{Entry, SetId, SetType};
 use crate::core::model::{Family, Protocol};
 use crate::core::rules::nftables::{CLOSED_TO_NODE, SERVICE_RANGES, TABLE};
+use crate::kernel::netfilter::nft_tables::nft_family;
 
 fn addr(family: Family) -> KeyField {
     match family {
@@ -139,14 +140,14 @@ pub fn own_texts(name: &str, family: Family, mut elements: Vec<Element>) -> Vec<
     let unknown = |element: &Element| format!("unknown element {:02x?}", element.key);
     // The end of an interval comes before the begin of the next one at the same key.
     elements.sort_unstable_by(|a, b| (&a.key, !a.is_interval_end).cmp(&(&b.key, !b.is_interval_end)));
-    let mut texts: Vec<String> = match name {
-        // Each interval has a first key and, unless it ends with the last possible key, the one behind it.
-        SERVICE_RANGES => {
-            let starts = elements.iter().enumerate().filter(|(_, element)| !element.is_interval_end);
-            let network = |(n, start): (usize, &Element)| {
+    let text = |n: usize, element: &Element| -> Option<String> {
+        let mut key = Fields(&element.key);
+        match name {
+            // Each interval has a first key and, unless it ends with the last possible key, the one behind it.
+            SERVICE_RANGES => {
                 let behind = elements.get(n + 1).filter(|next| next.is_interval_end);
-                let first = Fields(&start.key).addr(family)?;
-                let prefix = (0..=8 * start.key.len()).find(|prefix| {
+                let first = key.addr(family)?;
+                let prefix = (0..=8 * element.key.len()).find(|prefix| {
                     let net = IpNet::new(first, u8::try_from(*prefix).unwrap_or(0));
                     net.is_ok_and(|net| {
                         net.network() == first
@@ -154,22 +155,17 @@ pub fn own_texts(name: &str, family: Family, mut elements: Vec<Element>) -> Vec<
                     })
                 })?;
                 Some(format!("{first}/{prefix}"))
-            };
-            starts.map(|start| network(start).unwrap_or_else(|| unknown(start.1))).collect()
-        }
-        CLOSED_TO_NODE => {
-            let text = |element: &Element| {
-                let mut key = Fields(&element.key);
+            }
+            CLOSED_TO_NODE => {
                 let (addr, protocol, port) = key.vip(family)?;
                 (key.addr(family)? == addr).then(|| format!("{addr} . {} . {port}", protocol.lower()))
-            };
-            elements.iter().map(|element| text(element).unwrap_or_else(|| unknown(element))).collect()
-        }
-        _ => {
-            let text = |element: &Element| Fields(&element.key).addr(family).map(|addr| addr.to_string());
-            elements.iter().map(|element| text(element).unwrap_or_else(|| unknown(element))).collect()
+            }
+            _ => key.addr(family).map(|addr| addr.to_string()),
         }
     };
+    let starts = elements.iter().enumerate().filter(|(_, element)| !element.is_interval_end);
+    let mut texts: Vec<String> =
+        starts.map(|(n, element)| text(n, element).unwrap_or_else(|| unknown(element))).collect();
     texts.sort_unstable();
     texts
 }

@@ -7,10 +7,10 @@ use std::fmt::Write as _;
 use nftables_netlink::netlink_batch::{AttributeIter, text};
 use nftables_netlink::{Chain, Client, Command, Error, Expression, Rule, Scope, Verdict, userdata};
 
-use super::compile::nft_family;
 use crate::core::model::Family;
 use crate::core::rules::chains::is_ours;
 use crate::core::rules::removal::{HANDLE, Removal, is_of_other_modes};
+use crate::kernel::netfilter::nft_tables::nft_family;
 
 /// The tables of iptables that have chains of kube-proxy.
 const TABLES: [&str; 3] = ["nat", "filter", "mangle"];

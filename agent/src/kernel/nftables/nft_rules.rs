@@ -10,10 +10,10 @@ use nftables_netlink::{
     BaseChain, Chain, CmpOp, Command, CommitError, Error, Expression, Hook, PayloadBase, Rule, Scope, Table,
 };
 
-use super::compile::{compile, nft_family};
+use super::compile::compile;
 use super::nft_elements::{own_elements, own_set, own_texts};
 use super::nft_leftovers::save_text;
-use super::{NftFilter, commit_error, read_error};
+use super::{NftFilter, commit_error, elements, read_error};
 use crate::core::model::settings::{LocalTraffic, Settings};
 use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::RulesOp;
@@ -24,6 +24,7 @@ use crate::core::rules::nftables::{
 };
 use crate::core::rules::removal::{Extent, find_removal};
 use crate::core::rules::save::ObservedRules;
+use crate::kernel::netfilter::nft_tables::nft_family;
 
 /// Longest prefix length of a source range.
 const MAX_PREFIX: u8 = 128;
@@ -118,11 +119,9 @@ impl NftFilter {
             observed.chains.entry(key(&rule.chain)).or_default().push(known.text(&rule));
         }
         for name in OWN_SETS {
-            let elements = match self.client.elements(nft_family(family), TABLE, name) {
-                Err(Error::Refused(refusal)) if refusal.errno() == Errno::ENOENT => continue,
-                elements => elements?,
-            };
-            observed.chains.insert(set_key(name), own_texts(name, family, elements));
+            if let Some(elements) = elements(&mut self.client, family, name)? {
+                observed.chains.insert(set_key(name), own_texts(name, family, elements));
+            }
         }
         Ok(observed)
     }
@@ -147,7 +146,7 @@ impl NftFilter {
         let scope = Scope::Table(nft_family(rules.family), TABLE);
         let chains = self.client.chains(scope).map_err(|error| read_error(&error))?;
         let is_wrong = |chain: &&Chain| {
-            let wanted = BASE_CHAINS.iter().find(|base| base.name == chain.name).map(BaseHook::to_string);
+            let wanted = BaseHook::named(&chain.name).map(BaseHook::to_string);
             chain.base.as_ref().map(base_text) != wanted
         };
         let wrong: Vec<&str> = chains.iter().filter(is_wrong).map(|chain| chain.name.as_str()).collect();
@@ -174,9 +173,8 @@ impl NftFilter {
             chain: (*chain).to_owned(),
         }));
         for name in names.clone() {
-            let base = BASE_CHAINS.iter().find(|base| base.name == name).map(base_chain);
-            commands.push(Command::AddChain(match base {
-                Some(base) => Chain::base(family, TABLE, name, base),
+            commands.push(Command::AddChain(match BaseHook::named(name) {
+                Some(base) => Chain::base(family, TABLE, name, base_chain(base)),
                 None => Chain::new(family, TABLE, name),
             }));
             commands.push(Command::FlushChain { family, table: table(), chain: name.to_owned() });
@@ -222,7 +220,8 @@ fn rule_commands(
     known: &KnownRules,
 ) -> Result<Vec<Command>, OpError> {
     let texts = chains.get(&key(name)).map(Vec::as_slice).unwrap_or_default();
-    let is_base = BASE_CHAINS.iter().any(|base| base.name == name);
+    // The properties of a base chain come first.
+    let is_base = BaseHook::named(name).is_some();
     let command = |text: &String| {
         let expressions = known.expressions(text);
         let expressions =
