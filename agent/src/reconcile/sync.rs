@@ -176,7 +176,8 @@ impl<K: Kernel> Reconciler<K> {
             let open =
                 |(op, outcome): (&Op, &Outcome)| *outcome != Outcome::Done && rules.contains(&op.subject());
             let in_place = !observed.unread_rules[family] && !plan.ops.iter().zip(&report.outcomes).any(open);
-            self.rules[family] = in_place.then(|| RulesBasis::build(family, &self.desired, observed));
+            let (desired, mode) = (&self.desired, self.settings.rules);
+            self.rules[family] = in_place.then(|| RulesBasis::build(family, desired, observed, mode));
         }
     }
 

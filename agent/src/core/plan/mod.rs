@@ -58,12 +58,18 @@ pub struct RulesBasis {
     closed_to_node: Vec<VsKey>,
     wanted_routes: BTreeSet<IpNet>,
     observed_routes: BTreeSet<IpNet>,
+    /// Only rules of nf_tables have these.
     node_addresses: Vec<IpAddr>,
     source_prefixes: BTreeSet<u8>,
 }
 
 impl RulesBasis {
-    pub fn build(family: Family, desired: &Desired, observed: &Observed) -> Self {
+    pub fn build(family: Family, desired: &Desired, observed: &Observed, mode: RulesMode) -> Self {
+        // Otherwise each address of a pod's link would have the rules of iptables compared.
+        let (node_addresses, source_prefixes) = match mode {
+            RulesMode::Iptables => Default::default(),
+            RulesMode::Nftables => (observed.node_addresses.clone(), desired.source_prefixes(family)),
+        };
         let bits = |holds: &dyn Fn(SetKind) -> bool| {
             let sets = SetId::all(family).zip(0..);
             sets.filter(|(set, _)| holds(set.kind)).fold(0, |bits, (_, n)| bits | 1 << n)
@@ -74,8 +80,8 @@ impl RulesBasis {
             closed_to_node: desired.closed_to_node(family),
             wanted_routes: desired.routes.clone(),
             observed_routes: observed.node.routes.clone(),
-            node_addresses: observed.node_addresses.clone(),
-            source_prefixes: desired.source_prefixes(family),
+            node_addresses,
+            source_prefixes,
         }
     }
 }
@@ -136,7 +142,9 @@ impl PlanInput<'_> {
     fn must_compare_rules(&self, family: Family) -> bool {
         let installed = self.installed[family].as_ref();
         !self.observed.unread_rules[family]
-            && installed.is_none_or(|basis| *basis != RulesBasis::build(family, self.desired, self.observed))
+            && installed.is_none_or(|basis| {
+                *basis != RulesBasis::build(family, self.desired, self.observed, self.settings.rules)
+            })
     }
 
     fn diff_node(&self, ops: &mut Vec<Op>) {
