@@ -54,10 +54,8 @@ pub fn check(
 ) -> Findings {
     let mut trial = Trial { config, tester, findings: Findings::default() };
     trial.take(host::node_name(&config.hostname_override).map(drop));
-    let scheduler = trial.check_scheduler();
-    trial.take(scheduler);
-    let rules = trial.check_rules();
-    trial.take(rules);
+    let kernel = trial.check_kernel();
+    trial.take(kernel);
     // Listeners belong to a runtime.
     let entered = runtime.enter();
     trial.check_address(HEALTHZ, |c| c.healthz_address);
@@ -81,34 +79,28 @@ impl Trial<'_> {
         matches!(self.tester, Tester::Agent(running) if of(running) == of(self.config))
     }
 
-    /// What rules mode `auto` chooses here, and whether the kernel has what a changed mode needs.
-    fn check_rules(&mut self) -> anyhow::Result<()> {
-        let mode = |config: &Config| (config.chooses_rules, config.settings.rules);
-        if self.is_kept(mode) {
+    /// What rules mode `auto` chooses here, and whether the kernel has what a changed mode needs and a changed scheduler.
+    fn check_kernel(&mut self) -> anyhow::Result<()> {
+        let keeps_rules = self.is_kept(|c| (c.chooses_rules, c.settings.rules));
+        let keeps_scheduler = self.is_kept(|c| c.settings.scheduler.clone());
+        if keeps_rules && keeps_scheduler {
             return Ok(());
         }
         let mut settings = self.config.node_settings()?;
         if self.config.chooses_rules {
-            let (mode, why) = rules_mode::choose(&settings.families);
-            self.findings.notes.push(format!("kubeIPVS.rules: auto chooses {mode} on this node: {why}"));
-            settings.rules = mode;
-        }
-        match (LinuxKernel::open(&settings), self.tester) {
-            (Err(error), Tester::Agent(_)) => {
-                Err(error.context(format!("kubeIPVS.rules: {}", settings.rules)))
+            let why = rules_mode::choose(&mut settings);
+            if !keeps_rules {
+                let mode = settings.rules;
+                self.findings.notes.push(format!("kubeIPVS.rules: auto chooses {mode} on this node: {why}"));
             }
-            _ => Ok(()),
         }
-    }
-
-    fn check_scheduler(&mut self) -> anyhow::Result<()> {
-        if self.is_kept(|c| c.settings.scheduler.clone()) {
-            return Ok(());
-        }
-        let settings = self.config.node_settings()?;
         match (LinuxKernel::open(&settings), self.tester) {
-            (Ok(mut kernel), _) => kernel.check_scheduler(&settings.scheduler)?,
-            (Err(error), Tester::Agent(_)) => return Err(error),
+            (Ok(mut kernel), _) if !keeps_scheduler => kernel.check_scheduler(&settings.scheduler)?,
+            (Ok(_), _) => {}
+            (Err(error), Tester::Agent(_)) if keeps_rules => return Err(error),
+            (Err(error), Tester::Agent(_)) => {
+                return Err(error.context(format!("kubeIPVS.rules: {}", settings.rules)));
+            }
             (Err(error), Tester::Person) => {
                 let why = words::chain(&error);
                 self.findings.notes.push(format!("ipvs.scheduler was not checked here: {why}"));

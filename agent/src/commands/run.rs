@@ -118,9 +118,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 /// Chooses what sets and rules are made of, if the configuration leaves it to the node.
 fn choose_rules(config: &Config, settings: &mut Settings) {
     if config.chooses_rules {
-        let (mode, why) = rules_mode::choose(&settings.families);
-        settings.rules = mode;
-        tracing::info!("sets and rules: {mode} (kubeIPVS.rules: auto: {why})");
+        let why = rules_mode::choose(settings);
+        tracing::info!("sets and rules: {} (kubeIPVS.rules: auto: {why})", settings.rules);
     } else if settings.rules != RulesMode::default() {
         tracing::info!("sets and rules: {} (kubeIPVS.rules)", settings.rules);
     }

@@ -7,16 +7,18 @@ use netlink_batch::Error as Netlink;
 use super::iptables::Iptables;
 use super::netfilter::ipset::{IpsetClient, IpsetError};
 use crate::core::model::Family;
-use crate::core::model::settings::RulesMode;
+use crate::core::model::settings::{RulesMode, Settings};
 use crate::core::plan::outcome::{Cause, OpError};
 use crate::words;
 
-/// The rules mode for this node, and why.
-pub fn choose(families: &[Family]) -> (RulesMode, String) {
-    match why_not_iptables(families) {
+/// Sets the rules mode for this node, and returns why it is this one.
+pub fn choose(settings: &mut Settings) -> String {
+    let (mode, why) = match why_not_iptables(&settings.families) {
         Some(why) => (RulesMode::Nftables, why),
         None => (RulesMode::Iptables, "ipset and iptables work".to_owned()),
-    }
+    };
+    settings.rules = mode;
+    why
 }
 
 /// What of ipset and iptables is missing. A failure that may pass is not: the mode of a node must not change with its
