@@ -198,28 +198,18 @@ impl DummyDevice {
         if nets.is_empty() {
             return Ok(Vec::new());
         }
-        let refused = match self.known {
-            // The device may have been made anew.
-            Some(index) => match self.send_addresses(kind, flags, index, nets)? {
-                refused if refused.iter().all(|(_, refusal)| refusal.errno() != Errno::ENODEV) => refused,
-                _ => self.send_to_device(kind, flags, nets)?,
-            },
-            None => self.send_to_device(kind, flags, nets)?,
-        };
+        let known = self.known;
+        let index = known.map_or_else(|| self.index(), Ok)?;
+        let mut refused = self.send_addresses(kind, flags, index, nets)?;
+        // The device may have been made anew.
+        if known.is_some() && refused.iter().any(|(_, refusal)| refusal.errno() == Errno::ENODEV) {
+            let index = self.index()?;
+            refused = self.send_addresses(kind, flags, index, nets)?;
+        }
         let refused = refused.into_iter().filter(|(_, refusal)| !fine.contains(&refusal.errno()));
         Ok(refused
             .filter_map(|(i, refusal)| Some((i, AddressError::new(nets.get(i)?.addr(), refusal))))
             .collect())
-    }
-
-    fn send_to_device(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        nets: &[IpNet],
-    ) -> Result<Vec<(usize, Refusal)>, Error> {
-        let index = self.index()?;
-        self.send_addresses(kind, flags, index, nets)
     }
 
     fn send_addresses(
