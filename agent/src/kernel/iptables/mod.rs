@@ -135,10 +135,8 @@ impl Iptables {
     /// What is missing.
     pub fn try_rules(&self, family: Family, set: &str) -> Result<(), OpError> {
         let program = self.program(family, "restore")?;
-        self.started.fetch_add(1, Ordering::Relaxed);
-        let args = ["-w", LOCK_WAIT, "--noflush", "--test"];
-        let result = child::run(&program, &args, &tried_rules(family, set), LIMIT, |_| {});
-        result.map(drop).map_err(|error| op_error(&error, false))
+        let result = self.run_restore(&program, &["--test"], &tried_rules(family, set));
+        result.map_err(|error| op_error(&error, false))
     }
 
     /// Removes chains and jumps, each table atomically.
@@ -150,10 +148,13 @@ impl Iptables {
     }
 
     fn restore(&self, program: &str, input: &str) -> Result<(), OpError> {
+        self.run_restore(program, &[], input).map_err(|error| op_error(&error, true))
+    }
+
+    fn run_restore(&self, program: &str, more: &[&str], input: &str) -> Result<(), ChildError> {
         self.started.fetch_add(1, Ordering::Relaxed);
-        let args = ["-w", LOCK_WAIT, "--noflush"];
-        let result = child::run(program, &args, input, LIMIT, |pid| self.children.add(pid));
-        result.map(drop).map_err(|error| op_error(&error, true))
+        let args = [&["-w", LOCK_WAIT, "--noflush"], more].concat();
+        child::run(program, &args, input, LIMIT, |pid| self.children.add(pid)).map(drop)
     }
 }
 
