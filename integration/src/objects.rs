@@ -210,3 +210,8 @@ pub fn config(node: &str, more: &Value) -> Value {
 pub fn rules_mode() -> Option<String> {
     std::env::var("KUBE_IPVS_RULES").ok()
 }
+
+/// Whether the tests are run in rules mode `nftables`.
+pub fn in_nftables() -> bool {
+    rules_mode().is_some_and(|mode| mode == "nftables")
+}

@@ -155,8 +155,7 @@ const NFTABLES_FLUSHES: [Flush; 5] = [
 /// # Errors
 /// When the program is missing.
 pub fn flush(rng: &mut Rng, ns: &Netns) -> Result<(&'static str, bool)> {
-    let nft = objects::rules_mode().as_deref() == Some("nftables");
-    let of_rules = if nft { NFTABLES_FLUSHES } else { IPTABLES_FLUSHES };
+    let of_rules = if objects::in_nftables() { NFTABLES_FLUSHES } else { IPTABLES_FLUSHES };
     let flushes: Vec<Flush> = FLUSHES.into_iter().chain(of_rules).collect();
     let (name, command) = flushes[rng.usize(..flushes.len())];
     // The agent may have been killed before it created the object.

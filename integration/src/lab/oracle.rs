@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::netns::Netns;
 use super::nft_table;
-use crate::objects::rules_mode;
+use crate::objects::in_nftables;
 use crate::parity::Subsystem;
 
 /// Limit for an answer of a health endpoint.
@@ -57,10 +57,10 @@ pub fn dump(ns: &Netns, folder: &Path, wanted: &[(Subsystem, &str)]) -> Result<(
 /// # Errors
 /// When a tool is missing or fails.
 pub fn sets(ns: &Netns) -> Result<String> {
-    match rules_mode().as_deref() {
-        Some("nftables") => nft_table::sets(ns),
-        _ => Ok(ns.exec(&["ipset", "save"])?.stdout),
+    if in_nftables() {
+        return nft_table::sets(ns);
     }
+    Ok(ns.exec(&["ipset", "save"])?.stdout)
 }
 
 /// The agent's rules, in either rules mode: a line for each.
@@ -68,7 +68,7 @@ pub fn sets(ns: &Netns) -> Result<String> {
 /// # Errors
 /// When a tool is missing or fails.
 pub fn rules(ns: &Netns) -> Result<Vec<String>> {
-    if rules_mode().as_deref() == Some("nftables") {
+    if in_nftables() {
         return nft_table::rules(ns);
     }
     let mut rules = Vec::new();

@@ -16,7 +16,7 @@ use super::normal::normal;
 use super::scenario::{Scenario, Step};
 use crate::apiserver::ApiServer;
 use crate::lab::{Agent, AgentSpec, Netns, conformance_node, oracle, write_objects};
-use crate::objects::rules_mode;
+use crate::objects::{in_nftables, rules_mode};
 
 /// A correct state must still be correct after this time.
 const STAYS: Duration = Duration::from_millis(300);
@@ -185,7 +185,7 @@ fn with_rules(config: &str, mode: Option<String>) -> Result<String> {
 /// The difference of one subsystem, if any. kube-proxy's rules are those of iptables.
 fn look(ns: &Netns, subsystem: Subsystem, want: &str) -> Result<Option<String>> {
     let of_iptables = matches!(subsystem, Subsystem::Iptables | Subsystem::Ip6tables);
-    if of_iptables && rules_mode().is_some_and(|mode| mode != "iptables") {
+    if of_iptables && in_nftables() {
         return Ok(None);
     }
     let got = normal(subsystem, &oracle::raw(ns, subsystem, want)?);

@@ -75,9 +75,9 @@ fn from_the_iptables_mode() {
     let gone = || !saved(ns).contains("KUBE-SEP-");
     let mut setup = take_over(&cluster, &cluster.askers(), gone);
     wait_for_state(&setup, ns, &expected);
-    let words = match rules_mode() {
-        None => "of another kube-proxy mode",
-        Some(_) => "removed iptables rules that are not in use",
+    let words = match in_nftables() {
+        false => "of another kube-proxy mode",
+        true => "removed iptables rules that are not in use",
     };
     let said = |setup: &Setup<'_>| setup.agent.log().matches(words).count();
     assert_eq!(said(&setup), 2, "once for each family: {}", setup.agent.log());

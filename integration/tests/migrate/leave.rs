@@ -103,7 +103,7 @@ fn back_to_the_iptables_mode_without_an_interruption() {
         stream.more();
         standing.check("the agent stopped");
         // Only the agent's rules of iptables have jumps that kube-proxy finds.
-        fixture::iptables_mode(ns, rules_mode().is_some());
+        fixture::iptables_mode(ns, in_nftables());
         stream.more();
         standing.check("the iptables mode took over");
     });

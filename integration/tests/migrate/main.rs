@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use integration::lab::traffic::{Backend, Connection};
 use integration::lab::{Host, Lab, Netns, Node, Pod, Setup, agent_binary, at, oracle};
-use integration::objects::{ServiceBuilder, rules_mode, slice};
+use integration::objects::{ServiceBuilder, in_nftables, slice};
 use serde_json::{Value, json};
 
 /// Limit for an answer. Generous: no test measures it.
@@ -125,7 +125,7 @@ fn state(ns: &Netns) -> BTreeMap<String, Vec<String>> {
             }
         }
     }
-    if rules_mode().is_some() {
+    if in_nftables() {
         state.insert("nft rules".to_owned(), oracle::rules(ns).unwrap());
         let sets = oracle::sets(ns).unwrap().lines().map(str::to_owned).collect();
         state.insert("nft sets".to_owned(), sets);
