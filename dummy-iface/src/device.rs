@@ -113,7 +113,12 @@ impl DummyDevice {
     }
 
     /// Sends one request and waits for its acknowledgement; `Some` when it was refused.
-    fn request(&mut self, kind: u16, flags: u16, body: impl Emitable) -> Result<Option<Refusal>, Error> {
+    fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        body: impl Emitable + Send,
+    ) -> Result<Option<Refusal>, Error> {
         Ok(self.socket.batch([Packet { kind, flags, body }])?.pop().map(|(_, refusal)| refusal))
     }
 

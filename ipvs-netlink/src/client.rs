@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The client: one method per command, and batches.
 
+use std::borrow::Borrow;
 use std::net::SocketAddr;
 
 use netlink_batch::{Counters, Refusal, Socket, protocols};
@@ -59,31 +60,35 @@ impl Client {
     /// # Errors
     /// [`Error::Netlink`]: it is unknown which commands took effect. The client stays usable: late answers are
     /// skipped.
-    pub fn batch<'a>(
+    pub fn batch<C: Borrow<Command>>(
         &mut self,
-        commands: impl IntoIterator<Item = &'a Command>,
+        commands: impl IntoIterator<Item = C, IntoIter: Clone + Send>,
     ) -> Result<BatchReport, Error> {
-        let commands: Vec<&Command> = commands.into_iter().collect();
-        let mut refused = self.send(&commands)?;
+        let commands = commands.into_iter();
+        let mut refused = self.send(commands.clone())?;
         // If the module was loaded anew its family has another number, and nothing ran.
-        let all = !commands.is_empty() && refused.len() == commands.len();
+        let all = !refused.is_empty() && refused.len() == commands.clone().count();
         if all && refused.iter().all(|(_, refusal)| may_have_moved(refusal)) && self.family_moved()? {
-            refused = self.send(&commands)?;
+            refused = self.send(commands.clone())?;
         }
         let failures = refused.into_iter().filter_map(|(index, refusal)| {
-            Some((index, CommandError::new(commands.get(index)?.kind(), refusal)))
+            Some((index, CommandError::new(commands.clone().nth(index)?.borrow().kind(), refusal)))
         });
         Ok(BatchReport { failures: failures.collect() })
     }
 
-    fn send(&mut self, commands: &[&Command]) -> Result<Vec<(usize, Refusal)>, Error> {
+    fn send<C: Borrow<Command>>(
+        &mut self,
+        commands: impl Iterator<Item = C> + Send,
+    ) -> Result<Vec<(usize, Refusal)>, Error> {
         let family = self.family;
-        Ok(self.socket.batch(commands.iter().map(|command| Request {
+        let request = move |command: C| Request {
             family,
-            command: command.kind().command.into(),
+            command: command.borrow().kind().command.into(),
             version: VERSION,
-            write: |out: &mut _| command.write(out),
-        }))?)
+            write: move |out: &mut _| command.borrow().write(out),
+        };
+        Ok(self.socket.batch(commands.map(request))?)
     }
 
     fn family_moved(&mut self) -> Result<bool, Error> {

@@ -17,24 +17,32 @@ pub(crate) struct Packed {
     pub count: usize,
 }
 
-/// Takes messages until the send holds at least [`SEND_BYTES`] or there are no more, so no send is
-/// longer than that and one message. They are numbered from `first_seq` on, and only the last asks
-/// for an acknowledgement: refusals come without asking. `None` when there were no messages.
-pub(crate) fn pack<M: Message>(messages: &mut impl Iterator<Item = M>, first_seq: u32) -> Option<Packed> {
-    let mut message = messages.next()?;
-    let mut packed = Packed { bytes: Vec::with_capacity(USUAL_BYTES), count: 0 };
-    let mut seq = first_seq;
-    loop {
-        let start = packed.bytes.len();
-        encode(&message, 0, seq, &mut packed.bytes);
-        seq = seq.wrapping_add(1);
-        packed.count += 1;
-        let next = if packed.bytes.len() < SEND_BYTES { messages.next() } else { None };
-        let Some(next) = next else {
-            ask_for_ack(&mut packed.bytes[start..]);
-            return Some(packed);
-        };
-        message = next;
+/// Packs messages into sends. A send takes messages until it holds at least [`SEND_BYTES`] or there are no more, so none
+/// is longer than that and one message. Only its last message asks for an acknowledgement: refusals come without asking.
+pub(crate) struct Packer<I> {
+    pub messages: I,
+    /// The number of the next message.
+    pub seq: u32,
+}
+
+impl<M: Message, I: Iterator<Item = M>> Iterator for Packer<I> {
+    type Item = Packed;
+
+    fn next(&mut self) -> Option<Packed> {
+        let mut message = self.messages.next()?;
+        let mut packed = Packed { bytes: Vec::with_capacity(USUAL_BYTES), count: 0 };
+        loop {
+            let start = packed.bytes.len();
+            encode(&message, 0, self.seq, &mut packed.bytes);
+            self.seq = self.seq.wrapping_add(1);
+            packed.count += 1;
+            let next = if packed.bytes.len() < SEND_BYTES { self.messages.next() } else { None };
+            let Some(next) = next else {
+                ask_for_ack(&mut packed.bytes[start..]);
+                return Some(packed);
+            };
+            message = next;
+        }
     }
 }
 
@@ -54,14 +62,8 @@ mod tests {
     use crate::testing::Note;
 
     fn pack_all(lengths: &[usize]) -> Vec<Packed> {
-        let mut notes = lengths.iter().map(|len| Note { kind: 30, flags: 0x600, body: vec![0; *len] });
-        let mut seq = 100u32;
-        std::iter::from_fn(|| {
-            let packed = pack(&mut notes, seq)?;
-            seq += u32::try_from(packed.count).unwrap();
-            Some(packed)
-        })
-        .collect()
+        let messages = lengths.iter().map(|len| Note { kind: 30, flags: 0x600, body: vec![0; *len] });
+        Packer { messages, seq: 100 }.collect()
     }
 
     fn counts(lengths: &[usize]) -> Vec<usize> {
@@ -81,7 +83,7 @@ mod tests {
     #[test]
     fn numbers_wrap_around() {
         let notes = [(); 3].map(|()| Note { kind: 30, flags: 0, body: Vec::new() });
-        let packed = pack(&mut notes.iter(), u32::MAX).unwrap();
+        let packed = Packer { messages: notes.iter(), seq: u32::MAX }.next().unwrap();
         let seqs: Vec<u32> = messages(&packed.bytes).map(|m| m.unwrap().seq).collect();
         assert_eq!(seqs, [u32::MAX, 0, 1]);
     }

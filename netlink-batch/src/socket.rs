@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The conversation: batches with one acknowledgement per send, and requests with an answer.
 
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use netlink_packet_core::NLMSG_ERROR;
@@ -10,7 +12,7 @@ use nix::errno::Errno;
 use crate::channel::{Channel, Inbound, KernelChannel};
 use crate::error::{Error, Refusal};
 use crate::message::{Message, encode, messages};
-use crate::pack::{USUAL_BYTES, pack};
+use crate::pack::{Packed, Packer, SEND_BYTES, USUAL_BYTES};
 
 /// How long an answer may take; see [`Socket::set_timeout`].
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,6 +51,13 @@ pub struct Socket<C = KernelChannel> {
     pub(crate) counters: Counters,
     /// Netfilter answers a process without privilege once per send, for the first message only.
     pub(crate) one_refusal_of_all: bool,
+}
+
+/// What a batch has sent so far.
+#[derive(Debug, Default)]
+struct Sent {
+    count: usize,
+    refused: Vec<(usize, Refusal)>,
 }
 
 impl Socket {
@@ -114,26 +123,53 @@ impl<C: Channel> Socket<C> {
     /// asks for an acknowledgement, and the next send waits for it. Returns index and refusal of the messages that
     /// were refused, by index; the others took effect.
     ///
+    /// The kernel works within the call that sends, so another thread encodes the next send meanwhile.
+    ///
     /// # Errors
     /// [`Error::Timeout`], [`Error::Overrun`], [`Error::Truncated`], [`Error::Malformed`], [`Error::Io`]: it is
     /// unknown which messages took effect. [`Error::NotPermitted`] from netfilter, which then ran none.
     pub fn batch<M: Message>(
         &mut self,
-        messages: impl IntoIterator<Item = M>,
+        messages: impl IntoIterator<Item = M, IntoIter: Send>,
     ) -> Result<Vec<(usize, Refusal)>, Error> {
-        let mut messages = messages.into_iter();
-        let mut refused = Vec::new();
-        let mut start = 0;
-        while let Some(packed) = pack(&mut messages, self.seq.wrapping_add(1)) {
-            let first_seq = self.seq.wrapping_add(1);
-            // A send holds 64 KiB, so far fewer messages than 32 bits can count.
-            self.seq = self.seq.wrapping_add(packed.count as u32);
-            self.counters.commands += packed.count as u64;
-            self.send(&packed.bytes)?;
-            self.collect(first_seq, start..start + packed.count, &mut refused)?;
-            start += packed.count;
+        let mut packer = Packer { messages: messages.into_iter(), seq: self.peek_seq() };
+        let mut sent = Sent::default();
+        let Some(first) = packer.next() else { return Ok(sent.refused) };
+        if first.bytes.len() < SEND_BYTES {
+            self.send_packed(&first, &mut sent)?;
+            return Ok(sent.refused);
         }
-        Ok(refused)
+        let packer = Mutex::new(packer);
+        thread::scope(|scope| {
+            let (send, receive) = mpsc::sync_channel(1);
+            let encode = || {
+                let mut packer = packer.lock().unwrap_or_else(PoisonError::into_inner);
+                // The receiver is gone after an error.
+                packer.by_ref().try_for_each(|packed| send.send(packed)).unwrap_or_default();
+                drop(send);
+            };
+            // Without another thread the sends follow one another.
+            let encoder = thread::Builder::new().name("encoder".to_owned()).spawn_scoped(scope, encode);
+            self.send_packed(&first, &mut sent)?;
+            if encoder.is_ok() {
+                receive.into_iter().try_for_each(|packed| self.send_packed(&packed, &mut sent))
+            } else {
+                let mut packer = packer.lock().unwrap_or_else(PoisonError::into_inner);
+                packer.by_ref().try_for_each(|packed| self.send_packed(&packed, &mut sent))
+            }
+        })?;
+        Ok(sent.refused)
+    }
+
+    fn send_packed(&mut self, packed: &Packed, sent: &mut Sent) -> Result<(), Error> {
+        let first_seq = self.peek_seq();
+        // A send holds 64 KiB, so far fewer messages than 32 bits can count.
+        self.seq = self.seq.wrapping_add(packed.count as u32);
+        self.counters.commands += packed.count as u64;
+        self.send(&packed.bytes)?;
+        let range = sent.count..sent.count + packed.count;
+        sent.count = range.end;
+        self.collect(first_seq, range, &mut sent.refused)
     }
 
     /// Reads answers until the last message of a send is acknowledged or refused.
@@ -302,6 +338,19 @@ mod tests {
         let refused = socket.batch((0..65).map(|_| note(&[0; 1008]))).unwrap();
         assert_eq!(refused, [(64, Refusal::new(Errno::EEXIST as i32, None))]);
         assert_eq!(socket.counters().sends, 2);
+    }
+
+    #[test]
+    fn an_error_ends_a_batch_of_many_sends() {
+        let mut socket = socket(|peer| {
+            peer.say(datagram(&[(NLMSG_ERROR, 0, 64, 0, &acknowledged())]));
+            peer.fail(Errno::ENOBUFS);
+            peer.say(datagram(&[(NLMSG_ERROR, 0, 129, 0, &acknowledged())]));
+        });
+        let many = || (0..640).map(|_| note(&[0; 1008]));
+        assert!(matches!(socket.batch(many()), Err(Error::Overrun)));
+        assert_eq!((socket.counters().sends, socket.counters().commands), (2, 128));
+        assert!(socket.batch([note(b"")]).unwrap().is_empty(), "numbers continue after the last send");
     }
 
     #[test]

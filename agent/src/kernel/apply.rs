@@ -23,6 +23,9 @@ use crate::lock::join;
 /// Addresses of one batch: they fill one send.
 const BATCH_SIZE: usize = 1600;
 
+/// IPVS ops that run together: about twenty sends. Many more would cost memory.
+const COMMANDS: usize = 12_000;
+
 /// For each op, its outcome if it must not run.
 type Skipped = Vec<Option<Outcome>>;
 
@@ -96,11 +99,16 @@ struct Run<'a> {
 impl Run<'_> {
     fn run_group(&mut self, group: &[Op]) {
         self.wait_for_rules(group);
-        let ops: Vec<&Op> = group.iter().collect();
-        let (runnable, skipped) = select_runnable(&mut self.failures, &ops);
-        let results = if runnable.is_empty() { Vec::new() } else { self.kernel.execute(&runnable) };
-        let outcomes = collect_outcomes(&ops, skipped, results, &mut self.failures);
-        self.outcomes.extend(outcomes);
+        // Other subsystems may need all ops at once, as a transaction of nf_tables.
+        let is_ipvs = group.first().is_some_and(|op| op.subsystem() == Subsystem::Ipvs);
+        for part in group.chunks(if is_ipvs { COMMANDS } else { group.len() }) {
+            let ops: Vec<&Op> = part.iter().collect();
+            let (runnable, skipped) = select_runnable(&mut self.failures, &ops);
+            let results = if runnable.is_empty() { Vec::new() } else { self.kernel.execute(&runnable) };
+            let outcomes = collect_outcomes(&ops, skipped, results, &mut self.failures);
+            self.outcomes.extend(outcomes);
+            (self.progress)();
+        }
     }
 
     /// Waits for the programs that write the filter of addresses which are bound next.

@@ -326,9 +326,8 @@ fn query_each<T, A>(
 }
 
 fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
-    let commands: Vec<Command> = ops.iter().filter_map(|op| command(op)).collect();
     let mut results = vec![Ok(Progress::Done); ops.len()];
-    match client.batch(&commands) {
+    match client.batch(ops.iter().filter_map(|op| command(op))) {
         Ok(report) => {
             for (index, error) in report.failures {
                 results[index] = Err(ipvs_error(ops[index], &error));

@@ -231,7 +231,7 @@ fn the_oldest_change_ages_until_every_family_is_in_sync() {
     store.update(|u| u.put(Object::Service(service("a", 1))));
     assert!(age() > 0.0);
     metrics.work.working_on(store.waiting_since());
-    store.take_dirty();
+    store.take_dirty(|| false);
     assert!(age() > 0.0, "it is not in the kernel yet");
     let failing = pass(vec![rules(Family::V4)], vec![failed()]);
     metrics.pass(&Pass { incomplete: true, ..failing }, Due::Changes, Duration::ZERO);
@@ -263,7 +263,7 @@ fn changes_are_counted_as_kube_proxy_counts_them() {
     assert_eq!((sync("endpoint_changes_total"), sync("endpoint_changes_pending")), (1.0, 1.0));
     assert_eq!(sync("service_changes_pending"), 16.0);
     assert!(sync("last_queued_timestamp_seconds{ip_family=\"IPv6\"}") > 1e9);
-    store.take_dirty();
+    store.take_dirty(|| false);
     assert_eq!((sync("service_changes_pending"), sync("endpoint_changes_pending")), (0.0, 0.0));
     assert_eq!(sync("service_changes_total"), 32.0);
     assert_eq!(value(&metrics, "kube_ipvs_malformed_objects_total{kind=\"EndpointSlice\"}"), 1.0);

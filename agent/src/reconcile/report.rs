@@ -42,7 +42,7 @@ pub use crate::log::{CHANGES, READY};
 /// State of the reports, see the module.
 #[derive(Debug, Default)]
 pub(super) struct Reporter {
-    ready: bool,
+    pub(super) ready: bool,
     minute: Minute,
     /// The summary of continuing failures.
     failing: Pace,

@@ -138,13 +138,16 @@ impl<K: Kernel> Reconciler<K> {
         clock: Clock<'_>,
         schedule: &mut Schedule,
     ) {
-        let now = clock();
+        let (now, was_ready) = (clock(), self.reporter.ready);
         schedule.ended(now, due, pass.unreadable.is_none());
         self.later.passed(now - before, now);
         self.report(&pass, due, now - before, now);
         if due == Due::Audit {
             drop(pass);
             memory::trim();
+        }
+        if self.reporter.ready && !was_ready {
+            memory::unmap_code();
         }
     }
 

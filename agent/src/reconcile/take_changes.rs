@@ -28,12 +28,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut changes = std::mem::take(&mut self.pending);
         changes.everything = matches!(scope, PassScope::Everything);
         let early = matches!(scope, PassScope::Priority);
-        let mut dirty = if early { self.store.priority() } else { self.take_changed() };
-        if self.learn_node() && !early {
-            let gone: Vec<Dirty> = dirty.into_iter().filter(|d| d.service.is_none()).collect();
-            dirty = self.store.all();
-            dirty.extend(gone);
-        }
+        let dirty = if early { self.take_priority() } else { self.take_changed() };
         dirty.iter().for_each(|dirty| self.touched.add(&dirty.name));
         self.update_desired(&dirty, &mut changes);
         self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
@@ -61,14 +56,20 @@ impl<K: Kernel> Reconciler<K> {
         });
     }
 
-    fn take_changed(&self) -> Vec<Dirty> {
+    fn take_priority(&mut self) -> Vec<Dirty> {
+        let priority = self.store.priority();
+        self.learn_node();
+        priority
+    }
+
+    fn take_changed(&mut self) -> Vec<Dirty> {
         let since = self.store.waiting_since();
         self.reporting.metrics.work.working_on(since);
         if since.is_some() {
             // A change that arrived during the reading of the kernel is not counted yet.
             self.reporting.health.with(|health| health.changed(SystemTime::now()));
         }
-        let mut dirty = self.store.take_dirty();
+        let mut dirty = self.store.clone().take_dirty(|| self.learn_node());
         for dirty in &mut dirty {
             self.reporting.metrics.programming.add(&dirty.name, std::mem::take(&mut dirty.triggers));
         }

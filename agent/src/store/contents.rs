@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the store holds, behind its lock.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use ipnet::IpNet;
 use super::index::Index;
 use super::object::{Dirty, Kind};
 use super::tally::Tally;
+use crate::core::model::map::{Map, Set};
 use crate::core::model::trigger::Trigger;
 use crate::core::model::{EndpointSlice, Family, Node, ObjectName};
 use crate::core::service::protected::Peers;
@@ -27,17 +27,17 @@ pub(super) struct Contents {
     pub service_cidrs: Option<ServiceCidrs>,
     /// A change that the loop can use before every list is complete.
     pub early: bool,
-    pub dirty: BTreeSet<ObjectName>,
+    pub dirty: Set<ObjectName>,
     /// For each kind that is being listed: the objects known before that the list has not named yet.
-    pub unseen: HashMap<Kind, HashSet<ObjectName>>,
-    pub synced: HashSet<Kind>,
+    pub unseen: Map<Kind, Set<ObjectName>>,
+    pub synced: Set<Kind>,
     pub synced_at: Option<Instant>,
     /// The priority Services and their slices are in the store.
     pub priority_known: bool,
     /// The triggers of pending changes; not kept with the slices.
-    pub triggers: HashMap<ObjectName, Vec<Trigger>>,
+    pub triggers: Map<ObjectName, Vec<Trigger>>,
     /// The last reported defect of each object that has one.
-    pub reported: HashMap<(Kind, ObjectName), String>,
+    pub reported: Map<(Kind, ObjectName), String>,
     pub tally: Tally,
 }
 

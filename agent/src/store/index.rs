@@ -2,13 +2,13 @@
 //! Services with their slices, indexed by name. Each name is stored once, in the object itself.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use super::vips::VipIndex;
 use crate::core::model::Few;
+use crate::core::model::map::Set;
 use crate::core::model::{EndpointSlice, ObjectName, Protocol, Service};
 
 /// A value with a name, for sets that are searched by name.
@@ -72,8 +72,8 @@ impl Named for Arc<EndpointSlice> {
 
 #[derive(Debug, Default)]
 pub struct Index {
-    entries: HashSet<ByName<ServiceEntry>>,
-    slices: HashSet<ByName<Arc<EndpointSlice>>>,
+    entries: Set<ByName<ServiceEntry>>,
+    slices: Set<ByName<Arc<EndpointSlice>>>,
     pub vips: VipIndex,
 }
 

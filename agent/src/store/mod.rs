@@ -108,14 +108,23 @@ impl Store {
         contents.node_changed || !contents.dirty.is_empty()
     }
 
-    /// Takes the changed Services, sorted by name, and marks the change of the Node as taken.
-    pub fn take_dirty(&self) -> Vec<Dirty> {
-        let mut contents = self.lock();
-        contents.index.count_vips();
-        contents.node_changed = false;
-        contents.tally.taken();
-        let names: BTreeSet<ObjectName> = std::mem::take(&mut contents.dirty);
-        let mut triggers = std::mem::take(&mut contents.triggers);
+    /// Takes the changed Services, sorted by name, and marks the change of the Node as taken. `all` is called after
+    /// that, without a lock: true takes all other Services too.
+    pub fn take_dirty(&self, all: impl FnOnce() -> bool) -> Vec<Dirty> {
+        let (mut names, mut triggers) = {
+            let mut contents = self.lock();
+            contents.index.count_vips();
+            contents.node_changed = false;
+            contents.tally.taken();
+            (std::mem::take(&mut contents.dirty), std::mem::take(&mut contents.triggers))
+        };
+        let all = all();
+        let contents = self.lock();
+        if all {
+            names.extend(contents.index.services().cloned());
+        }
+        let mut names: Vec<ObjectName> = names.into_iter().collect();
+        names.sort_unstable();
         let read = |name| {
             let triggers = triggers.remove(&name).unwrap_or_default();
             Dirty { triggers, ..contents.read(name) }
@@ -123,6 +132,7 @@ impl Store {
         names.into_iter().map(read).collect()
     }
 
+    /// Every Service, in any order. Changes stay pending.
     pub fn all(&self) -> Vec<Dirty> {
         let mut contents = self.lock();
         contents.index.count_vips();

@@ -8,7 +8,7 @@ use crate::core::model::trigger::Trigger;
 use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
 
 /// The kinds of object that the agent watches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display, strum::IntoStaticStr)]
 pub enum Kind {
     Service,
     EndpointSlice,

@@ -28,7 +28,7 @@ fn store() -> Store {
 
 fn dirty(store: &Store) -> Vec<String> {
     store
-        .take_dirty()
+        .take_dirty(|| false)
         .iter()
         .map(|d| format!("{} {} {}", d.name, d.service.is_some(), d.slices.len()))
         .collect()
@@ -57,7 +57,7 @@ fn a_new_list_drops_what_it_does_not_name_but_keeps_the_malformed() {
             u.put(service(name, "10.0.0.1"));
         }
     });
-    store.take_dirty();
+    store.take_dirty(|| false);
     store.update(|u| {
         u.begin_list(Kind::Service);
         u.put(service("a", "10.0.0.1"));
@@ -76,7 +76,7 @@ fn a_new_list_drops_what_it_does_not_name_but_keeps_the_malformed() {
 fn a_slice_that_moves_changes_both_services() {
     let store = store();
     store.update(|u| u.put(slice("s", "a")));
-    store.take_dirty();
+    store.take_dirty(|| false);
     store.update(|u| u.put(slice("s", "b")));
     assert_eq!(dirty(&store), ["d/a false 0", "d/b false 1"]);
 }
@@ -90,7 +90,8 @@ fn triggered(number: u8, at: SystemTime) -> Object {
 #[test]
 fn triggers_of_slices_are_kept_until_they_are_taken() {
     let (store, later) = (store(), |s| SystemTime::now() + Duration::from_secs(s));
-    let triggers = |store: &Store| store.take_dirty().iter().map(|d| d.triggers.len()).collect::<Vec<_>>();
+    let triggers =
+        |store: &Store| store.take_dirty(|| false).iter().map(|d| d.triggers.len()).collect::<Vec<_>>();
     store.update(|u| {
         u.put(triggered(1, later(1)));
         u.put(triggered(1, later(2)));
@@ -128,7 +129,7 @@ fn changes_are_counted_and_pending_until_they_are_taken() {
     assert_eq!((tally.pending_services.len(), tally.pending_slices), (1, 1));
     assert_eq!(store.waiting_since(), tally.waiting_since);
     assert!(tally.waiting_since.is_some());
-    store.take_dirty();
+    store.take_dirty(|| false);
     let tally = store.tally();
     assert_eq!((tally.services, tally.slices), (2, PerFamily::new(1, 0)), "totals stay");
     assert_eq!((tally.pending_services.len(), tally.pending_slices, tally.waiting_since), (0, 0, None));
@@ -171,7 +172,7 @@ fn the_loop_is_woken_when_the_priority_services_and_the_node_are_known() {
         store.priority().iter().map(|d| format!("{} {}", d.name, d.slices.len())).collect::<Vec<_>>()
     };
     assert_eq!(priority(&store), ["d/dns 1"]);
-    assert_eq!(store.take_dirty().len(), 2, "priority Services stay pending");
+    assert_eq!(store.take_dirty(|| false).len(), 2, "priority Services stay pending");
     inbox.wait(None);
     store.update(|u| u.put(service("b", "10.0.0.2")));
     assert!(!inbox.is_woken());
@@ -198,7 +199,7 @@ fn a_changed_node_makes_the_store_dirty_once() {
     for (zone, dirty) in [("za", true), ("za", false), ("zb", true)] {
         store.update(|u| u.put(Object::Node(node(zone))));
         assert_eq!(store.is_dirty(), dirty, "{zone}");
-        store.take_dirty();
+        store.take_dirty(|| false);
     }
     store.update(|u| u.remove(Kind::Node, &ObjectName::new("", "")));
     assert!(store.is_dirty());
@@ -208,7 +209,7 @@ fn a_changed_node_makes_the_store_dirty_once() {
 fn an_object_that_stops_being_ours_is_removed() {
     let store = store();
     store.update(|u| u.put(service("a", "10.0.0.1")));
-    store.take_dirty();
+    store.take_dirty(|| false);
     store.update(|u| u.put(Object::NotOurs(Kind::Service, ObjectName::new("d", "a"))));
     assert_eq!(dirty(&store), ["d/a false 0"]);
 }
@@ -254,7 +255,7 @@ fn the_age_of_pending_changes_counts_from_the_first_sync() {
     std::thread::sleep(Duration::from_millis(2));
     store.update(|update| update.put(service("b", "10.0.0.2")));
     assert!(store.waiting_for_loop().unwrap() > first, "the oldest change counts");
-    store.take_dirty();
+    store.take_dirty(|| false);
     assert_eq!(store.waiting_for_loop(), None);
     // A slice of no Service is no pending change.
     let Object::EndpointSlice(came) = slice("x", "") else { panic!() };

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Counts of the changes in the store, for metrics: how many came, how many are pending, since when.
 
-use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};
 
 use super::object::Kind;
+use crate::core::model::map::Set;
 use crate::core::model::trigger::Trigger;
 use crate::core::model::{Family, ObjectName, PerFamily};
 
@@ -14,7 +14,7 @@ pub struct Tally {
     pub services: u64,
     /// Changes of EndpointSlices of each family.
     pub slices: PerFamily<u64>,
-    pub pending_services: BTreeSet<ObjectName>,
+    pub pending_services: Set<ObjectName>,
     pub pending_slices: u64,
     /// Objects that could not be decoded, by [`Kind`].
     pub malformed: [u64; Kind::ALL.len()],
@@ -34,7 +34,7 @@ impl Default for Tally {
         Self {
             services: 0,
             slices: PerFamily::default(),
-            pending_services: BTreeSet::new(),
+            pending_services: Set::default(),
             pending_slices: 0,
             malformed: [0; Kind::ALL.len()],
             changed_at: now,
@@ -75,7 +75,7 @@ impl Tally {
 
     /// The loop took all pending changes.
     pub fn taken(&mut self) {
-        self.pending_services.clear();
+        self.pending_services = Set::default();
         self.pending_slices = 0;
         self.waiting_since = None;
     }

@@ -2,7 +2,7 @@
 //! The external and load-balancer IPs that are also addresses of endpoints. Endpoints are many and such VIPs
 //! few, so only endpoints at the addresses of VIPs are counted.
 
-use std::collections::HashMap;
+use crate::core::model::map::Map;
 use std::net::IpAddr;
 
 use super::VipSummary;
@@ -17,7 +17,7 @@ struct Vip {
 
 #[derive(Debug, Default)]
 pub struct VipIndex {
-    known: HashMap<IpAddr, Vip>,
+    known: Map<IpAddr, Vip>,
     /// The endpoints of some VIP have not been counted.
     has_uncounted: bool,
     pub added: u64,
@@ -75,7 +75,7 @@ impl VipIndex {
         if !std::mem::take(&mut self.has_uncounted) {
             return;
         }
-        let mut new: HashMap<IpAddr, u32> = self
+        let mut new: Map<IpAddr, u32> = self
             .known
             .iter()
             .filter(|(_, vip)| vip.endpoints.is_none())

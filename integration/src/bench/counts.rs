@@ -13,7 +13,7 @@ use super::events::{difference, rolling_restart, service_created};
 use super::expected::Bound::{AtMost, Exactly};
 use super::expected::{EXPECTED, Expected};
 use super::mode::Mode;
-use super::node::{Node, Size, slice};
+use super::node::{FirstSync, Node, Size, slice};
 use super::rows::{row, within};
 use super::table::Row;
 
@@ -140,7 +140,7 @@ fn warm(mode: Mode, counts: &mut Counts) -> Result<()> {
     node.fill(SIZE);
     for what in ["restart", "audit, nothing changed"] {
         let before = node.traffic();
-        let (plan, _) = node.cold()?;
+        let FirstSync { plan, .. } = node.cold()?;
         note(counts, what, difference(before, node.traffic()));
         counts.insert(format!("{what}: ops"), plan.ops.len() as u64);
     }

@@ -61,6 +61,33 @@ pub struct Watched {
     changed: Arc<Mutex<HashMap<VsKey, Instant>>>,
     /// Whether an audit is reading the kernel.
     auditing: Arc<AtomicBool>,
+    writes: Writes,
+}
+
+/// When the first write began and the last one was acknowledged.
+#[derive(Clone, Copy, Debug, Default)]
+struct Writes(Option<(Instant, Instant)>);
+
+impl Writes {
+    fn note(&mut self, began: Instant) {
+        let now = Instant::now();
+        let (_, last) = self.0.get_or_insert((began, now));
+        *last = now;
+    }
+
+    fn took(self) -> Duration {
+        self.0.map_or(Duration::ZERO, |(first, last)| last - first)
+    }
+}
+
+/// A first sync.
+pub struct FirstSync {
+    /// Its ops.
+    pub plan: Plan,
+    /// From the full store to the end.
+    pub whole: Duration,
+    /// From the first write to the last acknowledgement.
+    pub writing: Duration,
 }
 
 impl Kernel for Watched {
@@ -80,10 +107,11 @@ impl Kernel for Watched {
     }
 
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
-        let binds = self.binds;
+        let (binds, began) = (self.binds, Instant::now());
         self.kernel.beside(&mut |ipvs, addresses| {
             work(ipvs, &mut |ops| if binds { addresses(ops) } else { vec![Ok(Progress::Done); ops.len()] });
         });
+        self.writes.note(began);
     }
 
     fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError> {
@@ -95,7 +123,11 @@ impl Kernel for Watched {
     }
 
     fn finished(&mut self, limit: Duration) -> Vec<Finished> {
-        self.kernel.finished(limit)
+        let (began, finished) = (Instant::now(), self.kernel.finished(limit));
+        if finished.iter().any(|finished| matches!(finished, Finished::Op(..))) {
+            self.writes.note(began);
+        }
+        finished
     }
 
     fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult {
@@ -106,7 +138,9 @@ impl Kernel for Watched {
         if !self.binds && ops.iter().all(|op| matches!(op, Op::Bind(_))) {
             return vec![Ok(Progress::Done); ops.len()];
         }
+        let began = Instant::now();
         let results = self.kernel.execute(ops);
+        self.writes.note(began);
         if ops.first().is_some_and(|op| op.subsystem() == Subsystem::Ipvs) {
             let now = Instant::now();
             let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,8 +184,13 @@ impl Node {
         let store = Arc::new(Store::new(inbox.clone()));
         let (changed, auditing) = (Arc::default(), Arc::default());
         let kernel = LinuxKernel::open(&settings)?;
-        let kernel =
-            Watched { kernel, binds, changed: Arc::clone(&changed), auditing: Arc::clone(&auditing) };
+        let kernel = Watched {
+            kernel,
+            binds,
+            changed: Arc::clone(&changed),
+            auditing: Arc::clone(&auditing),
+            writes: Writes::default(),
+        };
         let reporting = Reporting::log_only()?;
         let metrics = reporting.metrics.clone();
         let reconciler = Reconciler::new(kernel, store.clone(), settings, "node-a", false, reporting);
@@ -167,14 +206,15 @@ impl Node {
     ///
     /// # Errors
     /// When something could not be programmed.
-    pub fn cold(&mut self) -> Result<(Plan, Duration)> {
+    pub fn cold(&mut self) -> Result<FirstSync> {
         let start = Instant::now();
         let pass = self.reconciler.sync_and_wait(Due::Audit, Duration::ZERO, PROGRAMS);
         if !pass.is_clean() {
             // Addresses wait for the programs that write their filter, but not for long.
             self.follow()?;
         }
-        Ok((pass.plan, start.elapsed()))
+        let whole = start.elapsed();
+        Ok(FirstSync { plan: pass.plan, whole, writing: self.reconciler.kernel().writes.took() })
     }
 
     /// Sends to the kernel so far.

@@ -10,7 +10,7 @@ use super::audit;
 use super::events::{self, EndpointCost};
 use super::limit;
 use super::mode::Mode;
-use super::node::{Node, Size};
+use super::node::{FirstSync, Node, Size};
 use super::plot::{Sample, from_csv, to_csv};
 use super::rows::{row, shown, within};
 use super::table::Row;
@@ -70,7 +70,7 @@ fn all_costs(services: u32) -> Result<Sample> {
         ns.enter(|| {
             let mut node = Node::new(Mode::IPTABLES, true)?;
             node.fill(size);
-            let (plan, cold) = node.cold()?;
+            let FirstSync { plan, whole: cold, .. } = node.cold()?;
             let endpoint = events::endpoint(&mut node, size)?;
             anyhow::Ok((plan, cold, endpoint, audit::audit_cpu(&mut node)?))
         })?

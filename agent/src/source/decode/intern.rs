@@ -4,10 +4,10 @@
 
 use std::borrow::Borrow;
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use crate::core::model::map::Set;
 use crate::core::model::{Hints, ObjectName, Place};
 
 /// Calls between two drops, at least.
@@ -16,14 +16,14 @@ const PERIOD: usize = 1024;
 /// Shared values, including some that are no longer used.
 #[derive(Debug)]
 struct Pool<T: ?Sized> {
-    values: HashSet<Arc<T>>,
+    values: Set<Arc<T>>,
     /// Calls until unused values are dropped; in proportion to the cost of dropping.
     left: usize,
 }
 
 impl<T: ?Sized + Eq + Hash> Pool<T> {
     fn new() -> Self {
-        Self { values: HashSet::new(), left: PERIOD }
+        Self { values: Set::default(), left: PERIOD }
     }
 
     fn share<K: Borrow<T> + Into<Arc<T>>>(&mut self, value: K) -> Arc<T> {

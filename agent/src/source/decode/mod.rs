@@ -7,8 +7,11 @@ mod node;
 mod service;
 mod slice;
 mod tape;
+mod untyped;
 mod used_fields;
 mod wrong_value;
+
+use std::fmt::Display;
 
 use jiff::Timestamp;
 use serde::Deserializer;
@@ -16,6 +19,7 @@ use serde::Deserializer;
 use crate::core::model::{ObjectName, Protocol};
 use crate::store::{Decoded, Kind, Object};
 use tape::{Tape, UsedField, plain};
+pub use untyped::UntypedObject;
 use used_fields::{UsedFields, used_fields};
 
 /// The label of a Service for another proxy than the node's usual one.
@@ -127,7 +131,7 @@ fn time(tape: &Tape<'_>, path: &[&str]) -> Option<Timestamp> {
     tape.text(path)?.parse().ok()
 }
 
-fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, String> {
+fn protocol(field: impl Display, text: Option<&str>) -> Result<Protocol, String> {
     match text {
         None | Some("TCP") => Ok(Protocol::Tcp),
         Some("UDP") => Ok(Protocol::Udp),
@@ -137,7 +141,7 @@ fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, String> {
 }
 
 /// A port number; 0 if absent.
-fn port_or_zero(field: &str, number: Option<u32>) -> Result<u16, String> {
+fn port_or_zero(field: impl Display, number: Option<u32>) -> Result<u16, String> {
     u16::try_from(number.unwrap_or(0)).map_err(|_| format!("{field} is not in 0-65535"))
 }
 

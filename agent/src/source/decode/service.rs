@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -198,13 +199,13 @@ fn health_check_node_port(spec: &RawServiceSpec<'_>, external_local: bool) -> Re
 }
 
 fn decode_port(index: usize, port: &RawPort<'_>) -> Result<ServicePort, String> {
-    let field = format!("spec.ports[{index}]");
+    let field = fmt::from_fn(|f| write!(f, "spec.ports[{index}]"));
     let number = port.port.ok_or_else(|| format!("{field}.port is missing"))?;
     let number = u16::try_from(number).ok().filter(|n| *n > 0);
     Ok(ServicePort {
         name: intern::text(port.name.unwrap_or_default()),
         protocol: protocol(&field, port.protocol)?,
         port: number.ok_or_else(|| format!("{field}.port is not in 1-65535"))?,
-        node_port: port_or_zero(&format!("{field}.nodePort"), port.node_port)?,
+        node_port: port_or_zero(format_args!("{field}.nodePort"), port.node_port)?,
     })
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! EndpointSlices.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use super::tape::Tape;
@@ -113,7 +114,7 @@ fn usable<T>(
 
 /// A slice port without a name or a number is ignored.
 fn decode_port(index: usize, port: &RawPort<'_>) -> Result<Option<SlicePort>, String> {
-    let field = format!("ports[{index}]");
+    let field = fmt::from_fn(|f| write!(f, "ports[{index}]"));
     let (Some(name), Some(number)) = (port.name, port.port.filter(|n| *n > 0)) else {
         return Ok(None);
     };

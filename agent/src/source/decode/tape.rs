@@ -15,7 +15,7 @@ use super::wrong_value::WrongValue;
 const CAPACITY: usize = 128;
 
 /// A field, with the used fields of its value, or of the items of a list.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct UsedField(pub &'static str, pub &'static [UsedField]);
 
 pub const fn plain(name: &'static str) -> UsedField {
@@ -54,6 +54,31 @@ impl<'de> Tape<'de> {
         let mut tokens = Vec::with_capacity(CAPACITY);
         TapeReader { tokens: &mut tokens, fields }.deserialize(deserializer)?;
         Ok(Self(tokens))
+    }
+
+    /// Reads these fields of a map. The first value of the field `other` is read by `seed` instead.
+    ///
+    /// # Errors
+    /// The text is not in the format of the deserializer, or an error of `seed`.
+    pub fn read_map<A: MapAccess<'de>, S: DeserializeSeed<'de>>(
+        mut map: A,
+        fields: &'static [UsedField],
+        other: &str,
+        seed: S,
+    ) -> Result<(Self, Option<S::Value>), A::Error> {
+        let mut tokens = Vec::with_capacity(CAPACITY);
+        let (mut seed, mut value) = (Some(seed), None);
+        tokens.push(Token::Map(0));
+        while let Some(field) = map.next_key_seed(KeySeed(fields))? {
+            match field {
+                Some(field) if field.0 == other && seed.is_some() => {
+                    value = seed.take().map(|seed| map.next_value_seed(seed)).transpose()?;
+                }
+                _ => read_value(&mut tokens, field, &mut map)?,
+            }
+        }
+        tokens[0] = Token::Map(tokens.len());
+        Ok((Self(tokens), value))
     }
 
     /// The value at a path, if there is one.
@@ -137,16 +162,25 @@ impl<'de> Visitor<'de> for TapeReader<'_, 'de> {
         let at = tokens.len();
         tokens.push(Token::Map(at));
         while let Some(field) = map.next_key_seed(KeySeed(self.fields))? {
-            match field {
-                Some(UsedField(name, fields)) => {
-                    tokens.push(Token::Key(name));
-                    map.next_value_seed(TapeReader { tokens, fields })?;
-                }
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
+            read_value(tokens, field, &mut map)?;
         }
         tokens[at] = Token::Map(tokens.len());
         Ok(())
+    }
+}
+
+/// Reads the value of a field, or skips that of a field that is not used.
+fn read_value<'de, A: MapAccess<'de>>(
+    tokens: &mut Vec<Token<'de>>,
+    field: Option<&'static UsedField>,
+    map: &mut A,
+) -> Result<(), A::Error> {
+    match field {
+        Some(UsedField(name, fields)) => {
+            tokens.push(Token::Key(name));
+            map.next_value_seed(TapeReader { tokens, fields })
+        }
+        None => map.next_value::<IgnoredAny>().map(drop),
     }
 }
 

@@ -38,7 +38,7 @@ async fn ranges_that_come_and_go_are_followed_with_one_watch() {
     let store = follow(&server, patient()).await;
     until("in sync", || store.is_synced()).await;
     assert_eq!(known(&store).unwrap(), ["10.96.0.0/16", "fd00:96::/112"], "the first sync has them");
-    store.take_dirty();
+    store.take_dirty(|| false);
     server.apply(ranges("more", &["10.200.0.0/16"]));
     until("the new range", || known(&store).unwrap().len() == 3).await;
     assert!(store.is_dirty(), "the loop learns of it");
