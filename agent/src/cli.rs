@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigFlags;
+use crate::core::model::Protocol;
+use crate::inspect::filter::Target;
 use crate::inspect::ipvs_table::ListFormat;
 
 /// Kubernetes Services on the kernel's IPVS load balancer: a replacement for kube-proxy's ipvs mode.
@@ -32,7 +34,7 @@ pub enum Command {
     Run(RunArgs),
     /// Print the kernel's virtual servers and real servers, as `ipvsadm -Ln` does.
     ///
-    /// `kube-ipvs -Ln` is the same.
+    /// `kube-ipvs -Ln` is the same, and takes the other flags of `ipvsadm -Ln`, too.
     List(ListArgs),
     /// Print the configuration in force with the origin of each value, and check whether a start would work.
     ///
@@ -125,29 +127,112 @@ pub struct CleanupArgs {
 /// Arguments of `list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
+    /// Only this Service or VIP: NAMESPACE/NAME[:PORT-NAME], NAME, VIP or VIP:PORT.
+    pub target: Option<Target>,
+    /// Only Services of this namespace.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Only this protocol.
+    #[arg(long, value_enum, ignore_case = true)]
+    pub protocol: Option<ProtocolName>,
+    /// Only virtual servers with a real server of weight 0, which gets no new connections; of the real servers, only
+    /// these.
+    #[arg(long)]
+    pub draining: bool,
+    /// Only virtual servers without a real server that gets new connections.
+    #[arg(long)]
+    pub empty: bool,
+    /// What is shown, instead of scheduler, weight and connections.
+    #[command(flatten)]
+    pub show: ShowArgs,
+    /// With --stats and --rate: whole numbers instead of K, M, G and T.
+    #[arg(long)]
+    pub exact: bool,
+    /// Keep the order of the kernel. Without this flag, the list is sorted as by ipvsadm.
+    #[arg(long)]
+    pub nosort: bool,
+    /// Sort the list: the default.
+    #[arg(long, conflicts_with = "nosort")]
+    pub sort: bool,
     /// Output format; `wide` and `json` have the Service of each virtual server, as the agent of this node
     /// reports it.
     #[arg(short, long, value_enum, default_value_t = ListFormat::Ipvsadm)]
     pub output: ListFormat,
 }
 
-impl Cli {
-    /// Parses the command line; `-Ln`, `-nL` and `-L -n` stand for `list`. As in kube-proxy a long flag
-    /// may be written with underscores.
-    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut args: Vec<OsString> = args.into_iter().map(with_dashes).collect();
-        let flags = args.iter().skip(1).take_while(|a| a.to_str().is_some_and(is_list_flag)).count();
-        let has = |letter| args[1..=flags].iter().any(|a| a.to_string_lossy().contains(letter));
-        if flags > 0 && (has('L') || has('l')) && has('n') {
-            args.splice(1..=flags, [OsString::from("list")]);
+/// What a list shows: one of these. JSON always has everything about virtual servers.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct ShowArgs {
+    /// Counters: connections, packets and bytes.
+    #[arg(long)]
+    pub stats: bool,
+    /// The same per second.
+    #[arg(long)]
+    pub rate: bool,
+    /// Limits of connections.
+    #[arg(long)]
+    pub thresholds: bool,
+    /// Clients with a persistent real server.
+    #[arg(long)]
+    pub persistent_conn: bool,
+    /// The connections themselves.
+    #[arg(short = 'c', long = "connection", visible_alias = "connections")]
+    pub connections: bool,
+    /// The timeouts of connections, in seconds: TCP, TCP after a FIN, UDP.
+    #[arg(long)]
+    pub timeout: bool,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "named after the protocol")]
+pub enum ProtocolName {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl From<ProtocolName> for Protocol {
+    fn from(name: ProtocolName) -> Self {
+        match name {
+            ProtocolName::Tcp => Self::Tcp,
+            ProtocolName::Udp => Self::Udp,
+            ProtocolName::Sctp => Self::Sctp,
         }
-        Self::try_parse_from(args)
     }
 }
 
-/// `-L`, `-l`, `-n` and their combinations.
-fn is_list_flag(arg: &str) -> bool {
-    arg.strip_prefix('-').is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| "Lln".contains(c)))
+impl Cli {
+    /// Parses the command line; the flags of `ipvsadm -L` and `-l` stand for `list`, and `-n` is then not the namespace but
+    /// ipvsadm's word for numbers, of which lists consist anyway. As in kube-proxy a long flag may be written with
+    /// underscores.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let args: Vec<OsString> = args.into_iter().map(with_dashes).collect();
+        Self::try_parse_from(as_subcommand(&args).unwrap_or(args))
+    }
+}
+
+/// `ipvsadm`'s flags as the subcommand `list`, if the first argument is `-L`, `-l`, or `-n` and later one of them.
+fn as_subcommand(args: &[OsString]) -> Option<Vec<OsString>> {
+    let letters = |arg: &OsString| {
+        let letters = arg.to_str()?.strip_prefix('-')?;
+        (!letters.is_empty() && letters.chars().all(|c| "Llnc".contains(c))).then(|| letters.to_owned())
+    };
+    let (program, rest) = args.split_first()?;
+    let leading: Vec<String> = rest.iter().map_while(letters).collect();
+    if !leading.iter().any(|letters| letters.contains(['L', 'l'])) {
+        return None;
+    }
+    let mut list = vec![program.clone(), "list".into()];
+    for arg in rest {
+        match letters(arg) {
+            Some(letters) => list.extend(letters.contains('c').then(|| "-c".into())),
+            None if arg == "--numeric" => {}
+            None => list.push(arg.clone()),
+        }
+    }
+    Some(list)
 }
 
 fn with_dashes(arg: OsString) -> OsString {
@@ -170,9 +255,26 @@ mod tests {
         for args in [&["list"][..], &["-Ln"], &["-nL"], &["-L", "-n"], &["-ln"]] {
             assert!(matches!(parse(args).unwrap().command, Some(Command::List(_))), "{args:?}");
         }
-        let Some(Command::List(list)) = parse(&["-Ln", "-o", "json"]).unwrap().command else { panic!() };
-        assert_eq!(list.output, ListFormat::Json);
-        assert!(parse(&["-n"]).is_err());
+        let list = |args: &[&str]| {
+            let Some(Command::List(list)) = parse(args).unwrap().command else { panic!("{args:?}") };
+            list
+        };
+        assert_eq!(list(&["-Ln", "-o", "json"]).output, ListFormat::Json);
+        for args in [&["-Lnc"][..], &["-L", "-n", "-c"], &["-L", "--connection", "-n"], &["list", "-c"]] {
+            let list = list(args);
+            assert!(list.show.connections && list.namespace.is_none(), "{args:?}");
+        }
+        let stats = list(&["-L", "--stats", "--exact", "--numeric"]);
+        assert!(stats.show.stats && stats.exact);
+        let selected = list(&["list", "-n", "shop", "--protocol=TCP", "web"]);
+        assert_eq!(selected.namespace.as_deref(), Some("shop"));
+        assert_eq!(selected.protocol, Some(ProtocolName::Tcp));
+        assert!(selected.target.is_some());
+        for args in
+            [&["-n"][..], &["list", "--stats", "--rate"], &["list", "a/b/c"], &["list", "--sort", "--nosort"]]
+        {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -13,7 +14,7 @@ use crate::core::plan::subject::Part;
 use crate::inbox::Inbox;
 use crate::kernel::host::routes::{RouteChange, RouteWatch};
 use crate::kernel::linux::LinuxKernel;
-use crate::kernel::netfilter::nft_watch::RulesWatch;
+use crate::kernel::netfilter::nft_watch::{OwnPorts, RulesWatch, all_parts};
 use crate::pace::Pace;
 use crate::words;
 
@@ -21,11 +22,15 @@ use crate::words;
 /// and the loop does so at most once a second.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts the threads.
+/// How long the watch of our own tables waits for the first sync.
+const FIRST_SYNC: Duration = Duration::from_secs(10);
+
+/// Starts the threads. Drop the result after the first sync: for each element of a set, the kernel makes a notification
+/// of 8 KiB if anyone listens, which would be half of the time of a first sync.
 ///
 /// # Errors
 /// When addresses or routes cannot be watched, or a thread cannot be started.
-pub fn start(kernel: &LinuxKernel, mode: RulesMode, inbox: &Arc<Inbox>) -> anyhow::Result<()> {
+pub fn start(kernel: &LinuxKernel, mode: RulesMode, inbox: &Arc<Inbox>) -> anyhow::Result<Sender<()>> {
     let mut watch = kernel.watch_addresses().context("cannot watch addresses")?;
     follow("addresses", inbox, Some(Part::Addresses), move || watch.next(), take_address)?;
     let mut watch = RouteWatch::open().context("cannot watch routes")?;
@@ -41,14 +46,32 @@ pub fn start(kernel: &LinuxKernel, mode: RulesMode, inbox: &Arc<Inbox>) -> anyho
         }
     };
     follow("routes", inbox, Some(Part::Node), move || watch.wait(), take_routes)?;
-    match RulesWatch::open(mode, kernel.rule_writers()) {
-        Ok(mut watch) => follow("rules", inbox, None, move || watch.wait(), take_rules)?,
-        Err(error) => {
-            let why = words::causes(&error);
-            tracing::info!("the kernel does not report changes of rules ({why}): the next audit finds them");
+    let (until_synced, synced) = mpsc::channel();
+    let writers = kernel.rule_writers();
+    match mode {
+        RulesMode::Iptables => watch_rules(mode, writers, inbox),
+        RulesMode::Nftables => {
+            let inbox = inbox.clone();
+            let wait = move || {
+                // An error means that the sender was dropped.
+                let _ = synced.recv_timeout(FIRST_SYNC);
+                watch_rules(mode, writers, &inbox);
+                // What changed before, the loop sees by the generation of the tables.
+                all_parts(mode).for_each(|part| inbox.changed(part));
+            };
+            std::thread::Builder::new().name("rules-wait".to_owned()).spawn(wait)?;
         }
     }
-    Ok(())
+    Ok(until_synced)
+}
+
+fn watch_rules(mode: RulesMode, writers: OwnPorts, inbox: &Arc<Inbox>) {
+    let watch = RulesWatch::open(mode, writers).map_err(|error| words::causes(&error));
+    let start = |mut watch: RulesWatch| follow("rules", inbox, None, move || watch.wait(), take_rules);
+    let started = watch.and_then(|watch| start(watch).map_err(|error| words::io_error(&error)));
+    if let Err(why) = started {
+        tracing::info!("the kernel does not report changes of rules ({why}): the next audit finds them");
+    }
 }
 
 /// Starts a thread that takes each notification about `what`. A failed read marks `part` as changed, and is logged at a

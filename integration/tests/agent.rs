@@ -314,14 +314,31 @@ fn list_shows_the_services_of_virtual_servers() {
     let files = Files::new(&json!({}), one_service());
     let alone = ns.exec(&[binary, "list", "-o", "wide"]).unwrap();
     assert!(alone.stderr.contains("no kube-ipvs agent runs"), "{}", alone.stderr);
+    let by_service = ns.try_exec(&[binary, "list", "test/web"], None).unwrap();
+    assert!(
+        by_service.stderr.contains("cannot select by Service: no kube-ipvs agent runs"),
+        "{}",
+        by_service.stderr
+    );
     let agent = files.start(&ns);
     wait_for("the address", &agent, || bound(&ns).contains("10.96.0.10/32"));
     let wide = ns.exec(&[binary, "list", "-o", "wide"]).unwrap().stdout;
     assert!(wide.contains("TCP  10.96.0.10:80 rr  # test/web:tcp\n"), "{wide}");
     let json = ns.exec(&[binary, "list", "-o", "json"]).unwrap().stdout;
     let json: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json[0]["service"], "test/web:tcp");
-    assert_eq!(json[0]["realServers"][0]["address"], "10.244.1.5");
+    let server = &json["virtualServers"][0];
+    assert_eq!(server["service"], "test/web:tcp");
+    assert_eq!(server["realServers"][0]["address"], "10.244.1.5");
+    for (args, is_listed) in [
+        (&["test/web"][..], true),
+        (&["web:tcp"], true),
+        (&["-n", "test"], true),
+        (&["-n", "other"], false),
+        (&["-n", "test", "10.96.0.11"], false),
+    ] {
+        let list = ns.exec(&[&[binary, "list"], args].concat()).unwrap().stdout;
+        assert_eq!(list.contains("TCP  10.96.0.10:80 rr\n"), is_listed, "{args:?}: {list}");
+    }
     let second = files.start(&ns);
     wait_for("the refusal", &second, || second.log().contains("another kube-ipvs runs"));
 }

@@ -3,19 +3,48 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::net::{TcpListener, TcpStream};
+
 use integration::lab::{Netns, agent_binary};
 
 fn restore(ns: &Netns, lines: &str) {
     ns.exec_with(&["ipvsadm", "-R"], Some(lines)).unwrap();
 }
 
-fn same(ns: &Netns) {
+fn ours(ns: &Netns, args: &[&str]) -> String {
     let binary = agent_binary().unwrap();
-    let binary = binary.to_str().unwrap();
+    let command: Vec<&str> = std::iter::once(binary.to_str().unwrap()).chain(args.iter().copied()).collect();
+    ns.exec(&command).unwrap().stdout
+}
+
+fn same(ns: &Netns) {
     let theirs = ns.exec(&["ipvsadm", "-Ln"]).unwrap().stdout;
     for args in [&["list"][..], &["-Ln"], &["-L", "-n"]] {
-        let command: Vec<&str> = std::iter::once(binary).chain(args.iter().copied()).collect();
-        assert_eq!(ns.exec(&command).unwrap().stdout, theirs, "{args:?}");
+        assert_eq!(ours(ns, args), theirs, "{args:?}");
+    }
+}
+
+/// Compares the other lists of ipvsadm. Rates and expiry change by themselves, so a pair may differ for a moment.
+fn all_lists_are_the_same(ns: &Netns) {
+    for flags in [
+        &["--stats"][..],
+        &["--stats", "--exact"],
+        &["--rate"],
+        &["--rate", "--exact"],
+        &["--thresholds"],
+        &["--persistent-conn"],
+        &["--nosort"],
+        &["--timeout"],
+        &["-c"],
+    ] {
+        let pair = || {
+            let theirs: Vec<&str> = ["ipvsadm", "-Ln"].into_iter().chain(flags.iter().copied()).collect();
+            let mine: Vec<&str> = std::iter::once("-Ln").chain(flags.iter().copied()).collect();
+            (ours(ns, &mine), ns.exec(&theirs).unwrap().stdout)
+        };
+        let (mine, theirs) =
+            (0..20).map(|_| pair()).find(|(mine, theirs)| mine == theirs).unwrap_or_else(pair);
+        assert_eq!(mine, theirs, "{flags:?}");
     }
 }
 
@@ -43,6 +72,51 @@ fn every_kind_of_line_equals_ipvsadm() {
          -a -t [fd00:96::1:1]:80 -r [fd00:244:1:1111:2222:3333:4444:5555]:65535 -m -w 65535\n",
     );
     same(&ns);
+}
+
+/// Virtual servers of a namespace with itself as the real server, and an open and a closed connection of each family.
+#[test]
+fn counters_connections_and_thresholds_equal_ipvsadm() {
+    let ns = Netns::new("counters").unwrap();
+    all_lists_are_the_same(&ns);
+    for addr in ["10.0.0.1/32", "10.0.0.9/32", "fd00::1/128", "fd00::9/128"] {
+        let family = if addr.contains(':') { "-6" } else { "-4" };
+        ns.exec(&["ip", family, "addr", "add", addr, "dev", "lo", "nodad"]).unwrap();
+    }
+    restore(
+        &ns,
+        "-A -t 10.0.0.1:80 -s rr -p 600\n\
+         -a -t 10.0.0.1:80 -r 10.0.0.9:8080 -m -x 1000 -y 500\n\
+         -a -t 10.0.0.1:80 -r 10.244.0.7:8080 -m -w 0\n\
+         -A -t [fd00::1]:80 -s rr\n\
+         -a -t [fd00::1]:80 -r [fd00::9]:8080 -m\n\
+         -A -u 10.0.0.1:53 -s rr\n\
+         -A -f 7 -s rr\n\
+         -a -f 7 -r 10.0.0.9:8080 -m\n",
+    );
+    let open = ns.enter(|| {
+        let listeners = ["10.0.0.9:8080", "[fd00::9]:8080"].map(|addr| TcpListener::bind(addr).unwrap());
+        let connect = |_| ["10.0.0.1:80", "[fd00::1]:80"].map(|addr| TcpStream::connect(addr).unwrap());
+        drop(connect(()));
+        let open = connect(());
+        (listeners, open)
+    });
+    all_lists_are_the_same(&ns);
+    assert_eq!(ours(&ns, &["list", "-c"]).lines().count(), 2 + 5, "4 connections, 1 template");
+    let list = |args: &[&str]| ours(&ns, &[&["list"], args].concat());
+    let lines = |args: &[&str]| list(args).lines().skip(3).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(lines(&["fd00::1"]).len(), 2);
+    assert_eq!(lines(&["10.0.0.1", "--protocol=udp"]), ["UDP  10.0.0.1:53 rr"]);
+    assert_eq!(lines(&["--empty"]), ["UDP  10.0.0.1:53 rr"]);
+    let draining = lines(&["--draining"]);
+    assert!(draining.len() == 2 && draining[1].contains("10.244.0.7:8080"), "{draining:?}");
+    assert_eq!(list(&["-c", "fd00::1"]).lines().count(), 2 + 2);
+    let json: serde_json::Value = serde_json::from_str(&list(&["10.0.0.1:80", "-o", "json"])).unwrap();
+    let server = &json["virtualServers"][0];
+    assert_eq!((&json["schemaVersion"], &server["counters"]["connections"]), (&1.into(), &2.into()));
+    assert_eq!(server["realServers"][0]["upperThreshold"], 1000);
+    assert_eq!(server["realServers"][1]["draining"], true);
+    drop(open);
 }
 
 /// The comparison of ipvsadm is not a total order: its output depends on its sorting algorithm.

@@ -1,22 +1,91 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube-ipvs list`: the IPVS table, as `ipvsadm -Ln` prints it.
 
+use anyhow::Context;
+use ipvs_netlink::Client;
+use serde_json::{Value, json};
+
 use crate::cli::ListArgs;
-use crate::inspect::ipvs_table::{IpvsTable, ListFormat};
+use crate::inspect::connections;
+use crate::inspect::filter::Filter;
+use crate::inspect::ipvs_table::{IpvsTable, ListFormat, SCHEMA_VERSION};
+use crate::inspect::ipvsadm::Columns;
 use crate::inspect::owners::ServiceOwners;
 use crate::words;
 
-/// Prints the table of the kernel.
+/// Prints a part of the kernel's IPVS state.
 ///
 /// # Errors
-/// When the kernel has no IPVS, or a privilege is missing.
+/// The kernel has no IPVS, a privilege is missing, or a Service is named and no agent runs that knows Services.
 pub fn run(args: &ListArgs) -> anyhow::Result<()> {
-    let table = IpvsTable::read()?;
-    let is_plain = args.output == ListFormat::Ipvsadm;
-    let owners = if is_plain { Ok(ServiceOwners::default()) } else { ServiceOwners::ask() };
-    let owners = owners.unwrap_or_else(|error| {
-        eprintln!("kube-ipvs: Services are not shown: {}", words::chain(&error));
-        ServiceOwners::default()
-    });
-    super::print(&table.render(args.output, &owners))
+    let filter = args.filter();
+    if args.show.timeout {
+        return super::print(&timeouts(args.output)?);
+    }
+    let owners = owners(args.output, &filter)?;
+    let is_json = args.output == ListFormat::Json;
+    let shown = (args.output == ListFormat::Wide).then_some(&owners);
+    if args.show.connections {
+        return super::print(&match is_json {
+            true => document("connections", connections::json(&filter, &owners)?.into()),
+            false => connections::text(&filter, &owners, shown.is_some())?,
+        });
+    }
+    let table = IpvsTable::read(&filter, &owners, !args.nosort)?;
+    super::print(&match is_json {
+        true => document("virtualServers", table.json(&owners).into()),
+        false => table.text(args.columns(), shown),
+    })
+}
+
+/// The Services of virtual servers, if the list needs them.
+fn owners(format: ListFormat, filter: &Filter) -> anyhow::Result<ServiceOwners> {
+    if format == ListFormat::Ipvsadm && !filter.needs_owners() {
+        return Ok(ServiceOwners::default());
+    }
+    match ServiceOwners::ask() {
+        Err(error) if filter.needs_owners() => Err(error.context("cannot select by Service")),
+        Err(error) => {
+            eprintln!("kube-ipvs: Services are not shown: {}", words::chain(&error));
+            Ok(ServiceOwners::default())
+        }
+        known => known,
+    }
+}
+
+fn timeouts(format: ListFormat) -> anyhow::Result<String> {
+    let config = Client::open().context("cannot read the timeouts")?.config()?;
+    Ok(match format {
+        ListFormat::Json => {
+            document("timeouts", json!({"tcp": config.tcp, "tcpFin": config.tcp_fin, "udp": config.udp}))
+        }
+        _ => format!("Timeout (tcp tcpfin udp): {} {} {}\n", config.tcp, config.tcp_fin, config.udp),
+    })
+}
+
+fn document(name: &str, content: Value) -> String {
+    format!("{:#}\n", json!({"schemaVersion": SCHEMA_VERSION, name: content}))
+}
+
+impl ListArgs {
+    fn filter(&self) -> Filter {
+        Filter {
+            target: self.target.clone(),
+            namespace: self.namespace.clone(),
+            protocol: self.protocol.map(Into::into),
+            draining: self.draining,
+            empty: self.empty,
+        }
+    }
+
+    fn columns(&self) -> Columns {
+        let (show, exact) = (&self.show, self.exact);
+        match () {
+            () if show.stats => Columns::Stats { exact },
+            () if show.rate => Columns::Rate { exact },
+            () if show.thresholds => Columns::Thresholds,
+            () if show.persistent_conn => Columns::Persistent,
+            () => Columns::Usual,
+        }
+    }
 }

@@ -102,11 +102,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         kernel.check_scheduler(&settings.scheduler)?;
         let woken = inbox.clone();
         kernel.wake(Arc::new(move || woken.wake()));
-        watches::start(&kernel, settings.rules, &inbox)?;
+        let until_synced = watches::start(&kernel, settings.rules, &inbox)?;
         reporting.health.beat();
         watchdog::start(reporting.health.clone(), nix::unistd::gettid(), config.min_sync_period)?;
         let mut reconciler =
             Reconciler::new(kernel, store, settings, &name, config.local_from_node, reporting);
+        reconciler.when_ready(until_synced);
         reconciler.run(&inbox, schedule);
     }
     tracing::info!("stopped; everything stays in the kernel");

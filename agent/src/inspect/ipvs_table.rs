@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The kernel's IPVS table, byte for byte as `ipvsadm -Ln` prints it, with the Service of each virtual server, or as
-//! JSON.
+//! The kernel's IPVS table, as ipvsadm prints it, with the Service of each virtual server, or as JSON.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 
 use anyhow::Context;
-use ipvs_netlink::{
-    Client, Destination, Family, ForwardMethod, Info, PersistenceMask, Service, ServiceFlags, ServiceId,
-};
+use ipvs_netlink::{Client, Destination, Info, Service, ServiceFlags, ServiceId, Stats};
 use serde_json::{Value, json};
 
+use super::filter::Filter;
+use super::ipvsadm::{Columns, forward_name, version_line};
 use super::owners::ServiceOwners;
 use super::sort::{sort_destinations, sort_services};
+
+/// The version of the JSON: a field that is removed or means something else gets the next one.
+pub const SCHEMA_VERSION: u32 = 1;
 
 /// The output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -22,11 +23,11 @@ pub enum ListFormat {
     Ipvsadm,
     /// With the Kubernetes Service of each virtual server.
     Wide,
-    /// JSON, one object per virtual server.
+    /// JSON with everything that the kernel tells, in fields.
     Json,
 }
 
-/// The kernel's table, in ipvsadm's order.
+/// The kernel's table.
 #[derive(Clone, Debug)]
 pub struct IpvsTable {
     /// Version and size of the connection table.
@@ -36,121 +37,46 @@ pub struct IpvsTable {
 }
 
 impl IpvsTable {
-    /// Reads the table of the current network namespace.
+    /// Reads the table of the current network namespace: the part that `filter` selects, in ipvsadm's order if `sorted`.
     ///
     /// # Errors
     /// A missing module or privilege, or an incomplete reading.
-    pub fn read() -> anyhow::Result<Self> {
+    pub fn read(filter: &Filter, owners: &ServiceOwners, sorted: bool) -> anyhow::Result<Self> {
         let mut client = Client::open().context("cannot list the virtual servers")?;
         let info = client.info()?;
         let mut services = client.services()?;
-        sort_services(&mut services);
-        let mut servers = Vec::with_capacity(services.len());
+        services.retain(|service| filter.has_service(service, owners));
+        if sorted {
+            sort_services(&mut services);
+        }
+        let mut servers = Vec::new();
         for service in services {
-            let mut destinations = client.destinations(&service.id)?;
-            sort_destinations(&mut destinations);
+            let Some(mut destinations) = filter.select(client.destinations(&service.id)?) else { continue };
+            if sorted {
+                sort_destinations(&mut destinations);
+            }
             servers.push((service, destinations));
         }
         Ok(Self { info, servers })
     }
 
-    /// Renders the table. All formats except ipvsadm's use `owners`.
-    pub fn render(&self, format: ListFormat, owners: &ServiceOwners) -> String {
-        match format {
-            ListFormat::Ipvsadm => self.render_text(None),
-            ListFormat::Wide => self.render_text(Some(owners)),
-            ListFormat::Json => self.render_json(owners),
-        }
-    }
-
-    fn render_text(&self, owners: Option<&ServiceOwners>) -> String {
-        let mut text = format!(
-            "IP Virtual Server version {} (size={})\n\
-             Prot LocalAddress:Port Scheduler Flags\n  \
-             -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n",
-            self.info.version_text(),
-            self.info.connection_table_size
-        );
+    /// The text of ipvsadm; with `owners`, each virtual server has its Service.
+    pub fn text(&self, columns: Columns, owners: Option<&ServiceOwners>) -> String {
+        let mut text = version_line(&self.info) + &columns.title();
         for (service, destinations) in &self.servers {
-            text.push_str(&service_line(service));
+            text.push_str(&columns.service(service));
             if let Some(owners) = owners {
                 let _ = write!(text, "  # {}", owners.name_of(&service.id).unwrap_or("-"));
             }
             text.push('\n');
-            for dest in destinations {
-                let addr = SocketAddr::new(dest.addr, dest.port).to_string();
-                let _ = writeln!(
-                    text,
-                    "  -> {addr:<28} {:<7} {:<6} {:<10} {:<10}",
-                    forward_name(dest.forward),
-                    dest.weight as i32,
-                    dest.active_connections,
-                    dest.inactive_connections
-                );
-            }
+            text.extend(destinations.iter().map(|dest| columns.destination(dest)));
         }
         text
     }
 
-    fn render_json(&self, owners: &ServiceOwners) -> String {
-        let servers: Vec<Value> = self.servers.iter().map(|(s, d)| service_json(s, d, owners)).collect();
-        format!("{:#}\n", Value::Array(servers))
-    }
-}
-
-fn service_line(service: &Service) -> String {
-    let mut line = match &service.id {
-        ServiceId::Fwmark { mark, family: Family::Inet6 } => format!("FWM  {mark} IPv6"),
-        ServiceId::Fwmark { mark, .. } => format!("FWM  {mark}"),
-        // Protocol padded to four, then a space: `TCP  `, `SCTP `.
-        ServiceId::Address { protocol, addr, port } => {
-            format!("{:<4} {}", protocol.to_string(), SocketAddr::new(*addr, *port))
-        }
-        other => other.to_string(),
-    };
-    let _ = write!(line, " {}", service.scheduler);
-    line.push_str(&scheduler_flags(service));
-    if service.flags.contains(ServiceFlags::PERSISTENT) {
-        let _ = write!(line, " persistent {}", service.timeout);
-        match service.persistence_mask {
-            PersistenceMask::V4(mask) if mask != std::net::Ipv4Addr::BROADCAST => {
-                let _ = write!(line, " mask {mask}");
-            }
-            PersistenceMask::V6(prefix) if prefix != 128 => {
-                let _ = write!(line, " mask {prefix}");
-            }
-            _ => {}
-        }
-        if let Some(name) = &service.pe_name {
-            let _ = write!(line, " pe {name}");
-        }
-    }
-    if service.flags.contains(ServiceFlags::ONE_PACKET) {
-        line.push_str(" ops");
-    }
-    line
-}
-
-/// ` (name,name)` for the scheduler's own flags, as ipvsadm names them.
-fn scheduler_flags(service: &Service) -> String {
-    let names = match service.scheduler.as_str() {
-        "sh" => ["sh-fallback", "sh-port", "flag-3"],
-        "mh" => ["mh-fallback", "mh-port", "flag-3"],
-        _ => ["flag-1", "flag-2", "flag-3"],
-    };
-    let flags = [ServiceFlags::SCHED1, ServiceFlags::SCHED2, ServiceFlags::SCHED3];
-    let set: Vec<&str> =
-        flags.iter().zip(names).filter(|(flag, _)| service.flags.contains(**flag)).map(|(_, n)| n).collect();
-    if set.is_empty() { String::new() } else { format!(" ({})", set.join(",")) }
-}
-
-fn forward_name(forward: ForwardMethod) -> &'static str {
-    match forward {
-        ForwardMethod::Masquerade => "Masq",
-        ForwardMethod::Local => "Local",
-        ForwardMethod::Tunnel => "Tunnel",
-        ForwardMethod::Route => "Route",
-        _ => "Bypass",
+    /// The virtual servers as JSON.
+    pub fn json(&self, owners: &ServiceOwners) -> Vec<Value> {
+        self.servers.iter().map(|(service, dests)| service_json(service, dests, owners)).collect()
     }
 }
 
@@ -170,8 +96,14 @@ fn service_json(service: &Service, destinations: &[Destination], owners: &Servic
                 "port": dest.port,
                 "forward": forward_name(dest.forward),
                 "weight": dest.weight,
+                "draining": dest.weight == 0,
                 "activeConnections": dest.active_connections,
                 "inactiveConnections": dest.inactive_connections,
+                "persistentConnections": dest.persistent_connections,
+                "upperThreshold": dest.upper_threshold,
+                "lowerThreshold": dest.lower_threshold,
+                "counters": counters(dest.stats.as_ref()),
+                "perSecond": rates(dest.stats.as_ref()),
             })
         })
         .collect();
@@ -179,9 +111,31 @@ fn service_json(service: &Service, destinations: &[Destination], owners: &Servic
     object["flags"] = json!(service.flags.without_hashed().bits());
     object["persistenceSeconds"] =
         json!(service.flags.contains(ServiceFlags::PERSISTENT).then_some(service.timeout));
+    object["counters"] = counters(service.stats.as_ref());
+    object["perSecond"] = rates(service.stats.as_ref());
     object["service"] = json!(owners.name_of(&service.id));
     object["realServers"] = Value::Array(real_servers);
     object
+}
+
+fn counters(stats: Option<&Stats>) -> Value {
+    stats.map_or(Value::Null, |stats| {
+        json!({
+            "connections": stats.connections,
+            "packetsIn": stats.packets_in, "packetsOut": stats.packets_out,
+            "bytesIn": stats.bytes_in, "bytesOut": stats.bytes_out,
+        })
+    })
+}
+
+fn rates(stats: Option<&Stats>) -> Value {
+    stats.map_or(Value::Null, |stats| {
+        json!({
+            "connections": stats.connection_rate,
+            "packetsIn": stats.packet_rate_in, "packetsOut": stats.packet_rate_out,
+            "bytesIn": stats.byte_rate_in, "bytesOut": stats.byte_rate_out,
+        })
+    })
 }
 
 impl ServiceOwners {

@@ -235,6 +235,10 @@ impl Kernel for LinuxKernel {
         }
     }
 
+    fn sets_are_known(&mut self) -> bool {
+        self.filter.sets_are_known()
+    }
+
     fn read_rules(&mut self, families: &[Family], afresh: bool) {
         self.filter.read_rules(families, &mut self.nft, afresh);
     }

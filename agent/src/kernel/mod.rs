@@ -63,6 +63,11 @@ pub trait Kernel {
     /// When the part cannot be read, and for IPVS and rules, which are not one piece.
     fn read_part(&mut self, part: Part) -> Result<Piece, ObserveError>;
 
+    /// Whether the kernel can tell that no other program has changed a set since all were read.
+    fn sets_are_known(&mut self) -> bool {
+        false
+    }
+
     /// Starts reading the rules of these families on other threads. Each reading ends in a [`Finished::Rules`].
     /// Rules that have not changed are read again only if `afresh`.
     fn read_rules(&mut self, families: &[Family], afresh: bool);

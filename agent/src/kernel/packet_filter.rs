@@ -106,13 +106,22 @@ impl PacketFilter {
         }
     }
 
+    /// Whether no other program has changed a set since all were read; false if that is unknown.
+    pub fn sets_are_known(&mut self) -> bool {
+        match self {
+            Self::Iptables { .. } => false,
+            Self::Nftables { filter, .. } => filter.sets_are_known(),
+        }
+    }
+
     /// A reading of all sets begins. False: they are known not to have changed, so they need not be read.
     pub fn begin_sets(&mut self, fills: bool) -> bool {
-        let Self::Nftables { filter, .. } = self else { return true };
-        if !fills && filter.sets_are_known() {
+        if !fills && self.sets_are_known() {
             return false;
         }
-        filter.begin_sets();
+        if let Self::Nftables { filter, .. } = self {
+            filter.begin_sets();
+        }
         true
     }
 

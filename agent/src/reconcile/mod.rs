@@ -32,6 +32,7 @@ use crate::core::plan::pass::{Due, Pass, Touched};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -137,6 +138,8 @@ pub struct Reconciler<K> {
     later: LaterBinds,
     /// Subjects of started ops that repair drift.
     repairing: BTreeSet<Subject>,
+    /// Dropped when the agent is ready.
+    until_ready: Option<Sender<()>>,
 }
 
 /// The kernel objects that a pass compares.
@@ -197,7 +200,13 @@ impl<K: Kernel> Reconciler<K> {
             released: BTreeSet::new(),
             later: LaterBinds::default(),
             repairing: BTreeSet::new(),
+            until_ready: None,
         }
+    }
+
+    /// Drops `sender` when the agent is ready, as a signal.
+    pub fn when_ready(&mut self, sender: Sender<()>) {
+        self.until_ready = Some(sender);
     }
 
     /// The kernel, for tests.

@@ -27,6 +27,8 @@ const SAMPLE: usize = 64;
 pub(super) struct Recheck {
     parts: BTreeSet<Part>,
     servers: BTreeSet<VsKey>,
+    /// The state of a set is unknown, whether or not another program has changed it.
+    unknown_set: bool,
 }
 
 impl Recheck {
@@ -38,7 +40,10 @@ impl Recheck {
     pub fn add(&mut self, subject: &Subject) {
         match subject {
             Subject::VirtualServer(vs) | Subject::RealServer(vs, _) => _ = self.servers.insert(*vs),
-            Subject::Entry(set, _) | Subject::Set(set) => self.add_part(Part::Set(*set)),
+            Subject::Entry(set, _) | Subject::Set(set) => {
+                self.unknown_set = true;
+                self.add_part(Part::Set(*set));
+            }
             Subject::Address(_) | Subject::Network(_) | Subject::Device => self.add_part(Part::Addresses),
             Subject::Rules(family) => self.add_part(Part::Rules(*family)),
             Subject::Leftovers(family) => {
@@ -59,13 +64,16 @@ impl Recheck {
 impl<K: Kernel> Reconciler<K> {
     /// Reads the parts again, and runs the pass that repairs the differences.
     pub fn recheck(&mut self, now: Duration) -> Pass {
-        let Recheck { parts, servers } = std::mem::take(&mut self.recheck);
+        let Recheck { parts, servers, unknown_set } = std::mem::take(&mut self.recheck);
         let Some(mut observed) = self.mirror.lend() else { return Pass::default() };
         let mut audit = Audit::default();
+        let has_sets = parts.iter().any(|part| matches!(part, Part::Set(_)));
+        let sets_are_known = has_sets && !unknown_set && self.kernel.sets_are_known();
         for part in parts {
             match part {
                 Part::Rules(family) => self.kernel.read_rules(&[family], false),
                 Part::Ipvs => {}
+                Part::Set(_) if sets_are_known => {}
                 part => match self.kernel.read_part(part) {
                     Ok(piece) => {
                         audit.add(piece, &mut observed);

@@ -147,6 +147,7 @@ impl<K: Kernel> Reconciler<K> {
             memory::trim();
         }
         if self.reporter.ready && !was_ready {
+            self.until_ready = None;
             memory::unmap_code();
         }
     }

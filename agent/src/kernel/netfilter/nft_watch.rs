@@ -68,7 +68,7 @@ impl RulesWatch {
             let messages = match self.listener.receive() {
                 Ok(messages) => messages,
                 Err(Error::Overrun | Error::Truncated) => {
-                    return Ok(Family::ALL.into_iter().flat_map(|family| all_parts(mode, family)).collect());
+                    return Ok(all_parts(mode).collect());
                 }
                 Err(error) => return Err(error),
             };
@@ -93,8 +93,12 @@ impl RulesWatch {
     }
 }
 
-/// Everything of a family that is in nf_tables.
-fn all_parts(mode: RulesMode, family: Family) -> Vec<Part> {
+/// Everything that is in nf_tables.
+pub fn all_parts(mode: RulesMode) -> impl Iterator<Item = Part> {
+    Family::ALL.into_iter().flat_map(move |family| family_parts(mode, family))
+}
+
+fn family_parts(mode: RulesMode, family: Family) -> Vec<Part> {
     let has_sets = mode == RulesMode::Nftables;
     let sets = SetId::all(family).filter(|_| has_sets).map(Part::Set);
     std::iter::once(Part::Rules(family)).chain(sets).collect()
@@ -105,13 +109,14 @@ fn concerned_parts(notification: &Notification) -> Vec<Part> {
     let Notification::Change { action, family, table, object } = notification else { return Vec::new() };
     let Some(family) = our_family(*family).filter(|_| table == nftables::TABLE) else { return Vec::new() };
     match (action, object) {
-        (Action::Delete, Object::Table) => all_parts(RulesMode::Nftables, family),
+        (Action::Delete, Object::Table) => family_parts(RulesMode::Nftables, family),
         (_, Object::Set(name) | Object::Elements(name)) => {
             vec![SetId::from_name(name).map_or(Part::Rules(family), Part::Set)]
         }
         _ => vec![Part::Rules(family)],
     }
 }
+
 /// Tables of other families, such as `inet`, may have the same names.
 fn our_family(family: NftFamily) -> Option<Family> {
     match family {

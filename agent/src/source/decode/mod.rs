@@ -79,6 +79,10 @@ impl<'de> RawObject<'de> {
         Ok(Self { kind, tape: Tape::read(deserializer, fields)? })
     }
 
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Namespace and name, also of a malformed object. As in kubectl the default namespace is `default`.
     pub fn name(&self) -> ObjectName {
         let field = |name| self.tape.text(&["metadata", name]).unwrap_or_default();
