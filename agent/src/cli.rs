@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigFlags;
 use crate::core::model::Protocol;
-use crate::inspect::filter::Target;
+use crate::inspect::filter::ListTarget;
 use crate::inspect::ipvs_table::ListFormat;
 
 /// Kubernetes Services on the kernel's IPVS load balancer: a replacement for kube-proxy's ipvs mode.
@@ -128,7 +128,7 @@ pub struct CleanupArgs {
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// Only this Service or VIP: NAMESPACE/NAME[:PORT-NAME], NAME, VIP or VIP:PORT.
-    pub target: Option<Target>,
+    pub target: Option<ListTarget>,
     /// Only Services of this namespace.
     #[arg(short, long)]
     pub namespace: Option<String>,

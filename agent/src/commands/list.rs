@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube-ipvs list`: the IPVS table, as `ipvsadm -Ln` prints it.
 
-use anyhow::Context;
-use ipvs_netlink::Client;
 use serde_json::{Value, json};
 
 use crate::cli::ListArgs;
-use crate::inspect::connections;
 use crate::inspect::filter::Filter;
-use crate::inspect::ipvs_table::{IpvsTable, ListFormat, SCHEMA_VERSION};
+use crate::inspect::ipvs_conn;
+use crate::inspect::ipvs_table::{IpvsTable, ListFormat, SCHEMA_VERSION, read_timeouts};
 use crate::inspect::ipvsadm::Columns;
 use crate::inspect::owners::ServiceOwners;
 use crate::words;
@@ -27,8 +25,8 @@ pub fn run(args: &ListArgs) -> anyhow::Result<()> {
     let shown = (args.output == ListFormat::Wide).then_some(&owners);
     if args.show.connections {
         return super::print(&match is_json {
-            true => document("connections", connections::json(&filter, &owners)?.into()),
-            false => connections::text(&filter, &owners, shown.is_some())?,
+            true => document("connections", ipvs_conn::json(&filter, &owners)?.into()),
+            false => ipvs_conn::text(&filter, &owners, shown.is_some())?,
         });
     }
     let table = IpvsTable::read(&filter, &owners, !args.nosort)?;
@@ -54,12 +52,10 @@ fn owners(format: ListFormat, filter: &Filter) -> anyhow::Result<ServiceOwners> 
 }
 
 fn timeouts(format: ListFormat) -> anyhow::Result<String> {
-    let config = Client::open().context("cannot read the timeouts")?.config()?;
+    let [tcp, tcp_fin, udp] = read_timeouts()?;
     Ok(match format {
-        ListFormat::Json => {
-            document("timeouts", json!({"tcp": config.tcp, "tcpFin": config.tcp_fin, "udp": config.udp}))
-        }
-        _ => format!("Timeout (tcp tcpfin udp): {} {} {}\n", config.tcp, config.tcp_fin, config.udp),
+        ListFormat::Json => document("timeouts", json!({"tcp": tcp, "tcpFin": tcp_fin, "udp": udp})),
+        _ => format!("Timeout (tcp tcpfin udp): {tcp} {tcp_fin} {udp}\n"),
     })
 }
 

@@ -36,6 +36,15 @@ pub struct IpvsTable {
     pub servers: Vec<(Service, Vec<Destination>)>,
 }
 
+/// The timeouts of connections in seconds: TCP, TCP after a FIN, UDP.
+///
+/// # Errors
+/// A missing module or privilege.
+pub fn read_timeouts() -> anyhow::Result<[u32; 3]> {
+    let config = Client::open().context("cannot read the timeouts")?.config()?;
+    Ok([config.tcp, config.tcp_fin, config.udp])
+}
+
 impl IpvsTable {
     /// Reads the table of the current network namespace: the part that `filter` selects, in ipvsadm's order if `sorted`.
     ///

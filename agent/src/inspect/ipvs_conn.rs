@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The connections that IPVS knows: `/proc/net/ip_vs_conn` and `/proc/net/ip_vs_conn`'s text as `ipvsadm -Lnc` prints it.
+//! The connections that IPVS knows (`/proc/net/ip_vs_conn`), as `ipvsadm -Lnc` prints them, or as JSON.
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,7 +16,7 @@ const FILE: &str = "/proc/net/ip_vs_conn";
 
 /// A connection through a virtual server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Connection {
+pub struct IpvsConnection {
     /// `TCP`, `UDP`, `SCTP`; `IP` for a persistence template of a firewall mark.
     pub protocol: String,
     pub client: SocketAddr,
@@ -27,7 +27,7 @@ pub struct Connection {
     pub expires: u64,
 }
 
-impl Connection {
+impl IpvsConnection {
     /// Reads a line after the title of the file.
     pub fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace();
@@ -72,13 +72,13 @@ fn address(text: &str) -> Option<IpAddr> {
 pub fn read(
     filter: &Filter,
     owners: &ServiceOwners,
-    mut each: impl FnMut(&Connection),
+    mut each: impl FnMut(&IpvsConnection),
 ) -> anyhow::Result<()> {
     let file = std::fs::File::open(FILE).map_err(|error| anyhow::anyhow!(words::io_error(&error)));
     let file = file.with_context(|| format!("cannot read {FILE} (is the module ip_vs loaded?)"))?;
     for line in BufReader::new(file).lines().skip(1) {
         let line = line.with_context(|| format!("cannot read {FILE}"))?;
-        let Some(connection) = Connection::parse(&line) else { continue };
+        let Some(connection) = IpvsConnection::parse(&line) else { continue };
         let is_shown = match connection.virtual_server() {
             Some(key) => filter.has(&key, owners),
             None => filter.is_everything(),
@@ -98,7 +98,7 @@ pub fn text(filter: &Filter, owners: &ServiceOwners, with_service: bool) -> anyh
     let mut text = "IPVS connection entries\n".to_owned();
     text.push_str("pro expire state       source             virtual            destination\n");
     read(filter, owners, |connection| {
-        let Connection { protocol, client, vip, real_server, state, expires } = connection;
+        let IpvsConnection { protocol, client, vip, real_server, state, expires } = connection;
         let [client, vip] = [client, vip].map(ToString::to_string);
         let expires = format!("{:02}:{:02}", expires / 60, expires % 60);
         let line = format!("{protocol:<3} {expires:<6} {state:<11} {client:<18} {vip:<18} {real_server}");
@@ -129,16 +129,16 @@ mod tests {
     #[test]
     fn lines_of_both_families_are_read() {
         let v4 = "TCP 0AF40105 B2C4 0A600001 01BB 0A000064 192B ESTABLISHED     899";
-        let connection = Connection::parse(v4).unwrap();
+        let connection = IpvsConnection::parse(v4).unwrap();
         assert_eq!(connection.client.to_string(), "10.244.1.5:45764");
         assert_eq!(connection.vip.to_string(), "10.96.0.1:443");
         assert_eq!(connection.real_server.to_string(), "10.0.0.100:6443");
         assert_eq!((&*connection.state, connection.expires), ("ESTABLISHED", 899));
         let v6 = "UDP fd00:0:0:0:0:0:0:1 0035 fd00::2 0035 fd00::3 1000 UDP 20 extra";
-        let connection = Connection::parse(v6).unwrap();
+        let connection = IpvsConnection::parse(v6).unwrap();
         assert_eq!(connection.virtual_server().unwrap().to_string(), "UDP [fd00::2]:53");
         for bad in ["", "TCP", "TCP 0AF40105 B2C4 0A600001 01BB 0A000064 192B ESTABLISHED x"] {
-            assert_eq!(Connection::parse(bad), None);
+            assert_eq!(IpvsConnection::parse(bad), None);
         }
     }
 }
