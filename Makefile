@@ -15,9 +15,10 @@ ONLY ?=
 # `make fuzz`: seconds for all targets together, and the targets, comma separated. Empty: all.
 SECONDS ?= 300
 FUZZ ?=
-# `make benchmarks`: numbers of Services, comma separated.
+# `make benchmarks`: numbers of Services, comma separated; modes.
 BENCH_SIZES ?= 100,300,1000,3000,10000,30000,50000
 BENCH_TIMEOUT ?= 3600
+BENCH_MODES ?= iptables-addresses iptables-route nftables-addresses nftables-route
 # `make test-kernels`: Debian suites, oldest kernel first.
 KERNELS ?= bullseye bookworm trixie sid
 # `make demo`: the rules mode. Empty: that of the configuration.
@@ -118,13 +119,15 @@ bench: bench-programs ## Measure costs and compare them with their limits: about
 bench-quick: bench-programs ## Compare counts with their limits: below 3 minutes
 	$(GUEST) --timeout 180 -- $(TARGET)/release/bench quick
 
-benchmarks: bench-programs ## Regenerate docs/benchmarks at BENCH_SIZES, with a clock that counts instructions: about ten minutes
-	rm -f $(TARGET)/guest/out/costs.csv
-	$(GUEST) --icount --timeout $(BENCH_TIMEOUT) -- $(TARGET)/release/bench series \
-		--sizes $(BENCH_SIZES) --csv $(TARGET)/guest/out/costs.csv
+benchmarks: bench-programs ## Regenerate docs/benchmarks of BENCH_MODES at BENCH_SIZES, with a clock that counts instructions: about half an hour
 	mkdir -p docs/benchmarks
-	cp $(TARGET)/guest/out/costs.csv docs/benchmarks/costs.csv
-	$(TARGET)/release/bench plot docs/benchmarks/costs.csv docs/benchmarks/costs.svg
+	set -e; for mode in $(BENCH_MODES); do \
+		rm -f $(TARGET)/guest/out/costs-$$mode.csv; \
+		$(GUEST) --icount --timeout $(BENCH_TIMEOUT) -- $(TARGET)/release/bench series \
+			--mode $$mode --sizes $(BENCH_SIZES) --csv $(TARGET)/guest/out/costs-$$mode.csv; \
+		cp $(TARGET)/guest/out/costs-$$mode.csv docs/benchmarks/costs-$$mode.csv; \
+		$(TARGET)/release/bench plot --mode $$mode docs/benchmarks/costs-$$mode.csv docs/benchmarks/costs-$$mode.svg; \
+	done
 
 fuzz-program:
 	@integration/guest/install.sh --compiler

@@ -2,6 +2,7 @@
 //! What a node is measured with: what its rules are made of, and what makes its ClusterIPs local.
 
 use std::fmt;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use kube_ipvs::core::model::settings::{RulesMode, Settings};
@@ -29,6 +30,18 @@ impl Mode {
     /// Rules of nf_tables, and a route.
     pub const NFTABLES_ROUTE: Mode = Mode { rules: RulesMode::Nftables, by_route: true };
 
+    /// All modes.
+    pub const ALL: [Mode; 4] = [Self::IPTABLES, Self::IPTABLES_ROUTE, Self::NFTABLES, Self::NFTABLES_ROUTE];
+
+    /// The name in flags and of files, such as `nftables-route`.
+    pub fn name(self) -> String {
+        format!("{}-{}", self.rules, self.local_by())
+    }
+
+    fn local_by(self) -> &'static str {
+        if self.by_route { "route" } else { "addresses" }
+    }
+
     /// Puts the mode into settings.
     pub fn set(self, settings: Settings) -> Settings {
         let routed: Vec<IpNet> = RANGES.iter().filter_map(|net| net.parse().ok()).collect();
@@ -49,7 +62,19 @@ impl Mode {
 /// As in the names of rows.
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {}", self.rules, if self.by_route { "route" } else { "addresses" })
+        write!(f, "{}, {}", self.rules, self.local_by())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let names = || Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|mode| mode.name() == name)
+            .ok_or_else(|| format!("not one of {}", names()))
     }
 }
 
@@ -73,5 +98,14 @@ mod tests {
         );
         assert_eq!(Mode::IPTABLES.config(json!({}))["kubeIPVS"], json!({"rules": "iptables"}));
         assert_eq!(Mode::IPTABLES_ROUTE.to_string(), "iptables, route");
+    }
+
+    #[test]
+    fn modes_have_names() {
+        for mode in Mode::ALL {
+            assert_eq!(mode.name().parse(), Ok(mode));
+        }
+        assert_eq!("nftables-route".parse(), Ok(Mode::NFTABLES_ROUTE));
+        assert!("nftables".parse::<Mode>().unwrap_err().contains("iptables-addresses, iptables-route"));
     }
 }

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
 
+use super::mode::Mode;
+
 /// The measurements at each size, in microseconds of the instruction clock; one column each.
 pub const COLUMNS: [&str; 6] = [
     "cold, agent",
@@ -84,7 +86,7 @@ impl Scale {
 ///
 /// # Errors
 /// If there are no samples.
-pub fn to_svg(samples: &[Sample]) -> Result<String> {
+pub fn to_svg(mode: Mode, samples: &[Sample]) -> Result<String> {
     ensure!(samples.len() > 1, "two sizes at least are needed for a plot");
     let ends = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
@@ -96,7 +98,7 @@ pub fn to_svg(samples: &[Sample]) -> Result<String> {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"{LEFT}\" y=\"24\" \
-         font-size=\"15\">Cost over the number of Services (5 endpoints each, instruction clock)</text>\n"
+         font-size=\"15\">{mode}: cost over the number of Services (5 endpoints each, instruction clock)</text>\n"
     );
     axes(&mut svg, &x, &y);
     let mut labels = Vec::new();
@@ -224,10 +226,10 @@ mod tests {
 
     #[test]
     fn a_column_becomes_a_line_with_a_point_for_each_sample() {
-        let svg = to_svg(&samples()).unwrap();
+        let svg = to_svg(Mode::NFTABLES, &samples()).unwrap();
         assert_eq!(svg.matches("<polyline").count(), 6);
         assert_eq!(svg.matches("<circle").count(), 18);
-        assert!(to_svg(&samples()[..1]).is_err());
+        assert!(to_svg(Mode::NFTABLES, &samples()[..1]).is_err());
     }
 
     #[test]
@@ -242,7 +244,7 @@ mod tests {
         let mut labels = [label(102.0), label(100.0), label(300.0)];
         spread(&mut labels);
         assert_eq!(labels.each_ref().map(|l| l.y as i32), [100, 115, 300]);
-        let svg = to_svg(&samples()).unwrap();
+        let svg = to_svg(Mode::NFTABLES, &samples()).unwrap();
         assert!(COLUMNS.iter().filter(|name| svg.contains(&format!(">{name}</text>"))).count() == 6);
     }
 }

@@ -155,7 +155,7 @@ pub(super) fn memory_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
         Size { services: services / 10, endpoints: 20 * endpoints },
     );
     for (mode, size, must) in [
-        (Mode::IPTABLES, size, 30.0),
+        (Mode::IPTABLES, size, 26.0),
         (Mode::NFTABLES_ROUTE, size, 26.0),
         (Mode::IPTABLES, more, 40.0),
         (Mode::IPTABLES, fewer, 40.0),

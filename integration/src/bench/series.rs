@@ -64,38 +64,38 @@ fn endpoint_cost(services: u32) -> Result<EndpointCost> {
 }
 
 /// Everything at one size, with every address really bound.
-fn all_costs(services: u32) -> Result<Sample> {
+fn all_costs(services: u32, mode: Mode) -> Result<Sample> {
     let size = Size { services, endpoints: ENDPOINTS };
     let (plan, cold, endpoint, audit) = within("bench-series", |ns| {
         ns.enter(|| {
-            let mut node = Node::new(Mode::IPTABLES, true)?;
+            let mut node = Node::new(mode, true)?;
             node.fill(size);
             let FirstSync { plan, whole: cold, .. } = node.cold()?;
             let endpoint = events::endpoint(&mut node, size)?;
             anyhow::Ok((plan, cold, endpoint, audit::audit_cpu(&mut node)?))
         })?
     })?;
-    let limit = within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, Mode::IPTABLES.rules))?)?.total();
+    let limit = within("bench-limit", |ns| ns.enter(|| limit::replay(&plan, mode.rules))?)?.total();
     let costs = [cold, limit, endpoint.comes, endpoint.goes, endpoint.limit, audit];
     Ok(Sample { services, costs: costs.map(|cost| cost.as_secs_f64() * 1e6) })
 }
 
-/// Measures everything at `sizes`. Writes `csv` after each size; existing samples of other sizes stay.
+/// Measures everything at `sizes` in one mode. Writes `csv` after each size; existing samples of other sizes stay.
 ///
 /// # Errors
 /// When the kernel refuses something, or the file is of something else.
-pub fn write(sizes: &[u32], csv: &Path) -> Result<()> {
+pub fn write(mode: Mode, sizes: &[u32], csv: &Path) -> Result<()> {
     let mut samples = match std::fs::read_to_string(csv) {
         Ok(text) => from_csv(&text).with_context(|| csv.display().to_string())?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| csv.display().to_string()),
     };
     // The first sync after a boot loads programs and modules, which is not a cost of the first size.
-    all_costs(WARM_UP)?;
+    all_costs(WARM_UP, mode)?;
     for services in sizes {
-        insert(&mut samples, all_costs(*services)?);
+        insert(&mut samples, all_costs(*services, mode)?);
         std::fs::write(csv, to_csv(&samples)).with_context(|| csv.display().to_string())?;
-        println!("{services} Services: measured");
+        println!("{mode}: {services} Services: measured");
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use integration::bench::allocations::Counting;
+use integration::bench::mode::Mode;
 use integration::bench::node::Size;
 use integration::bench::plot::{from_csv, to_svg};
 use integration::bench::rows::Group;
@@ -64,6 +65,9 @@ enum What {
     },
     /// Costs at many sizes, as CSV; by a clock that counts instructions.
     Series {
+        /// Rules mode and what makes ClusterIPs local, such as nftables-route.
+        #[arg(long)]
+        mode: Mode,
         /// Numbers of Services.
         #[arg(long, value_delimiter = ',')]
         sizes: Vec<u32>,
@@ -73,6 +77,9 @@ enum What {
     },
     /// Draws a CSV.
     Plot {
+        /// What it is about, for the title.
+        #[arg(long)]
+        mode: Mode,
         /// The CSV.
         csv: PathBuf,
         /// The SVG.
@@ -101,10 +108,10 @@ fn main() -> Result<()> {
             let rows = files.iter().map(|file| table::read(file)).collect::<Result<Vec<_>>>()?;
             judge(&rows.concat())
         }
-        What::Series { sizes, csv } => series::write(&sizes, &csv),
-        What::Plot { csv, svg } => {
+        What::Series { mode, sizes, csv } => series::write(mode, &sizes, &csv),
+        What::Plot { mode, csv, svg } => {
             let text = std::fs::read_to_string(&csv).with_context(|| csv.display().to_string())?;
-            std::fs::write(&svg, to_svg(&from_csv(&text)?)?).with_context(|| svg.display().to_string())
+            std::fs::write(&svg, to_svg(mode, &from_csv(&text)?)?).with_context(|| svg.display().to_string())
         }
     }
 }
@@ -131,7 +138,9 @@ mod tests {
 
     #[test]
     fn sizes_are_lists() {
-        let What::Series { sizes, .. } = parse(&["series", "--sizes=100,300", "--csv=x"]).unwrap() else {
+        let What::Series { sizes, .. } =
+            parse(&["series", "--mode=nftables-route", "--sizes=100,300", "--csv=x"]).unwrap()
+        else {
             panic!("another command")
         };
         assert_eq!(sizes, [100, 300]);
