@@ -71,8 +71,11 @@ impl Client {
         if all && refused.iter().all(|(_, refusal)| may_have_moved(refusal)) && self.family_moved()? {
             refused = self.send(commands.clone())?;
         }
+        // Refusals are sorted by index, so one walk over the commands names them all.
+        let mut numbered = commands.enumerate();
         let failures = refused.into_iter().filter_map(|(index, refusal)| {
-            Some((index, CommandError::new(commands.clone().nth(index)?.borrow().kind(), refusal)))
+            let (_, command) = numbered.find(|(at, _)| *at == index)?;
+            Some((index, CommandError::new(command.borrow().kind(), refusal)))
         });
         Ok(BatchReport { failures: failures.collect() })
     }

@@ -8,7 +8,7 @@ use ipvs_netlink::{Client, Destination, Info, Service, ServiceFlags, ServiceId, 
 use serde_json::{Value, json};
 
 use super::filter::Filter;
-use super::ipvsadm::{Columns, forward_name, version_line};
+use super::ipvsadm::{Columns, counters, forward_name, rates, version_line};
 use super::owners::ServiceOwners;
 use super::sort::{sort_destinations, sort_services};
 
@@ -111,8 +111,8 @@ fn service_json(service: &Service, destinations: &[Destination], owners: &Servic
                 "persistentConnections": dest.persistent_connections,
                 "upperThreshold": dest.upper_threshold,
                 "lowerThreshold": dest.lower_threshold,
-                "counters": counters(dest.stats.as_ref()),
-                "perSecond": rates(dest.stats.as_ref()),
+                "counters": numbers(dest.stats.as_ref(), counters),
+                "perSecond": numbers(dest.stats.as_ref(), rates),
             })
         })
         .collect();
@@ -120,29 +120,21 @@ fn service_json(service: &Service, destinations: &[Destination], owners: &Servic
     object["flags"] = json!(service.flags.without_hashed().bits());
     object["persistenceSeconds"] =
         json!(service.flags.contains(ServiceFlags::PERSISTENT).then_some(service.timeout));
-    object["counters"] = counters(service.stats.as_ref());
-    object["perSecond"] = rates(service.stats.as_ref());
+    object["counters"] = numbers(service.stats.as_ref(), counters);
+    object["perSecond"] = numbers(service.stats.as_ref(), rates);
     object["service"] = json!(owners.name_of(&service.id));
     object["realServers"] = Value::Array(real_servers);
     object
 }
 
-fn counters(stats: Option<&Stats>) -> Value {
+/// Numbers of [`counters`] or [`rates`]; null if the kernel reports none.
+fn numbers(stats: Option<&Stats>, of: fn(&Stats) -> [u64; 5]) -> Value {
     stats.map_or(Value::Null, |stats| {
+        let [connections, packets_in, packets_out, bytes_in, bytes_out] = of(stats);
         json!({
-            "connections": stats.connections,
-            "packetsIn": stats.packets_in, "packetsOut": stats.packets_out,
-            "bytesIn": stats.bytes_in, "bytesOut": stats.bytes_out,
-        })
-    })
-}
-
-fn rates(stats: Option<&Stats>) -> Value {
-    stats.map_or(Value::Null, |stats| {
-        json!({
-            "connections": stats.connection_rate,
-            "packetsIn": stats.packet_rate_in, "packetsOut": stats.packet_rate_out,
-            "bytesIn": stats.byte_rate_in, "bytesOut": stats.byte_rate_out,
+            "connections": connections,
+            "packetsIn": packets_in, "packetsOut": packets_out,
+            "bytesIn": bytes_in, "bytesOut": bytes_out,
         })
     })
 }

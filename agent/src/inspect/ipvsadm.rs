@@ -85,18 +85,23 @@ impl Columns {
     fn numbers(self, stats: Option<&Stats>) -> Option<String> {
         let stats = stats.copied().unwrap_or_default();
         let (numbers, exact) = match self {
-            Self::Stats { exact } => {
-                let packets = [stats.connections, stats.packets_in, stats.packets_out];
-                ([packets[0], packets[1], packets[2], stats.bytes_in, stats.bytes_out], exact)
-            }
-            Self::Rate { exact } => {
-                let packets = [stats.connection_rate, stats.packet_rate_in, stats.packet_rate_out];
-                ([packets[0], packets[1], packets[2], stats.byte_rate_in, stats.byte_rate_out], exact)
-            }
+            Self::Stats { exact } => (counters(&stats), exact),
+            Self::Rate { exact } => (rates(&stats), exact),
             Self::Usual | Self::Thresholds | Self::Persistent => return None,
         };
         Some(numbers.into_iter().map(|number| large_number(number, exact)).collect())
     }
+}
+
+/// Connections, packets from and to clients, bytes from and to clients.
+pub fn counters(stats: &Stats) -> [u64; 5] {
+    [stats.connections, stats.packets_in, stats.packets_out, stats.bytes_in, stats.bytes_out]
+}
+
+/// The same per second.
+pub fn rates(stats: &Stats) -> [u64; 5] {
+    let Stats { connection_rate, packet_rate_in, packet_rate_out, byte_rate_in, byte_rate_out, .. } = *stats;
+    [connection_rate, packet_rate_in, packet_rate_out, byte_rate_in, byte_rate_out]
 }
 
 fn numbers_title(names: [&str; 5]) -> String {

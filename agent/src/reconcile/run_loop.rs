@@ -138,7 +138,7 @@ impl<K: Kernel> Reconciler<K> {
         clock: Clock<'_>,
         schedule: &mut Schedule,
     ) {
-        let (now, was_ready) = (clock(), self.reporter.ready);
+        let now = clock();
         schedule.ended(now, due, pass.unreadable.is_none());
         self.later.passed(now - before, now);
         self.report(&pass, due, now - before, now);
@@ -146,8 +146,7 @@ impl<K: Kernel> Reconciler<K> {
             drop(pass);
             memory::trim();
         }
-        if self.reporter.ready && !was_ready {
-            self.until_ready = None;
+        if self.reporter.ready && self.until_ready.take().is_some() {
             memory::unmap_code();
         }
     }

@@ -51,14 +51,20 @@ fn services_are_selected_by_the_proxy_that_they_request() {
     }
 }
 
-#[test]
-fn a_broken_file_keeps_its_last_good_content() {
+/// A file of [`YAML`] that has been read: its folder and path, and where its objects are.
+fn known_file() -> (tempfile::TempDir, PathBuf, Arc<Store>, FileSource) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.yaml");
     let (store, mut source) = (store(), FileSource::new(&path, "n1"));
     fs::write(&path, YAML).unwrap();
     source.read(&store).unwrap();
     store.take_dirty(|| false);
+    (dir, path, store, source)
+}
+
+#[test]
+fn a_broken_file_keeps_its_last_good_content() {
+    let (_dir, path, store, mut source) = known_file();
     for broken in ["kind: [", "metadata: {name: a}", "{\"kind\": ", ""] {
         fs::write(&path, broken).unwrap();
         source.read(&store).unwrap();
@@ -83,12 +89,7 @@ fn before_the_first_list_every_file_must_be_readable() {
 
 #[test]
 fn a_malformed_object_is_counted_and_the_others_are_used() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.yaml");
-    let (store, mut source) = (store(), FileSource::new(&path, "n1"));
-    fs::write(&path, YAML).unwrap();
-    source.read(&store).unwrap();
-    store.take_dirty(|| false);
+    let (_dir, path, store, mut source) = known_file();
     fs::write(&path, YAML.replace("port: 80", "port: http").replace("10.96.0.2", "10.96.0.9")).unwrap();
     source.read(&store).unwrap();
     assert_eq!(dirty(&store), ["x/b true"]);
