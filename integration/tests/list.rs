@@ -4,8 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use integration::lab::{Netns, agent_binary};
+
+/// Limit for a counter.
+const LIMIT: Duration = Duration::from_secs(20);
 
 fn restore(ns: &Netns, lines: &str) {
     ns.exec_with(&["ipvsadm", "-R"], Some(lines)).unwrap();
@@ -111,7 +115,13 @@ fn counters_connections_and_thresholds_equal_ipvsadm() {
     let draining = lines(&["--draining"]);
     assert!(draining.len() == 2 && draining[1].contains("10.244.0.7:8080"), "{draining:?}");
     assert_eq!(list(&["-c", "fd00::1"]).lines().count(), 2 + 2);
-    let json: serde_json::Value = serde_json::from_str(&list(&["10.0.0.1:80", "-o", "json"])).unwrap();
+    let json = || serde_json::from_str::<serde_json::Value>(&list(&["10.0.0.1:80", "-o", "json"])).unwrap();
+    // The kernel adds up the counters of its CPUs every two seconds.
+    let start = Instant::now();
+    while json()["virtualServers"][0]["counters"]["connections"] != 2 && start.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let json = json();
     let server = &json["virtualServers"][0];
     assert_eq!((&json["schemaVersion"], &server["counters"]["connections"]), (&1.into(), &2.into()));
     assert_eq!(server["realServers"][0]["upperThreshold"], 1000);
