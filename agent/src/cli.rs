@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigFlags;
 use crate::core::model::Protocol;
-use crate::inspect::filter::ListTarget;
+use crate::inspect::filter::QueryTarget;
 use crate::inspect::ipvs_table::ListFormat;
 
 /// Kubernetes Services on the kernel's IPVS load balancer: a replacement for kube-proxy's ipvs mode.
@@ -36,6 +36,15 @@ pub enum Command {
     ///
     /// `kube-ipvs -Ln` is the same, and takes the other flags of `ipvsadm -Ln`, too.
     List(ListArgs),
+    /// Show the state of the agent of this node on one screen.
+    ///
+    /// Exits with 0 if all is well, 1 if the node is not ready or something is not as it should be, 3 if no agent answers.
+    Status(AnswerArgs),
+    /// Explain what a packet to an address meets on this node, and why each endpoint serves or does not.
+    ///
+    /// TARGET is NAMESPACE/NAME[:PORT-NAME], VIP:PORT, NODE-IP:NODEPORT, or the address of a VIP or of a pod. Exits with 1 if
+    /// there is no such Service, 3 if no agent answers.
+    Explain(ExplainArgs),
     /// Print the configuration in force with the origin of each value, and check whether a start would work.
     ///
     /// Takes the flags of the agent. Exits with 1 if a start would fail: it tries the scheduler on this machine's
@@ -46,6 +55,39 @@ pub enum Command {
     /// Also removes the state of kube-proxy's ipvs mode, which has the same names. Keeps chains that rules of
     /// kube-proxy's iptables mode use.
     Cleanup(CleanupArgs),
+}
+
+/// The format of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "named after the format")]
+pub enum AnswerFormat {
+    #[default]
+    Text,
+    Json,
+    Yaml,
+}
+
+/// Arguments of commands that show an answer.
+#[derive(Debug, Args)]
+pub struct AnswerArgs {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = AnswerFormat::Text)]
+    pub output: AnswerFormat,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// What to explain.
+    pub target: String,
+    /// Only for this client: pod, node, outside, or its address.
+    #[arg(long, value_name = "CLIENT")]
+    pub from: Option<String>,
+    /// Each decision on the way of a packet, and commands that show the kernel's own evidence; --from does that, too.
+    #[arg(long)]
+    pub steps: bool,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
 }
 
 /// Arguments of `run`.
@@ -128,7 +170,7 @@ pub struct CleanupArgs {
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// Only this Service or VIP: NAMESPACE/NAME[:PORT-NAME], NAME, VIP or VIP:PORT.
-    pub target: Option<ListTarget>,
+    pub target: Option<QueryTarget>,
     /// Only Services of this namespace.
     #[arg(short, long)]
     pub namespace: Option<String>,

@@ -2,18 +2,19 @@
 //! Messages of other threads to the reconcile loop, behind one condition variable.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
-use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::core::loop_state::Question;
 use crate::core::plan::subject::Part;
 use crate::lock::lock;
 
 /// The messages that the loop takes at once.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Mail {
     /// A message came since the loop took the messages.
     woken: bool,
@@ -26,14 +27,20 @@ pub struct Mail {
     pub addresses: Vec<(IpNet, bool)>,
     /// Gateways of new routes.
     pub gateways: Vec<IpAddr>,
-    /// Requests for the owners of the virtual servers: lines `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
-    pub owner_requests: Vec<Sender<String>>,
+    /// Questions about the state of the loop.
+    pub questions: Vec<Question>,
 }
 
 #[derive(Debug, Default)]
 pub struct Inbox {
     mail: Mutex<Mail>,
     condvar: Condvar,
+}
+
+impl fmt::Debug for Mail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mail").field("woken", &self.woken).finish_non_exhaustive()
+    }
 }
 
 impl Inbox {
@@ -73,9 +80,9 @@ impl Inbox {
         self.with(|mail| mail.stop = true);
     }
 
-    /// Requests the owners of all virtual servers.
-    pub fn request_owners(&self, answer: Sender<String>) {
-        self.with(|mail| mail.owner_requests.push(answer));
+    /// The loop answers the question soon.
+    pub fn ask(&self, question: Question) {
+        self.with(|mail| mail.questions.push(question));
     }
 
     #[cfg(test)]

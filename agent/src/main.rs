@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
-use kube_ipvs::commands::{cleanup, list, run, show_config};
+use kube_ipvs::commands::{cleanup, explain_target, list, run, show_config, show_status};
 use kube_ipvs::words;
 
 fn main() -> ExitCode {
@@ -13,17 +13,23 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let result = match &cli.command {
-        None => run::run(&cli.run),
-        Some(Command::Run(args)) => run::run(args),
-        Some(Command::List(args)) => list::run(args),
-        Some(Command::Config(args)) => show_config::run(args),
-        Some(Command::Cleanup(args)) => cleanup::run(args),
+        None => done(run::run(&cli.run)),
+        Some(Command::Run(args)) => done(run::run(args)),
+        Some(Command::List(args)) => done(list::run(args)),
+        Some(Command::Status(args)) => show_status::run(args),
+        Some(Command::Explain(args)) => explain_target::run(args),
+        Some(Command::Config(args)) => done(show_config::run(args)),
+        Some(Command::Cleanup(args)) => done(cleanup::run(args)),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("kube-ipvs: {}", words::chain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
 }

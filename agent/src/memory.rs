@@ -28,7 +28,7 @@ pub fn trim() {
     }
 }
 
-/// Unmaps the code of the program, of which a start uses more than normal operation. What is used again is mapped again,
+/// Unmaps the code of the program, of which a start or an audit uses more than normal operation. What is used again is mapped again,
 /// normally without a read from the disk.
 pub fn unmap_code() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();

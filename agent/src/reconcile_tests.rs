@@ -21,6 +21,7 @@ use crate::core::plan::outcome::Cause;
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::inbox::Inbox;
+use crate::inspect::owners::OwnersPage;
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, ProbeResult, Runner};
 use crate::reconcile::schedule::Schedule;
@@ -295,7 +296,9 @@ fn the_loop_waits_for_every_list_answers_requests_and_stops() {
     let thread = std::thread::spawn(move || r.run(&loop_inbox, schedule));
     let owners = || {
         let (sender, receiver) = std::sync::mpsc::channel();
-        inbox.request_owners(sender);
+        inbox.ask(Box::new(move |state| {
+            sender.send(OwnersPage::build(state.desired, None).lines.join("\n")).unwrap();
+        }));
         receiver.recv_timeout(Duration::from_secs(20)).unwrap()
     };
     before(&store);

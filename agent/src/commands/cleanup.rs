@@ -9,7 +9,7 @@ use anyhow::ensure;
 use crate::cli::CleanupArgs;
 use crate::config::{Config, ConfigFlags, host};
 use crate::core::plan::cleanup_plan::{CleanupScope, build_steps};
-use crate::inspect::owners;
+use crate::inspect::socket;
 use crate::kernel::teardown::Teardown;
 
 /// Runs `kube-ipvs cleanup`.
@@ -34,7 +34,7 @@ pub fn clean(
     let exclude_cidrs = Config::read_exclude_cidrs(config, flags)?;
     let scope = CleanupScope { every_mode, exclude_cidrs };
     // No agent may run or start meanwhile: it would create everything again.
-    let _alone = if dry_run { None } else { Some(owners::claim()?) };
+    let _alone = if dry_run { None } else { Some(socket::claim()?) };
     let mut teardown = Teardown::open()?;
     let (found, unreadable) = teardown.observe(&host::families());
     let (steps, kept) = build_steps(&found, &scope);

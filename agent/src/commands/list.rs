@@ -9,7 +9,6 @@ use crate::inspect::ipvs_conn;
 use crate::inspect::ipvs_table::{IpvsTable, ListFormat, SCHEMA_VERSION, read_timeouts};
 use crate::inspect::ipvsadm::Columns;
 use crate::inspect::owners::ServiceOwners;
-use crate::words;
 
 /// Prints a part of the kernel's IPVS state.
 ///
@@ -42,12 +41,14 @@ fn owners(format: ListFormat, filter: &Filter) -> anyhow::Result<ServiceOwners> 
         return Ok(ServiceOwners::default());
     }
     match ServiceOwners::ask() {
-        Err(error) if filter.needs_owners() => Err(error.context("cannot select by Service")),
+        Err(error) if filter.needs_owners() => {
+            Err(anyhow::Error::from(error).context("cannot select by Service"))
+        }
         Err(error) => {
-            eprintln!("kube-ipvs: Services are not shown: {}", words::chain(&error));
+            eprintln!("kube-ipvs: Services are not shown: {error}");
             Ok(ServiceOwners::default())
         }
-        known => known,
+        Ok(known) => Ok(known),
     }
 }
 

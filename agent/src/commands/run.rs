@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,7 +17,8 @@ use crate::core::model::settings::{RulesMode, Settings};
 use crate::events::throttle::Limits;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
-use crate::inspect::owners;
+use crate::inspect::answers::{Answers, Setup};
+use crate::inspect::socket;
 use crate::kernel::ipvs::traffic;
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::rules_mode;
@@ -81,7 +82,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     runtime.spawn(log::report_suppressed());
     let inbox = Arc::new(Inbox::default());
     let store = Arc::new(Store::new(inbox.clone()));
-    owners::serve(inbox.clone())?;
+    let claim = socket::claim()?;
     stop_on_signal(&runtime, inbox.clone())?;
     let changed = watch_config(args, &config, &runtime, inbox.clone())?;
     let metrics = Metrics::new().context("cannot set up metrics")?;
@@ -96,6 +97,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         start_servers(&config, &settings, &name, (events.clone(), metrics.clone()), verbosity, &runtime)?;
     reporting.health.watch(store.clone());
     notice_slow_lists(store.clone())?;
+    let setup = setup(args, &config, &settings, &name);
+    let health = reporting.health.clone();
+    let answers =
+        Answers { inbox: inbox.clone(), store: store.clone(), health, metrics: metrics.clone(), setup };
+    socket::serve(claim, answers)?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
         kernel.observe_flows(metrics.proxy.flow_observer());
@@ -114,6 +120,22 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     runtime.shutdown_background();
     ensure!(!changed.load(Ordering::Relaxed), "content of the proxy server's configuration file was updated");
     Ok(())
+}
+
+/// What the agent tells about its start.
+fn setup(args: &RunArgs, config: &Config, settings: &Settings, name: &str) -> Setup {
+    Setup {
+        node: name.to_owned(),
+        config: config.values.document(),
+        rules: settings.rules.to_string(),
+        source: match &args.objects {
+            Some(path) => path.display().to_string(),
+            None => "the Kubernetes API".to_owned(),
+        },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started: SystemTime::now(),
+    }
 }
 
 /// Chooses what sets and rules are made of, if the configuration leaves it to the node.

@@ -39,8 +39,17 @@ pub fn families() -> Vec<Family> {
 /// # Errors
 /// `/proc/sys/kernel/osrelease` cannot be read or parsed.
 pub fn kernel_version() -> anyhow::Result<(u32, u32)> {
+    let text = kernel_release()?;
+    parse_version(&text).with_context(|| format!("cannot parse the kernel version {text:?}"))
+}
+
+/// The release of the kernel, as `uname -r` prints it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn kernel_release() -> anyhow::Result<String> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel version")?;
-    parse_version(&text).with_context(|| format!("cannot parse the kernel version {:?}", text.trim()))
+    Ok(text.trim().to_owned())
 }
 
 pub(crate) fn parse_version(text: &str) -> Option<(u32, u32)> {

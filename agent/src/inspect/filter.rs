@@ -10,16 +10,16 @@ use super::owners::ServiceOwners;
 use crate::core::model::{Protocol, VsKey};
 use crate::kernel::ipvs::vs_key;
 
-/// What a list is about: a Service, or a VIP with or without a port.
+/// What a question is about: a Service, or an address with or without a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListTarget {
+pub enum QueryTarget {
     /// `NAMESPACE/NAME[:PORT-NAME]`, or `NAME[:PORT-NAME]` in any namespace.
     Service { namespace: Option<String>, name: String, port: Option<String> },
-    /// `VIP` or `VIP:PORT`.
+    /// `ADDRESS` or `ADDRESS:PORT`.
     Vip(IpAddr, Option<u16>),
 }
 
-impl FromStr for ListTarget {
+impl FromStr for QueryTarget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -47,7 +47,7 @@ impl FromStr for ListTarget {
 /// Conditions that must all hold.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    pub target: Option<ListTarget>,
+    pub target: Option<QueryTarget>,
     /// The namespace of the Service.
     pub namespace: Option<String>,
     pub protocol: Option<Protocol>,
@@ -60,7 +60,7 @@ pub struct Filter {
 impl Filter {
     /// Whether the names of Services are needed.
     pub fn needs_owners(&self) -> bool {
-        self.namespace.is_some() || matches!(self.target, Some(ListTarget::Service { .. }))
+        self.namespace.is_some() || matches!(self.target, Some(QueryTarget::Service { .. }))
     }
 
     /// Whether it has every virtual server with all real servers.
@@ -86,7 +86,7 @@ impl Filter {
         if self.protocol.is_some_and(|protocol| protocol != key.protocol) {
             return false;
         }
-        if let Some(ListTarget::Vip(addr, port)) = self.target
+        if let Some(QueryTarget::Vip(addr, port)) = self.target
             && (addr != key.addr || port.is_some_and(|port| port != key.port))
         {
             return false;
@@ -107,7 +107,7 @@ impl Filter {
         if self.namespace.as_ref().is_some_and(|namespace| namespace != owner_namespace) {
             return false;
         }
-        let Some(ListTarget::Service { namespace, name, port }) = &self.target else { return true };
+        let Some(QueryTarget::Service { namespace, name, port }) = &self.target else { return true };
         namespace.as_ref().is_none_or(|namespace| namespace == owner_namespace)
             && name == owner_name
             && port.as_ref().is_none_or(|port| port == owner_port)
@@ -178,7 +178,7 @@ mod tests {
             assert_eq!(found, expected, "{filter:?}");
         }
         for wrong in ["", "/", "a/", "a/b/c"] {
-            assert!(wrong.parse::<ListTarget>().is_err(), "{wrong:?}");
+            assert!(wrong.parse::<QueryTarget>().is_err(), "{wrong:?}");
         }
     }
 

@@ -11,6 +11,8 @@ use super::filter::Filter;
 use super::ipvsadm::{Columns, counters, forward_name, rates, version_line};
 use super::owners::ServiceOwners;
 use super::sort::{sort_destinations, sort_services};
+use crate::core::model::{RsKey, VsKey};
+use crate::kernel::ipvs::service_id;
 
 /// The version of the JSON: a field that is removed or means something else gets the next one.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -43,6 +45,28 @@ pub struct IpvsTable {
 pub fn read_timeouts() -> anyhow::Result<[u32; 3]> {
     let config = Client::open().context("cannot read the timeouts")?.config()?;
     Ok([config.tcp, config.tcp_fin, config.udp])
+}
+
+/// The version of IPVS in the kernel.
+///
+/// # Errors
+/// A missing module or privilege.
+pub fn version() -> anyhow::Result<String> {
+    Ok(Client::open().context("cannot read the version")?.info()?.version_text())
+}
+
+/// Active and inactive connections of each real server of a virtual server.
+///
+/// # Errors
+/// A missing module or privilege, or the virtual server does not exist.
+pub fn connections(key: &VsKey) -> anyhow::Result<Vec<(RsKey, u32, u32)>> {
+    let mut client = Client::open().context("cannot read connections")?;
+    let destinations = client.destinations(&service_id(key))?;
+    let of = |dest: Destination| {
+        let rs = RsKey { addr: dest.addr, port: dest.port };
+        (rs, dest.active_connections, dest.inactive_connections)
+    };
+    Ok(destinations.into_iter().map(of).collect())
 }
 
 impl IpvsTable {

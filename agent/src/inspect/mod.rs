@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The output of `kube-ipvs list`, and the socket for the Services in it.
+//! What the commands show that look at a node: the IPVS table, and what the running agent answers at its socket.
 
+pub mod answers;
+pub mod explain;
 pub mod filter;
 pub mod ipvs_conn;
 pub mod ipvs_table;
 pub mod ipvsadm;
+pub mod layout;
 pub mod owners;
+pub mod socket;
 pub mod sort;
+pub mod status;
+mod status_text;

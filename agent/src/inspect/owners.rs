@@ -1,150 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Services of virtual servers. The running agent serves them at a socket in the abstract namespace, which belongs
-//! to the network namespace: a client reaches the agent of its own node, and no file remains.
+//! The Services of virtual servers, as the running agent knows them. The agent answers in pages, so that neither its loop
+//! nor its memory feels the question.
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, UnixCredentials, connect, getsockopt, socket, sockopt,
-};
+use serde::{Deserialize, Serialize};
 
-use crate::inbox::Inbox;
-use crate::words;
+use super::answers::AgentRequest;
+use super::socket::{AskError, ask};
+use crate::core::model::VsKey;
+use crate::core::service::desired::Desired;
+use crate::core::service::fragment::VirtualServer;
+use crate::store::first_after;
 
-const NAME: &[u8] = b"kube-ipvs/owners";
-/// The timeout of a client, and of the sync loop.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// The time that an answer is reused, so that clients query the sync loop at most once in this time.
-const AGE: Duration = Duration::from_secs(1);
-/// The number of connects to a listener with a full queue.
-const TRIES: usize = 10;
-/// The time between two tries to bind a socket that a process other than an agent has.
-const RETRY: Duration = Duration::from_secs(10);
+/// Virtual servers of one page.
+const PAGE: usize = 2000;
 
-fn address() -> std::io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(NAME)
+/// Lines of `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]` in the order of virtual servers.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct OwnersPage {
+    pub lines: Vec<String>,
+    /// The last virtual server; `None`: no page follows.
+    pub last: Option<VsKey>,
 }
 
-/// The process at the other end of a connection.
-fn peer(stream: &UnixStream) -> std::io::Result<UnixCredentials> {
-    Ok(getsockopt(stream, sockopt::PeerCredentials)?)
-}
+impl OwnersPage {
+    /// The first virtual servers after `after`.
+    pub fn build(desired: &Desired, after: Option<VsKey>) -> Self {
+        Self::with_size(desired, after, PAGE)
+    }
 
-/// Agents run as root; in tests as the user of the test.
-fn may_be_agent(peer: &UnixCredentials) -> bool {
-    peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw()
-}
-
-fn describe(peer: &UnixCredentials) -> String {
-    format!("process {} of user {}", peer.pid(), peer.uid())
-}
-
-/// The socket that only one agent per network namespace has.
-#[derive(Debug)]
-pub enum Claim {
-    /// Bound until dropped.
-    Ours(UnixListener),
-    /// A process that is no agent has the socket, which any user may bind. The process, if it answers.
-    Taken(Option<UnixCredentials>),
-}
-
-/// Binds the socket of the one agent that may run in this network namespace.
-///
-/// # Errors
-/// When an agent runs.
-pub fn claim() -> anyhow::Result<Claim> {
-    let address = address()?;
-    match UnixListener::bind_addr(&address) {
-        Ok(listener) => Ok(Claim::Ours(listener)),
-        Err(error) if error.kind() == ErrorKind::AddrInUse => match holder() {
-            Some(holder) if may_be_agent(&holder) => anyhow::bail!(
-                "another kube-ipvs runs in this network namespace ({} has the socket @kube-ipvs/owners): \
-                 stop it first",
-                describe(&holder)
-            ),
-            holder => Ok(Claim::Taken(holder)),
-        },
-        Err(error) => Err(error).context("cannot open the socket @kube-ipvs/owners"),
+    fn with_size(desired: &Desired, after: Option<VsKey>, size: usize) -> Self {
+        let keys = first_after(desired.virtual_servers().map(|vs| vs.key), after.as_ref(), size);
+        let line = |vs: &Arc<VirtualServer>| format!("{} {}", vs.key, vs.owner());
+        let lines = keys.iter().filter_map(|key| desired.virtual_server(key)).map(line).collect();
+        Self { lines, last: keys.last().copied().filter(|_| keys.len() == size) }
     }
 }
 
-/// The process that listens at the socket. `None` if it accepts no connection, which an agent does at once.
-fn holder() -> Option<UnixCredentials> {
-    let address = UnixAddr::new_abstract(NAME).ok()?;
-    for _ in 0..TRIES {
-        // A blocking connect could wait for ever for a full queue.
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
-        match connect(socket.as_raw_fd(), &address) {
-            Ok(()) => return peer(&UnixStream::from(socket)).ok(),
-            Err(Errno::EAGAIN) => std::thread::sleep(RETRY / 100),
-            Err(_) => return None,
-        }
-    }
-    None
-}
-
-/// Answers clients until the process ends. While a process that is no agent has the socket, the bind is retried; the
-/// rest of the agent works.
-///
-/// # Errors
-/// When another agent already runs in this network namespace.
-pub fn serve(inbox: Arc<Inbox>) -> anyhow::Result<()> {
-    let mut claimed = claim()?;
-    if let Claim::Taken(holder) = &claimed {
-        let holder = holder.as_ref().map_or_else(|| "a process that does not answer".to_owned(), describe);
-        tracing::warn!(
-            "{holder} has the socket @kube-ipvs/owners and is no kube-ipvs: until that process is stopped, \
-             `kube-ipvs list` shows no Services, and a second agent on this node is not detected"
-        );
-    }
-    std::thread::Builder::new().name("owners".to_owned()).spawn(move || {
-        loop {
-            if let Claim::Ours(listener) = claimed {
-                return answer(&listener, &inbox);
-            }
-            std::thread::sleep(RETRY);
-            match claim() {
-                Ok(claim) => claimed = claim,
-                Err(error) => {
-                    tracing::error!("{}", words::chain(&error));
-                    return inbox.stop();
-                }
-            }
-            if matches!(claimed, Claim::Ours(_)) {
-                tracing::info!("the socket @kube-ipvs/owners is free again: `kube-ipvs list` shows Services");
-            }
-        }
-    })?;
-    Ok(())
-}
-
-fn answer(listener: &UnixListener, inbox: &Inbox) {
-    let mut last: Option<(Instant, String)> = None;
-    for mut stream in listener.incoming().flatten() {
-        // Only the operators of this node may read the names of Services.
-        if !peer(&stream).is_ok_and(|peer| may_be_agent(&peer)) {
-            continue;
-        }
-        if last.as_ref().is_none_or(|(at, _)| at.elapsed() >= AGE) {
-            let (sender, receiver) = mpsc::channel();
-            inbox.request_owners(sender);
-            last = receiver.recv_timeout(TIMEOUT).ok().map(|text| (Instant::now(), text));
-        }
-        // The client sees the closed connection when the loop was too slow.
-        let _ = stream.set_write_timeout(Some(TIMEOUT));
-        if let Some((_, text)) = &last {
-            let _ = stream.write_all(text.as_bytes());
-        }
+impl VirtualServer {
+    /// `NAMESPACE/NAME[:PORT]`.
+    pub fn owner(&self) -> String {
+        let colon = if self.port_name.is_empty() { "" } else { ":" };
+        format!("{}{colon}{}", self.service, self.port_name)
     }
 }
 
@@ -153,32 +52,34 @@ fn answer(listener: &UnixListener, inbox: &Inbox) {
 pub struct ServiceOwners(HashMap<String, String>);
 
 impl ServiceOwners {
-    /// Queries the agent that runs in this network namespace.
+    /// Asks the agent that runs in this network namespace.
     ///
     /// # Errors
     /// When no agent runs, or it does not answer.
-    pub fn ask() -> anyhow::Result<Self> {
-        let stream = address().and_then(|address| UnixStream::connect_addr(&address));
-        let mut stream = stream.context("no kube-ipvs agent runs in this network namespace")?;
-        let holder = peer(&stream)?;
-        ensure!(
-            may_be_agent(&holder),
-            "{} has the socket @kube-ipvs/owners and is no kube-ipvs",
-            describe(&holder)
-        );
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).context("the agent did not answer")?;
-        Ok(Self::parse(&text))
+    pub fn ask() -> Result<Self, AskError> {
+        let (mut owners, mut after) = (Self::default(), None);
+        loop {
+            let OwnersPage { lines, last } = ask(&AgentRequest::Owners { after })?;
+            lines.iter().for_each(|line| owners.add(line));
+            match last {
+                Some(last) => after = Some(last),
+                None => return Ok(owners),
+            }
+        }
+    }
+
+    fn add(&mut self, line: &str) {
+        if let Some((server, service)) = line.rsplit_once(' ') {
+            self.0.insert(server.to_owned(), service.to_owned());
+        }
     }
 
     /// Lines of `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]`.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn parse(text: &str) -> Self {
-        let line = |line: &str| {
-            let (server, service) = line.rsplit_once(' ')?;
-            Some((server.to_owned(), service.to_owned()))
-        };
-        Self(text.lines().filter_map(line).collect())
+        let mut owners = Self::default();
+        text.lines().for_each(|line| owners.add(line));
+        owners
     }
 
     /// The Service of a virtual server given as `PROTO ADDR:PORT`.
@@ -190,9 +91,12 @@ impl ServiceOwners {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::model::changes::Changes;
+    use crate::core::model::{ObjectName, Protocol, VsSpec};
+    use crate::core::service::fragment::Fragment;
 
     #[test]
-    fn answers_are_lines() {
+    fn lines_are_parsed() {
         let owners =
             ServiceOwners::parse("TCP 10.96.0.1:443 default/kubernetes:https\nUDP [fd00::1]:53 a/b\n");
         assert_eq!(owners.get("TCP 10.96.0.1:443"), Some("default/kubernetes:https"));
@@ -201,35 +105,40 @@ mod tests {
     }
 
     #[test]
-    fn frequent_clients_get_the_same_answer() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("owners");
-        let listener = UnixListener::bind(&path).unwrap();
-        let inbox = Arc::new(Inbox::default());
-        let asked = inbox.clone();
-        std::thread::spawn(move || answer(&listener, &asked));
-        let start = Instant::now();
-        let answers = 20;
-        let asking = std::thread::spawn(move || {
-            for _ in 0..answers {
-                let mut text = String::new();
-                UnixStream::connect(&path).unwrap().read_to_string(&mut text).unwrap();
-                assert_eq!(text, "TCP 10.96.0.1:443 a/b\n");
-            }
-        });
-        let mut questions = 0;
-        while !asking.is_finished() {
-            for question in inbox.wait(Some(Duration::from_millis(10))).owner_requests {
-                questions += 1;
-                question.send("TCP 10.96.0.1:443 a/b\n".to_owned()).unwrap();
-            }
+    fn pages_have_every_virtual_server_once() {
+        let mut desired = Desired::default();
+        for n in 0..10u8 {
+            let name = ObjectName::new("d", &n.to_string());
+            let key = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, n].into(), port: 80 };
+            let server = VirtualServer {
+                key,
+                spec: VsSpec { scheduler: "rr".into(), flags: 0, timeout: 0 },
+                real_servers: Arc::default(),
+                entries: Default::default(),
+                closed_to_node: false,
+                created: 0,
+                service: name.clone(),
+                port_name: "".into(),
+            };
+            let fragment =
+                Fragment { virtual_servers: [Arc::new(server)].into_iter().collect(), ..Fragment::default() };
+            desired.update(&name, Some(fragment), &mut Changes::default());
         }
-        asking.join().unwrap();
-        let most = 1 + start.elapsed().as_secs();
-        assert!(
-            (1..=most).contains(&questions),
-            "{questions} questions of {answers} in {:?}",
-            start.elapsed()
-        );
+        for size in [1, 3, 5, 10, 11] {
+            let (mut lines, mut after, mut pages) = (Vec::new(), None, 0);
+            loop {
+                let page = OwnersPage::with_size(&desired, after, size);
+                assert!(page.lines.len() <= size);
+                lines.extend(page.lines);
+                pages += 1;
+                after = page.last;
+                if after.is_none() {
+                    break;
+                }
+            }
+            let expected: Vec<String> = (0..10).map(|n| format!("TCP 10.96.0.{n}:80 d/{n}")).collect();
+            assert_eq!(lines, expected, "pages of {size}");
+            assert_eq!(pages, 10 / size + 1);
+        }
     }
 }

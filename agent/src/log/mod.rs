@@ -5,6 +5,7 @@
 mod format;
 mod levels;
 mod limit;
+mod ring;
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub use format::{LogFormat, render_text};
 pub use levels::{CHANGES, READY};
 use levels::{OPERATIONS, PASSES, SYNCS};
 pub use limit::{PER_SECOND, report_suppressed, suppressed};
+pub use ring::recent;
 
 /// Reads and changes the level of the running log. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -52,8 +54,10 @@ pub fn start(format: LogFormat, verbosity: u32) -> Verbosity {
         .event_format(format)
         .with_filter(limit::Limit)
         .with_filter(filter);
+    // The ring has what the limit suppresses, but no more than the level shows by default.
+    let ring = ring::Ring.with_filter(targets(0));
     // Only a second start in one process could fail.
-    let _ = tracing_subscriber::registry().with(layer).try_init();
+    let _ = tracing_subscriber::registry().with(layer).with(ring).try_init();
     Verbosity { level: Arc::new(AtomicU32::new(verbosity)), filter: handle }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec};
+use serde::{Deserialize, Serialize};
 
 use super::register::{catch_up, declare, seconds};
 use crate::lock::lock;
@@ -16,6 +17,17 @@ const STATES: [(WatchState, &str); 3] = [
     (WatchState::Following, "following"),
     (WatchState::Failing, "failing"),
 ];
+
+/// The state of watching one kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct WatchReport {
+    pub kind: String,
+    /// `listing`, `following` or `failing`.
+    pub state: String,
+    /// Seconds since this state began.
+    pub since: Option<f64>,
+}
 
 declare! {
     pub(super) struct InputMetrics {
@@ -33,8 +45,8 @@ declare! {
         watch_failures: IntCounterVec = "kube_ipvs_watch_failures_total" ["kind"] => "Lists and watches that failed.";
     }
     with {
-        /// The current state of each kind.
-        states: Mutex<[Option<WatchState>; Kind::ALL.len()]> = Mutex::default();
+        /// The current state of each kind, and when it began.
+        states: Mutex<[Option<(WatchState, SystemTime)>; Kind::ALL.len()]> = Mutex::default();
     }
 }
 
@@ -59,9 +71,29 @@ impl InputMetrics {
         catch_up(&self.events_dropped, events_dropped);
     }
 
+    /// The current states.
+    pub fn watches(&self) -> Vec<WatchReport> {
+        let states = *lock(&self.states);
+        let report = |(kind, state): (Kind, Option<(WatchState, SystemTime)>)| {
+            let (state, since) = state?;
+            let name = STATES.iter().find(|(known, _)| *known == state).map_or("", |(_, name)| name);
+            let since = since.elapsed().ok().map(|since| since.as_secs_f64().round());
+            Some(WatchReport { kind: kind.to_string(), state: name.to_owned(), since })
+        };
+        Kind::ALL.into_iter().zip(states).filter_map(report).collect()
+    }
+
     /// Counts each list and each failure, and notes when the state changes.
     pub fn set_watch_state(&self, kind: Kind, state: WatchState) {
-        let is_new = lock(&self.states)[kind as usize].replace(state) != Some(state);
+        let now = SystemTime::now();
+        let is_new = {
+            let current = &mut lock(&self.states)[kind as usize];
+            let is_new = current.is_none_or(|(known, _)| known != state);
+            if is_new {
+                *current = Some((state, now));
+            }
+            is_new
+        };
         if !is_new && state == WatchState::Following {
             return;
         }
@@ -77,6 +109,6 @@ impl InputMetrics {
         for (other, name) in STATES {
             self.watch_state.with_label_values(&[&*label, name]).set(i64::from(other == state));
         }
-        self.watch_since.with_label_values(&[&label]).set(seconds(SystemTime::now()));
+        self.watch_since.with_label_values(&[&label]).set(seconds(now));
     }
 }

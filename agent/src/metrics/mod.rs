@@ -38,6 +38,7 @@ use crate::lock::lock;
 use crate::source::monitor::{Monitor, WatchState};
 use crate::store::{Kind, Store};
 use input::InputMetrics;
+pub use input::WatchReport;
 use objects::ObjectMetrics;
 use process::ProcessMetrics;
 use programming::Programming;
@@ -76,6 +77,8 @@ pub struct AllMetrics {
     /// Read at every scrape.
     sources: OnceLock<(Arc<Store>, EventSink)>,
     services: OnceLock<ServiceTraffic>,
+    /// The version of the API server.
+    kubernetes: Mutex<Option<String>>,
     /// One scrape at a time.
     scrape: Mutex<()>,
 }
@@ -112,6 +115,7 @@ impl Metrics {
             process: ProcessMetrics::register(&registry)?,
             sources: OnceLock::new(),
             services: OnceLock::new(),
+            kubernetes: Mutex::default(),
             scrape: Mutex::default(),
             registry,
         };
@@ -146,6 +150,7 @@ impl Metrics {
     /// Sets the version of the API server. The agent reports that version as its own Kubernetes version: alerts
     /// that compare the versions of components would fire at the agent's.
     pub fn set_kubernetes(&self, info: &Info) {
+        *lock(&self.kubernetes) = Some(info.git_version.clone());
         let kubernetes = &self.versions.kubernetes;
         kubernetes.reset();
         let labels = [
@@ -160,6 +165,16 @@ impl Metrics {
             &info.platform,
         ];
         kubernetes.with_label_values(&labels).set(1);
+    }
+
+    /// The version of the API server, if it is known.
+    pub fn kubernetes(&self) -> Option<String> {
+        lock(&self.kubernetes).clone()
+    }
+
+    /// The state of watching each kind; none if objects come from files.
+    pub fn watches(&self) -> Vec<WatchReport> {
+        self.input.watches()
     }
 
     /// An op that a program executed has ended.

@@ -20,7 +20,6 @@ mod report_tests;
 mod route_tests;
 mod run_loop;
 pub mod schedule;
-mod services_of;
 mod shadow;
 mod shared_failures;
 mod start;
@@ -38,6 +37,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use crate::core::loop_state::LoopState;
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Node, PerFamily, VsKey};
@@ -218,6 +218,22 @@ impl<K: Kernel> Reconciler<K> {
     #[cfg(test)]
     pub fn health(&self) -> SharedHealth {
         self.reporting.health.clone()
+    }
+
+    /// What the loop knows, for a question.
+    pub fn state(&self, now: Duration) -> LoopState<'_> {
+        LoopState {
+            settings: &self.settings,
+            node: &self.node,
+            pod_cidrs: self.node_object.as_ref().map(|node| node.pod_cidrs).unwrap_or_default(),
+            desired: &self.desired,
+            observed: self.mirror.observed(),
+            retries: &self.retries,
+            drains: &self.drains,
+            history: &self.reporter.history,
+            is_whole: self.is_whole(),
+            now,
+        }
     }
 
     /// The wanted state.

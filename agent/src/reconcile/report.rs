@@ -15,9 +15,11 @@ use super::Reconciler;
 use super::drift::describe_difference;
 use super::minute::{Minute, milliseconds};
 use crate::core::model::{Family, ObjectName, VsKey};
+use crate::core::plan::history::History;
 use crate::core::plan::op::Op;
 use crate::core::plan::outcome::{Cause, ObserveError};
 use crate::core::plan::retries::{Failing, News, Retries};
+use crate::core::plan::services_of::services_of;
 use crate::core::plan::subject::{Subject, SubjectKind};
 use crate::core::rules::save::ObservedRules;
 use crate::events::{About, EventRequest, EventSink, Reason};
@@ -56,6 +58,7 @@ pub(super) struct Reporter {
     rules: Vec<String>,
     /// Whether the Node object existed at the last check.
     node: Option<bool>,
+    pub(super) history: History,
 }
 
 impl Reporter {
@@ -114,6 +117,7 @@ impl Reporter {
 
     /// Reports drift that these ops repaired.
     pub fn repaired(&mut self, ops: &[&Op], now: Duration) {
+        self.history.repaired(ops.iter().copied(), now);
         let count = ops.len();
         let rules = std::mem::take(&mut self.rules);
         if !self.drift.happened(count, now) {
@@ -356,6 +360,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Reports a pass in the log, as metrics and as Events.
     pub(super) fn report(&mut self, pass: &Pass, due: Due, took: Duration, now: Duration) {
         self.reporting.metrics.pass(pass, due, took);
+        self.reporter.history.passed(pass, due, took, now);
         match &pass.unreadable {
             Some(error) => self.retries.fail_reading(error.part, &error.error, now),
             None => self.reporter.pass(pass, due, took, now),
@@ -372,7 +377,8 @@ impl<K: Kernel> Reconciler<K> {
         if news.is_empty() && !self.reporter.listing_is_due(&self.retries, now) {
             return;
         }
-        let services: BTreeMap<Subject, ObjectName> = self.services_of(&news.began).into_iter().collect();
+        let services: BTreeMap<Subject, ObjectName> =
+            services_of(&self.desired, &news.began).into_iter().collect();
         self.reporter.news(&news, &self.retries, &services, now);
         let event = |(subject, service): (&Subject, &ObjectName)| {
             let failing = self.retries.failing().find(|(failing, _)| *failing == subject)?.1;

@@ -32,6 +32,8 @@ impl<K: Kernel> Reconciler<K> {
                 schedule.audit_soon();
             }
             self.take_mail(&mail);
+            let state = self.state(start.elapsed());
+            mail.questions.into_iter().for_each(|question| question(&state));
         }
     }
 
@@ -146,7 +148,8 @@ impl<K: Kernel> Reconciler<K> {
             drop(pass);
             memory::trim();
         }
-        if self.reporter.ready && self.until_ready.take().is_some() {
+        let is_ready_now = self.reporter.ready && self.until_ready.take().is_some();
+        if is_ready_now || due == Due::Audit {
             memory::unmap_code();
         }
     }
@@ -160,10 +163,6 @@ impl<K: Kernel> Reconciler<K> {
             self.recheck.add_part(Part::Addresses);
         }
         self.learn_gateways(&mail.gateways);
-        for request in &mail.owner_requests {
-            // The receiver may be gone.
-            let _ = request.send(self.owners());
-        }
     }
 }
 

@@ -14,9 +14,9 @@ const RECHECK_PAUSE: Duration = Duration::from_secs(1);
 /// How often a few objects are probed, to detect a flush.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Audits take at most 1/150 of a core: where reading the kernel takes long, audits are less frequent than the
+/// Audits take at most 1/250 of a core: where reading the kernel takes long, audits are less frequent than the
 /// period.
-const AUDIT_SHARE: u32 = 150;
+const AUDIT_SHARE: u32 = 250;
 
 /// Reasons for a pass.
 #[derive(Clone, Copy, Debug, Default)]
@@ -249,7 +249,7 @@ mod tests {
         schedule.add_audit_time(Duration::from_millis(100));
         assert_eq!(schedule.next(&IDLE), (s(40), Due::Audit));
         schedule.add_audit_time(Duration::from_millis(700));
-        assert_eq!(schedule.next(&IDLE), (s(130), Due::Audit));
+        assert_eq!(schedule.next(&IDLE), (s(210), Due::Audit));
         schedule.audit_soon();
         assert_eq!(schedule.next(&IDLE), (s(11), Due::Audit), "a requested audit does not wait");
     }

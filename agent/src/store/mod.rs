@@ -11,7 +11,7 @@ mod tally;
 mod update;
 mod vips;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use crate::core::model::{Node, ObjectName};
+use crate::core::model::{EndpointSlice, Node, ObjectName, Service};
 use crate::core::service::protected::Peers;
 use crate::inbox::Inbox;
 use crate::lock::lock;
@@ -139,6 +139,34 @@ impl Store {
         contents.index.services().map(|name| contents.read(name.clone())).collect()
     }
 
+    /// The first `most` Services, sorted by name, that `is_it` selects by the Service and its slices, with their slices.
+    pub fn find(&self, most: usize, is_it: impl Fn(&Service, &[Arc<EndpointSlice>]) -> bool) -> Vec<Dirty> {
+        let mut contents = self.lock();
+        contents.index.count_vips();
+        let index = &contents.index;
+        let is_it = |name: &&ObjectName| {
+            index.service(name).is_some_and(|service| is_it(service, index.slices_of(name)))
+        };
+        let mut names: Vec<ObjectName> = index.services().filter(is_it).cloned().collect();
+        names.sort_unstable();
+        names.truncate(most);
+        names.into_iter().map(|name| contents.read(name)).collect()
+    }
+
+    /// The first `most` Services after the name, sorted by name.
+    pub fn services_after(&self, after: Option<&ObjectName>, most: usize) -> Vec<Arc<Service>> {
+        let contents = self.lock();
+        let names = first_after(contents.index.services(), after.as_ref(), most);
+        names.into_iter().filter_map(|name| contents.index.service(name).cloned()).collect()
+    }
+
+    /// The first `most` EndpointSlices after the name, sorted by name.
+    pub fn slices_after(&self, after: Option<&ObjectName>, most: usize) -> Vec<Arc<EndpointSlice>> {
+        let contents = self.lock();
+        let names = first_after(contents.index.slices(), after.as_ref(), most);
+        names.into_iter().filter_map(|name| contents.index.slice(name).cloned()).collect()
+    }
+
     /// The object of this Node, if it exists.
     pub fn node(&self) -> Option<Node> {
         self.lock().node.clone()
@@ -200,6 +228,21 @@ impl Store {
     pub fn vips(&self) -> VipSummary {
         self.lock().index.vips.summary()
     }
+}
+
+/// The smallest `most` names after `after`, sorted: a page of a list that needs no memory for the whole list.
+pub fn first_after<T: Ord>(names: impl Iterator<Item = T>, after: Option<&T>, most: usize) -> Vec<T> {
+    // The largest is on top.
+    let mut smallest = BinaryHeap::with_capacity(most + 1);
+    for name in names.filter(|name| after.is_none_or(|after| name > after)) {
+        if smallest.len() < most || smallest.peek().is_some_and(|largest| name < *largest) {
+            smallest.push(name);
+        }
+        if smallest.len() > most {
+            smallest.pop();
+        }
+    }
+    smallest.into_sorted_vec()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use self::per_family::PerFamily;
 
@@ -25,7 +26,9 @@ pub use self::per_family::PerFamily;
 pub type Few<T> = smallvec::SmallVec<[T; 1]>;
 
 /// An IP family. The families of a dual-stack node are programmed independently, as in kube-proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display, Serialize, Deserialize,
+)]
 pub enum Family {
     #[strum(to_string = "IPv4")]
     V4,
@@ -42,7 +45,20 @@ impl Family {
 }
 
 /// A transport protocol of a Service port. Its text is the spelling of Kubernetes and ipvsadm: `TCP`, `UDP`, `SCTP`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    strum::Display,
+    strum::EnumString,
+    Serialize,
+    Deserialize,
+)]
 #[strum(serialize_all = "UPPERCASE")]
 pub enum Protocol {
     Tcp,
@@ -78,7 +94,7 @@ impl Protocol {
 }
 
 /// `namespace/name` of a namespaced object. Sorted by namespace, then by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
@@ -112,7 +128,7 @@ impl fmt::Display for ObjectName {
 }
 
 /// One port of a Service. It has no `targetPort`: EndpointSlices have the ports of endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Port name; empty when the Service has a single unnamed port.
     pub name: Arc<str>,
@@ -124,7 +140,7 @@ pub struct ServicePort {
 }
 
 /// A Service that this agent proxies.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub name: ObjectName,
     /// Creation time in seconds since the epoch: the older Service wins a contested VIP and port.
@@ -168,7 +184,7 @@ impl Service {
 }
 
 /// One port of an EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlicePort {
     /// Equal to the name of the Service port.
     pub name: Arc<str>,
@@ -179,7 +195,7 @@ pub struct SlicePort {
 }
 
 /// One endpoint of an EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The first address of the endpoint. As in kube-proxy, other addresses are ignored.
     pub addr: IpAddr,
@@ -194,7 +210,7 @@ pub struct Endpoint {
 }
 
 /// What endpoints have in common that run on one node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
     /// The node that the endpoint runs on.
     pub node: Option<Arc<str>>,
@@ -210,7 +226,7 @@ impl Place {
 }
 
 /// The hints of an endpoint, as the EndpointSlice controller writes them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hints {
     /// `forZones`.
     pub zones: Box<[Arc<str>]>,
@@ -219,7 +235,7 @@ pub struct Hints {
 }
 
 /// An EndpointSlice of an IP family.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     pub name: ObjectName,
     /// The Service of the slice. An empty name: no Service of this agent, but its addresses are still protected.
@@ -232,7 +248,7 @@ pub struct EndpointSlice {
 }
 
 /// The used fields of this node's Node object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     pub name: Arc<str>,
     /// Label `topology.kubernetes.io/zone`.
@@ -246,7 +262,7 @@ pub struct Node {
 }
 
 /// Key of an IPVS virtual server: protocol, VIP and port. Sorted by them, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VsKey {
     pub protocol: Protocol,
     /// The VIP.
@@ -289,7 +305,7 @@ impl PartialOrd for VsKey {
 }
 
 /// Key of a real server within its virtual server: address and port of the endpoint. Sorted by them, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RsKey {
     pub addr: IpAddr,
     pub port: u16,

@@ -4,10 +4,12 @@
 use std::borrow::Borrow;
 use std::ops::{Index, IndexMut};
 
+use serde::{Deserialize, Serialize};
+
 use super::Family;
 
 /// A value for IPv4 and one for IPv6, by [`Family`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PerFamily<T>([T; 2]);
 
 impl<T> PerFamily<T> {

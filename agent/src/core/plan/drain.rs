@@ -57,6 +57,11 @@ impl Drains {
         self.since.contains_key(&(vs, rs))
     }
 
+    /// Each drain, and when it was first seen.
+    pub fn iter(&self) -> impl Iterator<Item = ((VsKey, RsKey), Duration)> + '_ {
+        self.since.iter().map(|(key, since)| (*key, *since))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.since.is_empty()
     }

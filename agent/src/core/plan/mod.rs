@@ -4,6 +4,7 @@
 pub mod cleanup_plan;
 pub mod drain;
 pub mod failures;
+pub mod history;
 pub mod op;
 pub mod outcome;
 pub mod ownership;
@@ -12,6 +13,7 @@ pub mod pass;
 mod plan_tests;
 mod record;
 pub mod retries;
+pub mod services_of;
 pub mod subject;
 
 use std::collections::BTreeSet;

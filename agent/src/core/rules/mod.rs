@@ -5,10 +5,13 @@
 //! `iptables-save`, so that it can be compared with the rules in the kernel; for rules mode `nftables` see [`nftables`].
 
 pub mod chains;
+mod match_iptables;
+mod match_nft;
 pub mod nftables;
 pub mod removal;
 pub mod save;
 pub mod save_text;
+pub mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -155,6 +155,46 @@ fn topology(all: &[PortEndpoint<'_>], node: &NodeFacts) -> Topology {
     }
 }
 
+/// Why an endpoint gets traffic of a frontend, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Serves,
+    /// It is being deleted, and no endpoint is ready.
+    ServesUntilDeleted,
+    NotReady,
+    /// It is being deleted, and others serve.
+    Deleted,
+    /// The policy is Local.
+    OnOtherNode,
+    /// The hints of all ready endpoints name other nodes for it.
+    HintsOtherNode,
+    /// The hints of all ready endpoints name other zones for it.
+    HintsOtherZone,
+}
+
+impl Role {
+    /// Whether it gets traffic.
+    pub fn serves(self) -> bool {
+        matches!(self, Role::Serves | Role::ServesUntilDeleted)
+    }
+}
+
+/// The role of each endpoint for a frontend. `chosen`: its real servers, sorted, as [`select`] chose them; `is_local`:
+/// they are those of policy Local.
+pub fn roles(all: &[PortEndpoint<'_>], chosen: &[RsKey], is_local: bool, node: &NodeFacts) -> Vec<Role> {
+    let topology = topology(all, node);
+    let role = |endpoint: &PortEndpoint<'_>| match chosen.binary_search(&endpoint.target) {
+        Ok(_) if endpoint.ready => Role::Serves,
+        Ok(_) => Role::ServesUntilDeleted,
+        Err(_) if endpoint.terminating => Role::Deleted,
+        Err(_) if !endpoint.ready => Role::NotReady,
+        Err(_) if is_local => Role::OnOtherNode,
+        Err(_) if topology == Topology::SameNode => Role::HintsOtherNode,
+        Err(_) => Role::HintsOtherZone,
+    };
+    all.iter().map(role).collect()
+}
+
 #[cfg(test)]
 #[path = "endpoints_tests.rs"]
 mod tests;

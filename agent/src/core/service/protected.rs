@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
 use crate::core::mirror::Observed;
@@ -56,7 +57,7 @@ impl fmt::Display for Protection {
 }
 
 /// Addresses of the API server and of Nodes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peers {
     /// All addresses and ports of the API server that the agent uses, and of the proxy to it; sorted.
     pub api_servers: Arc<[SocketAddr]>,

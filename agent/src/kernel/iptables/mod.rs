@@ -39,6 +39,13 @@ pub struct Iptables {
     flavours: Arc<PerFamily<OnceLock<Flavour>>>,
 }
 
+/// The version of the program that the agent of this node runs, such as `1.8.9 (nf_tables)`; `None`: it does not tell.
+pub fn version() -> Option<String> {
+    let program = Iptables::default().program(Family::V4, "save").ok()?;
+    let text = child::run(&program, &["--version"], "", LIMIT, |_| {}).ok()?;
+    Some(text.trim().split_once(" v")?.1.to_owned())
+}
+
 impl Iptables {
     /// Processes started so far.
     pub fn started(&self) -> u64 {
