@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigFlags;
+use crate::config::duration::GoDuration;
 use crate::core::model::Protocol;
 use crate::inspect::filter::QueryTarget;
 use crate::inspect::ipvs_table::ListFormat;
@@ -45,6 +46,16 @@ pub enum Command {
     /// TARGET is NAMESPACE/NAME[:PORT-NAME], VIP:PORT, NODE-IP:NODEPORT, or the address of a VIP or of a pod. Exits with 1 if
     /// there is no such Service, 3 if no agent answers.
     Explain(ExplainArgs),
+    /// Show what a start would change on this node, without changing anything.
+    ///
+    /// Compares the kernel with the objects and the configuration of the running agent, or with those that arguments name;
+    /// without an agent, with the objects of the API server. Exits with 0 if a start would change nothing, 2 if
+    /// something, 1 if it cannot tell.
+    Plan(PlanArgs),
+    /// Check that the kernel equals what the objects ask for.
+    ///
+    /// Compares again until it does or --timeout is over. Exits with 0 if it does, 1 if not or if it cannot tell.
+    Verify(VerifyArgs),
     /// Print the configuration in force with the origin of each value, and check whether a start would work.
     ///
     /// Takes the flags of the agent. Exits with 1 if a start would fail: it tries the scheduler on this machine's
@@ -73,6 +84,50 @@ pub struct AnswerArgs {
     /// Output format.
     #[arg(short, long, value_enum, default_value_t = AnswerFormat::Text)]
     pub output: AnswerFormat,
+}
+
+/// What a command looks at: by default what the running agent uses.
+#[derive(Clone, Debug, Args)]
+pub struct LookArgs {
+    #[command(flatten)]
+    pub source: ConfigSource,
+    /// Read objects from this file or folder, as the agent's `--objects`.
+    #[arg(long, value_name = "PATH")]
+    pub objects: Option<PathBuf>,
+    /// Read objects from this API server.
+    #[arg(long, value_name = "URL", conflicts_with = "objects")]
+    pub master: Option<String>,
+}
+
+impl LookArgs {
+    /// Whether no configuration is given.
+    pub fn has_no_config(&self) -> bool {
+        self.source.config.is_none() && self.source.flags.is_empty()
+    }
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub look: LookArgs,
+    /// Only the number of changes of each kind.
+    #[arg(long)]
+    pub summary: bool,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub look: LookArgs,
+    /// How long to compare again while the kernel differs, such as 60s or 2m.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    pub timeout: std::time::Duration,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
 }
 
 /// Arguments of `explain`.
@@ -113,13 +168,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", action = clap::ArgAction::Set)]
     pub cleanup: bool,
+    /// Change nothing: print what would be changed, and again whenever that changes.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Write the configuration in force to this file, then exit.
     #[arg(long, value_name = "FILE")]
     pub write_config_to: Option<PathBuf>,
 }
 
 /// The arguments of the configuration.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ConfigSource {
     /// The configuration: a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON.
     #[arg(long, value_name = "FILE")]
@@ -275,6 +333,10 @@ fn as_subcommand(args: &[OsString]) -> Option<Vec<OsString>> {
         }
     }
     Some(list)
+}
+
+fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    text.parse::<GoDuration>().map(|duration| duration.0).map_err(|error| error.to_string())
 }
 
 fn with_dashes(arg: OsString) -> OsString {

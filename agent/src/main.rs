@@ -4,7 +4,9 @@
 use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
-use kube_ipvs::commands::{cleanup, explain_target, list, run, show_config, show_status};
+use kube_ipvs::commands::{
+    cleanup, explain_target, list, plan_start, run, show_config, show_status, verify_node,
+};
 use kube_ipvs::words;
 
 fn main() -> ExitCode {
@@ -18,6 +20,8 @@ fn main() -> ExitCode {
         Some(Command::List(args)) => done(list::run(args)),
         Some(Command::Status(args)) => show_status::run(args),
         Some(Command::Explain(args)) => explain_target::run(args),
+        Some(Command::Plan(args)) => plan_start::run(args),
+        Some(Command::Verify(args)) => verify_node::run(args),
         Some(Command::Config(args)) => done(show_config::run(args)),
         Some(Command::Cleanup(args)) => done(cleanup::run(args)),
     };

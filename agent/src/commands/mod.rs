@@ -5,9 +5,12 @@ pub mod cleanup;
 pub mod explain_target;
 pub mod init;
 pub mod list;
+mod offline;
+pub mod plan_start;
 pub mod run;
 pub mod show_config;
 pub mod show_status;
+pub mod verify_node;
 
 use std::io::{ErrorKind, Write as _};
 
@@ -20,10 +23,12 @@ fn print_answer<T: serde::Serialize>(
     format: AnswerFormat,
     text: impl FnOnce(Layout) -> String,
 ) -> anyhow::Result<()> {
+    // One conversion for both documents: the program stays small.
+    let document = || serde_json::to_value(answer);
     print(&match format {
         AnswerFormat::Text => text(Layout::of_stdout()),
-        AnswerFormat::Json => format!("{}\n", serde_json::to_string_pretty(answer)?),
-        AnswerFormat::Yaml => serde_saphyr::to_string(answer)?,
+        AnswerFormat::Json => format!("{:#}\n", document()?),
+        AnswerFormat::Yaml => serde_saphyr::to_string(&document()?)?,
     })
 }
 

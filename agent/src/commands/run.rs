@@ -9,8 +9,8 @@ use anyhow::{Context, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{cleanup, init, show_config};
-use crate::cli::{ConfigSource, RunArgs};
+use super::{cleanup, init, plan_start, show_config};
+use crate::cli::{ConfigSource, LookArgs, RunArgs};
 use crate::config::{Config, host};
 use crate::core::model::backoff::Backoff;
 use crate::core::model::settings::{RulesMode, Settings};
@@ -58,6 +58,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let ConfigSource { config: path, flags } = &args.source;
     if args.cleanup {
         return cleanup::clean(true, path.as_deref(), flags, false);
+    }
+    if args.dry_run {
+        let (source, objects, master) = (args.source.clone(), args.objects.clone(), args.master.clone());
+        return plan_start::follow(&LookArgs { source, objects, master });
     }
     let config = Config::read(path.as_deref(), flags)?;
     if let Some(path) = &args.write_config_to {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the commands show that look at a node: the IPVS table, and what the running agent answers at its socket.
 
+pub mod agent_objects;
 pub mod answers;
 pub mod explain;
 pub mod filter;
@@ -9,6 +10,7 @@ pub mod ipvs_table;
 pub mod ipvsadm;
 pub mod layout;
 pub mod owners;
+pub mod plan_report;
 pub mod socket;
 pub mod sort;
 pub mod status;

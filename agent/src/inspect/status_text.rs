@@ -24,9 +24,11 @@ impl Status {
         for problem in &self.problems {
             text.push_str(&layout.wrap("  - ", problem));
         }
-        text.push_str(
-            &layout.table(&["", ""], &self.facts(), &[]).replacen("\n", "", 1).replacen("    ", "", 1),
-        );
+        let facts = self.facts();
+        let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        for (name, value) in facts {
+            text.push_str(&layout.wrap(&format!("  {name:width$}  "), &value));
+        }
         text.push_str(&self.counts(layout));
         text.push_str(&self.unprogrammed(layout));
         text.push_str(&self.draining(layout));
@@ -39,7 +41,7 @@ impl Status {
         text
     }
 
-    fn facts(&self) -> Vec<Vec<String>> {
+    fn facts(&self) -> Vec<(&'static str, String)> {
         let versions = &self.versions;
         let mut about = format!("kube-ipvs {}, Linux {}", versions.agent, versions.kernel);
         for (name, version) in
@@ -70,7 +72,7 @@ impl Status {
                 format!("{kind}: {}, see the log", words::count(*count as usize, "object")),
             ));
         }
-        rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect()
+        rows
     }
 
     fn counts(&self, layout: Layout) -> String {

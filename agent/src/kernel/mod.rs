@@ -17,6 +17,7 @@ pub mod linux;
 pub mod netfilter;
 mod nftables;
 mod packet_filter;
+pub mod read_only;
 mod reading;
 pub mod rules_mode;
 pub mod teardown;

@@ -21,6 +21,14 @@ pub fn choose(settings: &mut Settings) -> String {
     why
 }
 
+/// The mode that [`choose`] probably finds, without a trial in the kernel.
+pub fn guess() -> RulesMode {
+    match (IpsetClient::open(), super::iptables::version()) {
+        (Ok(_), Some(_)) => RulesMode::Iptables,
+        _ => RulesMode::Nftables,
+    }
+}
+
 /// What of ipset and iptables is missing. A failure that may pass is not: the mode of a node must not change with its
 /// load.
 fn why_not_iptables(families: &[Family]) -> Option<String> {

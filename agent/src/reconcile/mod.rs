@@ -6,6 +6,7 @@ mod audit;
 mod cut_off_tests;
 mod drift;
 mod later;
+mod look_ahead;
 mod minute;
 mod mirror;
 #[cfg(test)]

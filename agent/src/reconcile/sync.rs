@@ -84,7 +84,7 @@ impl<K: Kernel> Reconciler<K> {
         Pass { plan, report, drift, services, synced, incomplete, unreadable: None }
     }
 
-    fn plan(&mut self, observed: &Observed, keys: &Changes, audit: bool, now: Duration) -> Plan {
+    pub(super) fn plan(&mut self, observed: &Observed, keys: &Changes, audit: bool, now: Duration) -> Plan {
         const UNKNOWN: PerFamily<Option<RulesBasis>> = PerFamily::new(None, None);
         let expired = self.drains.expired(now, self.settings.drain_deadline);
         let (desired, settings) = (&self.desired, &self.settings);
@@ -182,7 +182,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Reads which draining real servers have connections. If that fails, all of them keep draining.
-    fn read_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
+    pub(super) fn read_connections(&mut self, observed: &mut Observed, changes: &Changes, now: Duration) {
         let servers = drain::with_drains(&self.desired, observed, &changes.virtual_servers);
         if servers.is_empty() {
             return;

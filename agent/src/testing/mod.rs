@@ -5,7 +5,7 @@ pub mod cluster;
 pub mod exposition;
 mod properties;
 pub mod random;
-mod scenarios;
+pub mod scenarios;
 mod sweep;
 
 use crate::core::model::PerFamily;

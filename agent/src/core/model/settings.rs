@@ -49,7 +49,7 @@ impl Timeouts {
 }
 
 /// What the sets and rules are made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::Display)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::Display, strum::EnumString)]
 #[strum(serialize_all = "lowercase")]
 pub enum RulesMode {
     /// ipset and the programs of iptables, as in kube-proxy.

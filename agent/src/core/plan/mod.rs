@@ -11,6 +11,7 @@ pub mod ownership;
 pub mod pass;
 #[cfg(test)]
 mod plan_tests;
+pub mod preview;
 mod record;
 pub mod retries;
 pub mod services_of;

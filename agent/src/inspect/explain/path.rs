@@ -227,7 +227,8 @@ impl Way<'_> {
             if fate == Some(Fate::Dropped) && server.is_some() {
                 return PathOutcome::Dropped;
             }
-        } else if !RuleFacts::is_local(self.observed, self.key.addr) {
+        }
+        if !RuleFacts::is_local(self.observed, self.key.addr) && (!is_node || server.is_none()) {
             return PathOutcome::Elsewhere;
         }
         // IPVS takes the node's own packets before the rules for incoming ones.
@@ -278,7 +279,11 @@ impl Way<'_> {
         let (serving, masqueraded) = match outcome {
             PathOutcome::Served { serving, masqueraded } => (serving, *masqueraded),
             PathOutcome::Dropped => {
-                return nobody(report, false, "the source is outside of loadBalancerSourceRanges");
+                return nobody(
+                    report,
+                    false,
+                    "the source is outside of loadBalancerSourceRanges (--from ADDRESS tells about another client)",
+                );
             }
             PathOutcome::Rejected => {
                 return nobody(
@@ -335,13 +340,14 @@ impl Way<'_> {
         report.answers = reachable.join(" or ");
         report.source_seen = Some(seen.to_owned());
         let seen = match seen {
-            "node" if masqueraded => "an address of this node, because the packet is masqueraded",
-            "node" => "an address of this node",
-            "VIP" => "the VIP itself",
+            "node" if masqueraded => {
+                "an address of this node as the client, because the packet is masqueraded"
+            }
+            "node" => "an address of this node as the client",
+            "VIP" => "the VIP as the client",
             _ => "the client's address",
         };
-        let endpoints = if serving.len() == 1 { "endpoint" } else { "endpoints" };
-        report.result = format!("{} {endpoints} answer; they see {seen}", report.answers);
+        report.result = format!("a {} endpoint answers; it sees {seen}", report.answers);
         if self.is_hairpin(packet, serving) {
             report.steps.push(
                 "if IPVS chooses the client itself, KUBE-POSTROUTING masquerades by the set KUBE-LOOP-BACK"
@@ -397,7 +403,7 @@ fn note(walk: &mut RuleWalk<'_>, steps: &mut Vec<String>) {
     for Matched { table, chain, rule, effect } in walk.matched.drain(..) {
         let what = match effect {
             RuleEffect::Jump(_) => continue,
-            RuleEffect::Return => "no decision of this chain".to_owned(),
+            RuleEffect::Return => "returned".to_owned(),
             RuleEffect::End(Fate::Accepted) => "accepted".to_owned(),
             RuleEffect::End(Fate::Dropped) => "dropped".to_owned(),
             RuleEffect::End(Fate::Rejected) => "refused with \"port unreachable\"".to_owned(),

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a start would find and do on this node, for commands that only look: a reconciler whose kernel refuses to write.
+//! Objects and configuration are those of the running agent, unless arguments name others.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::cli::LookArgs;
+use crate::config::{Config, ConfigFlags, host};
+use crate::core::model::settings::Settings;
+use crate::core::plan::preview::Preview;
+use crate::inspect::agent_objects;
+use crate::inspect::answers::{AgentRequest, Setup};
+use crate::inspect::plan_report::PlanReport;
+use crate::inspect::socket::ask;
+use crate::kernel::linux::LinuxKernel;
+use crate::kernel::read_only::ReadOnly;
+use crate::kernel::rules_mode;
+use crate::reconcile::{Reconciler, Reporting};
+use crate::source::api::ApiSource;
+use crate::source::client::ApiAccess;
+use crate::source::files::FileSource;
+use crate::source::{Source, Timing};
+use crate::store::Store;
+use crate::words;
+
+/// How long lists of objects may take.
+const LISTS: Duration = Duration::from_secs(60);
+
+/// A node as a start would find it.
+pub struct Offline {
+    reconciler: Reconciler<ReadOnly<LinuxKernel>>,
+    pub store: Arc<Store>,
+    inbox: Arc<crate::inbox::Inbox>,
+    settings: Settings,
+    /// Where objects come from.
+    pub source: String,
+    /// Whether they come from a running agent, which has to be asked again for changes.
+    from_agent: bool,
+    began: Instant,
+    /// Follows the API.
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Offline {
+    /// Reads configuration and objects, and opens the kernel.
+    ///
+    /// # Errors
+    /// Any of that fails.
+    pub fn open(args: &LookArgs) -> anyhow::Result<Self> {
+        let setup: Option<Setup> = ask(&AgentRequest::Setup).ok();
+        let config = config(args, setup.as_ref())?;
+        let node = match &setup {
+            Some(setup) if args.has_no_config() => setup.node.clone(),
+            _ => host::node_name(&config.hostname_override)?,
+        };
+        let mut settings = config.node_settings()?;
+        if config.chooses_rules {
+            settings.rules = rules_mode::guess();
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let inbox = Arc::new(crate::inbox::Inbox::default());
+        let store = Arc::new(Store::new(inbox.clone()));
+        let from_agent = setup.is_some() && args.objects.is_none() && args.master.is_none();
+        let source = match (&args.objects, from_agent) {
+            (Some(path), _) => {
+                let files = FileSource::new(path, &node).serving(config.service_proxy_name.clone());
+                Box::new(files).start(store.clone())?;
+                path.display().to_string()
+            }
+            (None, true) => "the running agent".to_owned(),
+            (None, false) => {
+                follow_api(&config, args.master.clone(), &node, &store, &runtime)?;
+                "the Kubernetes API".to_owned()
+            }
+        };
+        let kernel = ReadOnly(LinuxKernel::open(&settings)?);
+        let reporting = Reporting::log_only().context("cannot set up metrics")?;
+        let local_from_node = config.local_from_node;
+        let reconciler =
+            Reconciler::new(kernel, store.clone(), settings.clone(), &node, local_from_node, reporting);
+        let mut offline = Self {
+            reconciler,
+            store,
+            inbox,
+            settings,
+            source,
+            from_agent,
+            began: Instant::now(),
+            _runtime: runtime,
+        };
+        offline.refresh()?;
+        offline.wait_for_lists()?;
+        Ok(offline)
+    }
+
+    /// Takes the objects of the running agent again. False: its own lists are not complete.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn refresh(&mut self) -> anyhow::Result<bool> {
+        if !self.from_agent {
+            return Ok(true);
+        }
+        agent_objects::fill(&self.store).context("cannot read the objects of the running agent")
+    }
+
+    fn wait_for_lists(&self) -> anyhow::Result<()> {
+        let until = Instant::now() + LISTS;
+        while !self.store.is_synced() || self.store.awaits_nodes() {
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                let kinds: Vec<String> = self.store.waiting_for().iter().map(ToString::to_string).collect();
+                bail!("{} did not list {} within {}", self.source, kinds.join(", "), words::time(LISTS));
+            };
+            self.inbox.wait(Some(left.min(Duration::from_millis(100))));
+        }
+        Ok(())
+    }
+
+    /// Waits for a change of objects.
+    pub fn wait_for_change(&self, limit: Duration) {
+        self.inbox.wait(Some(limit));
+    }
+
+    /// What a start would do now.
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub fn preview(&mut self) -> anyhow::Result<Preview> {
+        ensure!(
+            self.reconciler.is_ready(),
+            "the Node has no pod CIDRs yet, and detectLocalMode is NodeCIDR: a start would wait for them"
+        );
+        self.reconciler.preview(self.began.elapsed()).map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    /// The report of a preview.
+    pub fn report(&self, preview: &Preview) -> PlanReport {
+        let state = self.reconciler.state(self.began.elapsed());
+        let report = PlanReport::build(preview, state.observed);
+        PlanReport {
+            source: self.source.clone(),
+            rules_mode: self.settings.rules.to_string(),
+            services: state.desired.service_count(),
+            ..report
+        }
+    }
+}
+
+fn config(args: &LookArgs, setup: Option<&Setup>) -> anyhow::Result<Config> {
+    match setup {
+        Some(setup) if args.has_no_config() => {
+            let mut config = Config::parse(&setup.config.to_string(), &ConfigFlags::default())
+                .context("cannot use the configuration of the running agent")?;
+            // What the agent chose is in force.
+            config.settings.rules = setup.rules.parse().context("the agent's rules mode")?;
+            config.chooses_rules = false;
+            Ok(config)
+        }
+        _ => Config::read(args.source.config.as_deref(), &args.source.flags),
+    }
+}
+
+fn follow_api(
+    config: &Config,
+    master: Option<String>,
+    node: &str,
+    store: &Arc<Store>,
+    runtime: &tokio::runtime::Runtime,
+) -> anyhow::Result<()> {
+    let access = ApiAccess::new(&config.kubeconfig, master);
+    // Fails only at a second call in one process.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let api = runtime.block_on(access.client(Arc::new(()), Timing::default().answer))?;
+    let source = ApiSource::new(api, node, runtime.handle().clone());
+    let source = source.for_proxy(config.service_proxy_name.as_deref());
+    Box::new(source.with_service_cidrs(config.follows_service_cidrs)).start(store.clone())
+}
