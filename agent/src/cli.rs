@@ -12,13 +12,26 @@ use crate::core::model::Protocol;
 use crate::inspect::filter::QueryTarget;
 use crate::inspect::ipvs_table::ListFormat;
 
+/// The version, and what it was built from.
+pub const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit ",
+    env!("KUBE_IPVS_BUILD_COMMIT"),
+    " of ",
+    env!("KUBE_IPVS_BUILD_DATE"),
+    "\ntarget ",
+    env!("KUBE_IPVS_BUILD_TARGET"),
+    "\nrustc ",
+    env!("KUBE_IPVS_BUILD_RUSTC")
+);
+
 /// Kubernetes Services on the kernel's IPVS load balancer: a replacement for kube-proxy's ipvs mode.
 ///
 /// Without a command, runs the agent: it programs IPVS, addresses, ipsets and rules of this node for the Services.
 /// SIGTERM stops it and leaves the kernel's state in place: connections continue, and the next start adopts
 /// the state.
 #[derive(Debug, Parser)]
-#[command(name = "kube-ipvs", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+#[command(name = "kube-ipvs", version, long_version = LONG_VERSION, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// The command.
     #[command(subcommand)]
@@ -56,6 +69,11 @@ pub enum Command {
     ///
     /// Compares again until it does or --timeout is over. Exits with 0 if it does, 1 if not or if it cannot tell.
     Verify(VerifyArgs),
+    /// Collect one archive (tar) for a bug report.
+    ///
+    /// It has the configuration without secrets, the status, the plan of a start, the kernel state of every kind, sysctls,
+    /// the last log lines, metrics and versions: names and addresses of Services, and no content of packets.
+    Bundle(BundleArgs),
     /// Print the configuration in force with the origin of each value, and check whether a start would work.
     ///
     /// Takes the flags of the agent. Exits with 1 if a start would fail: it tries the scheduler on this machine's
@@ -87,7 +105,7 @@ pub struct AnswerArgs {
 }
 
 /// What a command looks at: by default what the running agent uses.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct LookArgs {
     #[command(flatten)]
     pub source: ConfigSource,
@@ -116,6 +134,16 @@ pub struct PlanArgs {
     pub summary: bool,
     #[command(flatten)]
     pub answer: AnswerArgs,
+}
+
+/// Arguments of `bundle`.
+#[derive(Debug, Args)]
+pub struct BundleArgs {
+    /// Write the archive to this file instead of standard output.
+    #[arg(short, long)]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub look: LookArgs,
 }
 
 /// Arguments of `verify`.
@@ -177,7 +205,7 @@ pub struct RunArgs {
 }
 
 /// The arguments of the configuration.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct ConfigSource {
     /// The configuration: a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON.
     #[arg(long, value_name = "FILE")]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
 use kube_ipvs::commands::{
-    cleanup, explain_target, list, plan_start, run, show_config, show_status, verify_node,
+    cleanup, collect_bundle, explain_target, list, plan_start, run, show_config, show_status, verify_node,
 };
 use kube_ipvs::words;
 
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Some(Command::Explain(args)) => explain_target::run(args),
         Some(Command::Plan(args)) => plan_start::run(args),
         Some(Command::Verify(args)) => verify_node::run(args),
+        Some(Command::Bundle(args)) => done(collect_bundle::run(args)),
         Some(Command::Config(args)) => done(show_config::run(args)),
         Some(Command::Cleanup(args)) => done(cleanup::run(args)),
     };

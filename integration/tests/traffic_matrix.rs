@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use integration::lab::traffic::{Answer, Backend, NoAnswer, ask_tcp};
-use integration::lab::{Host, Lab, Netns, Node, Setup, at, bound};
+use integration::lab::{Host, Lab, Netns, Node, Setup, agent_binary, at, bound};
 use integration::objects::{Port, ServiceBuilder, slice};
 use serde_json::{Value, json};
 
@@ -260,4 +260,32 @@ fn measure_every_row(more: &Value, is_bound: impl Fn(&str) -> bool) {
         measure(&client.ns, row, target, |answer| source(answer, target, &node, client))
     });
     assert!(wrong.is_empty(), "{} rows differ:\n{}", wrong.len(), wrong.join("\n"));
+    let wrong = wrong_rows(&rows, |row, family| {
+        let from = match row.client {
+            1 => "node".to_owned(),
+            client => {
+                [IpAddr::from(clients[client].v4), IpAddr::from(clients[client].v6)][family].to_string()
+            }
+        };
+        explained(node.ns(), services.target(row, &node, family), &from)
+    });
+    assert!(wrong.is_empty(), "{} rows are explained wrongly:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What `kube-ipvs explain` says about a row, as the three cells.
+fn explained(ns: &Netns, target: SocketAddr, from: &str) -> [String; 3] {
+    let binary = agent_binary().unwrap();
+    let target = target.to_string();
+    let command = [binary.to_str().unwrap(), "explain", &target, "--from", from, "-o", "json"];
+    let output = ns.exec(&command).unwrap().stdout;
+    let answer: Value = serde_json::from_str(&output).unwrap();
+    let [frontend] = &answer["frontends"].as_array().unwrap()[..] else { panic!("{output}") };
+    let [path] = &frontend["paths"].as_array().unwrap()[..] else { panic!("{output}") };
+    let text = |field: &str| path[field].as_str().unwrap_or("-").to_owned();
+    let refused = match path["refused"].as_bool() {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "-",
+    };
+    [text("answers"), text("sourceSeen"), refused.to_owned()]
 }

@@ -2,6 +2,7 @@
 //! The commands of the program.
 
 pub mod cleanup;
+pub mod collect_bundle;
 pub mod explain_target;
 pub mod init;
 pub mod list;

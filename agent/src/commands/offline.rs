@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 
 use crate::cli::LookArgs;
 use crate::config::{Config, ConfigFlags, host};
+use crate::core::loop_state::LoopState;
 use crate::core::model::settings::Settings;
 use crate::core::plan::preview::Preview;
 use crate::inspect::agent_objects;
@@ -136,9 +137,14 @@ impl Offline {
         self.reconciler.preview(self.began.elapsed()).map_err(|error| anyhow::anyhow!("{error}"))
     }
 
+    /// What is known about the node.
+    pub fn state(&self) -> LoopState<'_> {
+        self.reconciler.state(self.began.elapsed())
+    }
+
     /// The report of a preview.
     pub fn report(&self, preview: &Preview) -> PlanReport {
-        let state = self.reconciler.state(self.began.elapsed());
+        let state = self.state();
         let report = PlanReport::build(preview, state.observed);
         PlanReport {
             source: self.source.clone(),

@@ -8,6 +8,7 @@ pub mod filter;
 pub mod ipvs_conn;
 pub mod ipvs_table;
 pub mod ipvsadm;
+pub mod kernel_text;
 pub mod layout;
 pub mod owners;
 pub mod plan_report;
