@@ -103,8 +103,14 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     notice_slow_lists(store.clone())?;
     let setup = setup(args, &config, &settings, &name);
     let health = reporting.health.clone();
-    let answers =
-        Answers { inbox: inbox.clone(), store: store.clone(), health, metrics: metrics.clone(), setup };
+    let answers = Answers {
+        inbox: inbox.clone(),
+        store: store.clone(),
+        health,
+        metrics: metrics.clone(),
+        setup,
+        held: Arc::default(),
+    };
     socket::serve(claim, answers)?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
     if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {

@@ -3,8 +3,9 @@
 //! 5 ms; the rest is read beside it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -92,6 +93,8 @@ pub struct Answers {
     pub health: SharedHealth,
     pub metrics: Metrics,
     pub setup: Setup,
+    /// Microseconds that questions held up the loop.
+    pub held: Arc<AtomicU64>,
 }
 
 impl Answers {
@@ -129,6 +132,11 @@ impl Answers {
         }
     }
 
+    /// How long questions have held up the loop since the last call.
+    pub fn take_held(&self) -> Duration {
+        Duration::from_micros(self.held.swap(0, Ordering::Relaxed))
+    }
+
     fn status(&self, limit: Duration) -> Result<String, String> {
         let (is_ready, readiness) = self.health.with(|health| (health.is_ready(), health.readiness()));
         let input = StatusInput {
@@ -153,7 +161,14 @@ impl Answers {
     {
         let (sender, receiver) = mpsc::channel();
         // The receiver is gone when the loop was too slow.
-        self.inbox.ask(Box::new(move |state| drop(sender.send(question(state)))));
+        let held = self.held.clone();
+        self.inbox.ask(Box::new(move |state| {
+            let began = Instant::now();
+            let answer = question(state);
+            let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            held.fetch_add(took, Ordering::Relaxed);
+            drop(sender.send(answer));
+        }));
         match receiver.recv_timeout(limit) {
             Ok(answer) => to_json(&answer),
             Err(_) => Err(format!(

@@ -67,7 +67,12 @@ impl Layout {
 
     /// Lines that begin with `first`; what does not fit continues below it.
     pub fn wrap(self, first: &str, text: &str) -> String {
-        let indent = " ".repeat(first.chars().count());
+        self.hang(first, first.chars().count(), text)
+    }
+
+    /// The same; what does not fit continues below, indented by so many columns.
+    pub fn hang(self, first: &str, indent: usize, text: &str) -> String {
+        let indent = " ".repeat(indent);
         if self.width == usize::MAX {
             return format!("{first}{text}\n");
         }

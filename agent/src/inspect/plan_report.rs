@@ -87,15 +87,16 @@ impl PlanReport {
     /// The text for people; `all`: every change, not only their numbers.
     pub fn text(&self, layout: Layout, all: bool) -> String {
         let services = words::count(self.services, "Service");
-        let mut text = match self.changes.len() {
-            0 => format!("a start would change nothing: {services}, objects from {}\n", self.source),
+        let first = match self.changes.len() {
+            0 => format!("a start would change nothing: {services}, objects from {}", self.source),
             count => format!(
-                "a start would make {}: {services}, objects from {}, rules mode {}\n",
+                "a start would make {}: {services}, objects from {}, rules mode {}",
                 words::count(count, "change"),
                 self.source,
                 self.rules_mode
             ),
         };
+        let mut text = layout.wrap("", &first);
         for (kind, count) in &self.summary {
             let _ = writeln!(text, "  {:>7} {}", words::thousands(*count), kind.replace('_', " "));
         }

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
@@ -29,8 +29,8 @@ const LONGEST: u64 = 4096;
 const TRIES: usize = 10;
 /// The time between two tries to bind a socket that a process other than an agent has.
 const RETRY: Duration = Duration::from_secs(10);
-/// After a question the next one waits this many times as long as the answer took: clients in a loop take at most a fifth
-/// of the sync loop's time.
+/// After a question the next one waits this many times as long as the question held up the sync loop: clients in a loop
+/// take at most a fifth of its time.
 const REST: u32 = 4;
 
 /// Why there is no answer.
@@ -154,10 +154,9 @@ fn accept(listener: &UnixListener, answers: &Answers) {
         if !peer(&stream).is_ok_and(|peer| is_trusted(&peer)) {
             continue;
         }
-        let began = Instant::now();
         // The client sees a closed connection.
         let _ = answer(stream, answers);
-        std::thread::sleep((began.elapsed() * REST).min(TIMEOUT));
+        std::thread::sleep((answers.take_held() * REST).min(TIMEOUT));
     }
 }
 

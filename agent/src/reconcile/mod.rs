@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The reconcile loop: the only thread that changes the kernel.
 
+#[cfg(test)]
+mod answer_tests;
 mod audit;
 #[cfg(test)]
 mod cut_off_tests;

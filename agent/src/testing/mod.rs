@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod exposition;
+pub mod golden;
 mod properties;
 pub mod random;
 pub mod scenarios;

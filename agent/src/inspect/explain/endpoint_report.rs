@@ -33,7 +33,7 @@ impl EndpointReport {
         let weight = weight(state, vs, rs);
         let failure = state.retries.failing().find(|(s, _)| **s == Subject::RealServer(vs, rs));
         let reason = match (failure, weight) {
-            (Some((_, failing)), _) => format!("the kernel refused it: {}", failing.error),
+            (Some((_, failing)), _) => format!("cannot program it: {}", failing.error),
             (None, None) if role.serves() && state.observed.is_some() => "not in the kernel yet".to_owned(),
             (None, Some(0)) if !role.serves() => format!("{}; drains its old connections", text(role)),
             _ => text(role).to_owned(),

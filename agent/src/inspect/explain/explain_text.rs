@@ -36,9 +36,9 @@ impl Frontend {
             Err(_) => format!("{}:{}", self.address, self.port),
         };
         let mut what = format!("{} {server}", self.protocol);
-        match (&self.kind, &self.service) {
-            (Some(kind), Some(service)) => _ = write!(what, "  {kind} of Service {service}"),
-            (_, Some(service)) => _ = write!(what, "  Service {service}"),
+        match (&self.kind, &self.claimant, &self.service) {
+            (Some(kind), Some(claimant), _) => _ = write!(what, "  {kind} of Service {claimant}"),
+            (_, _, Some(service)) => _ = write!(what, "  Service {service}"),
             _ => what.push_str("  no Service"),
         }
         let mut text = format!("{}\n", layout.paint(Tone::Title, &what));
@@ -58,9 +58,8 @@ impl Frontend {
             facts.push(format!("clients keep their endpoint for {seconds} s"));
         }
         text.push_str(&layout.wrap("  ", &facts.join("; ")));
-        if !self.losers.is_empty() {
-            let line =
-                format!("also claimed by {}, which are younger and not served here", self.losers.join(", "));
+        if !self.losers.is_empty() && self.claimant == self.service {
+            let line = format!("also claimed by {}: younger, and not served here", self.losers.join(", "));
             text.push_str(&layout.wrap("  ", &line));
         }
         if !self.endpoints.is_empty() {
@@ -108,7 +107,7 @@ impl Frontend {
 
 impl PathReport {
     fn text(&self, layout: Layout, steps: bool) -> String {
-        let mut text = layout.wrap(&format!("  from {}: ", self.client), &self.result);
+        let mut text = layout.hang(&format!("  from {}: ", self.client), 6, &self.result);
         if steps {
             for step in &self.steps {
                 text.push_str(&layout.wrap("    - ", step));

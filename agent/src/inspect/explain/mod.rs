@@ -63,7 +63,9 @@ pub struct Frontend {
     pub port: u16,
     /// `ClusterIP`, `external IP`, `load-balancer IP` or `node port`; null: no Service has it.
     pub kind: Option<String>,
-    /// `NAMESPACE/NAME[:PORT]` that serves here.
+    /// `NAMESPACE/NAME[:PORT]` that the target names.
+    pub claimant: Option<String>,
+    /// The one that serves here: another one if the claimant lost a conflict.
     pub service: Option<String>,
     /// Services that claim the same address and port, and lose: the oldest Service wins, then the first name.
     pub losers: Vec<String>,
@@ -132,6 +134,12 @@ fn of_service(
         let roles = endpoints::roles(&all, &server.real_servers, is_local, state.node);
         let mut frontend = frontend(state, server.key, Some(server), request, &all);
         frontend.kind = Some(kind.to_owned());
+        frontend.claimant = Some(server.owner());
+        if frontend.service != frontend.claimant {
+            // What the kernel has here belongs to the winner.
+            frontends.push(frontend);
+            continue;
+        }
         frontend.policy = Some(if wants_local { "Local" } else { "Cluster" }.to_owned());
         let oddity = path::Oddity { kind, wants_local, is_local, has_others: service.has_other_vips() };
         frontend.paths.iter_mut().for_each(|path| path.add_oddity(&oddity));
