@@ -2,7 +2,7 @@
 //! The socket at which a running agent answers the commands that ask it. Its name is abstract: it belongs to the network
 //! namespace, so a client reaches the agent of its own node, and no file remains. Only root may ask.
 //!
-//! A client sends one [`AgentRequest`] as a line of JSON. The answer is a JSON document, or an [`Answer::Refused`].
+//! A client sends one [`AgentRequest`] as a line of JSON. The answer is a JSON document, or says why there is none.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;

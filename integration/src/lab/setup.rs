@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,34 @@ impl<'a> Setup<'a> {
         let spec = AgentSpec { config: path, objects: Some(file), args, ..AgentSpec::default() };
         let agent = Agent::start(node.ns(), &spec)?;
         Ok(Self { node, dir, agent })
+    }
+
+    /// The folder of its files, for more of them.
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The file of its objects.
+    pub fn objects(&self) -> PathBuf {
+        objects_file(&self.dir)
+    }
+
+    /// The arguments that name its configuration and its objects.
+    pub fn arguments(&self) -> Vec<String> {
+        let config = self.dir.path().join("config.yaml");
+        vec![format!("--config={}", config.display()), format!("--objects={}", self.objects().display())]
+    }
+
+    /// Starts the agent again, which has ended.
+    ///
+    /// # Errors
+    /// As [`Setup::start`].
+    pub fn restart(mut self) -> Result<Self> {
+        let config = self.dir.path().join("config.yaml");
+        let args = vec!["-v=6".to_owned()];
+        let spec = AgentSpec { config, objects: Some(self.objects()), args, ..AgentSpec::default() };
+        self.agent = Agent::start(self.node.ns(), &spec)?;
+        Ok(self)
     }
 
     /// Replaces the objects.

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The commands that look at a node, on a real kernel: what they print (`docs/examples`), that they find what differs,
+//! and that they change nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use integration::lab::{Lab, Netns, Node, Setup, agent_binary};
+use integration::objects::{ServiceBuilder, slice};
+use serde_json::{Value, json};
+
+/// Limit for an agent to follow.
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Outcome {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs a command of the agent's program with lines of 100 columns.
+fn run(ns: &Netns, args: &[&str]) -> Outcome {
+    let binary = agent_binary().unwrap();
+    let command: Vec<&str> =
+        ["env", "COLUMNS=100", binary.to_str().unwrap()].into_iter().chain(args.iter().copied()).collect();
+    let output = ns.try_exec(&command, None).unwrap();
+    Outcome { code: output.status.code().unwrap_or(-1), stdout: output.stdout, stderr: output.stderr }
+}
+
+fn objects() -> Vec<Value> {
+    let web = ServiceBuilder::new("web", &["10.96.0.10"], &[("http", "TCP", 80)])
+        .node_ports(&[30080])
+        .load_balancer(&["203.0.113.7"])
+        .external_policy("Local")
+        .build();
+    let dns = ServiceBuilder::new("dns", &["10.96.0.11"], &[("dns", "UDP", 53)]).build();
+    vec![
+        web,
+        slice("web", &["10.244.1.5@node-a", "10.244.2.6@node-b"], &[("http", "TCP", 8080)]),
+        dns,
+        slice("dns", &["10.244.2.9@node-b"], &[("dns", "UDP", 53)]),
+    ]
+}
+
+fn start<'a>(node: &'a Node, more: &Value) -> Setup<'a> {
+    let setup = Setup::start(node, more, objects()).unwrap();
+    setup.wait("the first sync", || setup.agent.log().contains("ready: ")).unwrap();
+    setup
+}
+
+/// The text with fixed times, versions and paths.
+fn normalised(text: &str, setup: &Setup<'_>) -> String {
+    let text = text.replace(&setup.objects().display().to_string(), "/etc/kube-ipvs/objects");
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        for i in 1..words.len() {
+            let unit = words[i].trim_end_matches([',', ')', ';', ':']).to_owned();
+            let is_number = words[i - 1].parse::<f64>().is_ok();
+            if is_number && ["ms", "s", "µs", "min", "h"].contains(&&*unit) {
+                words[i - 1] = "42".to_owned();
+                words[i] = words[i].replacen(&unit, "ms", 1);
+            }
+        }
+        let line = words.join(" ");
+        lines.push(match line.split_once("kube-ipvs 0.") {
+            Some((start, _)) if start.trim() == "version" => format!("{start}kube-ipvs 0.1.0, Linux 6.12.0"),
+            _ => line,
+        });
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Compares with a file in `docs/examples`, and leaves what was printed in a folder that outlives the guest.
+fn compare(name: &str, text: &str) -> bool {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples").join(name);
+    if let Some(out) = std::env::var_os("GUEST_OUT") {
+        let folder = PathBuf::from(out).join("examples");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    std::fs::read_to_string(kept).is_ok_and(|kept| kept == text)
+}
+
+#[test]
+fn examples_of_the_documentation_are_what_the_commands_print() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let setup = start(&node, &json!({}));
+    let ns = node.ns();
+    let other = setup.folder().join("other.yaml");
+    let config = integration::objects::config("node-a", &json!({"ipvs": {"scheduler": "lc"}}));
+    std::fs::write(&other, config.to_string()).unwrap();
+    let with_other = format!("--config={}", other.display());
+    let mut wrong = Vec::new();
+    for (name, code, args) in [
+        ("status.txt", 0, &["status"][..]),
+        ("explain.txt", 0, &["explain", "test/web"]),
+        ("explain-from.txt", 0, &["explain", "203.0.113.7:80", "--from", "198.51.100.9"]),
+        ("plan.txt", 2, &["plan", &with_other]),
+        ("verify.txt", 0, &["verify", "--timeout=20s"]),
+        ("list.txt", 0, &["list", "-o", "wide"]),
+    ] {
+        let outcome = run(ns, args);
+        assert_eq!(outcome.code, code, "{args:?}: {}{}", outcome.stdout, outcome.stderr);
+        let text = normalised(&outcome.stdout, &setup);
+        if !compare(name, &text) {
+            wrong.push(format!("docs/examples/{name}:\n{text}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// All that the agent manages, as the tools of the kernel show it.
+fn kernel_state(ns: &Netns) -> String {
+    let show = |command: &[&str]| ns.try_exec(command, None).map(|output| output.stdout).unwrap_or_default();
+    let mut state = String::new();
+    for command in [
+        &["ipvsadm", "-Sn"][..],
+        &["ip", "-o", "addr"],
+        &["ip", "route", "show", "table", "all"],
+        &["ipset", "save"],
+        &["iptables-save"],
+        &["ip6tables-save"],
+        &["nft", "list", "ruleset"],
+    ] {
+        // Counters and comments with times are no state.
+        let lines = show(command);
+        let lines = lines.lines().filter(|line| !line.starts_with(['#', ':']));
+        lines.for_each(|line| state.push_str(&format!("{line}\n")));
+    }
+    state
+}
+
+#[test]
+fn questions_change_nothing_and_every_format_is_a_document() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let setup = start(&node, &json!({}));
+    let ns = node.ns();
+    let before = kernel_state(ns);
+    let bundle = setup.folder().join("bundle.tar");
+    let file = format!("--file={}", bundle.display());
+    for args in [
+        &["status"][..],
+        &["explain", "web"],
+        &["explain", "10.244.2.6", "--steps"],
+        &["plan"],
+        &["verify"],
+        &["list", "-c"],
+        &["bundle", &file],
+    ] {
+        let outcome = run(ns, args);
+        assert_eq!(outcome.code, 0, "{args:?}: {}{}", outcome.stdout, outcome.stderr);
+    }
+    for args in [&["status"][..], &["explain", "test/web"], &["plan"], &["verify"]] {
+        let json = run(ns, &[args, &["-o", "json"]].concat()).stdout;
+        let json: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["schemaVersion"], 1, "{args:?}");
+        let yaml = run(ns, &[args, &["-o", "yaml"]].concat()).stdout;
+        assert!(yaml.contains("schemaVersion: 1"), "{yaml}");
+    }
+    assert_eq!(kernel_state(ns), before);
+    let listing = ns.exec(&["tar", "-tf", bundle.to_str().unwrap()]).unwrap().stdout;
+    for name in
+        ["README.txt", "config.yaml", "status.txt", "log.txt", "plan.txt", "ipvs.txt", "kernel/sets.txt"]
+    {
+        assert!(listing.contains(&format!("kube-ipvs-bundle/{name}")), "{name} is missing in {listing}");
+    }
+    let readme = ["tar", "-xOf", bundle.to_str().unwrap(), "kube-ipvs-bundle/README.txt"];
+    let readme = ns.exec(&readme).unwrap().stdout;
+    assert!(!readme.contains("missing:"), "{readme}");
+}
+
+#[test]
+fn plan_and_verify_name_what_another_program_changed_while_no_agent_runs() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let mut setup = start(&node, &json!({}));
+    let ns = node.ns();
+    let arguments = setup.arguments();
+    let look = |command: &str, more: &[&str]| {
+        let args: Vec<&str> = std::iter::once(command)
+            .chain(arguments.iter().map(String::as_str))
+            .chain(more.iter().copied())
+            .collect();
+        run(ns, &args)
+    };
+    setup.agent.stop().unwrap();
+    let status = run(ns, &["status"]);
+    assert_eq!(status.code, 3, "{}", status.stderr);
+    assert_eq!(run(ns, &["explain", "web"]).code, 3);
+    let verified = look("verify", &[]);
+    assert_eq!(verified.code, 0, "{}{}", verified.stdout, verified.stderr);
+    assert_eq!(look("plan", &[]).code, 0);
+    ns.exec(&["ipvsadm", "-D", "-t", "10.96.0.10:80"]).unwrap();
+    ns.exec(&["ip", "addr", "del", "10.96.0.11/32", "dev", "kube-ipvs0"]).unwrap();
+    ns.exec(&["ipvsadm", "-A", "-t", "192.0.2.77:7", "-s", "rr"]).unwrap();
+    let verified = look("verify", &["--timeout=3s"]);
+    assert_eq!(verified.code, 1, "{}", verified.stderr);
+    for difference in
+        ["+ virtual server TCP 10.96.0.10:80", "+ address 10.96.0.11", "- virtual server TCP 192.0.2.77:7"]
+    {
+        assert!(verified.stdout.contains(difference), "{difference} is missing in {}", verified.stdout);
+    }
+    let plan = look("plan", &[]);
+    assert_eq!(plan.code, 2);
+    assert!(
+        plan.stdout.contains("ipvs.excludeCIDRs") && plan.stdout.contains("192.0.2.77:7"),
+        "{}",
+        plan.stdout
+    );
+    let setup = setup.restart().unwrap();
+    let verified = run(ns, &["verify", "--timeout=20s"]);
+    assert_eq!(verified.code, 0, "{}{}", verified.stdout, verified.stderr);
+    assert!(!setup.agent.log().is_empty());
+}
+
+#[test]
+fn status_tells_what_cannot_be_programmed_and_explain_why() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let setup = start(&node, &json!({}));
+    let ns = node.ns();
+    let network = ns.exec(&["ip", "-o", "-4", "addr", "show", "scope", "global"]).unwrap().stdout;
+    let broadcast =
+        network.split(" brd ").nth(1).and_then(|text| text.split(' ').next()).unwrap_or("127.0.0.1");
+    let mut more = objects();
+    more.push(ServiceBuilder::new("bad", &["10.96.0.12"], &[("p", "TCP", 80)]).build());
+    more.push(slice("bad", &[&format!("{broadcast}@node-b")], &[("p", "TCP", 80)]));
+    setup.write(more).unwrap();
+    let began = Instant::now();
+    let status = loop {
+        let status = run(ns, &["status"]);
+        if status.code == 1 || began.elapsed() > LIMIT {
+            break status;
+        }
+    };
+    assert_eq!(status.code, 1, "{}", status.stdout);
+    let object = format!("real server TCP 10.96.0.12:80 -> {broadcast}:80 of Service test/bad");
+    assert!(status.stdout.replace("\n    ", " ").contains(&object), "{}", status.stdout);
+    let explained = run(ns, &["explain", "test/bad"]);
+    assert!(explained.stdout.contains("cannot program it:"), "{}", explained.stdout);
+}
