@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
-use kube_ipvs::commands::{cleanup, explain_target, list, run, show_config, show_status};
+use kube_ipvs::commands::{cleanup, explain_target, list, run, show_config, show_status, watch_traffic};
 use kube_ipvs::words;
 
 fn main() -> ExitCode {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         None => done(run::run(&cli.run)),
         Some(Command::Run(args)) => done(run::run(args)),
         Some(Command::List(args)) => done(list::run(args)),
+        Some(Command::Top(args)) => done(watch_traffic::run(args)),
         Some(Command::Status(args)) => show_status::run(args),
         Some(Command::Explain(args)) => explain_target::run(args),
         Some(Command::Config(args)) => done(show_config::run(args)),

@@ -8,6 +8,8 @@ pub mod list;
 pub mod run;
 pub mod show_config;
 pub mod show_status;
+mod top_terminal;
+pub mod watch_traffic;
 
 use std::io::{ErrorKind, Write as _};
 
