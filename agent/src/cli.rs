@@ -11,6 +11,8 @@ use crate::config::duration::GoDuration;
 use crate::core::model::Protocol;
 use crate::inspect::filter::QueryTarget;
 use crate::inspect::ipvs_table::ListFormat;
+use crate::inspect::top::top_state::INTERVALS;
+use crate::inspect::top::traffic_order::SortOrder;
 
 /// The version, and what it was built from.
 pub const LONG_VERSION: &str = concat!(
@@ -50,6 +52,10 @@ pub enum Command {
     ///
     /// `kube-ipvs -Ln` is the same, and takes the other flags of `ipvsadm -Ln`, too.
     List(ListArgs),
+    /// Watch the traffic of Services and of their real servers, as `top` does for processes.
+    ///
+    /// Prints one table if the output is no terminal. The key h lists the keys.
+    Top(TopArgs),
     /// Show the state of the agent of this node on one screen.
     ///
     /// Exits with 0 if all is well, 1 if the node is not ready or something is not as it should be, 3 if no agent answers.
@@ -312,6 +318,23 @@ pub struct ShowArgs {
     pub timeout: bool,
 }
 
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Only Services of this namespace.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Time between two readings. The kernel adds up its counters every 2 s: rates over a shorter time jump.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(INTERVALS))]
+    pub interval: u64,
+    /// The order at the start.
+    #[arg(long, value_enum, default_value_t)]
+    pub sort: SortOrder,
+    /// Print one table after one interval.
+    #[arg(long)]
+    pub once: bool,
+}
+
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "named after the protocol")]
@@ -406,6 +429,21 @@ mod tests {
             [&["-n"][..], &["list", "--stats", "--rate"], &["list", "a/b/c"], &["list", "--sort", "--nosort"]]
         {
             assert!(parse(args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn the_arguments_of_top() {
+        let top = |args: &[&str]| match parse(args).unwrap().command {
+            Some(Command::Top(top)) => top,
+            _ => panic!("{args:?}"),
+        };
+        let usual = top(&["top"]);
+        assert_eq!((usual.interval, usual.sort, usual.once), (2, SortOrder::Connections, false));
+        let all = top(&["top", "-n", "shop", "--interval=5", "--sort=bytes", "--once"]);
+        assert_eq!((all.namespace.as_deref(), all.interval, all.sort), (Some("shop"), 5, SortOrder::Bytes));
+        for wrong in ["--interval=0", "--interval=3601", "--interval=x", "--sort=size", "web"] {
+            assert!(parse(&["top", wrong]).is_err(), "{wrong}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use kube_ipvs::cli::{Cli, Command};
 use kube_ipvs::commands::{
     cleanup, collect_bundle, explain_target, list, plan_start, run, show_config, show_status, verify_node,
+    watch_traffic,
 };
 use kube_ipvs::words;
 
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         None => done(run::run(&cli.run)),
         Some(Command::Run(args)) => done(run::run(args)),
         Some(Command::List(args)) => done(list::run(args)),
+        Some(Command::Top(args)) => done(watch_traffic::run(args)),
         Some(Command::Status(args)) => show_status::run(args),
         Some(Command::Explain(args)) => explain_target::run(args),
         Some(Command::Plan(args)) => plan_start::run(args),

@@ -11,7 +11,9 @@ pub mod plan_start;
 pub mod run;
 pub mod show_config;
 pub mod show_status;
+mod top_terminal;
 pub mod verify_node;
+pub mod watch_traffic;
 
 use std::io::{ErrorKind, Write as _};
 

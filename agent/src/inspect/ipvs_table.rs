@@ -165,7 +165,7 @@ fn numbers(stats: Option<&Stats>, of: fn(&Stats) -> [u64; 5]) -> Value {
 
 impl ServiceOwners {
     /// The Service of a virtual server.
-    fn name_of(&self, id: &ServiceId) -> Option<&str> {
+    pub(super) fn name_of(&self, id: &ServiceId) -> Option<&str> {
         crate::kernel::ipvs::vs_key(id).and_then(|key| self.get(&key.to_string()))
     }
 }

@@ -4,6 +4,7 @@
 use std::io::IsTerminal as _;
 
 use anstyle::{AnsiColor, Style};
+use ratatui_crossterm::crossterm::terminal;
 
 /// Narrowest last column of a table.
 const NARROWEST: usize = 16;
@@ -32,10 +33,7 @@ impl Layout {
         let is_terminal = std::io::stdout().is_terminal();
         let has = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let given = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
-        let terminal = || {
-            let (terminal_size::Width(width), _) = terminal_size::terminal_size()?;
-            Some(usize::from(width))
-        };
+        let terminal = || terminal::size().ok().map(|(columns, _)| usize::from(columns)).filter(|n| *n > 0);
         let usual = if is_terminal { terminal().unwrap_or(80) } else { usize::MAX };
         Self {
             width: given.filter(|width| *width > 0).unwrap_or(usual),

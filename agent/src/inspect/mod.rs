@@ -16,3 +16,4 @@ pub mod socket;
 pub mod sort;
 pub mod status;
 mod status_text;
+pub mod top;
