@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
-use kube_ipvs::commands::{cleanup, explain_target, list, run, show_config, show_status};
+use kube_ipvs::commands::{cleanup, diagnose, explain_target, list, run, show_config, show_status};
 use kube_ipvs::words;
 
 fn main() -> ExitCode {
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Some(Command::List(args)) => done(list::run(args)),
         Some(Command::Status(args)) => show_status::run(args),
         Some(Command::Explain(args)) => explain_target::run(args),
+        Some(Command::Doctor(args)) => diagnose::run(args),
         Some(Command::Config(args)) => done(show_config::run(args)),
         Some(Command::Cleanup(args)) => done(cleanup::run(args)),
     };

@@ -2,6 +2,7 @@
 //! The commands of the program.
 
 pub mod cleanup;
+pub mod diagnose;
 pub mod explain_target;
 pub mod init;
 pub mod list;

@@ -20,6 +20,11 @@ pub struct ConfigFlags {
 }
 
 impl ConfigFlags {
+    /// Whether no flag is given.
+    pub fn is_empty(&self) -> bool {
+        self.given.is_empty() && self.healthz_port.is_none()
+    }
+
     /// The flags as if given on the command line, e.g. `("ipvs-scheduler", "lc")`; unknown flags are ignored.
     pub fn of(flags: &[(&str, &str)]) -> Self {
         let given = flags.iter().filter_map(|(name, text)| {

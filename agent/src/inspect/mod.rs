@@ -2,6 +2,7 @@
 //! What the commands show that look at a node: the IPVS table, and what the running agent answers at its socket.
 
 pub mod answers;
+pub mod doctor;
 pub mod explain;
 pub mod filter;
 pub mod ipvs_conn;
