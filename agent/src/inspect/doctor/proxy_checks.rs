@@ -221,7 +221,9 @@ fn other_modes<'a>(intent: &'a Intent, found: &'a Found) -> impl Iterator<Item =
     const CHECK: &str = "leftovers";
     let why = match intent.agent_runs {
         true => "the agent removed such rules at its start, so a kube-proxy runs or a removal failed",
-        false => "they serve Services until a start has programmed all of them; then the agent removes them",
+        false => {
+            "such rules serve Services until a start has programmed all of them; then the agent removes them"
+        }
     };
     let remedy = |kept: &[String]| match kept {
         _ if intent.agent_runs => {

@@ -89,7 +89,7 @@ fn rules_of_other_modes_are_warnings() {
     let before = leftovers(&intent, &facts);
     assert_eq!(levels(&before), [Level::Warning; 2]);
     assert!(before[0].what.starts_with("IPv4 rules of another kube-proxy mode: 1 chain"), "{before:?}");
-    assert!(before[0].why.as_ref().unwrap().starts_with("they serve Services until"));
+    assert!(before[0].why.as_ref().unwrap().starts_with("such rules serve Services until"));
     intent.agent_runs = true;
     assert!(leftovers(&intent, &facts)[1].remedy.as_ref().unwrap().contains("restart the agent"));
     intent.settings.shares_node = true;
