@@ -22,6 +22,7 @@ const THREADS: (u32, u32) = (6, 2);
 /// Virtual servers from which estimators in a softirq delay packets by milliseconds.
 const MANY: usize = 2000;
 
+const TIMEOUTS: &str = "timeouts";
 pub(super) const KEEPALIVE: &str = "/proc/sys/net/ipv4/tcp_keepalive_time";
 pub(super) const ESTABLISHED: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
 pub(super) const FIN_WAIT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_fin_wait";
@@ -189,69 +190,81 @@ fn timeouts_in_force(intent: &Intent, facts: &DoctorFacts) -> Timeouts {
 }
 
 fn timeouts(intent: &Intent, facts: &DoctorFacts) -> Vec<NodeFinding> {
-    const CHECK: &str = "timeouts";
-    let Timeouts { tcp, tcp_fin, udp } = timeouts_in_force(intent, facts);
+    let in_force = timeouts_in_force(intent, facts);
+    let Timeouts { tcp, tcp_fin, udp } = in_force;
+    let mut findings = Vec::new();
+    findings.extend(keepalive(tcp, facts));
+    findings.extend(longer_than_conntrack(&in_force, intent, facts));
+    if findings.is_empty() {
+        findings.push(NodeFinding::ok(
+            TIMEOUTS,
+            format!("TCP {tcp} s, TCP after a FIN {tcp_fin} s, UDP {udp} s"),
+        ));
+    }
+    findings
+}
+
+/// Whether idle TCP connections are forgotten before their keepalive.
+fn keepalive(tcp: u32, facts: &DoctorFacts) -> Option<NodeFinding> {
+    let name = dotted(KEEPALIVE);
+    let Some(keepalive) = facts.sysctls.number(KEEPALIVE) else {
+        return Some(NodeFinding::warning(
+            TIMEOUTS,
+            format!("the TCP timeout of {tcp} s could not be compared with keepalive"),
+            format!("{name} cannot be read"),
+            "run this command in the node's network namespace, with /proc",
+        ));
+    };
+    let (enough, sooner) = (keepalive.saturating_add(300), tcp / 3 * 2);
+    (i64::from(tcp) <= keepalive).then(|| {
+        NodeFinding::warning(
+            TIMEOUTS,
+            format!("IPVS forgets TCP connections that are idle for {tcp} s"),
+            format!(
+                "TCP keepalive begins after {keepalive} s ({name}), so an idle connection to a Service is reset at its \
+                 next packet"
+            ),
+            format!(
+                "set ipvs.tcpTimeout: {enough}s, or let the programs send keepalives earlier than after {tcp} s \
+                 (`sysctl -w {name}={sooner}` in their pods)"
+            ),
+        )
+    })
+}
+
+fn longer_than_conntrack(
+    in_force: &Timeouts,
+    intent: &Intent,
+    facts: &DoctorFacts,
+) -> impl Iterator<Item = NodeFinding> {
     // The agent sets those of the configuration.
     let conntrack = |path: &'static str| {
         let wanted = intent.settings.sysctls.iter().find(|sysctl| sysctl.path == path);
         wanted.map(|sysctl| sysctl.value).or_else(|| facts.sysctls.number(path))
     };
-    let mut findings = Vec::new();
-    let keepalive = facts.sysctls.number(KEEPALIVE);
-    if let Some(keepalive) = keepalive.filter(|keepalive| i64::from(tcp) <= *keepalive) {
-        let enough = keepalive + 300;
-        findings.push(NodeFinding::warning(
-            CHECK,
-            format!("IPVS forgets TCP connections that are idle for {tcp} s"),
-            format!(
-                "TCP keepalive begins after {keepalive} s ({}), so an idle connection to a Service is reset at its next \
-                 packet",
-                dotted(KEEPALIVE)
-            ),
-            format!(
-                "set ipvs.tcpTimeout: {enough}s, or let the programs send keepalives earlier than after {tcp} s \
-                 (`sysctl -w {}={}` in their pods)",
-                dotted(KEEPALIVE),
-                tcp * 2 / 3
-            ),
-        ));
-    }
-    let is_longer = |ours: u32, theirs: Option<i64>| theirs.filter(|theirs| i64::from(ours) > *theirs);
-    let longer = [
-        ("ipvs.tcpTimeout", tcp, ESTABLISHED, "conntrack.tcpEstablishedTimeout"),
-        ("ipvs.tcpFinTimeout", tcp_fin, FIN_WAIT, ""),
+    let pairs = [
+        ("ipvs.tcpTimeout", in_force.tcp, ESTABLISHED, "conntrack.tcpEstablishedTimeout"),
+        ("ipvs.tcpFinTimeout", in_force.tcp_fin, FIN_WAIT, ""),
         // The kernel's defaults, 300 s and 120 s, are no mistake of the operator.
         ("ipvs.udpTimeout", intent.settings.timeouts.udp, UDP_STREAM, "conntrack.udpStreamTimeout"),
     ];
-    for (field, ours, path, of_conntrack) in longer {
-        let Some(theirs) = is_longer(ours, conntrack(path)) else { continue };
+    let finding = move |(field, ours, path, of_conntrack): (&str, u32, &'static str, &str)| {
+        let theirs = conntrack(path).filter(|theirs| i64::from(ours) > *theirs)?;
         let other = match of_conntrack {
             "" => format!("run `sysctl -w {}={ours}`", dotted(path)),
             of_conntrack => format!("set {of_conntrack}: {ours}s"),
         };
-        findings.push(NodeFinding::warning(
-            CHECK,
+        Some(NodeFinding::warning(
+            TIMEOUTS,
             format!(
                 "{field} is {ours} s, and connection tracking forgets after {theirs} s ({})",
                 dotted(path)
             ),
             "IPVS still sends to the real server, but the masquerading of the connection is lost",
             format!("set {field}: {theirs}s or less, or {other}"),
-        ));
-    }
-    if keepalive.is_none() {
-        findings.push(NodeFinding::warning(
-            CHECK,
-            format!("the TCP timeout of {tcp} s could not be compared with keepalive"),
-            format!("{} cannot be read", dotted(KEEPALIVE)),
-            "run this command in the node's network namespace, with /proc",
-        ));
-    }
-    if findings.is_empty() {
-        findings
-            .push(NodeFinding::ok(CHECK, format!("TCP {tcp} s, TCP after a FIN {tcp_fin} s, UDP {udp} s")));
-    }
-    findings
+        ))
+    };
+    pairs.into_iter().filter_map(finding)
 }
 
 #[cfg(test)]

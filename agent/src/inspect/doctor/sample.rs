@@ -107,8 +107,13 @@ pub(super) fn facts() -> DoctorFacts {
         }),
         ..DoctorFacts::unknown("not in the sample")
     };
+    set_all(&mut facts);
+    facts
+}
+
+fn set_all(facts: &mut DoctorFacts) {
     for path in sysctl_paths().filter(|path| !path.contains("/vs/") && !path.contains("bridge")) {
-        set(&mut facts, path, "1");
+        set(facts, path, "1");
     }
     for (path, value) in [
         ("net/ipv4/tcp_keepalive_time", "7200"),
@@ -117,10 +122,9 @@ pub(super) fn facts() -> DoctorFacts {
         ("net/netfilter/nf_conntrack_udp_timeout_stream", "120"),
         ("net/ipv4/conf/all/rp_filter", "2"),
     ] {
-        set(&mut facts, &format!("/proc/sys/{path}"), value);
+        set(facts, &format!("/proc/sys/{path}"), value);
     }
     let usual = intent("");
     debug_assert_eq!(usual.rules, Some(RulesMode::Iptables));
-    meet(&mut facts, &usual);
-    facts
+    meet(facts, &usual);
 }
