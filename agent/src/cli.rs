@@ -80,6 +80,12 @@ pub enum Command {
     /// It has the configuration without secrets, the status, the plan of a start, the kernel state of every kind, sysctls,
     /// the last log lines, metrics and versions: names and addresses of Services, and no content of packets.
     Bundle(BundleArgs),
+    /// Check this node, before the agent is installed or any time after: kernel, settings, other proxies, networks and the
+    /// API server.
+    ///
+    /// Writes nothing. Takes the flags of the agent; without --config and without flags it uses the configuration of the
+    /// running agent. Exits with 1 if there is an error.
+    Doctor(DoctorArgs),
     /// Print the configuration in force with the origin of each value, and check whether a start would work.
     ///
     /// Takes the flags of the agent. Exits with 1 if a start would fail: it tries the scheduler on this machine's
@@ -175,6 +181,22 @@ pub struct ExplainArgs {
     /// Each decision on the way of a packet, and commands that show the kernel's own evidence; --from does that, too.
     #[arg(long)]
     pub steps: bool,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The configuration.
+    #[command(flatten)]
+    pub source: ConfigSource,
+    /// The agent's `--objects`: the API server is then not checked.
+    #[arg(long, value_name = "PATH")]
+    pub objects: Option<PathBuf>,
+    /// URL of the API server, instead of the kubeconfig's or the pod's.
+    #[arg(long, value_name = "URL", conflicts_with = "objects")]
+    pub master: Option<String>,
     #[command(flatten)]
     pub answer: AnswerArgs,
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use kube_ipvs::cli::{Cli, Command};
 use kube_ipvs::commands::{
-    cleanup, collect_bundle, explain_target, list, plan_start, run, show_config, show_status, verify_node,
-    watch_traffic,
+    cleanup, collect_bundle, diagnose, explain_target, list, plan_start, run, show_config, show_status,
+    verify_node, watch_traffic,
 };
 use kube_ipvs::words;
 
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Some(Command::Plan(args)) => plan_start::run(args),
         Some(Command::Verify(args)) => verify_node::run(args),
         Some(Command::Bundle(args)) => done(collect_bundle::run(args)),
+        Some(Command::Doctor(args)) => diagnose::run(args),
         Some(Command::Config(args)) => done(show_config::run(args)),
         Some(Command::Cleanup(args)) => done(cleanup::run(args)),
     };

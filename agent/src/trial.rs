@@ -37,6 +37,8 @@ pub enum Tester<'a> {
     Agent(&'a Config),
     /// A user at a terminal, maybe on another machine or without privileges.
     Person,
+    /// A user on a node where no agent runs: every port must be free.
+    Alone,
 }
 
 struct Trial<'a> {
@@ -56,12 +58,7 @@ pub fn check(
     trial.take(host::node_name(&config.hostname_override).map(drop));
     let kernel = trial.check_kernel();
     trial.take(kernel);
-    // Listeners belong to a runtime.
-    let entered = runtime.enter();
-    trial.check_address(HEALTHZ, |c| c.healthz_address);
-    trial.check_address(METRICS, |c| Some(c.metrics_address));
-    drop(entered);
-    trial.check_collision();
+    trial.check_ports(runtime);
     if let Some(master) = api {
         let api = trial.check_api(master, runtime);
         trial.take(api);
@@ -69,7 +66,23 @@ pub fn check(
     trial.findings
 }
 
+/// Checks only whether the agent can listen at its addresses.
+pub fn check_ports(config: &Config, tester: Tester<'_>, runtime: &tokio::runtime::Handle) -> Findings {
+    let mut trial = Trial { config, tester, findings: Findings::default() };
+    trial.check_ports(runtime);
+    trial.findings
+}
+
 impl Trial<'_> {
+    fn check_ports(&mut self, runtime: &tokio::runtime::Handle) {
+        // Listeners belong to a runtime.
+        let entered = runtime.enter();
+        self.check_address(HEALTHZ, |c| c.healthz_address);
+        self.check_address(METRICS, |c| Some(c.metrics_address));
+        drop(entered);
+        self.check_collision();
+    }
+
     fn take(&mut self, result: anyhow::Result<()>) {
         self.findings.errors.extend(result.err().map(|error| words::chain(&error)));
     }
@@ -101,7 +114,7 @@ impl Trial<'_> {
             (Err(error), Tester::Agent(_)) => {
                 return Err(error.context(format!("kubeIPVS.rules: {}", settings.rules)));
             }
-            (Err(error), Tester::Person) => {
+            (Err(error), Tester::Person | Tester::Alone) => {
                 let why = words::chain(&error);
                 self.findings.notes.push(format!("ipvs.scheduler was not checked here: {why}"));
             }
@@ -156,7 +169,7 @@ impl Trial<'_> {
             let message = describe(&error, &api.route);
             match self.tester {
                 Tester::Agent(_) => self.findings.errors.push(message),
-                Tester::Person => self.findings.notes.push(message),
+                Tester::Person | Tester::Alone => self.findings.notes.push(message),
             }
         }
         Ok(())
@@ -214,6 +227,8 @@ mod tests {
             findings.errors[0].contains("metricsBindAddress: cannot listen at 127.0.0.1"),
             "{findings:?}"
         );
+        let alone = found(&running, Tester::Alone, false);
+        assert!(alone.errors[0].contains("metricsBindAddress: cannot listen"), "{alone:?}");
         let person = found(&running, Tester::Person, false);
         assert!(person.notes.iter().any(|note| note.contains("the running agent may use it")), "{person:?}");
     }

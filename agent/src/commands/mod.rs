@@ -3,6 +3,7 @@
 
 pub mod cleanup;
 pub mod collect_bundle;
+pub mod diagnose;
 pub mod explain_target;
 pub mod init;
 pub mod list;

@@ -3,6 +3,7 @@
 
 pub mod agent_objects;
 pub mod answers;
+pub mod doctor;
 pub mod explain;
 pub mod filter;
 pub mod ipvs_conn;

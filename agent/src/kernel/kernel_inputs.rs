@@ -8,6 +8,7 @@ use netlink_packet_core::Parseable;
 use netlink_packet_sock_diag::inet::InetResponse;
 
 use super::host::name_servers::NamedHosts;
+use super::host::node_files::{FoundModules, ModuleState, module_files, parse_capabilities};
 use super::host::{local_route, routes, sockets};
 use super::iptables::flavour::{self, Flavour};
 use super::ipvs::proc_ip_vs::{Parser, Shown};
@@ -24,6 +25,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("ipset", ipset),
     ("name-servers", name_servers),
     ("nf-datagram", nf_datagram),
+    ("node-files", node_files),
     ("proc-ip-vs", proc_ip_vs),
     ("rtnl-route", route),
     ("sock-diag", sock_diag),
@@ -128,4 +130,16 @@ fn name_servers(bytes: &[u8]) {
     let mut named = NamedHosts::default();
     named.take(&text);
     assert!(named.servers.len() + named.routers.len() <= text.len());
+}
+
+/// Lists of modules, and the capabilities of a process: a module in a list is there.
+fn node_files(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let mut found =
+        FoundModules { installed: Some(module_files(&text).collect()), ..FoundModules::default() };
+    assert!(found.installed.iter().flatten().all(|name| found.state(name) == ModuleState::Installed));
+    found.take_loaded(&text);
+    assert!(found.present.iter().all(|name| found.state(name) == ModuleState::Present));
+    assert!(found.present.len() <= text.lines().count());
+    let _ = parse_capabilities(&text);
 }

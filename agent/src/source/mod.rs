@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where objects come from: the Kubernetes API or files. Both fill the store through one decoder.
 
+pub mod access_review;
 pub mod api;
 mod api_servers;
 pub mod client;

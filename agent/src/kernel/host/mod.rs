@@ -2,9 +2,11 @@
 //! Files, programs and sockets of the node.
 
 pub mod child;
+pub mod links;
 pub(in crate::kernel) mod local_route;
 pub mod modules;
 pub mod name_servers;
+pub mod node_files;
 pub mod routes;
 pub mod sockets;
 pub mod sysctl;

@@ -88,15 +88,15 @@ fn compare<E>(
 
 /// Which programs are installed.
 #[derive(Clone, Copy, Debug)]
-struct Installed {
-    nft: bool,
-    legacy: bool,
+pub(super) struct Installed {
+    pub nft: bool,
+    pub legacy: bool,
     /// The flavour of the plain `iptables-save`, as far as it is known.
-    plain: Option<Flavour>,
+    pub plain: Option<Flavour>,
 }
 
 impl Installed {
-    fn in_path(path: &OsStr) -> Self {
+    pub fn in_path(path: &OsStr) -> Self {
         let plain = find(path, "iptables-save").map(|program| {
             // A link to a multi-call program whose name contains the flavour.
             let target = program.canonicalize().unwrap_or(program);
@@ -148,7 +148,7 @@ fn has_kubelet_chain(rules: &str) -> bool {
 }
 
 /// Whether any legacy table exists in this network namespace.
-fn legacy_tables_exist() -> bool {
+pub(super) fn legacy_tables_exist() -> bool {
     ["ip_tables_names", "ip6_tables_names"].iter().any(|file| {
         // The namespace of this thread: each test has its own.
         let names = std::fs::read_to_string(Path::new("/proc/thread-self/net").join(file));

@@ -2,6 +2,7 @@
 //! `iptables-save`, `iptables-restore` and their IPv6 counterparts: the only external programs of the agent.
 
 pub mod flavour;
+pub mod iptables_survey;
 pub mod worker;
 
 use crate::core::plan::outcome::{Cause, OpError};
@@ -41,9 +42,13 @@ pub struct Iptables {
 
 /// The version of the program that the agent of this node runs, such as `1.8.9 (nf_tables)`; `None`: it does not tell.
 pub fn version() -> Option<String> {
-    let program = Iptables::default().program(Family::V4, "save").ok()?;
-    let text = child::run(&program, &["--version"], "", LIMIT, |_| {}).ok()?;
-    Some(text.trim().split_once(" v")?.1.to_owned())
+    child_version(&Iptables::default().program(Family::V4, "save").ok()?).ok()
+}
+
+/// The version of a program.
+fn child_version(program: &str) -> Result<String, ChildError> {
+    let text = child::run(program, &["--version"], "", LIMIT, |_| {})?;
+    Ok(text.trim().split_once(" v").map_or_else(|| text.trim().to_owned(), |(_, version)| version.to_owned()))
 }
 
 impl Iptables {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! IPVS besides commands: the table in `/proc`, and counters.
 
+pub mod ipvs_survey;
 pub mod proc_ip_vs;
 pub mod traffic;
 

@@ -48,6 +48,14 @@ pub fn generation(client: &mut Client) -> Result<Option<u32>, Error> {
     }
 }
 
+/// Whether the kernel has nf_tables.
+///
+/// # Errors
+/// When it does not answer, or the process lacks a privilege.
+pub fn is_available() -> Result<bool, Error> {
+    Ok(generation(&mut Client::open()?)?.is_some())
+}
+
 /// Removes a table of a family with its contents, atomically.
 ///
 /// # Errors
