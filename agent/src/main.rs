@@ -3,9 +3,9 @@
 
 use std::process::ExitCode;
 
-use kube_ipvs::cli::{Cli, Command};
+use kube_ipvs::cli::{Cli, Command, completion};
 use kube_ipvs::commands::{
-    cleanup, collect_bundle, diagnose, explain_target, list, plan_start, run, show_config, show_status,
+    self, cleanup, collect_bundle, diagnose, explain_target, list, plan_start, run, show_config, show_status,
     verify_node, watch_traffic,
 };
 use kube_ipvs::words;
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Some(Command::Bundle(args)) => done(collect_bundle::run(args)),
         Some(Command::Doctor(args)) => diagnose::run(args),
         Some(Command::Config(args)) => done(show_config::run(args)),
+        Some(Command::Completion { shell }) => done(commands::print(&completion(*shell))),
         Some(Command::Cleanup(args)) => done(cleanup::run(args)),
     };
     match result {

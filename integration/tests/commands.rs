@@ -4,8 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use integration::lab::{Lab, Netns, Node, Setup, agent_binary};
@@ -76,7 +77,7 @@ fn normalised(text: &str, setup: &Setup<'_>) -> String {
 
 /// Compares with a file in `docs/examples`, and leaves what was printed in a folder that outlives the guest.
 fn compare(name: &str, text: &str) -> bool {
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples").join(name);
+    let kept = examples().join(name);
     // Only a guest has this folder.
     let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest/out");
     if out.is_dir() {
@@ -104,6 +105,7 @@ fn examples_of_the_documentation_are_what_the_commands_print() {
         ("plan.txt", 2, &["plan", &with_other]),
         ("verify.txt", 0, &["verify", "--timeout=20s"]),
         ("list.txt", 0, &["list", "-o", "wide"]),
+        ("top.txt", 0, &["top", "--once", "--interval=1"]),
     ] {
         let outcome = run(ns, args);
         assert_eq!(outcome.code, code, "{args:?}: {}{}", outcome.stdout, outcome.stderr);
@@ -112,7 +114,25 @@ fn examples_of_the_documentation_are_what_the_commands_print() {
             wrong.push(format!("docs/examples/{name}:\n{text}"));
         }
     }
+    // What a doctor finds depends on the machine: the example has to have the same checks.
+    let doctor = run(ns, &["doctor"]);
+    assert!(doctor.code <= 1, "{}", doctor.stderr);
+    let example = std::fs::read_to_string(examples().join("doctor.txt")).unwrap_or_default();
+    compare("doctor.txt", &normalised(&doctor.stdout, &setup));
+    if checks(&example) != checks(&doctor.stdout) {
+        wrong.push(format!("docs/examples/doctor.txt:\n{}", doctor.stdout));
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The names of the checks of a doctor.
+fn checks(text: &str) -> BTreeSet<&str> {
+    let is_name = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
+    text.lines().filter(is_name).filter_map(|line| line.split_whitespace().next()).collect()
+}
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples")
 }
 
 /// All that the agent manages, as the tools of the kernel show it.

@@ -37,7 +37,7 @@ fn print_answer<T: serde::Serialize>(
 }
 
 /// Writes to standard output. A closed pipe is no error.
-fn print(text: &str) -> anyhow::Result<()> {
+pub fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),

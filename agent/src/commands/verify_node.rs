@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::offline::Offline;
-use crate::cli::VerifyArgs;
+use crate::cli::{LookArgs, VerifyArgs};
 use crate::core::plan::preview::Preview;
 use crate::inspect::layout::{Layout, Tone};
 use crate::words;
@@ -41,7 +41,7 @@ pub struct VerifyReport {
 /// The objects or the kernel cannot be read at the first try.
 pub fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let until = Instant::now() + args.timeout;
-    let mut offline = Offline::open(&args.look)?;
+    let mut offline = open(&args.look, until)?;
     let mut is_synced = offline.refresh()?;
     let report = loop {
         let report = match (is_synced, offline.preview()) {
@@ -57,6 +57,16 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     };
     super::print_answer(&report, args.answer.output, |layout| report.text(layout))?;
     Ok(ExitCode::from(u8::from(!report.equal)))
+}
+
+/// Opens the node. An agent that starts has no socket yet: tried again until the time is over.
+fn open(look: &LookArgs, until: Instant) -> anyhow::Result<Offline> {
+    loop {
+        match Offline::open(look) {
+            Err(_) if Instant::now() + PAUSE <= until => std::thread::sleep(PAUSE),
+            opened => return opened,
+        }
+    }
 }
 
 fn problem(problem: String) -> VerifyReport {
