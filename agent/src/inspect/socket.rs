@@ -156,8 +156,13 @@ fn accept(listener: &UnixListener, answers: &Answers) {
         }
         // The client sees a closed connection.
         let _ = answer(stream, answers);
-        std::thread::sleep((answers.take_held() * REST).min(TIMEOUT));
+        std::thread::sleep(rest(answers.take_held()));
     }
+}
+
+/// The pause after a question.
+fn rest(held: Duration) -> Duration {
+    (held * REST).min(TIMEOUT)
 }
 
 fn answer(mut stream: UnixStream, answers: &Answers) -> std::io::Result<()> {
@@ -213,4 +218,100 @@ fn ask_text(request: &AgentRequest) -> Result<String, AskError> {
         anyhow::Ok(text)
     };
     talk().map_err(|_| AskError::Silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::core::plan::pass::Due;
+    use crate::inbox::Inbox;
+    use crate::inspect::answers::Setup;
+    use crate::inspect::owners::OwnersPage;
+    use crate::inspect::status::Status;
+    use crate::testing::cluster::Cluster;
+    use crate::testing::{Agent, kernel, reporting};
+
+    fn answers(inbox: &Arc<Inbox>, agent: &Agent) -> Answers {
+        let reporting = reporting();
+        let setup = Setup {
+            node: "n1".to_owned(),
+            config: serde_json::json!({}),
+            rules: "iptables".to_owned(),
+            source: "files".to_owned(),
+            version: "0".to_owned(),
+            pid: 1,
+            started: std::time::SystemTime::now(),
+        };
+        let (health, metrics) = (reporting.health, reporting.metrics);
+        Answers {
+            inbox: inbox.clone(),
+            store: agent.store.clone(),
+            health,
+            metrics,
+            setup,
+            held: Arc::default(),
+        }
+    }
+
+    fn talk(path: &std::path::Path, text: &str) -> String {
+        let mut stream = UnixStream::connect(path).unwrap();
+        // The agent may close a connection whose request is too long.
+        let _ = stream.write_all(text.as_bytes());
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn requests_are_answered_and_nonsense_is_refused() {
+        let spec = serde_json::json!({"clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80}]});
+        let mut agent = Agent::start(kernel(), &Cluster::default().service("a", spec, &[]));
+        agent.converge(Due::Changes, 6);
+        let inbox = Arc::new(Inbox::default());
+        let answers = answers(&inbox, &agent);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || accept(&listener, &answers));
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = over.clone();
+        let client = std::thread::spawn(move || {
+            let requests = [
+                "{\"owners\": {\"after\": null}}\n".to_owned(),
+                "\"status\"\n".to_owned(),
+                "{\"shutDown\": 1}\n".to_owned(),
+                "{\"explain\": {\"target\": \"a/b/c\", \"from\": null}}\n".to_owned(),
+                "x".repeat(LONGEST as usize + 9) + "\n",
+            ];
+            let answers = requests.map(|request| talk(&path, &request));
+            ended.store(true, Ordering::Relaxed);
+            answers
+        });
+        while !over.load(Ordering::Relaxed) {
+            let mail = inbox.wait(Some(Duration::from_millis(5)));
+            let state = agent.reconciler.state(agent.now);
+            mail.questions.into_iter().for_each(|question| question(&state));
+        }
+        let [owners, status, nonsense, wrong, long] = client.join().unwrap();
+        let page: OwnersPage = serde_json::from_str(&owners).unwrap();
+        assert_eq!(page.lines, ["TCP 10.96.0.1:80 d/a:p"]);
+        let status: Status = serde_json::from_str(&status).unwrap();
+        assert_eq!((status.services, &*status.node), (1, "n1"));
+        for refused in [nonsense, wrong] {
+            assert!(serde_json::from_str::<Refusal>(&refused).is_ok(), "{refused}");
+        }
+        assert!(long.is_empty() || serde_json::from_str::<Refusal>(&long).is_ok(), "{long}");
+    }
+
+    #[test]
+    fn clients_in_a_loop_take_a_fifth_of_the_loops_time() {
+        for micros in [0, 100, 5_000, 900_000] {
+            let held = Duration::from_micros(micros);
+            assert_eq!(rest(held), held * 4, "a fifth: one part of five");
+        }
+        assert_eq!(rest(Duration::from_secs(60)), TIMEOUT, "a slow question blocks no others for ever");
+    }
 }

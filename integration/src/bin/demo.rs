@@ -60,7 +60,13 @@ fn main() -> Result<()> {
     let (mut agent, took) = start_agent(&node, folder.path())?;
     say(&format!("kube-ipvs runs on the node; everything was programmed {took:.1?} after its start."));
     agent.log().lines().filter(|line| line.contains("ready: ")).for_each(show);
-    list(node.ns())?;
+    tell(node.ns(), &["list"])?;
+    say(
+        "The agent explains itself: its state, what a packet to the dashboard meets, and whether the kernel is right.",
+    );
+    tell(node.ns(), &["status"])?;
+    tell(node.ns(), &["explain", DASHBOARD_VIP])?;
+    tell(node.ns(), &["verify"])?;
     talk(&asker, &outside)?;
     scale(&node, &outside, folder.path(), &agent)?;
     say("The agent stops (SIGTERM). The kernel keeps everything; Services are served as before:");
@@ -119,11 +125,12 @@ fn wait(agent: &Agent, done: impl Fn() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-fn list(ns: &Netns) -> Result<()> {
-    show("$ kube-ipvs list");
+/// Runs a command of the agent's program, which must find everything well.
+fn tell(ns: &Netns, args: &[&str]) -> Result<()> {
+    show(&format!("$ kube-ipvs {}", args.join(" ")));
     let binary = agent_binary()?;
-    let output = ns.exec(&[binary.to_str().context("path of the agent")?, "list"])?;
-    print!("{}", output.stdout);
+    let command = [&[binary.to_str().context("path of the agent")?], args].concat();
+    print!("{}", ns.exec(&command)?.stdout);
     Ok(())
 }
 
@@ -178,8 +185,7 @@ fn scale(node: &Node, outside: &Host, folder: &Path, agent: &Agent) -> Result<()
     let table = || Ok::<_, anyhow::Error>(node.ns().exec(&["ipvsadm", "-Ln"])?.stdout);
     wait(agent, || Ok(table()?.lines().filter(|line| drains(line)).count() == 1))?;
     show(&format!("it drains (weight 0) after {:.1?}, one `ipvsadm` to see it included:", start.elapsed()));
-    show("$ ipvsadm -Ln");
-    table()?.lines().filter(drains).for_each(show);
+    tell(node.ns(), &["list", "--draining"])?;
     let answers = ask("outside", &format!("tcp {DASHBOARD_VIP}"), 6, |to| ask_tcp(&outside.ns, to, ASK))?;
     ensure!(!answers.contains_key("dashboard-3") && answers.len() == 2, "traffic did not move: {answers:?}");
     let answer = open.ask().context("the open connection broke")?;

@@ -61,9 +61,9 @@ fn an_unprivileged_user_on_the_socket_of_the_agent_blocks_no_start() {
     let ns = Netns::new("node-a").unwrap();
     let files = Files::new(&no_audits(), one_service());
     let take = r#"use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or die $!;
-                  bind(S, pack("S a*", AF_UNIX, "\0kube-ipvs/owners")) or die $!; listen(S, 1); sleep 600"#;
+                  bind(S, pack("S a*", AF_UNIX, "\0kube-ipvs/agent")) or die $!; listen(S, 1); sleep 600"#;
     let mut squatter = ns.spawn(as_nobody(&["perl", "-e", take])).unwrap();
-    let taken = || run(&ns, &["ss", "-xl"]).contains("@kube-ipvs/owners");
+    let taken = || run(&ns, &["ss", "-xl"]).contains("@kube-ipvs/agent");
     let start = Instant::now();
     while !taken() {
         assert!(start.elapsed() < LIMIT, "the socket is not taken");
@@ -72,12 +72,12 @@ fn an_unprivileged_user_on_the_socket_of_the_agent_blocks_no_start() {
     let agent = files.start(&ns);
     wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32"));
     let log = agent.log();
-    assert!(log.contains("of user 65534 has the socket @kube-ipvs/owners and is no kube-ipvs"), "{log}");
+    assert!(log.contains("of user 65534 has the socket @kube-ipvs/agent and is no kube-ipvs"), "{log}");
     // A client does not trust the foreign socket.
     let asked = run_agent(&ns, &["list", "-o", "wide"]);
     assert!(asked.contains("is no kube-ipvs") && asked.contains("10.96.0.10:80"), "{asked}");
     squatter.kill();
-    wait_for("the socket", &agent, || agent.log().contains("the socket @kube-ipvs/owners is free again"));
+    wait_for("the socket", &agent, || agent.log().contains("the socket @kube-ipvs/agent is free again"));
     assert!(run_agent(&ns, &["list", "-o", "wide"]).contains("test/web"));
     // The agent does not answer unprivileged users.
     let binary = agent_binary().unwrap();
