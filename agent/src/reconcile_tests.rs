@@ -21,7 +21,7 @@ use crate::core::plan::outcome::Cause;
 use crate::core::plan::outcome::Finished;
 use crate::core::plan::subject::{Part, Subject};
 use crate::inbox::Inbox;
-use crate::inspect::owners::OwnersPage;
+use crate::inspect::owners::{OwnersOf, OwnersPage};
 use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, ProbeResult, Runner};
 use crate::reconcile::schedule::Schedule;
@@ -297,7 +297,9 @@ fn the_loop_waits_for_every_list_answers_requests_and_stops() {
     let owners = || {
         let (sender, receiver) = std::sync::mpsc::channel();
         inbox.ask(Box::new(move |state| {
-            sender.send(OwnersPage::build(state.desired, None).lines.join("\n")).unwrap();
+            sender
+                .send(OwnersPage::build(state.desired, None, &OwnersOf::default()).lines.join("\n"))
+                .unwrap();
         }));
         receiver.recv_timeout(Duration::from_secs(20)).unwrap()
     };

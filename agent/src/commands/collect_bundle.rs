@@ -18,7 +18,7 @@ use crate::inspect::ipvs_table::{self, IpvsTable};
 use crate::inspect::ipvsadm::Columns;
 use crate::inspect::kernel_text;
 use crate::inspect::layout::Layout;
-use crate::inspect::owners::ServiceOwners;
+use crate::inspect::owners::{OwnersOf, ServiceOwners};
 use crate::inspect::socket::ask;
 use crate::inspect::status::Status;
 use crate::kernel::iptables;
@@ -54,7 +54,7 @@ pub fn run(args: &BundleArgs) -> anyhow::Result<()> {
     bundle.try_add("log.txt", || Ok(ask::<Vec<String>>(&AgentRequest::Log)?.join("\n") + "\n"));
     bundle.try_add("metrics.txt", || Ok(ask::<String>(&AgentRequest::Metrics)?));
     bundle.try_add("ipvs.txt", || {
-        let owners = ServiceOwners::ask().unwrap_or_default();
+        let owners = ServiceOwners::ask(&OwnersOf::default()).unwrap_or_default();
         let table = IpvsTable::read(&Filter::default(), &owners, true)?;
         Ok(table.text(Columns::Usual, Some(&owners))
             + "\n"

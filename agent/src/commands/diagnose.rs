@@ -16,7 +16,7 @@ use crate::core::plan::ownership::DEVICE;
 use crate::inspect::answers::{AgentRequest, Setup};
 use crate::inspect::doctor::facts::{ApiFacts, DoctorFacts, Intent};
 use crate::inspect::doctor::{DoctorReport, NodeFinding, sysctl_paths};
-use crate::inspect::owners::ServiceOwners;
+use crate::inspect::owners::{OwnersOf, ServiceOwners};
 use crate::inspect::socket::{AskError, ask};
 use crate::kernel::host::links;
 use crate::kernel::host::node_files::NodeFiles;
@@ -171,7 +171,7 @@ fn facts(args: &DoctorArgs, plan: &DoctorPlan, setup: Option<&Setup>, runtime: &
         iptables,
         nftables: nft_tables::is_available().map_err(|error| words::causes(&error)),
         found,
-        owners: setup.and_then(|_| ServiceOwners::ask().ok()),
+        owners: setup.and_then(|_| ServiceOwners::ask(&OwnersOf::default()).ok()),
         ports: ports(&plan.intent, setup, runtime),
         api: api(args, plan, setup, runtime),
         time: SystemTime::now()

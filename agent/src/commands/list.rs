@@ -40,7 +40,7 @@ fn owners(format: ListFormat, filter: &Filter) -> anyhow::Result<ServiceOwners> 
     if format == ListFormat::Ipvsadm && !filter.needs_owners() {
         return Ok(ServiceOwners::default());
     }
-    match ServiceOwners::ask() {
+    match ServiceOwners::ask(&filter.owners_of()) {
         Err(error) if filter.needs_owners() => {
             Err(anyhow::Error::from(error).context("cannot select by Service"))
         }

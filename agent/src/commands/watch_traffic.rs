@@ -19,7 +19,7 @@ use crate::inspect::answers::{AgentRequest, Setup};
 use crate::inspect::filter::Filter;
 use crate::inspect::ipvs_table::IpvsTable;
 use crate::inspect::layout::Layout;
-use crate::inspect::owners::ServiceOwners;
+use crate::inspect::owners::{OwnersOf, ServiceOwners};
 use crate::inspect::socket::{AskError, ask};
 use crate::inspect::top::once_table::once_table;
 use crate::inspect::top::rate_meter::RateMeter;
@@ -179,7 +179,7 @@ impl TopReader {
     /// Asks the agent for Services. If it does not answer, those of the last answer stay.
     fn ask(&mut self) -> Result<(), AskError> {
         self.asked = Some(Instant::now());
-        match ServiceOwners::ask() {
+        match ServiceOwners::ask(&OwnersOf::default()) {
             Ok(owners) => {
                 (self.owners, self.problem) = (owners, None);
                 Ok(())

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::explain::{self, ExplainRequest};
-use super::owners::OwnersPage;
+use super::owners::{OwnersOf, OwnersPage};
 use super::status::{Status, StatusInput};
 use crate::core::loop_state::LoopState;
 use crate::core::model::{EndpointSlice, Node, ObjectName, Service, VsKey};
@@ -30,7 +30,7 @@ const PAGE: usize = 500;
 #[serde(rename_all = "camelCase")]
 pub enum AgentRequest {
     /// A page of the Services of virtual servers: an [`OwnersPage`].
-    Owners { after: Option<VsKey> },
+    Owners { after: Option<VsKey>, of: OwnersOf },
     /// A [`Status`].
     Status,
     /// An [`explain::Explanation`].
@@ -101,8 +101,8 @@ impl Answers {
     /// The answer as JSON, or a sentence that says why there is none. The loop has up to `limit` for its part.
     pub fn answer(&self, request: &AgentRequest, limit: Duration) -> Result<String, String> {
         match request.clone() {
-            AgentRequest::Owners { after } => {
-                self.ask_loop(limit, move |state| OwnersPage::build(state.desired, after))
+            AgentRequest::Owners { after, of } => {
+                self.ask_loop(limit, move |state| OwnersPage::build(state.desired, after, &of))
             }
             AgentRequest::Status => self.status(limit),
             AgentRequest::Explain(request) => {
@@ -148,7 +148,8 @@ impl Answers {
             waiting_for: self.store.waiting_for(),
             watches: self.metrics.watches(),
             kubernetes: self.metrics.kubernetes(),
-            malformed: self.store.tally().malformed,
+            malformed: self.store.malformed_by_kind(),
+            servers: self.metrics.objects.servers(),
             uptime: self.setup.started.elapsed().unwrap_or_default(),
         };
         self.ask_loop(limit, move |state| Status::build(state, input))
@@ -167,6 +168,7 @@ impl Answers {
             let answer = question(state);
             let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             held.fetch_add(took, Ordering::Relaxed);
+            tracing::debug!("a question held up the sync loop for {took} µs");
             drop(sender.send(answer));
         }));
         match receiver.recv_timeout(limit) {

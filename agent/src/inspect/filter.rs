@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ipvs_netlink::{Destination, Service};
 
-use super::owners::ServiceOwners;
+use super::owners::{OwnersOf, ServiceOwners};
 use crate::core::model::{Protocol, VsKey};
 use crate::kernel::ipvs::vs_key;
 
@@ -61,6 +61,15 @@ impl Filter {
     /// Whether the names of Services are needed.
     pub fn needs_owners(&self) -> bool {
         self.namespace.is_some() || matches!(self.target, Some(QueryTarget::Service { .. }))
+    }
+
+    /// The virtual servers whose Services are needed.
+    pub fn owners_of(&self) -> OwnersOf {
+        let (namespace, name) = match &self.target {
+            Some(QueryTarget::Service { namespace, name, .. }) => (namespace.clone(), Some(name.clone())),
+            _ => (None, None),
+        };
+        OwnersOf { namespace: namespace.or_else(|| self.namespace.clone()), name }
     }
 
     /// Whether it has every virtual server with all real servers.

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::AgentRequest;
 use super::socket::{AskError, ask};
-use crate::core::model::VsKey;
+use crate::core::model::{ObjectName, VsKey};
 use crate::core::service::desired::Desired;
 use crate::core::service::fragment::VirtualServer;
 use crate::store::first_after;
 
 /// Virtual servers of one page.
-const PAGE: usize = 2000;
+const PAGE: usize = 1000;
 
 /// Lines of `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]` in the order of virtual servers.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -25,14 +25,31 @@ pub struct OwnersPage {
     pub last: Option<VsKey>,
 }
 
+/// The virtual servers that a client wants; empty: all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnersOf {
+    /// Only Services of this namespace.
+    pub namespace: Option<String>,
+    /// Only Services of this name.
+    pub name: Option<String>,
+}
+
+impl OwnersOf {
+    fn has(&self, service: &ObjectName) -> bool {
+        self.name.as_ref().is_none_or(|name| **name == *service.name)
+            && self.namespace.as_ref().is_none_or(|namespace| **namespace == *service.namespace)
+    }
+}
+
 impl OwnersPage {
     /// The first virtual servers after `after`.
-    pub fn build(desired: &Desired, after: Option<VsKey>) -> Self {
-        Self::with_size(desired, after, PAGE)
+    pub fn build(desired: &Desired, after: Option<VsKey>, of: &OwnersOf) -> Self {
+        Self::with_size(desired, after, of, PAGE)
     }
 
-    fn with_size(desired: &Desired, after: Option<VsKey>, size: usize) -> Self {
-        let keys = first_after(desired.virtual_servers().map(|vs| vs.key), after.as_ref(), size);
+    fn with_size(desired: &Desired, after: Option<VsKey>, of: &OwnersOf, size: usize) -> Self {
+        let wanted = desired.virtual_servers().filter(|vs| of.has(&vs.service));
+        let keys = first_after(wanted.map(|vs| vs.key), after.as_ref(), size);
         let line = |vs: &Arc<VirtualServer>| format!("{} {}", vs.key, vs.owner());
         let lines = keys.iter().filter_map(|key| desired.virtual_server(key)).map(line).collect();
         Self { lines, last: keys.last().copied().filter(|_| keys.len() == size) }
@@ -56,10 +73,10 @@ impl ServiceOwners {
     ///
     /// # Errors
     /// When no agent runs, or it does not answer.
-    pub fn ask() -> Result<Self, AskError> {
+    pub fn ask(of: &OwnersOf) -> Result<Self, AskError> {
         let (mut owners, mut after) = (Self::default(), None);
         loop {
-            let OwnersPage { lines, last } = ask(&AgentRequest::Owners { after })?;
+            let OwnersPage { lines, last } = ask(&AgentRequest::Owners { after, of: of.clone() })?;
             lines.iter().for_each(|line| owners.add(line));
             match last {
                 Some(last) => after = Some(last),
@@ -92,7 +109,7 @@ impl ServiceOwners {
 mod tests {
     use super::*;
     use crate::core::model::changes::Changes;
-    use crate::core::model::{ObjectName, Protocol, VsSpec};
+    use crate::core::model::{Protocol, VsSpec};
     use crate::core::service::fragment::Fragment;
 
     #[test]
@@ -127,7 +144,7 @@ mod tests {
         for size in [1, 3, 5, 10, 11] {
             let (mut lines, mut after, mut pages) = (Vec::new(), None, 0);
             loop {
-                let page = OwnersPage::with_size(&desired, after, size);
+                let page = OwnersPage::with_size(&desired, after, &OwnersOf::default(), size);
                 assert!(page.lines.len() <= size);
                 lines.extend(page.lines);
                 pages += 1;
@@ -140,5 +157,11 @@ mod tests {
             assert_eq!(lines, expected, "pages of {size}");
             assert_eq!(pages, 10 / size + 1);
         }
+        let of = |namespace: &str, name: &str| {
+            let of = OwnersOf { namespace: Some(namespace.to_owned()), name: Some(name.to_owned()) };
+            OwnersPage::build(&desired, None, &of).lines
+        };
+        assert_eq!(of("d", "7"), ["TCP 10.96.0.7:80 d/7"]);
+        assert!(of("e", "7").is_empty() && of("d", "77").is_empty());
     }
 }

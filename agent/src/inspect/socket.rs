@@ -280,7 +280,8 @@ mod tests {
         let ended = over.clone();
         let client = std::thread::spawn(move || {
             let requests = [
-                "{\"owners\": {\"after\": null}}\n".to_owned(),
+                "{\"owners\": {\"after\": null, \"of\": {\"namespace\": \"d\", \"name\": null}}}\n"
+                    .to_owned(),
                 "\"status\"\n".to_owned(),
                 "{\"shutDown\": 1}\n".to_owned(),
                 "{\"explain\": {\"target\": \"a/b/c\", \"from\": null}}\n".to_owned(),

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::answers::Setup;
 use crate::core::loop_state::LoopState;
 use crate::core::mirror::Observed;
-use crate::core::model::Family;
 use crate::core::model::sets::SetId;
+use crate::core::model::{Family, PerFamily};
 use crate::core::plan::history::EndedSync;
 use crate::core::plan::services_of::services_of;
 use crate::core::plan::subject::Subject;
@@ -170,6 +170,8 @@ pub struct StatusInput {
     pub watches: Vec<WatchReport>,
     pub kubernetes: Option<String>,
     pub malformed: [u64; Kind::ALL.len()],
+    /// Virtual servers and real servers in the kernel.
+    pub servers: PerFamily<[usize; 2]>,
     pub uptime: Duration,
 }
 
@@ -196,7 +198,10 @@ impl Status {
             source: input.setup.source,
             uptime: input.uptime.as_secs(),
             services: state.desired.service_count(),
-            families: state.observed.map(|observed| families(state, observed)).unwrap_or_default(),
+            families: state
+                .observed
+                .map(|observed| families(state, observed, &input.servers))
+                .unwrap_or_default(),
             last_sync: state.history.sync.map(|ended| report(&ended, state.now)),
             last_audit: state.history.audit.map(|ended| report(&ended, state.now)),
             oldest_pending_change: (!waiting.is_zero()).then_some(waiting.as_secs_f64()),
@@ -250,27 +255,25 @@ fn problems(state: &LoopState<'_>, input: &StatusInput, not_programmed: &NotProg
     problems
 }
 
-fn families(state: &LoopState<'_>, observed: &Observed) -> Vec<FamilyCounts> {
-    let empty = |family: &Family| FamilyCounts {
+fn families(
+    state: &LoopState<'_>,
+    observed: &Observed,
+    servers: &PerFamily<[usize; 2]>,
+) -> Vec<FamilyCounts> {
+    let mut addresses = PerFamily::<usize>::default();
+    observed.addresses.iter().for_each(|net| addresses[Family::of(net.addr())] += 1);
+    let count = |family: &Family| FamilyCounts {
         family: family.to_string(),
-        virtual_servers: 0,
-        real_servers: 0,
-        addresses: observed.addresses.iter().filter(|net| Family::of(net.addr()) == *family).count(),
+        virtual_servers: servers[family][0],
+        real_servers: servers[family][1],
+        addresses: addresses[family],
         routes: observed.node.routes.iter().filter(|net| Family::of(net.addr()) == *family).count(),
         set_entries: SetId::all(*family)
             .filter_map(|set| observed.sets.get(&set))
             .map(|set| set.members.len())
             .sum(),
     };
-    let mut counts: Vec<FamilyCounts> = state.settings.families.iter().map(empty).collect();
-    for (key, server) in &observed.virtual_servers {
-        let at = state.settings.families.iter().position(|family| *family == key.family());
-        if let Some(count) = at.and_then(|at| counts.get_mut(at)) {
-            count.virtual_servers += 1;
-            count.real_servers += server.real_servers.len();
-        }
-    }
-    counts
+    state.settings.families.iter().map(count).collect()
 }
 
 fn report(ended: &EndedSync, now: Duration) -> SyncReport {

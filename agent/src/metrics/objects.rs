@@ -82,6 +82,12 @@ impl ObjectMetrics {
         }
     }
 
+    /// Virtual servers and real servers in the kernel, of each family.
+    pub fn servers(&self) -> PerFamily<[usize; 2]> {
+        let number = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or_default();
+        PerFamily::of(|family| [number(&self.virtual_servers[family]), number(&self.real_servers[family])])
+    }
+
     /// The kernel acknowledged an op; `observed` is the mirror before it.
     pub fn done(&self, op: &Op, observed: &Observed) {
         match op {

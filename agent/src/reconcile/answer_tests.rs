@@ -7,6 +7,7 @@ use schemars::schema_for;
 use serde_json::json;
 
 use crate::commands::verify_node::VerifyReport;
+use crate::core::model::PerFamily;
 use crate::core::model::settings::Settings;
 use crate::core::plan::op::OpKind;
 use crate::core::plan::outcome::{Cause, OpError};
@@ -101,6 +102,7 @@ fn status(agent: &Agent) -> Status {
         watches: vec![watch("Service", "following"), watch("EndpointSlice", "failing")],
         kubernetes: Some("v1.36.2".to_owned()),
         malformed: [0, 2, 0],
+        servers: PerFamily::new([6, 5], [0, 0]),
         uptime: Duration::from_secs(4000),
     };
     let mut status = Status::build(&agent.reconciler.state(agent.now), input);

@@ -224,6 +224,11 @@ impl Store {
         self.vips_added.subscribe()
     }
 
+    /// The same by [`Kind`].
+    pub fn malformed_by_kind(&self) -> [u64; Kind::ALL.len()] {
+        self.lock().tally.malformed
+    }
+
     /// A summary of the external and load-balancer IPs.
     pub fn vips(&self) -> VipSummary {
         self.lock().index.vips.summary()

@@ -20,6 +20,7 @@ pub mod node;
 pub mod plot;
 pub mod process;
 pub mod process_rows;
+mod question_rows;
 pub mod rows;
 pub mod series;
 pub mod table;

@@ -10,8 +10,8 @@ use super::events;
 use super::limit;
 use super::mode::Mode;
 use super::node::{FirstSync, Node, Size};
-use super::process_rows;
 use super::table::Row;
+use super::{process_rows, question_rows};
 use crate::lab::{Netns, agent_binary};
 
 /// Number of measurements of a start and of the limit; the median counts.
@@ -68,6 +68,8 @@ pub enum Group {
     Memory,
     /// First answers.
     Answers,
+    /// Commands that ask the agent.
+    Questions,
 }
 
 /// The rows of these groups; `idle`: seconds to watch the agent idle.
@@ -98,6 +100,7 @@ pub fn measure(size: Size, idle: u64, groups: &[Group]) -> Result<Vec<Row>> {
             Ok(())
         }
         Group::Answers => process_rows::answer_rows(size, rows),
+        Group::Questions => question_rows::question_rows(size, rows),
     };
     groups.iter().try_for_each(|group| rows_of(*group, &mut rows))?;
     Ok(rows)

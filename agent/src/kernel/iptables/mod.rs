@@ -42,7 +42,8 @@ pub struct Iptables {
 
 /// The version of the program that the agent of this node runs, such as `1.8.9 (nf_tables)`; `None`: it does not tell.
 pub fn version() -> Option<String> {
-    child_version(&Iptables::default().program(Family::V4, "save").ok()?).ok()
+    // Which flavour the agent uses does not matter here: both are of one version.
+    ["iptables-save", "iptables-nft-save"].iter().find_map(|program| child_version(program).ok())
 }
 
 /// The version of a program.
