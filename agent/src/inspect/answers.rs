@@ -102,13 +102,13 @@ impl Answers {
     pub fn answer(&self, request: &AgentRequest, limit: Duration) -> Result<String, String> {
         match request.clone() {
             AgentRequest::Owners { after, of } => {
-                self.ask_loop(limit, move |state| OwnersPage::build(state.desired, after, &of))
+                self.ask_loop("owners", limit, move |state| OwnersPage::build(state.desired, after, &of))
             }
             AgentRequest::Status => self.status(limit),
             AgentRequest::Explain(request) => {
                 let subject = explain::find(&self.store, &request)?;
                 let answer = move |state: &LoopState<'_>| explain::explain(state, &subject, &request);
-                self.ask_loop(limit, answer)
+                self.ask_loop("explain", limit, answer)
             }
             AgentRequest::Setup => to_json(&self.setup),
             AgentRequest::Surroundings => to_json(&Surroundings {
@@ -152,10 +152,10 @@ impl Answers {
             servers: self.metrics.objects.servers(),
             uptime: self.setup.started.elapsed().unwrap_or_default(),
         };
-        self.ask_loop(limit, move |state| Status::build(state, input))
+        self.ask_loop("status", limit, move |state| Status::build(state, input))
     }
 
-    fn ask_loop<T, Q>(&self, limit: Duration, question: Q) -> Result<String, String>
+    fn ask_loop<T, Q>(&self, what: &'static str, limit: Duration, question: Q) -> Result<String, String>
     where
         T: Serialize + Send + 'static,
         Q: FnOnce(&LoopState<'_>) -> T + Send + 'static,
@@ -168,7 +168,7 @@ impl Answers {
             let answer = question(state);
             let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             held.fetch_add(took, Ordering::Relaxed);
-            tracing::debug!("a question held up the sync loop for {took} µs");
+            tracing::debug!("the question {what} held up the sync loop for {took} µs");
             drop(sender.send(answer));
         }));
         match receiver.recv_timeout(limit) {

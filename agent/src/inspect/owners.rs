@@ -48,8 +48,19 @@ impl OwnersPage {
     }
 
     fn with_size(desired: &Desired, after: Option<VsKey>, of: &OwnersOf, size: usize) -> Self {
-        let wanted = desired.virtual_servers().filter(|vs| of.has(&vs.service));
-        let keys = first_after(wanted.map(|vs| vs.key), after.as_ref(), size);
+        let wins = |key: &VsKey| desired.virtual_server(key).is_some_and(|vs| of.has(&vs.service));
+        let keys = match of {
+            // One Service is found without a search.
+            OwnersOf { namespace: Some(namespace), name: Some(name) } => {
+                let fragment = desired.fragment(&ObjectName::new(namespace, name));
+                let keys = fragment.iter().flat_map(|fragment| &fragment.virtual_servers).map(|vs| vs.key);
+                first_after(keys.filter(wins), after.as_ref(), size)
+            }
+            _ => {
+                let wanted = desired.virtual_servers().filter(|vs| of.has(&vs.service));
+                first_after(wanted.map(|vs| vs.key), after.as_ref(), size)
+            }
+        };
         let line = |vs: &Arc<VirtualServer>| format!("{} {}", vs.key, vs.owner());
         let lines = keys.iter().filter_map(|key| desired.virtual_server(key)).map(line).collect();
         Self { lines, last: keys.last().copied().filter(|_| keys.len() == size) }

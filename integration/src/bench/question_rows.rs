@@ -23,8 +23,8 @@ const COMMANDS: [(&str, &[&str], f64); 5] = [
     ("list of a Service", &["list", "-n", "test", "svc-77"], 0.5),
     ("list of a VIP", &["list", "11.0.0.77"], 0.5),
 ];
-/// The end of the agent's log line about a question.
-const HELD: &str = "a question held up the sync loop for ";
+/// The text of the agent's log line about a question, after its name.
+const HELD: &str = " held up the sync loop for ";
 
 /// Measures every command.
 pub(super) fn question_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
@@ -50,18 +50,20 @@ pub(super) fn question_rows(size: Size, rows: &mut Vec<Row>) -> Result<()> {
             None,
         ));
         let log = agent.log();
-        let held =
-            log.lines().filter_map(|line| line.split_once(HELD)?.1.split(' ').next()?.parse::<f64>().ok());
-        let held: Vec<f64> = held.collect();
-        ensure!(held.len() >= ROUNDS, "the log has {} lines about questions", held.len());
-        let longest = held.into_iter().fold(0.0, f64::max);
-        rows.push(row(
-            format!("{size}: questions, longest hold of the loop"),
-            longest / 1e3,
-            "ms",
-            5.0,
-            None,
-        ));
+        for question in ["status", "explain", "owners"] {
+            let begin = format!("the question {question}{HELD}");
+            let micros = |line: &str| line.split_once(&begin)?.1.split(' ').next()?.parse::<f64>().ok();
+            let held: Vec<f64> = log.lines().filter_map(micros).collect();
+            ensure!(held.len() >= ROUNDS, "the log has {} lines about {question}", held.len());
+            let longest = held.into_iter().fold(0.0, f64::max);
+            rows.push(row(
+                format!("{size}: {question}, longest hold of the loop"),
+                longest / 1e3,
+                "ms",
+                5.0,
+                None,
+            ));
+        }
         agent.stop()?;
         Ok(())
     })
