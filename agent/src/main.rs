@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use kube_ipvs::cli::{Cli, Command, completion};
 use kube_ipvs::commands::{
     self, cleanup, collect_bundle, diagnose, explain_target, list, plan_start, run, show_config, show_status,
-    verify_node, watch_traffic,
+    trace_packets, verify_node, watch_traffic,
 };
 use kube_ipvs::words;
 
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Some(Command::Top(args)) => done(watch_traffic::run(args)),
         Some(Command::Status(args)) => show_status::run(args),
         Some(Command::Explain(args)) => explain_target::run(args),
+        Some(Command::Trace(args)) => trace_packets::run(args),
         Some(Command::Plan(args)) => plan_start::run(args),
         Some(Command::Verify(args)) => verify_node::run(args),
         Some(Command::Bundle(args)) => done(collect_bundle::run(args)),

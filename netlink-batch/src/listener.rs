@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Notifications.
 
+use std::time::Duration;
+
 use crate::Error;
 use crate::channel::{Channel, Inbound, KernelChannel};
 use crate::message::{Received, messages};
 
-/// A member of multicast groups, which waits for notifications without limit.
+/// A member of multicast groups, which waits for notifications, without limit unless one is set.
 #[derive(Debug)]
 pub struct Listener<C = KernelChannel> {
     inbound: Inbound<C>,
@@ -23,6 +25,14 @@ impl Listener {
             channel.join(*group)?;
         }
         Ok(Self::over(channel))
+    }
+
+    /// Sets how long [`Self::receive`] waits before it returns [`Error::Timeout`]; zero: without limit.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system refuses the value.
+    pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), Error> {
+        self.inbound.channel.set_timeout(timeout)
     }
 }
 

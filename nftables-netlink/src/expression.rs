@@ -29,6 +29,8 @@ numbers! {
         IifName = 6,
         /// Name of the output interface, 16 bytes padded with zeros.
         OifName = 7,
+        /// Whether rules report what they do with the packet, 1 byte; see [`TraceEvent`](crate::TraceEvent).
+        NfTrace = 12,
         /// The family of the packet (`NFPROTO_*`), 1 byte.
         NfProto = 15,
         /// The number of the transport, 1 byte.

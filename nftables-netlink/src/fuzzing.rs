@@ -7,7 +7,8 @@
 use netlink_batch::{Attributes, Message, Received};
 
 use crate::{
-    Chain, Command, Expression, Generation, Notification, Rule, Set, Table, Transaction, parse_elements,
+    Chain, Command, Expression, Generation, Notification, Rule, Set, Table, TraceEvent, Transaction,
+    parse_elements,
 };
 
 /// A decoder: its name, and what reads an input.
@@ -29,7 +30,9 @@ pub fn expression(bytes: &[u8]) {
 pub fn notification(bytes: &[u8]) {
     let [subsystem, message, payload @ ..] = bytes else { return };
     let kind = u16::from_be_bytes([*subsystem, *message]);
-    let _ = Notification::parse(&Received { kind, flags: 0, seq: 0, port: 0, payload });
+    let received = Received { kind, flags: 0, seq: 0, port: 0, payload };
+    let _ = Notification::parse(&received);
+    let _ = TraceEvent::parse(&received);
 }
 
 /// An entry of every list, with its header. What is read survives being written and read again, but for its handle.

@@ -49,6 +49,7 @@ pub(crate) mod message {
     pub const DEL_ELEMENTS: u8 = 14;
     pub const NEW_GENERATION: u8 = 15;
     pub const GET_GENERATION: u8 = 16;
+    pub const TRACE: u8 = 17;
 }
 
 /// The type of a message of nf_tables.

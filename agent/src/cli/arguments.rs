@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The arguments of the commands.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -97,6 +98,24 @@ pub struct ExplainArgs {
     /// Each decision on the way of a packet, and commands that show the kernel's own evidence; --from does that, too.
     #[arg(long)]
     pub steps: bool,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+}
+
+/// Arguments of `trace`.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// What to trace.
+    pub target: QueryTarget,
+    /// Only packets of this client.
+    #[arg(long, value_name = "CLIENT-IP")]
+    pub from: Option<IpAddr>,
+    /// How long to wait for packets.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// End after so many packets, at most 1000.
+    #[arg(long, default_value_t = 20, value_parser = parse_packets)]
+    pub packets: usize,
     #[command(flatten)]
     pub answer: AnswerArgs,
 }
@@ -294,4 +313,9 @@ impl From<ProtocolName> for Protocol {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     text.parse::<GoDuration>().map(|duration| duration.0).map_err(|error| error.to_string())
+}
+
+fn parse_packets(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
+    number.ok_or_else(|| "not a number from 1 to 1000".to_owned())
 }

@@ -65,6 +65,14 @@ pub enum Command {
     /// TARGET is NAMESPACE/NAME[:PORT-NAME], VIP:PORT, NODE-IP:NODEPORT, or the address of a VIP or of a pod. Exits with 1 if
     /// there is no such Service, 3 if no agent answers.
     Explain(ExplainArgs),
+    /// Follow real packets to a Service through the rules of this node and IPVS, for some seconds.
+    ///
+    /// TARGET is VIP:PORT, NODE-IP:NODEPORT, or NAMESPACE/NAME[:PORT-NAME] if an agent runs. Tells each rule of nf_tables,
+    /// iptables-nft included, that the first packet of a connection meets, and the real server that IPVS chose; of UDP, any
+    /// packet. Adds one table of nf_tables, kube-ipvs-trace, which marks these packets, and nothing else; the kernel
+    /// removes it when the command ends or is killed (before Linux 5.12 the command itself does; after a
+    /// SIGKILL, the next trace). Needs root. Exits with 1 if no packet came.
+    Trace(TraceArgs),
     /// Show what a start would change on this node, without changing anything.
     ///
     /// Compares the kernel with the objects and the configuration of the running agent, or with those that arguments name;

@@ -26,15 +26,15 @@ const HEAD: &str = "# Commands
 Run them on the node, or in the agent's pod: `kubectl -n kube-system exec POD -- kube-ipvs status`. `manifests/kubectl-ipvs`
 is a plugin that finds the pod of a node: `kubectl ipvs NODE status`.
 
-`status`, `explain`, `top` and `list -o wide` ask the running agent at the socket `@kube-ipvs/agent`, which only root may use. No
-command but `run` and `cleanup` changes the kernel. Output is coloured on a terminal only, and never if `NO_COLOR` is set; lines
+`status`, `explain`, `top`, `trace` and `list -o wide` ask the running agent at the socket `@kube-ipvs/agent`, which only root may use. No
+command but `run`, `cleanup` and `trace` changes the kernel. Output is coloured on a terminal only, and never if `NO_COLOR` is set; lines
 wrap at the width of the terminal or at `COLUMNS`. `-o json` has a `schemaVersion`, which changes only when a field is removed or
 means something else; the schemas are in [schemas](schemas).
 
 | code | meaning |
 |---|---|
 | 0 | well: the node is ready, nothing differs, no finding is an error |
-| 1 | the command failed, or what it checks is not well |
+| 1 | the command failed, or what it checks is not well; `trace`: no packet came |
 | 2 | `plan`: a start would change something; every command: wrong arguments |
 | 3 | `status`, `explain`: no agent answers |
 

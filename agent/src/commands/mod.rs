@@ -13,6 +13,7 @@ pub mod run;
 pub mod show_config;
 pub mod show_status;
 mod top_terminal;
+pub mod trace_packets;
 pub mod verify_node;
 pub mod watch_traffic;
 

@@ -18,3 +18,4 @@ pub mod sort;
 pub mod status;
 mod status_text;
 pub mod top;
+pub mod trace;

@@ -3,11 +3,13 @@
 //! nor its memory feels the question.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::answers::AgentRequest;
+use super::filter::Filter;
 use super::socket::{AskError, ask};
 use crate::core::model::{ObjectName, VsKey};
 use crate::core::service::desired::Desired;
@@ -110,6 +112,18 @@ impl ServiceOwners {
         owners
     }
 
+    /// The virtual servers of a filter, in order.
+    pub fn servers(&self, filter: &Filter) -> Vec<VsKey> {
+        let keys = self.0.keys().filter_map(|server| {
+            let (protocol, addr) = server.split_once(' ')?;
+            let addr: SocketAddr = addr.parse().ok()?;
+            Some(VsKey { protocol: protocol.parse().ok()?, addr: addr.ip(), port: addr.port() })
+        });
+        let mut servers: Vec<VsKey> = keys.filter(|key| filter.has(key, self)).collect();
+        servers.sort_unstable();
+        servers
+    }
+
     /// The Service of a virtual server given as `PROTO ADDR:PORT`.
     pub fn get(&self, server: &str) -> Option<&str> {
         self.0.get(server).map(String::as_str)
@@ -130,6 +144,10 @@ mod tests {
         assert_eq!(owners.get("TCP 10.96.0.1:443"), Some("default/kubernetes:https"));
         assert_eq!(owners.get("UDP [fd00::1]:53"), Some("a/b"));
         assert_eq!(owners.get("TCP 1.1.1.1:1"), None);
+        let names = |filter| owners.servers(&filter).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(names(Filter::default()), ["TCP 10.96.0.1:443", "UDP [fd00::1]:53"]);
+        let target = "a/b".parse().ok();
+        assert_eq!(names(Filter { target, ..Filter::default() }), ["UDP [fd00::1]:53"]);
     }
 
     #[test]

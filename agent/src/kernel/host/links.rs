@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The links of the network namespace with their addresses, for `kube-ipvs doctor`.
+//! The links of the network namespace with their addresses, for `kube-ipvs doctor` and `trace`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use dummy_iface::DummyDevice;
@@ -24,10 +25,7 @@ pub struct NodeLink {
 /// When the kernel does not list links or addresses.
 pub fn read(own: &str) -> Result<Vec<NodeLink>, dummy_iface::Error> {
     let addresses = DummyDevice::open(own)?.addresses()?.elsewhere;
-    let named = if_nameindex().map(|names| {
-        names.iter().map(|link| (link.index(), link.name().to_string_lossy().into_owned())).collect()
-    });
-    let named: Vec<(u32, String)> = named.unwrap_or_default();
+    let named = names();
     let link = |(index, name): (u32, String)| {
         // The folder may be of another network namespace: then the link counts as virtual.
         let is = |file: &str| Path::new("/sys/class/net").join(&name).join(file).exists();
@@ -42,6 +40,14 @@ pub fn read(own: &str) -> Result<Vec<NodeLink>, dummy_iface::Error> {
     let mut links: Vec<NodeLink> = named.into_iter().map(link).collect();
     links.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(links)
+}
+
+/// The names of the links by index. None if the kernel does not list them.
+pub fn names() -> HashMap<u32, String> {
+    let names = if_nameindex().map(|names| {
+        names.iter().map(|link| (link.index(), link.name().to_string_lossy().into_owned())).collect()
+    });
+    names.unwrap_or_default()
 }
 
 #[cfg(test)]

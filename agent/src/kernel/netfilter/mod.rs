@@ -5,5 +5,7 @@ pub mod conntrack;
 pub mod ipset;
 pub(in crate::kernel) mod ipset_codec;
 pub mod nfnetlink;
+pub(in crate::kernel) mod nft_rule_text;
 pub mod nft_tables;
+pub mod nft_trace;
 pub mod nft_watch;

@@ -4,12 +4,12 @@
 
 use std::fmt::Write as _;
 
-use nftables_netlink::netlink_batch::{AttributeIter, text};
-use nftables_netlink::{Chain, Client, Command, Error, Expression, Rule, Scope, Verdict, userdata};
+use nftables_netlink::{Chain, Client, Command, Error, Expression, Scope, Verdict};
 
 use crate::core::model::Family;
 use crate::core::rules::chains::is_ours;
 use crate::core::rules::removal::{HANDLE, Removal, is_of_other_modes};
+use crate::kernel::netfilter::nft_rule_text::comment;
 use crate::kernel::netfilter::nft_tables::nft_family;
 
 /// The tables of iptables that have chains of kube-proxy.
@@ -49,28 +49,6 @@ pub fn save_text(client: &mut Client, family: Family, chains: &[Chain]) -> Resul
         saved.push_str("COMMIT\n");
     }
     Ok(saved)
-}
-
-/// The comment of a rule: newer versions of iptables keep it as data for user space, older ones as a match.
-fn comment(rule: &Rule) -> String {
-    let in_match = || rule.expressions.iter().find_map(match_comment);
-    userdata::comment_of(&rule.userdata).or_else(in_match).unwrap_or_default()
-}
-
-/// The text of the match `comment` (`enum nft_match_attributes`, `struct xt_comment_info`).
-fn match_comment(expression: &Expression) -> Option<String> {
-    const NAME: u16 = 1;
-    const INFO: u16 = 3;
-    let Expression::Other { name, data } = expression else { return None };
-    let (mut is_comment, mut info) = (false, None);
-    for attribute in AttributeIter::new(data).filter(|_| name == "match") {
-        match attribute.ok()? {
-            (NAME, value) => is_comment = text(value) == "comment",
-            (INFO, value) => info = Some(text(value)),
-            _ => {}
-        }
-    }
-    info.filter(|_| is_comment)
 }
 
 /// The commands that remove what was found in the text of [`save_text`]; together they are atomic.
