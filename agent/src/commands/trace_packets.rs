@@ -20,7 +20,7 @@ use crate::core::model::{Family, Protocol, VsKey};
 use crate::inspect::filter::{Filter, QueryTarget};
 use crate::inspect::ipvs_conn;
 use crate::inspect::ipvs_table::IpvsTable;
-use crate::inspect::owners::ServiceOwners;
+use crate::inspect::owners::{OwnersOf, ServiceOwners};
 use crate::inspect::trace::{PacketCollector, TraceFacts, TraceReport};
 use crate::kernel::host::links;
 use crate::kernel::ipvs::vs_key;
@@ -41,7 +41,7 @@ const REST: Duration = Duration::from_millis(500);
 pub fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let stop = stop_on_signal()?;
     let mut notes = Vec::new();
-    let owners = match ServiceOwners::ask() {
+    let owners = match ServiceOwners::ask(&OwnersOf::default()) {
         Ok(owners) => owners,
         Err(error) if matches!(args.target, QueryTarget::Service { .. }) => {
             return Err(error).context("cannot find the Service: give VIP:PORT instead");
