@@ -28,7 +28,7 @@ MODE ?=
 KILLS ?= 25
 SEED ?= 1
 
-.PHONY: help build image manifests tools check test demo parity test-kernels smoke-kernels chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
+.PHONY: help build image pages manifests tools check test demo parity test-kernels smoke-kernels chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ image: build ## Build the images target/image/kube-ipvs.tar and kube-ipvs-nftabl
 	image/base-root $(TARGET)/image/base
 	image/pack $(TARGET)/image/base $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs.tar
 	image/pack --scratch $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs-nftables.tar
+
+pages: ## Write the man pages and the completion scripts of bash, zsh and fish: target/pages
+	cargo run --quiet --locked -p kube-ipvs --example pages -- $(TARGET)/pages
 
 tools:
 	@integration/guest/install.sh
@@ -112,9 +115,9 @@ bench-programs: tools build
 
 # The second guest runs even if the first one fails. Both write rows for one table.
 BENCH_ROWS := $(TARGET)/guest/out/bench-clock.json $(TARGET)/guest/out/bench-instructions.json
-bench: bench-programs ## Measure costs and compare them with their limits: about 15 minutes
+bench: bench-programs ## Measure costs and compare them with their limits: about 20 minutes
 	@rm -f $(BENCH_ROWS); mkdir -p $(TARGET)/guest/out; code=0; \
-	$(GUEST) --timeout 1200 -- $(TARGET)/release/bench table --rows $(word 1,$(BENCH_ROWS)) || code=$$?; \
+	$(GUEST) --timeout 1800 -- $(TARGET)/release/bench table --rows $(word 1,$(BENCH_ROWS)) || code=$$?; \
 	$(GUEST) --icount --timeout 1200 -- $(TARGET)/release/bench instructions --rows $(word 2,$(BENCH_ROWS)) || code=$$?; \
 	$(TARGET)/release/bench show $(BENCH_ROWS) || code=$$?; \
 	exit $$code

@@ -11,6 +11,8 @@ pub mod chaos;
 pub mod image;
 #[cfg(test)]
 mod installer;
+#[cfg(test)]
+mod kubectl_plugin;
 pub mod lab;
 pub mod messages;
 pub mod objects;
