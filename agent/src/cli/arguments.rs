@@ -47,6 +47,11 @@ pub struct LookArgs {
 }
 
 impl LookArgs {
+    /// Whether nothing is given.
+    pub fn is_empty(&self) -> bool {
+        self.has_no_config() && self.objects.is_none() && self.master.is_none()
+    }
+
     /// Whether no configuration is given.
     pub fn has_no_config(&self) -> bool {
         self.source.config.is_none() && self.source.flags.is_empty()
@@ -98,6 +103,8 @@ pub struct ExplainArgs {
     /// Each decision on the way of a packet, and commands that show the kernel's own evidence; --from does that, too.
     #[arg(long)]
     pub steps: bool,
+    #[command(flatten)]
+    pub look: LookArgs,
     #[command(flatten)]
     pub answer: AnswerArgs,
 }

@@ -62,7 +62,8 @@ pub enum Command {
     Status(AnswerArgs),
     /// Explain what a packet to an address meets on this node, and why each endpoint serves or does not.
     ///
-    /// TARGET is NAMESPACE/NAME[:PORT-NAME], VIP:PORT, NODE-IP:NODEPORT, or the address of a VIP or of a pod. Exits with 1 if
+    /// TARGET is NAMESPACE/NAME[:PORT-NAME], VIP:PORT, NODE-IP:NODEPORT, or the address of a VIP or of a pod. Asks
+    /// the running agent; with --objects, --master or a configuration it reads objects and kernel itself. Exits with 1 if
     /// there is no such Service, 3 if no agent answers.
     Explain(ExplainArgs),
     /// Follow real packets to a Service through the rules of this node and IPVS, for some seconds.

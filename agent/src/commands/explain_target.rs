@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 use std::process::ExitCode;
 
+use super::offline::Offline;
 use super::show_status;
-use crate::cli::ExplainArgs;
+use crate::cli::{ExplainArgs, LookArgs};
 use crate::inspect::answers::AgentRequest;
-use crate::inspect::explain::{ExplainRequest, Explanation};
+use crate::inspect::explain::{self, ExplainRequest, Explanation};
 use crate::inspect::ipvs_table;
 use crate::inspect::socket::{AskError, ask};
 
@@ -17,7 +18,11 @@ use crate::inspect::socket::{AskError, ask};
 /// The output cannot be written.
 pub fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let request = ExplainRequest { target: args.target.clone(), from: args.from.clone() };
-    let mut explanation: Explanation = match ask(&AgentRequest::Explain(request)) {
+    let asked = match args.look.is_empty() {
+        true => ask(&AgentRequest::Explain(request)),
+        false => explain_offline(&args.look, &request)?,
+    };
+    let mut explanation: Explanation = match asked {
         Ok(explanation) => explanation,
         Err(AskError::Refused(why)) => anyhow::bail!("{why}"),
         Err(error) => return Ok(show_status::no_agent(&error)),
@@ -26,6 +31,17 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let steps = args.from.is_some() || args.steps;
     super::print_answer(&explanation, args.answer.output, |layout| explanation.text(layout, steps))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Explains what the kernel does now with these objects and this configuration, without an agent.
+fn explain_offline(
+    look: &LookArgs,
+    request: &ExplainRequest,
+) -> anyhow::Result<Result<Explanation, AskError>> {
+    let mut offline = Offline::open(look)?;
+    offline.preview()?;
+    let found = explain::find(&offline.store, request);
+    Ok(found.map(|found| explain::explain(&offline.state(), &found, request)).map_err(AskError::Refused))
 }
 
 /// Adds the connections of the moment, which only the kernel knows.

@@ -137,9 +137,9 @@ impl Offline {
         self.reconciler.preview(self.began.elapsed()).map_err(|error| anyhow::anyhow!("{error}"))
     }
 
-    /// What is known about the node.
+    /// What is known about the node after a preview.
     pub fn state(&self) -> LoopState<'_> {
-        self.reconciler.state(self.began.elapsed())
+        LoopState { is_whole: true, ..self.reconciler.state(self.began.elapsed()) }
     }
 
     /// The report of a preview.

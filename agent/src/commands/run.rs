@@ -12,8 +12,15 @@ use tokio::sync::watch;
 use super::{cleanup, init, plan_start, show_config};
 use crate::cli::{ConfigSource, LookArgs, RunArgs};
 use crate::config::{Config, host};
+use crate::core::loop_state::{LoopState, Question};
+use crate::core::model::PerFamily;
 use crate::core::model::backoff::Backoff;
 use crate::core::model::settings::{RulesMode, Settings};
+use crate::core::plan::drain::Drains;
+use crate::core::plan::history::History;
+use crate::core::plan::retries::Retries;
+use crate::core::service::desired::Desired;
+use crate::core::service::node_facts::NodeFacts;
 use crate::events::throttle::Limits;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
@@ -113,7 +120,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     socket::serve(claim, answers)?;
     let schedule = Schedule::new(config.min_sync_period, config.sync_period);
-    if let Some(mut kernel) = open_kernel(&settings, &inbox, &events) {
+    if let Some(mut kernel) = open_kernel(&settings, &inbox, &events, &reporting.health) {
         kernel.observe_flows(metrics.proxy.flow_observer());
         kernel.check_scheduler(&settings.scheduler)?;
         let woken = inbox.clone();
@@ -254,15 +261,24 @@ fn source(
 }
 
 /// Opens the kernel, with retries while a module or a privilege is missing; `None` on a stop signal.
-fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option<LinuxKernel> {
+fn open_kernel(
+    settings: &Settings,
+    inbox: &Inbox,
+    events: &EventSink,
+    health: &SharedHealth,
+) -> Option<LinuxKernel> {
     let start = Instant::now();
     let mut pauses = PAUSES;
     let mut pace = FailurePace::default();
     loop {
         match LinuxKernel::open(settings) {
-            Ok(kernel) => return Some(kernel),
+            Ok(kernel) => {
+                health.with(|health| health.kernel_problem = None);
+                return Some(kernel);
+            }
             Err(error) => {
                 let why = words::chain(&error);
+                health.with(|health| health.kernel_problem = Some(why.clone()));
                 let now = start.elapsed();
                 if let Some(count) = pace.failed(&why, now) {
                     let state = match count {
@@ -277,11 +293,32 @@ fn open_kernel(settings: &Settings, inbox: &Inbox, events: &EventSink) -> Option
         }
         let until = Instant::now() + pauses.next_pause();
         while let Some(left) = until.checked_duration_since(Instant::now()) {
-            if inbox.wait(Some(left)).stop {
+            let mail = inbox.wait(Some(left));
+            if mail.stop {
                 return None;
             }
+            answer_without_kernel(settings, mail.questions, start.elapsed());
         }
     }
+}
+
+/// Answers questions while the kernel cannot be used: nothing is known of it, and nothing is wanted yet.
+fn answer_without_kernel(settings: &Settings, questions: Vec<Question>, now: Duration) {
+    let (node, desired, retries) = (NodeFacts::default(), Desired::default(), Retries::default());
+    let (drains, history) = (Drains::default(), History::default());
+    let state = LoopState {
+        settings,
+        node: &node,
+        pod_cidrs: PerFamily::default(),
+        desired: &desired,
+        observed: None,
+        retries: &retries,
+        drains: &drains,
+        history: &history,
+        is_whole: false,
+        now,
+    };
+    questions.into_iter().for_each(|question| question(&state));
 }
 
 /// Warns once about first lists that take long.

@@ -142,6 +142,7 @@ impl Answers {
         let input = StatusInput {
             is_ready,
             readiness,
+            kernel_problem: self.health.with(|health| health.kernel_problem.clone()),
             is_eligible: self.health.with(|health| health.eligible),
             lag: self.health.lag(),
             setup: self.setup.clone(),

@@ -102,7 +102,7 @@ pub struct SyncReport {
     pub ago: f64,
     pub milliseconds: f64,
     pub operations: usize,
-    /// Operations that the kernel did not acknowledge.
+    /// Operations that failed, or that wait for one that failed.
     pub failed: usize,
 }
 
@@ -163,6 +163,8 @@ pub struct Draining {
 pub struct StatusInput {
     pub is_ready: bool,
     pub readiness: String,
+    /// Why the agent cannot use the kernel.
+    pub kernel_problem: Option<String>,
     pub is_eligible: bool,
     pub lag: LoopLag,
     pub setup: Setup,
@@ -221,6 +223,9 @@ impl Status {
 
 fn problems(state: &LoopState<'_>, input: &StatusInput, not_programmed: &NotProgrammed) -> Vec<String> {
     let mut problems = Vec::new();
+    if let Some(why) = &input.kernel_problem {
+        problems.push(format!("Services are not served on this node: {why}"));
+    }
     if !input.waiting_for.is_empty() {
         let kinds: Vec<String> = input.waiting_for.iter().map(ToString::to_string).collect();
         problems.push(format!(
@@ -282,7 +287,7 @@ fn report(ended: &EndedSync, now: Duration) -> SyncReport {
         ago: seconds(now.saturating_sub(ended.at)),
         milliseconds: (ended.took.as_secs_f64() * 1e6).round() / 1e3,
         operations: ended.ops,
-        failed: ended.ops - ended.done,
+        failed: ended.failed,
     }
 }
 

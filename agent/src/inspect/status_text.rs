@@ -150,7 +150,7 @@ fn sync(report: Option<&SyncReport>) -> String {
     let Some(report) = report else { return "none yet".to_owned() };
     let failed = match report.failed {
         0 => String::new(),
-        failed => format!(", {failed} not done"),
+        failed => format!(", {failed} failed"),
     };
     format!(
         "{} ago, because of {}: {}{failed}, in {}",

@@ -95,6 +95,7 @@ fn status(agent: &Agent) -> Status {
     let input = StatusInput {
         is_ready: true,
         readiness: "[+]first-sync ok\n".to_owned(),
+        kernel_problem: None,
         is_eligible: true,
         lag: LoopLag::default(),
         setup,

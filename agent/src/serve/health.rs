@@ -45,6 +45,8 @@ pub struct Health {
     tried: bool,
     /// Families whose device, ipsets and rules are in place.
     guarded: Vec<Family>,
+    /// Why the agent cannot use the kernel.
+    pub kernel_problem: Option<String>,
     /// Lines about the first few unprogrammed objects, and the number of all.
     pub unprogrammed: (Vec<String>, usize),
 }

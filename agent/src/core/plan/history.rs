@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::op::Op;
+use super::outcome::Outcome;
 use super::pass::{Due, Pass};
 use super::subject::SubjectKind;
 
@@ -18,8 +19,8 @@ pub struct EndedSync {
     pub at: Duration,
     pub took: Duration,
     pub ops: usize,
-    /// Ops that the kernel acknowledged.
-    pub done: usize,
+    /// Ops that failed, or that wait for one that failed.
+    pub failed: usize,
 }
 
 /// See the module.
@@ -36,7 +37,10 @@ pub struct History {
 impl History {
     /// A sync that started `took` before `at` has ended.
     pub fn passed(&mut self, pass: &Pass, due: Due, took: Duration, at: Duration) {
-        let ended = EndedSync { due, at, took, ops: pass.plan.ops.len(), done: pass.report.done() };
+        // Those that a program still works on have not failed.
+        let has_failed = |outcome: &&Outcome| matches!(outcome, Outcome::Failed(_) | Outcome::Blocked(_));
+        let failed = pass.report.outcomes.iter().filter(has_failed).count();
+        let ended = EndedSync { due, at, took, ops: pass.plan.ops.len(), failed };
         if due == Due::Audit && pass.unreadable.is_none() {
             self.audit = Some(ended);
         }

@@ -7,6 +7,7 @@ mod endpoint_report;
 pub mod explain_text;
 mod path;
 mod search;
+mod verdict;
 
 use std::net::IpAddr;
 
@@ -141,7 +142,7 @@ fn of_service(
             continue;
         }
         frontend.policy = Some(if wants_local { "Local" } else { "Cluster" }.to_owned());
-        let oddity = path::Oddity { kind, wants_local, is_local, has_others: service.has_other_vips() };
+        let oddity = verdict::Oddity { kind, wants_local, is_local, has_others: service.has_other_vips() };
         frontend.paths.iter_mut().for_each(|path| path.add_oddity(&oddity));
         let reports = all.iter().zip(&roles).filter(|(endpoint, _)| found.has_endpoint(endpoint.target.addr));
         let mut reports: Vec<EndpointReport> = reports

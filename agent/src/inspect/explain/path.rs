@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the first packet of a client meets, hook by hook.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::search;
+use super::verdict::PathOutcome;
 use crate::core::loop_state::LoopState;
 use crate::core::mirror::Observed;
 use crate::core::model::sets::{Entry, SetId, SetKind};
@@ -65,32 +64,6 @@ pub struct PathReport {
     pub oddity: Option<String>,
 }
 
-/// What oddities follow from.
-pub(super) struct Oddity {
-    pub kind: &'static str,
-    pub wants_local: bool,
-    /// The real servers are those of policy Local.
-    pub is_local: bool,
-    pub has_others: bool,
-}
-
-impl PathReport {
-    pub(super) fn add_oddity(&mut self, of: &Oddity) {
-        if self.oddity.is_some() || !of.wants_local || of.is_local {
-            return;
-        }
-        self.oddity = Some(match of.kind {
-            search::CLUSTER_IP if of.has_others => {
-                "the policy Local is not applied, because the Service also has a node port, an external IP or a load \
-                 balancer, and no endpoint is on this node"
-            }
-            _ => "the policy is Local and no endpoint is on this node: as in kube-proxy's ipvs mode, endpoints of other \
-                  nodes are used"
-        }
-        .to_owned());
-    }
-}
-
 /// The paths of the clients that are asked for.
 pub(super) fn paths(
     state: &LoopState<'_>,
@@ -119,11 +92,11 @@ impl RuleFacts for Observed {
 }
 
 /// A packet's way to one frontend.
-struct Way<'a> {
+pub(super) struct Way<'a> {
     state: &'a LoopState<'a>,
     observed: &'a Observed,
-    key: VsKey,
-    all: &'a [PortEndpoint<'a>],
+    pub key: VsKey,
+    pub all: &'a [PortEndpoint<'a>],
 }
 
 impl Way<'_> {
@@ -262,105 +235,11 @@ impl Way<'_> {
         PathOutcome::Served { serving, masqueraded: fate == Some(Fate::Masqueraded) }
     }
 
-    /// Fills in the result.
-    fn tell(
-        &self,
-        report: &mut PathReport,
-        outcome: &PathOutcome,
-        packet: &Packet,
-        (is_pod, is_node): (bool, bool),
-    ) {
-        let nobody = |report: &mut PathReport, refused: bool, why: &str| {
-            report.answers = "nobody".to_owned();
-            report.refused = Some(refused);
-            let how = if refused { "refused at once" } else { "no answer until the client's timeout" };
-            report.result = format!("{how}: {why}");
-        };
-        let (serving, masqueraded) = match outcome {
-            PathOutcome::Served { serving, masqueraded } => (serving, *masqueraded),
-            PathOutcome::Dropped => {
-                return nobody(
-                    report,
-                    false,
-                    "the source is outside of loadBalancerSourceRanges (--from ADDRESS tells about another client)",
-                );
-            }
-            PathOutcome::Rejected => {
-                return nobody(
-                    report,
-                    true,
-                    "no Service has this port, and the access filter protects the address",
-                );
-            }
-            PathOutcome::NoEndpoint => {
-                return nobody(report, true, "IPVS has no real server that takes connections");
-            }
-            PathOutcome::NoServer => {
-                return nobody(
-                    report,
-                    true,
-                    "no program of the node is known to serve this address and port",
-                );
-            }
-            PathOutcome::Elsewhere => {
-                report.answers = "nobody".to_owned();
-                report.refused = Some(false);
-                report.result =
-                    "this node does not serve the address: it routes the packet to another host".to_owned();
-                return;
-            }
-        };
-        let is_local = |rs: &RsKey| self.all.iter().any(|endpoint| endpoint.target == *rs && endpoint.local);
-        let places: BTreeSet<&str> =
-            serving.iter().map(|rs| if is_local(rs) { "local" } else { "remote" }).collect();
-        let seen = if masqueraded || self.is_own(packet.source) {
-            "node"
-        } else if packet.source == self.key.addr {
-            "VIP"
-        } else {
-            "client"
-        };
-        // The reply must come back through this node.
-        let returns = seen == "node" || is_pod;
-        let reachable: Vec<&str> =
-            places.iter().copied().filter(|place| *place == "local" || returns).collect();
-        if reachable.is_empty() {
-            let why = match seen {
-                "VIP" => "the pod replies to the VIP, which is unknown or local on its node",
-                _ => {
-                    "the pod replies to the client directly, from an address that the client did not contact"
-                }
-            };
-            report.oddity = Some(why.to_owned());
-            return nobody(report, false, why);
-        }
-        if seen == "VIP" && is_node {
-            report.oddity = Some("the client's socket has the VIP as its source address".to_owned());
-        }
-        report.answers = reachable.join(" or ");
-        report.source_seen = Some(seen.to_owned());
-        let seen = match seen {
-            "node" if masqueraded => {
-                "an address of this node as the client, because the packet is masqueraded"
-            }
-            "node" => "an address of this node as the client",
-            "VIP" => "the VIP as the client",
-            _ => "the client's address",
-        };
-        report.result = format!("a {} endpoint answers; it sees {seen}", report.answers);
-        if self.is_hairpin(packet, serving) {
-            report.steps.push(
-                "if IPVS chooses the client itself, KUBE-POSTROUTING masquerades by the set KUBE-LOOP-BACK"
-                    .to_owned(),
-            );
-        }
-    }
-
-    fn is_own(&self, addr: IpAddr) -> bool {
+    pub(super) fn is_own(&self, addr: IpAddr) -> bool {
         self.observed.node_addresses.binary_search(&addr).is_ok() || addr.is_loopback()
     }
 
-    fn is_hairpin(&self, packet: &Packet, serving: &[RsKey]) -> bool {
+    pub(super) fn is_hairpin(&self, packet: &Packet, serving: &[RsKey]) -> bool {
         let set = SetId { kind: SetKind::LoopBack, family: self.key.family() };
         serving.iter().any(|rs| {
             rs.addr == packet.source
@@ -371,15 +250,6 @@ impl Way<'_> {
                 )
         })
     }
-}
-
-enum PathOutcome {
-    Served { serving: Vec<RsKey>, masqueraded: bool },
-    NoEndpoint,
-    NoServer,
-    Dropped,
-    Rejected,
-    Elsewhere,
 }
 
 /// The last address of a network that a pod can have.
