@@ -34,10 +34,10 @@ pub fn follow(args: &LookArgs) -> anyhow::Result<()> {
     let mut last = None;
     loop {
         let preview = offline.preview()?;
-        if last.as_ref() != Some(&preview) {
-            let report = offline.report(&preview);
+        let report = offline.report(&preview);
+        if last.as_ref() != Some(&report) {
             super::print(&format!("{} {}", jiff::Timestamp::now(), report.text(Layout::of_stdout(), true)))?;
-            last = Some(preview);
+            last = Some(report);
         }
         offline.wait_for_change(PERIOD);
         offline.refresh()?;

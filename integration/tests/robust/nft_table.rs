@@ -58,7 +58,10 @@ fn every_change_of_the_table_is_repaired_at_once() {
     let before = agent.log().len();
     ns.exec(&["nft", "add", "table", "ip", "mine"]).unwrap();
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(agent.log().len(), before, "{}", agent.log());
+    // A regular audit may end meanwhile.
+    let log = agent.log();
+    let more = log[before..].lines().filter(|line| !line.ends_with("due=Audit")).count();
+    assert_eq!(more, 0, "{log}");
 }
 
 #[test]
