@@ -4,7 +4,7 @@
 use crate::register::Register;
 use crate::wire::Family;
 
-mod codec;
+pub(crate) mod codec;
 #[cfg(test)]
 mod tests;
 

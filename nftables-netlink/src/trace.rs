@@ -5,6 +5,7 @@ use netlink_batch::{AttributeIter, Error, Listener, Received, protocols, text};
 
 use crate::chain::Policy;
 use crate::expression::Verdict;
+use crate::expression::codec::{VERDICT_CHAIN, VERDICT_CODE};
 use crate::wire::{Family, kind, message, split_header, to_u32, to_u64};
 
 /// `NFNLGRP_NFTRACE`: the multicast group.
@@ -22,16 +23,8 @@ const IIF: u16 = 10;
 const OIF: u16 = 12;
 const MARK: u16 = 14;
 const POLICY: u16 = 16;
-// enum nft_verdict_attributes
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
-// enum nft_verdicts, with the verdicts of netfilter
-const DROP: u32 = 0;
-const ACCEPT: u32 = 1;
+/// `NFT_CONTINUE`, which no rule of this crate has.
 const CONTINUE: u32 = -1i32 as u32;
-const JUMP: u32 = -3i32 as u32;
-const GOTO: u32 = -4i32 as u32;
-const RETURN: u32 = -5i32 as u32;
 
 numbers! {
     /// What a packet met (`enum nft_trace_types`).
@@ -164,13 +157,9 @@ fn parse_verdict(value: &[u8]) -> Result<TraceVerdict, Error> {
         }
     }
     let code = code.ok_or(Error::Malformed("a verdict of nf_tables has no number"))?;
-    Ok(match (code, chain) {
-        (CONTINUE, _) => TraceVerdict::Continue,
-        (DROP, _) => TraceVerdict::Rule(Verdict::Drop),
-        (ACCEPT, _) => TraceVerdict::Rule(Verdict::Accept),
-        (RETURN, _) => TraceVerdict::Rule(Verdict::Return),
-        (JUMP, Some(chain)) => TraceVerdict::Rule(Verdict::Jump(chain)),
-        (GOTO, Some(chain)) => TraceVerdict::Rule(Verdict::Goto(chain)),
-        (other, _) => TraceVerdict::Other(other),
+    Ok(match Verdict::of_code(code, chain) {
+        Some(verdict) => TraceVerdict::Rule(verdict),
+        None if code == CONTINUE => TraceVerdict::Continue,
+        None => TraceVerdict::Other(code),
     })
 }

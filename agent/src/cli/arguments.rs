@@ -54,7 +54,7 @@ impl LookArgs {
 
     /// Whether no configuration is given.
     pub fn has_no_config(&self) -> bool {
-        self.source.config.is_none() && self.source.flags.is_empty()
+        self.source.is_empty()
     }
 }
 
@@ -127,9 +127,9 @@ pub struct TraceArgs {
     pub answer: AnswerArgs,
 }
 
-/// Arguments of `doctor`.
+/// What a command checks: the arguments of a start.
 #[derive(Debug, Args)]
-pub struct DoctorArgs {
+pub struct CheckedArgs {
     /// The configuration.
     #[command(flatten)]
     pub source: ConfigSource,
@@ -139,6 +139,13 @@ pub struct DoctorArgs {
     /// URL of the API server, instead of the kubeconfig's or the pod's.
     #[arg(long, value_name = "URL", conflicts_with = "objects")]
     pub master: Option<String>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub checked: CheckedArgs,
     #[command(flatten)]
     pub answer: AnswerArgs,
 }
@@ -185,18 +192,18 @@ pub struct ConfigSource {
     pub flags: ConfigFlags,
 }
 
+impl ConfigSource {
+    /// Whether nothing is given.
+    pub fn is_empty(&self) -> bool {
+        self.config.is_none() && self.flags.is_empty()
+    }
+}
+
 /// Arguments of `config`.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
-    /// The configuration.
     #[command(flatten)]
-    pub source: ConfigSource,
-    /// The agent's `--objects`: the API server is then not checked.
-    #[arg(long, value_name = "PATH")]
-    pub objects: Option<PathBuf>,
-    /// URL of the API server, instead of the kubeconfig's or the pod's.
-    #[arg(long, value_name = "URL", conflicts_with = "objects")]
-    pub master: Option<String>,
+    pub checked: CheckedArgs,
     /// Output format: `table` has the origin of each value; `yaml` and `json` are a KubeProxyConfiguration.
     #[arg(short, long, value_enum, default_value_t = ConfigFormat::Table)]
     pub output: ConfigFormat,

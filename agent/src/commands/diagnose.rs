@@ -13,7 +13,7 @@ use crate::cli::DoctorArgs;
 use crate::config::{Config, ConfigFlags, host};
 use crate::core::model::settings::RulesMode;
 use crate::core::plan::ownership::DEVICE;
-use crate::inspect::answers::{AgentRequest, Setup};
+use crate::inspect::answers::{AgentRequest, KUBERNETES_API, Setup};
 use crate::inspect::doctor::facts::{ApiFacts, DoctorFacts, Intent};
 use crate::inspect::doctor::{DoctorReport, NodeFinding, sysctl_paths};
 use crate::inspect::owners::{OwnersOf, ServiceOwners};
@@ -31,8 +31,6 @@ use crate::words;
 
 const CONFIGURATION: &str = "configuration";
 const AGENT: &str = "agent";
-/// What [`Setup::source`] says of an agent without `--objects`.
-const API: &str = "the Kubernetes API";
 /// The timeout of one request to the API server, and of all.
 const ANSWER: Duration = Duration::from_secs(10);
 const ANSWERS: Duration = Duration::from_secs(30);
@@ -89,11 +87,11 @@ fn plan(
     setup: &Result<Setup, AskError>,
     known: &mut Vec<NodeFinding>,
 ) -> anyhow::Result<DoctorPlan> {
-    let source = &args.source;
-    let is_given = source.config.is_some() || !source.flags.is_empty();
+    let source = &args.checked.source;
+    let is_given = !source.is_empty();
     let of_agent = setup.as_ref().ok().filter(|_| !is_given);
     let read = match of_agent {
-        Some(setup) => of_setup(setup),
+        Some(setup) => setup.config(),
         None => Config::read(source.config.as_deref(), &source.flags),
     };
     let config = match read {
@@ -126,20 +124,11 @@ fn plan(
         // The check `kernel` tells it.
         Err(_) => config.settings.clone(),
     };
-    let chosen = of_agent.map(|setup| match setup.rules.as_str() {
-        "nftables" => RulesMode::Nftables,
-        _ => RulesMode::Iptables,
-    });
-    let rules = chosen.or((!config.chooses_rules).then_some(settings.rules));
+    let rules = of_agent.map(|setup| setup.rules).or((!config.chooses_rules).then_some(settings.rules));
     settings.rules = rules.unwrap_or_default();
     let agent_runs = !matches!(setup, Err(AskError::NoAgent | AskError::Stranger(_)));
     let intent = Intent { config, settings, rules, agent_runs };
     Ok(DoctorPlan { intent, is_of_agent: of_agent.is_some() })
-}
-
-/// The configuration of the running agent.
-fn of_setup(setup: &Setup) -> anyhow::Result<Config> {
-    Config::parse(&setup.config.to_string(), &ConfigFlags::default())
 }
 
 fn facts(args: &DoctorArgs, plan: &DoctorPlan, setup: Option<&Setup>, runtime: &Runtime) -> DoctorFacts {
@@ -182,7 +171,7 @@ fn facts(args: &DoctorArgs, plan: &DoctorPlan, setup: Option<&Setup>, runtime: &
 
 /// Why the agent cannot listen. The ports that the running agent has are free for it.
 fn ports(intent: &Intent, setup: Option<&Setup>, runtime: &Runtime) -> Vec<String> {
-    let running = setup.and_then(|setup| of_setup(setup).ok());
+    let running = setup.and_then(|setup| setup.config().ok());
     let tester = match &running {
         Some(running) => Tester::Agent(running),
         None if intent.agent_runs => Tester::Person,
@@ -192,17 +181,16 @@ fn ports(intent: &Intent, setup: Option<&Setup>, runtime: &Runtime) -> Vec<Strin
 }
 
 fn api(args: &DoctorArgs, plan: &DoctorPlan, setup: Option<&Setup>, runtime: &Runtime) -> ApiFacts {
-    let of_agent = setup.filter(|setup| plan.is_of_agent && setup.source != API && args.master.is_none());
-    if let Some(path) = &args.objects {
+    let of_agent = setup
+        .filter(|setup| plan.is_of_agent && setup.source != KUBERNETES_API && args.checked.master.is_none());
+    if let Some(path) = &args.checked.objects {
         return objects(path);
     }
     if let Some(setup) = of_agent {
         return ApiFacts::Files(setup.source.clone());
     }
     let config = &plan.intent.config;
-    let access = ApiAccess::new(&config.kubeconfig, args.master.clone());
-    // A second call would be the only way to fail.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let access = ApiAccess::new(&config.kubeconfig, args.checked.master.clone());
     runtime.block_on(async {
         let api = match access.client(Arc::new(()), ANSWER).await {
             Ok(api) => api,
@@ -256,7 +244,7 @@ mod tests {
         Setup {
             node: "n1".to_owned(),
             config: config.values.document(),
-            rules: "nftables".to_owned(),
+            rules: RulesMode::Nftables,
             source: "/objects".to_owned(),
             version: "0.1.0".to_owned(),
             pid: 7,

@@ -18,9 +18,28 @@ pub mod verify_node;
 pub mod watch_traffic;
 
 use std::io::{ErrorKind, Write as _};
+use std::path::Path;
+
+use tokio::runtime::Runtime;
 
 use crate::cli::AnswerFormat;
+use crate::config::Config;
 use crate::inspect::layout::Layout;
+use crate::source::api::ApiSource;
+use crate::source::client::ApiClient;
+use crate::source::files::FileSource;
+
+/// The objects of the API server, as the configuration selects them.
+fn api_source(config: &Config, api: ApiClient, node: &str, runtime: &Runtime) -> ApiSource {
+    let source = ApiSource::new(api, node, runtime.handle().clone());
+    let source = source.for_proxy(config.service_proxy_name.as_deref());
+    source.with_service_cidrs(config.follows_service_cidrs)
+}
+
+/// The objects of files, as the configuration selects them.
+fn file_source(config: &Config, path: &Path, node: &str) -> FileSource {
+    FileSource::new(path, node).serving(config.service_proxy_name.clone())
+}
 
 /// Prints an answer: as text for people, or as a document.
 fn print_answer<T: serde::Serialize>(

@@ -8,21 +8,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use crate::cli::LookArgs;
-use crate::config::{Config, ConfigFlags, host};
+use crate::config::{Config, host};
 use crate::core::loop_state::LoopState;
 use crate::core::model::settings::Settings;
 use crate::core::plan::preview::Preview;
 use crate::inspect::agent_objects;
-use crate::inspect::answers::{AgentRequest, Setup};
+use crate::inspect::answers::{AgentRequest, KUBERNETES_API, Setup};
 use crate::inspect::plan_report::PlanReport;
 use crate::inspect::socket::ask;
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::read_only::ReadOnly;
 use crate::kernel::rules_mode;
 use crate::reconcile::{Reconciler, Reporting};
-use crate::source::api::ApiSource;
 use crate::source::client::ApiAccess;
-use crate::source::files::FileSource;
 use crate::source::{Source, Timing};
 use crate::store::Store;
 use crate::words;
@@ -67,14 +65,13 @@ impl Offline {
         let from_agent = setup.is_some() && args.objects.is_none() && args.master.is_none();
         let source = match (&args.objects, from_agent) {
             (Some(path), _) => {
-                let files = FileSource::new(path, &node).serving(config.service_proxy_name.clone());
-                Box::new(files).start(store.clone())?;
+                Box::new(super::file_source(&config, path, &node)).start(store.clone())?;
                 path.display().to_string()
             }
             (None, true) => "the running agent".to_owned(),
             (None, false) => {
                 follow_api(&config, args.master.clone(), &node, &store, &runtime)?;
-                "the Kubernetes API".to_owned()
+                KUBERNETES_API.to_owned()
             }
         };
         let kernel = ReadOnly(LinuxKernel::open(&settings)?);
@@ -158,10 +155,9 @@ impl Offline {
 fn config(args: &LookArgs, setup: Option<&Setup>) -> anyhow::Result<Config> {
     match setup {
         Some(setup) if args.has_no_config() => {
-            let mut config = Config::parse(&setup.config.to_string(), &ConfigFlags::default())
-                .context("cannot use the configuration of the running agent")?;
+            let mut config = setup.config().context("cannot use the configuration of the running agent")?;
             // What the agent chose is in force.
-            config.settings.rules = setup.rules.parse().context("the agent's rules mode")?;
+            config.settings.rules = setup.rules;
             config.chooses_rules = false;
             Ok(config)
         }
@@ -177,10 +173,6 @@ fn follow_api(
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<()> {
     let access = ApiAccess::new(&config.kubeconfig, master);
-    // Fails only at a second call in one process.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let api = runtime.block_on(access.client(Arc::new(()), Timing::default().answer))?;
-    let source = ApiSource::new(api, node, runtime.handle().clone());
-    let source = source.for_proxy(config.service_proxy_name.as_deref());
-    Box::new(source.with_service_cidrs(config.follows_service_cidrs)).start(store.clone())
+    Box::new(super::api_source(config, api, node, runtime)).start(store.clone())
 }

@@ -24,7 +24,7 @@ use crate::core::service::node_facts::NodeFacts;
 use crate::events::throttle::Limits;
 use crate::events::{About, EventRequest, EventSink, Reason};
 use crate::inbox::Inbox;
-use crate::inspect::answers::{Answers, Setup};
+use crate::inspect::answers::{Answers, KUBERNETES_API, Setup};
 use crate::inspect::socket;
 use crate::kernel::ipvs::traffic;
 use crate::kernel::linux::LinuxKernel;
@@ -40,9 +40,7 @@ use crate::serve::connections::Connections;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::{HealthChecks, NodePorts};
 use crate::serve::{self, HttpServer};
-use crate::source::api::ApiSource;
 use crate::source::client::ApiAccess;
-use crate::source::files::FileSource;
 use crate::source::{Source, Timing};
 use crate::store::Store;
 use crate::trial::{self, Tester};
@@ -144,10 +142,10 @@ fn setup(args: &RunArgs, config: &Config, settings: &Settings, name: &str) -> Se
     Setup {
         node: name.to_owned(),
         config: config.values.document(),
-        rules: settings.rules.to_string(),
+        rules: settings.rules,
         source: match &args.objects {
             Some(path) => path.display().to_string(),
-            None => "the Kubernetes API".to_owned(),
+            None => KUBERNETES_API.to_owned(),
         },
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -243,21 +241,14 @@ fn source(
              list the ranges in kubeIPVS.serviceCIDRs"
         );
         tracing::info!(path = %path.display(), "reading objects from files");
-        return Ok((
-            Box::new(FileSource::new(path, node).serving(config.service_proxy_name.clone())),
-            EventSink::log_only(),
-        ));
+        return Ok((Box::new(super::file_source(config, path, node)), EventSink::log_only()));
     }
     let access = ApiAccess::new(&config.kubeconfig, args.master.clone());
-    // Fails only at a second call in one process.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let api = runtime.block_on(access.client(Arc::new(metrics.clone()), Timing::default().answer))?;
     let to = metrics.clone();
     runtime.spawn(rest::follow_version(api.client.clone(), move |version| to.set_kubernetes(version)));
     let events = EventSink::to_api(api.client.clone(), node, runtime.handle(), Limits::default());
-    let source = ApiSource::new(api, node, runtime.handle().clone());
-    let source = source.for_proxy(config.service_proxy_name.as_deref());
-    Ok((Box::new(source.with_service_cidrs(config.follows_service_cidrs)), events))
+    Ok((Box::new(super::api_source(config, api, node, runtime)), events))
 }
 
 /// Opens the kernel, with retries while a module or a privilege is missing; `None` on a stop signal.

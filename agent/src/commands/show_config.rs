@@ -15,10 +15,10 @@ use crate::trial::{self, Tester};
 /// # Errors
 /// When it cannot be read, is invalid, or a start with it would fail.
 pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
-    let config = Config::read(args.source.config.as_deref(), &args.source.flags)?;
+    let config = Config::read(args.checked.source.config.as_deref(), &args.checked.source.flags)?;
     super::print(&render(&config, args.output)?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let api = args.objects.is_none().then_some(&args.master);
+    let api = args.checked.objects.is_none().then_some(&args.checked.master);
     let findings = trial::check(&config, Tester::Person, api, runtime.handle());
     for note in config.warnings.iter().chain(&findings.notes) {
         eprintln!("kube-ipvs: {note}");

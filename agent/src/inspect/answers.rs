@@ -13,7 +13,9 @@ use serde_json::Value;
 use super::explain::{self, ExplainRequest};
 use super::owners::{OwnersOf, OwnersPage};
 use super::status::{Status, StatusInput};
+use crate::config::{Config, ConfigFlags};
 use crate::core::loop_state::LoopState;
+use crate::core::model::settings::RulesMode;
 use crate::core::model::{EndpointSlice, Node, ObjectName, Service, VsKey};
 use crate::core::service::protected::Peers;
 use crate::inbox::Inbox;
@@ -22,6 +24,8 @@ use crate::metrics::Metrics;
 use crate::serve::health::SharedHealth;
 use crate::store::Store;
 
+/// Where objects come from, in words, if not from files.
+pub const KUBERNETES_API: &str = "the Kubernetes API";
 /// Objects of one page.
 const PAGE: usize = 500;
 
@@ -56,13 +60,23 @@ pub struct Setup {
     pub node: String,
     /// The configuration in force, flags included: a KubeProxyConfiguration.
     pub config: Value,
-    /// What sets and rules are made of: `iptables` or `nftables`.
-    pub rules: String,
-    /// Where objects come from: `the Kubernetes API`, or a path.
+    /// What sets and rules are made of.
+    pub rules: RulesMode,
+    /// Where objects come from: [`KUBERNETES_API`], or a path.
     pub source: String,
     pub version: String,
     pub pid: u32,
     pub started: SystemTime,
+}
+
+impl Setup {
+    /// The configuration that the agent was started with.
+    ///
+    /// # Errors
+    /// This version of the program does not understand it.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        Config::parse(&self.config.to_string(), &ConfigFlags::default())
+    }
 }
 
 /// What the agent knows about the cluster besides Services.

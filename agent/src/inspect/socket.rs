@@ -226,6 +226,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+    use crate::core::model::settings::RulesMode;
     use crate::core::plan::pass::Due;
     use crate::inbox::Inbox;
     use crate::inspect::answers::Setup;
@@ -239,7 +240,7 @@ mod tests {
         let setup = Setup {
             node: "n1".to_owned(),
             config: serde_json::json!({}),
-            rules: "iptables".to_owned(),
+            rules: RulesMode::Iptables,
             source: "files".to_owned(),
             version: "0".to_owned(),
             pid: 1,

@@ -196,7 +196,7 @@ impl Status {
                 kubernetes: input.kubernetes,
                 ..Versions::default()
             },
-            rules_mode: input.setup.rules,
+            rules_mode: input.setup.rules.to_string(),
             source: input.setup.source,
             uptime: input.uptime.as_secs(),
             services: state.desired.service_count(),

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::commands::verify_node::VerifyReport;
 use crate::core::model::PerFamily;
-use crate::core::model::settings::Settings;
+use crate::core::model::settings::{RulesMode, Settings};
 use crate::core::plan::op::OpKind;
 use crate::core::plan::outcome::{Cause, OpError};
 use crate::core::plan::pass::Due;
@@ -81,7 +81,7 @@ fn status(agent: &Agent) -> Status {
     let setup = Setup {
         node: "n1".to_owned(),
         config: json!({}),
-        rules: "iptables".to_owned(),
+        rules: RulesMode::Iptables,
         source: "the Kubernetes API".to_owned(),
         version: "0.1.0".to_owned(),
         pid: 7,

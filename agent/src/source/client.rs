@@ -59,6 +59,8 @@ impl ApiAccess {
     /// # Errors
     /// Names the file or variable that is missing or wrong.
     pub async fn client(&self, monitor: Arc<dyn Monitor>, answer: Duration) -> anyhow::Result<ApiClient> {
+        // Fails only at a second call in one process.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (mut config, of_kubeconfig) = self.config().await?;
         if let Some(master) = &self.master {
             config.cluster_url =
@@ -171,7 +173,6 @@ mod tests {
 
     fn client(access: &ApiAccess) -> Result<ApiClient, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let _ = rustls::crypto::ring::default_provider().install_default();
         runtime.block_on(access.client(Arc::new(()), CONNECT)).map_err(|error| format!("{error:#}"))
     }
 

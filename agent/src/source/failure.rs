@@ -280,7 +280,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_connection_is_reported_with_its_proxy() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let access =
             crate::source::client::ApiAccess { kubeconfig: None, master: Some(format!("http://{free}")) };

@@ -49,8 +49,8 @@ const IMMEDIATE_DATA: u16 = 2;
 /// `NFT_REG_VERDICT`
 const VERDICT_REGISTER: u32 = 0;
 const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
+pub(crate) const VERDICT_CODE: u16 = 1;
+pub(crate) const VERDICT_CHAIN: u16 = 2;
 // enum nft_verdicts, with the verdicts of netfilter
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
@@ -236,12 +236,18 @@ impl Verdict {
     fn parse(data: &[u8]) -> Option<Self> {
         let [_, None, Some(verdict)] = values(data)? else { return None };
         let [_, code, chain] = values(verdict)?;
-        match (u32_of(code)?, chain) {
-            (DROP, None) => Some(Verdict::Drop),
-            (ACCEPT, None) => Some(Verdict::Accept),
-            (JUMP, Some(chain)) => Some(Verdict::Jump(text(chain))),
-            (GOTO, Some(chain)) => Some(Verdict::Goto(text(chain))),
-            (RETURN, None) => Some(Verdict::Return),
+        let verdict = Self::of_code(u32_of(code)?, chain.map(text))?;
+        (matches!(verdict, Verdict::Jump(_) | Verdict::Goto(_)) == chain.is_some()).then_some(verdict)
+    }
+
+    /// The verdict with this number; only jumps need a chain. `None`: another number, or a jump without a chain.
+    pub(crate) fn of_code(code: u32, chain: Option<String>) -> Option<Self> {
+        match (code, chain) {
+            (DROP, _) => Some(Verdict::Drop),
+            (ACCEPT, _) => Some(Verdict::Accept),
+            (JUMP, Some(chain)) => Some(Verdict::Jump(chain)),
+            (GOTO, Some(chain)) => Some(Verdict::Goto(chain)),
+            (RETURN, _) => Some(Verdict::Return),
             _ => None,
         }
     }

@@ -227,6 +227,11 @@ impl Observed {
         self.addresses.contains(&vip.into()) || self.node.routes.iter().any(|net| net.contains(&vip))
     }
 
+    /// Whether it is an address of the node on another link than `kube-ipvs0`, or loopback.
+    pub fn is_own(&self, addr: IpAddr) -> bool {
+        self.node_addresses.binary_search(&addr).is_ok() || addr.is_loopback()
+    }
+
     /// Whether the set exists and has members.
     pub fn has_members(&self, kind: SetKind, family: Family) -> bool {
         self.sets.get(&SetId { kind, family }).is_some_and(|set| !set.members.is_empty())

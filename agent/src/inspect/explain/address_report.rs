@@ -35,17 +35,15 @@ impl AddressReport {
             let text = format!("{addr} is local by the route of {net}");
             return report("route", text, format!("ip route show table local {net}"));
         }
-        if observed.node_addresses.binary_search(&addr).is_ok() || addr.is_loopback() {
+        if observed.is_own(addr) {
             return report("link", format!("{addr} is an address of an interface of this node"), show);
         }
-        let why = match state.node.binding(addr, false) {
-            _ if !state.desired.wants_address(addr) => match state.node.binding(addr, false) {
-                Binding::Protected(protection) => format!(": it is {protection}"),
-                Binding::Special => ": such an address cannot be a VIP".to_owned(),
-                _ => String::new(),
-            },
-            Binding::Unknown => ": the addresses of other Nodes are not known yet".to_owned(),
-            _ => ": it is not bound yet".to_owned(),
+        let why = match (state.desired.wants_address(addr), state.node.binding(addr, false)) {
+            (true, Binding::Unknown) => ": the addresses of other Nodes are not known yet".to_owned(),
+            (true, _) => ": it is not bound yet".to_owned(),
+            (false, Binding::Protected(protection)) => format!(": it is {protection}"),
+            (false, Binding::Special) => ": such an address cannot be a VIP".to_owned(),
+            (false, _) => String::new(),
         };
         let text =
             format!("{addr} is not an address of this node{why}; packets to it go where the routes lead");

@@ -85,16 +85,14 @@ impl RuleFacts for Observed {
     }
 
     fn is_local(&self, addr: IpAddr) -> bool {
-        Observed::is_local(self, addr)
-            || self.node_addresses.binary_search(&addr).is_ok()
-            || addr.is_loopback()
+        Observed::is_local(self, addr) || self.is_own(addr)
     }
 }
 
 /// A packet's way to one frontend.
 pub(super) struct Way<'a> {
     state: &'a LoopState<'a>,
-    observed: &'a Observed,
+    pub observed: &'a Observed,
     pub key: VsKey,
     pub all: &'a [PortEndpoint<'a>],
 }
@@ -233,10 +231,6 @@ impl Way<'_> {
         let fate = walk.run(Hook::Postrouting, &mut sent);
         note(&mut walk, steps);
         PathOutcome::Served { serving, masqueraded: fate == Some(Fate::Masqueraded) }
-    }
-
-    pub(super) fn is_own(&self, addr: IpAddr) -> bool {
-        self.observed.node_addresses.binary_search(&addr).is_ok() || addr.is_loopback()
     }
 
     pub(super) fn is_hairpin(&self, packet: &Packet, serving: &[RsKey]) -> bool {

@@ -57,8 +57,7 @@ pub fn find(store: &Store, request: &ExplainRequest) -> Result<FoundServices, St
             let by_vip = store.find(MOST, |service, _| has_address(service, *addr, *port));
             is_pod = by_vip.is_empty();
             if is_pod {
-                let is_endpoint = |slice: &&std::sync::Arc<_>| has_endpoint(slice, *addr);
-                store.find(MOST, |_, slices| slices.iter().any(|slice| is_endpoint(&slice)))
+                store.find(MOST, |_, slices| slices.iter().any(|slice| has_endpoint(slice, *addr)))
             } else {
                 by_vip
             }

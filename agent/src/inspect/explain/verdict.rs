@@ -93,7 +93,7 @@ impl Way<'_> {
             return report.nobody(refused, why);
         }
         let PathOutcome::Served { serving, masqueraded } = outcome else { return };
-        let seen = if *masqueraded || self.is_own(packet.source) {
+        let seen = if *masqueraded || self.observed.is_own(packet.source) {
             "node"
         } else if packet.source == self.key.addr {
             "VIP"

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Screens of `kube-ipvs top`, whole. `KUBE_IPVS_SCREENS=write` writes them anew.
+//! Screens of `kube-ipvs top`, whole.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use ratatui_core::backend::TestBackend;
@@ -18,6 +17,7 @@ use super::table_reading::{RealReading, TableReading, TrafficCounters, VirtualRe
 use super::top_state::Top;
 use super::traffic_order::SortOrder;
 use crate::core::model::{Protocol, VsKey};
+use crate::testing::golden;
 
 fn counted([connections, packets, bytes]: [u64; 3]) -> TrafficCounters {
     TrafficCounters { connections, packets, bytes }
@@ -138,12 +138,7 @@ fn screen(top: &mut Top, width: u16, height: u16) -> String {
 }
 
 fn check(name: &str, found: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/inspect/top/screens").join(name);
-    if std::env::var_os("KUBE_IPVS_SCREENS").is_some_and(|value| value == "write") {
-        std::fs::write(&path, found).unwrap();
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == expected, "{}: this is drawn now:\n{found}", path.display());
+    golden::compare(&format!("agent/src/inspect/top/screens/{name}"), found);
 }
 
 #[test]
