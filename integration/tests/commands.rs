@@ -7,9 +7,12 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use integration::lab::{Lab, Netns, Node, Setup, agent_binary};
+use integration::lab::traffic::{Backend, Connection, ask_tcp};
+use integration::lab::{Lab, Netns, Node, Setup, agent_binary, at};
 use integration::objects::{ServiceBuilder, slice};
 use serde_json::{Value, json};
 
@@ -119,6 +122,28 @@ fn examples_of_the_documentation_are_what_the_commands_print() {
             wrong.push(format!("docs/examples/{name}:\n{text}"));
         }
     }
+    let dry = ["timeout", "-s", "INT", "6", binary(), "run", "--dry-run", &with_other];
+    let dry = ns.try_exec(&dry, None).unwrap().stdout;
+    let dry = dry.split_once(' ').map(|(_, rest)| format!("2026-11-28T04:00:00Z {rest}")).unwrap();
+    let archive = setup.folder().join("bundle.tar").display().to_string();
+    assert_eq!(run(ns, &["bundle", "--file", &archive]).code, 0);
+    let listing = ns.exec(&["tar", "-tf", &archive]).unwrap().stdout;
+    let config = run(ns, &["config", &with_other]).stdout;
+    let config = config.replace(&other.display().to_string(), "other.yaml");
+    let cleanup = run(ns, &["cleanup", "--dry-run"]).stdout;
+    let traced = traced(&node, &setup);
+    for (name, text) in [
+        ("run.txt", dry),
+        ("bundle.txt", listing),
+        ("config.txt", config),
+        ("cleanup.txt", cleanup),
+        ("trace.txt", traced),
+    ] {
+        let text = normalised(&text, &setup);
+        if !compare(name, &text) {
+            wrong.push(format!("docs/examples/{name}:\n{text}"));
+        }
+    }
     // What a doctor finds depends on the machine: the example has to have the same checks.
     let doctor = run(ns, &["doctor"]);
     assert!(doctor.code <= 1, "{}", doctor.stderr);
@@ -128,6 +153,43 @@ fn examples_of_the_documentation_are_what_the_commands_print() {
         wrong.push(format!("docs/examples/doctor.txt:\n{}", doctor.stdout));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn binary() -> &'static str {
+    static BINARY: LazyLock<String> = LazyLock::new(|| agent_binary().unwrap().display().to_string());
+    &BINARY
+}
+
+/// What `trace` tells of a connection from port 41000 of a pod. The numbers of rules are those of the kernel.
+fn traced(node: &Node, setup: &Setup<'_>) -> String {
+    let (pod, client) = (node.pod(5).unwrap(), node.pod(9).unwrap());
+    let _backend = Backend::new(&pod.ns, "web").tcp(8080).unwrap();
+    // Only this endpoint exists here.
+    let mut objects = objects();
+    objects[1] = slice("web", &["10.244.1.5@node-a"], &[("http", "TCP", 8080)]);
+    setup.write(objects).unwrap();
+    setup.wait_ipvs("-a -t 10.96.0.10:80 -r 10.244.2.6:8080", false).unwrap();
+    let output = setup.folder().join("trace.txt");
+    let mut trace = Command::new(agent_binary().unwrap());
+    trace.args(["trace", "test/web", "--packets=1", "--seconds=50"]).env("COLUMNS", "100");
+    trace.stdout(std::fs::File::create(&output).unwrap());
+    let mut trace = node.ns().spawn(trace).unwrap();
+    setup.wait("the trace", || nft_tables(node.ns()).contains("kube-ipvs-trace")).unwrap();
+    let mut connection = Connection::open_from(&client.ns, 41_000, at("10.96.0.10", 80), LIMIT).unwrap();
+    assert_eq!(connection.ask().unwrap().name, "web");
+    assert_eq!(trace.wait(LIMIT).unwrap().code(), Some(0));
+    let text = std::fs::read_to_string(&output).unwrap();
+    let lines = text.lines().map(|line| match line.split_once("  rule ") {
+        Some((start, rest)) => {
+            format!("{start}  rule 12{}", rest.trim_start_matches(|c: char| c.is_ascii_digit()))
+        }
+        None => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n") + "\n"
+}
+
+fn nft_tables(ns: &Netns) -> String {
+    ns.exec(&["nft", "list", "tables"]).unwrap().stdout
 }
 
 /// The names of the checks of a doctor.
@@ -281,4 +343,40 @@ fn status_tells_what_cannot_be_programmed_and_explain_why() {
     assert!(status.stdout.replace("\n    ", " ").contains(&object), "{}", status.stdout);
     let explained = run(ns, &["explain", "test/bad"]);
     assert!(explained.stdout.contains("cannot program it:"), "{}", explained.stdout);
+}
+
+#[test]
+fn top_shows_the_traffic_of_a_service_and_ends_with_q() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let (pod, client) = (node.pod(5).unwrap(), node.pod(9).unwrap());
+    let _backend = Backend::new(&pod.ns, "web").tcp(8080).unwrap();
+    let mut objects = objects();
+    objects[1] = slice("web", &["10.244.1.5@node-a"], &[("http", "TCP", 8080)]);
+    let setup = Setup::start(&node, &json!({}), objects).unwrap();
+    setup.wait("the first sync", || setup.agent.log().contains("ready: ")).unwrap();
+    let ns = node.ns();
+
+    // One table, with rates between two readings.
+    let output = setup.folder().join("top.txt");
+    let mut top = Command::new(agent_binary().unwrap());
+    top.args(["top", "--once", "--interval=5"]).stdout(std::fs::File::create(&output).unwrap());
+    let mut top = ns.spawn(top).unwrap();
+    while top.ended().unwrap().is_none() {
+        assert_eq!(ask_tcp(&client.ns, at("10.96.0.10", 80), LIMIT).unwrap().name, "web");
+    }
+    let table = std::fs::read_to_string(&output).unwrap();
+    let row = table.lines().find(|line| line.starts_with("test/web ")).unwrap_or_default();
+    let columns: Vec<u64> = row.split_whitespace().skip(1).map(|n| n.parse().unwrap_or(1)).collect();
+    assert!(columns.len() == 6 && columns[1..4].iter().all(|rate| *rate > 0), "{table}");
+
+    // Live, on a terminal of script(1): the Service, after Enter its real server, and the end.
+    let keys = "(sleep 6; printf '\\r'; sleep 6; printf q)";
+    let live =
+        format!("{keys} | script -qec 'stty cols 100 rows 30; {} top --interval=1' /dev/null", binary());
+    let live = ns.try_exec(&["env", "TERM=xterm", "timeout", "60", "sh", "-c", &live], None).unwrap();
+    assert_eq!(live.status.code(), Some(0), "{}{}", live.stdout, live.stderr);
+    for shown in ["test/web", "10.244.1.5:8080", "\u{1b}[?1049l"] {
+        assert!(live.stdout.contains(shown), "{shown:?} is missing in {:?}", live.stdout);
+    }
 }

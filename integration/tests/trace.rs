@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use integration::lab::traffic::{Backend, ask_tcp};
+use integration::lab::traffic::{Backend, ask_tcp, ask_udp};
 use integration::lab::{Lab, Netns, Setup, agent_binary, at};
 use integration::objects::{ServiceBuilder, slice};
 use nix::sys::signal::Signal;
@@ -64,6 +65,8 @@ fn a_connection_is_told_with_its_real_server_and_nothing_stays() {
         "PACKET 1  TCP 10.244.1.9:",
         "-> 10.96.0.10:80  Service test/web:http",
         "IPVS: sent to 10.244.1.5:8080",
+        "conntrack: 10.244.1.5:8080 sees the client's own address 10.244.1.9:",
+        "SYN_SENT, SYN_RECV, ESTABLISHED",
     ] {
         assert!(text.contains(expected), "{expected} is missing:\n{text}");
     }
@@ -102,5 +105,60 @@ fn a_connection_is_told_with_its_real_server_and_nothing_stays() {
         let mut next = ns.spawn(command(&["10.96.0.10:80", "--seconds=1"], &output)).unwrap();
         assert_eq!(next.wait(LIMIT).unwrap().code(), Some(1));
         assert!(!has_table(ns));
+    }
+}
+
+#[test]
+fn udp_ipv6_and_node_ports_are_told_with_the_source_that_the_real_server_sees() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node-a").unwrap();
+    let (backend, client) = (node.pod(5).unwrap(), lab.client("outside").unwrap());
+    let _backend = Backend::new(&backend.ns, "web").tcp(8080).unwrap().udp(5353).unwrap();
+    let [pod4, pod6] = [backend.v4.to_string(), backend.v6.to_string()];
+    let ports = [("http", "TCP", 8080), ("dns", "UDP", 5353)];
+    let web = ServiceBuilder::new(
+        "web",
+        &["10.96.0.10", "fd00:96::10"],
+        &[("http", "TCP", 80), ("dns", "UDP", 53)],
+    );
+    let objects = vec![
+        web.node_ports(&[30080, 30053]).build(),
+        slice("web", &[&format!("{pod4}@node-a")], &ports),
+        slice("web", &[&format!("{pod6}@node-a")], &ports),
+    ];
+    let setup = Setup::start(&node, &json!({}), objects).unwrap();
+    setup.wait("the first sync", || setup.agent.log().contains("ready: ")).unwrap();
+    let ns = node.ns();
+    client.route("10.96.0.0/16", &node.host).unwrap();
+    client.route("fd00:96::/64", &node.host).unwrap();
+    for (target, port, protocol) in [
+        ("10.96.0.10", 53, "UDP"),
+        ("fd00:96::10", 80, "TCP"),
+        (&*node.host.v4.to_string(), 30080, "TCP"),
+        (&*node.host.v6.to_string(), 30053, "UDP"),
+    ] {
+        let output = setup.folder().join("trace.json");
+        let destination = at(target, port);
+        let vip = destination.to_string();
+        let mut trace =
+            ns.spawn(command(&[&vip, "--seconds=50", "--packets=1", "-o=json"], &output)).unwrap();
+        wait_table(ns, true);
+        let answer = match protocol {
+            "UDP" => ask_udp(&client.ns, destination, ANSWER),
+            _ => ask_tcp(&client.ns, destination, ANSWER),
+        };
+        let answer = answer.unwrap();
+        assert_eq!(trace.wait(LIMIT).unwrap().code(), Some(0), "{vip}");
+        let text = std::fs::read_to_string(&output).unwrap();
+        let document: Value = serde_json::from_str(&text).unwrap();
+        let packet = &document["packets"][0];
+        assert_eq!((&packet["protocol"], &packet["destination"]), (&json!(protocol), &json!(vip)), "{text}");
+        let service = if protocol == "UDP" { "test/web:dns" } else { "test/web:http" };
+        assert_eq!(packet["service"], service, "{text}");
+        // The real server told which source it saw. All clients outside of the cluster are masqueraded.
+        let source: SocketAddr = packet["conntrack"]["sourceSeen"].as_str().unwrap().parse().unwrap();
+        assert_eq!(source.ip(), answer.seen_source, "{text}");
+        assert!(![IpAddr::from(client.v4), client.v6.into()].contains(&source.ip()), "{text}");
+        assert_eq!(packet["conntrack"]["realServer"], packet["realServer"], "{text}");
     }
 }

@@ -10,7 +10,8 @@ use super::Cli;
 use crate::config::table::FIELDS;
 
 /// The examples of each command: the command line, and the file with its output.
-const EXAMPLES: [(&str, &str, &str); 8] = [
+const EXAMPLES: [(&str, &str, &str); 14] = [
+    ("run", "kube-ipvs run --dry-run --config=other.yaml", "run.txt"),
     ("status", "kube-ipvs status", "status.txt"),
     ("explain", "kube-ipvs explain test/web", "explain.txt"),
     ("explain", "kube-ipvs explain 203.0.113.7:80 --from 198.51.100.9", "explain-from.txt"),
@@ -19,6 +20,11 @@ const EXAMPLES: [(&str, &str, &str); 8] = [
     ("list", "kube-ipvs list -o wide", "list.txt"),
     ("top", "kube-ipvs top --once --interval=1", "top.txt"),
     ("doctor", "kube-ipvs doctor", "doctor.txt"),
+    ("bundle", "kube-ipvs bundle --file=bundle.tar && tar -tf bundle.tar", "bundle.txt"),
+    ("trace", "kube-ipvs trace test/web --packets=1", "trace.txt"),
+    ("config", "kube-ipvs config --config=other.yaml", "config.txt"),
+    ("completion", "kube-ipvs completion bash > /usr/share/bash-completion/completions/kube-ipvs", ""),
+    ("cleanup", "kube-ipvs cleanup --dry-run", "cleanup.txt"),
 ];
 
 const HEAD: &str = "# Commands
@@ -51,13 +57,23 @@ pub(super) fn text() -> String {
         let about = command.get_long_about().or(command.get_about()).map(ToString::to_string);
         let _ = write!(text, "\n## kube-ipvs {name}\n\n{}\n", about.unwrap_or_default());
         arguments(&mut text, command);
-        for (_, line, file) in EXAMPLES.iter().filter(|(of, ..)| *of == name) {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples").join(file);
-            let output = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
-            let _ = write!(text, "\n```\n# {line}\n{}\n```\n", output.trim_end());
+        let examples: Vec<_> = EXAMPLES.iter().filter(|(of, ..)| *of == name).collect();
+        assert!(!examples.is_empty(), "{name} has no example");
+        for (_, line, file) in examples {
+            let _ = write!(text, "\n```\n# {line}\n{}```\n", output(file));
         }
     }
     text
+}
+
+/// What the command of an example printed; nothing if it has no file.
+fn output(file: &str) -> String {
+    if file.is_empty() {
+        return String::new();
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples").join(file);
+    let output = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+    output.trim_end().to_owned() + "\n"
 }
 
 /// The arguments of a command without those of the configuration, which docs/configuration.md has.

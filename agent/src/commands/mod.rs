@@ -20,6 +20,7 @@ pub mod watch_traffic;
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
+use anyhow::ensure;
 use tokio::runtime::Runtime;
 
 use crate::cli::AnswerFormat;
@@ -37,8 +38,16 @@ fn api_source(config: &Config, api: ApiClient, node: &str, runtime: &Runtime) ->
 }
 
 /// The objects of files, as the configuration selects them.
-fn file_source(config: &Config, path: &Path, node: &str) -> FileSource {
-    FileSource::new(path, node).serving(config.service_proxy_name.clone())
+///
+/// # Errors
+/// The configuration needs objects that only the API has.
+fn file_source(config: &Config, path: &Path, node: &str) -> anyhow::Result<FileSource> {
+    ensure!(
+        !config.follows_service_cidrs,
+        "kubeIPVS.clusterIPs: route reads the ranges of ClusterIPs from the Kubernetes API, but --objects reads files: \
+         list the ranges in kubeIPVS.serviceCIDRs"
+    );
+    Ok(FileSource::new(path, node).serving(config.service_proxy_name.clone()))
 }
 
 /// Prints an answer: as text for people, or as a document.

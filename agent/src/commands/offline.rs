@@ -65,7 +65,7 @@ impl Offline {
         let from_agent = setup.is_some() && args.objects.is_none() && args.master.is_none();
         let source = match (&args.objects, from_agent) {
             (Some(path), _) => {
-                Box::new(super::file_source(&config, path, &node)).start(store.clone())?;
+                Box::new(super::file_source(&config, path, &node)?).start(store.clone())?;
                 path.display().to_string()
             }
             (None, true) => "the running agent".to_owned(),

@@ -235,13 +235,9 @@ fn source(
     runtime: &tokio::runtime::Runtime,
 ) -> anyhow::Result<(Box<dyn Source>, EventSink)> {
     if let Some(path) = &args.objects {
-        ensure!(
-            !config.follows_service_cidrs,
-            "kubeIPVS.clusterIPs: route reads the ranges of ClusterIPs from the Kubernetes API, but --objects reads files: \
-             list the ranges in kubeIPVS.serviceCIDRs"
-        );
+        let source = super::file_source(config, path, node)?;
         tracing::info!(path = %path.display(), "reading objects from files");
-        return Ok((Box::new(super::file_source(config, path, node)), EventSink::log_only()));
+        return Ok((Box::new(source), EventSink::log_only()));
     }
     let access = ApiAccess::new(&config.kubeconfig, args.master.clone());
     let api = runtime.block_on(access.client(Arc::new(metrics.clone()), Timing::default().answer))?;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube-ipvs trace`: follows packets of a virtual server through the rules of nf_tables and IPVS.
 //!
-//! A table of nf_tables marks the first packets of connections, and the kernel reports each rule that they meet. What IPVS
-//! did is read from its connections at the end: IPVS reports nothing itself.
+//! A table of nf_tables marks the first packets of connections, and the kernel reports each rule that they meet. Connection
+//! tracking reports who answers, and whom. What IPVS did is read from its connections at the end: IPVS reports nothing.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,6 +24,7 @@ use crate::inspect::owners::{OwnersOf, ServiceOwners};
 use crate::inspect::trace::{PacketCollector, TraceFacts, TraceReport};
 use crate::kernel::host::links;
 use crate::kernel::ipvs::vs_key;
+use crate::kernel::netfilter::conntrack_watch::ConntrackWatch;
 use crate::kernel::netfilter::nft_trace::PacketTracer;
 use crate::words;
 
@@ -52,6 +53,7 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let targets = targets(args, &owners)?;
+    let conntrack = ConntrackWatch::start(targets.clone());
     let mut tracer = PacketTracer::start(&targets, args.from)?;
     let shown = shown(args, &targets, &owners);
     eprintln!("kube-ipvs: tracing new connections to {shown} for {} s", args.seconds);
@@ -61,7 +63,17 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     }
     notes.extend(targets.iter().filter_map(|target| legacy_note(target.family())));
     notes.dedup();
-    let facts = facts(&mut tracer, &collector, &targets, owners, &mut notes);
+    let tracked = match conntrack.map(ConntrackWatch::finish) {
+        Ok((events, is_lost)) => {
+            notes.extend(is_lost.then(|| "some events of connection tracking were lost".to_owned()));
+            events
+        }
+        Err(error) => {
+            notes.push(format!("no events of connection tracking: {error}; `modprobe nf_conntrack_netlink`"));
+            Vec::new()
+        }
+    };
+    let facts = TraceFacts { tracked, ..facts(&mut tracer, &collector, &targets, owners, &mut notes) };
     drop(tracer);
     let report = TraceReport::new(shown, args.seconds, collector.finish(&facts), notes);
     super::print_answer(&report, args.answer.output, |layout| report.text(layout))?;
@@ -146,7 +158,7 @@ fn facts(
         notes.push(words::chain(&error));
     }
     let servers = servers(targets, &owners).map_err(|error| notes.push(words::chain(&error))).ok();
-    TraceFacts { owners, connections, servers, rules, interfaces: links::names() }
+    TraceFacts { owners, connections, tracked: Vec::new(), servers, rules, interfaces: links::names() }
 }
 
 /// The virtual servers that exist, and how many real servers of each take new connections.

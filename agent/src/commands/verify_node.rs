@@ -45,9 +45,9 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let mut is_synced = offline.refresh()?;
     let report = loop {
         let report = match (is_synced, offline.preview()) {
-            (false, _) => problem("the agent has not listed all objects yet".to_owned()),
-            (true, Ok(preview)) => compare(&preview, offline.report(&preview).services),
-            (true, Err(error)) => problem(words::chain(&error)),
+            (false, _) => VerifyReport::problem("the agent has not listed all objects yet".to_owned()),
+            (true, Ok(preview)) => VerifyReport::of(&preview, offline.report(&preview).services),
+            (true, Err(error)) => VerifyReport::problem(words::chain(&error)),
         };
         if report.equal || Instant::now() + PAUSE > until {
             break report;
@@ -69,25 +69,28 @@ fn open(look: &LookArgs, until: Instant) -> anyhow::Result<Offline> {
     }
 }
 
-fn problem(problem: String) -> VerifyReport {
-    VerifyReport { schema_version: 1, problem: Some(problem), ..VerifyReport::default() }
-}
-
-fn compare(preview: &Preview, services: usize) -> VerifyReport {
-    let differences: Vec<String> = preview.differences().map(ToString::to_string).collect();
-    let unread = preview.unread.iter().map(|family| format!("the {family} rules cannot be read"));
-    VerifyReport {
-        schema_version: 1,
-        equal: differences.is_empty() && preview.unread.is_empty(),
-        services,
-        differences: differences.len(),
-        first: differences.into_iter().take(NAMED).collect(),
-        problem: unread.reduce(|all, one| format!("{all}; {one}")),
-    }
-}
-
 impl VerifyReport {
-    fn text(&self, layout: Layout) -> String {
+    /// Nothing could be compared.
+    pub fn problem(problem: String) -> Self {
+        Self { schema_version: 1, problem: Some(problem), ..Self::default() }
+    }
+
+    /// The result of a comparison. `services`: number of Services.
+    pub fn of(preview: &Preview, services: usize) -> Self {
+        let differences: Vec<String> = preview.differences().map(ToString::to_string).collect();
+        let unread = preview.unread.iter().map(|family| format!("the {family} rules cannot be read"));
+        Self {
+            schema_version: 1,
+            equal: differences.is_empty() && preview.unread.is_empty(),
+            services,
+            differences: differences.len(),
+            first: differences.into_iter().take(NAMED).collect(),
+            problem: unread.reduce(|all, one| format!("{all}; {one}")),
+        }
+    }
+
+    /// The text for people.
+    pub fn text(&self, layout: Layout) -> String {
         let services = words::count(self.services, "Service");
         if self.equal {
             let good = layout.paint(Tone::Good, "equal");

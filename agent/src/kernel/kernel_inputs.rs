@@ -13,7 +13,9 @@ use super::host::{local_route, routes, sockets};
 use super::iptables::flavour::{self, Flavour};
 use super::ipvs::proc_ip_vs::{Parser, Shown};
 use super::netfilter::conntrack::{self, CTA_TUPLE_REPLY};
+use super::netfilter::conntrack_watch::ConntrackEvent;
 use super::netfilter::ipset_codec::{encode_entry, parse_entry, parse_part};
+use super::netfilter::nfnetlink::NFGEN;
 use crate::core::mirror::ObservedSet;
 use crate::core::model::Protocol;
 use crate::core::model::map::Map;
@@ -84,6 +86,11 @@ fn ipset(bytes: &[u8]) {
 
 /// A conntrack entry. Its identity attributes decode to the same flow.
 fn conntrack(bytes: &[u8]) {
+    let payload = [&[0; NFGEN], bytes].concat();
+    for kind in [0x100, 0x102] {
+        let received = netlink_batch::Received { kind, flags: 0, seq: 0, port: 0, payload: &payload };
+        let _ = ConntrackEvent::parse(&received);
+    }
     let Ok(Some(entry)) = conntrack::parse_entry(bytes) else { return };
     let reply =
         AttributeIter::new(bytes).flatten().filter(|(kind, _)| *kind == CTA_TUPLE_REPLY).last().unwrap().1;

@@ -7,11 +7,12 @@ use schemars::schema_for;
 use serde_json::json;
 
 use crate::commands::verify_node::VerifyReport;
-use crate::core::model::PerFamily;
 use crate::core::model::settings::{RulesMode, Settings};
+use crate::core::model::{Family, PerFamily};
 use crate::core::plan::op::OpKind;
 use crate::core::plan::outcome::{Cause, OpError};
 use crate::core::plan::pass::Due;
+use crate::core::plan::preview::Preview;
 use crate::core::plan::subject::Subject;
 use crate::inspect::answers::Setup;
 use crate::inspect::explain::{self, ExplainRequest, Explanation};
@@ -123,7 +124,7 @@ fn compare(name: &str, text: impl Fn(Layout) -> String) {
         let text = text(Layout { width, color: false });
         let longest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
         assert!(
-            longest <= width || name.starts_with("plan") || name.starts_with("explain-steps"),
+            longest <= width || ["plan", "explain-steps", "verify"].iter().any(|wide| name.starts_with(wide)),
             "{name}: {longest}"
         );
         golden::compare(&format!("agent/snapshots/{name}-{width}.txt"), &text);
@@ -182,6 +183,16 @@ fn plans_are_those_of_the_snapshots() {
     assert!(report.summary.contains_key(<&str>::from(OpKind::AddVirtualServer)));
     compare("plan", |layout| report.text(layout, true));
     compare("plan-summary", |layout| report.text(layout, false));
+    let verified = VerifyReport::of(&preview, report.services);
+    assert!(!verified.equal && verified.differences >= verified.first.len());
+    compare("verify-different", |layout| verified.text(layout));
+    let nothing = Preview { unread: vec![Family::V6], ..Preview::default() };
+    compare("verify-unread", |layout| VerifyReport::of(&nothing, 3).text(layout));
+    let equal = VerifyReport::of(&Preview::default(), 3);
+    assert!(equal.equal);
+    compare("verify-equal", |layout| equal.text(layout));
+    let problem = VerifyReport::problem("the agent has not listed all objects yet".to_owned());
+    compare("verify-problem", |layout| problem.text(layout));
 }
 
 #[test]

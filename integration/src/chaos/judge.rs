@@ -176,9 +176,9 @@ fn guarded(sets: &str) -> BTreeSet<IpAddr> {
 /// # Errors
 /// When it is gone.
 pub fn footprint(pid: u32) -> Result<Footprint> {
-    let [memory, code, threads] = status(pid, ["RssAnon:", "RssFile:", "Threads:"])?;
+    let [memory, threads] = status(pid, ["RssAnon:", "Threads:"])?;
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).context("open files")?.count();
-    Ok(Footprint { memory, code, threads, files: files as u64 })
+    Ok(Footprint { memory, threads, files: files as u64 })
 }
 
 #[cfg(test)]

@@ -207,4 +207,8 @@ fn an_unusable_kernel_is_an_event_on_the_node() {
     );
     assert!(event["note"].as_str().unwrap().contains("CAP_NET_ADMIN"), "{event}");
     assert_eq!(get(&ns, 10256, "readyz").0, 503);
+    let binary = agent_binary().unwrap();
+    let status = ns.try_exec(&[binary.to_str().unwrap(), "status"], None).unwrap();
+    assert_eq!(status.status.code(), Some(1), "{}{}", status.stdout, status.stderr);
+    assert!(status.stdout.contains("CAP_NET_ADMIN"), "{}", status.stdout);
 }

@@ -5,6 +5,7 @@ mod packet_head;
 #[cfg(test)]
 mod trace_tests;
 mod trace_text;
+mod tracked;
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -13,9 +14,11 @@ use std::net::SocketAddr;
 use serde::{Serialize, Serializer};
 
 use self::packet_head::PacketHead;
+pub use self::tracked::TrackedConnection;
 use super::ipvs_conn::IpvsConnection;
 use super::owners::ServiceOwners;
 use crate::core::model::{Protocol, VsKey};
+use crate::kernel::netfilter::conntrack_watch::ConntrackEvent;
 use crate::kernel::netfilter::nft_trace::{
     HookedChain, NftFamily, Policy, RuleSummary, TRACE_TABLE, TraceEvent, TraceKind, TraceVerdict, Verdict,
 };
@@ -61,6 +64,8 @@ pub struct TracedPacket {
     pub real_server: Option<SocketAddr>,
     /// The state of the connection in IPVS.
     pub state: Option<String>,
+    /// What connection tracking tells of the connection.
+    pub conntrack: Option<TrackedConnection>,
     /// What became of it, in words.
     pub result: String,
 }
@@ -113,6 +118,7 @@ pub enum StepAction {
 pub struct TraceFacts {
     pub owners: ServiceOwners,
     pub connections: Vec<IpvsConnection>,
+    pub tracked: Vec<ConntrackEvent>,
     /// The virtual servers, and how many real servers of each take new connections.
     /// `None`: IPVS could not be read.
     pub servers: Option<HashMap<VsKey, usize>>,
@@ -257,7 +263,9 @@ impl SeenPacket {
         let PacketHead { protocol, source, destination } = self.head;
         let key = VsKey { protocol, addr: destination.ip(), port: destination.port() };
         let connection = facts.connections.iter().find(|connection| self.has(connection));
-        let moved = (self.destination != destination).then_some(self.destination);
+        let conntrack = TrackedConnection::of(&self.head, &facts.tracked);
+        let answered_by = conntrack.as_ref().map_or(destination, |tracked| tracked.real_server);
+        let moved = [self.destination, answered_by].into_iter().find(|addr| *addr != destination);
         let index_name = |index: u32| match facts.interfaces.get(&index) {
             Some(name) => name.clone(),
             None => format!("interface {index}"),
@@ -270,6 +278,7 @@ impl SeenPacket {
             interface: self.iif.map(index_name),
             real_server: connection.map(|connection| connection.real_server),
             state: connection.map(|connection| connection.state.clone()),
+            conntrack,
             result: result(
                 &self.steps,
                 connection,

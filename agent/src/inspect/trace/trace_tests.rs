@@ -90,6 +90,7 @@ fn facts() -> TraceFacts {
             state: "ESTABLISHED".to_owned(),
             expires: 899,
         }],
+        tracked: ["SYN_SENT", "SYN_RECV", "ESTABLISHED"].map(tracked).into(),
         servers: Some([(key, 1)].into()),
         rules: vec![
             rule("nat", 12, "\"kubernetes service portals\"", false),
@@ -97,6 +98,17 @@ fn facts() -> TraceFacts {
             rule("filter", 9, "-j REJECT", true),
         ],
         interfaces: [(7, "veth1".to_owned())].into(),
+    }
+}
+
+fn tracked(state: &'static str) -> ConntrackEvent {
+    ConntrackEvent {
+        protocol: Protocol::Tcp,
+        client: socket(CLIENT),
+        destination: socket(VIP),
+        answered_by: socket("10.244.1.5:8080"),
+        answers_to: socket("10.244.1.1:41000"),
+        state,
     }
 }
 
@@ -159,6 +171,8 @@ fn the_document() {
     assert_eq!(packet["steps"][1]["to"], "KUBE-MARK-MASQ");
     assert_eq!(packet["steps"][1]["family"], "ip");
     assert_eq!(packet["steps"][2]["mark"], 0x4000);
+    assert_eq!(packet["conntrack"]["sourceSeen"], "10.244.1.1:41000");
+    assert_eq!(packet["conntrack"]["states"], serde_json::json!(["SYN_SENT", "SYN_RECV", "ESTABLISHED"]));
 }
 
 #[test]
@@ -193,6 +207,24 @@ fn a_packet_of_the_node_that_comes_back_by_loopback_is_one() {
     let mut sent = begin(1, CLIENT);
     sent.iif = None;
     assert_eq!(collect(&[sent, begin(1, CLIENT)], 20).len(), 1);
+}
+
+#[test]
+fn conntrack_tells_the_real_server_that_ipvs_has_forgotten() {
+    let mut facts = TraceFacts { connections: Vec::new(), ..facts() };
+    let mut collector = PacketCollector::new(hooks(), 1);
+    collector.add(&begin(1, CLIENT));
+    let other = ConntrackEvent { client: socket("10.244.1.9:41001"), ..tracked("CLOSE") };
+    let direct = ConntrackEvent { answers_to: socket(CLIENT), ..tracked("TIME_WAIT") };
+    facts.tracked.extend([other, direct]);
+    let packet = collector.finish(&facts).remove(0);
+    assert_eq!(packet.result, "sent to 10.244.1.5:8080; IPVS has no such connection, or not any more");
+    // The port was used again: only the last connection counts.
+    let sentence = packet.conntrack.unwrap().sentence(socket(CLIENT));
+    assert_eq!(
+        sentence,
+        "conntrack: 10.244.1.5:8080 sees the client's own address 10.244.1.9:41000; TIME_WAIT"
+    );
 }
 
 #[test]

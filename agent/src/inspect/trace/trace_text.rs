@@ -75,6 +75,9 @@ impl TracedPacket {
         if self.more_steps > 0 {
             text.push_str(&format!("  and {}\n", words::count(self.more_steps, "more step")));
         }
+        if let Some(tracked) = &self.conntrack {
+            text.push_str(&layout.wrap("  ", &tracked.sentence(self.client)));
+        }
         let tone = if self.real_server.is_some() { Tone::Good } else { Tone::Warning };
         let line = layout.wrap("  ", &self.result);
         text.push_str(&format!("{}\n", layout.paint(tone, line.trim_end())));

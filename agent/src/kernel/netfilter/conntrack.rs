@@ -14,11 +14,11 @@ use super::nfnetlink::{self, Request, attributes};
 use crate::core::model::flows::{Flow, FlowFilter};
 use crate::core::model::{Family, Protocol};
 
-const SUBSYSTEM: u16 = 1 << 8;
+pub(super) const SUBSYSTEM: u16 = 1 << 8;
 const MSG_GET: u16 = 1;
-const MSG_DELETE: u16 = 2;
+pub(super) const MSG_DELETE: u16 = 2;
 
-const CTA_TUPLE_ORIG: u16 = 1;
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
 pub(in crate::kernel) const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
@@ -181,10 +181,10 @@ fn only_udp() -> Attributes {
 
 /// One direction of an entry. Some protocols have no ports.
 #[derive(Debug, Default)]
-struct Tuple {
-    protocol: Option<u8>,
-    src: Option<(IpAddr, u16)>,
-    dst: Option<(IpAddr, u16)>,
+pub(super) struct Tuple {
+    pub(super) protocol: Option<u8>,
+    pub(super) src: Option<(IpAddr, u16)>,
+    pub(super) dst: Option<(IpAddr, u16)>,
 }
 
 /// Reads one entry of a dump; `None` when it is not UDP.
@@ -221,7 +221,7 @@ pub(in crate::kernel) fn parse_entry(part: &[u8]) -> Result<Option<FlowEntry>, E
     Ok(Some(FlowEntry { flow: Flow { orig_dst, orig_dst_port, reply_src, reply_src_port }, identity }))
 }
 
-fn parse_tuple(bytes: &[u8]) -> Result<Tuple, Error> {
+pub(super) fn parse_tuple(bytes: &[u8]) -> Result<Tuple, Error> {
     let (mut src, mut dst, mut src_port, mut dst_port) = (None, None, None, None);
     let mut protocol = None;
     for attr in AttributeIter::new(bytes) {

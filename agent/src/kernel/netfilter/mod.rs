@@ -2,6 +2,7 @@
 //! Ipsets, connection tracking and nf_tables, over nfnetlink.
 
 pub mod conntrack;
+pub mod conntrack_watch;
 pub mod ipset;
 pub(in crate::kernel) mod ipset_codec;
 pub mod nfnetlink;

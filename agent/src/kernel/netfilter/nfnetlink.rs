@@ -4,7 +4,7 @@
 use netlink_batch::{Attributes, Error, Message, Socket, protocols};
 
 /// Length of `struct nfgenmsg`.
-pub(super) const NFGEN: usize = 4;
+pub(in crate::kernel) const NFGEN: usize = 4;
 
 /// Opens a socket in the current network namespace.
 ///
