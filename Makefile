@@ -53,8 +53,9 @@ tools:
 	@integration/guest/install.sh
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 
-manifests: ## Render manifests/ into manifests/install; needs kubectl
+manifests: ## Render manifests/ into manifests/install, and the table of the chart; needs kubectl
 	integration/checks/manifests --render
+	integration/checks/chart --render
 
 check: ## Check formatting, lints, documentation, house rules, licences, manifests
 	cargo fmt --all --check
@@ -71,6 +72,7 @@ check: ## Check formatting, lints, documentation, house rules, licences, manifes
 		--quiet --target-dir $(TARGET)/packages
 	@integration/guest/install.sh --promtool
 	integration/checks/manifests
+	integration/checks/chart
 
 test: tools image ## Run every test: on this machine, then under a kernel with IPVS
 	cargo test --workspace --doc --locked --quiet

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -18,10 +18,12 @@ use serde_json::Value;
 pub enum Manifest {
     DaemonSet(Box<DaemonSet>),
     ConfigMap(ConfigMap),
+    Service(Box<Service>),
     ServiceAccount(ServiceAccount),
     ClusterRole(ClusterRole),
     ClusterRoleBinding(ClusterRoleBinding),
     PodMonitor(Value),
+    ServiceMonitor(Value),
     PrometheusRule(Value),
 }
 
@@ -46,6 +48,7 @@ fn object(value: &Value) -> Result<Manifest> {
     let read = match kind {
         ("apps/v1", "DaemonSet") => strict(value).map(|set| Manifest::DaemonSet(Box::new(set))),
         ("v1", "ConfigMap") => strict(value).map(Manifest::ConfigMap),
+        ("v1", "Service") => strict(value).map(|service| Manifest::Service(Box::new(service))),
         ("v1", "ServiceAccount") => strict(value).map(Manifest::ServiceAccount),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => strict(value).map(Manifest::ClusterRole),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
@@ -53,6 +56,9 @@ fn object(value: &Value) -> Result<Manifest> {
         }
         ("monitoring.coreos.com/v1", "PodMonitor") => {
             strict::<PodMonitor>(value).map(|_| Manifest::PodMonitor(value.clone()))
+        }
+        ("monitoring.coreos.com/v1", "ServiceMonitor") => {
+            strict::<ServiceMonitor>(value).map(|_| Manifest::ServiceMonitor(value.clone()))
         }
         ("monitoring.coreos.com/v1", "PrometheusRule") => {
             strict::<PrometheusRule>(value).map(|_| Manifest::PrometheusRule(value.clone()))
@@ -82,6 +88,7 @@ struct Custom<Spec> {
 }
 
 type PodMonitor = Custom<PodMonitorSpec>;
+type ServiceMonitor = Custom<ServiceMonitorSpec>;
 type PrometheusRule = Custom<RuleGroups>;
 
 #[derive(Deserialize)]
@@ -90,7 +97,16 @@ type PrometheusRule = Custom<RuleGroups>;
 struct PodMonitorSpec {
     selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
     namespace_selector: Option<NamespaceSelector>,
-    pod_metrics_endpoints: Vec<PodMetricsEndpoint>,
+    pod_metrics_endpoints: Vec<MetricsEndpoint>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[allow(dead_code, reason = "read to be checked")]
+struct ServiceMonitorSpec {
+    selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
+    namespace_selector: Option<NamespaceSelector>,
+    endpoints: Vec<MetricsEndpoint>,
 }
 
 #[derive(Deserialize)]
@@ -103,7 +119,7 @@ struct NamespaceSelector {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[allow(dead_code, reason = "read to be checked")]
-struct PodMetricsEndpoint {
+struct MetricsEndpoint {
     port: Option<String>,
     path: Option<String>,
     interval: Option<String>,

@@ -17,11 +17,15 @@ fn rendered(name: &str) -> Vec<Manifest> {
     read(&folder.join(format!("{name}.yaml"))).unwrap()
 }
 
+fn daemon_sets(objects: &[Manifest]) -> Vec<DaemonSet> {
+    let sets = objects.iter().filter_map(|o| if let Manifest::DaemonSet(d) = o { Some(d) } else { None });
+    sets.map(|set| (**set).clone()).collect()
+}
+
 fn daemon_set(objects: &[Manifest]) -> DaemonSet {
-    let sets: Vec<_> =
-        objects.iter().filter_map(|o| if let Manifest::DaemonSet(d) = o { Some(d) } else { None }).collect();
+    let sets = daemon_sets(objects);
     assert_eq!(sets.len(), 1, "one DaemonSet");
-    (**sets[0]).clone()
+    sets[0].clone()
 }
 
 fn pod(set: &DaemonSet) -> PodSpec {
@@ -35,7 +39,7 @@ fn config_maps(objects: &[Manifest]) -> BTreeMap<String, BTreeMap<String, String
 
 #[test]
 fn every_field_is_known_to_kubernetes() {
-    for name in ["kube-ipvs", "kubeadm", "coexist", "nftables", "monitoring"] {
+    for name in ["kube-ipvs", "kubeadm", "coexist", "nftables", "canary", "monitoring", "chart-everything"] {
         assert!(!rendered(name).is_empty(), "{name}");
     }
 }
@@ -117,6 +121,25 @@ fn pods_are_complete_and_probed_on_the_health_port() {
         assert_eq!(probed(main, main.readiness_probe.as_ref()), ("/readyz".to_owned(), port), "{name}");
         let update = spec.update_strategy.unwrap();
         assert_eq!(update.type_.as_deref(), Some("RollingUpdate"), "{name}");
+    }
+}
+
+#[test]
+fn both_pods_of_a_canary_are_complete_and_the_agent_parses_their_configurations() {
+    for (name, health, metrics) in [("canary", 10256, 10249), ("chart-everything", 10356, 10349)] {
+        let objects = rendered(name);
+        let (sets, maps) = (daemon_sets(&objects), config_maps(&objects));
+        assert_eq!(sets.len(), 2, "{name}");
+        for pod in sets.iter().map(pod) {
+            check_pod(&pod);
+            let [main] = &pod.containers[..] else { panic!("{name}: one container") };
+            assert_eq!(probed(main, main.readiness_probe.as_ref()), ("/readyz".to_owned(), health), "{name}");
+            let volume = pod.volumes.iter().flatten().find_map(|v| v.config_map.clone()).unwrap();
+            let config = Config::parse(&maps[&volume.name]["config.conf"], &ConfigFlags::default()).unwrap();
+            assert_eq!(i32::from(config.metrics_address.port()), metrics, "{name}");
+            let without_base = main.image.as_ref().unwrap().ends_with("-nftables");
+            assert_eq!(config.settings.rules == RulesMode::Nftables, without_base, "{name}");
+        }
     }
 }
 
