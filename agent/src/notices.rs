@@ -78,6 +78,17 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
                  give the Service another address or port"
             ),
         ),
+        fragment::Notice::AnnotationIgnored(why) => (
+            Reason::AnnotationIgnored,
+            format!("{why}; Service {name} is served as if the annotation were not there"),
+        ),
+        fragment::Notice::SchedulerMissing(scheduler) => (
+            Reason::AnnotationIgnored,
+            format!(
+                "the kernel of this node has no scheduler {scheduler}: Service {name} is served with the configured \
+                 one; load the module with `modprobe ip_vs_{scheduler}`"
+            ),
+        ),
         fragment::Notice::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
             format!(

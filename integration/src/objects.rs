@@ -108,6 +108,12 @@ impl ServiceBuilder {
         }
     }
 
+    /// Annotations, as a map.
+    pub fn annotations(mut self, annotations: &Value) -> Self {
+        self.object["metadata"]["annotations"] = annotations.clone();
+        self
+    }
+
     /// `externalIPs`.
     pub fn external_ips(self, addresses: &[&str]) -> Self {
         self.spec("externalIPs", json!(addresses))

@@ -228,6 +228,7 @@ fn sample(field: &table::Field) -> Value {
         ("logging.format", _) => json!("json"),
         ("kubeIPVS.configReload.mode", _) => json!("ignore"),
         ("kubeIPVS.clusterIPs", _) => json!("route"),
+        ("kubeIPVS.realServerOrder", _) => json!("node"),
         ("kubeIPVS.rules", _) => json!("nftables"),
         ("clusterCIDR", _) => json!("192.0.2.0/24"),
         (path, table::FieldType::Text) if path.ends_with("BindAddress") => json!("192.0.2.1:1234"),

@@ -131,3 +131,13 @@ pub(super) fn label_value(v: &Values, field: &str) -> anyhow::Result<Option<Stri
     );
     Ok(Some(text.to_owned()))
 }
+
+/// Whether each node adds real servers in another order.
+pub(super) fn order_by_node(v: &Values) -> anyhow::Result<bool> {
+    const ORDER: &str = "kubeIPVS.realServerOrder";
+    match v.text(ORDER) {
+        "address" => Ok(false),
+        "node" => Ok(true),
+        other => bail!("{ORDER}: {other:?} is neither address nor node"),
+    }
+}

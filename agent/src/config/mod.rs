@@ -224,6 +224,7 @@ fn settings(v: &Values) -> anyhow::Result<Settings> {
         keep_established: v.bool("kubeIPVS.keepEstablished"),
         protected: fields::cidrs(v, "kubeIPVS.protectedCIDRs")?,
         binds_routed: fields::binds_routed(v),
+        order_seed: fields::order_by_node(v)?.then_some(0),
         shares_node: !v.text(SERVICE_PROXY_NAME).is_empty(),
         ..Settings::default()
     })

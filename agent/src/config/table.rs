@@ -147,6 +147,7 @@ pub const FIELDS: &[Field] = &[
     field("kubeIPVS.metrics.maxServices", Int, "1000").zero_is_value(),
     field("kubeIPVS.metrics.perService", Bool, "false"),
     field("kubeIPVS.protectedCIDRs", List, ""),
+    field("kubeIPVS.realServerOrder", Text, "address"),
     field("kubeIPVS.rules", Text, "iptables"),
     field("kubeIPVS.serviceCIDRs", List, ""),
     field("kubeIPVS.serviceProxyName", Text, ""),

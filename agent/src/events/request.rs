@@ -38,6 +38,8 @@ impl fmt::Display for About {
 pub enum Reason {
     /// Two Services claim the same address and port.
     AddressConflict,
+    /// An annotation of a Service has no effect.
+    AnnotationIgnored,
     /// An external IP is not served.
     ExternalIPRefused,
     /// An address of the node is an address of a Service.

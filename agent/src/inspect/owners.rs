@@ -165,6 +165,7 @@ mod tests {
                 created: 0,
                 service: name.clone(),
                 port_name: "".into(),
+                options: None,
             };
             let fragment =
                 Fragment { virtual_servers: [Arc::new(server)].into_iter().collect(), ..Fragment::default() };

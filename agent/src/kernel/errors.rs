@@ -19,7 +19,8 @@ pub(super) fn ipvs_error(op: &Op, error: &ipvs::CommandError) -> OpError {
         ErrorKind::NoSuchService | ErrorKind::NoSuchDestination => (Cause::Missing, true),
         ErrorKind::PermissionDenied => (Cause::NotPermitted, false),
         ErrorKind::InvalidArgument => (Cause::InvalidArgument, false),
-        ErrorKind::NotSupported | ErrorKind::NoSuchScheduler => (Cause::NotSupported, false),
+        ErrorKind::NotSupported => (Cause::NotSupported, false),
+        ErrorKind::NoSuchScheduler => (Cause::NoScheduler, false),
         _ => (Cause::of_errno(error.errno), false),
     };
     let extack = error.extack.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();

@@ -52,6 +52,8 @@ pub struct FakeKernel {
     pub counts: OpCounts,
     /// Sets grow by themselves, as those of nf_tables.
     pub sets_grow: bool,
+    /// Schedulers that it does not have.
+    pub missing_schedulers: Vec<&'static str>,
     fail_next: Vec<OpKind>,
     /// Subjects whose ops fail until [`Self::accept`].
     refused: HashMap<Subject, OpError>,
@@ -207,6 +209,11 @@ impl FakeKernel {
             Op::WriteRules(rules) => {
                 let mut named = SetId::all(rules.family).filter(|set| references_set(&rules.chains, *set));
                 named.try_for_each(|set| self.check_set(set))
+            }
+            Op::AddVirtualServer(_, spec) | Op::EditVirtualServer(_, spec)
+                if self.missing_schedulers.contains(&&*spec.scheduler) =>
+            {
+                Err(OpError::plain(Cause::NoScheduler, "ENOENT"))
             }
             Op::AddVirtualServer(vs, _) if s.virtual_servers.contains_key(vs) => Err(exists()),
             Op::EditVirtualServer(vs, _) | Op::RemoveVirtualServer(vs) => self.check_server(vs),

@@ -27,6 +27,7 @@ use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::{Map, Set};
+use crate::core::model::options::SCHED_FLAGS;
 use crate::core::model::sets::ProbedSet;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, RsKey, VsKey, VsSpec};
@@ -76,6 +77,8 @@ pub struct LinuxKernel {
     pub(super) fills: bool,
     /// The configured scheduler: virtual servers that have it share this string.
     pub(super) scheduler: Arc<str>,
+    /// Some virtual server was given flags of a scheduler.
+    pub(super) has_flags: bool,
     pub(super) sysctls: Vec<&'static str>,
     pub(super) tables: u64,
     /// Dumps over sockets that are closed now.
@@ -100,6 +103,7 @@ impl LinuxKernel {
             reading: ReadState::End,
             fills: false,
             scheduler: settings.scheduler.clone(),
+            has_flags: false,
             lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
             tables: 0,
@@ -290,14 +294,21 @@ impl Kernel for LinuxKernel {
     }
 
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
-        let (ipvs, device) = (&mut self.ipvs, &mut self.device);
-        work(&mut |ops| execute_ipvs(ipvs, ops), &mut |ops| execute_addresses(device, ops));
+        let (ipvs, device, has_flags) = (&mut self.ipvs, &mut self.device, &mut self.has_flags);
+        let mut run_ipvs = |ops: &[&Op]| {
+            *has_flags |= have_flags(ops);
+            execute_ipvs(ipvs, ops)
+        };
+        work(&mut run_ipvs, &mut |ops| execute_addresses(device, ops));
     }
 
     fn execute(&mut self, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {
         match ops.first().map(|op| op.subsystem()) {
             None => Vec::new(),
-            Some(Subsystem::Ipvs) => execute_ipvs(&mut self.ipvs, ops),
+            Some(Subsystem::Ipvs) => {
+                self.has_flags |= have_flags(ops);
+                execute_ipvs(&mut self.ipvs, ops)
+            }
             Some(Subsystem::Sets) => self.filter.execute_sets(ops),
             Some(Subsystem::Addresses) => execute_addresses(&mut self.device, ops),
             Some(
@@ -327,6 +338,14 @@ fn query_each<T, A>(
         }),
     };
     items.iter().map(query_one).collect()
+}
+
+/// Whether some of the ops give flags of a scheduler to a virtual server.
+fn have_flags(ops: &[&Op]) -> bool {
+    ops.iter().any(|op| match op {
+        Op::AddVirtualServer(_, spec) | Op::EditVirtualServer(_, spec) => spec.flags & SCHED_FLAGS != 0,
+        _ => false,
+    })
 }
 
 fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {

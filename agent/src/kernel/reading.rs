@@ -17,6 +17,7 @@ use super::netfilter::nft_tables;
 use super::packet_filter::PacketFilter;
 use crate::core::mirror::comparison::{Addresses, Audit, NftTables, NodeState, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer, RsState};
+use crate::core::model::options::{FLAGGED, SCHED_FLAGS};
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Timeouts;
 use crate::core::model::{PerFamily, RsKey, VsKey, VsSpec};
@@ -27,8 +28,6 @@ use crate::words;
 const LISTED: usize = 4;
 /// Pages of `/proc/net/ip_vs` in one piece, about 10 virtual servers each.
 const SHOWN: usize = 12;
-/// Schedulers whose virtual servers may have flags (`IP_VS_SVC_F_SCHED*`).
-const FLAGGED: [&str; 2] = ["mh", "sh"];
 
 /// Position of a reading.
 #[derive(Debug)]
@@ -55,7 +54,7 @@ impl LinuxKernel {
     pub(super) fn begin_reading(&mut self, step: ReadStep) -> ReadState {
         self.fills = step == ReadStep::Fill;
         // The table shows everything except the flags, which only two schedulers have.
-        if step == ReadStep::Compare && !FLAGGED.contains(&&*self.scheduler) {
+        if step == ReadStep::Compare && !FLAGGED.contains(&&*self.scheduler) && !self.has_flags {
             ReadState::Table
         } else {
             ReadState::List
@@ -139,7 +138,10 @@ impl LinuxKernel {
             let Some(services) = lister.more_services(list)? else { break };
             // A service by fwmark, or of a protocol that Services cannot have, belongs to another program.
             let ours = services.iter().filter_map(|service| Some((vs_key(&service.id)?, self.spec(service))));
-            listed.get_or_insert_with(Vec::new).extend(ours);
+            let listed = listed.get_or_insert_with(Vec::new);
+            let before = listed.len();
+            listed.extend(ours);
+            self.has_flags |= listed[before..].iter().any(|(_, spec)| spec.flags & SCHED_FLAGS != 0);
         }
         Ok(listed)
     }

@@ -12,6 +12,8 @@ mod look_ahead;
 mod minute;
 mod mirror;
 #[cfg(test)]
+mod option_tests;
+#[cfg(test)]
 mod probe_tests;
 mod recheck;
 mod release;
@@ -23,6 +25,7 @@ mod report_tests;
 mod route_tests;
 mod run_loop;
 pub mod schedule;
+mod schedulers;
 mod shadow;
 mod shared_failures;
 mod start;
@@ -141,6 +144,7 @@ pub struct Reconciler<K> {
     later: LaterBinds,
     /// Subjects of started ops that repair drift.
     repairing: BTreeSet<Subject>,
+    missing_schedulers: schedulers::MissingSchedulers,
     /// Dropped when the agent is ready.
     until_ready: Option<Sender<()>>,
 }
@@ -173,10 +177,11 @@ impl<K: Kernel> Reconciler<K> {
         let seed = node.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
+        let order_seed = settings.order_seed.map(|_| seed);
         Self {
             kernel,
             store,
-            settings,
+            settings: Settings { order_seed, ..settings },
             local_from_node,
             node_object: None,
             node: NodeFacts { name: node.into(), ..NodeFacts::default() },
@@ -203,6 +208,7 @@ impl<K: Kernel> Reconciler<K> {
             released: BTreeSet::new(),
             later: LaterBinds::default(),
             repairing: BTreeSet::new(),
+            missing_schedulers: schedulers::MissingSchedulers::default(),
             until_ready: None,
         }
     }

@@ -65,6 +65,7 @@ impl<K: Kernel> Reconciler<K> {
             self.report_foreign_servers(&plan, &report, &observed);
         }
         self.follow(&plan, &report, &mut observed, now);
+        self.learn_schedulers(&plan, &report, now);
         self.retries.record(&keys, &plan, &report, now, &mut self.pending);
         let read = (audit, observed.unread_rules);
         self.takeover.follow(&plan, &report, read, |subject| self.retries.tries(subject));
@@ -86,7 +87,7 @@ impl<K: Kernel> Reconciler<K> {
 
     pub(super) fn plan(&mut self, observed: &Observed, keys: &Changes, audit: bool, now: Duration) -> Plan {
         const UNKNOWN: PerFamily<Option<RulesBasis>> = PerFamily::new(None, None);
-        let expired = self.drains.expired(now, self.settings.drain_deadline);
+        let expired = self.drains.expired(now, &self.desired, self.settings.drain_deadline);
         let (desired, settings) = (&self.desired, &self.settings);
         let takeover_pending = self.takeover.waits();
         let installed = if audit { &UNKNOWN } else { &self.rules };

@@ -131,7 +131,10 @@ impl<K: Kernel> Reconciler<K> {
             self.kept = None;
         }
         let bound = self.store.awaits_nodes().then(|| self.kept.clone().unwrap_or_default());
-        let facts = NodeFacts::build(&self.node.name, node.as_ref(), around, &self.settings, bound);
+        let facts = NodeFacts {
+            missing_schedulers: self.missing_schedulers.names.clone(),
+            ..NodeFacts::build(&self.node.name, node.as_ref(), around, &self.settings, bound)
+        };
         if facts == self.node {
             return false;
         }

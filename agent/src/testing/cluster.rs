@@ -71,6 +71,14 @@ impl Cluster {
         )
     }
 
+    /// As [`Self::service`], with annotations.
+    pub fn annotated(self, name: &str, annotations: Value, spec: Value) -> Self {
+        self.with(
+            Kind::Service,
+            &json!({"metadata": {"name": name, "namespace": "d", "annotations": annotations}, "spec": spec}),
+        )
+    }
+
     /// Adds a slice of a Service. Endpoints are `ADDRESS@NODE`, with a leading `-` if terminating or `!` if not ready;
     /// ports are `NAME/PROTOCOL/NUMBER`.
     pub fn slice(self, service: &str, endpoints: &[&str], ports: &[&str]) -> Self {

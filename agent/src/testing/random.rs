@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::cluster::Cluster;
+use crate::core::model::options::{SCHED_PORT, Scheduler, ServiceOptions};
 use crate::core::model::settings::RulesMode;
 use crate::core::model::{
     Endpoint, EndpointSlice, Family, Hints, Node, ObjectName, PerFamily, Place, Protocol, Service,
@@ -46,6 +47,16 @@ fn any_port() -> impl Strategy<Value = ServicePort> {
     )
 }
 
+/// Drains end at the deadline of tests.
+fn any_options() -> impl Strategy<Value = ServiceOptions> {
+    let scheduler = prop::option::of((select(vec!["lc", "mh", "sh"]), select(vec![0, SCHED_PORT])))
+        .prop_map(|chosen| chosen.map(|(name, flags)| Scheduler { name: name.into(), flags }));
+    let deadline = prop::option::of(Just(super::DEADLINE));
+    (scheduler, deadline, prop::option::of(any::<bool>())).prop_map(|(scheduler, drain_deadline, hairpin)| {
+        ServiceOptions { scheduler, drain_deadline, hairpin, wrong: Vec::new() }
+    })
+}
+
 fn any_service() -> impl Strategy<Value = Service> {
     let addresses = (0..4u8, any::<bool>(), any::<bool>(), vips(), vips());
     let policies = (any::<bool>(), any::<bool>(), prop::option::of(select(vec![5u32, 10800])));
@@ -56,6 +67,7 @@ fn any_service() -> impl Strategy<Value = Service> {
         some(RANGES.iter().map(|net| net.parse().unwrap()).collect(), 2),
         select(vec![0u16, 32000, 32001]),
         prop::collection::vec(any_port(), 0..4),
+        any_options(),
     );
     (addresses, policies, rest).prop_map(
         |(
@@ -63,7 +75,7 @@ fn any_service() -> impl Strategy<Value = Service> {
             (external_local, internal_local, affinity),
             rest,
         )| {
-            let (name, created, priority, source_ranges, health_check_node_port, ports) = rest;
+            let (name, created, priority, source_ranges, health_check_node_port, ports, options) = rest;
             let v6: Option<IpAddr> = v6.then(|| format!("fd00:96::{vip}").parse().unwrap());
             Service {
                 name: ObjectName::new("d", &format!("s{name}")),
@@ -77,6 +89,7 @@ fn any_service() -> impl Strategy<Value = Service> {
                 internal_local,
                 affinity,
                 health_check_node_port,
+                options: options.kept(),
                 ports,
             }
         },

@@ -8,6 +8,7 @@ mod affinity;
 mod change;
 mod filter;
 mod neighbours;
+mod options;
 mod protocol;
 mod reshape;
 mod routed;

@@ -7,6 +7,7 @@ pub mod changes;
 pub mod flows;
 pub mod map;
 pub mod members;
+pub mod options;
 mod per_family;
 pub mod sets;
 pub mod settings;
@@ -163,6 +164,8 @@ pub struct Service {
     pub affinity: Option<u32>,
     /// `spec.healthCheckNodePort` of a load balancer with `externalTrafficPolicy: Local`, 0 for none.
     pub health_check_node_port: u16,
+    /// What annotations choose.
+    pub options: Option<Arc<options::ServiceOptions>>,
     pub ports: Vec<ServicePort>,
 }
 

@@ -127,6 +127,9 @@ pub struct Settings {
     pub routed: Vec<IpNet>,
     /// ClusterIPs behind a route are bound, too, slowly.
     pub binds_routed: bool,
+    /// Seed of the order in which real servers are added; `None`: by address, as in kube-proxy. `rr` begins with the one
+    /// that was added last.
+    pub order_seed: Option<u64>,
     /// Another service proxy serves the other Services of this node (`serviceProxyName`): rules of other kube-proxy
     /// modes are in use.
     pub shares_node: bool,
@@ -159,6 +162,7 @@ impl Default for Settings {
             protected: Vec::new(),
             routed: Vec::new(),
             binds_routed: false,
+            order_seed: None,
             shares_node: false,
         }
     }

@@ -75,12 +75,24 @@ impl Drains {
         self.since.keys().map(|(vs, _)| *vs).collect()
     }
 
-    /// The drains that have lasted `deadline` or longer; none when there is no deadline.
-    pub fn expired(&self, now: Duration, deadline: Option<Duration>) -> BTreeSet<(VsKey, RsKey)> {
-        let Some(deadline) = deadline else { return BTreeSet::new() };
-        let is_over = |since: &Duration| now.saturating_sub(*since) >= deadline;
-        self.since.iter().filter(|(_, since)| is_over(since)).map(|(key, _)| *key).collect()
+    /// The drains that have lasted their deadline or longer: that of the Service, else `usual`. `None`: no deadline.
+    pub fn expired(
+        &self,
+        now: Duration,
+        desired: &Desired,
+        usual: Option<Duration>,
+    ) -> BTreeSet<(VsKey, RsKey)> {
+        let is_over = |((vs, _), since): &(&(VsKey, RsKey), &Duration)| {
+            deadline(desired, vs, usual).is_some_and(|deadline| now.saturating_sub(**since) >= deadline)
+        };
+        self.since.iter().filter(is_over).map(|(key, _)| *key).collect()
     }
+}
+
+/// The longest drain at a virtual server.
+fn deadline(desired: &Desired, vs: &VsKey, usual: Option<Duration>) -> Option<Duration> {
+    let chosen = desired.virtual_server(vs)?.options.as_ref().and_then(|options| options.drain_deadline);
+    chosen.map_or(usual, |deadline| Some(deadline).filter(|deadline| !deadline.is_zero()))
 }
 
 /// The real servers of a wanted virtual server that are not wanted and have weight 0.

@@ -17,7 +17,9 @@ pub mod retries;
 pub mod services_of;
 pub mod subject;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -289,7 +291,7 @@ impl PlanInput<'_> {
             }
             Some(_) => {}
         }
-        for rs in wanted.real_servers.iter() {
+        for rs in self.in_order(&wanted.real_servers).iter() {
             match observed.and_then(|server| server.real_servers.get(rs)) {
                 None => ops.push(Op::AddRealServer(*key, *rs)),
                 Some(state) if *state != RsState::WANTED => ops.push(Op::EditRealServer(*key, *rs)),
@@ -301,6 +303,18 @@ impl PlanInput<'_> {
                 ops.extend(self.close_real_server(*key, *rs, *state));
             }
         }
+    }
+
+    /// The order in which real servers are added.
+    fn in_order<'s>(&self, real_servers: &'s [RsKey]) -> Cow<'s, [RsKey]> {
+        let Some(seed) = self.settings.order_seed else { return Cow::Borrowed(real_servers) };
+        let mut ordered = real_servers.to_vec();
+        ordered.sort_by_cached_key(|rs| {
+            let mut hasher = DefaultHasher::new();
+            (seed, rs).hash(&mut hasher);
+            hasher.finish()
+        });
+        Cow::Owned(ordered)
     }
 
     /// A real server first gets weight 0. It is removed when a later read of its counters shows no connections, or

@@ -28,6 +28,8 @@ pub enum Cause {
     Full,
     /// `EOPNOTSUPP`, or a kernel module is missing.
     NotSupported,
+    /// The kernel does not have the scheduler.
+    NoScheduler,
     /// The IP family is disabled on the node.
     FamilyDisabled,
     /// An object of another kind has the name.

@@ -17,6 +17,7 @@ fn fragment(name: &str, created: i64, vip: &str, rs: &[&str]) -> Fragment {
             created,
             service: ObjectName::new("d", name),
             port_name: "".into(),
+            options: None,
         })]
         .into(),
         addresses: vec![addr].into(),

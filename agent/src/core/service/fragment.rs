@@ -5,18 +5,16 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::chosen;
 use super::endpoints::{self, PortEndpoint, Selection};
 use super::node_facts::{Binding, NodeFacts};
 use crate::core::model::Few;
+use crate::core::model::options::ServiceOptions;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{ExternalIps, Settings};
 use crate::core::model::{
-    EndpointSlice, Family, ObjectName, PERSISTENT, PerFamily, Protocol, RsKey, Service, ServicePort, VsKey,
-    VsSpec,
+    EndpointSlice, Family, ObjectName, PerFamily, Protocol, RsKey, Service, ServicePort, VsKey, VsSpec,
 };
-
-/// `IP_VS_SVC_F_SCHED_MH_PORT`: kube-proxy hashes the source port too.
-const MH_PORT: u32 = 0x10;
 
 /// A wanted virtual server. All its real servers have weight 1 and are masqueraded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +32,8 @@ pub struct VirtualServer {
     pub service: ObjectName,
     /// Name of the Service port, empty when unnamed.
     pub port_name: Arc<str>,
+    /// What annotations of the Service choose.
+    pub options: Option<Arc<ServiceOptions>>,
 }
 
 /// Frontends and endpoints of one UDP port of a Service.
@@ -57,6 +57,10 @@ pub enum Notice {
     SpecialVip(IpAddr, Binding),
     /// The agent reaches the API server at this address and port: it gets no virtual server.
     ApiServerPort(VsKey),
+    /// An annotation has no effect, and why.
+    AnnotationIgnored(Arc<str>),
+    /// The kernel lacks the scheduler that an annotation chooses: the configured one is used.
+    SchedulerMissing(Arc<str>),
 }
 
 /// The answer at a Service's health-check node port.
@@ -103,8 +107,9 @@ pub fn build_fragment<'a>(
     settings: &Settings,
 ) -> Fragment {
     let draft = Fragment { priority: service.priority, ..Fragment::default() };
-    let (udp, notices) = (Vec::new(), Vec::new());
-    let mut builder = Builder { service, of_endpoints, node, settings, draft, udp, notices };
+    let (udp, notices) = (Vec::new(), chosen::notices(service, node));
+    let spec = chosen::spec(service, node, settings);
+    let mut builder = Builder { service, of_endpoints, node, settings, spec, draft, udp, notices };
     for &family in &settings.families {
         // Without a ClusterIP of the family the Service gets nothing in it, not even its external IPs.
         let Some(cluster_ip) = service.cluster_ips[family] else { continue };
@@ -128,6 +133,7 @@ struct Builder<'a> {
     of_endpoints: &'a [IpAddr],
     node: &'a NodeFacts,
     settings: &'a Settings,
+    spec: VsSpec,
     /// The unfinished fragment: its lists are neither sorted nor free of duplicates.
     draft: Fragment,
     udp: Vec<UdpPort>,
@@ -202,6 +208,9 @@ impl Builder<'_> {
 
     /// Adds every local endpoint, whatever its state: traffic of a pod to itself through a VIP must be masqueraded.
     fn add_loop_back(&mut self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) {
+        if !chosen::is_hairpin(self.service) {
+            return;
+        }
         let set = SetId { kind: SetKind::LoopBack, family };
         self.draft.entries.extend(all.iter().filter(|e| e.local).map(|e| {
             let RsKey { addr, port: number } = e.target;
@@ -322,19 +331,16 @@ impl Builder<'_> {
         closed_to_node: bool,
     ) {
         entries.shrink_to_fit();
-        let affinity = self.service.affinity;
-        let scheduler = self.settings.scheduler.clone();
-        let persistent = if affinity.is_some() { PERSISTENT } else { 0 };
-        let flags = persistent | if *scheduler == *"mh" { MH_PORT } else { 0 };
         self.draft.virtual_servers.push(Arc::new(VirtualServer {
             key,
-            spec: VsSpec { scheduler, flags, timeout: affinity.unwrap_or(0) },
+            spec: self.spec.clone(),
             real_servers,
             entries,
             closed_to_node,
             created: self.service.created,
             service: self.service.name.clone(),
             port_name: port.name.clone(),
+            options: self.service.options.clone(),
         }));
     }
 

@@ -2,6 +2,7 @@
 //! What Services ask for: `endpoints` (who serves) → `fragment` (what one Service contributes) → `desired` (all
 //! fragments, indexed). `node_facts` and `protected` are what they need to know about the node.
 
+pub mod chosen;
 pub mod desired;
 pub mod endpoints;
 pub mod fragment;

@@ -36,6 +36,8 @@ pub struct NodeFacts {
     pub routed: Vec<IpNet>,
     /// The networks that cannot, each with an address that the node would cut itself off from, and what that address is.
     pub unroutable: Vec<(IpNet, IpAddr, &'static str)>,
+    /// Schedulers that the kernel was asked for and does not have.
+    pub missing_schedulers: Arc<BTreeSet<Arc<str>>>,
 }
 
 /// How a VIP that is not a ClusterIP is bound.
@@ -98,6 +100,7 @@ impl NodeFacts {
             node_port_addresses,
             routed,
             unroutable,
+            missing_schedulers: Arc::default(),
         }
     }
 

@@ -5,14 +5,12 @@ use super::NodeFinding;
 use super::facts::{DoctorFacts, Intent};
 use super::sysctl_checks::dotted;
 use crate::config::host::parse_version;
+use crate::core::model::options::SCHEDULERS;
 use crate::core::model::settings::Timeouts;
 use crate::kernel::host::node_files::ModuleState;
 use crate::kernel::ipvs::ipvs_survey::{IpvsGap, IpvsSurvey};
 use crate::words::{count, thousands};
 
-/// The schedulers of Linux.
-const SCHEDULERS: [&str; 14] =
-    ["rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "twos"];
 /// Connections of a bucket from which a packet waits noticeably for its connection.
 const FULL: usize = 8;
 /// `conn_tab_bits` may be at most this in every kernel.

@@ -57,6 +57,9 @@ impl Frontend {
         if let Some(seconds) = self.affinity {
             facts.push(format!("clients keep their endpoint for {seconds} s"));
         }
+        if !self.chosen.is_empty() {
+            facts.push(format!("by annotation: {}", self.chosen.join(", ")));
+        }
         text.push_str(&layout.wrap("  ", &facts.join("; ")));
         if !self.losers.is_empty() && self.claimant == self.service {
             let line = format!("also claimed by {}: younger, and not served here", self.losers.join(", "));

@@ -17,11 +17,13 @@ pub use self::search::{FoundServices, find};
 use self::{address_report::AddressReport, endpoint_report::EndpointReport, path::PathReport};
 use super::filter::QueryTarget;
 use crate::core::loop_state::LoopState;
+use crate::core::model::options::ServiceOptions;
 use crate::core::model::{Family, VsKey};
 use crate::core::plan::subject::Subject;
 use crate::core::service::endpoints::{self, Role};
 use crate::core::service::fragment::{Notice, VirtualServer, build_fragment};
 use crate::store::Dirty;
+use crate::words;
 
 /// The version of the JSON: a field that is removed or means something else gets the next one.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -77,6 +79,8 @@ pub struct Frontend {
     pub scheduler: Option<String>,
     /// Seconds for which a client keeps its real server.
     pub affinity: Option<u32>,
+    /// What annotations of the Service choose, a phrase each.
+    pub chosen: Vec<String>,
     pub endpoints: Vec<EndpointReport>,
     pub more_endpoints: usize,
     pub paths: Vec<PathReport>,
@@ -205,6 +209,7 @@ fn frontend(
         local_address: AddressReport::build(state, key.addr),
         scheduler: observed.map(|server| server.spec.scheduler.to_string()),
         affinity: server.filter(|server| server.spec.timeout > 0).map(|server| server.spec.timeout),
+        chosen: server.and_then(|server| server.options.as_deref()).map(chosen).unwrap_or_default(),
         paths: path::paths(state, key, request.from.as_deref(), all),
         problems,
         checks: checks(state, key),
@@ -227,8 +232,27 @@ fn concerns(subject: &Subject, key: VsKey) -> bool {
     }
 }
 
+/// What annotations choose.
+fn chosen(options: &ServiceOptions) -> Vec<String> {
+    let scheduler = options.scheduler.as_ref().map(|scheduler| {
+        let flags =
+            if scheduler.flags == 0 { String::new() } else { format!(" with flags {:#x}", scheduler.flags) };
+        format!("scheduler {}{flags}", scheduler.name)
+    });
+    let drain = options.drain_deadline.map(|deadline| match deadline.is_zero() {
+        true => "drains without a deadline".to_owned(),
+        false => format!("drains end after {}", words::time(deadline)),
+    });
+    let hairpin = options.hairpin.map(|on| format!("hairpin {}", if on { "on" } else { "off" }));
+    [scheduler, drain, hairpin].into_iter().flatten().collect()
+}
+
 fn about(notice: &Notice, addr: IpAddr) -> Option<String> {
     match notice {
+        Notice::AnnotationIgnored(why) => Some(why.to_string()),
+        Notice::SchedulerMissing(scheduler) => {
+            Some(format!("the kernel has no scheduler {scheduler}: the configured one is used"))
+        }
         Notice::ApiServerPort(key) if key.addr == addr => {
             Some(format!("{key} is the address of the API server for this node: it gets no virtual server"))
         }

@@ -4,6 +4,7 @@
 
 mod intern;
 mod node;
+mod options;
 mod service;
 mod slice;
 mod tape;
@@ -44,7 +45,7 @@ const METADATA: UsedField = UsedField(
                 plain(node::ZONE_LABEL),
             ],
         ),
-        UsedField("annotations", &[plain(slice::TRIGGER_ANNOTATION)]),
+        UsedField("annotations", options::ANNOTATIONS),
     ],
 );
 

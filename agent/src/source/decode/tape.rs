@@ -223,7 +223,8 @@ impl<'a> TapeItem<'a> {
         }
     }
 
-    fn get(self, key: &str) -> Option<Self> {
+    /// The value of a field of a map, if there is one.
+    pub fn get(self, key: &str) -> Option<Self> {
         let Token::Map(end) = self.tokens[self.at] else { return None };
         let mut at = self.at + 1;
         while at < end {
@@ -236,7 +237,8 @@ impl<'a> TapeItem<'a> {
         None
     }
 
-    fn text(self) -> Option<&'a str> {
+    /// The text, if it is one.
+    pub fn text(self) -> Option<&'a str> {
         match &self.tokens[self.at] {
             Token::Text(text) => Some(text),
             _ => None,
