@@ -2,9 +2,9 @@
 //! Decodes the JSON of a Kubernetes object to the compact model: types with only the used fields, and checks that name
 //! what is wrong.
 
+mod annotations;
 mod intern;
 mod node;
-mod options;
 mod service;
 mod slice;
 mod tape;
@@ -45,7 +45,7 @@ const METADATA: UsedField = UsedField(
                 plain(node::ZONE_LABEL),
             ],
         ),
-        UsedField("annotations", options::ANNOTATIONS),
+        UsedField("annotations", annotations::ANNOTATIONS),
     ],
 );
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::tape::Tape;
 use super::used_fields::used_fields;
-use super::{METADATA, RawPort, intern, label, options, port_or_zero, protocol, time};
+use super::{METADATA, RawPort, annotations, intern, label, port_or_zero, protocol, time};
 use crate::core::model::address;
 use crate::core::model::{Family, ObjectName, PerFamily, Service, ServicePort};
 use crate::store::{Kind, Object};
@@ -88,7 +88,7 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
         internal_local: spec.internal_traffic_policy == Some("Local"),
         affinity: affinity(&spec),
         health_check_node_port: health_check_node_port(&spec, external_local)?,
-        options: options::decode(tape),
+        options: annotations::decode(tape),
         ports,
         name,
     }))
