@@ -28,7 +28,7 @@ MODE ?=
 KILLS ?= 25
 SEED ?= 1
 
-.PHONY: help build image pages manifests tools check test demo parity test-kernels smoke-kernels chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
+.PHONY: help build image pages site manifests tools check test demo parity test-kernels smoke-kernels chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ image: build ## Build the images target/image/kube-ipvs.tar and kube-ipvs-nftabl
 pages: ## Write the man pages and the completion scripts of bash, zsh and fish: target/pages
 	cargo run --quiet --locked -p kube-ipvs --example pages -- $(TARGET)/pages
 
+site: ## Build the documentation as a site, with every link checked: target/site/book
+	integration/checks/site
+
 tools:
 	@integration/guest/install.sh
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
@@ -57,7 +60,7 @@ manifests: ## Render manifests/ into manifests/install, and the table of the cha
 	integration/checks/manifests --render
 	integration/checks/chart --render
 
-check: ## Check formatting, lints, documentation, house rules, licences, manifests
+check: ## Check formatting, lints, documentation, house rules, licences, manifests, the site
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
@@ -65,6 +68,7 @@ check: ## Check formatting, lints, documentation, house rules, licences, manifes
 	integration/checks/unused-dependencies
 	integration/checks/parity-doc
 	integration/checks/licences
+	integration/checks/site
 	@# cargo takes packages of an earlier run for those of this one: they have the same version.
 	@rm -rf $${CARGO_HOME:-$$HOME/.cargo}/registry/src/-* $(TARGET)/packages/debug/.fingerprint/*-netlink-* \
 		$(TARGET)/packages/debug/.fingerprint/netlink-batch-* $(TARGET)/packages/debug/.fingerprint/dummy-iface-*

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The `kube-ipvs` binary: parse, run, exit.
+//! The `kube-ipvs` binary: how it was called, parse, run, exit.
 
 use std::process::ExitCode;
 
+use kube_ipvs::cli::entry_call::EntryCall;
 use kube_ipvs::cli::{Cli, Command, completion};
 use kube_ipvs::commands::{
     self, cleanup, collect_bundle, diagnose, explain_target, list, plan_start, run, show_config, show_status,
@@ -11,7 +12,22 @@ use kube_ipvs::commands::{
 use kube_ipvs::words;
 
 fn main() -> ExitCode {
-    let cli = match Cli::from_args(std::env::args_os()) {
+    let call = match EntryCall::read(std::env::args_os(), |name| std::env::var(name).ok()) {
+        Ok(call) => call,
+        Err(why) => {
+            eprintln!("kube-ipvs: {why}");
+            return ExitCode::from(2);
+        }
+    };
+    match call.output.start(&call.args) {
+        Ok(None) => {}
+        Ok(Some(code)) => return ExitCode::from(code),
+        Err(error) => {
+            eprintln!("kube-ipvs: {}", words::chain(&error));
+            return ExitCode::FAILURE;
+        }
+    }
+    let cli = match Cli::from_args(call.args) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };

@@ -2,9 +2,11 @@
 //! The command line: that of kube-proxy, and a few subcommands.
 
 mod arguments;
+pub mod entry_call;
 #[cfg(test)]
 mod reference;
 mod removed_flags;
+mod shell_words;
 
 use std::ffi::OsString;
 

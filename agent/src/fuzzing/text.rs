@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Configuration, addresses, `iptables-save`, files of `/proc`, and the answer of a running agent.
+//! The call of the program, configuration, addresses, `iptables-save`, files of `/proc`, and the answer of a running agent.
+
+use std::ffi::OsString;
 
 use super::{Target, text_of};
+use crate::cli::entry_call::EntryCall;
 use crate::config::duration::GoDuration;
 use crate::config::flags::ConfigFlags;
 use crate::config::{Config, host};
@@ -17,6 +20,7 @@ pub(super) const TARGETS: &[Target] = &[
     ("address", address),
     ("config", config),
     ("duration", duration),
+    ("entry-call", entry_call),
     ("iptables-save", iptables_save),
     ("owners", owners),
     ("proc", proc_files),
@@ -58,6 +62,18 @@ fn config(bytes: &[u8]) {
 fn duration(bytes: &[u8]) {
     let Ok(duration) = text_of(bytes).parse::<GoDuration>() else { return };
     assert_eq!(duration.to_string().parse::<GoDuration>().unwrap(), duration);
+}
+
+/// A command of a shell is read or refused, and words in quotes are the arguments.
+fn entry_call(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let read = |args: &[&str]| EntryCall::read(args.iter().map(OsString::from), |_| None);
+    let _ = read(&["sh", "-c", &text]);
+    let words: Vec<&str> = text.split('\0').collect();
+    let _ = read(&[&["go-runner"], &words[..]].concat());
+    let quoted: String = words.iter().map(|word| format!(" '{}'", word.replace('\'', r"'\''"))).collect();
+    let call = read(&["sh", "-c", &format!("kube-proxy --{quoted}")]).unwrap();
+    assert!(call.args.iter().skip(2).eq(words.iter()));
 }
 
 /// Only our chains are observed, a printed observation is observed again, and only existing rules are removed.

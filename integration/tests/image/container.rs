@@ -67,6 +67,7 @@ impl Image {
         let image_env = unpack(&built(&format!("image/{archive}"))?, &root)?;
         write_objects(&folder("objects")?.join("objects.json"), objects)?;
         let (ours, kubeadms) = (folder("config")?, folder("kube-proxy")?);
+        let logs = folder("logs")?;
         for (file, folder) in [(config, &ours), ("examples/config.yaml", &kubeadms)] {
             let text = fs::read_to_string(Path::new(MANIFESTS).join(file))?;
             // The size of the connection table cannot be set in a network namespace that is not the first.
@@ -78,9 +79,18 @@ impl Image {
             image_env,
             seccomp: serde_json::from_slice(&fs::read(built("guest/seccomp.json")?)?)?,
             config_maps: BTreeMap::from([("config".to_owned(), ours), ("kube-proxy".to_owned(), kubeadms)]),
-            host_paths: BTreeMap::from([("/lib/modules".to_owned(), modules()?)]),
+            host_paths: BTreeMap::from([
+                ("/lib/modules".to_owned(), modules()?),
+                ("/var/log".to_owned(), logs),
+            ]),
         };
         Ok(Self { dir, host, containers: Cell::new(0) })
+    }
+
+    /// The content of a file in `/var/log` of the node; empty if there is none.
+    pub fn log_file(&self, name: &str) -> String {
+        let file = fs::read(self.dir.path().join("logs").join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&file).into_owned()
     }
 
     /// The files and links of the image, with the target of each link.
@@ -109,8 +119,14 @@ impl Image {
     /// Starts a container of a pod as in the manifest, with objects from a file.
     pub fn start(&self, ns: &Netns, pod: &PodSpec, wanted: &Wanted) -> Result<Container> {
         let mut spec = runtime_spec(pod, wanted, &self.host)?;
-        append(&mut spec["process"]["args"], json!("--objects=/objects"))?;
-        append(&mut spec["process"]["args"], json!("-v=2"))?;
+        let args = &mut spec["process"]["args"];
+        if args[1] == "-c" {
+            // A shell's own arguments are not those of the command.
+            args[2] = json!(format!("{} --objects=/objects -v=2", args[2].as_str().context("a command")?));
+        } else {
+            append(args, json!("--objects=/objects"))?;
+            append(args, json!("-v=2"))?;
+        }
         append(&mut spec["mounts"], self.bind("/objects", &self.dir.path().join("objects")))?;
         self.launch(ns, &spec)
     }
@@ -196,6 +212,18 @@ impl Container {
             Some(pid) if pid > 0 => Ok(pid),
             _ => bail!("the container does not run: {state}; its log:\n{}", self.log()),
         }
+    }
+
+    /// Ends it as a kubelet does, with SIGTERM to its first process. Returns its exit code.
+    pub fn stop(&mut self) -> Result<Option<i32>> {
+        let output = crun(&self.state).args(["kill", &self.id, "TERM"]).output().context("crun")?;
+        ensure!(output.status.success(), "crun kill: {}", String::from_utf8_lossy(&output.stderr));
+        self.wait()
+    }
+
+    /// Waits until it has ended. Returns its exit code.
+    pub fn wait(&mut self) -> Result<Option<i32>> {
+        Ok(self.process.wait(LIMIT)?.code())
     }
 
     /// `/proc/PID/status` of its process.

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod calls;
 mod container;
 
 use std::fs;
@@ -233,11 +234,17 @@ fn the_daemon_set_of_kubeadm_works_with_only_the_image_changed() {
 }
 
 #[test]
-fn the_image_without_a_base_holds_the_binary_and_its_second_name() {
+fn the_image_without_a_base_holds_the_binary_and_its_other_names() {
     let image = Image::unpack_nftables(&list(Vec::new())).unwrap();
     let files = image.files().unwrap();
-    let expected = [("kube-ipvs", None), ("kube-proxy", Some(PathBuf::from("kube-ipvs")))];
-    let expected = expected.map(|(name, target)| (PathBuf::from("usr/local/bin").join(name), target));
+    let expected = [
+        ("bin/sh", Some("../usr/local/bin/kube-ipvs")),
+        ("go-runner", Some("usr/local/bin/kube-ipvs")),
+        ("hyperkube", Some("usr/local/bin/kube-ipvs")),
+        ("usr/local/bin/kube-ipvs", None),
+        ("usr/local/bin/kube-proxy", Some("kube-ipvs")),
+    ];
+    let expected = expected.map(|(name, target)| (PathBuf::from(name), target.map(PathBuf::from)));
     assert_eq!(files.into_iter().collect::<Vec<_>>(), expected);
     let size = image.size("usr/local/bin/kube-ipvs").unwrap();
     assert!(size <= SMALL, "{size} bytes");

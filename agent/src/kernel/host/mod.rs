@@ -4,6 +4,7 @@
 pub mod child;
 pub mod links;
 pub(in crate::kernel) mod local_route;
+pub mod log_output;
 pub mod modules;
 pub mod name_servers;
 pub mod node_files;

@@ -42,12 +42,12 @@ pub(super) fn decode(tape: &Tape<'_>) -> Option<Arc<ServiceOptions>> {
 }
 
 /// Reads a value, or says what it must be.
-type Reader<T> = fn(&str) -> Result<T, String>;
+type ValueReader<T> = fn(&str) -> Result<T, String>;
 
 struct Annotations<'a>(TapeItem<'a>);
 
 impl Annotations<'_> {
-    fn read<T>(&self, name: &str, reader: Reader<T>, wrong: &mut Vec<String>) -> Option<T> {
+    fn read<T>(&self, name: &str, reader: ValueReader<T>, wrong: &mut Vec<String>) -> Option<T> {
         let text = self.0.get(name)?.text()?;
         match reader(text.trim()) {
             Ok(value) => Some(value),
@@ -62,8 +62,8 @@ impl Annotations<'_> {
     fn either<T: PartialEq>(
         &self,
         name: &str,
-        reader: Reader<T>,
-        (other_name, other_reader): (&str, Reader<T>),
+        reader: ValueReader<T>,
+        (other_name, other_reader): (&str, ValueReader<T>),
         wrong: &mut Vec<String>,
     ) -> Option<T> {
         let own = self.read(name, reader, wrong);

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Output of the agent that goes to files, as a redirection of a shell or kube-log-runner (`/go-runner`) sends it.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, PipeReader, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::Context as _;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
+
+/// Bytes of one read.
+const CHUNK: usize = 16 * 1024;
+/// What ends a container, and what kube-log-runner passes on, too.
+const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// Where a stream goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "named after the stream")]
+pub enum OutputSink {
+    Stdout,
+    Stderr,
+    File {
+        path: PathBuf,
+        /// `>>`. `>` empties the file first.
+        append: bool,
+    },
+}
+
+/// Where both streams go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOutput {
+    /// As the streams of this process are, or to files.
+    Redirected {
+        /// Standard output.
+        stdout: OutputSink,
+        /// Standard error.
+        stderr: OutputSink,
+    },
+    /// To standard output and to a file.
+    Copied {
+        /// The file, which grows.
+        file: PathBuf,
+        /// Standard error, too.
+        stderr: bool,
+    },
+}
+
+impl Default for LogOutput {
+    fn default() -> Self {
+        Self::Redirected { stdout: OutputSink::Stdout, stderr: OutputSink::Stderr }
+    }
+}
+
+impl LogOutput {
+    /// Redirects the streams of this process. If the output is copied, runs this program with `args` as another process
+    /// instead, until it ends: then returns its exit code.
+    ///
+    /// # Errors
+    /// If a file cannot be opened, or the other process not started.
+    pub fn start(&self, args: &[OsString]) -> anyhow::Result<Option<u8>> {
+        match self {
+            Self::Redirected { stdout, stderr } => redirect(stdout, stderr).map(|()| None),
+            Self::Copied { file, stderr } => run_copied(args, file, *stderr).map(Some),
+        }
+    }
+}
+
+fn redirect(stdout: &OutputSink, stderr: &OutputSink) -> anyhow::Result<()> {
+    let (own, other) = (io::stdout(), io::stderr());
+    let out = target(stdout, own.as_fd().try_clone_to_owned()?, other.as_fd().try_clone_to_owned()?)?;
+    // One file that is opened twice would have two positions.
+    let err = if stderr == stdout {
+        out.try_clone()?
+    } else {
+        target(stderr, own.as_fd().try_clone_to_owned()?, other.as_fd().try_clone_to_owned()?)?
+    };
+    if *stdout != OutputSink::Stdout {
+        dup2_stdout(&out).context("cannot redirect standard output")?;
+    }
+    if *stderr != OutputSink::Stderr {
+        dup2_stderr(&err).context("cannot redirect standard error")?;
+    }
+    Ok(())
+}
+
+fn target(sink: &OutputSink, stdout: OwnedFd, stderr: OwnedFd) -> anyhow::Result<OwnedFd> {
+    Ok(match sink {
+        OutputSink::Stdout => stdout,
+        OutputSink::Stderr => stderr,
+        OutputSink::File { path, append } => open(path, *append)?.into(),
+    })
+}
+
+fn open(path: &Path, append: bool) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).append(append).truncate(!append);
+    options.open(path).with_context(|| format!("cannot open the log file {}", path.display()))
+}
+
+/// Runs this program with `args`, the first of which is its name, and copies its output. A process of its own: what it
+/// printed last is copied however it ends.
+fn run_copied(args: &[OsString], file: &Path, stderr: bool) -> anyhow::Result<u8> {
+    let file = open(file, true)?;
+    let (reader, writer) = io::pipe().context("cannot make a pipe")?;
+    let program = std::env::current_exe().context("the path of this program is unknown")?;
+    let mut command = Command::new(program);
+    command.args(args.iter().skip(1)).stdout(writer.try_clone()?);
+    if stderr {
+        command.stderr(writer);
+    }
+    let mut child = command.spawn().context("cannot start the agent")?;
+    // It has the writing ends of the pipe.
+    drop(command);
+    pass_signals_on(Pid::from_raw(child.id().cast_signed()))?;
+    copy(reader, file);
+    let status = child.wait().context("cannot wait for the agent")?;
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Copies until the end of the input. A full disk or a closed stream does not stop the agent.
+fn copy(mut from: PipeReader, mut file: File) {
+    let mut stdout = io::stdout().lock();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match from.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(length) => {
+                let _ = stdout.write_all(&chunk[..length]).and_then(|()| stdout.flush());
+                let _ = file.write_all(&chunk[..length]);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn pass_signals_on(to: Pid) -> anyhow::Result<()> {
+    let signals: SigSet = SIGNALS.into_iter().collect();
+    signals.thread_block().context("cannot handle signals")?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            // It may have ended.
+            let _ = kill(to, signal);
+        }
+    })?;
+    Ok(())
+}
