@@ -31,7 +31,8 @@ def libraries(binary):
     """What is linked besides crates, as the binary itself says: name, version, licence, purl."""
     data = binary.read_bytes()
     rust = re.search(rb"rustc version ([\d.]+)", data)
-    glibc = re.search(rb"GNU C Library \(Debian GLIBC ([^)\s]+)\)", data) or re.search(rb"GNU C Library \([^)]*\) stable release version ([\d.]+)\.", data)
+    glibc = (re.search(rb"GNU C Library \(Debian GLIBC ([^)\s]+)\)", data)
+             or re.search(rb"GNU C Library \([^)]*\) stable release version ([\d.]+)\.", data))
     if not rust or not glibc:
         common.die(f"{binary} does not say its {'glibc' if rust else 'rustc'}")
     rust, glibc = rust.group(1).decode(), glibc.group(1).decode()
