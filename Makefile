@@ -28,7 +28,14 @@ MODE ?=
 KILLS ?= 25
 SEED ?= 1
 
-.PHONY: help build image pages site manifests tools check test demo parity test-kernels smoke-kernels chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
+# `make build`, `image`, `release-files`: the architecture, amd64 or arm64. One that is not this machine's is cross-compiled.
+HOST_ARCH := $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,amd64)
+ARCH ?= $(HOST_ARCH)
+$(if $(filter amd64 arm64,$(ARCH)),,$(error ARCH is amd64 or arm64, not $(ARCH)))
+# `make release-assemble`: the architectures that are built.
+ARCHES ?= amd64 arm64
+
+.PHONY: help build image release-files release-assemble release-dry-run pages site manifests tools check test demo parity test-kernels smoke-kernels chaos bench-programs bench bench-quick benchmarks fuzz-program fuzz fuzz-corpus clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,15 +43,39 @@ help: ## List the targets
 # The binary is linked statically, so the tests and the image use the same file. The flags affect only the last step:
 # all other build results are shared with the other programs. Each of these takes a twentieth of the size or more: packed
 # relocations, optimisation of the whole program at once, and, on x86-64, lld, which folds functions of the same code.
-FOLD := $(if $(filter x86_64,$(shell uname -m)),-C link-arg=-Wl$(comma)--icf=all)
-build: ## Build the agent: target/release/kube-ipvs
-	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs -- -C target-feature=+crt-static \
-		-C lto=fat -C link-arg=-Wl,-z,pack-relative-relocs $(FOLD)
+FOLD := -C link-arg=-Wl$(comma)--icf=all
+CROSS := $(filter-out $(HOST_ARCH),$(ARCH))
+TRIPLE := $(if $(filter arm64,$(ARCH)),aarch64,x86_64)-unknown-linux-gnu
+GNU := $(if $(filter arm64,$(ARCH)),aarch64,x86_64)-linux-gnu
+# The lld that comes with rustc links for every architecture; gcc finds it in this folder. The C library is that of Debian's
+# libc6-dev:ARCH, which gets security updates, unlike the one that comes with the cross compiler.
+SYSROOT = $(shell rustc --print sysroot)/lib/rustlib/$(shell rustc -vV | sed -n 's/^host: //p')
+LINKER = $(if $(CROSS),-C linker=$(GNU)-gcc -C link-arg=-fuse-ld=lld -C link-arg=-B$(SYSROOT)/bin/gcc-ld \
+	-C link-arg=-B/usr/lib/$(GNU) -C link-arg=-L/usr/lib/$(GNU) $(FOLD),$(if $(filter amd64,$(ARCH)),$(FOLD)))
+BINARY := $(TARGET)/$(if $(CROSS),$(TRIPLE)/)release/kube-ipvs
+IMAGES := $(TARGET)/image$(if $(CROSS),/$(ARCH))
+DIST := $(TARGET)/dist
+
+build: ## Build the agent: target/release/kube-ipvs; make build [ARCH=arm64]
+	cargo rustc --release --locked -p kube-ipvs --bin kube-ipvs $(if $(CROSS),--target $(TRIPLE)) -- \
+		-C target-feature=+crt-static -C lto=fat -C link-arg=-Wl,-z,pack-relative-relocs $(LINKER)
 
 image: build ## Build the images target/image/kube-ipvs.tar and kube-ipvs-nftables.tar, for docker load, podman load or ctr images import
-	image/base-root $(TARGET)/image/base
-	image/pack $(TARGET)/image/base $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs.tar
-	image/pack --scratch $(TARGET)/release/kube-ipvs $(TARGET)/image/kube-ipvs-nftables.tar
+	image/base-root $(IMAGES)/base $(ARCH)
+	image/pack $(IMAGES)/base $(BINARY) $(IMAGES)/kube-ipvs.tar
+	image/pack --scratch $(BINARY) $(IMAGES)/kube-ipvs-nftables.tar
+
+# Files of a release have the time of the last commit. The page of a command and its completion are the same everywhere.
+release-files: image pages ## Build the release files of one architecture in target/dist: make release-files [ARCH=arm64]
+	@mkdir -p $(DIST)
+	release/package $(ARCH) $(BINARY) $(TARGET)/pages $(DIST)
+	release/python release/sbom $(BINARY) $(IMAGES)/base $(DIST) $(IMAGES)/kube-ipvs.tar $(IMAGES)/kube-ipvs-nftables.tar
+
+release-assemble: ## Merge the images of all ARCHES, pack the chart, write release notes and checksums: target/dist
+	release/assemble $(if $(DRAFT),--draft) $(DIST) $(foreach arch,$(ARCHES),$(TARGET)/image$(if $(filter-out $(HOST_ARCH),$(arch)),/$(arch)))
+
+release-dry-run: ## Build everything of a release that works on this machine, and list it: target/dist
+	release/dry-run
 
 pages: ## Write the man pages and the completion scripts of bash, zsh and fish: target/pages
 	cargo run --quiet --locked -p kube-ipvs --example pages -- $(TARGET)/pages
@@ -60,7 +91,8 @@ manifests: ## Render manifests/ into manifests/install, and the table of the cha
 	integration/checks/manifests --render
 	integration/checks/chart --render
 
-check: ## Check formatting, lints, documentation, house rules, licences, manifests, the site
+check: ## Check formatting, lints, documentation, house rules, licences, manifests, the site, releases
+	@integration/guest/install.sh --promtool
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
@@ -69,12 +101,12 @@ check: ## Check formatting, lints, documentation, house rules, licences, manifes
 	integration/checks/parity-doc
 	integration/checks/licences
 	integration/checks/site
+	integration/checks/release
 	@# cargo takes packages of an earlier run for those of this one: they have the same version.
 	@rm -rf $${CARGO_HOME:-$$HOME/.cargo}/registry/src/-* $(TARGET)/packages/debug/.fingerprint/*-netlink-* \
 		$(TARGET)/packages/debug/.fingerprint/netlink-batch-* $(TARGET)/packages/debug/.fingerprint/dummy-iface-*
 	cargo package -p netlink-batch -p ipvs-netlink -p nftables-netlink -p dummy-iface --allow-dirty --locked --offline \
 		--quiet --target-dir $(TARGET)/packages
-	@integration/guest/install.sh --promtool
 	integration/checks/manifests
 	integration/checks/chart
 

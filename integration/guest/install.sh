@@ -6,7 +6,7 @@
 # once if nothing is missing. Usage:
 # install.sh [--tools|--promtool|--compiler]
 #   --tools      only the tools for tests in network namespaces: no QEMU and no kernel
-#   --promtool   only Prometheus with promtool, as target/guest/prometheus
+#   --promtool   only what `make check` needs: Prometheus with promtool, as target/guest/prometheus, and a reader of YAML
 #   --compiler   only the C++ compiler that builds libFuzzer
 # KUBE_IPVS_KERNEL selects the Debian suite of the kernel.
 set -euo pipefail
@@ -116,7 +116,7 @@ case ${1:-} in
     command -v c++ >/dev/null || install_packages g++
     exit 0
     ;;
---promtool) ;;
+--promtool) install_packages python3-yaml ;;
 --tools)
     install_packages "${tools[@]}"
     fetch_seccomp
