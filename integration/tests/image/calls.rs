@@ -9,8 +9,9 @@ use crate::container::{self, Container, Image};
 use crate::{objects, wait_for, wait_programmed};
 
 const LOG: &str = "kube-proxy.log";
-/// A line of every start, and one of every end.
+/// Lines of every start and of every end.
 const FIRST: &str = "starts on node node-a";
+const READY: &str = "ready: ";
 const LAST: &str = "stopped; everything stays in the kernel";
 const CONFIG: &str = "--config=/var/lib/kube-proxy/config.conf";
 const NODE: &str = "--hostname-override=$(NODE_NAME)";
@@ -35,30 +36,14 @@ fn pod(command: &[&str]) -> (PodSpec, Wanted) {
     (pod, wanted)
 }
 
-#[test]
-fn the_image_understands_how_distributions_call_kube_proxy() {
-    let in_shell = format!("kube-proxy {CONFIG} {NODE} 1>>/var/log/{LOG} 2>&1");
-    let quoted = format!("exec kube-proxy '{CONFIG}' --hostname-override=\"${{NODE_NAME}}\"");
-    let log_file = format!("--log-file=/var/log/{LOG}");
-    let rows: [(&[&str], LogPlace); 9] = [
-        (&["/usr/local/bin/kube-proxy", CONFIG, NODE], LogPlace::Streams),
-        (&["kube-proxy", CONFIG, NODE], LogPlace::Streams),
-        (&["/usr/local/bin/kube-ipvs", "kube-proxy", CONFIG, NODE], LogPlace::Streams),
-        (&["/hyperkube", "proxy", CONFIG, NODE], LogPlace::Streams),
-        (&["/go-runner", "/usr/local/bin/kube-proxy", CONFIG, NODE], LogPlace::Streams),
-        (
-            &["/go-runner", &log_file, "--also-stdout", "/usr/local/bin/kube-proxy", CONFIG, NODE],
-            LogPlace::Both,
-        ),
-        (&["/go-runner", &log_file, "--", "kube-proxy", CONFIG, NODE], LogPlace::File),
-        (&["/bin/sh", "-c", &in_shell], LogPlace::File),
-        (&["/bin/sh", "-c", &quoted], LogPlace::Streams),
-    ];
+/// Starts the image with each command. One after the other on one node, so that only the first start has to program.
+fn check_calls(rows: &[(&[&str], LogPlace)]) {
     let lab = Lab::new().unwrap();
     let node = lab.node("node-a").unwrap();
+    let image = Image::unpack(&objects(&node)).unwrap();
     for (command, place) in rows {
         println!("{command:?}");
-        let image = Image::unpack(&objects(&node)).unwrap();
+        image.remove_log_file(LOG);
         let (pod, wanted) = pod(command);
         let mut container = image.start(node.ns(), &pod, &wanted).unwrap();
         let has = |container: &Container, line: &str| {
@@ -70,11 +55,39 @@ fn the_image_understands_how_distributions_call_kube_proxy() {
             }
         };
         wait_for("the first line of the log", &container, || has(&container, FIRST));
+        wait_for("the end of the start", &container, || has(&container, READY));
         wait_programmed(node.ns(), &container);
         // The agent gets the signal and ends by itself, and its last line arrives.
         assert_eq!(container.stop().unwrap(), Some(0), "{command:?}: {}", container.log());
         wait_for("the last line of the log", &container, || has(&container, LAST));
     }
+}
+
+#[test]
+fn the_image_understands_how_distributions_call_kube_proxy() {
+    let quoted = format!("exec kube-proxy '{CONFIG}' --hostname-override=\"${{NODE_NAME}}\"");
+    check_calls(&[
+        (&["/usr/local/bin/kube-proxy", CONFIG, NODE], LogPlace::Streams),
+        (&["kube-proxy", CONFIG, NODE], LogPlace::Streams),
+        (&["/usr/local/bin/kube-ipvs", "kube-proxy", CONFIG, NODE], LogPlace::Streams),
+        (&["/hyperkube", "proxy", CONFIG, NODE], LogPlace::Streams),
+        (&["/go-runner", "/usr/local/bin/kube-proxy", CONFIG, NODE], LogPlace::Streams),
+        (&["/bin/sh", "-c", &quoted], LogPlace::Streams),
+    ]);
+}
+
+#[test]
+fn the_log_goes_where_distributions_want_it() {
+    let in_shell = format!("kube-proxy {CONFIG} {NODE} 1>>/var/log/{LOG} 2>&1");
+    let log_file = format!("--log-file=/var/log/{LOG}");
+    check_calls(&[
+        (
+            &["/go-runner", &log_file, "--also-stdout", "/usr/local/bin/kube-proxy", CONFIG, NODE],
+            LogPlace::Both,
+        ),
+        (&["/go-runner", &log_file, "--", "kube-proxy", CONFIG, NODE], LogPlace::File),
+        (&["/bin/sh", "-c", &in_shell], LogPlace::File),
+    ]);
 }
 
 #[test]

@@ -93,6 +93,12 @@ impl Image {
         String::from_utf8_lossy(&file).into_owned()
     }
 
+    /// Removes such a file.
+    pub fn remove_log_file(&self, name: &str) {
+        // There may be none.
+        let _ = fs::remove_file(self.dir.path().join("logs").join(name));
+    }
+
     /// The files and links of the image, with the target of each link.
     pub fn files(&self) -> Result<BTreeMap<PathBuf, Option<PathBuf>>> {
         let mut files = BTreeMap::new();

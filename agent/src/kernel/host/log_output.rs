@@ -152,3 +152,39 @@ fn pass_signals_on(to: Pid) -> anyhow::Result<()> {
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn a_log_file_that_cannot_be_opened_is_named() {
+        let path = PathBuf::from("/proc/none/kube-proxy.log");
+        let stdout = OutputSink::File { path: path.clone(), append: true };
+        for output in [
+            LogOutput::Redirected { stdout: stdout.clone(), stderr: stdout.clone() },
+            LogOutput::Redirected { stdout: OutputSink::Stdout, stderr: stdout },
+            LogOutput::Copied { file: path, stderr: true },
+        ] {
+            let error = output.start(&["kube-proxy".into()]).unwrap_err();
+            assert_eq!(error.to_string(), "cannot open the log file /proc/none/kube-proxy.log");
+        }
+        assert_eq!(LogOutput::default().start(&[]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_log_file_grows_and_is_emptied_if_asked_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        for _ in 0..2 {
+            let (reader, mut writer) = io::pipe().unwrap();
+            writer.write_all(b"a line\n").unwrap();
+            drop(writer);
+            copy(reader, open(&path, true).unwrap());
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a line\na line\n");
+        drop(open(&path, false).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+    }
+}
