@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube-ipvs list`: the IPVS table, as `ipvsadm -Ln` prints it.
 
-use serde_json::{Value, json};
-
 use crate::cli::ListArgs;
 use crate::inspect::filter::Filter;
 use crate::inspect::ipvs_conn;
-use crate::inspect::ipvs_table::{IpvsTable, ListFormat, SCHEMA_VERSION, read_timeouts};
+use crate::inspect::ipvs_table::{IpvsTable, ListFormat, read_timeouts};
 use crate::inspect::ipvsadm::Columns;
+use crate::inspect::list_document::{ListDocument, ListedConnection, ListedTimeouts};
 use crate::inspect::owners::ServiceOwners;
 
 /// Prints a part of the kernel's IPVS state.
@@ -24,13 +23,16 @@ pub fn run(args: &ListArgs) -> anyhow::Result<()> {
     let shown = (args.output == ListFormat::Wide).then_some(&owners);
     if args.show.connections {
         return super::print(&match is_json {
-            true => document("connections", ipvs_conn::json(&filter, &owners)?.into()),
+            true => connections(&filter, &owners)?,
             false => ipvs_conn::text(&filter, &owners, shown.is_some())?,
         });
     }
     let table = IpvsTable::read(&filter, &owners, !args.nosort)?;
     super::print(&match is_json {
-        true => document("virtualServers", table.json(&owners).into()),
+        true => document(&ListDocument {
+            virtual_servers: Some(table.listed(&owners)),
+            ..ListDocument::default()
+        })?,
         false => table.text(args.columns(), shown),
     })
 }
@@ -55,13 +57,22 @@ fn owners(format: ListFormat, filter: &Filter) -> anyhow::Result<ServiceOwners> 
 fn timeouts(format: ListFormat) -> anyhow::Result<String> {
     let [tcp, tcp_fin, udp] = read_timeouts()?;
     Ok(match format {
-        ListFormat::Json => document("timeouts", json!({"tcp": tcp, "tcpFin": tcp_fin, "udp": udp})),
+        ListFormat::Json => {
+            let timeouts = Some(ListedTimeouts { tcp, tcp_fin, udp });
+            document(&ListDocument { timeouts, ..ListDocument::default() })?
+        }
         _ => format!("Timeout (tcp tcpfin udp): {tcp} {tcp_fin} {udp}\n"),
     })
 }
 
-fn document(name: &str, content: Value) -> String {
-    format!("{:#}\n", json!({"schemaVersion": SCHEMA_VERSION, name: content}))
+fn connections(filter: &Filter, owners: &ServiceOwners) -> anyhow::Result<String> {
+    let mut all = Vec::new();
+    ipvs_conn::read(filter, owners, |connection| all.push(ListedConnection::build(connection, owners)))?;
+    document(&ListDocument { connections: Some(all), ..ListDocument::default() })
+}
+
+fn document(document: &ListDocument) -> anyhow::Result<String> {
+    Ok(format!("{:#}\n", serde_json::to_value(document)?))
 }
 
 impl ListArgs {

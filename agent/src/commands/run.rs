@@ -131,7 +131,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         reconciler.when_ready(until_synced);
         reconciler.run(&inbox, schedule);
     }
-    tracing::info!("stopped; everything stays in the kernel");
+    tracing::info!(target: log::READY, "stopped; everything stays in the kernel");
     runtime.shutdown_background();
     ensure!(!changed.load(Ordering::Relaxed), "content of the proxy server's configuration file was updated");
     Ok(())

@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Context;
-use serde_json::{Value, json};
 
 use super::filter::Filter;
 use super::owners::ServiceOwners;
@@ -45,15 +44,6 @@ impl IpvsConnection {
     pub fn virtual_server(&self) -> Option<VsKey> {
         let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.to_string() == self.protocol)?;
         Some(VsKey { protocol, addr: self.vip.ip(), port: self.vip.port() })
-    }
-
-    fn json(&self, owners: &ServiceOwners) -> Value {
-        let service = self.virtual_server().and_then(|key| owners.get(&key.to_string()).map(str::to_owned));
-        json!({
-            "protocol": self.protocol, "state": self.state, "expiresSeconds": self.expires,
-            "client": self.client.to_string(), "virtualServer": self.vip.to_string(),
-            "realServer": self.real_server.to_string(), "service": service,
-        })
     }
 }
 
@@ -110,16 +100,6 @@ pub fn text(filter: &Filter, owners: &ServiceOwners, with_service: bool) -> anyh
         text.push('\n');
     })?;
     Ok(text)
-}
-
-/// The connections as JSON.
-///
-/// # Errors
-/// See [`read`].
-pub fn json(filter: &Filter, owners: &ServiceOwners) -> anyhow::Result<Vec<Value>> {
-    let mut all = Vec::new();
-    read(filter, owners, |connection| all.push(connection.json(owners)))?;
-    Ok(all)
 }
 
 #[cfg(test)]

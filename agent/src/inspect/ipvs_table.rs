@@ -4,18 +4,15 @@
 use std::fmt::Write as _;
 
 use anyhow::Context;
-use ipvs_netlink::{Client, Destination, Info, Service, ServiceFlags, ServiceId, Stats};
-use serde_json::{Value, json};
+use ipvs_netlink::{Client, Destination, Info, Service, ServiceId};
 
 use super::filter::Filter;
-use super::ipvsadm::{Columns, counters, forward_name, rates, version_line};
+use super::ipvsadm::{Columns, version_line};
+use super::list_document::ListedServer;
 use super::owners::ServiceOwners;
 use super::sort::{sort_destinations, sort_services};
 use crate::core::model::{RsKey, VsKey};
 use crate::kernel::ipvs::service_id;
-
-/// The version of the JSON: a field that is removed or means something else gets the next one.
-pub const SCHEMA_VERSION: u32 = 1;
 
 /// The output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -108,59 +105,9 @@ impl IpvsTable {
     }
 
     /// The virtual servers as JSON.
-    pub fn json(&self, owners: &ServiceOwners) -> Vec<Value> {
-        self.servers.iter().map(|(service, dests)| service_json(service, dests, owners)).collect()
+    pub fn listed(&self, owners: &ServiceOwners) -> Vec<ListedServer> {
+        self.servers.iter().map(|(service, dests)| ListedServer::build(service, dests, owners)).collect()
     }
-}
-
-fn service_json(service: &Service, destinations: &[Destination], owners: &ServiceOwners) -> Value {
-    let mut object = match &service.id {
-        ServiceId::Address { protocol, addr, port } => {
-            json!({"protocol": protocol.to_string(), "address": addr.to_string(), "port": port})
-        }
-        ServiceId::Fwmark { mark, .. } => json!({"fwmark": mark}),
-        other => json!({"id": other.to_string()}),
-    };
-    let real_servers: Vec<Value> = destinations
-        .iter()
-        .map(|dest| {
-            json!({
-                "address": dest.addr.to_string(),
-                "port": dest.port,
-                "forward": forward_name(dest.forward),
-                "weight": dest.weight,
-                "draining": dest.weight == 0,
-                "activeConnections": dest.active_connections,
-                "inactiveConnections": dest.inactive_connections,
-                "persistentConnections": dest.persistent_connections,
-                "upperThreshold": dest.upper_threshold,
-                "lowerThreshold": dest.lower_threshold,
-                "counters": numbers(dest.stats.as_ref(), counters),
-                "perSecond": numbers(dest.stats.as_ref(), rates),
-            })
-        })
-        .collect();
-    object["scheduler"] = json!(service.scheduler);
-    object["flags"] = json!(service.flags.without_hashed().bits());
-    object["persistenceSeconds"] =
-        json!(service.flags.contains(ServiceFlags::PERSISTENT).then_some(service.timeout));
-    object["counters"] = numbers(service.stats.as_ref(), counters);
-    object["perSecond"] = numbers(service.stats.as_ref(), rates);
-    object["service"] = json!(owners.name_of(&service.id));
-    object["realServers"] = Value::Array(real_servers);
-    object
-}
-
-/// Numbers of [`counters`] or [`rates`]; null if the kernel reports none.
-fn numbers(stats: Option<&Stats>, of: fn(&Stats) -> [u64; 5]) -> Value {
-    stats.map_or(Value::Null, |stats| {
-        let [connections, packets_in, packets_out, bytes_in, bytes_out] = of(stats);
-        json!({
-            "connections": connections,
-            "packetsIn": packets_in, "packetsOut": packets_out,
-            "bytesIn": bytes_in, "bytesOut": bytes_out,
-        })
-    })
 }
 
 impl ServiceOwners {

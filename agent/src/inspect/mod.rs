@@ -11,6 +11,7 @@ pub mod ipvs_table;
 pub mod ipvsadm;
 pub mod kernel_text;
 pub mod layout;
+pub mod list_document;
 pub mod owners;
 pub mod plan_report;
 pub mod socket;

@@ -3,7 +3,7 @@
 
 /// The target of lines about syncs that change something: `-v 2` shows them.
 pub const CHANGES: &str = "kube_ipvs::changes";
-/// The target of the line that ends the start: the limit keeps a place for it.
+/// The target of the lines that end the start and the process: the limit keeps a place for them.
 pub const READY: &str = "kube_ipvs::ready";
 
 /// The level that logs every sync that changes something.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! At most [`PER_SECOND`] lines in any second; the others are counted. Lines of higher levels have places that lower
-//! levels cannot take: no storm of warnings hides an error, and nothing hides that the node is ready.
+//! levels cannot take: no storm of warnings hides an error, and nothing hides that the node is ready or that the agent
+//! stopped.
 //!
 //! Lines that only `-v 2` and more show are not limited.
 

@@ -15,8 +15,10 @@ use crate::core::plan::pass::Due;
 use crate::core::plan::preview::Preview;
 use crate::core::plan::subject::Subject;
 use crate::inspect::answers::Setup;
+use crate::inspect::doctor::DoctorReport;
 use crate::inspect::explain::{self, ExplainRequest, Explanation};
 use crate::inspect::layout::Layout;
+use crate::inspect::list_document::ListDocument;
 use crate::inspect::plan_report::PlanReport;
 use crate::inspect::status::{Status, StatusInput};
 use crate::kernel::read_only::ReadOnly;
@@ -202,6 +204,8 @@ fn schemas_are_those_of_the_documentation() {
         ("explain", schema_for!(Explanation)),
         ("plan", schema_for!(PlanReport)),
         ("verify", schema_for!(VerifyReport)),
+        ("doctor", schema_for!(DoctorReport)),
+        ("list", schema_for!(ListDocument)),
     ];
     for (name, schema) in schemas {
         let text = format!("{:#}\n", schema.to_value());
