@@ -18,6 +18,9 @@ const ROUTER_SCHEDULER: &str = "kube-router.io/service.scheduler";
 const ROUTER_FLAGS: &str = "kube-router.io/service.schedflags";
 const ROUTER_HAIRPIN: &str = "kube-router.io/service.hairpin";
 
+/// Characters of a wrong value that are shown.
+const SHOWN: usize = 40;
+
 /// The annotations of objects that are used.
 pub(super) const ANNOTATIONS: &[UsedField] = &[
     plain(super::slice::TRIGGER_ANNOTATION),
@@ -52,7 +55,7 @@ impl Annotations<'_> {
         match reader(text.trim()) {
             Ok(value) => Some(value),
             Err(wanted) => {
-                wrong.push(format!("annotation {name}: {text:?} is not {wanted}"));
+                wrong.push(format!("annotation {name}: {:?} is not {wanted}", beginning(text)));
                 None
             }
         }
@@ -92,6 +95,12 @@ impl Annotations<'_> {
         });
         Some(Scheduler { name: name.into(), flags: flags.map_or(usual_flags(name), |(flags, _)| flags) })
     }
+}
+
+/// What is shown of a value: annotations may have 256 KiB, and the sentence is kept.
+fn beginning(text: &str) -> String {
+    let shown: String = text.chars().take(SHOWN).collect();
+    if shown.len() == text.len() { shown } else { shown + "…" }
 }
 
 fn scheduler_name(text: &str) -> Result<&'static str, String> {
@@ -212,6 +221,8 @@ mod tests {
             assert_eq!(options, ServiceOptions::default(), "{name}");
             assert!(wrong.len() == 1 && wrong[0].contains(told), "{wrong:?}");
         }
+        let (_, wrong) = read(&json!({"kube-ipvs.io/scheduler": "x".repeat(250_000)}));
+        assert!(wrong[0].len() < 300 && wrong[0].contains("xxx…"), "{wrong:?}");
         for (scheduler, flags) in
             [("rr", "sh-port"), ("mh", "sh-port"), ("sh", "sh-port,mh-port"), ("sh", "x")]
         {
