@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_batch::{AttributeIter, Error, Listener, Received, protocols};
 
@@ -163,12 +163,17 @@ impl ConntrackWatch {
         let (collected, stop) = (Arc::<Mutex<Collected>>::default(), Arc::new(AtomicBool::new(false)));
         let (into, end) = (collected.clone(), stop.clone());
         let thread = thread::Builder::new().name("conntrack".to_owned()).spawn(move || {
-            // At least one datagram is read after the end was asked for: nothing that already came is missed.
-            let mut is_last = false;
-            while !is_last {
-                is_last = end.load(Ordering::Relaxed);
+            // What came before the end was asked for is read; on a busy node more comes without an end.
+            let mut last = None;
+            loop {
+                if end.load(Ordering::Relaxed)
+                    && Instant::now() >= *last.get_or_insert_with(|| Instant::now() + WAIT)
+                {
+                    return;
+                }
                 match receive(&mut listener, &targets, &into) {
-                    Ok(()) => is_last = false,
+                    Ok(()) => {}
+                    Err(Error::Timeout) if last.is_some() => return,
                     Err(Error::Timeout) => {}
                     Err(Error::Overrun | Error::Truncated) => lock(&into).lost = true,
                     Err(_) => return lock(&into).lost = true,
