@@ -80,6 +80,7 @@ fn slice(service: &str, endpoints: &[u8]) -> Object {
                 ready: true,
                 serving: true,
                 terminating: false,
+                weight: 1,
                 place: Some(Place::on("n1")),
             })
             .collect(),
@@ -376,7 +377,7 @@ fn another_zone_moves_traffic_at_once() {
         let real_servers = r.kernel().state.virtual_servers[&vs].real_servers.keys();
         let expected: Vec<RsKey> =
             expected.iter().map(|n: &u8| RsKey { addr: [10, 244, 1, *n].into(), port: 8080 }).collect();
-        assert_eq!(real_servers.copied().collect::<Vec<_>>(), expected, "{zone:?}");
+        assert_eq!(real_servers.collect::<Vec<_>>(), expected, "{zone:?}");
     }
     assert_eq!(r.kernel().counts.observations, 1);
 }

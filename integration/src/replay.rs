@@ -83,7 +83,7 @@ pub fn encode_commands(family: u16, ops: &[&Op]) -> Vec<Send> {
                 attr(&mut body, 1 | NESTED, &service(vs, Some(spec)));
                 1
             }
-            Op::AddRealServer(vs, rs) => {
+            Op::AddRealServer(vs, rs, _) => {
                 attr(&mut body, 1 | NESTED, &service(vs, None));
                 attr(&mut body, 2 | NESTED, &destination(rs));
                 5

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kube_ipvs::core::mirror::Observed;
 use kube_ipvs::core::model::flows::FlowFilter;
+use kube_ipvs::core::model::real_servers::RsState;
 use kube_ipvs::core::model::sets::{Entry, SetId, SetKind};
 use kube_ipvs::core::model::settings::{Settings, Timeouts};
 use kube_ipvs::core::model::{Family, Protocol, RsKey, VsKey, VsSpec};
@@ -207,7 +208,7 @@ fn draining(kernel: &mut dyn Kernel) {
     let (vs, rs) = (server("10.96.0.3", 80), real("10.0.0.1"));
     done(kernel, &Op::AddVirtualServer(vs, spec("rr")));
     uncertain(kernel, &Op::DrainRealServer(vs, rs));
-    done(kernel, &Op::AddRealServer(vs, rs));
+    done(kernel, &Op::AddRealServer(vs, rs, RsState::USUAL));
     let weight = |kernel: &mut dyn Kernel| {
         observe(kernel).virtual_servers[&vs].real_servers.get(&rs).expect("the real server").weight
     };
@@ -217,7 +218,7 @@ fn draining(kernel: &mut dyn Kernel) {
     assert_eq!(weight(kernel), 0);
     assert!(kernel.busy(&[vs]).expect("readable").is_empty());
     assert!(kernel.busy(&[vs; 100]).expect("readable").is_empty());
-    done(kernel, &Op::EditRealServer(vs, rs));
+    done(kernel, &Op::EditRealServer(vs, rs, RsState::USUAL));
     assert_eq!(weight(kernel), 1);
     done(kernel, &Op::RemoveVirtualServer(vs));
 }
@@ -236,21 +237,21 @@ fn virtual_servers(kernel: &mut dyn Kernel) {
     {
         uncertain(kernel, &Op::EditVirtualServer(vs, spec("rr")));
         uncertain(kernel, &Op::RemoveVirtualServer(vs));
-        uncertain(kernel, &Op::AddRealServer(vs, rs));
+        uncertain(kernel, &Op::AddRealServer(vs, rs, RsState::USUAL));
         done(kernel, &Op::AddVirtualServer(vs, spec("rr")));
         uncertain(kernel, &Op::AddVirtualServer(vs, spec("rr")));
-        uncertain(kernel, &Op::EditRealServer(vs, rs));
+        uncertain(kernel, &Op::EditRealServer(vs, rs, RsState::USUAL));
         uncertain(kernel, &Op::RemoveRealServer(vs, rs));
-        done(kernel, &Op::AddRealServer(vs, rs));
-        uncertain(kernel, &Op::AddRealServer(vs, rs));
-        done(kernel, &Op::EditRealServer(vs, rs));
+        done(kernel, &Op::AddRealServer(vs, rs, RsState::USUAL));
+        uncertain(kernel, &Op::AddRealServer(vs, rs, RsState::USUAL));
+        done(kernel, &Op::EditRealServer(vs, rs, RsState::USUAL));
         done(kernel, &Op::EditVirtualServer(vs, VsSpec { flags: 1, timeout: 600, ..spec("wrr") }));
         let observed = observe(kernel);
         let server = &observed.virtual_servers[&vs];
         assert_eq!((&*server.spec.scheduler, server.spec.flags, server.spec.timeout), ("wrr", 1, 600));
         assert_eq!(server.real_servers.len(), 1, "an edit keeps the real servers");
         done(kernel, &Op::RemoveRealServer(vs, rs));
-        done(kernel, &Op::AddRealServer(vs, rs));
+        done(kernel, &Op::AddRealServer(vs, rs, RsState::USUAL));
         done(kernel, &Op::RemoveVirtualServer(vs));
         assert!(!observe(kernel).virtual_servers.contains_key(&vs));
     }
@@ -262,7 +263,7 @@ fn one_failure_in_a_batch(kernel: &mut dyn Kernel) {
     let ops: Vec<Op> = (1..=2000u16)
         .map(|n| {
             let n = if n == 1500 { 7 } else { n };
-            Op::AddRealServer(vs, RsKey { addr: ip("10.0.0.1"), port: n })
+            Op::AddRealServer(vs, RsKey { addr: ip("10.0.0.1"), port: n }, RsState::USUAL)
         })
         .collect();
     let refs: Vec<&Op> = ops.iter().collect();

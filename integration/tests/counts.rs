@@ -60,6 +60,7 @@ fn slice(n: u16, endpoints: u8) -> Object {
         ready: true,
         serving: true,
         terminating: false,
+        weight: 1,
         place: (e == 0).then(|| Place::on("node-a")),
     };
     Object::EndpointSlice(EndpointSlice {

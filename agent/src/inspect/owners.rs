@@ -132,6 +132,7 @@ impl ServiceOwners {
 
 #[cfg(test)]
 mod tests {
+    use crate::core::model::real_servers::WantedServers;
     use super::*;
     use crate::core::model::changes::Changes;
     use crate::core::model::{Protocol, VsSpec};
@@ -159,7 +160,7 @@ mod tests {
             let server = VirtualServer {
                 key,
                 spec: VsSpec { scheduler: "rr".into(), flags: 0, timeout: 0 },
-                real_servers: Arc::default(),
+                real_servers: WantedServers::default(),
                 entries: Default::default(),
                 closed_to_node: false,
                 created: 0,

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
+use crate::core::model::real_servers::RsState;
 use crate::core::model::map::Set;
 use crate::core::model::sets::ProbedSet;
 use crate::core::model::{Protocol, RsKey, VsKey, VsSpec};
@@ -87,7 +88,7 @@ fn plan(count: u16) -> Plan {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         for n in 0..count {
             ops.push(Op::AddVirtualServer(vs(n, protocol), spec.clone()));
-            ops.push(Op::AddRealServer(vs(n, protocol), rs));
+            ops.push(Op::AddRealServer(vs(n, protocol), rs, RsState::USUAL));
         }
     }
     let node_port = VsKey { addr: [192, 168, 50, 2].into(), ..vs(0, Protocol::Tcp) };

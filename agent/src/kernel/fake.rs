@@ -13,7 +13,8 @@ use ipnet::IpNet;
 use super::iptables::IPVS_MATCH;
 use super::{Kernel, ProbeResult, Runner};
 use crate::core::mirror::comparison::{Addresses, Piece, ReadStep};
-use crate::core::mirror::{Observed, ObservedServer, RsState};
+use crate::core::mirror::{Observed, ObservedServer};
+use crate::core::model::real_servers::RsState;
 use crate::core::model::map::Set;
 use crate::core::model::sets::{Entry, ProbedSet, SetId, SetKind};
 use crate::core::model::{Family, ONE_PACKET, PERSISTENT, PerFamily, RsKey, VsKey, VsSpec};
@@ -217,11 +218,11 @@ impl FakeKernel {
             }
             Op::AddVirtualServer(vs, _) if s.virtual_servers.contains_key(vs) => Err(exists()),
             Op::EditVirtualServer(vs, _) | Op::RemoveVirtualServer(vs) => self.check_server(vs),
-            Op::AddRealServer(vs, rs) => match self.real_server(vs, rs)? {
+            Op::AddRealServer(vs, rs, _) => match self.real_server(vs, rs)? {
                 Some(_) => Err(exists()),
                 None => Ok(()),
             },
-            Op::EditRealServer(vs, rs) | Op::DrainRealServer(vs, rs) | Op::RemoveRealServer(vs, rs) => {
+            Op::EditRealServer(vs, rs, _) | Op::DrainRealServer(vs, rs) | Op::RemoveRealServer(vs, rs) => {
                 match self.real_server(vs, rs)? {
                     Some(_) => Ok(()),
                     None => Err(missing("ENOENT")),
@@ -254,7 +255,7 @@ impl FakeKernel {
 
     fn real_server(&self, vs: &VsKey, rs: &RsKey) -> Result<Option<RsState>, OpError> {
         self.check_server(vs)?;
-        Ok(self.state.virtual_servers[vs].real_servers.get(rs).copied())
+        Ok(self.state.virtual_servers[vs].real_servers.get(rs))
     }
 
     /// The first addresses of local networks that expose listeners of the host: their family has no filter, or they are neither in its

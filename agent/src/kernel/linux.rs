@@ -28,6 +28,7 @@ use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::{Map, Set};
 use crate::core::model::options::SCHED_FLAGS;
+use crate::core::model::real_servers::RsState;
 use crate::core::model::sets::ProbedSet;
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, RsKey, VsKey, VsSpec};
@@ -394,20 +395,23 @@ fn service(key: &VsKey, spec: &VsSpec) -> Service {
     service
 }
 
+fn destination(rs: &RsKey, state: RsState) -> Destination {
+    let mut destination = Destination::new(SocketAddr::new(rs.addr, rs.port));
+    destination.weight = state.weight;
+    destination.forward = state.forward.into();
+    (destination.upper_threshold, destination.lower_threshold) = (state.limits.upper, state.limits.lower);
+    destination
+}
+
 fn command(op: &Op) -> Option<Command> {
-    let target = |rs: &RsKey| SocketAddr::new(rs.addr, rs.port);
     Some(match op {
         Op::AddVirtualServer(vs, spec) => Command::NewService(service(vs, spec)),
         Op::EditVirtualServer(vs, spec) => Command::SetService(service(vs, spec)),
         Op::RemoveVirtualServer(vs) => Command::DelService(service_id(vs)),
-        Op::AddRealServer(vs, rs) => Command::NewDest(service_id(vs), Destination::new(target(rs))),
-        Op::EditRealServer(vs, rs) => Command::SetDest(service_id(vs), Destination::new(target(rs))),
-        Op::DrainRealServer(vs, rs) => {
-            let mut draining = Destination::new(target(rs));
-            draining.weight = 0;
-            Command::SetDest(service_id(vs), draining)
-        }
-        Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), target(rs)),
+        Op::AddRealServer(vs, rs, state) => Command::NewDest(service_id(vs), destination(rs, *state)),
+        Op::EditRealServer(vs, rs, state) => Command::SetDest(service_id(vs), destination(rs, *state)),
+        Op::DrainRealServer(vs, rs) => Command::SetDest(service_id(vs), destination(rs, RsState::DRAINING)),
+        Op::RemoveRealServer(vs, rs) => Command::DelDest(service_id(vs), SocketAddr::new(rs.addr, rs.port)),
         Op::SetSysctl(_)
         | Op::SetTimeouts(_)
         | Op::CreateDevice

@@ -16,8 +16,9 @@ use super::linux::LinuxKernel;
 use super::netfilter::nft_tables;
 use super::packet_filter::PacketFilter;
 use crate::core::mirror::comparison::{Addresses, Audit, NftTables, NodeState, Piece, ReadStep};
-use crate::core::mirror::{Observed, ObservedServer, RsState};
+use crate::core::mirror::{Observed, ObservedServer};
 use crate::core::model::options::{FLAGGED, SCHED_FLAGS};
+use crate::core::model::real_servers::{ConnectionLimits, RsState};
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Timeouts;
 use crate::core::model::{PerFamily, RsKey, VsKey, VsSpec};
@@ -228,7 +229,8 @@ fn shown_piece(shown: Vec<Shown>) -> Piece {
 }
 
 fn real_server(dest: &Destination) -> (RsKey, RsState) {
-    let state = RsState { weight: dest.weight, forward: dest.forward.into() };
+    let limits = ConnectionLimits { upper: dest.upper_threshold, lower: dest.lower_threshold };
+    let state = RsState { weight: dest.weight, forward: dest.forward.into(), limits };
     (RsKey { addr: dest.addr, port: dest.port }, state)
 }
 

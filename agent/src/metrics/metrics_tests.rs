@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+use crate::core::model::real_servers::RsState;
 use crate::core::model::settings::RulesMode;
 use crate::core::model::trigger::Trigger;
 use crate::core::model::{Family, ObjectName, PerFamily};
@@ -59,6 +60,7 @@ fn endpoint(node: &str, ready: bool) -> crate::core::model::Endpoint {
         ready,
         serving: ready,
         terminating: false,
+        weight: 1,
         place: Some(crate::core::model::Place::on(node)),
     }
 }
@@ -192,7 +194,7 @@ fn a_pass_counts_for_every_family_and_only_a_good_one_is_the_last() {
 fn operations_are_counted_by_kind_and_result() {
     let metrics = Metrics::new().unwrap();
     let target = RsKey { addr: [10, 244, 1, 1].into(), port: 80 };
-    let ops = vec![rules(Family::V4), Op::RemoveVirtualServer(VS), Op::AddRealServer(VS, target)];
+    let ops = vec![rules(Family::V4), Op::RemoveVirtualServer(VS), Op::AddRealServer(VS, target, RsState::USUAL)];
     metrics.pass(
         &pass(ops, vec![Outcome::Done, failed(), Outcome::Blocked(Subject::Device)]),
         Due::Changes,
@@ -237,7 +239,7 @@ fn the_oldest_change_ages_until_every_family_is_in_sync() {
     metrics.pass(&Pass { incomplete: true, ..failing }, Due::Changes, Duration::ZERO);
     assert!(age() > 0.0);
     let target = RsKey { addr: [10, 244, 1, 1].into(), port: 80 };
-    metrics.pass(&pass(vec![Op::AddRealServer(VS, target)], vec![failed()]), Due::Changes, Duration::ZERO);
+    metrics.pass(&pass(vec![Op::AddRealServer(VS, target, RsState::USUAL)], vec![failed()]), Due::Changes, Duration::ZERO);
     assert_eq!(age(), 0.0, "a rejected object has its own metric");
 }
 
@@ -317,7 +319,7 @@ fn servers_are_counted_at_an_audit_and_followed_from_there() {
         followed
     };
     run(Op::AddVirtualServer(VS, spec));
-    (1..4).for_each(|n| _ = run(Op::AddRealServer(VS, target(n))));
+    (1..4).for_each(|n| _ = run(Op::AddRealServer(VS, target(n), RsState::USUAL)));
     assert_eq!(run(Op::DrainRealServer(VS, target(1))), [1.0, 3.0]);
     assert_eq!(run(Op::RemoveRealServer(VS, target(1))), [1.0, 2.0]);
     assert_eq!(run(Op::RemoveVirtualServer(VS)), [0.0, 0.0]);

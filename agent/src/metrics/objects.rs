@@ -97,7 +97,7 @@ impl ObjectMetrics {
                 let removed = observed.virtual_servers.get(vs).map_or(0, |server| server.real_servers.len());
                 self.real_servers[vs.family()].sub(removed as i64);
             }
-            Op::AddRealServer(vs, _) => self.real_servers[vs.family()].inc(),
+            Op::AddRealServer(vs, ..) => self.real_servers[vs.family()].inc(),
             Op::RemoveRealServer(vs, _) => self.real_servers[vs.family()].dec(),
             _ => {}
         }

@@ -79,8 +79,8 @@ impl<'a> Failed<'a> {
                 Op::WriteRules(rules) if !rules.tidy => _ = failed.families.insert(rules.family),
                 Op::AddVirtualServer(vs, _)
                 | Op::EditVirtualServer(vs, _)
-                | Op::AddRealServer(vs, _)
-                | Op::EditRealServer(vs, _)
+                | Op::AddRealServer(vs, ..)
+                | Op::EditRealServer(vs, ..)
                 | Op::DrainRealServer(vs, _)
                 | Op::RemoveRealServer(vs, _) => {
                     let wanted = desired.virtual_server(vs);
@@ -99,6 +99,7 @@ impl<'a> Failed<'a> {
 
 #[cfg(test)]
 mod tests {
+    use crate::core::model::real_servers::RsState;
     use crate::core::model::PerFamily;
     use prometheus::Registry;
 
@@ -151,7 +152,7 @@ mod tests {
         }
         let duration = programming.duration.with_label_values(&["IPv4"]);
         let measured = || (duration.get_sample_count(), duration.get_sample_sum());
-        let op = Op::AddRealServer(WEB, RsKey { addr: ip(9), port: 80 });
+        let op = Op::AddRealServer(WEB, RsKey { addr: ip(9), port: 80 }, RsState::USUAL);
         let plan = Plan { ops: vec![op], priority: 0 };
         let failed = Report { outcomes: vec![Outcome::Failed(OpError::plain(Cause::Other, "no"))] };
         programming.applied(&plan, &failed, &desired, at(103));

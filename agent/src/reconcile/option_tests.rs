@@ -117,7 +117,7 @@ fn nodes_add_real_servers_in_different_orders_if_they_should() {
         let mut agent = Agent::with_settings(kernel(), &cluster(json!({}), &backends), settings);
         let pass = agent.sync(Due::Changes);
         let added = pass.plan.ops.iter().filter_map(|op| match op {
-            Op::AddRealServer(_, rs) => Some(*rs),
+            Op::AddRealServer(_, rs, _) => Some(*rs),
             _ => None,
         });
         added.collect::<Vec<_>>()

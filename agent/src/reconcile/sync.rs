@@ -192,7 +192,7 @@ impl<K: Kernel> Reconciler<K> {
             self.reporter.connections_unknown(&error, now);
             let all = |vs: &VsKey| {
                 let real_servers = observed.virtual_servers.get(vs).map(|s| s.real_servers.keys());
-                real_servers.into_iter().flatten().map(|rs| (*vs, *rs)).collect::<Vec<_>>()
+                real_servers.into_iter().flatten().map(|rs| (*vs, rs)).collect::<Vec<_>>()
             };
             servers.iter().flat_map(all).collect()
         });

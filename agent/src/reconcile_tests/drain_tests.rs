@@ -53,7 +53,7 @@ fn an_endpoint_that_is_ready_again_only_gets_its_weight() {
     let mut r = reconciler(&store, FakeKernel::new(&[SYSCTL]));
     assert!(r.sync(Due::Audit, now()).is_clean());
     let servers = r.kernel().state.virtual_servers.clone();
-    let all = servers.iter().flat_map(|(vs, s)| s.real_servers.keys().map(|rs| (*vs, *rs)));
+    let all = servers.iter().flat_map(|(vs, s)| s.real_servers.keys().map(|rs| (*vs, rs)));
     r.kernel().state.busy = all.collect();
     store.update(|u| u.put(slice("a", &[2])));
     assert!(r.sync(Due::Changes, now()).is_clean());

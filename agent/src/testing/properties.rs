@@ -133,7 +133,7 @@ fn connect(state: &mut Observed, seed: u64) {
     let mut all: Vec<(VsKey, RsKey)> = state
         .virtual_servers
         .iter()
-        .flat_map(|(vs, server)| server.real_servers.keys().map(|rs| (*vs, *rs)))
+        .flat_map(|(vs, server)| server.real_servers.keys().map(|rs| (*vs, rs)))
         .collect();
     all.sort_unstable();
     let has = |i: usize| seed >> (i % 64) & 1 == 1;

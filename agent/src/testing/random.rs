@@ -107,6 +107,7 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
             ready,
             serving,
             terminating,
+            weight: 1,
             place: Some(Arc::new(Place {
                 node: node.map(Into::into),
                 hints: hints.map_or_else(Hints::default, |(zones, nodes)| {

@@ -86,7 +86,7 @@ fn add_drift(kernel: &mut FakeKernel) {
 /// Every real server has connections.
 fn all_busy(kernel: &mut FakeKernel) {
     let servers = &kernel.state.virtual_servers;
-    let all = servers.iter().flat_map(|(vs, server)| server.real_servers.keys().map(|rs| (*vs, *rs)));
+    let all = servers.iter().flat_map(|(vs, server)| server.real_servers.keys().map(|rs| (*vs, rs)));
     kernel.state.busy = all.collect();
 }
 

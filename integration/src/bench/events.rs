@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kube_ipvs::core::model::real_servers::RsState;
 use kube_ipvs::core::model::{RsKey, VsKey};
 use kube_ipvs::core::plan::op::Op;
 use kube_ipvs::kernel::linux::KernelCounters;
@@ -71,7 +72,7 @@ fn endpoint_limit(size: Size, step: u32) -> Result<Duration> {
     let mut total = Duration::ZERO;
     for event in 0..2 * EVENTS {
         let vs = virtual_server(event * step % size.services);
-        let [add, remove] = [Op::AddRealServer(vs, rs), Op::RemoveRealServer(vs, rs)]
+        let [add, remove] = [Op::AddRealServer(vs, rs, RsState::USUAL), Op::RemoveRealServer(vs, rs)]
             .map(|op| encode_commands(family, &[&op]));
         let start = Instant::now();
         raw.send(&add)?;

@@ -145,7 +145,7 @@ impl Kernel for Watched {
             let now = Instant::now();
             let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
             for op in ops {
-                if let Op::AddRealServer(vs, _) | Op::RemoveRealServer(vs, _) = op {
+                if let Op::AddRealServer(vs, ..) | Op::RemoveRealServer(vs, _) = op {
                     changed.insert(*vs, now);
                 }
             }
@@ -276,6 +276,7 @@ pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
         ready: true,
         serving: true,
         terminating: false,
+        weight: 1,
         place: Some(if e == 0 && n.is_multiple_of(LOCAL) { here.clone() } else { there.clone() }),
     };
     Object::EndpointSlice(EndpointSlice {

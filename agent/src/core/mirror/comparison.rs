@@ -154,7 +154,7 @@ impl Audit {
     fn shown(&mut self, key: VsKey, spec: &VsSpec, real_servers: RealServers, observed: &mut Observed) {
         let is_new = self.unshown.remove(&key);
         match observed.virtual_servers.get_mut(&key) {
-            Some(server) if server.real_servers == real_servers && server.spec.looks_like(spec) => {}
+            Some(server) if server.real_servers.look_like(&real_servers) && server.spec.looks_like(spec) => {}
             Some(server) if self.fills && is_new => server.real_servers = real_servers,
             _ => _ = self.suspects.insert(key),
         }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
-use crate::core::mirror::RsState;
+use crate::core::model::real_servers::RsState;
 use crate::core::model::sets::{Entry, SetKind};
 use crate::core::model::{Family, PERSISTENT, Protocol, RsKey};
 
@@ -15,7 +15,7 @@ fn spec() -> VsSpec {
 }
 
 fn servers(numbers: &[u8]) -> RealServers {
-    let rs = |n: &u8| (RsKey { addr: [10, 244, 0, *n].into(), port: 80 }, RsState::WANTED);
+    let rs = |n: &u8| (RsKey { addr: [10, 244, 0, *n].into(), port: 80 }, RsState::USUAL);
     numbers.iter().map(rs).collect()
 }
 

@@ -6,32 +6,16 @@
 pub mod comparison;
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use self::comparison::NodeState;
 use crate::core::model::map::{Map, Set};
 use crate::core::model::members::Members;
+use crate::core::model::real_servers::{RsState, WantedServers};
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::{Family, PerFamily, Protocol, RsKey, VsKey, VsSpec};
 use crate::core::rules::save::ObservedRules;
-
-/// State of a real server in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RsState {
-    /// Weight; a real server of weight 0 gets no new connections.
-    pub weight: u32,
-    /// Forwarding method, `IP_VS_CONN_F_*`; 0 is masquerading.
-    pub forward: u32,
-}
-
-impl RsState {
-    /// The state of every wanted real server: weight 1, masqueraded.
-    pub const WANTED: RsState = RsState { weight: 1, forward: 0 };
-    /// The state of a draining real server: it gets no new connections.
-    pub const DRAINING: RsState = RsState { weight: 0, forward: 0 };
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedServer {
@@ -47,37 +31,35 @@ pub struct RealServers(ServerList);
 #[derive(Clone, Debug)]
 enum ServerList {
     /// Exactly the wanted real servers in the wanted state: shares the list of the wanted virtual server.
-    Wanted(Arc<[RsKey]>),
+    Wanted(WantedServers),
     Other(Vec<(RsKey, RsState)>),
 }
 
 impl RealServers {
     /// Shares the list of the wanted virtual server if both lists are equal.
-    pub fn share(&mut self, wanted: &Arc<[RsKey]>) {
-        let same =
-            |((rs, state), wanted): ((&RsKey, &RsState), &RsKey)| rs == wanted && *state == RsState::WANTED;
-        if self.len() == wanted.len() && self.iter().zip(wanted.iter()).all(same) {
+    pub fn share(&mut self, wanted: &WantedServers) {
+        if self.iter().eq(wanted.iter()) {
             self.0 = ServerList::Wanted(wanted.clone());
         }
     }
 
-    fn at(&self, i: usize) -> (&RsKey, &RsState) {
+    fn at(&self, i: usize) -> (RsKey, RsState) {
         match &self.0 {
-            ServerList::Wanted(keys) => (&keys[i], &RsState::WANTED),
-            ServerList::Other(list) => (&list[i].0, &list[i].1),
+            ServerList::Wanted(wanted) => (wanted.keys()[i], wanted.state(i)),
+            ServerList::Other(list) => list[i],
         }
     }
 
     fn find(&self, rs: &RsKey) -> Result<usize, usize> {
         match &self.0 {
-            ServerList::Wanted(keys) => keys.binary_search(rs),
+            ServerList::Wanted(wanted) => wanted.keys().binary_search(rs),
             ServerList::Other(list) => list.binary_search_by_key(rs, |(key, _)| *key),
         }
     }
 
     fn list_mut(&mut self) -> &mut Vec<(RsKey, RsState)> {
-        if let ServerList::Wanted(keys) = &self.0 {
-            self.0 = ServerList::Other(keys.iter().map(|rs| (*rs, RsState::WANTED)).collect());
+        if let ServerList::Wanted(wanted) = &self.0 {
+            self.0 = ServerList::Other(wanted.iter().collect());
         }
         match &mut self.0 {
             ServerList::Other(list) => list,
@@ -85,7 +67,15 @@ impl RealServers {
         }
     }
 
-    pub fn get(&self, rs: &RsKey) -> Option<&RsState> {
+    /// Whether `/proc/net/ip_vs` shows these real servers as `shown`: it has no limits of connections.
+    pub fn look_like(&self, shown: &RealServers) -> bool {
+        let same = |((rs, state), (other, shown)): ((RsKey, RsState), (RsKey, RsState))| {
+            rs == other && state.looks_like(&shown)
+        };
+        self.len() == shown.len() && self.iter().zip(shown.iter()).all(same)
+    }
+
+    pub fn get(&self, rs: &RsKey) -> Option<RsState> {
         self.find(rs).ok().map(|i| self.at(i).1)
     }
 
@@ -103,11 +93,11 @@ impl RealServers {
         Some(self.list_mut().remove(i).1)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&RsKey, &RsState)> {
+    pub fn iter(&self) -> impl Iterator<Item = (RsKey, RsState)> + '_ {
         (0..self.len()).map(|i| self.at(i))
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = &RsKey> {
+    pub fn keys(&self) -> impl Iterator<Item = RsKey> + '_ {
         self.iter().map(|(rs, _)| rs)
     }
 
@@ -117,7 +107,7 @@ impl RealServers {
 
     pub fn len(&self) -> usize {
         match &self.0 {
-            ServerList::Wanted(keys) => keys.len(),
+            ServerList::Wanted(wanted) => wanted.keys().len(),
             ServerList::Other(list) => list.len(),
         }
     }

@@ -9,6 +9,7 @@ pub mod map;
 pub mod members;
 pub mod options;
 mod per_family;
+pub mod real_servers;
 pub mod sets;
 pub mod settings;
 pub mod trigger;
@@ -208,6 +209,8 @@ pub struct Endpoint {
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,
+    /// The weight that an annotation of the slice chooses; 1 without one, 0: no new connections.
+    pub weight: u16,
     /// Where it is, as far as that is known; the endpoints of a node share it.
     pub place: Option<Arc<Place>>,
 }

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::op::Op;
-use crate::core::mirror::{Observed, RsState};
+use crate::core::mirror::Observed;
+use crate::core::model::real_servers::RsState;
 use crate::core::model::{Protocol, RsKey, VsKey};
 use crate::core::service::desired::Desired;
 
@@ -44,7 +45,7 @@ impl Drains {
             Op::DrainRealServer(vs, rs) => {
                 self.since.entry((*vs, *rs)).or_insert(now);
             }
-            Op::AddRealServer(vs, rs) | Op::EditRealServer(vs, rs) | Op::RemoveRealServer(vs, rs) => {
+            Op::AddRealServer(vs, rs, _) | Op::EditRealServer(vs, rs, _) | Op::RemoveRealServer(vs, rs) => {
                 self.since.remove(&(*vs, *rs));
             }
             Op::RemoveVirtualServer(vs) => self.since.retain(|(of, _), _| of != vs),
@@ -103,10 +104,9 @@ fn draining<'a>(
 ) -> impl Iterator<Item = RsKey> + use<'a> {
     let both = desired.virtual_server(vs).zip(observed.virtual_servers.get(vs));
     both.into_iter().flat_map(|(wanted, server)| {
-        let is_draining = move |(rs, state): &(&RsKey, &RsState)| {
-            state.weight == 0 && wanted.real_servers.binary_search(rs).is_err()
-        };
-        server.real_servers.iter().filter(is_draining).map(|(rs, _)| *rs)
+        let is_draining =
+            move |(rs, state): &(RsKey, RsState)| state.weight == 0 && !wanted.real_servers.contains(rs);
+        server.real_servers.iter().filter(is_draining).map(|(rs, _)| rs)
     })
 }
 

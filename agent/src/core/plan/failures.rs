@@ -118,7 +118,7 @@ impl<'a> Failures<'a> {
                 self.missing.iter().find(is_used).copied()
             }
             Op::RemoveLeftovers(leftovers) if leftovers.is_takeover => self.blocks_takeover(leftovers.family),
-            Op::AddRealServer(vs, _) => self.missing(Subject::VirtualServer(*vs)),
+            Op::AddRealServer(vs, ..) => self.missing(Subject::VirtualServer(*vs)),
             Op::Bind(addr) => self.blocks_bind(*addr),
             Op::AddRoute(net) => self.blocks_open(Family::of(net.addr())),
             // Its address stays local until the route that replaces it is in place, and the other way round.

@@ -17,7 +17,6 @@ pub mod retries;
 pub mod services_of;
 pub mod subject;
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
@@ -26,8 +25,9 @@ use ipnet::IpNet;
 
 use self::op::{FlowsOp, GrowOp, LeftoversOp, Op, Plan, RulesOp};
 use crate::core::mirror::comparison::NftTables;
-use crate::core::mirror::{Observed, ObservedServer, RsState};
+use crate::core::mirror::{Observed, ObservedServer};
 use crate::core::model::changes::Changes;
+use crate::core::model::real_servers::{RsState, WantedServers};
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{RulesMode, Settings};
 use crate::core::model::{Family, ObjectName, PerFamily, RsKey, VsKey};
@@ -291,30 +291,36 @@ impl PlanInput<'_> {
             }
             Some(_) => {}
         }
-        for rs in self.in_order(&wanted.real_servers).iter() {
-            match observed.and_then(|server| server.real_servers.get(rs)) {
-                None => ops.push(Op::AddRealServer(*key, *rs)),
-                Some(state) if *state != RsState::WANTED => ops.push(Op::EditRealServer(*key, *rs)),
+        for (rs, state) in self.in_order(&wanted.real_servers) {
+            match observed.and_then(|server| server.real_servers.get(&rs)) {
+                None => ops.push(Op::AddRealServer(*key, rs, state)),
+                Some(before) if before != state => ops.push(Op::EditRealServer(*key, rs, state)),
                 Some(_) => {}
             }
         }
         for (rs, state) in observed.iter().flat_map(|server| server.real_servers.iter()) {
-            if wanted.real_servers.binary_search(rs).is_err() {
-                ops.extend(self.close_real_server(*key, *rs, *state));
+            if !wanted.real_servers.contains(&rs) {
+                ops.extend(self.close_real_server(*key, rs, state));
             }
         }
     }
 
     /// The order in which real servers are added.
-    fn in_order<'s>(&self, real_servers: &'s [RsKey]) -> Cow<'s, [RsKey]> {
-        let Some(seed) = self.settings.order_seed else { return Cow::Borrowed(real_servers) };
-        let mut ordered = real_servers.to_vec();
-        ordered.sort_by_cached_key(|rs| {
-            let mut hasher = DefaultHasher::new();
-            (seed, rs).hash(&mut hasher);
-            hasher.finish()
+    fn in_order<'s>(&self, wanted: &'s WantedServers) -> impl Iterator<Item = (RsKey, RsState)> + use<'s> {
+        let order = self.settings.order_seed.map(|seed| {
+            let mut order: Vec<usize> = (0..wanted.keys().len()).collect();
+            order.sort_by_cached_key(|index| {
+                let mut hasher = DefaultHasher::new();
+                (seed, &wanted.keys()[*index]).hash(&mut hasher);
+                hasher.finish()
+            });
+            order
         });
-        Cow::Owned(ordered)
+        let at = move |place| {
+            let index = order.as_ref().map_or(place, |order| order[place]);
+            (wanted.keys()[index], wanted.state(index))
+        };
+        (0..wanted.keys().len()).map(at)
     }
 
     /// A real server first gets weight 0. It is removed when a later read of its counters shows no connections, or

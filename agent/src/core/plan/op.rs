@@ -12,6 +12,7 @@ use super::subject::Subject;
 use crate::core::mirror::comparison::NftTables;
 use crate::core::model::changes::Changes;
 use crate::core::model::flows::FlowFilter;
+use crate::core::model::real_servers::RsState;
 use crate::core::model::sets::{Entry, SetId};
 use crate::core::model::settings::{Sysctl, Timeouts};
 use crate::core::model::{Family, ObjectName, RsKey, VsKey, VsSpec};
@@ -122,10 +123,10 @@ pub enum Op {
     AddVirtualServer(VsKey, VsSpec),
     /// Change a virtual server in place; its connections stay.
     EditVirtualServer(VsKey, VsSpec),
-    /// Add a real server with weight 1, masqueraded.
-    AddRealServer(VsKey, RsKey),
-    /// Set a real server to weight 1, masqueraded.
-    EditRealServer(VsKey, RsKey),
+    /// Add a real server.
+    AddRealServer(VsKey, RsKey, RsState),
+    /// Change a real server in place; its connections stay.
+    EditRealServer(VsKey, RsKey, RsState),
     /// Bind an address to `kube-ipvs0`.
     Bind(IpAddr),
     /// Make all addresses of a network local by a route.
@@ -224,8 +225,8 @@ impl fmt::Display for Op {
             }
             Op::AddVirtualServer(vs, spec) => write!(f, "+ virtual server {vs} {}", spec.scheduler),
             Op::EditVirtualServer(vs, spec) => write!(f, "= virtual server {vs} {}", spec.scheduler),
-            Op::AddRealServer(vs, rs) => write!(f, "+ real server {vs} -> {rs}"),
-            Op::EditRealServer(vs, rs) => write!(f, "= real server {vs} -> {rs}"),
+            Op::AddRealServer(vs, rs, state) => write!(f, "+ real server {vs} -> {rs}{state}"),
+            Op::EditRealServer(vs, rs, state) => write!(f, "= real server {vs} -> {rs}{state}"),
             Op::Bind(addr) => write!(f, "+ address {addr}"),
             Op::Unbind(net) => write!(f, "- address {net}"),
             Op::AddRoute(net) => write!(f, "+ route {net}"),

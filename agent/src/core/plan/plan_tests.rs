@@ -50,6 +50,7 @@ fn slice(addrs: &[&str]) -> EndpointSlice {
         ready: true,
         serving: true,
         terminating: false,
+        weight: 1,
         place: addr.starts_with("10.244.1.").then(|| Place::on("n1")),
     };
     EndpointSlice {
@@ -233,6 +234,7 @@ fn golden_a_busy_real_server_drains_until_it_is_idle_or_the_deadline_is_over() {
                 ready: true,
                 serving: true,
                 terminating: false,
+                weight: 1,
                 place: None,
             })
             .collect();

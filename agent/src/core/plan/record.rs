@@ -5,7 +5,8 @@ use super::op::Op;
 use ipnet::IpNet;
 
 use crate::core::mirror::comparison::NftTables;
-use crate::core::mirror::{Observed, ObservedServer, ObservedSet, RealServers, RsState};
+use crate::core::mirror::{Observed, ObservedServer, ObservedSet, RealServers};
+use crate::core::model::real_servers::RsState;
 use crate::core::model::{RsKey, VsKey};
 use crate::core::rules::removal::Removal;
 
@@ -61,12 +62,12 @@ impl Observed {
             Op::RemoveVirtualServer(vs) => {
                 if let Some(server) = self.virtual_servers.remove(vs) {
                     for rs in server.real_servers.keys() {
-                        self.busy.remove(&(*vs, *rs));
+                        self.busy.remove(&(*vs, rs));
                     }
                 }
             }
-            Op::AddRealServer(vs, rs) | Op::EditRealServer(vs, rs) => {
-                self.set_real_server(vs, *rs, RsState::WANTED);
+            Op::AddRealServer(vs, rs, state) | Op::EditRealServer(vs, rs, state) => {
+                self.set_real_server(vs, *rs, *state);
             }
             Op::DrainRealServer(vs, rs) => self.set_real_server(vs, *rs, RsState::DRAINING),
             Op::ForgetFlows(_) => {}

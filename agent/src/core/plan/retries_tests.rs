@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::core::model::real_servers::RsState;
 use crate::core::model::{Protocol, RsKey, VsKey};
 
 fn ms(n: u64) -> Duration {
@@ -82,10 +83,10 @@ fn another_op_than_the_failed_one_is_retried_soon() {
     let rs = RsKey { addr: ip(5), port: 80 };
     let mut now = s(1);
     for _ in 0..8 {
-        let _ = pass(&mut retries, &[(Op::AddRealServer(vs(1), rs), refused())], now);
+        let _ = pass(&mut retries, &[(Op::AddRealServer(vs(1), rs, RsState::USUAL), refused())], now);
         now = retries.next_at().unwrap();
     }
-    let _ = pass(&mut retries, &[(Op::AddRealServer(vs(1), rs), refused())], now);
+    let _ = pass(&mut retries, &[(Op::AddRealServer(vs(1), rs, RsState::USUAL), refused())], now);
     assert!(retries.next_at().unwrap() > now + s(20));
     let removal = Op::RemoveRealServer(vs(1), rs);
     let _ = pass(&mut retries, &[(removal.clone(), Outcome::Waiting)], now + ms(100));
@@ -249,7 +250,7 @@ fn subjects_that_block_each_other_do_not_loop() {
     let mut retries = Retries::default();
     let blocked = |cause: Subject| Outcome::Blocked(cause);
     let address = Op::Bind(ip(1));
-    let server = Op::AddRealServer(vs(1), RsKey { addr: ip(9), port: 80 });
+    let server = Op::AddRealServer(vs(1), RsKey { addr: ip(9), port: 80 }, RsState::USUAL);
     let ops = [(address.clone(), blocked(server.subject())), (server.clone(), blocked(address.subject()))];
     let _ = pass(&mut retries, &ops, s(1));
     assert_eq!((retries.tries(&address.subject()), retries.tries(&server.subject())), (0, 0));

@@ -201,8 +201,8 @@ impl Op {
             Op::AddVirtualServer(vs, _) | Op::EditVirtualServer(vs, _) | Op::RemoveVirtualServer(vs) => {
                 Subject::VirtualServer(*vs)
             }
-            Op::AddRealServer(vs, rs)
-            | Op::EditRealServer(vs, rs)
+            Op::AddRealServer(vs, rs, _)
+            | Op::EditRealServer(vs, rs, _)
             | Op::DrainRealServer(vs, rs)
             | Op::RemoveRealServer(vs, rs) => Subject::RealServer(*vs, *rs),
             Op::Bind(addr) => Subject::Address(*addr),
@@ -249,6 +249,7 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
+    use crate::core::model::real_servers::RsState;
     use super::*;
     use crate::core::model::Protocol;
 
@@ -264,7 +265,7 @@ mod tests {
     fn an_op_has_a_subject_and_keys() {
         let vs = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, 1].into(), port: 80 };
         let rs = RsKey { addr: [10, 244, 1, 5].into(), port: 8080 };
-        let op = Op::AddRealServer(vs, rs);
+        let op = Op::AddRealServer(vs, rs, RsState::USUAL);
         assert_eq!(op.subject().to_string(), "real server TCP 10.96.0.1:80 -> 10.244.1.5:8080");
         let mut keys = Changes::default();
         keys.add_op(&op);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::node_facts::NodeFacts;
+use crate::core::model::real_servers::{RsState, WantedServers};
 use crate::core::model::{Endpoint, EndpointSlice, Family, Hints, RsKey, ServicePort, SlicePort};
 
 /// An endpoint of one Service port, merged over all slices.
@@ -16,6 +17,7 @@ pub struct PortEndpoint<'a> {
     /// Can still serve traffic, ready or not.
     pub serving: bool,
     pub terminating: bool,
+    pub weight: u16,
     /// Runs on this node.
     pub local: bool,
     /// Nodes and zones that should use the endpoint.
@@ -63,6 +65,7 @@ fn build_port_endpoint<'a>(target: RsKey, endpoint: &'a Endpoint, node: &str) ->
         ready: endpoint.ready,
         serving: endpoint.serving,
         terminating: endpoint.terminating,
+        weight: endpoint.weight,
         local: !node.is_empty() && place.is_some_and(|p| p.node.as_deref() == Some(node)),
         hints: place.map(|p| &p.hints),
     }
@@ -77,15 +80,15 @@ fn rank(endpoint: &PortEndpoint<'_>) -> (bool, bool) {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// Under policy Cluster.
-    pub cluster: Arc<[RsKey]>,
+    pub cluster: WantedServers,
     /// Under policy Local.
-    pub local: Arc<[RsKey]>,
+    pub local: WantedServers,
 }
 
 impl Selection {
     /// The real servers of a frontend. Under policy Local without a local endpoint, all endpoints of the cluster are used
     /// as in kube-proxy's ipvs mode, so that connections work until the load balancer notices.
-    pub fn of(&self, local: bool) -> Arc<[RsKey]> {
+    pub fn of(&self, local: bool) -> WantedServers {
         if local && !self.local.is_empty() { self.local.clone() } else { self.cluster.clone() }
     }
 }
@@ -110,12 +113,13 @@ pub fn select(all: &[PortEndpoint<'_>], cluster: bool, local: bool, node: &NodeF
 fn ready_or_terminating<'a, 'b: 'a>(
     all: impl Iterator<Item = &'a PortEndpoint<'b>> + Clone,
     ready: impl Fn(&&'a PortEndpoint<'b>) -> bool,
-) -> Arc<[RsKey]> {
-    let chosen: Arc<[RsKey]> = all.clone().filter(ready).map(|e| e.target).collect();
+) -> WantedServers {
+    let wanted = |e: &PortEndpoint<'_>| (e.target, RsState { weight: e.weight.into(), ..RsState::USUAL });
+    let chosen: Vec<_> = all.clone().filter(ready).map(wanted).collect();
     if chosen.is_empty() {
-        return all.filter(|e| e.serving && e.terminating).map(|e| e.target).collect();
+        return WantedServers::new(all.filter(|e| e.serving && e.terminating).map(wanted).collect());
     }
-    chosen
+    WantedServers::new(chosen)
 }
 
 /// Which topology hints apply to a port.

@@ -24,6 +24,7 @@ fn endpoint(text: &str) -> Endpoint {
         ready: !has("unready"),
         serving: !has("unserving"),
         terminating: has("terminating"),
+        weight: 1,
         place: Some(Arc::new(Place { node, hints })),
     }
 }
@@ -49,7 +50,7 @@ fn chosen(endpoints: &[&str], node: &NodeFacts) -> (Vec<u8>, Vec<u8>) {
     let slice = slice(HTTP, endpoints);
     let all = build_endpoints(&port(), Family::V4, [&slice], &node.name);
     let selection = select(&all, true, true, node);
-    let last = |list: &Arc<[RsKey]>| {
+    let last = |list: &[RsKey]| {
         list.iter()
             .map(|rs| match rs.addr {
                 std::net::IpAddr::V4(ip) => ip.octets()[3],
@@ -57,7 +58,7 @@ fn chosen(endpoints: &[&str], node: &NodeFacts) -> (Vec<u8>, Vec<u8>) {
             })
             .collect()
     };
-    (last(&selection.cluster), last(&selection.local))
+    (last(selection.cluster.keys()), last(selection.local.keys()))
 }
 
 #[test]

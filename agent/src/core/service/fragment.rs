@@ -10,19 +10,19 @@ use super::endpoints::{self, PortEndpoint, Selection};
 use super::node_facts::{Binding, NodeFacts};
 use crate::core::model::Few;
 use crate::core::model::options::ServiceOptions;
+use crate::core::model::real_servers::WantedServers;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{ExternalIps, Settings};
 use crate::core::model::{
     EndpointSlice, Family, ObjectName, PerFamily, Protocol, RsKey, Service, ServicePort, VsKey, VsSpec,
 };
 
-/// A wanted virtual server. All its real servers have weight 1 and are masqueraded.
+/// A wanted virtual server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtualServer {
     pub key: VsKey,
     pub spec: VsSpec,
-    /// Sorted.
-    pub real_servers: Arc<[RsKey]>,
+    pub real_servers: WantedServers,
     /// Set entries of this VIP and port; wanted only while this claim wins.
     pub entries: Few<(SetId, Entry)>,
     /// The node itself is outside the Service's source ranges: drop its own traffic to this virtual server.
@@ -326,7 +326,7 @@ impl Builder<'_> {
         &mut self,
         port: &ServicePort,
         key: VsKey,
-        real_servers: Arc<[RsKey]>,
+        real_servers: WantedServers,
         mut entries: Few<(SetId, Entry)>,
         closed_to_node: bool,
     ) {

@@ -43,6 +43,7 @@ fn slice(protocol: Protocol, addrs: &[&str]) -> EndpointSlice {
                 ready: true,
                 serving: true,
                 terminating: false,
+                weight: 1,
                 place: Some(Place::on(if a.contains("244.1.") || a.contains("244:1:") {
                     "n1"
                 } else {
@@ -86,7 +87,7 @@ fn entries(fragment: &Fragment) -> Vec<String> {
 /// `PROTOCOL VIP:PORT -> real servers`.
 fn servers(fragment: &Fragment) -> Vec<String> {
     let show = |vs: &Arc<VirtualServer>| {
-        let rs: Vec<String> = vs.real_servers.iter().map(|rs| rs.addr.to_string()).collect();
+        let rs: Vec<String> = vs.real_servers.keys().iter().map(|rs| rs.addr.to_string()).collect();
         format!("{} -> {}", vs.key, rs.join(" "))
     };
     fragment.virtual_servers.iter().map(show).collect()

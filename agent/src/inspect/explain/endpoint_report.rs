@@ -60,7 +60,7 @@ impl EndpointReport {
             }
             .to_owned(),
             weight: Some(state.weight),
-            ..Self::of(*rs)
+            ..Self::of(rs)
         })
         .collect()
     }

@@ -134,9 +134,9 @@ fn of_service(
         let wants_local =
             if kind == search::CLUSTER_IP { service.internal_local } else { service.external_local };
         let is_local = wants_local
-            && (all.iter().any(|e| e.local && server.real_servers.binary_search(&e.target).is_ok())
+            && (all.iter().any(|e| e.local && server.real_servers.contains(&e.target))
                 || server.real_servers.is_empty());
-        let roles = endpoints::roles(&all, &server.real_servers, is_local, state.node);
+        let roles = endpoints::roles(&all, server.real_servers.keys(), is_local, state.node);
         let mut frontend = frontend(state, server.key, Some(server), request, &all);
         frontend.kind = Some(kind.to_owned());
         frontend.claimant = Some(server.owner());

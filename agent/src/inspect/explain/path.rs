@@ -217,7 +217,7 @@ impl Way<'_> {
             return PathOutcome::NoServer;
         };
         let serving: Vec<RsKey> =
-            server.real_servers.iter().filter(|(_, state)| state.weight > 0).map(|(rs, _)| *rs).collect();
+            server.real_servers.iter().filter(|(_, state)| state.weight > 0).map(|(rs, _)| rs).collect();
         steps.push(format!(
             "IPVS: virtual server {} ({}), {}",
             self.key,

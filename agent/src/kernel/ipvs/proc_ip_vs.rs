@@ -8,8 +8,9 @@ use std::io::{Error, Read, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::core::mirror::{RealServers, RsState};
+use crate::core::mirror::RealServers;
 use crate::core::model::map::Map;
+use crate::core::model::real_servers::RsState;
 use crate::core::model::{ONE_PACKET, PERSISTENT, Protocol, RsKey, VsKey, VsSpec};
 
 /// The table of this thread's network namespace.
@@ -24,6 +25,7 @@ const HEADINGS: u8 = 3;
 pub struct Shown {
     pub key: VsKey,
     pub spec: VsSpec,
+    /// Without limits of connections, which the table does not have.
     pub real_servers: RealServers,
     /// The real servers that have active or inactive connections.
     pub busy: Vec<RsKey>,
@@ -163,7 +165,7 @@ impl Parser {
                 if let Some(server) = &mut self.current {
                     let (addr, port) = address(target)?;
                     let rs = RsKey { addr, port };
-                    self.rows.push((rs, RsState { weight, forward }));
+                    self.rows.push((rs, RsState { weight, forward, ..RsState::USUAL }));
                     if connections > 0 {
                         server.busy.push(rs);
                     }
@@ -262,7 +264,7 @@ TCP  [fd00:0096:0000:0000:0000:0000:0000:0010]:0050 rr\x20
     fn pieces_of_any_size_give_the_same_servers() {
         let shown = parse(TABLE, TABLE.len()).unwrap();
         let text = |s: &Shown| {
-            let rs = |(rs, state): (&RsKey, &RsState)| format!("{rs} {} {}", state.weight, state.forward);
+            let rs = |(rs, state): (RsKey, RsState)| format!("{rs} {} {}", state.weight, state.forward);
             let VsSpec { scheduler, flags, timeout } = &s.spec;
             let servers: Vec<String> = s.real_servers.iter().map(rs).collect();
             format!("{} {scheduler} {flags} {timeout} {servers:?}", s.key)

@@ -24,6 +24,7 @@ const SHOWN: usize = 40;
 /// The annotations of objects that are used.
 pub(super) const ANNOTATIONS: &[UsedField] = &[
     plain(super::slice::TRIGGER_ANNOTATION),
+    plain(super::endpoint_weights::WEIGHT),
     plain(SCHEDULER),
     plain(SCHEDULER_FLAGS),
     plain(DRAIN_DEADLINE),
@@ -98,7 +99,7 @@ impl Annotations<'_> {
 }
 
 /// What is shown of a value: annotations may have 256 KiB, and the sentence is kept.
-fn beginning(text: &str) -> String {
+pub(super) fn beginning(text: &str) -> String {
     let shown: String = text.chars().take(SHOWN).collect();
     if shown.len() == text.len() { shown } else { shown + "…" }
 }

@@ -3,6 +3,7 @@
 //! what is wrong.
 
 mod annotations;
+mod endpoint_weights;
 mod intern;
 mod node;
 mod service;

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::endpoint_weights::Weights;
 use super::tape::Tape;
 use super::used_fields::used_fields;
 use super::{METADATA, RawPort, intern, label, protocol, time};
@@ -77,8 +78,9 @@ fn decode_slice(
     let ports = usable(ports.iter().enumerate().map(|(i, port)| decode_port(i, port)), ignored)?;
     let endpoints = slice.endpoints.unwrap_or_default();
     let mut useless = Vec::new();
+    let weights = Weights::decode(tape, &mut useless);
     let decoded = endpoints.iter().enumerate();
-    let decoded = decoded.map(|(i, endpoint)| decode_endpoint(i, endpoint, family, &mut useless));
+    let decoded = decoded.map(|(i, endpoint)| decode_endpoint(i, endpoint, family, &weights, &mut useless));
     let endpoints = usable(decoded, ignored)?;
     ignored.append(&mut useless);
     let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
@@ -131,6 +133,7 @@ fn decode_endpoint(
     index: usize,
     endpoint: &RawEndpoint<'_>,
     family: Family,
+    weights: &Weights,
     useless: &mut Vec<String>,
 ) -> Result<Option<Endpoint>, String> {
     let Some(text) = endpoint.addresses.as_deref().unwrap_or_default().first() else {
@@ -149,6 +152,7 @@ fn decode_endpoint(
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        weight: weights.of(addr),
         place: intern::place(
             endpoint.node_name,
             endpoint.hints.as_ref().map(decode_hints).unwrap_or_default(),

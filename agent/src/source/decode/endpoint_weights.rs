@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Weights of endpoints, by an annotation of their EndpointSlice: the API of Kubernetes has none.
+
+use std::net::IpAddr;
+
+use super::annotations::beginning;
+use super::tape::Tape;
+use crate::core::model::address;
+
+/// A weight for all endpoints of the slice, or a list `ADDRESS=WEIGHT,…` for some.
+pub(super) const WEIGHT: &str = "kube-ipvs.io/weight";
+
+/// The weight of endpoints that the annotation does not name.
+const USUAL: u16 = 1;
+
+/// The weights that the annotation of a slice chooses.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Weights {
+    all: u16,
+    some: Vec<(IpAddr, u16)>,
+}
+
+impl Weights {
+    /// The weights of a slice. A wrong part of the value is ignored.
+    pub(super) fn decode(tape: &Tape<'_>, ignored: &mut Vec<String>) -> Self {
+        let mut weights = Self { all: USUAL, some: Vec::new() };
+        let Some(text) = tape.text(&["metadata", "annotations", WEIGHT]) else { return weights };
+        let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+        if let [one] = parts[..]
+            && let Ok(all) = one.parse()
+        {
+            weights.all = all;
+            return weights;
+        }
+        let mut wrong = parts.is_empty().then_some(text);
+        for part in parts {
+            match weight_of_address(part) {
+                Some(weight) => weights.some.push(weight),
+                None => _ = wrong.get_or_insert(part),
+            }
+        }
+        if let Some(wrong) = wrong {
+            ignored.push(format!(
+                "annotation {WEIGHT}: {:?} is not a weight from 0 to 65535 and not ADDRESS=WEIGHT",
+                beginning(wrong)
+            ));
+        }
+        weights
+    }
+
+    pub(super) fn of(&self, addr: IpAddr) -> u16 {
+        self.some.iter().find(|(of, _)| *of == addr).map_or(self.all, |(_, weight)| *weight)
+    }
+}
+
+fn weight_of_address(part: &str) -> Option<(IpAddr, u16)> {
+    let (addr, weight) = part.split_once('=')?;
+    Some((address::parse_ip(addr.trim())?, weight.trim().parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::source::decode::RawObject;
+    use crate::store::{Kind, Object};
+
+    /// The weights of the endpoints 10.244.1.5 and 10.244.1.6, and what is ignored.
+    fn read(value: &str) -> (Vec<u16>, Vec<String>) {
+        let endpoint = |addr: &str| json!({"addresses": [addr]});
+        let slice = json!({
+            "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
+                "annotations": {"kube-ipvs.io/weight": value}},
+            "addressType": "IPv4",
+            "endpoints": [endpoint("10.244.1.5"), endpoint("10.244.1.6")],
+            "ports": [{"name": "", "port": 80}],
+        });
+        let raw = RawObject::read(Kind::EndpointSlice, &slice).unwrap();
+        let decoded = raw.decode(&raw.name());
+        let Ok(Object::EndpointSlice(slice)) = decoded.object else { panic!("{decoded:?}") };
+        (slice.endpoints.iter().map(|endpoint| endpoint.weight).collect(), decoded.ignored)
+    }
+
+    #[test]
+    fn the_annotation_gives_weights_to_all_or_to_some_endpoints() {
+        assert_eq!(read("7"), (vec![7, 7], vec![]));
+        assert_eq!(read("0"), (vec![0, 0], vec![]));
+        assert_eq!(read("10.244.1.6=0"), (vec![1, 0], vec![]));
+        assert_eq!(read("10.244.1.5=3, 10.244.1.6 = 65535"), (vec![3, 65535], vec![]));
+    }
+
+    #[test]
+    fn a_wrong_weight_is_named_and_the_others_hold() {
+        for wrong in ["heavy", "-1", "65536", "", "1,2"] {
+            let (weights, ignored) = read(wrong);
+            assert_eq!((weights, ignored.len()), (vec![1, 1], 1), "{wrong}");
+        }
+        let (weights, ignored) = read("10.244.1.5=3,web-7=2");
+        assert_eq!(weights, [3, 1]);
+        assert!(ignored[0].contains("\"web-7=2\" is not a weight"), "{ignored:?}");
+    }
+}
