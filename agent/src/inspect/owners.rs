@@ -132,9 +132,9 @@ impl ServiceOwners {
 
 #[cfg(test)]
 mod tests {
-    use crate::core::model::real_servers::WantedServers;
     use super::*;
     use crate::core::model::changes::Changes;
+    use crate::core::model::real_servers::WantedServers;
     use crate::core::model::{Protocol, VsSpec};
     use crate::core::service::fragment::Fragment;
 

@@ -13,9 +13,9 @@ use ipnet::IpNet;
 use super::iptables::IPVS_MATCH;
 use super::{Kernel, ProbeResult, Runner};
 use crate::core::mirror::comparison::{Addresses, Piece, ReadStep};
-use crate::core::mirror::{Observed, ObservedServer};
-use crate::core::model::real_servers::RsState;
+use crate::core::mirror::{Observed, ObservedServer, RealServers};
 use crate::core::model::map::Set;
+use crate::core::model::real_servers::{ConnectionLimits, RsState};
 use crate::core::model::sets::{Entry, ProbedSet, SetId, SetKind};
 use crate::core::model::{Family, ONE_PACKET, PERSISTENT, PerFamily, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, OpKind};
@@ -327,7 +327,7 @@ impl FakeKernel {
                 keys => {
                     let list = keys
                         .iter()
-                        .map(|key| (*key, shown(&server(key).spec), server(key).real_servers.clone()))
+                        .map(|key| (*key, shown(&server(key).spec), without_limits(server(key))))
                         .collect();
                     (Some(Piece::Shown(list)), ReadPosition::Shown(keys.last().copied()))
                 }
@@ -366,6 +366,12 @@ impl FakeKernel {
 
 fn injected(part: Part) -> ObserveError {
     ObserveError { part, error: OpError::plain(Cause::Other, "injected failure") }
+}
+
+/// Real servers as `/proc/net/ip_vs` shows them.
+fn without_limits(server: &ObservedServer) -> RealServers {
+    let limits = ConnectionLimits::default();
+    server.real_servers.iter().map(|(rs, state)| (rs, RsState { limits, ..state })).collect()
 }
 
 /// What `/proc/net/ip_vs` shows of it.

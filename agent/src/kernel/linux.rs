@@ -28,9 +28,9 @@ use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::{Map, Set};
 use crate::core::model::options::SCHED_FLAGS;
-use crate::core::model::real_servers::RsState;
+use crate::core::model::real_servers::{ConnectionLimits, RsState};
 use crate::core::model::sets::ProbedSet;
-use crate::core::model::settings::Settings;
+use crate::core::model::settings::{ACCEPT_LOCAL, Settings};
 use crate::core::model::{Family, RsKey, VsKey, VsSpec};
 use crate::core::plan::op::{Op, Subsystem};
 use crate::core::plan::outcome::Finished;
@@ -80,6 +80,8 @@ pub struct LinuxKernel {
     pub(super) scheduler: Arc<str>,
     /// Some virtual server was given flags of a scheduler.
     pub(super) has_flags: bool,
+    /// Some real server was given limits of connections.
+    pub(super) has_limits: bool,
     pub(super) sysctls: Vec<&'static str>,
     pub(super) tables: u64,
     /// Dumps over sockets that are closed now.
@@ -105,8 +107,9 @@ impl LinuxKernel {
             fills: false,
             scheduler: settings.scheduler.clone(),
             has_flags: false,
+            has_limits: false,
             lists: 0,
-            sysctls: settings.sysctls.iter().map(|s| s.path).collect(),
+            sysctls: settings.sysctls.iter().map(|s| s.path).chain([ACCEPT_LOCAL]).collect(),
             tables: 0,
             flows: None,
         })
@@ -266,7 +269,8 @@ impl Kernel for LinuxKernel {
     }
 
     fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
-        if servers.len() > MAX_SERVER_QUERIES {
+        // The table has no limits.
+        if servers.len() > MAX_SERVER_QUERIES && !self.has_limits {
             return self.read_all_servers(servers);
         }
         servers.iter().map(|vs| self.read_server(vs)).collect()
@@ -295,9 +299,10 @@ impl Kernel for LinuxKernel {
     }
 
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
-        let (ipvs, device, has_flags) = (&mut self.ipvs, &mut self.device, &mut self.has_flags);
+        let Self { ipvs, device, has_flags, has_limits, .. } = self;
         let mut run_ipvs = |ops: &[&Op]| {
             *has_flags |= have_flags(ops);
+            *has_limits |= have_limits(ops);
             execute_ipvs(ipvs, ops)
         };
         work(&mut run_ipvs, &mut |ops| execute_addresses(device, ops));
@@ -308,6 +313,7 @@ impl Kernel for LinuxKernel {
             None => Vec::new(),
             Some(Subsystem::Ipvs) => {
                 self.has_flags |= have_flags(ops);
+                self.has_limits |= have_limits(ops);
                 execute_ipvs(&mut self.ipvs, ops)
             }
             Some(Subsystem::Sets) => self.filter.execute_sets(ops),
@@ -345,6 +351,15 @@ fn query_each<T, A>(
 fn have_flags(ops: &[&Op]) -> bool {
     ops.iter().any(|op| match op {
         Op::AddVirtualServer(_, spec) | Op::EditVirtualServer(_, spec) => spec.flags & SCHED_FLAGS != 0,
+        _ => false,
+    })
+}
+
+/// Whether some of the ops limit the connections of a real server.
+fn have_limits(ops: &[&Op]) -> bool {
+    let unlimited = ConnectionLimits::default();
+    ops.iter().any(|op| match op {
+        Op::AddRealServer(.., state) | Op::EditRealServer(.., state) => state.limits != unlimited,
         _ => false,
     })
 }

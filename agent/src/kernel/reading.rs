@@ -164,10 +164,9 @@ impl LinuxKernel {
             Err(error) => return Err(failed(Part::Ipvs)(&error)),
         };
         let destinations = self.ipvs.destinations(&id).map_err(|error| failed(Part::Ipvs)(&error))?;
-        Ok(Some(ObservedServer {
-            spec: self.spec(&service),
-            real_servers: destinations.iter().map(real_server).collect(),
-        }))
+        self.has_limits |= destinations.iter().any(|dest| dest.upper_threshold > 0);
+        let real_servers = destinations.iter().map(real_server).collect();
+        Ok(Some(ObservedServer { spec: self.spec(&service), real_servers }))
     }
 
     /// Like [`Self::read_server`], for many servers: reads the list and the table once.

@@ -194,7 +194,8 @@ fn a_pass_counts_for_every_family_and_only_a_good_one_is_the_last() {
 fn operations_are_counted_by_kind_and_result() {
     let metrics = Metrics::new().unwrap();
     let target = RsKey { addr: [10, 244, 1, 1].into(), port: 80 };
-    let ops = vec![rules(Family::V4), Op::RemoveVirtualServer(VS), Op::AddRealServer(VS, target, RsState::USUAL)];
+    let ops =
+        vec![rules(Family::V4), Op::RemoveVirtualServer(VS), Op::AddRealServer(VS, target, RsState::USUAL)];
     metrics.pass(
         &pass(ops, vec![Outcome::Done, failed(), Outcome::Blocked(Subject::Device)]),
         Due::Changes,
@@ -239,7 +240,11 @@ fn the_oldest_change_ages_until_every_family_is_in_sync() {
     metrics.pass(&Pass { incomplete: true, ..failing }, Due::Changes, Duration::ZERO);
     assert!(age() > 0.0);
     let target = RsKey { addr: [10, 244, 1, 1].into(), port: 80 };
-    metrics.pass(&pass(vec![Op::AddRealServer(VS, target, RsState::USUAL)], vec![failed()]), Due::Changes, Duration::ZERO);
+    metrics.pass(
+        &pass(vec![Op::AddRealServer(VS, target, RsState::USUAL)], vec![failed()]),
+        Due::Changes,
+        Duration::ZERO,
+    );
     assert_eq!(age(), 0.0, "a rejected object has its own metric");
 }
 

@@ -99,8 +99,8 @@ impl<'a> Failed<'a> {
 
 #[cfg(test)]
 mod tests {
-    use crate::core::model::real_servers::RsState;
     use crate::core::model::PerFamily;
+    use crate::core::model::real_servers::RsState;
     use prometheus::Registry;
 
     use super::super::proxy::ProxyMetrics;

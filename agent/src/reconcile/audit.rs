@@ -35,7 +35,8 @@ impl<K: Kernel> Reconciler<K> {
         };
         let more = self.read_piece(&mut audit, step, &mut observed, now);
         if !more {
-            let suspects = audit.take_suspects(&observed);
+            let mut suspects = audit.take_suspects(&observed);
+            suspects.extend(self.next_limits(&observed));
             if self.confirm(&suspects, &mut audit, &mut observed, now) && !audit.skipped_servers() {
                 self.retries.read(Part::Ipvs, &mut self.pending);
             }

@@ -28,8 +28,9 @@ impl<K: Kernel> Reconciler<K> {
             let finished = self.kernel.finished(RULES_TIMEOUT / 10);
             self.take_finished(finished, now);
         }
-        let changes = self.take_changes(&PassScope::Everything);
+        let changes = self.take_changes(&PassScope::Everything, now);
         let Some(mut observed) = self.mirror.lend() else { return Ok(Preview::default()) };
+        self.fill_limits(&mut observed, now);
         let keys = Changes { flows: changes.flows, ..all_keys(&self.desired, &observed) };
         self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         self.read_connections(&mut observed, &keys, now);

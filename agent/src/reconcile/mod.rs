@@ -8,6 +8,7 @@ mod audit;
 mod cut_off_tests;
 mod drift;
 mod later;
+mod limits;
 mod look_ahead;
 mod minute;
 mod mirror;
@@ -15,6 +16,8 @@ mod mirror;
 mod option_tests;
 #[cfg(test)]
 mod probe_tests;
+#[cfg(test)]
+mod real_server_tests;
 mod recheck;
 mod release;
 mod report;
@@ -55,6 +58,7 @@ use crate::core::plan::subject::Subject;
 use crate::core::service::desired::Desired;
 use crate::core::service::node_facts::NodeFacts;
 use crate::core::service::protected::Protected;
+use crate::core::service::slow_start::SlowStarts;
 use crate::events::EventSink;
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
@@ -145,6 +149,8 @@ pub struct Reconciler<K> {
     /// Subjects of started ops that repair drift.
     repairing: BTreeSet<Subject>,
     missing_schedulers: schedulers::MissingSchedulers,
+    slow_starts: SlowStarts,
+    limits: limits::LimitReadings,
     /// Dropped when the agent is ready.
     until_ready: Option<Sender<()>>,
 }
@@ -209,6 +215,8 @@ impl<K: Kernel> Reconciler<K> {
             later: LaterBinds::default(),
             repairing: BTreeSet::new(),
             missing_schedulers: schedulers::MissingSchedulers::default(),
+            slow_starts: SlowStarts::default(),
+            limits: limits::LimitReadings::default(),
             until_ready: None,
         }
     }

@@ -76,7 +76,10 @@ impl<K: Kernel> Reconciler<K> {
             schedule.recheck();
         }
         let waiting = Waiting {
-            dirty: self.store.is_dirty() || !self.pending.is_empty() || self.found.is_some(),
+            dirty: self.store.is_dirty()
+                || !self.pending.is_empty()
+                || self.found.is_some()
+                || self.slow_starts.next_at().is_some_and(|at| at <= now),
             draining: !self.drains.is_empty(),
             retry_at: self.retries.next_at(),
         };
@@ -115,7 +118,8 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         let later = self.bind_later(now);
-        at.min(schedule.probe_at()).min(later).saturating_sub(now)
+        let step = self.slow_starts.next_at().unwrap_or(Duration::MAX);
+        at.min(schedule.probe_at()).min(later).min(step).saturating_sub(now)
     }
 
     /// Runs one step of the audit, the first one if none is in progress.

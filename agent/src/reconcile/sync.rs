@@ -29,7 +29,7 @@ const FIRST_RULES_TIMEOUT: Duration = Duration::from_secs(2);
 impl<K: Kernel> Reconciler<K> {
     pub(super) fn pass(&mut self, due: Due, scope: PassScope, now: Duration) -> Pass {
         let first = matches!(scope, PassScope::Everything);
-        let mut changes = self.take_changes(&scope);
+        let mut changes = self.take_changes(&scope, now);
         if first {
             self.mirror.begin_sync();
         }
@@ -37,6 +37,9 @@ impl<K: Kernel> Reconciler<K> {
             self.pending.append(changes);
             return Pass::default();
         };
+        if first {
+            self.fill_limits(&mut observed, now);
+        }
         let mut retried = Changes::default();
         self.retries.begin(now, &mut retried);
         if matches!(due, Due::Drains | Due::Audit) {

@@ -5,14 +5,14 @@ use crate::core::model::PerFamily;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
 use super::{PassScope, Reconciler};
 use crate::core::model::changes::Changes;
 use crate::core::model::settings::LocalTraffic;
-use crate::core::service::fragment::build_fragment;
+use crate::core::service::fragment::{Fragment, build_fragment};
 use crate::core::service::node_facts::NodeFacts;
 use crate::kernel::Kernel;
 use crate::lock::join;
@@ -24,27 +24,33 @@ const MANY: usize = 1000;
 impl<K: Kernel> Reconciler<K> {
     /// Takes the changed Services, or the priority Services. If a fact about the node changed, all fragments are built
     /// again.
-    pub(super) fn take_changes(&mut self, scope: &PassScope) -> Changes {
+    pub(super) fn take_changes(&mut self, scope: &PassScope, now: Duration) -> Changes {
         let mut changes = std::mem::take(&mut self.pending);
         changes.everything = matches!(scope, PassScope::Everything);
         let early = matches!(scope, PassScope::Priority);
-        let dirty = if early { self.take_priority() } else { self.take_changed() };
+        let dirty = if early { self.take_priority() } else { self.take_changed(now) };
         dirty.iter().for_each(|dirty| self.touched.add(&dirty.name));
-        self.update_desired(&dirty, &mut changes);
+        self.update_desired(&dirty, &mut changes, now);
         self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
     }
 
     /// Updates the wanted state. A second thread builds half of the fragments if there are many.
-    fn update_desired(&mut self, dirty: &[Dirty], changes: &mut Changes) {
-        let Self { desired, node, settings, .. } = self;
+    fn update_desired(&mut self, dirty: &[Dirty], changes: &mut Changes, now: Duration) {
+        let Self { desired, node, settings, slow_starts, .. } = self;
         let build = |dirty: &Dirty| {
             let slices = dirty.slices.iter().map(|slice| &**slice);
             let service = dirty.service.as_ref()?;
             Some(build_fragment(service, slices, &dirty.of_endpoints, node, settings))
         };
         let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
-        let mut update = |dirty: &Dirty, fragment| desired.update(&dirty.name, fragment, changes);
+        let mut update = |dirty: &Dirty, mut fragment: Option<Fragment>| {
+            match &mut fragment {
+                Some(next) => slow_starts.apply(&dirty.name, desired.fragment(&dirty.name), next, now),
+                None => slow_starts.forget(&dirty.name),
+            }
+            desired.update(&dirty.name, fragment, changes);
+        };
         if there.is_empty() {
             return here.iter().for_each(|dirty| update(dirty, build(dirty)));
         }
@@ -62,7 +68,8 @@ impl<K: Kernel> Reconciler<K> {
         priority
     }
 
-    fn take_changed(&mut self) -> Vec<Dirty> {
+    fn take_changed(&mut self, now: Duration) -> Vec<Dirty> {
+        self.store.touch(self.slow_starts.due(now));
         let since = self.store.waiting_since();
         self.reporting.metrics.work.working_on(since);
         if since.is_some() {

@@ -132,6 +132,12 @@ impl Store {
         names.into_iter().map(read).collect()
     }
 
+    /// Marks Services as changed, to have them built again.
+    pub fn touch<'a>(&self, names: impl IntoIterator<Item = &'a ObjectName>) {
+        let mut contents = self.lock();
+        names.into_iter().for_each(|name| _ = contents.dirty.insert(name.clone()));
+    }
+
     /// Every Service, in any order. Changes stay pending.
     pub fn all(&self) -> Vec<Dirty> {
         let mut contents = self.lock();

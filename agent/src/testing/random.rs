@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::cluster::Cluster;
-use crate::core::model::options::{SCHED_PORT, Scheduler, ServiceOptions};
+use crate::core::model::options::{DirectReturn, SCHED_PORT, Scheduler, ServiceOptions};
+use crate::core::model::real_servers::ConnectionLimits;
 use crate::core::model::settings::RulesMode;
 use crate::core::model::{
     Endpoint, EndpointSlice, Family, Hints, Node, ObjectName, PerFamily, Place, Protocol, Service,
@@ -52,9 +53,20 @@ fn any_options() -> impl Strategy<Value = ServiceOptions> {
     let scheduler = prop::option::of((select(vec!["lc", "mh", "sh"]), select(vec![0, SCHED_PORT])))
         .prop_map(|chosen| chosen.map(|(name, flags)| Scheduler { name: name.into(), flags }));
     let deadline = prop::option::of(Just(super::DEADLINE));
-    (scheduler, deadline, prop::option::of(any::<bool>())).prop_map(|(scheduler, drain_deadline, hairpin)| {
-        ServiceOptions { scheduler, drain_deadline, hairpin, wrong: Vec::new() }
-    })
+    let limits = select(vec![None, Some(ConnectionLimits { upper: 100, lower: 0 })]);
+    let direct = select(vec![None, Some(DirectReturn::Tunnel)]);
+    (scheduler, deadline, prop::option::of(any::<bool>()), limits, direct).prop_map(
+        |(scheduler, drain_deadline, hairpin, max_connections, direct_return)| ServiceOptions {
+            scheduler,
+            drain_deadline,
+            hairpin,
+            max_connections,
+            direct_return,
+            // What it does depends on earlier states.
+            slow_start: None,
+            wrong: Vec::new(),
+        },
+    )
 }
 
 fn any_service() -> impl Strategy<Value = Service> {
@@ -98,8 +110,10 @@ fn any_service() -> impl Strategy<Value = Service> {
 
 fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
     let hints = (some(vec!["za", "zb"], 2), some(vec!["n1", "n2"], 2));
-    (0..5u8, any::<[bool; 3]>(), select(vec![None, Some("n1"), Some("n2")]), prop::option::of(hints))
-        .prop_map(move |(n, [ready, serving, terminating], node, hints)| Endpoint {
+    let rest =
+        (select(vec![0, 1, 1, 3]), select(vec![None, Some("n1"), Some("n2")]), prop::option::of(hints));
+    (0..5u8, any::<[bool; 3]>(), rest).prop_map(
+        move |(n, [ready, serving, terminating], (weight, node, hints))| Endpoint {
             addr: match family {
                 Family::V4 => IpAddr::from([10, 244, 1, n]),
                 Family::V6 => format!("fd00:244::{n}").parse().unwrap(),
@@ -107,7 +121,7 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
             ready,
             serving,
             terminating,
-            weight: 1,
+            weight,
             place: Some(Arc::new(Place {
                 node: node.map(Into::into),
                 hints: hints.map_or_else(Hints::default, |(zones, nodes)| {
@@ -115,7 +129,8 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
                     Hints { zones: names(zones), nodes: names(nodes) }
                 }),
             })),
-        })
+        },
+    )
 }
 
 fn any_slice() -> impl Strategy<Value = EndpointSlice> {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::real_servers::{ConnectionLimits, DIRECT_ROUTE, TUNNEL};
+
 /// The schedulers of Linux (`net/netfilter/ipvs/ip_vs_*.c`).
 pub const SCHEDULERS: [&str; 14] =
     ["rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "twos"];
@@ -34,6 +36,36 @@ pub struct Scheduler {
     pub flags: u32,
 }
 
+/// Packets to a VIP reach the endpoint with the address of the VIP, and the endpoint answers the client directly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::Display, strum::EnumString)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum DirectReturn {
+    /// By the route to the endpoint. Only endpoints of this node are reached: another node has the VIP itself.
+    Route,
+    /// In an IPIP tunnel to the endpoint.
+    Tunnel,
+}
+
+impl DirectReturn {
+    /// `IP_VS_CONN_F_*`
+    pub fn forward(self) -> u32 {
+        match self {
+            DirectReturn::Route => DIRECT_ROUTE,
+            DirectReturn::Tunnel => TUNNEL,
+        }
+    }
+}
+
+/// The scheduler that heeds weights, in place of one that does not.
+pub fn weighted(scheduler: &str) -> Option<&'static str> {
+    match scheduler {
+        "rr" => Some("wrr"),
+        "lc" => Some("wlc"),
+        _ => None,
+    }
+}
+
 /// The settings of a Service; `None`: those of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceOptions {
@@ -42,6 +74,12 @@ pub struct ServiceOptions {
     pub drain_deadline: Option<Duration>,
     /// Whether the traffic of a pod to itself through a VIP is masqueraded.
     pub hairpin: Option<bool>,
+    /// The time in which a new endpoint gets its full share of connections.
+    pub slow_start: Option<Duration>,
+    /// Limits of each endpoint.
+    pub max_connections: Option<ConnectionLimits>,
+    /// How external and load-balancer IPs are forwarded, if not masqueraded.
+    pub direct_return: Option<DirectReturn>,
     /// What is wrong with annotations that have no effect, a sentence each.
     pub wrong: Vec<Arc<str>>,
 }

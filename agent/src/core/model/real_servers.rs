@@ -120,6 +120,12 @@ impl WantedServers {
         self.keys().iter().enumerate().map(|(index, rs)| (*rs, self.state(index)))
     }
 
+    /// Whether some of them have limits of connections.
+    pub fn have_limits(&self) -> bool {
+        let Self::Other(other) = self else { return false };
+        other.states.iter().any(|state| state.limits != ConnectionLimits::default())
+    }
+
     pub fn len(&self) -> usize {
         self.keys().len()
     }
@@ -160,7 +166,10 @@ mod tests {
         assert!(matches!(usual, WantedServers::Usual(_)));
         let heavy = RsState { weight: 3, ..RsState::USUAL };
         let mixed = usual.map(|key, state| if *key == rs(2) { heavy } else { state });
-        assert_eq!((mixed.get(&rs(1)), mixed.get(&rs(2)), mixed.get(&rs(3))), (Some(RsState::USUAL), Some(heavy), None));
+        assert_eq!(
+            (mixed.get(&rs(1)), mixed.get(&rs(2)), mixed.get(&rs(3))),
+            (Some(RsState::USUAL), Some(heavy), None)
+        );
         assert_eq!(mixed.map(|_, _| RsState::USUAL), usual);
     }
 }

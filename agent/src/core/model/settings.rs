@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Family, PerFamily};
 
+/// Must be 1 for endpoints that answer IPv4 clients directly, from the VIP: the node would drop packets with a source that is
+/// its own. It is read, and never written.
+pub const ACCEPT_LOCAL: &str = "/proc/sys/net/ipv4/conf/all/accept_local";
+
 /// A sysctl and its required value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Sysctl {

@@ -249,9 +249,9 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
-    use crate::core::model::real_servers::RsState;
     use super::*;
     use crate::core::model::Protocol;
+    use crate::core::model::real_servers::RsState;
 
     #[test]
     fn kinds_have_labels_and_text_for_counts() {

@@ -197,7 +197,7 @@ impl Builder<'_> {
             || service.external_ips(family).next().is_some();
         let cluster = !service.internal_local || outside;
         let local = service.internal_local || (service.external_local && outside);
-        let selection = endpoints::select(all, cluster, local, self.node);
+        let selection = chosen::selection(service, endpoints::select(all, cluster, local, self.node));
         if local && selection.local.is_empty() && all.iter().any(PortEndpoint::is_usable) {
             let no_local = &mut self.draft.no_local[family];
             no_local[0] |= service.internal_local;
@@ -244,7 +244,15 @@ impl Builder<'_> {
             }
         }
         let local = if kind == VipKind::ClusterIp { self.service.internal_local } else { external_local };
-        self.add_server(port, key, selection.of(local), entries, closed_to_node);
+        let mut real_servers = selection.of(local);
+        if kind != VipKind::ClusterIp {
+            let are_local = local && !selection.local.is_empty();
+            match chosen::direct_return(self.service, key, &real_servers, are_local, self.node) {
+                Ok(direct) => real_servers = direct.unwrap_or(real_servers),
+                Err(notice) => self.notices.push(notice),
+            }
+        }
+        self.add_server(port, key, real_servers, entries, closed_to_node);
         self.add_address(kind, vip);
     }
 
@@ -331,9 +339,14 @@ impl Builder<'_> {
         closed_to_node: bool,
     ) {
         entries.shrink_to_fit();
+        let spec = chosen::weighted_spec(&self.spec, &real_servers, self.service, self.node);
+        let spec = spec.unwrap_or_else(|notice| {
+            self.notices.push(notice);
+            self.spec.clone()
+        });
         self.draft.virtual_servers.push(Arc::new(VirtualServer {
             key,
-            spec: self.spec.clone(),
+            spec,
             real_servers,
             entries,
             closed_to_node,

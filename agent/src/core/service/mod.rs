@@ -8,3 +8,4 @@ pub mod endpoints;
 pub mod fragment;
 pub mod node_facts;
 pub mod protected;
+pub mod slow_start;

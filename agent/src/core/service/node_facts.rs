@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::protected::{Protected, Protection};
 use crate::core::mirror::Observed;
 use crate::core::model::address;
-use crate::core::model::settings::{NodePortAddresses, Settings};
+use crate::core::model::settings::{ACCEPT_LOCAL, NodePortAddresses, Settings};
 use crate::core::model::{Family, Node, PerFamily};
 
 /// The facts that fragments depend on. When they change, every fragment is rebuilt.
@@ -38,6 +38,8 @@ pub struct NodeFacts {
     pub unroutable: Vec<(IpNet, IpAddr, &'static str)>,
     /// Schedulers that the kernel was asked for and does not have.
     pub missing_schedulers: Arc<BTreeSet<Arc<str>>>,
+    /// The node lets packets in whose source is one of its addresses, see [`ACCEPT_LOCAL`].
+    pub accepts_local_sources: bool,
 }
 
 /// How a VIP that is not a ClusterIP is bound.
@@ -101,6 +103,7 @@ impl NodeFacts {
             routed,
             unroutable,
             missing_schedulers: Arc::default(),
+            accepts_local_sources: observed.node.sysctls.get(ACCEPT_LOCAL).is_some_and(|value| *value > 0),
         }
     }
 

@@ -7,16 +7,27 @@ use std::time::Duration;
 use super::tape::{Tape, TapeItem, UsedField, plain};
 use crate::config::duration::GoDuration;
 use crate::core::model::options::{
-    FLAGGED, SCHED_FALLBACK, SCHED_PORT, SCHEDULERS, Scheduler, ServiceOptions, usual_flags,
+    DirectReturn, FLAGGED, SCHED_FALLBACK, SCHED_PORT, SCHEDULERS, Scheduler, ServiceOptions, usual_flags,
 };
+use crate::core::model::real_servers::ConnectionLimits;
 
 const SCHEDULER: &str = "kube-ipvs.io/scheduler";
 const SCHEDULER_FLAGS: &str = "kube-ipvs.io/scheduler-flags";
 const DRAIN_DEADLINE: &str = "kube-ipvs.io/drain-deadline";
 const HAIRPIN: &str = "kube-ipvs.io/hairpin";
+const SLOW_START: &str = "kube-ipvs.io/slow-start";
+const MAX_CONNECTIONS: &str = "kube-ipvs.io/max-connections";
+const DIRECT_RETURN: &str = "kube-ipvs.io/direct-return";
 const ROUTER_SCHEDULER: &str = "kube-router.io/service.scheduler";
 const ROUTER_FLAGS: &str = "kube-router.io/service.schedflags";
 const ROUTER_HAIRPIN: &str = "kube-router.io/service.hairpin";
+const ROUTER_DIRECT_RETURN: &str = "kube-router.io/service.dsr";
+
+const SHORTEST_SLOW_START: Duration = Duration::from_secs(1);
+const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
+
+/// The kernel compares with the sum of two numbers of 31 bits.
+const MOST_CONNECTIONS: u32 = i32::MAX as u32;
 
 /// Characters of a wrong value that are shown.
 const SHOWN: usize = 40;
@@ -29,9 +40,13 @@ pub(super) const ANNOTATIONS: &[UsedField] = &[
     plain(SCHEDULER_FLAGS),
     plain(DRAIN_DEADLINE),
     plain(HAIRPIN),
+    plain(SLOW_START),
+    plain(MAX_CONNECTIONS),
+    plain(DIRECT_RETURN),
     plain(ROUTER_SCHEDULER),
     plain(ROUTER_FLAGS),
     plain(ROUTER_HAIRPIN),
+    plain(ROUTER_DIRECT_RETURN),
 ];
 
 /// The options of a Service. A wrong value is ignored, and the configuration holds.
@@ -40,9 +55,14 @@ pub(super) fn decode(tape: &Tape<'_>) -> Option<Arc<ServiceOptions>> {
     let mut wrong = Vec::new();
     let drain_deadline = annotations.read(DRAIN_DEADLINE, deadline, &mut wrong);
     let hairpin = annotations.either(HAIRPIN, is_true, (ROUTER_HAIRPIN, |_| Ok(true)), &mut wrong);
+    let slow_start = annotations.read(SLOW_START, slow_start, &mut wrong);
+    let max_connections = annotations.read(MAX_CONNECTIONS, max_connections, &mut wrong);
+    let direct_return =
+        annotations.either(DIRECT_RETURN, direct_return, (ROUTER_DIRECT_RETURN, direct_return), &mut wrong);
     let scheduler = annotations.scheduler(&mut wrong);
     let wrong = wrong.into_iter().map(Arc::from).collect();
-    ServiceOptions { scheduler, drain_deadline, hairpin, wrong }.kept()
+    ServiceOptions { scheduler, drain_deadline, hairpin, slow_start, max_connections, direct_return, wrong }
+        .kept()
 }
 
 /// Reads a value, or says what it must be.
@@ -143,6 +163,32 @@ fn deadline(text: &str) -> Result<Duration, String> {
     parsed.map(|duration| duration.0).map_err(|_| "a duration such as 30s or 1h; 0s: no deadline".to_owned())
 }
 
+fn slow_start(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<GoDuration>().ok().map(|duration| duration.0);
+    let valid = parsed.filter(|time| (SHORTEST_SLOW_START..=LONGEST_SLOW_START).contains(time));
+    valid.ok_or_else(|| "a duration from 1s to 1h".to_owned())
+}
+
+/// `UPPER` or `UPPER,LOWER`. The kernel refuses a lower limit above the upper one.
+fn max_connections(text: &str) -> Result<ConnectionLimits, String> {
+    let number =
+        |text: &str| text.trim().parse::<u32>().ok().filter(|number| (1..=MOST_CONNECTIONS).contains(number));
+    let limits = match text.split_once(',') {
+        None => number(text).map(|upper| ConnectionLimits { upper, lower: 0 }),
+        Some((upper, lower)) => {
+            number(upper).zip(number(lower)).map(|(upper, lower)| ConnectionLimits { upper, lower })
+        }
+    };
+    let valid = limits.filter(|limits| limits.lower <= limits.upper);
+    valid.ok_or_else(|| {
+        "a number of connections, or UPPER,LOWER with a lower number below which they come again".to_owned()
+    })
+}
+
+fn direct_return(text: &str) -> Result<DirectReturn, String> {
+    text.parse().map_err(|_| "route or tunnel".to_owned())
+}
+
 fn is_true(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "true or false".to_owned())
 }
@@ -178,11 +224,16 @@ mod tests {
         let (options, wrong) = read(&json!({
             "kube-ipvs.io/scheduler": "mh", "kube-ipvs.io/scheduler-flags": "mh-port, mh-fallback",
             "kube-ipvs.io/drain-deadline": "30s", "kube-ipvs.io/hairpin": "false",
+            "kube-ipvs.io/slow-start": "1m", "kube-ipvs.io/max-connections": "1000, 800",
+            "kube-ipvs.io/direct-return": "route",
         }));
         assert!(wrong.is_empty(), "{wrong:?}");
         assert_eq!(options.scheduler, scheduler("mh", 0x18));
         assert_eq!(options.drain_deadline, Some(Duration::from_secs(30)));
         assert_eq!(options.hairpin, Some(false));
+        assert_eq!(options.slow_start, Some(Duration::from_secs(60)));
+        assert_eq!(options.max_connections, Some(ConnectionLimits { upper: 1000, lower: 800 }));
+        assert_eq!(options.direct_return, Some(DirectReturn::Route));
         let of = |name: &str| read(&json!({"kube-ipvs.io/scheduler": name})).0.scheduler;
         assert_eq!(
             (of("mh"), of("sh"), of("lc")),
@@ -195,9 +246,10 @@ mod tests {
     fn names_of_kube_router_are_read_and_a_conflict_is_told() {
         let (options, wrong) = read(&json!({
             "kube-router.io/service.scheduler": "sh", "kube-router.io/service.schedflags": "flag-1,flag-2",
-            "kube-router.io/service.hairpin": "",
+            "kube-router.io/service.hairpin": "", "kube-router.io/service.dsr": "tunnel",
         }));
         assert_eq!((options.scheduler, options.hairpin), (scheduler("sh", 0x18), Some(true)));
+        assert_eq!(options.direct_return, Some(DirectReturn::Tunnel));
         assert!(wrong.is_empty(), "{wrong:?}");
         let both = json!({"kube-ipvs.io/scheduler": "lc", "kube-router.io/service.scheduler": "sh"});
         let (options, wrong) = read(&both);
@@ -217,6 +269,12 @@ mod tests {
             ("drain-deadline", "soon", "\"soon\" is not a duration"),
             ("drain-deadline", "-1s", "is not a duration"),
             ("hairpin", "yes", "\"yes\" is not true or false"),
+            ("slow-start", "0s", "\"0s\" is not a duration from 1s to 1h"),
+            ("slow-start", "2h", "is not a duration from 1s to 1h"),
+            ("max-connections", "0", "\"0\" is not a number of connections"),
+            ("max-connections", "10,20", "is not a number of connections"),
+            ("max-connections", "4294967295", "is not a number of connections"),
+            ("direct-return", "masq", "\"masq\" is not route or tunnel"),
         ] {
             let (options, wrong) = read(&json!({format!("kube-ipvs.io/{name}"): value}));
             assert_eq!(options, ServiceOptions::default(), "{name}");

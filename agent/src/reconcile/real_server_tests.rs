@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Weights, slow start, limits and direct return: the states of real servers.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::core::model::real_servers::{ConnectionLimits, DIRECT_ROUTE, RsState, TUNNEL};
+use crate::core::model::settings::ACCEPT_LOCAL;
+use crate::core::model::{RsKey, VsKey};
+use crate::core::plan::op::OpKind;
+use crate::core::plan::pass::Due;
+use crate::kernel::fake::FakeKernel;
+use crate::store::Kind;
+use crate::testing::cluster::Cluster;
+use crate::testing::scenarios::tcp_server;
+use crate::testing::{Agent, kernel};
+
+const VIP: &str = "10.96.0.10";
+const EXTERNAL: &str = "198.51.100.10";
+
+/// A Service with its endpoints, and annotations of both.
+fn cluster(service: &Value, slice: &Value, endpoints: &[&str]) -> Cluster {
+    external(service, slice, endpoints, "Cluster", 80)
+}
+
+fn external(service: &Value, slice: &Value, endpoints: &[&str], policy: &str, target: u16) -> Cluster {
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|endpoint| {
+            let (address, node) = endpoint.split_once('@').unwrap();
+            json!({"addresses": [address], "nodeName": node})
+        })
+        .collect();
+    let spec = json!({
+        "clusterIP": VIP, "externalIPs": [EXTERNAL], "externalTrafficPolicy": policy,
+        "ports": [{"name": "p", "port": 80}],
+    });
+    Cluster::default().annotated("web", service.clone(), spec).with(
+        Kind::EndpointSlice,
+        &json!({
+            "metadata": {"name": "web-1", "namespace": "d", "annotations": slice,
+                "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "p", "port": target}],
+        }),
+    )
+}
+
+fn states_at(agent: &mut Agent, server: VsKey) -> Vec<RsState> {
+    let server = &agent.kernel().state.virtual_servers[&server];
+    server.real_servers.iter().map(|(_, state)| state).collect()
+}
+
+fn weights(agent: &mut Agent) -> Vec<u32> {
+    states_at(agent, tcp_server(VIP, 80)).iter().map(|state| state.weight).collect()
+}
+
+fn scheduler(agent: &mut Agent) -> String {
+    agent.kernel().state.virtual_servers[&tcp_server(VIP, 80)].spec.scheduler.to_string()
+}
+
+fn started(cluster: &Cluster) -> Agent {
+    started_on(kernel(), cluster)
+}
+
+fn started_on(kernel: FakeKernel, cluster: &Cluster) -> Agent {
+    let mut agent = Agent::start(kernel, cluster);
+    agent.converge(Due::Changes, 3);
+    agent
+}
+
+const TWO: [&str; 2] = ["10.244.1.5@n1", "10.244.2.6@n2"];
+
+#[test]
+fn weights_of_a_slice_are_edited_in_place_with_a_scheduler_that_heeds_them() {
+    let mut agent = started(&cluster(&json!({}), &json!({}), &TWO));
+    let of = |value: &str| cluster(&json!({}), &json!({"kube-ipvs.io/weight": value}), &TWO);
+    of("10.244.2.6=3").put(&agent.store);
+    let ops: Vec<OpKind> = agent.sync(Due::Changes).plan.ops.iter().map(|op| op.kind()).collect();
+    // ClusterIP and external IP.
+    let edits = [OpKind::EditVirtualServer, OpKind::EditRealServer];
+    assert_eq!(ops, [edits, edits].concat());
+    assert_eq!((weights(&mut agent), scheduler(&mut agent)), (vec![1, 3], "wrr".to_owned()));
+    // Maintenance needs no other scheduler.
+    of("10.244.2.6=0").put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    assert_eq!((weights(&mut agent), scheduler(&mut agent)), (vec![1, 0], "rr".to_owned()));
+    agent.now += Duration::from_secs(3600);
+    assert!(agent.sync(Due::Audit).is_clean(), "maintenance is no drain that ends");
+    assert_eq!(weights(&mut agent), [1, 0]);
+    of("1").put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    assert_eq!(weights(&mut agent), [1, 1]);
+}
+
+#[test]
+fn a_chosen_scheduler_stays_with_weights_and_one_that_the_kernel_lacks_is_told() {
+    let slice = json!({"kube-ipvs.io/weight": "10.244.2.6=3"});
+    let mut chosen = started(&cluster(&json!({"kube-ipvs.io/scheduler": "rr"}), &slice, &TWO));
+    assert_eq!(scheduler(&mut chosen), "rr");
+    let mut fake = kernel();
+    fake.missing_schedulers = vec!["wrr"];
+    let mut agent = started_on(fake, &cluster(&json!({}), &slice, &TWO));
+    agent.converge(Due::Changes, 3);
+    assert_eq!((weights(&mut agent), scheduler(&mut agent)), (vec![1, 3], "rr".to_owned()));
+}
+
+#[test]
+fn a_new_endpoint_gets_its_full_weight_in_steps() {
+    let slow = json!({"kube-ipvs.io/slow-start": "100s"});
+    let three = ["10.244.1.5@n1", "10.244.2.6@n2", "10.244.2.7@n2"];
+    let mut agent = started(&cluster(&slow, &json!({}), &TWO));
+    assert_eq!(weights(&mut agent), [100, 100], "endpoints that start together");
+    cluster(&slow, &json!({}), &three).put(&agent.store);
+    let began = agent.now;
+    let _ = agent.sync(Due::Changes);
+    assert_eq!((weights(&mut agent), scheduler(&mut agent)), (vec![100, 100, 10], "wrr".to_owned()));
+    for (after, weight) in [(9, 10), (10, 20), (55, 60), (99, 100), (150, 100)] {
+        agent.now = began + Duration::from_secs(after);
+        let _ = agent.sync(Due::Changes);
+        assert_eq!(weights(&mut agent), [100, 100, weight], "after {after} s");
+    }
+    let edits = agent.kernel().count(OpKind::EditRealServer);
+    agent.now += Duration::from_secs(1000);
+    assert!(agent.sync(Due::Audit).plan.is_empty());
+    assert_eq!(agent.kernel().count(OpKind::EditRealServer), edits, "nothing more is written");
+    // An endpoint that leaves and comes back starts again.
+    cluster(&slow, &json!({}), &TWO).put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    cluster(&slow, &json!({}), &three).put(&agent.store);
+    let _ = agent.sync(Due::Changes);
+    assert_eq!(weights(&mut agent), [100, 100, 10]);
+    cluster(&json!({}), &json!({}), &three).put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    assert_eq!((weights(&mut agent), scheduler(&mut agent)), (vec![1, 1, 1], "rr".to_owned()));
+}
+
+#[test]
+fn limits_are_written_once_and_their_drift_is_repaired() {
+    let limited = json!({"kube-ipvs.io/max-connections": "1000,800"});
+    let limits = ConnectionLimits { upper: 1000, lower: 800 };
+    let mut agent = started(&cluster(&limited, &json!({}), &TWO));
+    let server = tcp_server(VIP, 80);
+    let all = [RsState { limits, ..RsState::USUAL }; 2];
+    assert_eq!(states_at(&mut agent, server), all);
+    assert!(agent.sync(Due::Audit).plan.is_empty());
+    // Another agent starts on this node, and writes nothing.
+    let restarted = std::mem::take(agent.kernel());
+    let mut agent = Agent::start(restarted, &cluster(&limited, &json!({}), &TWO));
+    assert!(agent.sync(Due::Changes).plan.is_empty());
+    let rs = RsKey { addr: [10, 244, 1, 5].into(), port: 80 };
+    agent.kernel().state.virtual_servers.get_mut(&server).unwrap().real_servers.insert(rs, RsState::USUAL);
+    let pass = agent.sync(Due::Audit);
+    assert_eq!(pass.drift.len(), 1);
+    assert_eq!(states_at(&mut agent, server), all);
+    cluster(&json!({}), &json!({}), &TWO).put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    assert_eq!(states_at(&mut agent, server), [RsState::USUAL; 2]);
+}
+
+/// The forwarding methods at the external IP, and the first line about an annotation that is ignored.
+fn direct(how: &str, policy: &str, target: u16, accept_local: i64) -> (Vec<u32>, Option<String>) {
+    let service = json!({"kube-ipvs.io/direct-return": how});
+    let mut fake = kernel();
+    fake.state.node.sysctls.insert(ACCEPT_LOCAL, accept_local);
+    let mut methods = Vec::new();
+    let lines = crate::testing::lines(|| {
+        let mut agent = started_on(fake, &external(&service, &json!({}), &TWO, policy, target));
+        let cluster_ip = states_at(&mut agent, tcp_server(VIP, 80));
+        assert!(cluster_ip.iter().all(|state| *state == RsState::USUAL), "{cluster_ip:?}");
+        methods = states_at(&mut agent, tcp_server(EXTERNAL, 80)).iter().map(|state| state.forward).collect();
+    });
+    (methods, lines.into_iter().find(|line| line.contains("AnnotationIgnored")))
+}
+
+#[test]
+fn endpoints_answer_directly_where_that_works_and_else_the_reason_is_told() {
+    assert_eq!(direct("tunnel", "Cluster", 80, 1), (vec![TUNNEL; 2], None));
+    assert_eq!(direct("route", "Local", 80, 1), (vec![DIRECT_ROUTE], None));
+    for (how, policy, target, accept_local, told) in [
+        ("route", "Cluster", 80, 1, "set externalTrafficPolicy: Local, or tunnel"),
+        ("tunnel", "Cluster", 8080, 1, "set targetPort to 80"),
+        ("tunnel", "Cluster", 80, 0, "net.ipv4.conf.all.accept_local is 0: set it to 1"),
+    ] {
+        let (methods, line) = direct(how, policy, target, accept_local);
+        assert_eq!(methods, [0, 0], "{told}");
+        let line = line.unwrap();
+        assert!(line.contains(told) && line.contains("Service d/web"), "{line}");
+    }
+}
