@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::layout::{Layout, Tone};
 use crate::core::mirror::Observed;
+use crate::core::model::real_servers::RsState;
 use crate::core::plan::op::{Op, OpKind, RulesOp};
 use crate::core::plan::preview::Preview;
 use crate::core::rules::Chains;
@@ -182,7 +183,12 @@ fn lines(op: &Op, observed: Option<&Observed>) -> Vec<String> {
             let before = before.map(|before| text(&before.spec)).unwrap_or_default();
             one(format!("{before} → {}", text(spec)))
         }
-        Op::EditRealServer(..) => one("weight 1, masqueraded".to_owned()),
+        Op::EditRealServer(vs, rs, state) => {
+            let before = observed.and_then(|observed| observed.virtual_servers.get(vs)?.real_servers.get(rs));
+            let before = before.map(|before| format!("{before:#} → ")).unwrap_or_default();
+            one(format!("{before}{state:#}"))
+        }
+        Op::AddRealServer(.., state) if *state != RsState::USUAL => one(format!("{state:#}")),
         Op::DrainRealServer(..) => one("weight 0: it keeps its connections and gets no new ones".to_owned()),
         Op::WriteRules(rules) => rules_diff(rules, observed),
         Op::RemoveLeftovers(_) => one(op.to_string().trim_start_matches("- ").to_owned()),

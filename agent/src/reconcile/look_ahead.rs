@@ -4,8 +4,10 @@
 use std::time::{Duration, Instant};
 
 use super::{PassScope, Reconciler};
+use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
 use crate::core::model::map::Set;
+use crate::core::model::real_servers::RsState;
 use crate::core::plan::all_keys;
 use crate::core::plan::op::Op;
 use crate::core::plan::outcome::ObserveError;
@@ -41,9 +43,22 @@ impl<K: Kernel> Reconciler<K> {
                 if !ownership::is_provably_ours(vs, &bound, &observed.sets))
         };
         let foreign = (0..plan.ops.len()).filter(|i| is_foreign(&plan.ops[*i])).collect();
+        let held_back = (0..plan.ops.len()).filter(|i| self.holds_back(&plan.ops[*i], &observed)).collect();
         let unread = self.settings.families.iter().copied().filter(|f| observed.unread_rules[f]).collect();
         self.mirror.put_back(observed);
-        Ok(Preview { plan, foreign, unread })
+        Ok(Preview { plan, foreign, held_back, unread })
+    }
+
+    /// Whether the op only raises a weight that a running agent may keep low.
+    fn holds_back(&self, op: &Op, observed: &Observed) -> bool {
+        let Op::EditRealServer(vs, rs, state) = op else { return false };
+        let options = self.desired.virtual_server(vs).and_then(|server| server.options.as_deref());
+        let may_be_low = options.is_some_and(|options| options.slow_start.is_some());
+        let now = observed.virtual_servers.get(vs).and_then(|server| server.real_servers.get(rs));
+        may_be_low
+            && now.is_some_and(|now| {
+                now.weight < state.weight && RsState { weight: state.weight, ..now } == *state
+            })
     }
 
     fn has_unread_rules(&self) -> bool {

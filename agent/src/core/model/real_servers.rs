@@ -47,15 +47,15 @@ impl RsState {
     }
 }
 
-/// What differs from the usual state, as ` weight 3, at most 100 connections`.
+/// As `weight 3, masqueraded, at most 100 connections`. Without `#` a state that is not the usual one, after a blank.
 impl fmt::Display for RsState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Self::USUAL {
-            return Ok(());
+        if !f.alternate() {
+            return if *self == Self::USUAL { Ok(()) } else { write!(f, " {self:#}") };
         }
-        write!(f, " weight {}", self.weight)?;
+        write!(f, "weight {}", self.weight)?;
         match self.forward {
-            MASQUERADE => {}
+            MASQUERADE => f.write_str(", masqueraded")?,
             TUNNEL => f.write_str(", tunnelled")?,
             DIRECT_ROUTE => f.write_str(", routed directly")?,
             other => write!(f, ", forwarding method {other}")?,

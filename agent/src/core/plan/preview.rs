@@ -10,6 +10,8 @@ pub struct Preview {
     pub plan: Plan,
     /// Indexes of ops that remove virtual servers which show no sign of an agent or kube-proxy as their creator.
     pub foreign: Vec<usize>,
+    /// Indexes of ops that raise a weight which a slow start or a check of the agent keeps low.
+    pub held_back: Vec<usize>,
     /// Families whose rules could not be read and are not compared.
     pub unread: Vec<Family>,
 }
@@ -31,7 +33,10 @@ impl Preview {
 
     /// The ops without which traffic is not as it should be. The end of a drain is a matter of time.
     pub fn differences(&self) -> impl Iterator<Item = &Op> {
-        let differs = |op: &&Op| !matches!(op, Op::RemoveRealServer(..) | Op::RemoveLeftovers(_));
-        self.changes().map(|(_, op)| op).filter(differs)
+        let differs = |(index, op): &(usize, &Op)| {
+            !matches!(op, Op::RemoveRealServer(..) | Op::RemoveLeftovers(_))
+                && !self.held_back.contains(index)
+        };
+        self.changes().filter(differs).map(|(_, op)| op)
     }
 }

@@ -7,6 +7,7 @@ use crate::core::loop_state::LoopState;
 use crate::core::model::{RsKey, VsKey};
 use crate::core::plan::subject::Subject;
 use crate::core::service::endpoints::{PortEndpoint, Role};
+use crate::core::service::slow_start;
 
 /// An endpoint of a frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,16 @@ impl EndpointReport {
         let reason = match (failure, weight) {
             (Some((_, failing)), _) => format!("cannot program it: {}", failing.error),
             (None, None) if role.serves() && state.observed.is_some() => "not in the kernel yet".to_owned(),
+            (None, Some(0)) if role.serves() && endpoint.weight == 0 => {
+                "weight 0 by the annotation of its EndpointSlice: gets no new connections".to_owned()
+            }
+            (None, Some(now))
+                if role.serves()
+                    && now < u32::from(endpoint.weight) * slow_start::FULL
+                    && has_slow_start(state, vs) =>
+            {
+                "serves; starts slowly".to_owned()
+            }
             (None, Some(0)) if !role.serves() => format!("{}; drains its old connections", text(role)),
             _ => text(role).to_owned(),
         };
@@ -68,6 +79,11 @@ impl EndpointReport {
 
 fn weight(state: &LoopState<'_>, vs: VsKey, rs: RsKey) -> Option<u32> {
     Some(state.observed?.virtual_servers.get(&vs)?.real_servers.get(&rs)?.weight)
+}
+
+fn has_slow_start(state: &LoopState<'_>, vs: VsKey) -> bool {
+    let options = state.desired.virtual_server(&vs).and_then(|server| server.options.as_ref());
+    options.is_some_and(|options| options.slow_start.is_some())
 }
 
 fn text(role: Role) -> &'static str {

@@ -244,7 +244,13 @@ fn chosen(options: &ServiceOptions) -> Vec<String> {
         false => format!("drains end after {}", words::time(deadline)),
     });
     let hairpin = options.hairpin.map(|on| format!("hairpin {}", if on { "on" } else { "off" }));
-    [scheduler, drain, hairpin].into_iter().flatten().collect()
+    let slow_start = options.slow_start.map(|time| format!("slow start over {}", words::time(time)));
+    let limits = options.max_connections.map(|limits| match limits.lower {
+        0 => format!("at most {} connections to an endpoint", limits.upper),
+        lower => format!("at most {} connections to an endpoint, and again below {lower}", limits.upper),
+    });
+    let direct = options.direct_return.map(|how| format!("direct return by {how}"));
+    [scheduler, drain, hairpin, slow_start, limits, direct].into_iter().flatten().collect()
 }
 
 fn about(notice: &Notice, addr: IpAddr) -> Option<String> {

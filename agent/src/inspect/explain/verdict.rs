@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::path::{PathReport, Way};
 use super::search;
 use crate::core::model::RsKey;
+use crate::core::model::real_servers::{MASQUERADE, TUNNEL};
 use crate::core::rules::walk::Packet;
 
 /// The end of a packet's way.
@@ -93,6 +94,9 @@ impl Way<'_> {
             return report.nobody(refused, why);
         }
         let PathOutcome::Served { serving, masqueraded } = outcome else { return };
+        if let Some(is_tunnel) = self.direct(serving) {
+            return self.tell_direct(report, packet, serving, is_tunnel);
+        }
         let seen = if *masqueraded || self.observed.is_own(packet.source) {
             "node"
         } else if packet.source == self.key.addr {
@@ -131,6 +135,33 @@ impl Way<'_> {
                 "if IPVS chooses the client itself, KUBE-POSTROUTING masquerades by the set KUBE-LOOP-BACK";
             report.steps.push(step.to_owned());
         }
+    }
+
+    /// Whether the real servers get packets in a tunnel (`true`) or by their route (`false`), and answer the client
+    /// directly; `None`: they answer through this node.
+    fn direct(&self, serving: &[RsKey]) -> Option<bool> {
+        let server = self.observed.virtual_servers.get(&self.key)?;
+        let state = server.real_servers.get(serving.first()?)?;
+        (state.forward != MASQUERADE).then_some(state.forward == TUNNEL)
+    }
+
+    fn tell_direct(&self, report: &mut PathReport, packet: &Packet, serving: &[RsKey], is_tunnel: bool) {
+        let places = self.places(serving, is_tunnel);
+        if packet.source == self.key.addr || places.is_empty() {
+            let why = match places.is_empty() {
+                true => "packets reach an endpoint of another node only in a tunnel",
+                false => "the endpoint has the VIP itself, which is the source of this client",
+            };
+            return report.nobody(false, why);
+        }
+        report.answers = places.into_iter().collect::<Vec<_>>().join(" or ");
+        report.source_seen = Some("client".to_owned());
+        let how = if is_tunnel { "through a tunnel" } else { "by its route" };
+        report.result = format!(
+            "a {} endpoint gets the packet {how} and answers the client directly, if it has the VIP on an interface; it \
+             sees the client's address",
+            report.answers
+        );
     }
 
     /// Where the real servers are that can reply to the client. `returns`: those of other nodes can.
