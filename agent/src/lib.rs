@@ -22,6 +22,7 @@ pub mod memory;
 pub mod metrics;
 pub mod notices;
 pub mod pace;
+pub mod probe;
 pub mod reconcile;
 #[cfg(test)]
 mod reconcile_tests;

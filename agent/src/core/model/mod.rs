@@ -9,6 +9,7 @@ pub mod map;
 pub mod members;
 pub mod options;
 mod per_family;
+mod probe_spec;
 pub mod real_servers;
 pub mod sets;
 pub mod settings;
@@ -23,6 +24,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use self::per_family::PerFamily;
+pub use self::probe_spec::ProbeSpec;
 
 /// A list that nearly always has one member: one member needs no allocation.
 pub type Few<T> = smallvec::SmallVec<[T; 1]>;

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TCP checks of endpoints. `state.rs` decides, `connect.rs` connects, and one task drives them.
+//!
+//! A timeout of up to one second means one single packet: TCP repeats the first one after that time.
+
+mod connect;
+#[cfg(test)]
+mod prober_tests;
+mod spec;
+mod state;
+#[cfg(test)]
+mod state_tests;
+
+use std::collections::BTreeMap;
+use std::future;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use self::state::{Answer, Check, Checks};
+use crate::core::model::RsKey;
+use crate::lock::lock;
+use crate::pace::Pace;
+use crate::words;
+
+pub use self::state::ProbeCounters;
+pub use crate::core::model::ProbeSpec;
+
+/// The endpoints to check. One endpoint of several Services has one entry.
+pub type Targets = BTreeMap<RsKey, ProbeSpec>;
+
+/// The handle of the checks. Dropping it ends them, without a report.
+#[derive(Debug)]
+pub struct Prober {
+    targets: watch::Sender<Arc<Targets>>,
+    counters: Arc<Mutex<ProbeCounters>>,
+}
+
+impl Prober {
+    /// Starts the checks on the current runtime of tokio. `report` is called with the endpoints that changed, sorted:
+    /// true = dead, false = it answers again or is no target any more. It must return soon: no check starts
+    /// meanwhile.
+    ///
+    /// An endpoint is dead after `threshold` consecutive failures if it answered once since it is a target; one answer
+    /// makes it alive.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn start(report: impl Fn(Vec<(RsKey, bool)>) + Send + Sync + 'static) -> Self {
+        let (sender, targets) = watch::channel(Arc::default());
+        let counters = Arc::<Mutex<ProbeCounters>>::default();
+        let runner = Runner {
+            checks: Checks::default(),
+            running: JoinSet::new(),
+            begin: Instant::now(),
+            faults: Pace::default(),
+            counters: counters.clone(),
+        };
+        tokio::spawn(runner.run(targets, report));
+        Self { targets: sender, counters }
+    }
+
+    /// Replaces the endpoints to check, soon. Unchanged ones keep their state and their next time. Callable from
+    /// any thread.
+    pub fn set_targets(&self, targets: Arc<Targets>) {
+        self.targets.send_if_modified(|before| {
+            let is_new = *before != targets;
+            *before = targets;
+            is_new
+        });
+    }
+
+    /// Numbers for metrics, all of one moment. Before an endpoint is reported, it is counted.
+    pub fn counters(&self) -> ProbeCounters {
+        *lock(&self.counters)
+    }
+}
+
+struct Runner {
+    checks: Checks,
+    running: JoinSet<(Check, io::Result<()>)>,
+    begin: Instant,
+    /// The lines about faults of the node.
+    faults: Pace,
+    counters: Arc<Mutex<ProbeCounters>>,
+}
+
+impl Runner {
+    async fn run(mut self, mut targets: watch::Receiver<Arc<Targets>>, report: impl Fn(Vec<(RsKey, bool)>)) {
+        loop {
+            let now = self.begin.elapsed();
+            while let Some(check) = self.checks.start(now) {
+                self.running.spawn(async move {
+                    let result = connect::connect(check.key, check.timeout).await;
+                    (check, result)
+                });
+            }
+            *lock(&self.counters) = self.checks.counters();
+            if let Some(changes) = self.checks.report(now) {
+                report(changes);
+            }
+            let wake = self.checks.wake_at().map(|at| self.begin + at);
+            tokio::select! {
+                changed = targets.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let new = targets.borrow_and_update().clone();
+                    self.checks.set_targets(new, self.begin.elapsed());
+                }
+                // A connect does not panic and is not cancelled: all come back.
+                Some(Ok((check, result))) = self.running.join_next() => self.finish(&check, &result),
+                () = until(wake) => {}
+            }
+        }
+    }
+
+    fn finish(&mut self, check: &Check, result: &io::Result<()>) {
+        let (answer, now) = (connect::judge(result), self.begin.elapsed());
+        self.checks.finish(check, answer, now);
+        if let (Answer::Fault, Err(error)) = (answer, result) {
+            self.log_fault(check.key, error, now);
+        }
+    }
+
+    fn log_fault(&mut self, key: RsKey, error: &io::Error, now: Duration) {
+        let why = words::io_error(error);
+        if self.faults.happened(1, now) {
+            tracing::warn!("the node cannot check endpoint {key}, which counts as before: {why}");
+        } else if let Some((count, time)) = self.faults.due(now) {
+            let (count, time) = (words::count(count, "check"), words::time(time));
+            tracing::warn!(
+                "the node failed to make {count} of endpoints in {time}, the last of {key}: {why}"
+            );
+        }
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => future::pending().await,
+    }
+}
