@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::core::loop_state::Question;
+use crate::core::model::RsKey;
 use crate::core::plan::subject::Part;
 use crate::lock::lock;
 
@@ -27,6 +28,8 @@ pub struct Mail {
     pub addresses: Vec<(IpNet, bool)>,
     /// Gateways of new routes.
     pub gateways: Vec<IpAddr>,
+    /// Checked endpoints that changed: whether each is dead.
+    pub checked: Vec<(RsKey, bool)>,
     /// Questions about the state of the loop.
     pub questions: Vec<Question>,
 }
@@ -73,6 +76,11 @@ impl Inbox {
     /// Routes through these gateways were added.
     pub fn gateways(&self, gateways: Vec<IpAddr>) {
         self.with(|mail| mail.gateways.extend(gateways));
+    }
+
+    /// Checks of endpoints found these changes: whether each is dead.
+    pub fn checked(&self, changes: Vec<(RsKey, bool)>) {
+        self.with(|mail| mail.checked.extend(changes));
     }
 
     /// Requests the end of the agent.

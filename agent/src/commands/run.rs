@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `kube-ipvs run`: starts configuration, store, source, kernel, servers and the sync loop.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -33,6 +34,7 @@ use crate::log::{self, Verbosity};
 use crate::memory;
 use crate::metrics::{Metrics, rest};
 use crate::pace::FailurePace;
+use crate::probe::Prober;
 use crate::reconcile::schedule::Schedule;
 use crate::reconcile::{Reconciler, Reporting};
 use crate::reload::ConfigReload;
@@ -129,6 +131,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         let mut reconciler =
             Reconciler::new(kernel, store, settings, &name, config.local_from_node, reporting);
         reconciler.when_ready(until_synced);
+        let prober = {
+            let (_guard, results) = (runtime.enter(), inbox.clone());
+            Prober::start(move |changes| results.checked(changes))
+        };
+        reconciler.check_endpoints(Box::new(prober));
         reconciler.run(&inbox, schedule);
     }
     tracing::info!(target: log::READY, "stopped; everything stays in the kernel");
@@ -292,7 +299,7 @@ fn open_kernel(
 /// Answers questions while the kernel cannot be used: nothing is known of it, and nothing is wanted yet.
 fn answer_without_kernel(settings: &Settings, questions: Vec<Question>, now: Duration) {
     let (node, desired, retries) = (NodeFacts::default(), Desired::default(), Retries::default());
-    let (drains, history) = (Drains::default(), History::default());
+    let (drains, history, dead) = (Drains::default(), History::default(), BTreeSet::new());
     let state = LoopState {
         settings,
         node: &node,
@@ -302,6 +309,7 @@ fn answer_without_kernel(settings: &Settings, questions: Vec<Question>, now: Dur
         retries: &retries,
         drains: &drains,
         history: &history,
+        dead: &dead,
         is_whole: false,
         now,
     };

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the sync loop knows, lent to a question. A question only reads: it can change neither the kernel nor the loop.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::mirror::Observed;
-use super::model::PerFamily;
 use super::model::settings::Settings;
+use super::model::{PerFamily, RsKey};
 use super::plan::drain::Drains;
 use super::plan::history::History;
 use super::plan::retries::Retries;
@@ -27,6 +28,8 @@ pub struct LoopState<'a> {
     pub retries: &'a Retries,
     pub drains: &'a Drains,
     pub history: &'a History,
+    /// Endpoints that do not answer the TCP checks of this node.
+    pub dead: &'a BTreeSet<RsKey>,
     /// Whether every list is complete and a sync has tried everything.
     pub is_whole: bool,
     pub now: Duration,

@@ -117,6 +117,7 @@ fn busy() -> Metrics {
     metrics.pass(&Pass { synced: Family::ALL.into(), ..Pass::default() }, Due::Audit, Duration::ZERO);
     metrics.work.set_unprogrammed(&[((SubjectKind::RealServer, Cause::InvalidArgument), 1)].into());
     metrics.watch_state(Kind::Service, WatchState::Listing);
+    metrics.endpoint_checks.set(crate::probe::ProbeCounters { targets: 1, ..Default::default() });
     let reader: ReadCounters = Box::new(|| Ok(vec![(VS, ServerCounters::default())]));
     metrics.serve_traffic(10, reader).unwrap();
     metrics

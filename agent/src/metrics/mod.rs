@@ -5,6 +5,7 @@
 //! `kube_ipvs_*`; [`rest`] counts requests to the API server; `process` is about this process; `services` counts
 //! traffic per Service. docs/metrics.md explains each metric.
 
+mod endpoint_checks;
 mod input;
 mod objects;
 pub(crate) mod process;
@@ -37,6 +38,7 @@ use crate::kernel::ipvs::traffic::ReadCounters;
 use crate::lock::lock;
 use crate::source::monitor::{Monitor, WatchState};
 use crate::store::{Kind, Store};
+use endpoint_checks::EndpointCheckMetrics;
 use input::InputMetrics;
 pub use input::WatchReport;
 use objects::ObjectMetrics;
@@ -70,6 +72,7 @@ pub struct AllMetrics {
     pub proxy: ProxyMetrics,
     pub work: SyncMetrics,
     pub objects: ObjectMetrics,
+    pub endpoint_checks: EndpointCheckMetrics,
     input: InputMetrics,
     rest: RequestMetrics,
     process: ProcessMetrics,
@@ -110,6 +113,7 @@ impl Metrics {
             proxy,
             work: SyncMetrics::register(&registry)?,
             objects: ObjectMetrics::register(&registry)?,
+            endpoint_checks: EndpointCheckMetrics::register(&registry)?,
             input: InputMetrics::register(&registry)?,
             rest: RequestMetrics::register(&registry)?,
             process: ProcessMetrics::register(&registry)?,

@@ -53,7 +53,7 @@ impl<K: Kernel> Reconciler<K> {
     fn holds_back(&self, op: &Op, observed: &Observed) -> bool {
         let Op::EditRealServer(vs, rs, state) = op else { return false };
         let options = self.desired.virtual_server(vs).and_then(|server| server.options.as_deref());
-        let may_be_low = options.is_some_and(|options| options.slow_start.is_some());
+        let may_be_low = options.is_some_and(|o| o.slow_start.is_some() || o.probe.is_some());
         let now = observed.virtual_servers.get(vs).and_then(|server| server.real_servers.get(rs));
         may_be_low
             && now.is_some_and(|now| {

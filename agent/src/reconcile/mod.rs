@@ -7,6 +7,7 @@ mod audit;
 #[cfg(test)]
 mod cut_off_tests;
 mod drift;
+pub mod endpoint_checks;
 mod later;
 mod limits;
 mod look_ahead;
@@ -66,6 +67,7 @@ use crate::reconcile::takeover::Takeover;
 use crate::serve::health::{Health, SharedHealth};
 use crate::serve::node_ports::HealthChecks;
 use crate::store::Store;
+use endpoint_checks::EndpointChecks;
 use later::LaterBinds;
 use mirror::Mirror;
 use recheck::Recheck;
@@ -150,6 +152,7 @@ pub struct Reconciler<K> {
     repairing: BTreeSet<Subject>,
     missing_schedulers: schedulers::MissingSchedulers,
     slow_starts: SlowStarts,
+    endpoint_checks: EndpointChecks,
     limits: limits::LimitReadings,
     /// Dropped when the agent is ready.
     until_ready: Option<Sender<()>>,
@@ -216,6 +219,7 @@ impl<K: Kernel> Reconciler<K> {
             repairing: BTreeSet::new(),
             missing_schedulers: schedulers::MissingSchedulers::default(),
             slow_starts: SlowStarts::default(),
+            endpoint_checks: EndpointChecks::default(),
             limits: limits::LimitReadings::default(),
             until_ready: None,
         }
@@ -248,6 +252,7 @@ impl<K: Kernel> Reconciler<K> {
             retries: &self.retries,
             drains: &self.drains,
             history: &self.reporter.history,
+            dead: &self.endpoint_checks.dead,
             is_whole: self.is_whole(),
             now,
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Weights, slow start, limits and direct return: the states of real servers.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,6 +12,8 @@ use crate::core::model::{RsKey, VsKey};
 use crate::core::plan::op::OpKind;
 use crate::core::plan::pass::Due;
 use crate::kernel::fake::FakeKernel;
+use crate::probe::{ProbeCounters, Targets};
+use crate::reconcile::endpoint_checks::EndpointChecker;
 use crate::store::Kind;
 use crate::testing::cluster::Cluster;
 use crate::testing::scenarios::tcp_server;
@@ -187,4 +190,81 @@ fn endpoints_answer_directly_where_that_works_and_else_the_reason_is_told() {
         let line = line.unwrap();
         assert!(line.contains(told) && line.contains("Service d/web"), "{line}");
     }
+}
+
+/// Has the results of checks taken as the loop does.
+fn checked(agent: &mut Agent, results: &[(u8, bool)]) {
+    let changes: Vec<_> =
+        results.iter().map(|(n, dead)| (RsKey { addr: [10, 244, 2, *n].into(), port: 80 }, *dead)).collect();
+    agent.reconciler.take_checked(&changes, agent.now);
+    let _ = agent.sync(Due::Changes);
+}
+
+/// What the checker was told last.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<Arc<Targets>>>>);
+
+impl EndpointChecker for Told {
+    fn check(&self, targets: Arc<Targets>) {
+        self.0.lock().unwrap().push(targets);
+    }
+
+    fn counters(&self) -> ProbeCounters {
+        ProbeCounters::default()
+    }
+}
+
+#[test]
+fn endpoints_that_do_not_answer_are_taken_out_but_never_more_than_half() {
+    let probe = json!({"kube-ipvs.io/probe": "interval=5s"});
+    let four = ["10.244.2.5@n2", "10.244.2.6@n2", "10.244.2.7@n2", "10.244.2.8@n2"];
+    let mut agent = Agent::start(kernel(), &cluster(&probe, &json!({}), &four));
+    let told = Told::default();
+    agent.reconciler.check_endpoints(Box::new(told.clone()));
+    agent.converge(Due::Changes, 3);
+    assert_eq!(told.0.lock().unwrap()[0].len(), 4, "each endpoint once, at all VIPs");
+    checked(&mut agent, &[(5, true)]);
+    assert_eq!(weights(&mut agent), [0, 1, 1, 1]);
+    checked(&mut agent, &[(6, true)]);
+    assert_eq!(weights(&mut agent), [0, 0, 1, 1]);
+    checked(&mut agent, &[(7, true)]);
+    assert_eq!(weights(&mut agent), [1, 1, 1, 1], "a storm");
+    checked(&mut agent, &[(5, false), (6, false)]);
+    assert_eq!(weights(&mut agent), [1, 1, 0, 1]);
+    assert!(agent.sync(Due::Audit).plan.is_empty(), "no drain, no drift");
+    assert_eq!(agent.kernel().count(OpKind::RemoveRealServer), 0);
+    assert_eq!(told.0.lock().unwrap().len(), 1, "results change no targets");
+    // A single endpoint always stays.
+    cluster(&probe, &json!({}), &four[2..3]).put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    assert_eq!(weights(&mut agent), [1]);
+    // Without the annotation nothing is checked.
+    cluster(&json!({}), &json!({}), &four).put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    assert_eq!(weights(&mut agent), [1, 1, 1, 1]);
+    assert!(told.0.lock().unwrap().last().unwrap().is_empty());
+}
+
+#[test]
+fn endpoints_of_other_services_are_not_taken_out() {
+    let mut agent = started(&cluster(&json!({}), &json!({}), &TWO));
+    checked(&mut agent, &[(6, true)]);
+    assert_eq!(weights(&mut agent), [1, 1]);
+}
+
+#[test]
+fn flapping_endpoints_cause_few_lines() {
+    let probe = json!({"kube-ipvs.io/probe": "interval=1s,threshold=1"});
+    let lines = crate::testing::lines(|| {
+        let mut agent = started(&cluster(&probe, &json!({}), &TWO));
+        for second in 0..600 {
+            agent.now = Duration::from_secs(1000 + second);
+            let rs = RsKey { addr: [10, 244, 2, 6].into(), port: 80 };
+            agent.reconciler.take_checked(&[(rs, second % 2 == 0)], agent.now);
+            agent.reconciler.count_checks(agent.now);
+        }
+    });
+    let about: Vec<&String> = lines.iter().filter(|line| line.contains("TCP checks")).collect();
+    assert!((2..12).contains(&about.len()), "{about:#?}");
+    assert!(about[0].contains("Service d/web: 10.244.2.6:80 do not answer"), "{}", about[0]);
 }

@@ -32,6 +32,7 @@ impl<K: Kernel> Reconciler<K> {
                 schedule.audit_soon();
             }
             self.take_mail(&mail);
+            self.take_checked(&mail.checked, start.elapsed());
             let state = self.state(start.elapsed());
             mail.questions.into_iter().for_each(|question| question(&state));
         }
@@ -56,6 +57,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Reports new failures, ended failures, and periodic summaries.
     pub fn report_due(&mut self, now: Duration) {
         self.report_unprogrammed(now);
+        self.count_checks(now);
         self.reporter.tick(&self.retries, now);
     }
 

@@ -31,13 +31,14 @@ impl<K: Kernel> Reconciler<K> {
         let dirty = if early { self.take_priority() } else { self.take_changed(now) };
         dirty.iter().for_each(|dirty| self.touched.add(&dirty.name));
         self.update_desired(&dirty, &mut changes, now);
+        self.endpoint_checks.send();
         self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
     }
 
     /// Updates the wanted state. A second thread builds half of the fragments if there are many.
     fn update_desired(&mut self, dirty: &[Dirty], changes: &mut Changes, now: Duration) {
-        let Self { desired, node, settings, slow_starts, .. } = self;
+        let Self { desired, node, settings, slow_starts, endpoint_checks, .. } = self;
         let build = |dirty: &Dirty| {
             let slices = dirty.slices.iter().map(|slice| &**slice);
             let service = dirty.service.as_ref()?;
@@ -45,6 +46,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
         let mut update = |dirty: &Dirty, mut fragment: Option<Fragment>| {
+            endpoint_checks.apply(&dirty.name, fragment.as_mut());
             match &mut fragment {
                 Some(next) => slow_starts.apply(&dirty.name, desired.fragment(&dirty.name), next, now),
                 None => slow_starts.forget(&dirty.name),

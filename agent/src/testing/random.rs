@@ -64,6 +64,7 @@ fn any_options() -> impl Strategy<Value = ServiceOptions> {
             direct_return,
             // What it does depends on earlier states.
             slow_start: None,
+            probe: None,
             wrong: Vec::new(),
         },
     )

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::ProbeSpec;
 use super::real_servers::{ConnectionLimits, DIRECT_ROUTE, TUNNEL};
 
 /// The schedulers of Linux (`net/netfilter/ipvs/ip_vs_*.c`).
@@ -80,6 +81,8 @@ pub struct ServiceOptions {
     pub max_connections: Option<ConnectionLimits>,
     /// How external and load-balancer IPs are forwarded, if not masqueraded.
     pub direct_return: Option<DirectReturn>,
+    /// How this node checks TCP endpoints.
+    pub probe: Option<ProbeSpec>,
     /// What is wrong with annotations that have no effect, a sentence each.
     pub wrong: Vec<Arc<str>>,
 }

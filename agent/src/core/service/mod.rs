@@ -7,5 +7,6 @@ pub mod desired;
 pub mod endpoints;
 pub mod fragment;
 pub mod node_facts;
+pub mod probed;
 pub mod protected;
 pub mod slow_start;

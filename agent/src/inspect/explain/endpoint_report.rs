@@ -39,6 +39,13 @@ impl EndpointReport {
             (None, Some(0)) if role.serves() && endpoint.weight == 0 => {
                 "weight 0 by the annotation of its EndpointSlice: gets no new connections".to_owned()
             }
+            (None, Some(0)) if role.serves() && state.dead.contains(&rs) => {
+                "does not answer the TCP checks of this node: gets no new connections".to_owned()
+            }
+            (None, Some(_)) if role.serves() && state.dead.contains(&rs) => {
+                "serves; does not answer the TCP checks of this node, but too few of the endpoints do"
+                    .to_owned()
+            }
             (None, Some(now))
                 if role.serves()
                     && now < u32::from(endpoint.weight) * slow_start::FULL

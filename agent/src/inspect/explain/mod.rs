@@ -250,7 +250,8 @@ fn chosen(options: &ServiceOptions) -> Vec<String> {
         lower => format!("at most {} connections to an endpoint, and again below {lower}", limits.upper),
     });
     let direct = options.direct_return.map(|how| format!("direct return by {how}"));
-    [scheduler, drain, hairpin, slow_start, limits, direct].into_iter().flatten().collect()
+    let probe = options.probe.map(|probe| format!("TCP checks every {}", words::time(probe.interval)));
+    [scheduler, drain, hairpin, slow_start, limits, direct, probe].into_iter().flatten().collect()
 }
 
 fn about(notice: &Notice, addr: IpAddr) -> Option<String> {

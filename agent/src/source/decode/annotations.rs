@@ -18,6 +18,7 @@ const HAIRPIN: &str = "kube-ipvs.io/hairpin";
 const SLOW_START: &str = "kube-ipvs.io/slow-start";
 const MAX_CONNECTIONS: &str = "kube-ipvs.io/max-connections";
 const DIRECT_RETURN: &str = "kube-ipvs.io/direct-return";
+const PROBE: &str = "kube-ipvs.io/probe";
 const ROUTER_SCHEDULER: &str = "kube-router.io/service.scheduler";
 const ROUTER_FLAGS: &str = "kube-router.io/service.schedflags";
 const ROUTER_HAIRPIN: &str = "kube-router.io/service.hairpin";
@@ -43,6 +44,7 @@ pub(super) const ANNOTATIONS: &[UsedField] = &[
     plain(SLOW_START),
     plain(MAX_CONNECTIONS),
     plain(DIRECT_RETURN),
+    plain(PROBE),
     plain(ROUTER_SCHEDULER),
     plain(ROUTER_FLAGS),
     plain(ROUTER_HAIRPIN),
@@ -59,10 +61,20 @@ pub(super) fn decode(tape: &Tape<'_>) -> Option<Arc<ServiceOptions>> {
     let max_connections = annotations.read(MAX_CONNECTIONS, max_connections, &mut wrong);
     let direct_return =
         annotations.either(DIRECT_RETURN, direct_return, (ROUTER_DIRECT_RETURN, direct_return), &mut wrong);
+    let probe = annotations.read(PROBE, str::parse, &mut wrong);
     let scheduler = annotations.scheduler(&mut wrong);
     let wrong = wrong.into_iter().map(Arc::from).collect();
-    ServiceOptions { scheduler, drain_deadline, hairpin, slow_start, max_connections, direct_return, wrong }
-        .kept()
+    ServiceOptions {
+        scheduler,
+        drain_deadline,
+        hairpin,
+        slow_start,
+        max_connections,
+        direct_return,
+        probe,
+        wrong,
+    }
+    .kept()
 }
 
 /// Reads a value, or says what it must be.
@@ -225,7 +237,7 @@ mod tests {
             "kube-ipvs.io/scheduler": "mh", "kube-ipvs.io/scheduler-flags": "mh-port, mh-fallback",
             "kube-ipvs.io/drain-deadline": "30s", "kube-ipvs.io/hairpin": "false",
             "kube-ipvs.io/slow-start": "1m", "kube-ipvs.io/max-connections": "1000, 800",
-            "kube-ipvs.io/direct-return": "route",
+            "kube-ipvs.io/direct-return": "route", "kube-ipvs.io/probe": "interval=5s,threshold=2",
         }));
         assert!(wrong.is_empty(), "{wrong:?}");
         assert_eq!(options.scheduler, scheduler("mh", 0x18));
@@ -234,6 +246,8 @@ mod tests {
         assert_eq!(options.slow_start, Some(Duration::from_secs(60)));
         assert_eq!(options.max_connections, Some(ConnectionLimits { upper: 1000, lower: 800 }));
         assert_eq!(options.direct_return, Some(DirectReturn::Route));
+        let probe = options.probe.unwrap();
+        assert_eq!((probe.interval, probe.threshold), (Duration::from_secs(5), 2));
         let of = |name: &str| read(&json!({"kube-ipvs.io/scheduler": name})).0.scheduler;
         assert_eq!(
             (of("mh"), of("sh"), of("lc")),
@@ -274,6 +288,7 @@ mod tests {
             ("max-connections", "0", "\"0\" is not a number of connections"),
             ("max-connections", "10,20", "is not a number of connections"),
             ("max-connections", "4294967295", "is not a number of connections"),
+            ("probe", "interval=0s", "\"interval=0s\" is not true, or a list such as interval=10s"),
             ("direct-return", "masq", "\"masq\" is not route or tunnel"),
         ] {
             let (options, wrong) = read(&json!({format!("kube-ipvs.io/{name}"): value}));

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Endpoints that do not answer the TCP checks of this node get no new connections.
+//!
+//! If more than half of the endpoints of a virtual server do not answer, none is taken out: the fault is more likely one of
+//! the node or its network, and the rest could not bear the load. So the last endpoint always stays.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::fragment::{Fragment, VirtualServer};
+use crate::core::model::real_servers::{RsState, WantedServers};
+use crate::core::model::{ProbeSpec, Protocol, RsKey};
+
+fn probe(server: &VirtualServer) -> Option<ProbeSpec> {
+    let options = server.options.as_ref().filter(|_| server.key.protocol == Protocol::Tcp)?;
+    options.probe
+}
+
+/// Real servers that get new connections as far as the API says.
+fn open(real_servers: &WantedServers) -> impl Iterator<Item = RsKey> + '_ {
+    real_servers.iter().filter(|(_, state)| state.weight > 0).map(|(rs, _)| rs)
+}
+
+/// The endpoints of a Service to check, sorted.
+pub fn targets(fragment: &Fragment) -> BTreeSet<(RsKey, ProbeSpec)> {
+    let servers = fragment.virtual_servers.iter().filter_map(|server| Some((server, probe(server)?)));
+    servers.flat_map(|(server, spec)| open(&server.real_servers).map(move |rs| (rs, spec))).collect()
+}
+
+/// Whether so many of the real servers are dead that none is taken out.
+pub fn is_storm(real_servers: &WantedServers, dead: &BTreeSet<RsKey>) -> bool {
+    let failed = open(real_servers).filter(|rs| dead.contains(rs)).count();
+    failed * 2 > open(real_servers).count()
+}
+
+/// Takes the dead endpoints out.
+pub fn apply(fragment: &mut Fragment, dead: &BTreeSet<RsKey>) {
+    for server in &mut fragment.virtual_servers {
+        let has_dead = open(&server.real_servers).any(|rs| dead.contains(&rs));
+        if probe(server).is_none() || !has_dead || is_storm(&server.real_servers, dead) {
+            continue;
+        }
+        let weight = |rs: &RsKey, state: RsState| match dead.contains(rs) {
+            true => RsState { weight: 0, ..state },
+            false => state,
+        };
+        *server = Arc::new(VirtualServer {
+            real_servers: server.real_servers.map(weight),
+            ..VirtualServer::clone(server)
+        });
+    }
+}
