@@ -6,10 +6,12 @@
 
 mod affinity;
 mod change;
+mod direct_return;
 mod filter;
 mod neighbours;
 mod options;
 mod protocol;
+mod real_servers;
 mod reshape;
 mod routed;
 
