@@ -133,7 +133,9 @@ impl Runner {
             tracing::warn!("the node cannot check endpoint {key}, which counts as before: {why}");
         } else if let Some((count, time)) = self.faults.due(now) {
             let (count, time) = (words::count(count, "check"), words::time(time));
-            tracing::warn!("the node failed to make {count} of endpoints in {time}, the last of {key}: {why}");
+            tracing::warn!(
+                "the node failed to make {count} of endpoints in {time}, the last of {key}: {why}"
+            );
         }
     }
 }

@@ -150,7 +150,8 @@ impl Checks {
     /// The next check is due within the new interval, or earlier if it was. A running check uses it at its end.
     fn hasten(&mut self, key: RsKey, spec: &ProbeSpec, now: Duration) {
         let latest = self.within_interval(key, spec, now);
-        let Some(endpoint) = self.endpoints.get_mut(&key).filter(|endpoint| endpoint.running.is_none()) else {
+        let Some(endpoint) = self.endpoints.get_mut(&key).filter(|endpoint| endpoint.running.is_none())
+        else {
             return;
         };
         self.waiting[usize::from(endpoint.is_silent())].remove(&(endpoint.due, key));
