@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::Targets;
 use super::state::{
-    Answer, BATCH, Check, Checks, MAX_CONCURRENT, MAX_SILENT, MAX_STARTS, ProbeCounters, WINDOW,
+    BATCH, Check, Checks, MAX_CONCURRENT, MAX_SILENT, MAX_STARTS, ProbeCounters, Reply, WINDOW,
 };
 use crate::core::model::{ProbeSpec, RsKey};
 
-use Answer::{Answered, Failed, Fault};
+use Reply::{Answered, Failed, Fault};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// What is due after an interval is not due before its end.
@@ -63,7 +63,7 @@ impl Clock {
     }
 
     /// Runs for this time; each check gets its answer at once. Returns the times of the checks.
-    fn run(&mut self, time: Duration, answer: impl Fn(RsKey) -> Answer) -> Vec<(Duration, RsKey)> {
+    fn run(&mut self, time: Duration, answer: impl Fn(RsKey) -> Reply) -> Vec<(Duration, RsKey)> {
         let (end, mut checks) = (self.now + time, Vec::new());
         while let Some(started) = self.step(end) {
             for check in started {
@@ -75,7 +75,7 @@ impl Clock {
     }
 
     /// Gives the next checks of the only endpoint these answers, and waits for a report.
-    fn answers(&mut self, answers: &[Answer]) {
+    fn answers(&mut self, answers: &[Reply]) {
         for answer in answers {
             let check = self.next_check();
             self.checks.finish(&check, *answer, self.now);
@@ -221,7 +221,8 @@ fn a_shorter_interval_holds_at_once_and_a_longer_one_from_the_next_check() {
     assert_eq!(by_key.len(), 100);
     assert!(by_key.values().all(|times| times[0] < changed + short && times.len() >= 10));
     clock.set(targets(100, long));
-    assert_eq!(clock.run(long - short, |_| Answered).len(), 100);
+    assert_eq!(clock.run(short, |_| Answered).len(), 100, "the next check keeps its time");
+    assert_eq!(clock.run(long - short - TICK, |_| Answered).len(), 0);
 }
 
 #[test]
