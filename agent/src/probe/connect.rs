@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time;
 
-use super::state::Answer;
+use super::state::Reply;
 use crate::core::model::RsKey;
 
 /// Connects from the network namespace of the process and closes at once.
@@ -39,16 +39,16 @@ pub(super) async fn connect(key: RsKey, timeout: Duration) -> io::Result<()> {
 ///   sees all others as dead; it could not send them traffic either, and one answer makes each alive.
 /// - "Network unreachable" does not count. The node has no route, e.g. while its network plugin restarts, which says
 ///   nothing about the endpoint. The invalid argument (`EINVAL`) of a blackhole route is such a fault too.
-pub(super) fn judge(result: &io::Result<()>) -> Answer {
+pub(super) fn judge(result: &io::Result<()>) -> Reply {
     match result.as_ref().map_err(io::Error::kind) {
-        Ok(()) => Answer::Answered,
+        Ok(()) => Reply::Answered,
         Err(
             ErrorKind::ConnectionRefused
             | ErrorKind::ConnectionReset
             | ErrorKind::TimedOut
             | ErrorKind::HostUnreachable,
-        ) => Answer::Failed,
-        Err(_) => Answer::Fault,
+        ) => Reply::Failed,
+        Err(_) => Reply::Fault,
     }
 }
 
@@ -60,7 +60,7 @@ mod tests {
     fn only_what_the_network_or_the_endpoint_causes_is_a_failure() {
         let of = |errno| judge(&Err(io::Error::from_raw_os_error(errno)));
         for errno in [libc::ECONNREFUSED, libc::ECONNRESET, libc::ETIMEDOUT, libc::EHOSTUNREACH] {
-            assert_eq!(of(errno), Answer::Failed, "{errno}");
+            assert_eq!(of(errno), Reply::Failed, "{errno}");
         }
         for errno in [
             libc::EMFILE,
@@ -77,8 +77,8 @@ mod tests {
             libc::ENETUNREACH,
             libc::ENETDOWN,
         ] {
-            assert_eq!(of(errno), Answer::Fault, "{errno}");
+            assert_eq!(of(errno), Reply::Fault, "{errno}");
         }
-        assert_eq!(judge(&Ok(())), Answer::Answered);
+        assert_eq!(judge(&Ok(())), Reply::Answered);
     }
 }

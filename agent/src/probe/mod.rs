@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use self::state::{Answer, Check, Checks};
+use self::state::{Check, Checks, Reply};
 use crate::core::model::RsKey;
 use crate::lock::lock;
 use crate::pace::Pace;
@@ -53,7 +53,7 @@ impl Prober {
     pub fn start(report: impl Fn(Vec<(RsKey, bool)>) + Send + Sync + 'static) -> Self {
         let (sender, targets) = watch::channel(Arc::default());
         let counters = Arc::<Mutex<ProbeCounters>>::default();
-        let runner = Runner {
+        let runner = ProbeTask {
             checks: Checks::default(),
             running: JoinSet::new(),
             begin: Instant::now(),
@@ -80,7 +80,7 @@ impl Prober {
     }
 }
 
-struct Runner {
+struct ProbeTask {
     checks: Checks,
     running: JoinSet<(Check, io::Result<()>)>,
     begin: Instant,
@@ -89,7 +89,7 @@ struct Runner {
     counters: Arc<Mutex<ProbeCounters>>,
 }
 
-impl Runner {
+impl ProbeTask {
     async fn run(mut self, mut targets: watch::Receiver<Arc<Targets>>, report: impl Fn(Vec<(RsKey, bool)>)) {
         loop {
             let now = self.begin.elapsed();
@@ -122,7 +122,7 @@ impl Runner {
     fn finish(&mut self, check: &Check, result: &io::Result<()>) {
         let (answer, now) = (connect::judge(result), self.begin.elapsed());
         self.checks.finish(check, answer, now);
-        if let (Answer::Fault, Err(error)) = (answer, result) {
+        if let (Reply::Fault, Err(error)) = (answer, result) {
             self.log_fault(check.key, error, now);
         }
     }

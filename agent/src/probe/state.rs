@@ -25,7 +25,7 @@ pub(super) const BATCH: Duration = Duration::from_millis(100);
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Reply {
     Answered,
     Failed,
     /// The check failed on this node and says nothing about the endpoint.
@@ -51,7 +51,7 @@ enum Known {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Endpoint {
+struct Probed {
     /// When the next check is due. While a check runs: when that started.
     due: Duration,
     /// The number of the check that runs.
@@ -61,7 +61,7 @@ struct Endpoint {
     known: Known,
 }
 
-impl Endpoint {
+impl Probed {
     /// Whether it did not answer the last time.
     fn is_silent(&self) -> bool {
         self.failures > 0 || self.known == Known::Nothing
@@ -84,15 +84,15 @@ pub struct ProbeCounters {
 }
 
 /// Endpoints that wait for their next check, by its time.
-type Waiting = BTreeSet<(Duration, RsKey)>;
+type Queue = BTreeSet<(Duration, RsKey)>;
 
 /// The state of all checks.
 #[derive(Debug, Default)]
 pub(super) struct Checks {
     targets: Arc<Targets>,
-    endpoints: Map<RsKey, Endpoint>,
+    endpoints: Map<RsKey, Probed>,
     /// Endpoints without a running check: those that answered the last time, then the others.
-    waiting: [Waiting; 2],
+    waiting: [Queue; 2],
     /// The numbers of running checks of these.
     running: [usize; 2],
     /// The begin of the window, and the starts in it.
@@ -130,12 +130,12 @@ impl Checks {
 
     fn add(&mut self, key: RsKey, spec: &ProbeSpec, now: Duration) {
         let due = self.within_interval(key, spec, now);
-        let endpoint = Endpoint { due, running: None, failures: 0, known: Known::Nothing };
+        let endpoint = Probed { due, running: None, failures: 0, known: Known::Nothing };
         self.endpoints.insert(key, endpoint);
         self.wait(key, endpoint);
     }
 
-    fn wait(&mut self, key: RsKey, endpoint: Endpoint) {
+    fn wait(&mut self, key: RsKey, endpoint: Probed) {
         self.waiting[usize::from(endpoint.is_silent())].insert((endpoint.due, key));
     }
 
@@ -191,22 +191,22 @@ impl Checks {
 
     /// Takes the answer of a check. That of a target which was removed meanwhile counts for nothing, even if the
     /// endpoint is a target again.
-    pub(super) fn finish(&mut self, check: &Check, answer: Answer, now: Duration) {
+    pub(super) fn finish(&mut self, check: &Check, answer: Reply, now: Duration) {
         self.running[usize::from(check.is_silent)] -= 1;
         let key = check.key;
         let endpoint = self.endpoints.get_mut(&key).filter(|endpoint| endpoint.running == Some(check.number));
         let (Some(endpoint), Some(spec)) = (endpoint, self.targets.get(&key)) else { return };
         let was = endpoint.known;
         match answer {
-            Answer::Answered => (endpoint.failures, endpoint.known) = (0, Known::Alive),
-            Answer::Failed => {
+            Reply::Answered => (endpoint.failures, endpoint.known) = (0, Known::Alive),
+            Reply::Failed => {
                 self.counters.failures += 1;
                 endpoint.failures = endpoint.failures.saturating_add(1);
                 if was == Known::Alive && endpoint.failures >= spec.threshold {
                     endpoint.known = Known::Dead;
                 }
             }
-            Answer::Fault => self.counters.faults += 1,
+            Reply::Fault => self.counters.faults += 1,
         }
         endpoint.running = None;
         // A check that started late is not made up for: intervals stretch.

@@ -37,7 +37,8 @@ fn backend<'a>(ns: &'a Netns, name: &str) -> Backend<'a> {
 
 /// What docs/annotations.md asks for in a pod: the VIP on a device that takes the packets.
 fn take_tunnel(ns: &Netns, own: [&str; 2]) {
-    ns.set_sysctls(&[("net.ipv4.conf.all.rp_filter", "0"), ("net.ipv4.conf.default.rp_filter", "0")]).unwrap();
+    ns.set_sysctls(&[("net.ipv4.conf.all.rp_filter", "0"), ("net.ipv4.conf.default.rp_filter", "0")])
+        .unwrap();
     ns.ip(&format!(
         "link add vip4 type ipip local {}\n\
          addr add {}/32 dev vip4\n\
@@ -91,7 +92,9 @@ fn a_pod_of_this_node_answers_directly_by_its_route() {
     let near = node.pod(5).unwrap();
     let client = lab.client("client").unwrap();
     accept_local(&[&node]);
-    near.ns.ip(&format!("addr add {}/32 dev lo\naddr add {}/128 dev lo nodad\nlink set lo up", VIP[0], VIP[1])).unwrap();
+    near.ns
+        .ip(&format!("addr add {}/32 dev lo\naddr add {}/128 dev lo nodad\nlink set lo up", VIP[0], VIP[1]))
+        .unwrap();
     let _backend = backend(&near.ns, "near");
     let setup = Setup::start(&node, &json!({}), objects("route", "Local", &[NEAR, FAR])).unwrap();
     setup.wait_bound(&VIP).unwrap();

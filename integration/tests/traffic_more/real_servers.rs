@@ -16,8 +16,14 @@ const FAR: [&str; 2] = ["10.244.2.6@node-b", "fd00:244:2::6@node-b"];
 const THIRD: [&str; 2] = ["10.244.2.7@node-b", "fd00:244:2::7@node-b"];
 /// The real servers as ipvsadm prints them, up to the weight.
 const SERVERS: [[&str; 2]; 2] = [
-    ["-a -t 10.96.0.10:80 -r 10.244.1.5:8080 -m -w ", "-a -t [fd00:96::10]:80 -r [fd00:244:1::5]:8080 -m -w "],
-    ["-a -t 10.96.0.10:80 -r 10.244.2.6:8080 -m -w ", "-a -t [fd00:96::10]:80 -r [fd00:244:2::6]:8080 -m -w "],
+    [
+        "-a -t 10.96.0.10:80 -r 10.244.1.5:8080 -m -w ",
+        "-a -t [fd00:96::10]:80 -r [fd00:244:1::5]:8080 -m -w ",
+    ],
+    [
+        "-a -t 10.96.0.10:80 -r 10.244.2.6:8080 -m -w ",
+        "-a -t [fd00:96::10]:80 -r [fd00:244:2::6]:8080 -m -w ",
+    ],
 ];
 
 /// The Service with annotations, and its endpoints, whose slices have annotations, too.
@@ -61,7 +67,11 @@ fn shares(ns: &Netns, vip: &str, times: usize) -> BTreeMap<String, usize> {
 }
 
 fn share(near: usize, far: usize) -> BTreeMap<String, usize> {
-    [("near", near), ("far", far)].into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
+    [("near", near), ("far", far)]
+        .into_iter()
+        .filter(|(_, n)| *n > 0)
+        .map(|(name, n)| (name.to_owned(), n))
+        .collect()
 }
 
 /// An open connection to the far backend over each family.
@@ -105,7 +115,8 @@ fn a_full_endpoint_gets_no_new_connections_until_some_end() {
     let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
     let (near, far, asker) = pods(&node, &other);
     let _backends = [tcp(&near, "near"), tcp(&far, "far")];
-    let limited = |limit: &str| json!({"kube-ipvs.io/max-connections": limit, "kube-ipvs.io/scheduler": "fo"});
+    let limited =
+        |limit: &str| json!({"kube-ipvs.io/max-connections": limit, "kube-ipvs.io/scheduler": "fo"});
     let setup = Setup::start(&node, &json!({}), objects(&limited("2,1"), &json!({}), &[NEAR, FAR])).unwrap();
     setup.wait_bound(&VIP).unwrap();
     let thresholds = || node.ns().exec(&["ipvsadm", "-Ln", "--thresholds"]).unwrap().stdout;
