@@ -9,6 +9,7 @@ pub mod map;
 pub mod members;
 pub mod options;
 mod per_family;
+pub mod service_defaults;
 pub mod sets;
 pub mod settings;
 pub mod trigger;
@@ -164,8 +165,10 @@ pub struct Service {
     pub affinity: Option<u32>,
     /// `spec.healthCheckNodePort` of a load balancer with `externalTrafficPolicy: Local`, 0 for none.
     pub health_check_node_port: u16,
-    /// What annotations choose.
-    pub options: Option<Arc<options::ServiceOptions>>,
+    /// What its annotations choose. Together with the defaults: [`crate::core::service::chosen::options`].
+    pub own_options: Option<Arc<options::ServiceOptions>>,
+    /// The labels that selectors of `kubeIPVS.serviceDefaults` name; `None` if it has none of them.
+    pub labels: Option<Arc<service_defaults::Labels>>,
     pub ports: Vec<ServicePort>,
 }
 

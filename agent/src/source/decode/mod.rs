@@ -2,9 +2,9 @@
 //! Decodes the JSON of a Kubernetes object to the compact model: types with only the used fields, and checks that name
 //! what is wrong.
 
-mod annotations;
 mod intern;
 mod node;
+pub mod selected_labels;
 mod service;
 mod slice;
 mod tape;
@@ -17,6 +17,7 @@ use std::fmt::Display;
 use jiff::Timestamp;
 use serde::Deserializer;
 
+use crate::config::annotations;
 use crate::core::model::{ObjectName, Protocol};
 use crate::store::{Decoded, Kind, Object};
 use tape::{Tape, UsedField, plain};
@@ -45,9 +46,19 @@ const METADATA: UsedField = UsedField(
                 plain(node::ZONE_LABEL),
             ],
         ),
-        UsedField("annotations", annotations::ANNOTATIONS),
+        UsedField("annotations", &ANNOTATIONS),
     ],
 );
+
+const ANNOTATIONS: [UsedField; annotations::NAMES.len() + 1] = {
+    let mut all = [plain(slice::TRIGGER_ANNOTATION); annotations::NAMES.len() + 1];
+    let mut i = 0;
+    while i < annotations::NAMES.len() {
+        all[i] = plain(annotations::NAMES[i]);
+        i += 1;
+    }
+    all
+};
 
 used_fields! {
     /// A port of a Service or of an EndpointSlice.
@@ -73,7 +84,7 @@ impl<'de> RawObject<'de> {
     /// It is not in the format of the deserializer.
     pub fn read<D: Deserializer<'de>>(kind: Kind, deserializer: D) -> Result<Self, D::Error> {
         let fields = match kind {
-            Kind::Service => service::RawService::FIELDS,
+            Kind::Service => selected_labels::service_fields(),
             Kind::EndpointSlice => slice::RawSlice::FIELDS,
             Kind::Node => node::RawNode::FIELDS,
         };
