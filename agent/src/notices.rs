@@ -85,10 +85,11 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
         fragment::Notice::SchedulerMissing(scheduler) => (
             Reason::AnnotationIgnored,
             format!(
-                "the kernel of this node has no scheduler {scheduler}: Service {name} is served with the configured \
-                 one; load the module with `modprobe ip_vs_{scheduler}`"
+                "the kernel of this node has no scheduler {scheduler}: Service {name} is served with that of \
+                 ipvs.scheduler; load the module with `modprobe ip_vs_{scheduler}`"
             ),
         ),
+        fragment::Notice::DefaultSchedulerMissing(scheduler) => return Some(no_default_scheduler(scheduler)),
         fragment::Notice::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
             format!(
@@ -98,6 +99,15 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
         ),
     };
     Some(EventRequest { about: About::Service(name.clone()), reason, message })
+}
+
+/// One Event for all Services of the default: the node has to change, not a Service.
+fn no_default_scheduler(scheduler: &str) -> EventRequest {
+    let message = format!(
+        "the kernel of this node has no scheduler {scheduler}, which kubeIPVS.serviceDefaults chooses: Services are \
+         served with that of ipvs.scheduler instead; load the module with `modprobe ip_vs_{scheduler}`"
+    );
+    EventRequest { about: About::Node, reason: Reason::SchedulerMissing, message }
 }
 
 fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {

@@ -25,13 +25,21 @@ use tokio::runtime::Runtime;
 
 use crate::cli::AnswerFormat;
 use crate::config::Config;
+use crate::core::model::service_defaults::label_keys;
 use crate::inspect::layout::Layout;
 use crate::source::api::ApiSource;
 use crate::source::client::ApiClient;
+use crate::source::decode::selected_labels;
 use crate::source::files::FileSource;
+
+/// Reads what the configuration needs of objects. Call it before the first object is read.
+fn select_labels(config: &Config) {
+    selected_labels::select(&label_keys(&config.settings.service_defaults));
+}
 
 /// The objects of the API server, as the configuration selects them.
 fn api_source(config: &Config, api: ApiClient, node: &str, runtime: &Runtime) -> ApiSource {
+    select_labels(config);
     let source = ApiSource::new(api, node, runtime.handle().clone());
     let source = source.for_proxy(config.service_proxy_name.as_deref());
     source.with_service_cidrs(config.follows_service_cidrs)
@@ -47,6 +55,7 @@ fn file_source(config: &Config, path: &Path, node: &str) -> anyhow::Result<FileS
         "kubeIPVS.clusterIPs: route reads the ranges of ClusterIPs from the Kubernetes API, but --objects reads files: \
          list the ranges in kubeIPVS.serviceCIDRs"
     );
+    select_labels(config);
     Ok(FileSource::new(path, node).serving(config.service_proxy_name.clone()))
 }
 

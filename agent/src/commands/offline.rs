@@ -2,6 +2,7 @@
 //! What a start would find and do on this node, for commands that only look: a reconciler whose kernel refuses to write.
 //! Objects and configuration are those of the running agent, unless arguments name others.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use crate::cli::LookArgs;
 use crate::config::{Config, host};
 use crate::core::loop_state::LoopState;
+use crate::core::model::service_defaults::label_keys;
 use crate::core::model::settings::Settings;
 use crate::core::plan::preview::Preview;
 use crate::inspect::agent_objects;
@@ -62,8 +64,12 @@ impl Offline {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let inbox = Arc::new(crate::inbox::Inbox::default());
         let store = Arc::new(Store::new(inbox.clone()));
-        let from_agent = setup.is_some() && args.objects.is_none() && args.master.is_none();
-        let source = match (&args.objects, from_agent) {
+        let of_agent = setup.as_ref().filter(|_| args.objects.is_none() && args.master.is_none());
+        let from_agent = of_agent.is_some_and(|setup| has_labels(setup, &config));
+        // An agent without these labels does not help: its objects are read where it reads them.
+        let files = || of_agent.filter(|setup| !from_agent && setup.source != KUBERNETES_API);
+        let objects = args.objects.clone().or_else(|| files().map(|setup| PathBuf::from(&setup.source)));
+        let source = match (&objects, from_agent) {
             (Some(path), _) => {
                 Box::new(super::file_source(&config, path, &node)?).start(store.clone())?;
                 path.display().to_string()
@@ -165,6 +171,14 @@ fn config(args: &LookArgs, setup: Option<&Setup>) -> anyhow::Result<Config> {
     }
 }
 
+/// Whether the objects of the agent have the labels by which the configuration selects.
+fn has_labels(setup: &Setup, config: &Config) -> bool {
+    let wanted = label_keys(&config.settings.service_defaults);
+    let of_agent = setup.config().map(|config| config.settings.service_defaults).unwrap_or_default();
+    let known = label_keys(&of_agent);
+    wanted.iter().all(|key| known.contains(key))
+}
+
 fn follow_api(
     config: &Config,
     master: Option<String>,
@@ -175,4 +189,44 @@ fn follow_api(
     let access = ApiAccess::new(&config.kubeconfig, master);
     let api = runtime.block_on(access.client(Arc::new(()), Timing::default().answer))?;
     Box::new(super::api_source(config, api, node, runtime)).start(store.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::ConfigFlags;
+    use crate::core::model::settings::RulesMode;
+
+    fn document(selectors: &[Value]) -> Value {
+        let entry = |selector: &Value| json!({"selector": selector, "settings": {"scheduler": "lc"}});
+        json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "kubeIPVS": {"serviceDefaults": selectors.iter().map(entry).collect::<Vec<_>>()},
+        })
+    }
+
+    #[test]
+    fn objects_of_an_agent_that_reads_fewer_labels_are_not_used() {
+        let [tier, app] = ["tier", "app"].map(|key| json!({"matchLabels": {key: "a"}}));
+        let setup = |selectors: &[Value]| Setup {
+            node: "n1".to_owned(),
+            config: document(selectors),
+            rules: RulesMode::default(),
+            source: KUBERNETES_API.to_owned(),
+            version: String::new(),
+            pid: 1,
+            started: std::time::SystemTime::UNIX_EPOCH,
+        };
+        let config = |selectors: &[Value]| {
+            Config::parse(&document(selectors).to_string(), &ConfigFlags::default()).unwrap()
+        };
+        let both = [tier.clone(), app.clone()];
+        assert!(has_labels(&setup(&both), &config(std::slice::from_ref(&app))));
+        assert!(has_labels(&setup(&[]), &config(&[])));
+        assert!(!has_labels(&setup(&[app]), &config(&[tier])));
+        assert!(!has_labels(&Setup { config: json!({}), ..setup(&[]) }, &config(&both)));
+    }
 }

@@ -230,6 +230,7 @@ fn sample(field: &table::Field) -> Value {
         ("kubeIPVS.clusterIPs", _) => json!("route"),
         ("kubeIPVS.realServerOrder", _) => json!("node"),
         ("kubeIPVS.rules", _) => json!("nftables"),
+        ("kubeIPVS.serviceDefaults", _) => json!([{"settings": {"hairpin": false}}]),
         ("clusterCIDR", _) => json!("192.0.2.0/24"),
         (path, table::FieldType::Text) if path.ends_with("BindAddress") => json!("192.0.2.1:1234"),
         (path, table::FieldType::Bool) => json!(!path.ends_with("localhostNodePorts")),
@@ -239,6 +240,7 @@ fn sample(field: &table::Field) -> Value {
         (_, table::FieldType::Duration) => json!("25s"),
         (_, table::FieldType::List) => json!(["192.0.2.0/24"]),
         (_, table::FieldType::Gates) => json!({"AllowServiceExternalIPs": false}),
+        (_, table::FieldType::Entries) => json!([{}]),
         (_, table::FieldType::Any) => json!({"a": "b"}),
     }
 }

@@ -121,15 +121,20 @@ pub(super) fn label_value(v: &Values, field: &str) -> anyhow::Result<Option<Stri
     if text.is_empty() {
         return Ok(None);
     }
-    let is_end = |c: char| c.is_ascii_alphanumeric();
     ensure!(
-        text.len() <= 63
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-            && text.starts_with(is_end)
-            && text.ends_with(is_end),
+        is_label_name(text),
         "{field}: {text:?} is not a valid value of a label: up to 63 letters and digits, with -_. between them"
     );
     Ok(Some(text.to_owned()))
+}
+
+/// Whether the text can be a value of a label that is not empty, or the name in the key of one.
+pub(super) fn is_label_name(text: &str) -> bool {
+    let is_end = |c: char| c.is_ascii_alphanumeric();
+    text.len() <= 63
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && text.starts_with(is_end)
+        && text.ends_with(is_end)
 }
 
 /// Whether each node adds real servers in another order.

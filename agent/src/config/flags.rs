@@ -60,7 +60,7 @@ fn build_arg(field: &'static Field, flag: &'static str) -> Arg {
         FieldType::Duration => arg.value_name("DURATION"),
         FieldType::List => arg.value_name("CIDR,..."),
         FieldType::Gates => arg.value_name("GATE=BOOL,..."),
-        FieldType::Text | FieldType::Any => arg.value_name("TEXT"),
+        FieldType::Text | FieldType::Entries | FieldType::Any => arg.value_name("TEXT"),
     }
 }
 

@@ -2,6 +2,8 @@
 //! The configuration: a `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1), from a file or from kube-proxy's
 //! flags. Our own settings are under `kubeIPVS`, which kube-proxy ignores.
 
+pub mod annotations;
+mod default_entries;
 pub(crate) mod duration;
 mod fields;
 pub(crate) mod flags;
@@ -225,6 +227,7 @@ fn settings(v: &Values) -> anyhow::Result<Settings> {
         protected: fields::cidrs(v, "kubeIPVS.protectedCIDRs")?,
         binds_routed: fields::binds_routed(v),
         order_seed: fields::order_by_node(v)?.then_some(0),
+        service_defaults: default_entries::service_defaults(v)?.into(),
         shares_node: !v.text(SERVICE_PROXY_NAME).is_empty(),
         ..Settings::default()
     })

@@ -3,7 +3,7 @@
 //! flags, `kube-ipvs config` and `/configz` are all made from this table.
 
 use Effect::{Missing, NoneInIpvsMode, NotNeeded};
-use FieldType::{Any, Bool, Duration, Float, Gates, Int, List, Text};
+use FieldType::{Any, Bool, Duration, Entries, Float, Gates, Int, List, Text};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldType {
@@ -17,6 +17,8 @@ pub enum FieldType {
     List,
     /// A map from names to `true` or `false`.
     Gates,
+    /// A list of mappings.
+    Entries,
     /// Any value; it has no effect.
     Any,
 }
@@ -150,6 +152,7 @@ pub const FIELDS: &[Field] = &[
     field("kubeIPVS.realServerOrder", Text, "address"),
     field("kubeIPVS.rules", Text, "iptables"),
     field("kubeIPVS.serviceCIDRs", List, ""),
+    field("kubeIPVS.serviceDefaults", Entries, ""),
     field("kubeIPVS.serviceProxyName", Text, ""),
     field("logging.flushFrequency", Any, "").flag_overrides("log-flush-frequency").effect(BUFFERS),
     field("logging.format", Text, "text").flag_overrides("logging-format"),

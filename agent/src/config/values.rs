@@ -188,6 +188,9 @@ fn from_json(field_type: FieldType, value: &Value) -> anyhow::Result<Value> {
         FieldType::List => {
             (value.as_array().is_some_and(|items| items.iter().all(Value::is_string)), "a list of texts")
         }
+        FieldType::Entries => {
+            (value.as_array().is_some_and(|items| items.iter().all(Value::is_object)), "a list of mappings")
+        }
         FieldType::Gates => (
             value.as_object().is_some_and(|gates| gates.values().all(Value::is_boolean)),
             "a mapping from gates to true or false",
@@ -211,7 +214,7 @@ fn from_text(field_type: FieldType, text: &str) -> anyhow::Result<Value> {
         FieldType::Float => float(text.parse().map_err(|_| not("a number"))?),
         FieldType::Text => text.into(),
         FieldType::Duration => duration(text)?,
-        FieldType::List | FieldType::Any if text.is_empty() => Value::Null,
+        FieldType::List | FieldType::Entries | FieldType::Any if text.is_empty() => Value::Null,
         FieldType::List => items().collect(),
         FieldType::Gates => {
             let gate = |item: &str| {
@@ -221,6 +224,8 @@ fn from_text(field_type: FieldType, text: &str) -> anyhow::Result<Value> {
             };
             Value::Object(items().map(gate).collect::<anyhow::Result<_>>()?)
         }
+        // No flag has this type.
+        FieldType::Entries => return Err(not("a list of mappings")),
         FieldType::Any => text.into(),
     })
 }
@@ -243,7 +248,7 @@ fn bool_from_text(text: &str) -> anyhow::Result<bool> {
 }
 
 /// A value, cut to a length that fits into an error.
-fn quoted(value: &Value) -> String {
+pub(super) fn quoted(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= QUOTED {
         return text;

@@ -40,6 +40,8 @@ pub enum Reason {
     AddressConflict,
     /// An annotation of a Service has no effect.
     AnnotationIgnored,
+    /// The kernel lacks a scheduler that `kubeIPVS.serviceDefaults` choose.
+    SchedulerMissing,
     /// An external IP is not served.
     ExternalIPRefused,
     /// An address of the node is an address of a Service.

@@ -6,6 +6,8 @@ mod answer_tests;
 mod audit;
 #[cfg(test)]
 mod cut_off_tests;
+#[cfg(test)]
+mod default_tests;
 mod drift;
 pub mod endpoint_checks;
 mod later;

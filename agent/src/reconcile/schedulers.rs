@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Schedulers that the kernel does not have: Services that choose one by annotation are served with the configured one.
+//! Schedulers that the kernel does not have: Services for which an annotation or a default chooses one are served with that of
+//! `ipvs.scheduler`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -38,6 +38,9 @@ pub const SYSCTL: &str = "/proc/sys/net/ipv4/vs/conntrack";
 /// The drain deadline of tests.
 pub const DEADLINE: Duration = Duration::from_secs(600);
 
+/// Labels that tests select by: the same in all tests, because a process learns them once.
+pub const LABEL_KEYS: [&str; 2] = ["app.example/team", "tier"];
+
 /// Settings that together with the scenarios need every kind of op.
 pub fn settings() -> Settings {
     Settings {

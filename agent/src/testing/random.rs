@@ -102,7 +102,8 @@ fn any_service() -> impl Strategy<Value = Service> {
                 internal_local,
                 affinity,
                 health_check_node_port,
-                options: options.kept(),
+                own_options: options.kept(),
+                labels: None,
                 ports,
             }
         },

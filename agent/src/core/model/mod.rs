@@ -11,6 +11,7 @@ pub mod options;
 mod per_family;
 mod probe_spec;
 pub mod real_servers;
+pub mod service_defaults;
 pub mod sets;
 pub mod settings;
 pub mod trigger;
@@ -167,8 +168,10 @@ pub struct Service {
     pub affinity: Option<u32>,
     /// `spec.healthCheckNodePort` of a load balancer with `externalTrafficPolicy: Local`, 0 for none.
     pub health_check_node_port: u16,
-    /// What annotations choose.
-    pub options: Option<Arc<options::ServiceOptions>>,
+    /// What its annotations choose. Together with the defaults: [`crate::core::service::chosen::options`].
+    pub own_options: Option<Arc<options::ServiceOptions>>,
+    /// The labels that selectors of `kubeIPVS.serviceDefaults` name; `None` if it has none of them.
+    pub labels: Option<Arc<service_defaults::Labels>>,
     pub ports: Vec<ServicePort>,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Settings of a single Service, which its annotations choose instead of the configuration.
+//! Settings of a single Service, which its annotations or `kubeIPVS.serviceDefaults` choose.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +88,20 @@ pub struct ServiceOptions {
 }
 
 impl ServiceOptions {
+    /// These options, and those of `defaults` where nothing is chosen.
+    pub fn or(&self, defaults: &Self) -> Self {
+        Self {
+            scheduler: self.scheduler.as_ref().or(defaults.scheduler.as_ref()).cloned(),
+            drain_deadline: self.drain_deadline.or(defaults.drain_deadline),
+            hairpin: self.hairpin.or(defaults.hairpin),
+            slow_start: self.slow_start.or(defaults.slow_start),
+            max_connections: self.max_connections.or(defaults.max_connections),
+            direct_return: self.direct_return.or(defaults.direct_return),
+            probe: self.probe.or(defaults.probe),
+            wrong: self.wrong.clone(),
+        }
+    }
+
     /// The options to keep: none if nothing is chosen.
     pub fn kept(self) -> Option<Arc<Self>> {
         (self != Self::default()).then(|| Arc::new(self))

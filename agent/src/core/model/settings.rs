@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::service_defaults::ServiceDefault;
 use super::{Family, PerFamily};
 
 /// Must be 1 for endpoints that answer IPv4 clients directly, from the VIP: the node would drop packets with a source that is
@@ -137,6 +138,8 @@ pub struct Settings {
     /// Another service proxy serves the other Services of this node (`serviceProxyName`): rules of other kube-proxy
     /// modes are in use.
     pub shares_node: bool,
+    /// `kubeIPVS.serviceDefaults`: of several that select a Service, the first one that has a setting counts.
+    pub service_defaults: Arc<[ServiceDefault]>,
 }
 
 impl Settings {
@@ -168,6 +171,7 @@ impl Default for Settings {
             binds_routed: false,
             order_seed: None,
             shares_node: false,
+            service_defaults: Arc::default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The settings of one Service: what its annotations choose, and else the configuration.
+//! The settings of one Service: what its annotations choose, else `kubeIPVS.serviceDefaults`, and else the rest of the
+//! configuration.
 
 use std::sync::Arc;
 
@@ -12,15 +13,41 @@ use crate::core::model::real_servers::{RsState, WantedServers};
 use crate::core::model::settings::Settings;
 use crate::core::model::{Family, PERSISTENT, RsKey, Service, VsKey, VsSpec};
 
-/// The scheduler that the annotations choose, if the kernel has it.
-fn scheduler<'a>(service: &'a Service, node: &NodeFacts) -> Option<&'a Scheduler> {
-    let scheduler = service.options.as_ref()?.scheduler.as_ref()?;
+/// What annotations and defaults choose together. Services of one default share its options.
+pub fn options(service: &Service, settings: &Settings) -> Option<Arc<ServiceOptions>> {
+    layers(service, settings).fold(None, |chosen, (_, layer)| {
+        let Some(chosen) = chosen else { return Some(layer.clone()) };
+        let both = chosen.or(layer);
+        Some(if both == *chosen { chosen } else { Arc::new(both) })
+    })
+}
+
+/// What chooses settings of the Service, the first one first: its annotations (`None`), and the entries of
+/// `kubeIPVS.serviceDefaults` that select it, with their index.
+pub fn layers<'a>(
+    service: &'a Service,
+    settings: &'a Settings,
+) -> impl Iterator<Item = (Option<usize>, &'a Arc<ServiceOptions>)> {
+    let own = service.own_options.iter().map(|options| (None, options));
+    let defaults = settings.service_defaults.iter().enumerate();
+    let selecting = defaults.filter(|(_, default)| default.selects(service));
+    own.chain(selecting.map(|(index, default)| (Some(index), &default.options)))
+}
+
+/// The scheduler that is chosen, if the kernel has it.
+fn scheduler<'a>(options: Option<&'a ServiceOptions>, node: &NodeFacts) -> Option<&'a Scheduler> {
+    let scheduler = options?.scheduler.as_ref()?;
     (!node.missing_schedulers.contains(&scheduler.name)).then_some(scheduler)
 }
 
-/// Scheduler, flags and persistence of all virtual servers of a Service.
-pub fn spec(service: &Service, node: &NodeFacts, settings: &Settings) -> VsSpec {
-    let (scheduler, flags) = match scheduler(service, node) {
+/// Scheduler, flags and persistence of all virtual servers of a Service with these [`options`].
+pub fn spec(
+    service: &Service,
+    options: Option<&ServiceOptions>,
+    node: &NodeFacts,
+    settings: &Settings,
+) -> VsSpec {
+    let (scheduler, flags) = match scheduler(options, node) {
         // The same text as of the other virtual servers, if it is the same scheduler.
         Some(chosen) if chosen.name == settings.scheduler => (settings.scheduler.clone(), chosen.flags),
         Some(chosen) => (chosen.name.clone(), chosen.flags),
@@ -32,42 +59,39 @@ pub fn spec(service: &Service, node: &NodeFacts, settings: &Settings) -> VsSpec 
 
 /// The spec for these real servers: a configured scheduler that ignores weights gives way to one that heeds them, if they
 /// differ.
+///
+/// # Errors
+/// The kernel lacks that scheduler.
 pub fn weighted_spec(
     spec: &VsSpec,
     real_servers: &WantedServers,
-    service: &Service,
+    options: Option<&ServiceOptions>,
     node: &NodeFacts,
 ) -> Result<VsSpec, Notice> {
-    let is_chosen = service.options.as_ref().is_some_and(|options| options.scheduler.is_some());
+    let is_chosen = options.is_some_and(|options| options.scheduler.is_some());
+    let grows = options.is_some_and(|options| options.slow_start.is_some());
     let weighted =
-        options::weighted(&spec.scheduler).filter(|_| !is_chosen && heeds_weights(service, real_servers));
+        options::weighted(&spec.scheduler).filter(|_| !is_chosen && have_weights(real_servers, grows));
     match weighted {
-        Some(name) if node.missing_schedulers.contains(name) => Err(Notice::SchedulerMissing(name.into())),
+        Some(name) if node.missing_schedulers.contains(name) => {
+            Err(Notice::DefaultSchedulerMissing(name.into()))
+        }
         Some(name) => Ok(VsSpec { scheduler: name.into(), ..*spec }),
         None => Ok(spec.clone()),
     }
 }
 
 /// Whether the weights of the real servers differ, or will. Weight 0 needs no scheduler.
-fn heeds_weights(service: &Service, real_servers: &WantedServers) -> bool {
+fn have_weights(real_servers: &WantedServers, grow: bool) -> bool {
     let WantedServers::Other(_) = real_servers else { return false };
     let mut weights = real_servers.iter().map(|(_, state)| state.weight).filter(|weight| *weight > 0);
     let first = weights.next();
-    slow_start_of(service).is_some() || weights.any(|weight| Some(weight) != first)
+    grow || weights.any(|weight| Some(weight) != first)
 }
 
-fn slow_start_of(service: &Service) -> Option<std::time::Duration> {
-    service.options.as_ref()?.slow_start
-}
-
-/// Whether the traffic of a pod of the Service to itself is masqueraded.
-pub fn is_hairpin(service: &Service) -> bool {
-    service.options.as_ref().and_then(|options| options.hairpin).unwrap_or(true)
-}
-
-/// The selected endpoints with the limits and the scale of weights that annotations choose.
-pub fn selection(service: &Service, selected: Selection) -> Selection {
-    let Some(options) = service.options.as_deref() else { return selected };
+/// The selected endpoints with the limits and the scale of weights of these options.
+pub fn selection(options: Option<&ServiceOptions>, selected: Selection) -> Selection {
+    let Some(options) = options else { return selected };
     if options.max_connections.is_none() && options.slow_start.is_none() {
         return selected;
     }
@@ -80,36 +104,35 @@ pub fn selection(service: &Service, selected: Selection) -> Selection {
     Selection { cluster: selected.cluster.map(state), local: selected.local.map(state) }
 }
 
-/// The real servers of an external or load-balancer IP: those that annotations let answer the client directly. `are_local`:
-/// they run on this node.
+/// The real servers of an external or load-balancer IP, if the options let them answer clients directly. `local`: the
+/// external policy is Local (first), and they run on this node (second).
 ///
 /// # Errors
 /// Why they cannot, and the client is answered through this node.
 pub fn direct_return(
-    service: &Service,
+    options: Option<&ServiceOptions>,
     key: VsKey,
     real_servers: &WantedServers,
-    are_local: bool,
+    (is_policy_local, are_local): (bool, bool),
     node: &NodeFacts,
 ) -> Result<Option<WantedServers>, Notice> {
-    let Some(how) = service.options.as_ref().and_then(|options| options.direct_return) else {
-        return Ok(None);
-    };
+    let Some(how) = options.and_then(|options| options.direct_return) else { return Ok(None) };
     if let Some(other) = real_servers.keys().iter().find(|rs| rs.port != key.port) {
         return Err(ignored(format!(
             "the endpoint {other} has another port than {key}, and its packets keep their port: set targetPort to {}",
             key.port
         )));
     }
-    if how == DirectReturn::Route && !service.external_local {
+    if how == DirectReturn::Route && !is_policy_local {
         let why = "packets reach endpoints of other nodes only in a tunnel: set externalTrafficPolicy: Local, or tunnel";
         return Err(ignored(why.to_owned()));
     }
     if key.family() == Family::V4 && !node.accepts_local_sources {
-        return Err(ignored(format!(
-            "this node would drop the answers of its pods, because the sysctl net.ipv4.conf.all.accept_local is 0: set it to 1 on \
-             all nodes"
-        )));
+        return Err(ignored(
+            "this node would drop the answers of its pods, because the sysctl net.ipv4.conf.all.accept_local is 0: set \
+             it to 1 on all nodes"
+                .to_owned(),
+        ));
     }
     // Those of other nodes stand in while this node has none.
     let is_possible = how == DirectReturn::Tunnel || are_local;
@@ -117,15 +140,82 @@ pub fn direct_return(
 }
 
 fn ignored(why: String) -> Notice {
-    Notice::AnnotationIgnored(Arc::from(format!("annotation kube-ipvs.io/direct-return: {why}")))
+    Notice::AnnotationIgnored(Arc::from(format!("kube-ipvs.io/direct-return: {why}")))
 }
 
-/// What of the annotations has no effect.
-pub fn notices(service: &Service, node: &NodeFacts) -> Vec<Notice> {
-    let Some(chosen) = service.options.as_deref() else { return Vec::new() };
-    let ServiceOptions { wrong, scheduler, .. } = chosen;
+/// Whether the traffic of a pod of the Service to itself is masqueraded.
+pub fn is_hairpin(options: Option<&ServiceOptions>) -> bool {
+    options.and_then(|options| options.hairpin).unwrap_or(true)
+}
+
+/// What of the options has no effect.
+pub fn notices(service: &Service, options: Option<&ServiceOptions>, node: &NodeFacts) -> Vec<Notice> {
+    let Some(ServiceOptions { wrong, scheduler, .. }) = options else { return Vec::new() };
     let mut notices: Vec<Notice> = wrong.iter().cloned().map(Notice::AnnotationIgnored).collect();
     let missing = scheduler.iter().filter(|scheduler| node.missing_schedulers.contains(&scheduler.name));
-    notices.extend(missing.map(|scheduler| Notice::SchedulerMissing(scheduler.name.clone())));
+    let is_own = service.own_options.as_ref().is_some_and(|own| own.scheduler.is_some());
+    let notice = if is_own { Notice::SchedulerMissing } else { Notice::DefaultSchedulerMissing };
+    notices.extend(missing.map(|scheduler| notice(scheduler.name.clone())));
     notices
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::core::model::service_defaults::{Namespaces, ServiceDefault};
+
+    fn default(options: ServiceOptions) -> ServiceDefault {
+        ServiceDefault { namespaces: Namespaces::All, requirements: Vec::new(), options: Arc::new(options) }
+    }
+
+    fn with_scheduler(name: &str, flags: u32) -> ServiceOptions {
+        ServiceOptions {
+            scheduler: Some(Scheduler { name: name.into(), flags }),
+            ..ServiceOptions::default()
+        }
+    }
+
+    fn settings(defaults: Vec<ServiceDefault>) -> Settings {
+        Settings { service_defaults: defaults.into(), ..Settings::default() }
+    }
+
+    fn annotated(options: ServiceOptions) -> Service {
+        Service { own_options: options.kept(), ..Service::default() }
+    }
+
+    #[test]
+    fn the_first_one_that_has_a_setting_counts() {
+        let deadline = |secs| Some(Duration::from_secs(secs));
+        let settings = settings(vec![
+            default(ServiceOptions { hairpin: Some(false), ..ServiceOptions::default() }),
+            default(ServiceOptions { drain_deadline: deadline(1), ..with_scheduler("mh", 0x18) }),
+            default(ServiceOptions {
+                drain_deadline: deadline(2),
+                hairpin: Some(true),
+                ..with_scheduler("lc", 0)
+            }),
+        ]);
+        let merged = options(&Service::default(), &settings).unwrap();
+        assert_eq!((merged.hairpin, merged.drain_deadline), (Some(false), deadline(1)));
+        assert_eq!(merged.scheduler, with_scheduler("mh", 0x18).scheduler);
+        let own = ServiceOptions {
+            hairpin: Some(true),
+            wrong: vec!["a sentence".into()],
+            ..with_scheduler("mh", 0x10)
+        };
+        let merged = options(&annotated(own.clone()), &settings).unwrap();
+        assert_eq!(*merged, ServiceOptions { drain_deadline: deadline(1), ..own });
+    }
+
+    #[test]
+    fn services_share_the_options_of_their_default() {
+        let settings = settings(vec![default(with_scheduler("mh", 0x10)), default(with_scheduler("lc", 0))]);
+        let merged = options(&Service::default(), &settings).unwrap();
+        assert!(Arc::ptr_eq(&merged, &settings.service_defaults[0].options));
+        let own = annotated(with_scheduler("sh", 0));
+        assert!(Arc::ptr_eq(&options(&own, &settings).unwrap(), own.own_options.as_ref().unwrap()));
+        assert_eq!(options(&Service::default(), &Settings::default()), None);
+    }
 }

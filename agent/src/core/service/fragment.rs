@@ -32,7 +32,7 @@ pub struct VirtualServer {
     pub service: ObjectName,
     /// Name of the Service port, empty when unnamed.
     pub port_name: Arc<str>,
-    /// What annotations of the Service choose.
+    /// What annotations of the Service and `kubeIPVS.serviceDefaults` choose.
     pub options: Option<Arc<ServiceOptions>>,
 }
 
@@ -59,8 +59,10 @@ pub enum Notice {
     ApiServerPort(VsKey),
     /// An annotation has no effect, and why.
     AnnotationIgnored(Arc<str>),
-    /// The kernel lacks the scheduler that an annotation chooses: the configured one is used.
+    /// The kernel lacks the scheduler that an annotation chooses: that of `ipvs.scheduler` is used.
     SchedulerMissing(Arc<str>),
+    /// As [`Notice::SchedulerMissing`], for a scheduler that `kubeIPVS.serviceDefaults` choose.
+    DefaultSchedulerMissing(Arc<str>),
 }
 
 /// The answer at a Service's health-check node port.
@@ -107,9 +109,10 @@ pub fn build_fragment<'a>(
     settings: &Settings,
 ) -> Fragment {
     let draft = Fragment { priority: service.priority, ..Fragment::default() };
-    let (udp, notices) = (Vec::new(), chosen::notices(service, node));
-    let spec = chosen::spec(service, node, settings);
-    let mut builder = Builder { service, of_endpoints, node, settings, spec, draft, udp, notices };
+    let options = chosen::options(service, settings);
+    let (udp, notices) = (Vec::new(), chosen::notices(service, options.as_deref(), node));
+    let spec = chosen::spec(service, options.as_deref(), node, settings);
+    let mut builder = Builder { service, options, of_endpoints, node, settings, spec, draft, udp, notices };
     for &family in &settings.families {
         // Without a ClusterIP of the family the Service gets nothing in it, not even its external IPs.
         let Some(cluster_ip) = service.cluster_ips[family] else { continue };
@@ -130,6 +133,7 @@ pub fn build_fragment<'a>(
 
 struct Builder<'a> {
     service: &'a Service,
+    options: Option<Arc<ServiceOptions>>,
     of_endpoints: &'a [IpAddr],
     node: &'a NodeFacts,
     settings: &'a Settings,
@@ -197,7 +201,8 @@ impl Builder<'_> {
             || service.external_ips(family).next().is_some();
         let cluster = !service.internal_local || outside;
         let local = service.internal_local || (service.external_local && outside);
-        let selection = chosen::selection(service, endpoints::select(all, cluster, local, self.node));
+        let selection =
+            chosen::selection(self.options.as_deref(), endpoints::select(all, cluster, local, self.node));
         if local && selection.local.is_empty() && all.iter().any(PortEndpoint::is_usable) {
             let no_local = &mut self.draft.no_local[family];
             no_local[0] |= service.internal_local;
@@ -208,7 +213,7 @@ impl Builder<'_> {
 
     /// Adds every local endpoint, whatever its state: traffic of a pod to itself through a VIP must be masqueraded.
     fn add_loop_back(&mut self, port: &ServicePort, family: Family, all: &[PortEndpoint<'_>]) {
-        if !chosen::is_hairpin(self.service) {
+        if !chosen::is_hairpin(self.options.as_deref()) {
             return;
         }
         let set = SetId { kind: SetKind::LoopBack, family };
@@ -246,8 +251,9 @@ impl Builder<'_> {
         let local = if kind == VipKind::ClusterIp { self.service.internal_local } else { external_local };
         let mut real_servers = selection.of(local);
         if kind != VipKind::ClusterIp {
-            let are_local = local && !selection.local.is_empty();
-            match chosen::direct_return(self.service, key, &real_servers, are_local, self.node) {
+            let local = (local, local && !selection.local.is_empty());
+            let options = self.options.as_deref();
+            match chosen::direct_return(options, key, &real_servers, local, self.node) {
                 Ok(direct) => real_servers = direct.unwrap_or(real_servers),
                 Err(notice) => self.notices.push(notice),
             }
@@ -339,7 +345,7 @@ impl Builder<'_> {
         closed_to_node: bool,
     ) {
         entries.shrink_to_fit();
-        let spec = chosen::weighted_spec(&self.spec, &real_servers, self.service, self.node);
+        let spec = chosen::weighted_spec(&self.spec, &real_servers, self.options.as_deref(), self.node);
         let spec = spec.unwrap_or_else(|notice| {
             self.notices.push(notice);
             self.spec.clone()
@@ -353,7 +359,7 @@ impl Builder<'_> {
             created: self.service.created,
             service: self.service.name.clone(),
             port_name: port.name.clone(),
-            options: self.service.options.clone(),
+            options: self.options.clone(),
         }));
     }
 

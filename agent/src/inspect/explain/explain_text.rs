@@ -60,6 +60,7 @@ impl Frontend {
         if !self.chosen.is_empty() {
             facts.push(format!("by annotation: {}", self.chosen.join(", ")));
         }
+        facts.extend(self.defaults.iter().cloned());
         text.push_str(&layout.wrap("  ", &facts.join("; ")));
         if !self.losers.is_empty() && self.claimant == self.service {
             let line = format!("also claimed by {}: younger, and not served here", self.losers.join(", "));

@@ -18,8 +18,10 @@ use self::{address_report::AddressReport, endpoint_report::EndpointReport, path:
 use super::filter::QueryTarget;
 use crate::core::loop_state::LoopState;
 use crate::core::model::options::ServiceOptions;
-use crate::core::model::{Family, VsKey};
+use crate::core::model::settings::Settings;
+use crate::core::model::{Family, Service, VsKey};
 use crate::core::plan::subject::Subject;
+use crate::core::service::chosen as options;
 use crate::core::service::endpoints::{self, Role};
 use crate::core::service::fragment::{Notice, VirtualServer, build_fragment};
 use crate::store::Dirty;
@@ -81,6 +83,8 @@ pub struct Frontend {
     pub affinity: Option<u32>,
     /// What annotations of the Service choose, a phrase each.
     pub chosen: Vec<String>,
+    /// What the configuration chooses for the Service, a phrase each with the entry of `kubeIPVS.serviceDefaults`.
+    pub defaults: Vec<String>,
     pub endpoints: Vec<EndpointReport>,
     pub more_endpoints: usize,
     pub paths: Vec<PathReport>,
@@ -140,6 +144,7 @@ fn of_service(
         let mut frontend = frontend(state, server.key, Some(server), request, &all);
         frontend.kind = Some(kind.to_owned());
         frontend.claimant = Some(server.owner());
+        (frontend.chosen, frontend.defaults) = origins(service, state.settings);
         if frontend.service != frontend.claimant {
             // What the kernel has here belongs to the winner.
             frontends.push(frontend);
@@ -209,7 +214,6 @@ fn frontend(
         local_address: AddressReport::build(state, key.addr),
         scheduler: observed.map(|server| server.spec.scheduler.to_string()),
         affinity: server.filter(|server| server.spec.timeout > 0).map(|server| server.spec.timeout),
-        chosen: server.and_then(|server| server.options.as_deref()).map(chosen).unwrap_or_default(),
         paths: path::paths(state, key, request.from.as_deref(), all),
         problems,
         checks: checks(state, key),
@@ -232,7 +236,25 @@ fn concerns(subject: &Subject, key: VsKey) -> bool {
     }
 }
 
-/// What annotations choose.
+/// What annotations choose, and what the entries of `kubeIPVS.serviceDefaults`.
+fn origins(service: &Service, settings: &Settings) -> (Vec<String>, Vec<String>) {
+    let (mut annotated, mut defaults) = (Vec::new(), Vec::new());
+    let mut merged = ServiceOptions::default();
+    for (entry, layer) in options::layers(service, settings) {
+        let before = chosen(&merged);
+        merged = merged.or(layer);
+        let new = chosen(&merged).into_iter().filter(|phrase| !before.contains(phrase));
+        match entry {
+            None => annotated.extend(new),
+            Some(index) => {
+                defaults.extend(new.map(|phrase| format!("{phrase} by kubeIPVS.serviceDefaults[{index}]")));
+            }
+        }
+    }
+    (annotated, defaults)
+}
+
+/// What options choose.
 fn chosen(options: &ServiceOptions) -> Vec<String> {
     let scheduler = options.scheduler.as_ref().map(|scheduler| {
         let flags =
@@ -257,8 +279,8 @@ fn chosen(options: &ServiceOptions) -> Vec<String> {
 fn about(notice: &Notice, addr: IpAddr) -> Option<String> {
     match notice {
         Notice::AnnotationIgnored(why) => Some(why.to_string()),
-        Notice::SchedulerMissing(scheduler) => {
-            Some(format!("the kernel has no scheduler {scheduler}: the configured one is used"))
+        Notice::SchedulerMissing(scheduler) | Notice::DefaultSchedulerMissing(scheduler) => {
+            Some(format!("the kernel has no scheduler {scheduler}: that of ipvs.scheduler is used"))
         }
         Notice::ApiServerPort(key) if key.addr == addr => {
             Some(format!("{key} is the address of the API server for this node: it gets no virtual server"))

@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::annotations::beginning;
 use super::tape::Tape;
+use crate::config::annotations::beginning;
 use crate::core::model::address;
 
 /// A weight for all endpoints of the slice, or a list `ADDRESS=WEIGHT,…` for some.

@@ -8,6 +8,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::core::model::map::Set;
+use crate::core::model::service_defaults::Labels;
 use crate::core::model::{Hints, ObjectName, Place};
 
 /// Calls between two drops, at least.
@@ -44,6 +45,7 @@ impl<T: ?Sized + Eq + Hash> Pool<T> {
 
 thread_local! {
     static TEXTS: RefCell<Pool<str>> = RefCell::new(Pool::new());
+    static LABELS: RefCell<Pool<Labels>> = RefCell::new(Pool::new());
     static PLACES: RefCell<Pool<Place>> = RefCell::new(Pool::new());
 }
 
@@ -54,6 +56,11 @@ pub fn text(text: &str) -> Arc<str> {
 /// The name of an object, with a shared namespace.
 pub fn name(namespace: &str, name: &str) -> ObjectName {
     ObjectName { namespace: text(namespace), name: name.into() }
+}
+
+/// Selected labels; `None` if there are none.
+pub fn labels(labels: Labels) -> Option<Arc<Labels>> {
+    (labels != Labels::default()).then(|| LABELS.with_borrow_mut(|all| all.share(labels)))
 }
 
 /// The node of an endpoint and its hints; `None` if both are absent.

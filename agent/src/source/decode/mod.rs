@@ -2,10 +2,10 @@
 //! Decodes the JSON of a Kubernetes object to the compact model: types with only the used fields, and checks that name
 //! what is wrong.
 
-mod annotations;
 mod endpoint_weights;
 mod intern;
 mod node;
+pub mod selected_labels;
 mod service;
 mod slice;
 mod tape;
@@ -18,6 +18,7 @@ use std::fmt::Display;
 use jiff::Timestamp;
 use serde::Deserializer;
 
+use crate::config::annotations;
 use crate::core::model::{ObjectName, Protocol};
 use crate::store::{Decoded, Kind, Object};
 use tape::{Tape, UsedField, plain};
@@ -46,9 +47,21 @@ const METADATA: UsedField = UsedField(
                 plain(node::ZONE_LABEL),
             ],
         ),
-        UsedField("annotations", annotations::ANNOTATIONS),
+        UsedField("annotations", &ANNOTATIONS),
     ],
 );
+
+/// Those of EndpointSlices come last.
+const ANNOTATIONS: [UsedField; annotations::NAMES.len() + 2] = {
+    let mut all = [plain(slice::TRIGGER_ANNOTATION); annotations::NAMES.len() + 2];
+    all[annotations::NAMES.len()] = plain(endpoint_weights::WEIGHT);
+    let mut i = 0;
+    while i < annotations::NAMES.len() {
+        all[i] = plain(annotations::NAMES[i]);
+        i += 1;
+    }
+    all
+};
 
 used_fields! {
     /// A port of a Service or of an EndpointSlice.
@@ -74,7 +87,7 @@ impl<'de> RawObject<'de> {
     /// It is not in the format of the deserializer.
     pub fn read<D: Deserializer<'de>>(kind: Kind, deserializer: D) -> Result<Self, D::Error> {
         let fields = match kind {
-            Kind::Service => service::RawService::FIELDS,
+            Kind::Service => selected_labels::service_fields(),
             Kind::EndpointSlice => slice::RawSlice::FIELDS,
             Kind::Node => node::RawNode::FIELDS,
         };

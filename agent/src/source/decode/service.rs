@@ -3,14 +3,16 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::tape::Tape;
 use super::used_fields::used_fields;
-use super::{METADATA, RawPort, annotations, intern, label, port_or_zero, protocol, time};
+use super::{METADATA, RawPort, annotations, intern, label, port_or_zero, protocol, selected_labels, time};
 use crate::core::model::address;
+use crate::core::model::options::ServiceOptions;
 use crate::core::model::{Family, ObjectName, PerFamily, Service, ServicePort};
 use crate::store::{Kind, Object};
 
@@ -88,10 +90,16 @@ pub(super) fn decode(name: ObjectName, tape: &Tape<'_>, ignored: &mut Vec<String
         internal_local: spec.internal_traffic_policy == Some("Local"),
         affinity: affinity(&spec),
         health_check_node_port: health_check_node_port(&spec, external_local)?,
-        options: annotations::decode(tape),
+        own_options: own_options(tape),
+        labels: selected_labels::of_object(tape),
         ports,
         name,
     }))
+}
+
+fn own_options(tape: &Tape<'_>) -> Option<Arc<ServiceOptions>> {
+    let all = tape.at(&["metadata", "annotations"])?;
+    annotations::of_annotations(|name| all.get(name)?.text())
 }
 
 /// Whether every pod needs the Service first: the API server's, and that of DNS by the label and the names that all

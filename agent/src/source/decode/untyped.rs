@@ -5,7 +5,7 @@ use serde::de::{DeserializeSeed, MapAccess};
 
 use super::tape::{Tape, UsedField, plain};
 use super::used_fields::UsedFields;
-use super::{METADATA, RawObject, node, service, slice};
+use super::{METADATA, RawObject, node, selected_labels, service, slice};
 use crate::store::Kind;
 
 const ITEMS: &str = "items";
@@ -25,7 +25,7 @@ const FIELDS: &[&[UsedField]] = &[
     slice::RawSlice::FIELDS,
 ];
 
-static ALL_FIELDS: [UsedField; count(FIELDS)] = joined(FIELDS);
+pub(super) static ALL_FIELDS: [UsedField; count(FIELDS)] = joined(FIELDS);
 
 const fn count(lists: &[&[UsedField]]) -> usize {
     let (mut count, mut i) = (0, 0);
@@ -64,7 +64,7 @@ impl<'de> UntypedObject<'de> {
         map: A,
         items: S,
     ) -> Result<(Self, Option<S::Value>), A::Error> {
-        let (tape, items) = Tape::read_map(map, &ALL_FIELDS, ITEMS, items)?;
+        let (tape, items) = Tape::read_map(map, selected_labels::untyped_fields(), ITEMS, items)?;
         Ok((Self(tape), items))
     }
 

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Annotations that choose settings of a single Service: `kube-ipvs.io/NAME`, and the names of kube-router.
+//! Annotations that choose settings of a single Service: `kube-ipvs.io/NAME`, and the names of kube-router. In
+//! `kubeIPVS.serviceDefaults` the same settings have their names without the prefix, in camelCase.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::tape::{Tape, TapeItem, UsedField, plain};
-use crate::config::duration::GoDuration;
+use super::duration::GoDuration;
 use crate::core::model::options::{
     DirectReturn, FLAGGED, SCHED_FALLBACK, SCHED_PORT, SCHEDULERS, Scheduler, ServiceOptions, usual_flags,
 };
 use crate::core::model::real_servers::ConnectionLimits;
 
+const PREFIX: &str = "kube-ipvs.io/";
 const SCHEDULER: &str = "kube-ipvs.io/scheduler";
 const SCHEDULER_FLAGS: &str = "kube-ipvs.io/scheduler-flags";
 const DRAIN_DEADLINE: &str = "kube-ipvs.io/drain-deadline";
@@ -33,62 +34,96 @@ const MOST_CONNECTIONS: u32 = i32::MAX as u32;
 /// Characters of a wrong value that are shown.
 const SHOWN: usize = 40;
 
-/// The annotations of objects that are used.
-pub(super) const ANNOTATIONS: &[UsedField] = &[
-    plain(super::slice::TRIGGER_ANNOTATION),
-    plain(super::endpoint_weights::WEIGHT),
-    plain(SCHEDULER),
-    plain(SCHEDULER_FLAGS),
-    plain(DRAIN_DEADLINE),
-    plain(HAIRPIN),
-    plain(SLOW_START),
-    plain(MAX_CONNECTIONS),
-    plain(DIRECT_RETURN),
-    plain(PROBE),
-    plain(ROUTER_SCHEDULER),
-    plain(ROUTER_FLAGS),
-    plain(ROUTER_HAIRPIN),
-    plain(ROUTER_DIRECT_RETURN),
+/// The annotations of Services that are used.
+pub const NAMES: &[&str] = &[
+    SCHEDULER,
+    SCHEDULER_FLAGS,
+    DRAIN_DEADLINE,
+    HAIRPIN,
+    SLOW_START,
+    MAX_CONNECTIONS,
+    DIRECT_RETURN,
+    PROBE,
+    ROUTER_SCHEDULER,
+    ROUTER_FLAGS,
+    ROUTER_HAIRPIN,
+    ROUTER_DIRECT_RETURN,
 ];
 
-/// The options of a Service. A wrong value is ignored, and the configuration holds.
-pub(super) fn decode(tape: &Tape<'_>) -> Option<Arc<ServiceOptions>> {
-    let annotations = Annotations(tape.at(&["metadata", "annotations"])?);
+/// The options that annotations choose; `text` finds the value of an annotation. A wrong value has no effect.
+pub fn of_annotations<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Option<Arc<ServiceOptions>> {
+    let annotations = Annotations { text: &text, shown: &str::to_owned };
     let mut wrong = Vec::new();
-    let drain_deadline = annotations.read(DRAIN_DEADLINE, deadline, &mut wrong);
-    let hairpin = annotations.either(HAIRPIN, is_true, (ROUTER_HAIRPIN, |_| Ok(true)), &mut wrong);
-    let slow_start = annotations.read(SLOW_START, slow_start, &mut wrong);
-    let max_connections = annotations.read(MAX_CONNECTIONS, max_connections, &mut wrong);
-    let direct_return =
-        annotations.either(DIRECT_RETURN, direct_return, (ROUTER_DIRECT_RETURN, direct_return), &mut wrong);
-    let probe = annotations.read(PROBE, str::parse, &mut wrong);
-    let scheduler = annotations.scheduler(&mut wrong);
-    let wrong = wrong.into_iter().map(Arc::from).collect();
-    ServiceOptions {
-        scheduler,
-        drain_deadline,
-        hairpin,
-        slow_start,
-        max_connections,
-        direct_return,
-        probe,
-        wrong,
-    }
-    .kept()
+    let options = annotations.options(&mut wrong);
+    let sentence = |(name, why): (String, String)| format!("annotation {name}: {why}").into();
+    ServiceOptions { wrong: wrong.into_iter().map(sentence).collect(), ..options }.kept()
 }
+
+/// The options of an entry of `kubeIPVS.serviceDefaults`; `text` finds the value of a setting.
+///
+/// # Errors
+/// The setting that is wrong, and why.
+pub fn of_settings<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Result<ServiceOptions, (String, String)> {
+    let text = |name: &str| text(&setting_name(name)?);
+    let shown = |name: &str| setting_name(name).unwrap_or_default();
+    let mut wrong = Vec::new();
+    let options = Annotations { text: &text, shown: &shown }.options(&mut wrong);
+    wrong.into_iter().next().map_or(Ok(options), Err)
+}
+
+/// The name of each setting, e.g. `drainDeadline`.
+pub fn setting_names() -> impl Iterator<Item = String> {
+    NAMES.iter().filter_map(|name| setting_name(name))
+}
+
+/// The name of the setting that an annotation of ours chooses.
+fn setting_name(annotation: &str) -> Option<String> {
+    let mut words = annotation.strip_prefix(PREFIX)?.split('-');
+    let first = words.next()?.to_owned();
+    Some(words.fold(first, |name, word| {
+        let (initial, rest) = word.split_at(1);
+        name + &initial.to_ascii_uppercase() + rest
+    }))
+}
+
+/// Names of settings, and why each is wrong.
+type WrongSettings = Vec<(String, String)>;
 
 /// Reads a value, or says what it must be.
 type ValueReader<T> = fn(&str) -> Result<T, String>;
 
-struct Annotations<'a>(TapeItem<'a>);
+struct Annotations<'f, 'a> {
+    /// The value of the annotation of this name.
+    text: &'f dyn Fn(&str) -> Option<&'a str>,
+    /// The name under which errors show the annotation.
+    shown: &'f dyn Fn(&str) -> String,
+}
 
-impl Annotations<'_> {
-    fn read<T>(&self, name: &str, reader: ValueReader<T>, wrong: &mut Vec<String>) -> Option<T> {
-        let text = self.0.get(name)?.text()?;
+impl Annotations<'_, '_> {
+    fn options(&self, wrong: &mut WrongSettings) -> ServiceOptions {
+        ServiceOptions {
+            drain_deadline: self.read(DRAIN_DEADLINE, deadline, wrong),
+            hairpin: self.either(HAIRPIN, is_true, (ROUTER_HAIRPIN, |_| Ok(true)), wrong),
+            slow_start: self.read(SLOW_START, slow_start, wrong),
+            max_connections: self.read(MAX_CONNECTIONS, max_connections, wrong),
+            direct_return: self.either(
+                DIRECT_RETURN,
+                direct_return,
+                (ROUTER_DIRECT_RETURN, direct_return),
+                wrong,
+            ),
+            probe: self.read(PROBE, str::parse, wrong),
+            scheduler: self.scheduler(wrong),
+            wrong: Vec::new(),
+        }
+    }
+
+    fn read<T>(&self, name: &str, reader: ValueReader<T>, wrong: &mut WrongSettings) -> Option<T> {
+        let text = (self.text)(name)?;
         match reader(text.trim()) {
             Ok(value) => Some(value),
             Err(wanted) => {
-                wrong.push(format!("annotation {name}: {:?} is not {wanted}", beginning(text)));
+                wrong.push(((self.shown)(name), format!("{:?} is not {wanted}", beginning(text))));
                 None
             }
         }
@@ -100,29 +135,31 @@ impl Annotations<'_> {
         name: &str,
         reader: ValueReader<T>,
         (other_name, other_reader): (&str, ValueReader<T>),
-        wrong: &mut Vec<String>,
+        wrong: &mut WrongSettings,
     ) -> Option<T> {
         let own = self.read(name, reader, wrong);
         let other = self.read(other_name, other_reader, wrong);
         if own.is_some() && other.is_some() && own != other {
-            wrong.push(format!("annotation {other_name}: {name} has another value, which is used"));
+            wrong.push(((self.shown)(other_name), format!("{name} has another value, which is used")));
         }
         own.or(other)
     }
 
-    fn scheduler(&self, wrong: &mut Vec<String>) -> Option<Scheduler> {
+    fn scheduler(&self, wrong: &mut WrongSettings) -> Option<Scheduler> {
         let name = self.either(SCHEDULER, scheduler_name, (ROUTER_SCHEDULER, scheduler_name), wrong);
         let flags = self.either(SCHEDULER_FLAGS, flags, (ROUTER_FLAGS, router_flags), wrong);
         let Some(name) = name else {
             if flags.is_some() {
-                wrong.push(format!("annotation {SCHEDULER_FLAGS}: it needs {SCHEDULER} beside it"));
+                let why = format!("it needs {} beside it", (self.shown)(SCHEDULER));
+                wrong.push(((self.shown)(SCHEDULER_FLAGS), why));
             }
             return None;
         };
         let flags = flags.filter(|(_, text)| {
             let fits = FLAGGED.contains(&name) && text.is_none_or(|text| text == name);
             if !fits {
-                wrong.push(format!("annotation {SCHEDULER_FLAGS}: the scheduler {name} has no such flag"));
+                let why = format!("the scheduler {name} has no such flag");
+                wrong.push(((self.shown)(SCHEDULER_FLAGS), why));
             }
             fits
         });
@@ -131,7 +168,7 @@ impl Annotations<'_> {
 }
 
 /// What is shown of a value: annotations may have 256 KiB, and the sentence is kept.
-pub(super) fn beginning(text: &str) -> String {
+pub fn beginning(text: &str) -> String {
     let shown: String = text.chars().take(SHOWN).collect();
     if shown.len() == text.len() { shown } else { shown + "…" }
 }
@@ -222,7 +259,7 @@ mod tests {
         let raw = RawObject::read(Kind::Service, &service).unwrap();
         let decoded = raw.decode(&raw.name());
         let Ok(Object::Service(service)) = decoded.object else { panic!("{decoded:?}") };
-        let mut options = service.options.as_deref().cloned().unwrap_or_default();
+        let mut options = service.own_options.as_deref().cloned().unwrap_or_default();
         let wrong = std::mem::take(&mut options.wrong);
         (options, wrong)
     }
