@@ -108,7 +108,11 @@ impl Offline {
         if !self.from_agent {
             return Ok(true);
         }
-        agent_objects::fill(&self.store).context("cannot read the objects of the running agent")
+        let is_synced =
+            agent_objects::fill(&self.store).context("cannot read the objects of the running agent")?;
+        // An agent of an earlier version does not tell.
+        self.reconciler.know_missing_schedulers(ask(&AgentRequest::MissingSchedulers).unwrap_or_default());
+        Ok(is_synced)
     }
 
     fn wait_for_lists(&self) -> anyhow::Result<()> {

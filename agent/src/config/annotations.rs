@@ -147,23 +147,39 @@ impl Annotations<'_, '_> {
 
     fn scheduler(&self, wrong: &mut WrongSettings) -> Option<Scheduler> {
         let name = self.either(SCHEDULER, scheduler_name, (ROUTER_SCHEDULER, scheduler_name), wrong);
-        let flags = self.either(SCHEDULER_FLAGS, flags, (ROUTER_FLAGS, router_flags), wrong);
+        let (of, flags) = self.flags(wrong);
         let Some(name) = name else {
-            if flags.is_some() {
-                let why = format!("it needs {} beside it", (self.shown)(SCHEDULER));
-                wrong.push(((self.shown)(SCHEDULER_FLAGS), why));
+            // A wrong scheduler has its sentence already.
+            if flags.is_some() && [SCHEDULER, ROUTER_SCHEDULER].iter().all(|name| (self.text)(name).is_none())
+            {
+                wrong.push(((self.shown)(of), format!("it needs {} beside it", (self.shown)(SCHEDULER))));
             }
             return None;
         };
-        let flags = flags.filter(|(_, text)| {
+        let flags = flags.filter(|(bits, text)| {
             let fits = FLAGGED.contains(&name) && text.is_none_or(|text| text == name);
-            if !fits {
-                let why = format!("the scheduler {name} has no such flag");
-                wrong.push(((self.shown)(SCHEDULER_FLAGS), why));
+            if !fits && *bits != 0 {
+                wrong.push(((self.shown)(of), format!("the scheduler {name} has no such flag")));
             }
             fits
         });
         Some(Scheduler { name: name.into(), flags: flags.map_or(usual_flags(name), |(flags, _)| flags) })
+    }
+
+    /// The flags of our name, else those of kube-router's name, and that name.
+    fn flags(&self, wrong: &mut WrongSettings) -> (&'static str, Option<Flags>) {
+        let own = self.read(SCHEDULER_FLAGS, flags, wrong);
+        let other = self.read(ROUTER_FLAGS, router_flags, wrong);
+        match (own, other) {
+            (None, other) => (ROUTER_FLAGS, other),
+            (Some(own), other) => {
+                if other.is_some_and(|other| other.0 != own.0) {
+                    let why = format!("{SCHEDULER_FLAGS} has another value, which is used");
+                    wrong.push(((self.shown)(ROUTER_FLAGS), why));
+                }
+                (SCHEDULER_FLAGS, Some(own))
+            }
+        }
     }
 }
 
@@ -310,6 +326,25 @@ mod tests {
             wrong[0].contains("service.scheduler: kube-ipvs.io/scheduler has another value"),
             "{wrong:?}"
         );
+    }
+
+    #[test]
+    fn sentences_name_the_annotation_that_the_service_has() {
+        let told = |annotations: serde_json::Value| read(&annotations).1;
+        let same = json!({"kube-ipvs.io/scheduler": "sh", "kube-ipvs.io/scheduler-flags": "sh-port",
+            "kube-router.io/service.schedflags": "flag-2"});
+        assert!(told(same).is_empty(), "the same flag under two names");
+        let unfit = json!({"kube-ipvs.io/scheduler": "rr", "kube-router.io/service.schedflags": "flag-1"});
+        let [only] = &told(unfit)[..] else { panic!("not one sentence") };
+        assert!(
+            only.contains("kube-router.io/service.schedflags: the scheduler rr has no such flag"),
+            "{only}"
+        );
+        let empty =
+            json!({"kube-router.io/service.scheduler": "rr", "kube-router.io/service.schedflags": ""});
+        assert!(told(empty).is_empty());
+        let both = json!({"kube-ipvs.io/scheduler": "fastest", "kube-ipvs.io/scheduler-flags": "sh-port"});
+        assert_eq!(told(both).len(), 1, "the wrong scheduler alone");
     }
 
     #[test]

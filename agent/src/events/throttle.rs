@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::request::EventRequest;
+use super::request::{About, EventRequest};
 
 /// The limits of one agent. Every node sees the same Services, so the API server gets this rate from every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Limits {
     pub queue: usize,
     /// The number of requests remembered for `quiet`; with more, new ones are dropped.
     pub remembered: usize,
+    /// The number of requests about one Service in `quiet`: with more, new ones are dropped, so that others get theirs.
+    pub each: usize,
     /// The first pause before a failed API request is retried; doubles.
     pub retry: Duration,
 }
@@ -31,6 +33,7 @@ impl Default for Limits {
             burst: 5,
             queue: 256,
             remembered: 4096,
+            each: 16,
             retry: Duration::from_secs(2),
         }
     }
@@ -43,7 +46,7 @@ pub enum Admission {
     New,
     /// It was sent less than `quiet` ago.
     Repeat,
-    /// Too many different requests are remembered.
+    /// Too many different requests are remembered, of this Service or of all.
     Full,
 }
 
@@ -52,12 +55,14 @@ pub enum Admission {
 pub struct Recent {
     limits: Limits,
     sent: HashMap<EventRequest, Duration>,
+    /// The number of remembered requests about each Service.
+    counts: HashMap<About, usize>,
     cleaned: Duration,
 }
 
 impl Recent {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, sent: HashMap::new(), cleaned: Duration::ZERO }
+        Self { limits, sent: HashMap::new(), counts: HashMap::new(), cleaned: Duration::ZERO }
     }
 
     /// Decides about a request, and remembers it if it is to be sent.
@@ -67,12 +72,23 @@ impl Recent {
         // A scan of all is expensive with many: not at every request.
         if now >= self.cleaned.saturating_add(quiet / 10) {
             self.sent.retain(|_, sent| is_recent(*sent));
+            self.counts.clear();
+            for request in self.sent.keys() {
+                *self.counts.entry(request.about.clone()).or_default() += 1;
+            }
             self.cleaned = now;
         }
         match self.sent.get(request) {
             Some(sent) if is_recent(*sent) => return Admission::Repeat,
             None if self.sent.len() >= self.limits.remembered => return Admission::Full,
-            _ => {}
+            None => {
+                let count = self.counts.entry(request.about.clone()).or_default();
+                if *count >= self.limits.each && request.about != About::Node {
+                    return Admission::Full;
+                }
+                *count += 1;
+            }
+            Some(_) => {}
         }
         self.sent.insert(request.clone(), now);
         Admission::New
@@ -104,8 +120,9 @@ impl RequestPacer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::{About, Reason};
+    use super::super::request::Reason;
     use super::*;
+    use crate::core::model::ObjectName;
 
     const fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
@@ -140,6 +157,21 @@ mod tests {
         assert_eq!(at("c", 660), Admission::New, "a is forgotten");
         assert_eq!(at("d", 661), Admission::Full);
         assert_eq!(recent.sent.len(), 2);
+    }
+
+    #[test]
+    fn a_service_that_always_has_another_problem_leaves_room_for_others() {
+        let mut recent = Recent::new(Limits::default());
+        let mut at = |name: &str, message: u32, now| {
+            let about = About::Service(ObjectName::new("d", name));
+            let message = message.to_string();
+            recent.admit(&EventRequest { about, reason: Reason::AnnotationIgnored, message }, seconds(now))
+        };
+        let admitted =
+            (0..1000).filter(|n| at("noisy", *n, 1 + u64::from(*n) / 10) == Admission::New).count();
+        assert_eq!(admitted, 16);
+        assert_eq!((at("other", 0, 101), at("noisy", 0, 101)), (Admission::New, Admission::Repeat));
+        assert_eq!(at("noisy", 2000, 700), Admission::New, "after the quiet time");
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub enum AgentRequest {
     Explain(ExplainRequest),
     /// How the agent was started: a [`Setup`].
     Setup,
+    /// Names of schedulers that the kernel does not have, as far as a Service asked for them.
+    MissingSchedulers,
     /// What the agent knows about the cluster besides Services: [`Surroundings`].
     Surroundings,
     /// A page of Services: a [`Page`].
@@ -125,6 +127,9 @@ impl Answers {
                 self.ask_loop("explain", limit, answer)
             }
             AgentRequest::Setup => to_json(&self.setup),
+            AgentRequest::MissingSchedulers => self.ask_loop("schedulers", limit, |state| {
+                state.node.missing_schedulers.iter().map(ToString::to_string).collect::<Vec<_>>()
+            }),
             AgentRequest::Surroundings => to_json(&Surroundings {
                 node: self.store.node(),
                 peers: self.store.peers(),

@@ -471,6 +471,10 @@ impl Kernel for FakeKernel {
         ProbeResult { servers: servers.iter().map(exists).collect(), sets: sets.iter().map(has).collect() }
     }
 
+    fn has_scheduler(&mut self, name: &str) -> bool {
+        !self.missing_schedulers.contains(&name)
+    }
+
     fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
         Ok(servers.iter().map(|key| self.state.virtual_servers.get(key).cloned()).collect())
     }

@@ -27,7 +27,7 @@ use crate::core::mirror::ObservedServer;
 use crate::core::mirror::comparison::{Piece, ReadStep};
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::{Map, Set};
-use crate::core::model::options::SCHED_FLAGS;
+use crate::core::model::options::{FLAGGED, SCHED_FLAGS};
 use crate::core::model::real_servers::{ConnectionLimits, RsState};
 use crate::core::model::sets::ProbedSet;
 use crate::core::model::settings::{ACCEPT_LOCAL, Settings};
@@ -43,6 +43,9 @@ use crate::words;
 const MAX_BUSY_QUERIES: usize = 8;
 /// At most this many virtual servers are read one by one; for more, all virtual servers are read.
 const MAX_SERVER_QUERIES: usize = 256;
+
+/// The virtual server that schedulers are tried with, at a documentation address (RFC 5737).
+const TRIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0)), 20000);
 
 /// Traffic with the kernel since the start, for tests that assert counts and for logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,7 +81,7 @@ pub struct LinuxKernel {
     pub(super) fills: bool,
     /// The configured scheduler: virtual servers that have it share this string.
     pub(super) scheduler: Arc<str>,
-    /// Some virtual server was given flags of a scheduler.
+    /// Some virtual server can have flags of a scheduler, which only the list has.
     pub(super) has_flags: bool,
     /// Some real server was given limits of connections.
     pub(super) has_limits: bool,
@@ -144,15 +147,11 @@ impl LinuxKernel {
     /// # Errors
     /// When the kernel does not have the scheduler, with the remedy.
     pub fn check_scheduler(&mut self, scheduler: &str) -> anyhow::Result<()> {
-        const PROBE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0)), 20000);
         let services = self.ipvs.services().context("IPVS is not usable")?;
-        let probe = ServiceId::tcp(PROBE);
-        if services.iter().any(|s| s.scheduler == scheduler && s.id != probe) {
+        if services.iter().any(|s| s.scheduler == scheduler && s.id != ServiceId::tcp(TRIED)) {
             return Ok(());
         }
-        let added = self.ipvs.new_service(&Service::new(probe, scheduler));
-        // An interrupted probe may have left the virtual server: it is removed in every case.
-        let removed = self.ipvs.del_service(&probe);
+        let (added, removed) = self.try_scheduler(scheduler);
         match added {
             Err(ipvs::Error::Command(error)) if error.kind == ErrorKind::NoSuchScheduler => anyhow::bail!(
                 "ipvs.scheduler: the kernel does not know {scheduler:?}: check its spelling, or load its module \
@@ -162,6 +161,13 @@ impl LinuxKernel {
             other => other.context("cannot try the scheduler")?,
         }
         removed.context("cannot remove the virtual server that the scheduler was tried with")
+    }
+
+    /// Adds a virtual server with the scheduler, and removes it: an interrupted try may have left it.
+    fn try_scheduler(&mut self, scheduler: &str) -> (Result<(), ipvs::Error>, Result<(), ipvs::Error>) {
+        let id = ServiceId::tcp(TRIED);
+        let added = self.ipvs.new_service(&Service::new(id, scheduler));
+        (added, self.ipvs.del_service(&id))
     }
 
     /// Traffic with the kernel so far.
@@ -268,6 +274,10 @@ impl Kernel for LinuxKernel {
         ProbeResult { servers, sets }
     }
 
+    fn has_scheduler(&mut self, name: &str) -> bool {
+        self.try_scheduler(name).0.is_ok()
+    }
+
     fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
         // The table has no limits.
         if servers.len() > MAX_SERVER_QUERIES && !self.has_limits {
@@ -347,10 +357,15 @@ fn query_each<T, A>(
     items.iter().map(query_one).collect()
 }
 
-/// Whether some of the ops give flags of a scheduler to a virtual server.
+/// Whether the virtual server has flags of a scheduler, or a scheduler that another program can give flags to.
+pub(super) fn can_have_flags(spec: &VsSpec) -> bool {
+    spec.flags & SCHED_FLAGS != 0 || FLAGGED.contains(&&*spec.scheduler)
+}
+
+/// Whether audits have to compare flags because of some of the ops.
 fn have_flags(ops: &[&Op]) -> bool {
     ops.iter().any(|op| match op {
-        Op::AddVirtualServer(_, spec) | Op::EditVirtualServer(_, spec) => spec.flags & SCHED_FLAGS != 0,
+        Op::AddVirtualServer(_, spec) | Op::EditVirtualServer(_, spec) => can_have_flags(spec),
         _ => false,
     })
 }

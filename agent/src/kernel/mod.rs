@@ -80,6 +80,11 @@ pub trait Kernel {
     /// result for each.
     fn probe(&mut self, servers: &[VsKey], sets: &[ProbedSet]) -> ProbeResult;
 
+    /// Whether the kernel has a scheduler, as far as that can be found out. It may load a module.
+    fn has_scheduler(&mut self, _name: &str) -> bool {
+        true
+    }
+
     /// Reads these virtual servers; `None`: it does not exist.
     ///
     /// # Errors

@@ -12,12 +12,11 @@ use super::host::name_servers::NamedHosts;
 use super::host::{sockets, sysctl};
 use super::ipvs::proc_ip_vs::{Shown, TableReader};
 use super::ipvs::{service_id, vs_key};
-use super::linux::LinuxKernel;
+use super::linux::{LinuxKernel, can_have_flags};
 use super::netfilter::nft_tables;
 use super::packet_filter::PacketFilter;
 use crate::core::mirror::comparison::{Addresses, Audit, NftTables, NodeState, Piece, ReadStep};
 use crate::core::mirror::{Observed, ObservedServer};
-use crate::core::model::options::{FLAGGED, SCHED_FLAGS};
 use crate::core::model::real_servers::{ConnectionLimits, RsState};
 use crate::core::model::sets::SetId;
 use crate::core::model::settings::Timeouts;
@@ -55,11 +54,12 @@ impl LinuxKernel {
     pub(super) fn begin_reading(&mut self, step: ReadStep) -> ReadState {
         self.fills = step == ReadStep::Fill;
         // The table shows everything except the flags, which only two schedulers have.
-        if step == ReadStep::Compare && !FLAGGED.contains(&&*self.scheduler) && !self.has_flags {
-            ReadState::Table
-        } else {
-            ReadState::List
+        if step == ReadStep::Compare && !self.has_flags {
+            return ReadState::Table;
         }
+        // The list tells it again.
+        self.has_flags = false;
+        ReadState::List
     }
 
     /// The next piece, and the position after it.
@@ -142,7 +142,7 @@ impl LinuxKernel {
             let listed = listed.get_or_insert_with(Vec::new);
             let before = listed.len();
             listed.extend(ours);
-            self.has_flags |= listed[before..].iter().any(|(_, spec)| spec.flags & SCHED_FLAGS != 0);
+            self.has_flags |= listed[before..].iter().any(|(_, spec)| can_have_flags(spec));
         }
         Ok(listed)
     }

@@ -22,17 +22,40 @@ pub(super) struct MissingSchedulers {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// Learns from failed ops. The next pass builds the Services again.
-    pub(super) fn learn_schedulers(&mut self, plan: &Plan, report: &Report, now: Duration) {
+    /// Schedulers that a running agent found missing, for commands that only look.
+    pub fn know_missing_schedulers(&mut self, names: Vec<String>) {
+        let names = names.into_iter().map(Arc::from).collect();
+        self.missing_schedulers = MissingSchedulers { names: Arc::new(names), since: Duration::ZERO };
+        self.pending.common = true;
+    }
+
+    /// Looks whether modules were installed meanwhile.
+    fn look_for_schedulers(&mut self, now: Duration) {
         let missing = &mut self.missing_schedulers;
-        if !missing.names.is_empty() && now.saturating_sub(missing.since) >= AGAIN {
-            *missing = MissingSchedulers::default();
+        if missing.names.is_empty() || now.saturating_sub(missing.since) < AGAIN {
+            return;
+        }
+        missing.since = now;
+        let kernel = &mut self.kernel;
+        let left: BTreeSet<Arc<str>> =
+            missing.names.iter().filter(|name| !kernel.has_scheduler(name)).cloned().collect();
+        if left.len() < missing.names.len() {
+            missing.names = Arc::new(left);
             self.pending.common = true;
         }
-        let failed = plan.ops.iter().zip(&report.outcomes).filter_map(|(op, outcome)| match (op, outcome) {
+    }
+
+    /// Learns from failed ops. The next pass builds the Services again.
+    pub(super) fn learn_schedulers(&mut self, plan: &Plan, report: &mut Report, now: Duration) {
+        self.look_for_schedulers(now);
+        let missing = &mut self.missing_schedulers;
+        let outcomes = report.outcomes.iter_mut();
+        let failed = plan.ops.iter().zip(outcomes).filter_map(|(op, outcome)| match (op, &*outcome) {
             (Op::AddVirtualServer(_, spec) | Op::EditVirtualServer(_, spec), Outcome::Failed(error))
                 if error.cause == Cause::NoScheduler && spec.scheduler != self.settings.scheduler =>
             {
+                // The next sync uses the configured one: this is no failure to report.
+                *outcome = Outcome::Waiting;
                 Some(spec.scheduler.clone())
             }
             _ => None,

@@ -62,13 +62,13 @@ impl<K: Kernel> Reconciler<K> {
         let plan = self.plan(&observed, &keys, audit, now);
         self.retries.expedite(&plan);
         let rules_timeout = if first || !self.is_whole() { FIRST_RULES_TIMEOUT } else { RULES_TIMEOUT };
-        let Applied { report, finished } = self.apply(&plan, &observed, now, rules_timeout);
+        let Applied { mut report, finished } = self.apply(&plan, &observed, now, rules_timeout);
         let drift = if audit && !first { self.drift(&plan, &report, &changes, &retried) } else { Vec::new() };
         if first {
             self.report_foreign_servers(&plan, &report, &observed);
         }
         self.follow(&plan, &report, &mut observed, now);
-        self.learn_schedulers(&plan, &report, now);
+        self.learn_schedulers(&plan, &mut report, now);
         self.retries.record(&keys, &plan, &report, now, &mut self.pending);
         let read = (audit, observed.unread_rules);
         self.takeover.follow(&plan, &report, read, |subject| self.retries.tries(subject));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Endpoints that answer clients directly, from the VIP.
 
-use integration::lab::traffic::{Backend, ask_tcp, ask_udp};
+use integration::lab::traffic::{Backend, ask_tcp};
 use integration::lab::{Lab, Netns, Node, Setup, at, ipvsadm};
 use integration::objects::{Port, ServiceBuilder, slice};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use super::ANSWER;
 
 const CLUSTER_IP: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 const VIP: [&str; 2] = ["198.51.100.10", "2001:db8:100::10"];
-const PORTS: [Port<'static>; 2] = [("tcp", "TCP", 80), ("udp", "UDP", 53)];
+const PORTS: [Port<'static>; 1] = [("tcp", "TCP", 80)];
 const NEAR: [&str; 2] = ["10.244.1.5@node-a", "fd00:244:1::5@node-a"];
 const FAR: [&str; 2] = ["10.244.2.6@node-b", "fd00:244:2::6@node-b"];
 
@@ -32,7 +32,7 @@ fn accept_local(nodes: &[&Node]) {
 }
 
 fn backend<'a>(ns: &'a Netns, name: &str) -> Backend<'a> {
-    Backend::new(ns, name).tcp(80).unwrap().udp(53).unwrap()
+    Backend::new(ns, name).tcp(80).unwrap()
 }
 
 /// What docs/annotations.md asks for in a pod: the VIP on a device that takes the packets.
@@ -77,8 +77,6 @@ fn a_pod_of_another_node_answers_through_a_tunnel_and_sees_the_client() {
         client.route(vip, &node.host).unwrap();
         let answer = ask_tcp(&client.ns, at(vip, 80), ANSWER).unwrap();
         assert_eq!((answer.name.as_str(), answer.seen_source), ("far", seen), "{}", ipvsadm(node.ns()));
-        let answer = ask_udp(&client.ns, at(vip, 53), ANSWER).unwrap();
-        assert_eq!((answer.name.as_str(), answer.seen_source), ("far", seen));
     }
     for vip in CLUSTER_IP {
         assert_eq!(ask_tcp(&asker.ns, at(vip, 80), ANSWER).unwrap().name, "far", "ClusterIPs as ever");

@@ -9,7 +9,9 @@ mod path;
 mod search;
 mod verdict;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +20,6 @@ use self::{address_report::AddressReport, endpoint_report::EndpointReport, path:
 use super::filter::QueryTarget;
 use crate::core::loop_state::LoopState;
 use crate::core::model::options::ServiceOptions;
-use crate::core::model::settings::Settings;
 use crate::core::model::{Family, Service, VsKey};
 use crate::core::plan::subject::Subject;
 use crate::core::service::chosen as options;
@@ -144,7 +145,7 @@ fn of_service(
         let mut frontend = frontend(state, server.key, Some(server), request, &all);
         frontend.kind = Some(kind.to_owned());
         frontend.claimant = Some(server.owner());
-        (frontend.chosen, frontend.defaults) = origins(service, state.settings);
+        (frontend.chosen, frontend.defaults) = origins(service, state);
         if frontend.service != frontend.claimant {
             // What the kernel has here belongs to the winner.
             frontends.push(frontend);
@@ -237,13 +238,14 @@ fn concerns(subject: &Subject, key: VsKey) -> bool {
 }
 
 /// What annotations choose, and what the entries of `kubeIPVS.serviceDefaults`.
-fn origins(service: &Service, settings: &Settings) -> (Vec<String>, Vec<String>) {
+fn origins(service: &Service, state: &LoopState<'_>) -> (Vec<String>, Vec<String>) {
+    let missing = &state.node.missing_schedulers;
     let (mut annotated, mut defaults) = (Vec::new(), Vec::new());
     let mut merged = ServiceOptions::default();
-    for (entry, layer) in options::layers(service, settings) {
-        let before = chosen(&merged);
+    for (entry, layer) in options::layers(service, state.settings) {
+        let before = chosen(&merged, missing);
         merged = merged.or(layer);
-        let new = chosen(&merged).into_iter().filter(|phrase| !before.contains(phrase));
+        let new = chosen(&merged, missing).into_iter().filter(|phrase| !before.contains(phrase));
         match entry {
             None => annotated.extend(new),
             Some(index) => {
@@ -255,11 +257,12 @@ fn origins(service: &Service, settings: &Settings) -> (Vec<String>, Vec<String>)
 }
 
 /// What options choose.
-fn chosen(options: &ServiceOptions) -> Vec<String> {
+fn chosen(options: &ServiceOptions, missing: &BTreeSet<Arc<str>>) -> Vec<String> {
     let scheduler = options.scheduler.as_ref().map(|scheduler| {
         let flags =
             if scheduler.flags == 0 { String::new() } else { format!(" with flags {:#x}", scheduler.flags) };
-        format!("scheduler {}{flags}", scheduler.name)
+        let lacks = if missing.contains(&scheduler.name) { ", which the kernel does not have" } else { "" };
+        format!("scheduler {}{flags}{lacks}", scheduler.name)
     });
     let drain = options.drain_deadline.map(|deadline| match deadline.is_zero() {
         true => "drains without a deadline".to_owned(),
