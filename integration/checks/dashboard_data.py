@@ -154,6 +154,8 @@ def run(command):
 @contextlib.contextmanager
 def prometheus(fleet):
     """A Prometheus with one node, or with a fleet."""
+    if not (TOOLS / "prometheus").is_file():
+        raise SystemExit(f"dashboards: no {TOOLS}/prometheus: run integration/guest/install.sh --promtool")
     (faults, last), (calm, _) = load(FAULTS), load(CALM)
     nodes, first = {"node-a": (faults, 0)}, 0
     if fleet:
