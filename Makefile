@@ -87,9 +87,11 @@ tools:
 	@integration/guest/install.sh
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 
-manifests: ## Render manifests/ into manifests/install, and the table of the chart; needs kubectl
+manifests: ## Render manifests/ into manifests/install, the table of the chart, and pictures of the dashboards; needs kubectl
+	@integration/guest/install.sh --promtool
 	integration/checks/manifests --render
 	integration/checks/chart --render
+	integration/checks/dashboards --render
 
 check: ## Check formatting, lints, documentation, house rules, licences, manifests, the site, releases
 	@integration/guest/install.sh --promtool
@@ -109,6 +111,7 @@ check: ## Check formatting, lints, documentation, house rules, licences, manifes
 		--quiet --target-dir $(TARGET)/packages
 	integration/checks/manifests
 	integration/checks/chart
+	integration/checks/dashboards
 
 test: tools image ## Run every test: on this machine, then under a kernel with IPVS
 	cargo test --workspace --doc --locked --quiet
