@@ -153,6 +153,7 @@ pub struct Reconciler<K> {
     /// Subjects of started ops that repair drift.
     repairing: BTreeSet<Subject>,
     missing_schedulers: schedulers::MissingSchedulers,
+    postponed_schedulers: schedulers::PostponedSchedulers,
     slow_starts: SlowStarts,
     endpoint_checks: EndpointChecks,
     limits: limits::LimitReadings,
@@ -220,6 +221,7 @@ impl<K: Kernel> Reconciler<K> {
             later: LaterBinds::default(),
             repairing: BTreeSet::new(),
             missing_schedulers: schedulers::MissingSchedulers::default(),
+            postponed_schedulers: schedulers::PostponedSchedulers::default(),
             slow_starts: SlowStarts::default(),
             endpoint_checks: EndpointChecks::default(),
             limits: limits::LimitReadings::default(),
@@ -263,6 +265,11 @@ impl<K: Kernel> Reconciler<K> {
     /// The wanted state.
     pub fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// Whether some schedulers are changed by later syncs.
+    pub fn has_postponed(&self) -> bool {
+        !self.postponed_schedulers.is_empty()
     }
 
     /// Failed subjects.

@@ -51,6 +51,38 @@ fn a_change_of_the_scheduler_edits_the_virtual_server_of_its_service_alone() {
 }
 
 #[test]
+fn many_changes_of_schedulers_leave_room_for_changes_of_others() {
+    let many = |scheduler: &str| {
+        let ports: Vec<Value> =
+            (1..=100).map(|n| json!({"name": format!("p{n}"), "port": 1000 + n})).collect();
+        let annotations = json!({"kube-ipvs.io/scheduler": scheduler});
+        cluster(json!({}), &BACKENDS).annotated(
+            "many",
+            annotations,
+            json!({"clusterIP": "10.96.0.20", "ports": ports}),
+        )
+    };
+    let mut agent = Agent::start(kernel(), &many("rr"));
+    agent.converge(Due::Changes, 3);
+    many("lc").put(&agent.store);
+    let edits = |agent: &mut Agent| agent.kernel().count(OpKind::EditVirtualServer);
+    for pass in 1..=3 {
+        let _ = agent.sync(Due::Changes);
+        assert_eq!(edits(&mut agent), 16 * pass);
+    }
+    // Another Service changes meanwhile, and need not wait for all of them.
+    many("lc")
+        .annotated("new", json!({}), json!({"clusterIP": "10.96.0.21", "ports": [{"port": 80}]}))
+        .put(&agent.store);
+    let _ = agent.sync(Due::Changes);
+    assert!(specs(&mut agent).contains_key("TCP 10.96.0.21:80"));
+    agent.converge(Due::Changes, 3);
+    assert_eq!(edits(&mut agent), 100);
+    assert!(agent.sync(Due::Audit).plan.is_empty());
+    assert_eq!(specs(&mut agent).values().filter(|spec| &*spec.scheduler == "lc").count(), 100);
+}
+
+#[test]
 fn a_scheduler_that_the_kernel_lacks_is_replaced_by_the_configured_one_and_tried_again() {
     let mut fake = kernel();
     fake.missing_schedulers = vec!["twos"];

@@ -80,6 +80,7 @@ impl<K: Kernel> Reconciler<K> {
         let waiting = Waiting {
             dirty: self.store.is_dirty()
                 || !self.pending.is_empty()
+                || self.has_postponed()
                 || self.found.is_some()
                 || self.slow_starts.next_at().is_some_and(|at| at <= now),
             draining: !self.drains.is_empty(),

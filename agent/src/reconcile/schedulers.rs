@@ -2,11 +2,13 @@
 //! Schedulers that the kernel does not have: Services for which an annotation or a default chooses one are served with that of
 //! `ipvs.scheduler`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Reconciler;
+use crate::core::mirror::Observed;
+use crate::core::model::VsKey;
 use crate::core::plan::op::{Op, Plan};
 use crate::core::plan::outcome::{Cause, Outcome, Report};
 use crate::kernel::Kernel;
@@ -21,7 +23,60 @@ pub(super) struct MissingSchedulers {
     since: Duration,
 }
 
+/// Changes of schedulers in one sync.
+const CHANGES: usize = 16;
+
+/// Virtual servers whose scheduler a later sync changes, in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct PostponedSchedulers {
+    order: VecDeque<VsKey>,
+    members: BTreeSet<VsKey>,
+}
+
+impl PostponedSchedulers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    fn add(&mut self, vs: VsKey) {
+        if self.members.insert(vs) {
+            self.order.push_back(vs);
+        }
+    }
+
+    /// The virtual servers whose turn it is.
+    pub(super) fn take(&mut self) -> BTreeSet<VsKey> {
+        let turn: BTreeSet<VsKey> = self.order.drain(..CHANGES.min(self.order.len())).collect();
+        self.members.retain(|vs| !turn.contains(vs));
+        turn
+    }
+}
+
 impl<K: Kernel> Reconciler<K> {
+    /// Leaves changes of schedulers to later syncs if there are many. `turn`: virtual servers whose turn it is; those that
+    /// have come since then wait behind them.
+    pub(super) fn postpone_schedulers(
+        &mut self,
+        plan: &mut Plan,
+        observed: &Observed,
+        turn: &BTreeSet<VsKey>,
+    ) {
+        let mut left = if turn.is_empty() { CHANGES } else { 0 };
+        plan.remove_if(|op| {
+            let Op::EditVirtualServer(vs, spec) = op else { return false };
+            let before = observed.virtual_servers.get(vs);
+            if turn.contains(vs) || before.is_none_or(|before| before.spec.scheduler == spec.scheduler) {
+                return false;
+            }
+            if left > 0 {
+                left -= 1;
+                return false;
+            }
+            self.postponed_schedulers.add(*vs);
+            true
+        });
+    }
+
     /// Schedulers that a running agent found missing, for commands that only look.
     pub fn know_missing_schedulers(&mut self, names: Vec<String>) {
         let names = names.into_iter().map(Arc::from).collect();

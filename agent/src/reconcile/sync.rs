@@ -40,6 +40,8 @@ impl<K: Kernel> Reconciler<K> {
         if first {
             self.fill_limits(&mut observed, now);
         }
+        let turn = self.postponed_schedulers.take();
+        changes.virtual_servers.extend(&turn);
         let mut retried = Changes::default();
         self.retries.begin(now, &mut retried);
         if matches!(due, Due::Drains | Due::Audit) {
@@ -59,7 +61,8 @@ impl<K: Kernel> Reconciler<K> {
             self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         }
         self.read_connections(&mut observed, &keys, now);
-        let plan = self.plan(&observed, &keys, audit, now);
+        let mut plan = self.plan(&observed, &keys, audit, now);
+        self.postpone_schedulers(&mut plan, &observed, &turn);
         self.retries.expedite(&plan);
         let rules_timeout = if first || !self.is_whole() { FIRST_RULES_TIMEOUT } else { RULES_TIMEOUT };
         let Applied { mut report, finished } = self.apply(&plan, &observed, now, rules_timeout);

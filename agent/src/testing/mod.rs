@@ -138,8 +138,8 @@ impl Agent {
         let mut last = String::new();
         for _ in 0..limit {
             let mut pass = self.sync(due);
-            // A further sync reads the connections of real servers that began to drain.
-            while pass.is_clean() && pass.plan.begins_drain() {
+            // A further sync reads the connections of real servers that began to drain, or changes more schedulers.
+            while pass.is_clean() && (pass.plan.begins_drain() || self.reconciler.has_postponed()) {
                 pass = self.sync(Due::Changes);
             }
             if pass.is_clean() {

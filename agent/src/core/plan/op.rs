@@ -272,6 +272,20 @@ impl Plan {
         Self { ops, priority }
     }
 
+    /// Removes ops.
+    pub fn remove_if(&mut self, mut is_unwanted: impl FnMut(&Op) -> bool) {
+        let (mut index, mut priority) = (0, self.priority);
+        self.ops.retain(|op| {
+            let is_kept = !is_unwanted(op);
+            if !is_kept && index < self.priority {
+                priority -= 1;
+            }
+            index += 1;
+            is_kept
+        });
+        self.priority = priority;
+    }
+
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
