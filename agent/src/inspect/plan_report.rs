@@ -185,10 +185,10 @@ fn lines(op: &Op, observed: Option<&Observed>) -> Vec<String> {
         }
         Op::EditRealServer(vs, rs, state) => {
             let before = observed.and_then(|observed| observed.virtual_servers.get(vs)?.real_servers.get(rs));
-            let before = before.map(|before| format!("{before:#} → ")).unwrap_or_default();
-            one(format!("{before}{state:#}"))
+            let before = before.map(|before| format!("{} → ", before.text())).unwrap_or_default();
+            one(format!("{before}{}", state.text()))
         }
-        Op::AddRealServer(.., state) if *state != RsState::USUAL => one(format!("{state:#}")),
+        Op::AddRealServer(.., state) if *state != RsState::USUAL => one(state.text()),
         Op::DrainRealServer(..) => one("weight 0: it keeps its connections and gets no new ones".to_owned()),
         Op::WriteRules(rules) => rules_diff(rules, observed),
         Op::RemoveLeftovers(_) => one(op.to_string().trim_start_matches("- ").to_owned()),

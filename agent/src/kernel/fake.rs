@@ -51,6 +51,8 @@ pub struct FakeKernel {
     pub state: Observed,
     /// Calls so far.
     pub counts: OpCounts,
+    /// A set that rules match cannot be destroyed, as in the kernel.
+    pub holds_sets: bool,
     /// Sets grow by themselves, as those of nf_tables.
     pub sets_grow: bool,
     /// Schedulers that it does not have.
@@ -204,6 +206,9 @@ impl FakeKernel {
                 Err(OpError::plain(Cause::Missing, "ENOENT"))
             }
             Op::CreateSet(set) if s.sets.contains_key(set) => Err(exists()),
+            Op::DestroySet(set) if self.holds_sets && references_set(&s.rules[set.family].chains, *set) => {
+                Err(OpError::plain(Cause::InUse, "EBUSY"))
+            }
             Op::AddEntry(set, entry) => self.check_room(*set, entry),
             Op::RemoveEntry(set, _) => self.check_set(*set),
             Op::GrowSet(grow) => self.check_set(grow.set),

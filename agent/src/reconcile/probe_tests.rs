@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The cost of probes, and the flushes that they detect.
+//! The cost of probes, the flushes that they detect, and a set that was replaced.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::time::Duration;
@@ -7,10 +7,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::recheck::PROBED;
+use crate::core::mirror::ObservedSet;
 use crate::core::model::Family;
 use crate::core::model::sets::{SetId, SetKind};
+use crate::core::plan::op::OpKind;
 use crate::core::plan::outcome::{Cause, OpError};
+use crate::core::plan::pass::Due;
 use crate::core::plan::subject::Part;
+use crate::core::rules::references_set;
 use crate::kernel::fake::FakeKernel;
 use crate::testing::cluster::Cluster;
 use crate::testing::{Agent, Clocked, kernel};
@@ -78,4 +82,25 @@ fn a_flush_is_detected_although_a_probe_cannot_read_other_objects() {
         assert_eq!(node.agent.kernel().state.virtual_servers, good.virtual_servers, "{part}");
         assert_eq!(node.agent.kernel().state.sets, good.sets, "{part}");
     }
+}
+
+#[test]
+fn a_set_of_another_type_that_our_rules_hold_is_replaced() {
+    let kind = SetKind::ClusterIp;
+    let set = SetId { kind, family: Family::V4 };
+    let mut kernel = kernel();
+    kernel.holds_sets = true;
+    let cluster =
+        Cluster::default().service("a", json!({"clusterIP": "10.96.0.10", "ports": [{"port": 80}]}), &[]);
+    let mut agent = Agent::start(kernel, &cluster);
+    agent.converge(Due::Changes, 3);
+    let before = agent.kernel().state.clone();
+    assert!(references_set(&before.rules[Family::V4].chains, set));
+    agent.kernel().state.sets.insert(set, ObservedSet { misfit: true, ..ObservedSet::default() });
+    let _ = agent.sync(Due::Audit);
+    assert_eq!(agent.kernel().count(OpKind::DestroySet), 1, "the rules hold it");
+    agent.converge(Due::Retry, 5);
+    agent.converge(Due::Changes, 3);
+    assert_eq!(agent.kernel().state, before);
+    assert!(agent.sync(Due::Audit).plan.is_empty());
 }

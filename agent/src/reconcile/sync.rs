@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One pass: plans, applies the plan, and updates the mirror by the acknowledged ops.
 
-use crate::core::plan::outcome::{Outcome, Report};
+use crate::core::plan::outcome::{Cause, Outcome, Report};
 use crate::core::plan::pass::{Due, Pass};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use super::{PassScope, Reconciler};
 use crate::core::mirror::Observed;
 use crate::core::model::changes::Changes;
 use crate::core::model::map::Set;
+use crate::core::model::sets::SetId;
 use crate::core::model::{Family, ObjectName, PerFamily, VsKey};
 use crate::core::plan::drain;
 use crate::core::plan::op::{Op, Plan};
@@ -61,6 +62,7 @@ impl<K: Kernel> Reconciler<K> {
             self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         }
         self.read_connections(&mut observed, &keys, now);
+        let stuck = self.stuck_sets(&observed);
         let mut plan = self.plan(&observed, &keys, audit, now);
         self.postpone_schedulers(&mut plan, &observed, &turn);
         self.retries.expedite(&plan);
@@ -73,10 +75,12 @@ impl<K: Kernel> Reconciler<K> {
         self.follow(&plan, &report, &mut observed, now);
         self.learn_schedulers(&plan, &mut report, now);
         self.retries.record(&keys, &plan, &report, now, &mut self.pending);
+        // The set was replaced: rules match it again.
+        self.pending.common |= stuck.iter().any(|set| !self.retries.fails(&Subject::Set(*set)));
         let read = (audit, observed.unread_rules);
         self.takeover.follow(&plan, &report, read, |subject| self.retries.tries(subject));
         self.share_lists(&keys, &mut observed);
-        self.update_rules_basis(&plan, &report, &observed);
+        self.update_rules_basis(&plan, &report, &observed, &stuck);
         // Connections are read again when they are needed.
         observed.busy = Set::default();
         self.reporting.metrics.applied(&plan, &report, &self.desired, &observed);
@@ -97,9 +101,16 @@ impl<K: Kernel> Reconciler<K> {
         let (desired, settings) = (&self.desired, &self.settings);
         let takeover_pending = self.takeover.waits();
         let installed = if audit { &UNKNOWN } else { &self.rules };
-        let (expired, later) = (&expired, &self.later.batch);
-        let input = PlanInput { desired, observed, settings, expired, takeover_pending, later, installed };
+        let (expired, later, stuck) = (&expired, &self.later.batch, &self.stuck_sets(observed));
+        let input =
+            PlanInput { desired, observed, settings, expired, takeover_pending, later, stuck, installed };
         build_plan(input, keys, &keys.flows)
+    }
+
+    /// Sets of another type that could not be destroyed because they are in use.
+    fn stuck_sets(&self, observed: &Observed) -> BTreeSet<SetId> {
+        let misfits = observed.sets.iter().filter(|(_, set)| set.misfit).map(|(id, _)| *id);
+        misfits.filter(|id| self.retries.cause(&Subject::Set(*id)) == Some(Cause::InUse)).collect()
     }
 
     pub(super) fn apply(
@@ -177,14 +188,22 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Keeps the inputs of the rules that are in place: they are compared again only if an input changes.
-    fn update_rules_basis(&mut self, plan: &Plan, report: &Report, observed: &Observed) {
+    fn update_rules_basis(
+        &mut self,
+        plan: &Plan,
+        report: &Report,
+        observed: &Observed,
+        stuck: &BTreeSet<SetId>,
+    ) {
         for family in Family::ALL {
             let rules = [Subject::Rules(family), Subject::Leftovers(family)];
             let open =
                 |(op, outcome): (&Op, &Outcome)| *outcome != Outcome::Done && rules.contains(&op.subject());
             let in_place = !observed.unread_rules[family] && !plan.ops.iter().zip(&report.outcomes).any(open);
             let (desired, mode) = (&self.desired, self.settings.rules);
-            self.rules[family] = in_place.then(|| RulesBasis::build(family, desired, observed, mode));
+            // Without a set that is stuck the rules are not whole.
+            let is_whole = in_place && stuck.iter().all(|set| set.family != family);
+            self.rules[family] = is_whole.then(|| RulesBasis::build(family, desired, observed, mode));
         }
     }
 

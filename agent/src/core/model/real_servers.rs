@@ -41,29 +41,31 @@ impl RsState {
     /// The state of a draining real server: it gets no new connections.
     pub const DRAINING: RsState = RsState { weight: 0, ..Self::USUAL };
 
+    /// As `weight 3, masqueraded, at most 100 connections`.
+    pub fn text(&self) -> String {
+        let forward = match self.forward {
+            MASQUERADE => "masqueraded".to_owned(),
+            TUNNEL => "tunnelled".to_owned(),
+            DIRECT_ROUTE => "routed directly".to_owned(),
+            other => format!("forwarding method {other}"),
+        };
+        let limits = match self.limits.upper {
+            0 => String::new(),
+            upper => format!(", at most {upper} connections"),
+        };
+        format!("weight {}, {forward}{limits}", self.weight)
+    }
+
     /// Whether `/proc/net/ip_vs` shows this state as `shown`: the file has no limits.
     pub fn looks_like(&self, shown: &RsState) -> bool {
         (self.weight, self.forward) == (shown.weight, shown.forward)
     }
 }
 
-/// As `weight 3, masqueraded, at most 100 connections`. Without `#` a state that is not the usual one, after a blank.
+/// What differs from the usual state, after a blank: ` weight 3, masqueraded`.
 impl fmt::Display for RsState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !f.alternate() {
-            return if *self == Self::USUAL { Ok(()) } else { write!(f, " {self:#}") };
-        }
-        write!(f, "weight {}", self.weight)?;
-        match self.forward {
-            MASQUERADE => f.write_str(", masqueraded")?,
-            TUNNEL => f.write_str(", tunnelled")?,
-            DIRECT_ROUTE => f.write_str(", routed directly")?,
-            other => write!(f, ", forwarding method {other}")?,
-        }
-        match self.limits.upper {
-            0 => Ok(()),
-            upper => write!(f, ", at most {upper} connections"),
-        }
+        if *self == Self::USUAL { Ok(()) } else { write!(f, " {}", self.text()) }
     }
 }
 

@@ -33,7 +33,7 @@ use crate::core::model::settings::{RulesMode, Settings};
 use crate::core::model::{Family, ObjectName, PerFamily, RsKey, VsKey};
 use crate::core::rules::chains::Table;
 use crate::core::rules::removal::{dispatches, target};
-use crate::core::rules::{Chains, OUT_FILTER, RulesInput, build_chains, nftables};
+use crate::core::rules::{Chains, OUT_FILTER, RulesInput, build_chains, nftables, references};
 use crate::core::service::desired::Desired;
 use crate::core::service::fragment::VirtualServer;
 
@@ -49,6 +49,9 @@ pub struct PlanInput<'a> {
     pub takeover_pending: bool,
     /// Addresses behind a route that may be bound now; others wait, see [`Settings::binds_routed`].
     pub later: &'a BTreeSet<IpAddr>,
+    /// Sets of another type that cannot be destroyed. Our rules that match them go: they cannot work, and may be what holds
+    /// the set.
+    pub stuck: &'a BTreeSet<SetId>,
     /// Inputs of the installed rules of each family. `None`: unknown, compare the rules in full.
     pub installed: &'a PerFamily<Option<RulesBasis>>,
 }
@@ -219,7 +222,11 @@ impl PlanInput<'_> {
         let build = |has: &dyn Fn(SetKind) -> bool, routes: &BTreeSet<IpNet>| {
             let node_addresses = &self.observed.node_addresses;
             let input = RulesInput { has, closed: &closed, routes, node_addresses, prefixes: &prefixes };
-            build_chains(family, self.settings, &input)
+            let mut chains = build_chains(family, self.settings, &input);
+            for set in self.stuck.iter().filter(|set| set.family == family) {
+                chains.values_mut().for_each(|rules| rules.retain(|rule| !references(rule, *set)));
+            }
+            chains
         };
         let is_wanted = |kind: SetKind| self.desired.has_members(kind, family);
         let is_own = |net: &&IpNet| Family::of(net.addr()) == family;

@@ -83,6 +83,7 @@ fn plan_with(desired: &Desired, observed: &Observed, settings: &Settings, change
         expired: &expired,
         takeover_pending: true,
         later: &BTreeSet::new(),
+        stuck: &BTreeSet::new(),
         installed: &PerFamily::new(None, None),
     };
     match changes {
@@ -258,6 +259,7 @@ fn golden_a_busy_real_server_drains_until_it_is_idle_or_the_deadline_is_over() {
             expired: &expired,
             takeover_pending: true,
             later: &BTreeSet::new(),
+            stuck: &BTreeSet::new(),
             installed: &PerFamily::new(None, None),
         };
         build_plan(input, &changes, &changes.flows).to_string()
@@ -338,6 +340,7 @@ fn rules_of_the_iptables_mode_stay_while_anything_of_the_family_fails() {
             expired: &expired,
             takeover_pending: patient,
             later: &BTreeSet::new(),
+            stuck: &BTreeSet::new(),
             installed: &PerFamily::new(None, None),
         };
         let plan = build_plan(input, &all_keys(&desired, &kernel.state), &BTreeSet::new());

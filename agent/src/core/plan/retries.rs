@@ -149,14 +149,16 @@ impl Retries {
         if self.is_empty() && report.is_clean() {
             return;
         }
-        let mut seen = BTreeSet::new();
+        let (mut seen, mut failed) = (BTreeSet::new(), BTreeSet::new());
         for (op, outcome) in plan.ops.iter().zip(&report.outcomes) {
             let subject = op.subject();
             seen.insert(subject);
             match outcome {
                 Outcome::Done => self.end(&subject, pending),
                 Outcome::Started => _ = self.running.insert(subject, op.clone()),
-                Outcome::Failed(error) => self.fail(subject, Some(op), error, now),
+                // What fails next of the same subject follows from it: a set that cannot be destroyed exists.
+                Outcome::Failed(error) if failed.insert(subject) => self.fail(subject, Some(op), error, now),
+                Outcome::Failed(_) => {}
                 Outcome::Blocked(cause) => self.block(subject, *cause, now),
                 Outcome::Waiting => {}
             }
@@ -285,6 +287,11 @@ impl Retries {
     /// Whether nothing fails, runs or is blocked.
     pub fn is_empty(&self) -> bool {
         self.failing.is_empty() && self.running.is_empty() && self.blocked.is_empty()
+    }
+
+    /// Why the subject itself fails.
+    pub fn cause(&self, subject: &Subject) -> Option<Cause> {
+        self.failing.get(subject).map(|failing| failing.error.cause)
     }
 
     /// Whether the subject itself fails.

@@ -75,9 +75,14 @@ pub fn build_chains(family: Family, settings: &Settings, input: &RulesInput<'_>)
 
 /// Whether a rule of these chains matches the set. The kernel rejects rules that match a missing set.
 pub fn references_set(chains: &Chains, set: SetId) -> bool {
+    chains.values().flatten().any(|rule| references(rule, set))
+}
+
+/// Whether the rule matches the set.
+pub fn references(rule: &str, set: SetId) -> bool {
     let name = set.name();
     let (ipset, nft) = (format!("--match-set {name} "), format!(" @{name} "));
-    chains.values().flatten().any(|rule| rule.contains(&ipset) || rule.contains(&nft))
+    rule.contains(&ipset) || rule.contains(&nft)
 }
 
 /// Whether rules match the set even while it is empty.
