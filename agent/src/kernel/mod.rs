@@ -8,6 +8,8 @@ mod apply;
 mod errors;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+#[cfg(any(test, feature = "testing"))]
+mod fake_reading;
 pub mod host;
 pub mod iptables;
 pub mod ipvs;

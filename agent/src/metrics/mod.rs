@@ -5,7 +5,7 @@
 //! `kube_ipvs_*`; [`rest`] counts requests to the API server; `process` is about this process; `services` counts
 //! traffic per Service. docs/metrics.md explains each metric.
 
-mod endpoint_checks;
+mod checked;
 mod input;
 mod objects;
 pub(crate) mod process;
@@ -38,7 +38,7 @@ use crate::kernel::ipvs::traffic::ReadCounters;
 use crate::lock::lock;
 use crate::source::monitor::{Monitor, WatchState};
 use crate::store::{Kind, Store};
-use endpoint_checks::EndpointCheckMetrics;
+use checked::EndpointCheckMetrics;
 use input::InputMetrics;
 pub use input::WatchReport;
 use objects::ObjectMetrics;

@@ -56,12 +56,12 @@ impl fmt::Debug for EndpointChecks {
 
 impl EndpointChecks {
     /// Takes the endpoints of a Service over, and takes those out that are dead.
-    pub(super) fn apply(&mut self, name: &ObjectName, fragment: Option<&mut Fragment>) {
+    pub(super) fn take_over(&mut self, name: &ObjectName, fragment: Option<&mut Fragment>) {
         let targets = fragment.as_deref().map(probed::targets).unwrap_or_default();
         if let Some(fragment) = fragment
             && !targets.is_empty()
         {
-            probed::apply(fragment, &self.dead);
+            probed::take_out(fragment, &self.dead);
         }
         let before = match targets.is_empty() {
             true => self.services.remove(name),

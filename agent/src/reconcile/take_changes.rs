@@ -46,9 +46,9 @@ impl<K: Kernel> Reconciler<K> {
         };
         let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
         let mut update = |dirty: &Dirty, mut fragment: Option<Fragment>| {
-            endpoint_checks.apply(&dirty.name, fragment.as_mut());
+            endpoint_checks.take_over(&dirty.name, fragment.as_mut());
             match &mut fragment {
-                Some(next) => slow_starts.apply(&dirty.name, desired.fragment(&dirty.name), next, now),
+                Some(next) => slow_starts.lower(&dirty.name, desired.fragment(&dirty.name), next, now),
                 None => slow_starts.forget(&dirty.name),
             }
             desired.update(&dirty.name, fragment, changes);

@@ -57,3 +57,22 @@ fn an_ipv6_address_with_a_wider_prefix_is_replaced_by_ours() {
     wait_for("the address", &agent, || is_bound(&ns, "fd00:96::10/128"));
     assert!(!is_bound(&ns, "fd00:96::10/64"));
 }
+
+#[test]
+fn an_ipset_of_another_type_that_our_rules_hold_is_replaced() {
+    let ns = Netns::new("node-a").unwrap();
+    let often = json!({"ipvs": {"syncPeriod": "2s"}, "conntrack": {"maxPerCore": 0}});
+    let files = Files::new(&often, one_service());
+    let agent = files.start(&ns);
+    let saved = || run(&ns, &["ipset", "save"]);
+    let is_whole = || saved().contains("add KUBE-LOOP-BACK 10.244.1.5,tcp:8080,10.244.1.5");
+    let is_matched = || run(&ns, &["iptables-save"]).contains("--match-set KUBE-LOOP-BACK ");
+    wait_for("the start", &agent, || is_bound(&ns, "10.96.0.10/32") && is_whole() && is_matched());
+    // The agent restores its rules: the other program may need several tries.
+    let replace = "for i in $(seq 50); do iptables -t nat -F KUBE-POSTROUTING; \
+                   ipset destroy KUBE-LOOP-BACK && ipset create KUBE-LOOP-BACK hash:ip && exit 0; done; exit 1";
+    ns.exec(&["sh", "-c", replace]).unwrap();
+    assert!(saved().contains("create KUBE-LOOP-BACK hash:ip "), "{}", saved());
+    wait_for("the right set and its rule", &agent, || is_whole() && is_matched());
+    assert!(saved().contains("create KUBE-LOOP-BACK hash:ip,port,ip "), "{}", saved());
+}

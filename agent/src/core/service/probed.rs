@@ -34,7 +34,7 @@ pub fn is_storm(real_servers: &WantedServers, dead: &BTreeSet<RsKey>) -> bool {
 }
 
 /// Takes the dead endpoints out.
-pub fn apply(fragment: &mut Fragment, dead: &BTreeSet<RsKey>) {
+pub fn take_out(fragment: &mut Fragment, dead: &BTreeSet<RsKey>) {
     for server in &mut fragment.virtual_servers {
         let has_dead = open(&server.real_servers).any(|rs| dead.contains(&rs));
         if probe(server).is_none() || !has_dead || is_storm(&server.real_servers, dead) {

@@ -48,7 +48,7 @@ impl Starts {
 impl SlowStarts {
     /// Lowers the weights of new endpoints of a Service. `old`: its fragment until now; the endpoints of a Service that had
     /// none before start together, and need no slow start.
-    pub fn apply(&mut self, name: &ObjectName, old: Option<&Fragment>, next: &mut Fragment, now: Duration) {
+    pub fn lower(&mut self, name: &ObjectName, old: Option<&Fragment>, next: &mut Fragment, now: Duration) {
         let time = next.virtual_servers.first().and_then(|server| server.options.as_ref()?.slow_start);
         let Some(time) = time else {
             self.services.remove(name);
