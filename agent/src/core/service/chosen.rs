@@ -40,7 +40,7 @@ fn scheduler<'a>(options: Option<&'a ServiceOptions>, node: &NodeFacts) -> Optio
     (!node.missing_schedulers.contains(&scheduler.name)).then_some(scheduler)
 }
 
-/// Scheduler, flags and persistence of all virtual servers of a Service with these [`options`].
+/// Scheduler, flags and persistence of all virtual servers of a Service with these [`options()`].
 pub fn spec(
     service: &Service,
     options: Option<&ServiceOptions>,
