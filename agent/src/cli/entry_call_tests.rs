@@ -4,7 +4,17 @@ use super::*;
 
 fn read(args: &[&str]) -> Result<EntryCall, String> {
     EntryCall::read(args.iter().map(OsString::from), |name| {
-        (name == "NODE_NAME").then(|| "node-a".to_owned())
+        let value = match name {
+            "NODE_NAME" => "node-a",
+            "V" => "2",
+            "FLAGS" => "--v=2 --config=/c",
+            "LINES" => "a\nb",
+            "TAB" => "a\tb",
+            "PATTERN" => "[::]:10249",
+            "EMPTY" => "",
+            _ => return None,
+        };
+        Some(value.to_owned())
     })
 }
 
@@ -135,7 +145,26 @@ fn words_keep_what_is_quoted() {
     );
     assert_eq!(words("kube-proxy --v=2>/x"), ["--v=2"], "only a whole word is a stream");
     assert_eq!(words("kube-proxy '2'>/x"), ["2"], "what is quoted is none");
+    assert_eq!(words("kube-proxy --a=\"$FLAGS\" \"${PATTERN}\""), ["--a=--v=2 --config=/c", "[::]:10249"]);
     assert_eq!(words("kube-proxy --feature-gates=A=true,B=false"), ["--feature-gates=A=true,B=false"]);
+}
+
+#[test]
+fn only_a_number_as_it_is_written_is_a_stream() {
+    let all = |script: &str| parts(&["sh", "-c", script]);
+    let stderr_to = |path| redirected(OutputSink::Stdout, file(path));
+    assert_eq!(all("kube-proxy --v 2>>/x"), (vec!["--v".to_owned()], stderr_to("/x")));
+    for word in ["$V", "${V}", "\"$V\"", "'2'", "\\2", "2''"] {
+        let (words, output) = all(&format!("kube-proxy --v {word}>>/var/log/kube-proxy.log 2>&1"));
+        assert_eq!(words, ["--v", "2"], "{word}");
+        assert_eq!(output, redirected(file(LOG), file(LOG)), "{word}");
+    }
+    // A part of it is a value.
+    assert_eq!(all("kube-proxy 1$V>>/x").0, ["12"]);
+    assert_eq!(all("kube-proxy ${V}1>>/x").0, ["21"]);
+    // The next word is written anew.
+    assert_eq!(all("kube-proxy $V 2>>/x"), (vec!["2".to_owned()], stderr_to("/x")));
+    assert_eq!(all("kube-proxy >>$V 2>>/x").1, redirected(file("2"), file("/x")));
 }
 
 #[test]
@@ -163,6 +192,21 @@ fn what_the_image_has_no_program_for_is_refused() {
         (&["sh", "-c", "kube-proxy --a=`hostname`"], "no command substitution"),
         (&["sh", "-c", "kube-proxy --a=\"`hostname`\""], "no command substitution"),
         (&["sh", "-c", "kube-proxy --a=$NOBODY"], "no variable without a value, $NOBODY"),
+        (&["sh", "-c", "kube-proxy --a=$EMPTY"], "no variable without a value, $EMPTY"),
+        (&["sh", "-c", "kube-proxy $EMPTY"], "no variable without a value, $EMPTY"),
+        (&["sh", "-c", "kube-proxy \"$EMPTY\""], "no variable without a value, $EMPTY"),
+        (&["sh", "-c", "kube-proxy $FLAGS"], "in its value, $FLAGS: write \"$FLAGS\" if it is one argument"),
+        (
+            &["sh", "-c", "kube-proxy --a=${LINES}"],
+            "no unquoted variable with white space in its value, $LINES",
+        ),
+        (
+            &["sh", "-c", "kube-proxy --a\"=\"$TAB"],
+            "no unquoted variable with white space in its value, $TAB",
+        ),
+        (&["sh", "-c", "kube-proxy >$FLAGS"], "no unquoted variable with white space in its value, $FLAGS"),
+        (&["sh", "-c", "kube-proxy --a=$PATTERN"], "no unquoted variable with a pattern of files"),
+        (&["sh", "-c", "$V=1 kube-proxy"], "starts only kube-proxy, not 2=1"),
         (&["sh", "-c", "A=1 kube-proxy"], "no assignment"),
         (&["sh", "-c", "kube-proxy --a='x"], "no quote without its end"),
         (&["sh", "-c", "kube-proxy \\"], "no backslash at its end"),
@@ -171,6 +215,7 @@ fn what_the_image_has_no_program_for_is_refused() {
         (&["sh", "-c", "kube-proxy >&3"], "no redirection to stream 3"),
         (&["sh", "-c", "kube-proxy >"], "no redirection without a file"),
         (&["sh", "-c", "kube-proxy >>"], "no redirection without a file"),
+        (&["sh", "-c", "kube-proxy 2>&1>/x"], "no redirection directly after another"),
         (&["sh", "-c", "kube-proxy /*"], "no unquoted *"),
         (&["/hyperkube"], "the program to start is missing"),
         (&["/hyperkube", "kubelet"], "hyperkube of this image starts only kube-proxy, not kubelet"),

@@ -19,8 +19,8 @@ struct Reader<'a, V> {
     rest: std::iter::Peekable<std::str::Chars<'a>>,
     variable: V,
     word: Option<String>,
-    /// Whether a part of the word was quoted: a number in quotes is no stream of a redirection.
-    quoted: bool,
+    /// No part of the word was quoted or is a value: only then a number is a stream of a redirection.
+    literal: bool,
 }
 
 /// Reads a command. The error completes the sentence "it understands no …".
@@ -30,13 +30,13 @@ pub(super) fn parse_command(
 ) -> Result<ShellCommand, String> {
     let mut command =
         ShellCommand { words: Vec::new(), stdout: OutputSink::Stdout, stderr: OutputSink::Stderr };
-    let mut reader = Reader { rest: script.trim().chars().peekable(), variable, word: None, quoted: false };
+    let mut reader = Reader { rest: script.trim().chars().peekable(), variable, word: None, literal: true };
     while let Some(next) = reader.rest.next() {
         match next {
             ' ' | '\t' => command.words.extend(reader.take_word()),
             '>' => reader.redirection(&mut command)?,
             '#' if reader.word.is_none() => return Err("comment".to_owned()),
-            '=' if command.words.is_empty() && !reader.quoted => return Err("assignment".to_owned()),
+            '=' if command.words.is_empty() && reader.literal => return Err("assignment".to_owned()),
             other => reader.part(other)?,
         }
     }
@@ -46,7 +46,7 @@ pub(super) fn parse_command(
 
 impl<V: Fn(&str) -> Option<String>> Reader<'_, V> {
     fn take_word(&mut self) -> Option<String> {
-        self.quoted = false;
+        self.literal = true;
         self.word.take()
     }
 
@@ -59,12 +59,12 @@ impl<V: Fn(&str) -> Option<String>> Reader<'_, V> {
         match first {
             '\'' => self.single_quotes(),
             '"' => self.double_quotes(),
-            '$' => self.expand(),
+            '$' => self.expand(false),
             '\\' => match self.rest.next() {
                 // A line that continues.
                 Some('\n') => Ok(()),
                 Some(escaped) => {
-                    self.quoted = true;
+                    self.literal = false;
                     self.word().push(escaped);
                     Ok(())
                 }
@@ -85,7 +85,7 @@ impl<V: Fn(&str) -> Option<String>> Reader<'_, V> {
     }
 
     fn single_quotes(&mut self) -> Result<(), String> {
-        self.quoted = true;
+        self.literal = false;
         self.word();
         loop {
             match self.rest.next() {
@@ -97,12 +97,12 @@ impl<V: Fn(&str) -> Option<String>> Reader<'_, V> {
     }
 
     fn double_quotes(&mut self) -> Result<(), String> {
-        self.quoted = true;
+        self.literal = false;
         self.word();
         loop {
             match self.rest.next() {
                 Some('"') => return Ok(()),
-                Some('$') => self.expand()?,
+                Some('$') => self.expand(true)?,
                 Some('`') => return Err("command substitution".to_owned()),
                 Some('\\') => match self.rest.next() {
                     Some('\n') => {}
@@ -116,8 +116,9 @@ impl<V: Fn(&str) -> Option<String>> Reader<'_, V> {
         }
     }
 
-    /// `$NAME` and `${NAME}`. The value is one word, also without quotes.
-    fn expand(&mut self) -> Result<(), String> {
+    /// `$NAME` and `${NAME}`. Without quotes, a shell splits the value and replaces patterns in it by names of files, and no
+    /// value is no word: such values are refused.
+    fn expand(&mut self, quoted: bool) -> Result<(), String> {
         let braces = self.rest.next_if_eq(&'{').is_some();
         let mut name = String::new();
         while let Some(letter) = self.rest.next_if(|c| c.is_ascii_alphanumeric() || *c == '_') {
@@ -131,14 +132,31 @@ impl<V: Fn(&str) -> Option<String>> Reader<'_, V> {
         if value.is_empty() {
             return Err(format!("variable without a value, ${name}"));
         }
+        if !quoted && value.contains([' ', '\t', '\n']) {
+            return Err(format!(
+                "unquoted variable with white space in its value, ${name}: write \"${name}\" if it is one argument, \
+                 and several arguments without a variable"
+            ));
+        }
+        if !quoted && value.contains(['*', '?', '[']) {
+            return Err(format!(
+                "unquoted variable with a pattern of files in its value, ${name}: write \"${name}\""
+            ));
+        }
+        self.literal = false;
         self.word().push_str(&value);
         Ok(())
     }
 
+    /// Whether the word is a stream if a redirection follows it.
+    fn is_number(&self) -> bool {
+        let is_digits = |word: &String| word.bytes().all(|byte| byte.is_ascii_digit());
+        self.literal && self.word.as_ref().is_some_and(is_digits)
+    }
+
     /// `[1|2]>FILE`, `[1|2]>>FILE`, `1>&2` and `2>&1`, in their order, after the first `>`.
     fn redirection(&mut self, command: &mut ShellCommand) -> Result<(), String> {
-        let is_number = self.word.as_ref().is_some_and(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
-        let stderr = match (is_number && !self.quoted).then(|| self.take_word()).flatten().as_deref() {
+        let stderr = match self.is_number().then(|| self.take_word()).flatten().as_deref() {
             None => {
                 command.words.extend(self.take_word());
                 false
@@ -168,6 +186,9 @@ impl<V: Fn(&str) -> Option<String>> Reader<'_, V> {
         while self.rest.next_if(|c| matches!(c, ' ' | '\t')).is_some() {}
         while let Some(next) = self.rest.next_if(|c| !matches!(c, ' ' | '\t' | '>')) {
             self.part(next)?;
+        }
+        if self.is_number() && self.rest.peek() == Some(&'>') {
+            return Err("redirection directly after another".to_owned());
         }
         self.take_word()
             .filter(|path| !path.is_empty())

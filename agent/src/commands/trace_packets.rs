@@ -4,7 +4,7 @@
 //! A table of nf_tables marks the first packets of connections, and the kernel reports each rule that they meet. Connection
 //! tracking reports who answers, and whom. What IPVS did is read from its connections at the end: IPVS reports nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::inspect::filter::{Filter, QueryTarget};
 use crate::inspect::ipvs_conn;
 use crate::inspect::ipvs_table::IpvsTable;
 use crate::inspect::owners::{OwnersOf, ServiceOwners};
-use crate::inspect::trace::{PacketCollector, TraceFacts, TraceReport};
+use crate::inspect::trace::{PacketCollector, TraceFacts, TraceReport, silence_note};
 use crate::kernel::host::links;
 use crate::kernel::ipvs::vs_key;
-use crate::kernel::netfilter::conntrack_watch::ConntrackWatch;
+use crate::kernel::netfilter::conntrack_watch::{Collected, ConntrackWatch};
 use crate::kernel::netfilter::nft_trace::PacketTracer;
 use crate::words;
 
@@ -53,7 +53,7 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let targets = targets(args, &owners)?;
-    let conntrack = ConntrackWatch::start(targets.clone());
+    let conntrack = ConntrackWatch::start(targets.clone(), args.from);
     let mut tracer = PacketTracer::start(&targets, args.from)?;
     let shown = shown(args, &targets, &owners);
     eprintln!("kube-ipvs: tracing new connections to {shown} for {} s", args.seconds);
@@ -63,19 +63,17 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     }
     notes.extend(targets.iter().filter_map(|target| legacy_note(target.family())));
     notes.dedup();
-    let tracked = match conntrack.map(ConntrackWatch::finish) {
-        Ok((events, is_lost)) => {
-            notes.extend(is_lost.then(|| "some events of connection tracking were lost".to_owned()));
-            events
-        }
-        Err(error) => {
-            notes.push(format!("no events of connection tracking: {error}; `modprobe nf_conntrack_netlink`"));
-            Vec::new()
-        }
-    };
-    let facts = TraceFacts { tracked, ..facts(&mut tracer, &collector, &targets, owners, &mut notes) };
+    let tracked = conntrack.map(ConntrackWatch::finish).unwrap_or_else(|error| {
+        notes.push(format!("no events of connection tracking: {error}"));
+        // The note has the cause.
+        Collected { heard: true, ..Collected::default() }
+    });
+    notes.extend(tracked.lost.then(|| "some events of connection tracking were lost".to_owned()));
+    let facts = facts(&mut tracer, &collector, &targets, owners, &mut notes);
+    let packets = collector.finish(&TraceFacts { tracked: tracked.events, ..facts });
+    notes.extend(silence_note(tracked.heard, &packets));
     drop(tracer);
-    let report = TraceReport::new(shown, args.seconds, collector.finish(&facts), notes);
+    let report = TraceReport::new(shown, args.seconds, packets, notes);
     super::print_answer(&report, args.answer.output, |layout| report.text(layout))?;
     Ok(if report.packets.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -158,7 +156,7 @@ fn facts(
         notes.push(words::chain(&error));
     }
     let servers = servers(targets, &owners).map_err(|error| notes.push(words::chain(&error))).ok();
-    TraceFacts { owners, connections, tracked: Vec::new(), servers, rules, interfaces: links::names() }
+    TraceFacts { owners, connections, tracked: VecDeque::new(), servers, rules, interfaces: links::names() }
 }
 
 /// The virtual servers that exist, and how many real servers of each take new connections.

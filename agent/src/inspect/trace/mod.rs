@@ -7,14 +7,14 @@ mod trace_tests;
 mod trace_text;
 mod tracked;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
 use std::net::SocketAddr;
 
 use serde::{Serialize, Serializer};
 
 use self::packet_head::PacketHead;
-pub use self::tracked::TrackedConnection;
+pub use self::tracked::{TrackedConnection, silence_note};
 use super::ipvs_conn::IpvsConnection;
 use super::owners::ServiceOwners;
 use crate::core::model::{Protocol, VsKey};
@@ -118,7 +118,7 @@ pub enum StepAction {
 pub struct TraceFacts {
     pub owners: ServiceOwners,
     pub connections: Vec<IpvsConnection>,
-    pub tracked: Vec<ConntrackEvent>,
+    pub tracked: VecDeque<ConntrackEvent>,
     /// The virtual servers, and how many real servers of each take new connections.
     /// `None`: IPVS could not be read.
     pub servers: Option<HashMap<VsKey, usize>>,

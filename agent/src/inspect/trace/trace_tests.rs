@@ -228,6 +228,32 @@ fn conntrack_tells_the_real_server_that_ipvs_has_forgotten() {
 }
 
 #[test]
+fn a_connection_after_the_end_of_one_at_the_same_port_begins_anew() {
+    let mut collector = PacketCollector::new(hooks(), 1);
+    collector.add(&begin(1, CLIENT));
+    let states = ["SYN_SENT", "TIME_WAIT", "ended", "SYN_SENT", "SYN_RECV", "SYN_RECV"];
+    let again = TraceFacts { tracked: states.map(tracked).into(), ..facts() };
+    let packet = collector.finish(&again).remove(0);
+    assert_eq!(packet.conntrack.unwrap().states, ["SYN_SENT", "SYN_RECV"]);
+}
+
+#[test]
+fn silence_of_connection_tracking_has_a_note_only_if_it_should_have_reported() {
+    let passed = collect(&served(1), 1);
+    let note = silence_note(false, &passed).unwrap();
+    for part in ["`modprobe nf_conntrack_netlink`", "net.netfilter.nf_conntrack_events"] {
+        assert!(note.contains(part), "{note}");
+    }
+    assert_eq!(silence_note(true, &passed), None);
+    assert_eq!(silence_note(false, &[]), None);
+    // A packet that does not reach a real server is no tracked connection.
+    let dropped = [served(1), vec![rule(1, "filter OUTPUT", 9, TraceVerdict::Rule(Verdict::Drop))]].concat();
+    for stopped in [refused(1, "10.244.1.9:41001"), vec![begin(1, "10.244.1.9:41002")], dropped] {
+        assert_eq!(silence_note(false, &collect(&stopped, 1)), None);
+    }
+}
+
+#[test]
 fn results_name_what_ipvs_lacks() {
     let (connection, moved) = (None, Some(socket("10.0.0.1:1")));
     for (moved, ready, expected) in [

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::packet_head::PacketHead;
-use crate::kernel::netfilter::conntrack_watch::ConntrackEvent;
+use super::{StepAction, TracedPacket};
+use crate::kernel::netfilter::conntrack_watch::{ConntrackEvent, ENDED};
 
 /// A connection as connection tracking reported it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -25,11 +26,16 @@ pub struct TrackedConnection {
 
 impl TrackedConnection {
     /// The connection of a packet, if there were events of it. Of a client port that was used again, the last one.
-    pub(super) fn of(head: &PacketHead, events: &[ConntrackEvent]) -> Option<Self> {
+    pub(super) fn of<'a>(
+        head: &PacketHead,
+        events: impl IntoIterator<Item = &'a ConntrackEvent>,
+    ) -> Option<Self> {
         let mut found: Option<Self> = None;
-        for event in events.iter().filter(|event| is_of(head, event)) {
+        for event in events.into_iter().filter(|event| is_of(head, event)) {
             let is_same = |tracked: &&mut Self| {
-                (tracked.real_server, tracked.source_seen) == (event.answered_by, event.answers_to)
+                let has_ended = tracked.states.last().is_some_and(|last| last == ENDED);
+                !has_ended
+                    && (tracked.real_server, tracked.source_seen) == (event.answered_by, event.answers_to)
             };
             let new =
                 Self { real_server: event.answered_by, source_seen: event.answers_to, states: Vec::new() };
@@ -56,4 +62,18 @@ impl TrackedConnection {
 
 fn is_of(head: &PacketHead, event: &ConntrackEvent) -> bool {
     (event.protocol, event.client, event.destination) == (head.protocol, head.source, head.destination)
+}
+
+/// Why connection tracking tells nothing, if packets passed that it should have reported. One that a rule or IPVS stopped
+/// is no connection, and an old connection changes no more. `heard`: it reported something, if only about others.
+pub fn silence_note(heard: bool, packets: &[TracedPacket]) -> Option<String> {
+    let is_stopped = |packet: &TracedPacket| {
+        packet.steps.iter().any(|step| matches!(step.action, StepAction::Drop | StepAction::Reject))
+    };
+    let has_passed = packets.iter().any(|packet| packet.real_server.is_some() && !is_stopped(packet));
+    (!heard && has_passed).then(|| {
+        "connection tracking reported nothing: if these connections are new, load nf_conntrack_netlink \
+         (`modprobe nf_conntrack_netlink`), or set net.netfilter.nf_conntrack_events to 1"
+            .to_owned()
+    })
 }

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, PipeReader, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::thread;
 
 use anyhow::Context as _;
@@ -65,7 +65,11 @@ impl LogOutput {
     /// If a file cannot be opened, or the other process not started.
     pub fn start(&self, args: &[OsString]) -> anyhow::Result<Option<u8>> {
         match self {
-            Self::Redirected { stdout, stderr } => redirect(stdout, stderr).map(|()| None),
+            Self::Redirected { stdout, stderr } => {
+                // The process that copies the output started this one with its signals blocked.
+                signals().thread_unblock().context("cannot handle signals")?;
+                redirect(stdout, stderr).map(|()| None)
+            }
             Self::Copied { file, stderr } => run_copied(args, file, *stderr).map(Some),
         }
     }
@@ -114,10 +118,9 @@ fn run_copied(args: &[OsString], file: &Path, stderr: bool) -> anyhow::Result<u8
     if stderr {
         command.stderr(writer);
     }
-    let mut child = command.spawn().context("cannot start the agent")?;
+    let mut child = spawn_with_signals(&mut command)?;
     // It has the writing ends of the pipe.
     drop(command);
-    pass_signals_on(Pid::from_raw(child.id().cast_signed()))?;
     copy(reader, file);
     let status = child.wait().context("cannot wait for the agent")?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
@@ -141,16 +144,24 @@ fn copy(mut from: PipeReader, mut file: File) {
     }
 }
 
-fn pass_signals_on(to: Pid) -> anyhow::Result<()> {
-    let signals: SigSet = SIGNALS.into_iter().collect();
+fn signals() -> SigSet {
+    SIGNALS.into_iter().collect()
+}
+
+/// Starts a process and passes signals on to it. They are blocked first, so that one that comes before there is a process is
+/// passed on, too. The process inherits that, and [`LogOutput::start`] ends it there.
+fn spawn_with_signals(command: &mut Command) -> anyhow::Result<Child> {
+    let signals = signals();
     signals.thread_block().context("cannot handle signals")?;
+    let child = command.spawn().context("cannot start the agent")?;
+    let to = Pid::from_raw(child.id().cast_signed());
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         while let Ok(signal) = signals.wait() {
             // It may have ended.
             let _ = kill(to, signal);
         }
     })?;
-    Ok(())
+    Ok(child)
 }
 
 #[cfg(test)]
@@ -171,6 +182,29 @@ mod tests {
             assert_eq!(error.to_string(), "cannot open the log file /proc/none/kube-proxy.log");
         }
         assert_eq!(LogOutput::default().start(&[]).unwrap(), None);
+    }
+
+    #[test]
+    fn signals_are_blocked_before_the_process_starts_and_it_allows_them() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/status").stdout(writer);
+        let mut child = spawn_with_signals(&mut command).unwrap();
+        drop(command);
+        let status = io::read_to_string(reader).unwrap();
+        assert!(child.wait().unwrap().success());
+        // It has what was blocked when it was started.
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        let blocked = u64::from_str_radix(blocked.trim(), 16).unwrap();
+        let own = SigSet::thread_get_mask().unwrap();
+        for signal in SIGNALS {
+            assert_ne!(blocked & (1 << (signal as u32 - 1)), 0, "{signal}");
+            assert!(own.contains(signal), "{signal}");
+        }
+        // What the agent does in that process.
+        assert_eq!(LogOutput::default().start(&[]).unwrap(), None);
+        let own = SigSet::thread_get_mask().unwrap();
+        assert!(SIGNALS.into_iter().all(|signal| !own.contains(signal)));
     }
 
     #[test]

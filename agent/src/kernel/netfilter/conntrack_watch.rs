@@ -2,7 +2,8 @@
 //! Notifications of connection tracking (`<linux/netfilter/nfnetlink_conntrack.h>`) about connections to some virtual
 //! servers, for a trace. They tell which real server answers, and which source address it sees.
 
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -51,7 +52,9 @@ const SCTP_STATES: [&str; 9] = [
     "SHUTDOWN_ACK_SENT",
     "HEARTBEAT_SENT",
 ];
-/// Most events that are kept.
+/// The state of a connection that is tracked no more.
+pub const ENDED: &str = "ended";
+/// Most events that are kept: the latest.
 const KEPT: usize = 4096;
 /// How long the thread waits before it looks whether it should end.
 const WAIT: Duration = Duration::from_millis(100);
@@ -99,7 +102,7 @@ impl ConntrackEvent {
             return Ok(None);
         };
         let state = match (ended, info) {
-            (true, _) => "ended",
+            (true, _) => ENDED,
             (false, Some(state)) => state,
             (false, None) if status & SEEN_REPLY != 0 => "answered",
             (false, None) => "not answered",
@@ -112,11 +115,6 @@ impl ConntrackEvent {
             answers_to: answers_to.into(),
             state,
         }))
-    }
-
-    fn is_to(&self, target: &VsKey) -> bool {
-        let destination = SocketAddr::new(target.addr, target.port);
-        self.protocol == target.protocol && self.destination == destination
     }
 }
 
@@ -137,11 +135,45 @@ fn protocol_state(info: &[u8]) -> Result<Option<&'static str>, Error> {
     Ok(None)
 }
 
+/// The connections of a trace.
+#[derive(Debug)]
+struct Wanted {
+    targets: Vec<VsKey>,
+    /// Only those of this client.
+    from: Option<IpAddr>,
+}
+
+impl Wanted {
+    fn has(&self, event: &ConntrackEvent) -> bool {
+        let is_target = |target: &VsKey| {
+            let destination = SocketAddr::new(target.addr, target.port);
+            (event.protocol, event.destination) == (target.protocol, destination)
+        };
+        self.from.is_none_or(|from| from == event.client.ip()) && self.targets.iter().any(is_target)
+    }
+}
+
+/// What came in the time of a trace.
 #[derive(Debug, Default)]
-struct Collected {
-    events: Vec<ConntrackEvent>,
+pub struct Collected {
+    /// The latest ones, the oldest first.
+    pub events: VecDeque<ConntrackEvent>,
     /// Some were dropped, by the kernel or because there were too many.
-    lost: bool,
+    pub lost: bool,
+    /// The kernel reported something, if only about other connections.
+    pub heard: bool,
+}
+
+impl Collected {
+    fn add(&mut self, event: Option<ConntrackEvent>, wanted: &Wanted) {
+        self.heard = true;
+        let Some(event) = event.filter(|event| wanted.has(event)) else { return };
+        if self.events.len() >= KEPT {
+            self.events.pop_front();
+            self.lost = true;
+        }
+        self.events.push_back(event);
+    }
 }
 
 /// Collects events in a thread of its own, so that a busy node does not delay the trace of rules.
@@ -153,11 +185,13 @@ pub struct ConntrackWatch {
 }
 
 impl ConntrackWatch {
-    /// Begins to collect events of connections to these virtual servers, in the current network namespace.
+    /// Begins to collect events of connections to these virtual servers, of all clients or of one, in the current network
+    /// namespace. A kernel without events is no error: none come.
     ///
     /// # Errors
-    /// The kernel has no events of connection tracking, or the process may not receive them.
-    pub fn start(targets: Vec<VsKey>) -> Result<Self, Error> {
+    /// There is no socket for them, or the process may not receive them.
+    pub fn start(targets: Vec<VsKey>, from: Option<IpAddr>) -> Result<Self, Error> {
+        let wanted = Wanted { targets, from };
         let mut listener = Listener::open(protocols::NETLINK_NETFILTER, &GROUPS)?;
         listener.set_timeout(WAIT)?;
         let (collected, stop) = (Arc::<Mutex<Collected>>::default(), Arc::new(AtomicBool::new(false)));
@@ -171,11 +205,14 @@ impl ConntrackWatch {
                 {
                     return;
                 }
-                match receive(&mut listener, &targets, &into) {
+                match receive(&mut listener, &wanted, &into) {
                     Ok(()) => {}
                     Err(Error::Timeout) if last.is_some() => return,
                     Err(Error::Timeout) => {}
-                    Err(Error::Overrun | Error::Truncated) => lock(&into).lost = true,
+                    Err(Error::Overrun | Error::Truncated) => {
+                        let mut collected = lock(&into);
+                        (collected.lost, collected.heard) = (true, true);
+                    }
                     Err(_) => return lock(&into).lost = true,
                 }
             }
@@ -183,26 +220,20 @@ impl ConntrackWatch {
         Ok(Self { collected, stop, thread })
     }
 
-    /// What came. The second value: some events were lost.
-    pub fn finish(self) -> (Vec<ConntrackEvent>, bool) {
+    /// What came.
+    pub fn finish(self) -> Collected {
         self.stop.store(true, Ordering::Relaxed);
         let is_whole = self.thread.join().is_ok();
-        let collected = std::mem::take(&mut *lock(&self.collected));
-        (collected.events, collected.lost || !is_whole)
+        let mut collected = std::mem::take(&mut *lock(&self.collected));
+        collected.lost |= !is_whole;
+        collected
     }
 }
 
-fn receive(listener: &mut Listener, targets: &[VsKey], into: &Mutex<Collected>) -> Result<(), Error> {
+fn receive(listener: &mut Listener, wanted: &Wanted, into: &Mutex<Collected>) -> Result<(), Error> {
     for message in listener.receive()? {
         let event = ConntrackEvent::parse(&message?)?;
-        let Some(event) = event.filter(|event| targets.iter().any(|target| event.is_to(target))) else {
-            continue;
-        };
-        let mut collected = lock(into);
-        match collected.events.len() < KEPT {
-            true => collected.events.push(event),
-            false => collected.lost = true,
-        }
+        lock(into).add(event, wanted);
     }
     Ok(())
 }
@@ -252,13 +283,60 @@ mod tests {
         assert_eq!((tcp.protocol, tcp.state), (Protocol::Tcp, "ESTABLISHED"));
         assert_eq!(tcp.answered_by, "10.244.1.5:8080".parse().unwrap());
         assert_eq!(tcp.answers_to, "10.0.0.1:41000".parse().unwrap());
-        assert!(tcp.is_to(&VsKey { protocol: Protocol::Tcp, addr: tcp.destination.ip(), port: 80 }));
-        assert!(!tcp.is_to(&VsKey { protocol: Protocol::Udp, addr: tcp.destination.ip(), port: 80 }));
         let udp = |status: u32| {
             read(0x100, 17, |event| _ = event.put(CTA_STATUS, &status.to_be_bytes())).unwrap().state
         };
         assert_eq!((udp(0), udp(SEEN_REPLY)), ("not answered", "answered"));
         assert_eq!(read(0x102, 6, |_| {}).unwrap().state, "ended");
+    }
+
+    fn event(client: &str) -> ConntrackEvent {
+        let client = client.parse().unwrap();
+        ConntrackEvent { client, ..read(0x100, 6, |_| {}).unwrap() }
+    }
+
+    fn wanted(protocol: Protocol, from: Option<&str>) -> Wanted {
+        let target = VsKey { protocol, addr: "10.96.0.10".parse().unwrap(), port: 80 };
+        Wanted { targets: vec![target], from: from.map(|from| from.parse().unwrap()) }
+    }
+
+    #[test]
+    fn only_connections_of_the_trace_are_kept() {
+        for (protocol, from, count) in [
+            (Protocol::Tcp, None, 1),
+            (Protocol::Tcp, Some("10.244.1.9"), 1),
+            (Protocol::Tcp, Some("10.244.1.8"), 0),
+            (Protocol::Udp, None, 0),
+        ] {
+            let mut collected = Collected::default();
+            collected.add(Some(event("10.244.1.9:41000")), &wanted(protocol, from));
+            assert_eq!((collected.events.len(), collected.lost), (count, false), "{protocol} {from:?}");
+            assert!(collected.heard, "also of other connections");
+        }
+        assert!(!Collected::default().heard);
+    }
+
+    #[test]
+    fn many_other_clients_do_not_displace_the_client_of_a_trace() {
+        let wanted = wanted(Protocol::Tcp, Some("10.244.1.9"));
+        let mut collected = Collected::default();
+        for _ in 0..=KEPT {
+            collected.add(Some(event("10.244.1.8:41000")), &wanted);
+        }
+        collected.add(Some(event("10.244.1.9:41000")), &wanted);
+        assert_eq!((collected.events.len(), collected.lost), (1, false));
+    }
+
+    #[test]
+    fn the_latest_events_are_kept() {
+        let wanted = wanted(Protocol::Tcp, None);
+        let mut collected = Collected::default();
+        for port in 0..KEPT + 2 {
+            assert_eq!(collected.lost, port > KEPT);
+            collected.add(Some(event(&format!("10.244.1.9:{port}"))), &wanted);
+        }
+        let ports = |event: &ConntrackEvent| usize::from(event.client.port());
+        assert!(collected.events.iter().map(ports).eq(2..KEPT + 2));
     }
 
     #[test]
