@@ -214,10 +214,16 @@ pub struct Endpoint {
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,
-    /// The weight that an annotation of the slice chooses; 1 without one, 0: no new connections.
+    /// The weight that an annotation of the slice chooses; 1 without one, 0: no new connections. An agent of an earlier
+    /// version does not tell it.
+    #[serde(default = "usual_weight")]
     pub weight: u16,
     /// Where it is, as far as that is known; the endpoints of a node share it.
     pub place: Option<Arc<Place>>,
+}
+
+fn usual_weight() -> u16 {
+    1
 }
 
 /// What endpoints have in common that run on one node.
