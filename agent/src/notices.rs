@@ -104,7 +104,7 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
 /// One Event for all Services of the default: the node has to change, not a Service.
 fn no_default_scheduler(scheduler: &str) -> EventRequest {
     let message = format!(
-        "the kernel of this node has no scheduler {scheduler}, which kubeIPVS.serviceDefaults chooses: Services are \
+        "the kernel of this node has no scheduler {scheduler}, which kubeIPVS.serviceDefaults or weights ask for: Services are \
          served with that of ipvs.scheduler instead; load the module with `modprobe ip_vs_{scheduler}`"
     );
     EventRequest { about: About::Node, reason: Reason::SchedulerMissing, message }

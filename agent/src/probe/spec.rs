@@ -10,11 +10,13 @@ use crate::core::model::ProbeSpec;
 
 const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
+/// A check holds one of few places until its end.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(5);
 const THRESHOLDS: RangeInclusive<u32> = 1..=100;
 
 /// What a value must be. The numbers are those above.
 const WANTED: &str = "true, or a list such as interval=10s,timeout=1s,threshold=3 \
-     (interval: 1s to 1h; timeout: 100ms to the interval; threshold: 1 to 100 failures)";
+     (interval: 1s to 1h; timeout: 100ms to 5s and to the interval; threshold: 1 to 100 failures)";
 
 /// `true`, or a list `interval=10s,timeout=1s,threshold=3` in any order. What it does not name has these values.
 /// The error says what the value must be, as a part of a sentence: `true, or a list such as …`.
@@ -59,7 +61,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 
 fn is_within_bounds(spec: &ProbeSpec) -> bool {
     INTERVALS.contains(&spec.interval)
-        && (SHORTEST_TIMEOUT..=spec.interval).contains(&spec.timeout)
+        && (SHORTEST_TIMEOUT..=spec.interval.min(LONGEST_TIMEOUT)).contains(&spec.timeout)
         && THRESHOLDS.contains(&spec.threshold)
 }
 
@@ -79,9 +81,9 @@ mod tests {
             (" true ", spec(10_000, 1000, 3)),
             ("interval=5s,timeout=500ms,threshold=2", spec(5000, 500, 2)),
             (" threshold = 2 , interval = 5s ", spec(5000, 1000, 2)),
-            ("timeout=10s", spec(10_000, 10_000, 3)),
+            ("timeout=5s", spec(10_000, 5000, 3)),
             ("interval=1s", spec(1000, 1000, 3)),
-            ("interval=1h,timeout=1h,threshold=100", spec(3_600_000, 3_600_000, 100)),
+            ("interval=1h,timeout=5s,threshold=100", spec(3_600_000, 5000, 100)),
             ("timeout=100ms,threshold=1", spec(10_000, 100, 1)),
         ] {
             assert_eq!(text.parse(), Ok(expected), "{text:?}");
@@ -107,7 +109,7 @@ mod tests {
             "interval=1h1ns",
             "interval=-5s",
             "timeout=99ms",
-            "timeout=10001ms",
+            "timeout=5001ms",
             "interval=2s,timeout=3s",
             "threshold=0",
             "threshold=101",

@@ -16,6 +16,8 @@ pub(super) const MAX_CONCURRENT: usize = 128;
 /// The most connects at once to endpoints that did not answer the last time. They may need their whole timeout. If a
 /// zone fails, the others are still checked in time.
 pub(super) const MAX_SILENT: usize = MAX_CONCURRENT / 2;
+/// The most connects at once to endpoints that never answered: they may never do, and those that may be dead come first.
+pub(super) const MAX_UNKNOWN: usize = 16;
 /// The most starts in a [`WINDOW`]: 500 a second.
 pub(super) const MAX_STARTS: usize = 50;
 /// The time in which starts are counted. One wake-up for many starts is cheaper than a pause after each.
@@ -38,7 +40,7 @@ pub(super) struct Check {
     pub(super) key: RsKey,
     pub(super) timeout: Duration,
     number: u64,
-    is_silent: bool,
+    class: usize,
 }
 
 /// What is known of an endpoint since it is a target.
@@ -62,9 +64,14 @@ struct Probed {
 }
 
 impl Probed {
-    /// Whether it did not answer the last time.
-    fn is_silent(&self) -> bool {
-        self.failures > 0 || self.known == Known::Nothing
+    /// Which queue and which places it has: 0 if it answered the last time; 1 if it may be dead, or is new; 2 if it never
+    /// answered.
+    fn class(&self) -> usize {
+        match (self.known, self.failures) {
+            (Known::Nothing, 1..) => 2,
+            (Known::Nothing, 0) | (_, 1..) => 1,
+            _ => 0,
+        }
     }
 }
 
@@ -91,10 +98,10 @@ type Queue = BTreeSet<(Duration, RsKey)>;
 pub(super) struct Checks {
     targets: Arc<Targets>,
     endpoints: Map<RsKey, Probed>,
-    /// Endpoints without a running check: those that answered the last time, then the others.
-    waiting: [Queue; 2],
-    /// The numbers of running checks of these.
-    running: [usize; 2],
+    /// Endpoints without a running check, by class.
+    waiting: [Queue; 3],
+    /// The numbers of running checks, by class.
+    running: [usize; 3],
     /// The begin of the window, and the starts in it.
     window: (Duration, usize),
     /// Changes to report: whether the endpoint is dead. An endpoint that changed back is not in it.
@@ -136,12 +143,12 @@ impl Checks {
     }
 
     fn wait(&mut self, key: RsKey, endpoint: Probed) {
-        self.waiting[usize::from(endpoint.is_silent())].insert((endpoint.due, key));
+        self.waiting[endpoint.class()].insert((endpoint.due, key));
     }
 
     fn forget(&mut self, key: RsKey, now: Duration) {
         let Some(endpoint) = self.endpoints.remove(&key) else { return };
-        self.waiting[usize::from(endpoint.is_silent())].remove(&(endpoint.due, key));
+        self.waiting[endpoint.class()].remove(&(endpoint.due, key));
         if endpoint.known == Known::Dead {
             self.change(key, false, now);
         }
@@ -154,7 +161,7 @@ impl Checks {
         else {
             return;
         };
-        self.waiting[usize::from(endpoint.is_silent())].remove(&(endpoint.due, key));
+        self.waiting[endpoint.class()].remove(&(endpoint.due, key));
         endpoint.due = endpoint.due.min(latest);
         let endpoint = *endpoint;
         self.wait(key, endpoint);
@@ -163,9 +170,10 @@ impl Checks {
     /// The next check that has a place, with its time.
     fn next(&self) -> Option<(Duration, RsKey)> {
         let free = MAX_CONCURRENT.saturating_sub(self.running.iter().sum());
-        let answering = self.waiting[0].first().filter(|_| free > 0);
-        let silent = self.waiting[1].first().filter(|_| free > 0 && self.running[1] < MAX_SILENT);
-        answering.into_iter().chain(silent).min().copied()
+        let silent = self.running[1] + self.running[2];
+        let has_place = [true, silent < MAX_SILENT, silent < MAX_SILENT && self.running[2] < MAX_UNKNOWN];
+        let queues = self.waiting.iter().zip(has_place).filter(|(_, has_place)| free > 0 && *has_place);
+        queues.filter_map(|(waiting, _)| waiting.first()).min().copied()
     }
 
     /// The next check to start now, if any.
@@ -180,19 +188,19 @@ impl Checks {
         self.window.1 += 1;
         let timeout = self.targets.get(&key)?.timeout;
         let endpoint = self.endpoints.get_mut(&key)?;
-        let (number, is_silent) = (self.counters.connects, endpoint.is_silent());
+        let (number, class) = (self.counters.connects, endpoint.class());
         endpoint.running = Some(number);
         endpoint.due = now;
-        self.waiting[usize::from(is_silent)].remove(&(due, key));
-        self.running[usize::from(is_silent)] += 1;
+        self.waiting[class].remove(&(due, key));
+        self.running[class] += 1;
         self.counters.connects += 1;
-        Some(Check { key, timeout, number, is_silent })
+        Some(Check { key, timeout, number, class })
     }
 
     /// Takes the answer of a check. That of a target which was removed meanwhile counts for nothing, even if the
     /// endpoint is a target again.
     pub(super) fn finish(&mut self, check: &Check, answer: Reply, now: Duration) {
-        self.running[usize::from(check.is_silent)] -= 1;
+        self.running[check.class] -= 1;
         let key = check.key;
         let endpoint = self.endpoints.get_mut(&key).filter(|endpoint| endpoint.running == Some(check.number));
         let (Some(endpoint), Some(spec)) = (endpoint, self.targets.get(&key)) else { return };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Targets;
 use super::state::{
-    BATCH, Check, Checks, MAX_CONCURRENT, MAX_SILENT, MAX_STARTS, ProbeCounters, Reply, WINDOW,
+    BATCH, Check, Checks, MAX_CONCURRENT, MAX_SILENT, MAX_STARTS, MAX_UNKNOWN, ProbeCounters, Reply, WINDOW,
 };
 use crate::core::model::{ProbeSpec, RsKey};
 
@@ -328,6 +328,19 @@ fn endpoints_that_do_not_answer_leave_room_for_the_others() {
     let (hanging, _) = hang(&mut clock, 10 * second, |_| true);
     assert_eq!(hanging, MAX_CONCURRENT - MAX_SILENT);
     assert_eq!(clock.checks.wake_at(), None, "nothing has a place");
+}
+
+#[test]
+fn endpoints_that_never_answered_leave_room_for_those_that_may_be_dead() {
+    let second = Duration::from_secs(1);
+    let is_known = |other: RsKey| other < key(100);
+    let mut clock = Clock::with(targets(1000, second));
+    // A new endpoint is checked once as those that may be dead.
+    clock.run(5 * second, |other| if is_known(other) { Answered } else { Failed });
+    let (hanging, answered) = hang(&mut clock, 5 * second, |other| !is_known(other));
+    assert_eq!(hanging, MAX_UNKNOWN);
+    assert!(answered >= 100 * 4, "{answered}");
+    clock.run(second, |other| if is_known(other) { Failed } else { panic!("{other} has no place") });
 }
 
 #[test]

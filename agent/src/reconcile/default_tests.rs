@@ -156,8 +156,11 @@ fn a_scheduler_that_the_kernel_lacks_is_one_event_for_all_services_of_the_defaul
     });
     let told: Vec<&String> = lines.iter().filter(|line| line.contains("SchedulerMissing")).collect();
     assert_eq!(told.len(), 1, "{lines:#?}");
-    for part in ["Node", "no scheduler twos, which kubeIPVS.serviceDefaults chooses", "`modprobe ip_vs_twos`"]
-    {
+    for part in [
+        "Node",
+        "no scheduler twos, which kubeIPVS.serviceDefaults or weights ask for",
+        "`modprobe ip_vs_twos`",
+    ] {
         assert!(told[0].contains(part), "{told:?}");
     }
     assert!(!lines.iter().any(|line| line.contains("AnnotationIgnored")), "{lines:#?}");

@@ -71,7 +71,7 @@ impl EndpointChecks {
     }
 
     /// Tells the checker what to check, if that changed. An endpoint of several Services is checked as often as the most
-    /// frequent of them asks for.
+    /// frequent of them asks for, with the longest timeout and the most failures.
     pub(super) fn send(&mut self) {
         if !std::mem::take(&mut self.changed) {
             return;
@@ -79,7 +79,12 @@ impl EndpointChecks {
         let mut targets = Targets::new();
         for (rs, spec) in self.services.values().flatten() {
             let chosen = targets.entry(*rs).or_insert(*spec);
-            *chosen = (*chosen).min(*spec);
+            // No Service makes the check of another one stricter.
+            *chosen = ProbeSpec {
+                interval: chosen.interval.min(spec.interval),
+                timeout: chosen.timeout.max(spec.timeout),
+                threshold: chosen.threshold.max(spec.threshold),
+            };
         }
         if let Some(checker) = &self.checker {
             checker.check(Arc::new(targets));
@@ -113,7 +118,7 @@ impl<K: Kernel> Reconciler<K> {
             let dead: Vec<&RsKey> = changes.iter().filter(|(_, dead)| *dead).map(|(rs, _)| rs).collect();
             let (which, what) = match dead.is_empty() {
                 true => (changed.iter().collect(), "answer TCP checks of this node again"),
-                false => (dead, "do not answer TCP checks of this node and get no new connections"),
+                false => (dead, "do not answer TCP checks of this node"),
             };
             tracing::warn!(
                 "endpoints of Service {}: {} {what}",

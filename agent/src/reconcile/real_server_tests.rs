@@ -97,6 +97,22 @@ fn weights_of_a_slice_are_edited_in_place_with_a_scheduler_that_heeds_them() {
 }
 
 #[test]
+fn with_policy_local_a_node_in_maintenance_counts_as_one_without_endpoints() {
+    let of = |slice: Value| external(&json!({}), &slice, &TWO, "Local", 80);
+    let mut agent = started(&of(json!({})));
+    let server = tcp_server(EXTERNAL, 80);
+    assert_eq!(states_at(&mut agent, server), [RsState::USUAL], "the local one");
+    of(json!({"kube-ipvs.io/weight": "10.244.1.5=0"})).put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    let weights: Vec<u32> = states_at(&mut agent, server).iter().map(|state| state.weight).collect();
+    assert_eq!(weights, [0, 1], "the remote one gets the connections, the local one keeps its own");
+    of(json!({"kube-ipvs.io/weight": "0"})).put(&agent.store);
+    agent.converge(Due::Changes, 3);
+    let weights: Vec<u32> = states_at(&mut agent, server).iter().map(|state| state.weight).collect();
+    assert_eq!(weights.first(), Some(&0), "all are in maintenance");
+}
+
+#[test]
 fn a_chosen_scheduler_stays_with_weights_and_one_that_the_kernel_lacks_is_told() {
     let slice = json!({"kube-ipvs.io/weight": "10.244.2.6=3"});
     let mut chosen = started(&cluster(&json!({"kube-ipvs.io/scheduler": "rr"}), &slice, &TWO));

@@ -121,7 +121,8 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         let later = self.bind_later(now);
-        let step = self.slow_starts.next_at().unwrap_or(Duration::MAX);
+        // A step that is due is part of `at`, which may be later.
+        let step = self.slow_starts.next_at().filter(|step| *step > now).unwrap_or(Duration::MAX);
         at.min(schedule.probe_at()).min(later).min(step).saturating_sub(now)
     }
 

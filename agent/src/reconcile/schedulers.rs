@@ -65,7 +65,12 @@ impl<K: Kernel> Reconciler<K> {
         plan.remove_if(|op| {
             let Op::EditVirtualServer(vs, spec) = op else { return false };
             let before = observed.virtual_servers.get(vs);
-            if turn.contains(vs) || before.is_none_or(|before| before.spec.scheduler == spec.scheduler) {
+            // A failed one has its own turns.
+            let fails = self.retries.fails(&op.subject());
+            if fails
+                || turn.contains(vs)
+                || before.is_none_or(|before| before.spec.scheduler == spec.scheduler)
+            {
                 return false;
             }
             if left > 0 {

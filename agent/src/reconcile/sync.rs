@@ -58,9 +58,8 @@ impl<K: Kernel> Reconciler<K> {
             keys.append(found);
         }
         keys.append(retried.clone());
-        if audit {
-            self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
-        }
+        // A real server of weight 0 drains without an op when it is no longer wanted.
+        self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         self.read_connections(&mut observed, &keys, now);
         let stuck = self.stuck_sets(&observed);
         let mut plan = self.plan(&observed, &keys, audit, now);

@@ -122,6 +122,14 @@ impl WantedServers {
         self.keys().iter().enumerate().map(|(index, rs)| (*rs, self.state(index)))
     }
 
+    /// Whether some of them get new connections.
+    pub fn have_open(&self) -> bool {
+        match self {
+            Self::Usual(keys) => !keys.is_empty(),
+            Self::Other(other) => other.states.iter().any(|state| state.weight > 0),
+        }
+    }
+
     /// Whether some of them have limits of connections.
     pub fn have_limits(&self) -> bool {
         let Self::Other(other) = self else { return false };

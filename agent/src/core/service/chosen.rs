@@ -83,10 +83,13 @@ pub fn weighted_spec(
 
 /// Whether the weights of the real servers differ, or will. Weight 0 needs no scheduler.
 fn have_weights(real_servers: &WantedServers, grow: bool) -> bool {
+    if grow {
+        return true;
+    }
     let WantedServers::Other(_) = real_servers else { return false };
     let mut weights = real_servers.iter().map(|(_, state)| state.weight).filter(|weight| *weight > 0);
     let first = weights.next();
-    grow || weights.any(|weight| Some(weight) != first)
+    weights.any(|weight| Some(weight) != first)
 }
 
 /// The selected endpoints with the limits and the scale of weights of these options.
@@ -117,9 +120,10 @@ pub fn direct_return(
     node: &NodeFacts,
 ) -> Result<Option<WantedServers>, Notice> {
     let Some(how) = options.and_then(|options| options.direct_return) else { return Ok(None) };
-    if let Some(other) = real_servers.keys().iter().find(|rs| rs.port != key.port) {
+    if real_servers.keys().iter().any(|rs| rs.port != key.port) {
+        // Without an address: endpoints come and go.
         return Err(ignored(format!(
-            "the endpoint {other} has another port than {key}, and its packets keep their port: set targetPort to {}",
+            "endpoints have another port than the Service, and packets keep their port: set targetPort to {}",
             key.port
         )));
     }

@@ -89,7 +89,13 @@ impl Selection {
     /// The real servers of a frontend. Under policy Local without a local endpoint, all endpoints of the cluster are used
     /// as in kube-proxy's ipvs mode, so that connections work until the load balancer notices.
     pub fn of(&self, local: bool) -> WantedServers {
-        if local && !self.local.is_empty() { self.local.clone() } else { self.cluster.clone() }
+        if self.is_of_local(local) { self.local.clone() } else { self.cluster.clone() }
+    }
+
+    /// Whether the list of [`Self::of`] is that of policy Local. Endpoints in maintenance take no new connections: they do not
+    /// count while others do.
+    pub fn is_of_local(&self, local: bool) -> bool {
+        local && (self.local.have_open() || (!self.local.is_empty() && !self.cluster.have_open()))
     }
 }
 

@@ -121,7 +121,7 @@ pub fn build_fragment<'a>(
         for port in &service.ports {
             let all = endpoints::build_endpoints(port, family, slices.clone(), &node.name);
             builder.add_port(port, family, &vips, &all);
-            ready.extend(all.iter().filter(|e| e.local && e.ready).map(|e| e.target.addr));
+            ready.extend(all.iter().filter(|e| e.local && e.ready && e.weight > 0).map(|e| e.target.addr));
         }
         // As in kube-proxy, a Service without ports has no health check.
         if !service.ports.is_empty() {
@@ -251,7 +251,7 @@ impl Builder<'_> {
         let local = if kind == VipKind::ClusterIp { self.service.internal_local } else { external_local };
         let mut real_servers = selection.of(local);
         if kind != VipKind::ClusterIp {
-            let local = (local, local && !selection.local.is_empty());
+            let local = (local, selection.is_of_local(local));
             let options = self.options.as_deref();
             match chosen::direct_return(options, key, &real_servers, local, self.node) {
                 Ok(direct) => real_servers = direct.unwrap_or(real_servers),

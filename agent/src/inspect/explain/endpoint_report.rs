@@ -42,7 +42,7 @@ impl EndpointReport {
             (None, Some(0)) if role.serves() && state.dead.contains(&rs) => {
                 "does not answer the TCP checks of this node: gets no new connections".to_owned()
             }
-            (None, Some(_)) if role.serves() && state.dead.contains(&rs) => {
+            (None, Some(_)) if role.serves() && state.dead.contains(&rs) && is_checked(state, vs) => {
                 "serves; does not answer the TCP checks of this node, but too few of the endpoints do"
                     .to_owned()
             }
@@ -86,6 +86,11 @@ impl EndpointReport {
 
 fn weight(state: &LoopState<'_>, vs: VsKey, rs: RsKey) -> Option<u32> {
     Some(state.observed?.virtual_servers.get(&vs)?.real_servers.get(&rs)?.weight)
+}
+
+fn is_checked(state: &LoopState<'_>, vs: VsKey) -> bool {
+    let options = state.desired.virtual_server(&vs).and_then(|server| server.options.as_ref());
+    options.is_some_and(|options| options.probe.is_some())
 }
 
 fn has_slow_start(state: &LoopState<'_>, vs: VsKey) -> bool {

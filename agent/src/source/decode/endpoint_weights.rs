@@ -10,6 +10,9 @@ use crate::core::model::address;
 /// A weight for all endpoints of the slice, or a list `ADDRESS=WEIGHT,…` for some.
 pub(super) const WEIGHT: &str = "kube-ipvs.io/weight";
 
+/// `wrr` walks through all weights from the largest one if servers are full (`ip_vs_wrr_schedule`), for each new connection.
+const LARGEST: u16 = 100;
+
 /// The weight of endpoints that the annotation does not name.
 const USUAL: u16 = 1;
 
@@ -27,7 +30,7 @@ impl Weights {
         let Some(text) = tape.text(&["metadata", "annotations", WEIGHT]) else { return weights };
         let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
         if let [one] = parts[..]
-            && let Ok(all) = one.parse()
+            && let Some(all) = weight(one)
         {
             weights.all = all;
             return weights;
@@ -41,7 +44,7 @@ impl Weights {
         }
         if let Some(wrong) = wrong {
             ignored.push(format!(
-                "annotation {WEIGHT}: {:?} is not a weight from 0 to 65535 and not ADDRESS=WEIGHT",
+                "annotation {WEIGHT}: {:?} is not a weight from 0 to {LARGEST} and not ADDRESS=WEIGHT",
                 beginning(wrong)
             ));
         }
@@ -53,9 +56,13 @@ impl Weights {
     }
 }
 
+fn weight(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|weight| *weight <= LARGEST)
+}
+
 fn weight_of_address(part: &str) -> Option<(IpAddr, u16)> {
-    let (addr, weight) = part.split_once('=')?;
-    Some((address::parse_ip(addr.trim())?, weight.trim().parse().ok()?))
+    let (addr, text) = part.split_once('=')?;
+    Some((address::parse_ip(addr.trim())?, weight(text.trim())?))
 }
 
 #[cfg(test)]
@@ -86,12 +93,12 @@ mod tests {
         assert_eq!(read("7"), (vec![7, 7], vec![]));
         assert_eq!(read("0"), (vec![0, 0], vec![]));
         assert_eq!(read("10.244.1.6=0"), (vec![1, 0], vec![]));
-        assert_eq!(read("10.244.1.5=3, 10.244.1.6 = 65535"), (vec![3, 65535], vec![]));
+        assert_eq!(read("10.244.1.5=3, 10.244.1.6 = 100"), (vec![3, 100], vec![]));
     }
 
     #[test]
     fn a_wrong_weight_is_named_and_the_others_hold() {
-        for wrong in ["heavy", "-1", "65536", "", "1,2"] {
+        for wrong in ["heavy", "-1", "101", "65536", "", "1,2"] {
             let (weights, ignored) = read(wrong);
             assert_eq!((weights, ignored.len()), (vec![1, 1], 1), "{wrong}");
         }
