@@ -208,7 +208,7 @@ impl FakeKernel {
             }
             Op::CreateSet(set) if s.sets.contains_key(set) => Err(exists()),
             Op::DestroySet(set) if self.holds_sets && references_set(&s.rules[set.family].chains, *set) => {
-                Err(OpError::plain(Cause::InUse, "EBUSY"))
+                Err(OpError::plain(Cause::WrongKind, "EBUSY"))
             }
             Op::AddEntry(set, entry) => self.check_room(*set, entry),
             Op::RemoveEntry(set, _) => self.check_set(*set),

@@ -109,7 +109,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Sets of another type that could not be destroyed because they are in use.
     fn stuck_sets(&self, observed: &Observed) -> BTreeSet<SetId> {
         let misfits = observed.sets.iter().filter(|(_, set)| set.misfit).map(|(id, _)| *id);
-        misfits.filter(|id| self.retries.cause(&Subject::Set(*id)) == Some(Cause::InUse)).collect()
+        misfits.filter(|id| self.retries.cause(&Subject::Set(*id)) == Some(Cause::WrongKind)).collect()
     }
 
     pub(super) fn apply(

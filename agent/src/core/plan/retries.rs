@@ -113,9 +113,12 @@ impl Retries {
         if self.failing.is_empty() {
             return;
         }
+        // A plan can have several ops for a subject, such as to destroy a set and to create it again.
+        let is_same = |op: &&Op| self.failing.get(&op.subject()).is_some_and(|f| f.op.as_ref() == Some(*op));
+        let same: BTreeSet<Subject> = plan.ops.iter().filter(is_same).map(Op::subject).collect();
         for op in &plan.ops {
             if let Some(failing) = self.failing.get_mut(&op.subject())
-                && failing.op.as_ref() != Some(op)
+                && !same.contains(&op.subject())
             {
                 failing.next = failing.next.min(failing.last.saturating_add(MIN_BACKOFF));
             }
