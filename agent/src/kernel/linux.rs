@@ -81,10 +81,7 @@ pub struct LinuxKernel {
     pub(super) fills: bool,
     /// The configured scheduler: virtual servers that have it share this string.
     pub(super) scheduler: Arc<str>,
-    /// Some virtual server can have flags of a scheduler, which only the list has.
-    pub(super) has_flags: bool,
-    /// Some real server was given limits of connections.
-    pub(super) has_limits: bool,
+    pub(super) hidden: Hidden,
     pub(super) sysctls: Vec<&'static str>,
     pub(super) tables: u64,
     /// Dumps over sockets that are closed now.
@@ -109,8 +106,7 @@ impl LinuxKernel {
             reading: ReadState::End,
             fills: false,
             scheduler: settings.scheduler.clone(),
-            has_flags: false,
-            has_limits: false,
+            hidden: Hidden::default(),
             lists: 0,
             sysctls: settings.sysctls.iter().map(|s| s.path).chain([ACCEPT_LOCAL]).collect(),
             tables: 0,
@@ -280,7 +276,7 @@ impl Kernel for LinuxKernel {
 
     fn read_servers(&mut self, servers: &[VsKey]) -> Result<Vec<Option<ObservedServer>>, ObserveError> {
         // The table has no limits.
-        if servers.len() > MAX_SERVER_QUERIES && !self.has_limits {
+        if servers.len() > MAX_SERVER_QUERIES && !self.hidden.has_limits {
             return self.read_all_servers(servers);
         }
         servers.iter().map(|vs| self.read_server(vs)).collect()
@@ -309,10 +305,9 @@ impl Kernel for LinuxKernel {
     }
 
     fn beside(&mut self, work: &mut dyn FnMut(&mut Runner<'_>, &mut Runner<'_>)) {
-        let Self { ipvs, device, has_flags, has_limits, .. } = self;
+        let Self { ipvs, device, hidden, .. } = self;
         let mut run_ipvs = |ops: &[&Op]| {
-            *has_flags |= have_flags(ops);
-            *has_limits |= have_limits(ops);
+            hidden.note(ops);
             execute_ipvs(ipvs, ops)
         };
         work(&mut run_ipvs, &mut |ops| execute_addresses(device, ops));
@@ -322,8 +317,7 @@ impl Kernel for LinuxKernel {
         match ops.first().map(|op| op.subsystem()) {
             None => Vec::new(),
             Some(Subsystem::Ipvs) => {
-                self.has_flags |= have_flags(ops);
-                self.has_limits |= have_limits(ops);
+                self.hidden.note(ops);
                 execute_ipvs(&mut self.ipvs, ops)
             }
             Some(Subsystem::Sets) => self.filter.execute_sets(ops),
@@ -362,21 +356,30 @@ pub(super) fn can_have_flags(spec: &VsSpec) -> bool {
     spec.flags & SCHED_FLAGS != 0 || FLAGGED.contains(&&*spec.scheduler)
 }
 
-/// Whether audits have to compare flags because of some of the ops.
-fn have_flags(ops: &[&Op]) -> bool {
-    ops.iter().any(|op| match op {
-        Op::AddVirtualServer(_, spec) | Op::EditVirtualServer(_, spec) => can_have_flags(spec),
-        _ => false,
-    })
+/// What exists that `/proc/net/ip_vs` does not show.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hidden {
+    /// Some virtual server can have flags of a scheduler, which only the list has.
+    pub has_flags: bool,
+    /// Some real server was given limits of connections.
+    pub has_limits: bool,
 }
 
-/// Whether some of the ops limit the connections of a real server.
-fn have_limits(ops: &[&Op]) -> bool {
-    let unlimited = ConnectionLimits::default();
-    ops.iter().any(|op| match op {
-        Op::AddRealServer(.., state) | Op::EditRealServer(.., state) => state.limits != unlimited,
-        _ => false,
-    })
+impl Hidden {
+    fn note(&mut self, ops: &[&Op]) {
+        let unlimited = ConnectionLimits::default();
+        for op in ops {
+            match op {
+                Op::AddVirtualServer(_, spec) | Op::EditVirtualServer(_, spec) => {
+                    self.has_flags |= can_have_flags(spec);
+                }
+                Op::AddRealServer(.., state) | Op::EditRealServer(.., state) => {
+                    self.has_limits |= state.limits != unlimited;
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 fn execute_ipvs(client: &mut ipvs::Client, ops: &[&Op]) -> Vec<Result<Progress, OpError>> {

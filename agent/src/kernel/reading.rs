@@ -54,11 +54,11 @@ impl LinuxKernel {
     pub(super) fn begin_reading(&mut self, step: ReadStep) -> ReadState {
         self.fills = step == ReadStep::Fill;
         // The table shows everything except the flags, which only two schedulers have.
-        if step == ReadStep::Compare && !self.has_flags {
+        if step == ReadStep::Compare && !self.hidden.has_flags {
             return ReadState::Table;
         }
         // The list tells it again.
-        self.has_flags = false;
+        self.hidden.has_flags = false;
         ReadState::List
     }
 
@@ -142,7 +142,7 @@ impl LinuxKernel {
             let listed = listed.get_or_insert_with(Vec::new);
             let before = listed.len();
             listed.extend(ours);
-            self.has_flags |= listed[before..].iter().any(|(_, spec)| can_have_flags(spec));
+            self.hidden.has_flags |= listed[before..].iter().any(|(_, spec)| can_have_flags(spec));
         }
         Ok(listed)
     }
@@ -164,7 +164,7 @@ impl LinuxKernel {
             Err(error) => return Err(failed(Part::Ipvs)(&error)),
         };
         let destinations = self.ipvs.destinations(&id).map_err(|error| failed(Part::Ipvs)(&error))?;
-        self.has_limits |= destinations.iter().any(|dest| dest.upper_threshold > 0);
+        self.hidden.has_limits |= destinations.iter().any(|dest| dest.upper_threshold > 0);
         let real_servers = destinations.iter().map(real_server).collect();
         Ok(Some(ObservedServer { spec: self.spec(&service), real_servers }))
     }

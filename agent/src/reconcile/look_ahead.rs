@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The plan of a start, without running it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::{PassScope, Reconciler};
@@ -36,7 +37,7 @@ impl<K: Kernel> Reconciler<K> {
         let keys = Changes { flows: changes.flows, ..all_keys(&self.desired, &observed) };
         self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         self.read_connections(&mut observed, &keys, now);
-        let plan = self.plan(&observed, &keys, true, now);
+        let plan = self.plan(&observed, &keys, true, &BTreeSet::new(), now);
         let bound: Set<_> = observed.addresses.iter().map(ipnet::IpNet::addr).collect();
         let is_foreign = |op: &Op| {
             matches!(op, Op::RemoveVirtualServer(vs)
@@ -52,8 +53,8 @@ impl<K: Kernel> Reconciler<K> {
     /// Whether the op only raises a weight that a running agent may keep low.
     fn holds_back(&self, op: &Op, observed: &Observed) -> bool {
         let Op::EditRealServer(vs, rs, state) = op else { return false };
-        let options = self.desired.virtual_server(vs).and_then(|server| server.options.as_deref());
-        let may_be_low = options.is_some_and(|o| o.slow_start.is_some() || o.probe.is_some());
+        let may_be_low =
+            self.desired.options(vs).is_some_and(|o| o.slow_start.is_some() || o.probe.is_some());
         let now = observed.virtual_servers.get(vs).and_then(|server| server.real_servers.get(rs));
         may_be_low
             && now.is_some_and(|now| {

@@ -47,7 +47,9 @@ impl PostponedSchedulers {
     /// The virtual servers whose turn it is.
     pub(super) fn take(&mut self) -> BTreeSet<VsKey> {
         let turn: BTreeSet<VsKey> = self.order.drain(..CHANGES.min(self.order.len())).collect();
-        self.members.retain(|vs| !turn.contains(vs));
+        for vs in &turn {
+            self.members.remove(vs);
+        }
         turn
     }
 }

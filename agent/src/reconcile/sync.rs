@@ -62,7 +62,7 @@ impl<K: Kernel> Reconciler<K> {
         self.drains.adopt(&self.desired, &observed, &keys.virtual_servers, now);
         self.read_connections(&mut observed, &keys, now);
         let stuck = self.stuck_sets(&observed);
-        let mut plan = self.plan(&observed, &keys, audit, now);
+        let mut plan = self.plan(&observed, &keys, audit, &stuck, now);
         self.postpone_schedulers(&mut plan, &observed, &turn);
         self.retries.expedite(&plan);
         let rules_timeout = if first || !self.is_whole() { FIRST_RULES_TIMEOUT } else { RULES_TIMEOUT };
@@ -94,13 +94,20 @@ impl<K: Kernel> Reconciler<K> {
         Pass { plan, report, drift, services, synced, incomplete, unreadable: None }
     }
 
-    pub(super) fn plan(&mut self, observed: &Observed, keys: &Changes, audit: bool, now: Duration) -> Plan {
+    pub(super) fn plan(
+        &mut self,
+        observed: &Observed,
+        keys: &Changes,
+        audit: bool,
+        stuck: &BTreeSet<SetId>,
+        now: Duration,
+    ) -> Plan {
         const UNKNOWN: PerFamily<Option<RulesBasis>> = PerFamily::new(None, None);
         let expired = self.drains.expired(now, &self.desired, self.settings.drain_deadline);
         let (desired, settings) = (&self.desired, &self.settings);
         let takeover_pending = self.takeover.waits();
         let installed = if audit { &UNKNOWN } else { &self.rules };
-        let (expired, later, stuck) = (&expired, &self.later.batch, &self.stuck_sets(observed));
+        let (expired, later) = (&expired, &self.later.batch);
         let input =
             PlanInput { desired, observed, settings, expired, takeover_pending, later, stuck, installed };
         build_plan(input, keys, &keys.flows)

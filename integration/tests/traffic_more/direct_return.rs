@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Endpoints that answer clients directly, from the VIP.
 
+use std::net::IpAddr;
+
 use integration::lab::traffic::{Backend, ask_tcp};
-use integration::lab::{Lab, Netns, Node, Setup, at, ipvsadm};
+use integration::lab::{Host, Lab, Netns, Node, Setup, at, ipvsadm};
 use integration::objects::{Port, ServiceBuilder, slice};
 use serde_json::{Value, json};
 
@@ -52,6 +54,15 @@ fn take_tunnel(ns: &Netns, own: [&str; 2]) {
     ns.set_sysctls(&[("net.ipv4.conf.vip4.rp_filter", "0")]).unwrap();
 }
 
+/// Asks the pod from outside over both VIPs: it sees the client.
+fn assert_sees_client(client: &Host, node: &Node, name: &str) {
+    for (vip, seen) in VIP.iter().zip([IpAddr::V4(client.v4), client.v6.into()]) {
+        client.route(vip, &node.host).unwrap();
+        let answer = ask_tcp(&client.ns, at(vip, 80), ANSWER).unwrap();
+        assert_eq!((answer.name.as_str(), answer.seen_source), (name, seen), "{}", ipvsadm(node.ns()));
+    }
+}
+
 fn method(setup: &Setup<'_>, server: &str, letter: char) {
     setup.wait_ipvs(&format!("{server} -{letter} -w 1"), true).unwrap();
 }
@@ -73,11 +84,7 @@ fn a_pod_of_another_node_answers_through_a_tunnel_and_sees_the_client() {
     method(&setup, "-a -t 198.51.100.10:80 -r 10.244.2.6:80", 'i');
     method(&setup, "-a -t [2001:db8:100::10]:80 -r [fd00:244:2::6]:80", 'i');
     method(&setup, "-a -t 10.96.0.10:80 -r 10.244.2.6:80", 'm');
-    for (vip, seen) in VIP.iter().zip([std::net::IpAddr::V4(client.v4), client.v6.into()]) {
-        client.route(vip, &node.host).unwrap();
-        let answer = ask_tcp(&client.ns, at(vip, 80), ANSWER).unwrap();
-        assert_eq!((answer.name.as_str(), answer.seen_source), ("far", seen), "{}", ipvsadm(node.ns()));
-    }
+    assert_sees_client(&client, &node, "far");
     for vip in CLUSTER_IP {
         assert_eq!(ask_tcp(&asker.ns, at(vip, 80), ANSWER).unwrap().name, "far", "ClusterIPs as ever");
     }
@@ -98,11 +105,7 @@ fn a_pod_of_this_node_answers_directly_by_its_route() {
     setup.wait_bound(&VIP).unwrap();
     method(&setup, "-a -t 198.51.100.10:80 -r 10.244.1.5:80", 'g');
     method(&setup, "-a -t [2001:db8:100::10]:80 -r [fd00:244:1::5]:80", 'g');
-    for (vip, seen) in VIP.iter().zip([std::net::IpAddr::V4(client.v4), client.v6.into()]) {
-        client.route(vip, &node.host).unwrap();
-        let answer = ask_tcp(&client.ns, at(vip, 80), ANSWER).unwrap();
-        assert_eq!((answer.name.as_str(), answer.seen_source), ("near", seen), "{}", ipvsadm(node.ns()));
-    }
+    assert_sees_client(&client, &node, "near");
 }
 
 #[test]

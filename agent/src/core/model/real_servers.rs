@@ -109,11 +109,6 @@ impl WantedServers {
         }
     }
 
-    /// The wanted state of a real server; `None`: it is not wanted.
-    pub fn get(&self, rs: &RsKey) -> Option<RsState> {
-        self.keys().binary_search(rs).ok().map(|index| self.state(index))
-    }
-
     pub fn contains(&self, rs: &RsKey) -> bool {
         self.keys().binary_search(rs).is_ok()
     }
@@ -176,10 +171,8 @@ mod tests {
         assert!(matches!(usual, WantedServers::Usual(_)));
         let heavy = RsState { weight: 3, ..RsState::USUAL };
         let mixed = usual.map(|key, state| if *key == rs(2) { heavy } else { state });
-        assert_eq!(
-            (mixed.get(&rs(1)), mixed.get(&rs(2)), mixed.get(&rs(3))),
-            (Some(RsState::USUAL), Some(heavy), None)
-        );
+        assert_eq!(mixed.iter().collect::<Vec<_>>(), [(rs(1), RsState::USUAL), (rs(2), heavy)]);
+        assert!(!mixed.contains(&rs(3)));
         assert_eq!(mixed.map(|_, _| RsState::USUAL), usual);
     }
 }

@@ -92,7 +92,7 @@ impl Drains {
 
 /// The longest drain at a virtual server.
 fn deadline(desired: &Desired, vs: &VsKey, usual: Option<Duration>) -> Option<Duration> {
-    let chosen = desired.virtual_server(vs)?.options.as_ref().and_then(|options| options.drain_deadline);
+    let chosen = desired.options(vs).and_then(|options| options.drain_deadline);
     chosen.map_or(usual, |deadline| Some(deadline).filter(|deadline| !deadline.is_zero()))
 }
 

@@ -17,6 +17,7 @@ use crate::core::model::changes::Changes;
 use crate::core::model::flows::FlowFilter;
 use crate::core::model::map::Map;
 use crate::core::model::members::Members;
+use crate::core::model::options::ServiceOptions;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::{Family, ObjectName, PerFamily, Protocol, VsKey};
 
@@ -219,6 +220,11 @@ impl Desired {
     /// The wanted virtual server at `key`: the winning claim.
     pub fn virtual_server(&self, key: &VsKey) -> Option<&Arc<VirtualServer>> {
         self.virtual_servers.get(key).and_then(|claims| claims.first())
+    }
+
+    /// What annotations and defaults choose for the Service of the wanted virtual server.
+    pub fn options(&self, key: &VsKey) -> Option<&ServiceOptions> {
+        self.virtual_server(key)?.options.as_deref()
     }
 
     /// The losing claims on `key`, by rank.

@@ -10,7 +10,7 @@ use super::endpoints::{self, PortEndpoint, Selection};
 use super::node_facts::{Binding, NodeFacts};
 use crate::core::model::Few;
 use crate::core::model::options::ServiceOptions;
-use crate::core::model::real_servers::WantedServers;
+use crate::core::model::real_servers::{RsState, WantedServers};
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{ExternalIps, Settings};
 use crate::core::model::{
@@ -34,6 +34,13 @@ pub struct VirtualServer {
     pub port_name: Arc<str>,
     /// What annotations of the Service and `kubeIPVS.serviceDefaults` choose.
     pub options: Option<Arc<ServiceOptions>>,
+}
+
+impl VirtualServer {
+    /// The same with its real servers in other states.
+    pub fn with_states(&self, state: impl Fn(&RsKey, RsState) -> RsState) -> Arc<Self> {
+        Arc::new(Self { real_servers: self.real_servers.map(state), ..self.clone() })
+    }
 }
 
 /// Frontends and endpoints of one UDP port of a Service.

@@ -5,7 +5,6 @@
 //! the node or its network, and the rest could not bear the load. So the last endpoint always stays.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::fragment::{Fragment, VirtualServer};
 use crate::core::model::real_servers::{RsState, WantedServers};
@@ -44,9 +43,6 @@ pub fn take_out(fragment: &mut Fragment, dead: &BTreeSet<RsKey>) {
             true => RsState { weight: 0, ..state },
             false => state,
         };
-        *server = Arc::new(VirtualServer {
-            real_servers: server.real_servers.map(weight),
-            ..VirtualServer::clone(server)
-        });
+        *server = server.with_states(weight);
     }
 }

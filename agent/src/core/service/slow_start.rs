@@ -4,10 +4,9 @@
 //! The times are kept in memory. After a restart of the agent every endpoint has its full weight.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::fragment::{Fragment, VirtualServer};
+use super::fragment::Fragment;
 use crate::core::model::real_servers::RsState;
 use crate::core::model::{ObjectName, RsKey};
 
@@ -79,10 +78,7 @@ impl SlowStarts {
             _ => state,
         };
         for server in &mut next.virtual_servers {
-            *server = Arc::new(VirtualServer {
-                real_servers: server.real_servers.map(lower),
-                ..VirtualServer::clone(server)
-            });
+            *server = server.with_states(lower);
         }
         starts.plan(now);
         self.services.insert(name.clone(), starts);

@@ -33,6 +33,9 @@ impl EndpointReport {
         let rs = endpoint.target;
         let weight = weight(state, vs, rs);
         let failure = state.retries.failing().find(|(s, _)| **s == Subject::RealServer(vs, rs));
+        let options = state.desired.options(&vs);
+        let is_checked = options.is_some_and(|options| options.probe.is_some());
+        let has_slow_start = options.is_some_and(|options| options.slow_start.is_some());
         let reason = match (failure, weight) {
             (Some((_, failing)), _) => format!("cannot program it: {}", failing.error),
             (None, None) if role.serves() && state.observed.is_some() => "not in the kernel yet".to_owned(),
@@ -42,14 +45,12 @@ impl EndpointReport {
             (None, Some(0)) if role.serves() && state.dead.contains(&rs) => {
                 "does not answer the TCP checks of this node: gets no new connections".to_owned()
             }
-            (None, Some(_)) if role.serves() && state.dead.contains(&rs) && is_checked(state, vs) => {
+            (None, Some(_)) if role.serves() && state.dead.contains(&rs) && is_checked => {
                 "serves; does not answer the TCP checks of this node, but too few of the endpoints do"
                     .to_owned()
             }
             (None, Some(now))
-                if role.serves()
-                    && now < u32::from(endpoint.weight) * slow_start::FULL
-                    && has_slow_start(state, vs) =>
+                if role.serves() && now < u32::from(endpoint.weight) * slow_start::FULL && has_slow_start =>
             {
                 "serves; starts slowly".to_owned()
             }
@@ -86,16 +87,6 @@ impl EndpointReport {
 
 fn weight(state: &LoopState<'_>, vs: VsKey, rs: RsKey) -> Option<u32> {
     Some(state.observed?.virtual_servers.get(&vs)?.real_servers.get(&rs)?.weight)
-}
-
-fn is_checked(state: &LoopState<'_>, vs: VsKey) -> bool {
-    let options = state.desired.virtual_server(&vs).and_then(|server| server.options.as_ref());
-    options.is_some_and(|options| options.probe.is_some())
-}
-
-fn has_slow_start(state: &LoopState<'_>, vs: VsKey) -> bool {
-    let options = state.desired.virtual_server(&vs).and_then(|server| server.options.as_ref());
-    options.is_some_and(|options| options.slow_start.is_some())
 }
 
 fn text(role: Role) -> &'static str {
