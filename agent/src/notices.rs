@@ -90,6 +90,9 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
             ),
         ),
         fragment::Notice::DefaultSchedulerMissing(scheduler) => return Some(no_default_scheduler(scheduler)),
+        fragment::Notice::RefusesClients { scheduler, settings, is_own } => {
+            return Some(refused_clients(is_own.then_some(name), scheduler, settings));
+        }
         fragment::Notice::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
             format!(
@@ -108,6 +111,31 @@ fn no_default_scheduler(scheduler: &str) -> EventRequest {
          served with that of ipvs.scheduler instead; load the module with `modprobe ip_vs_{scheduler}`"
     );
     EventRequest { about: About::Node, reason: Reason::SchedulerMissing, message }
+}
+
+/// Without a Service: one Event for all Services of the default.
+fn refused_clients(name: Option<&ObjectName>, scheduler: &str, settings: &str) -> EventRequest {
+    let service = match name {
+        Some(name) => format!("Service {name}"),
+        None => "Services that kubeIPVS.serviceDefaults select".to_owned(),
+    };
+    let why = refusal(scheduler, settings);
+    EventRequest {
+        about: name.cloned().map_or(About::Node, About::Service),
+        reason: Reason::SchedulerRefusesClients,
+        message: format!("some clients of {service} will be refused: {why}"),
+    }
+}
+
+/// Why clients are refused, and the remedy.
+pub fn refusal(scheduler: &str, settings: &str) -> String {
+    let remedy = match scheduler {
+        "dh" => "choose another scheduler".to_owned(),
+        _ => format!("add {scheduler}-fallback to its flags"),
+    };
+    format!(
+        "the scheduler {scheduler} looks for no other endpoint if the one it chose is closed by {settings}; {remedy}"
+    )
 }
 
 fn vip_message(name: &ObjectName, ip: IpAddr, binding: Binding) -> String {

@@ -311,7 +311,9 @@ fn list_shows_the_services_of_virtual_servers() {
     let ns = Netns::new("node-a").unwrap();
     let binary = agent_binary().unwrap();
     let binary = binary.to_str().unwrap();
-    let files = Files::new(&json!({}), one_service());
+    let mut objects = one_service();
+    objects[0]["metadata"]["annotations"] = json!({"kube-ipvs.io/hairpin": "false", "kube-ipvs.io/probe": "true", "kube-ipvs.io/slow-start": "30s"});
+    let files = Files::new(&json!({}), objects);
     let alone = ns.exec(&[binary, "list", "-o", "wide"]).unwrap();
     assert!(alone.stderr.contains("no kube-ipvs agent runs"), "{}", alone.stderr);
     let by_service = ns.try_exec(&[binary, "list", "test/web"], None).unwrap();
@@ -323,11 +325,13 @@ fn list_shows_the_services_of_virtual_servers() {
     let agent = files.start(&ns);
     wait_for("the address", &agent, || bound(&ns).contains("10.96.0.10/32"));
     let wide = ns.exec(&[binary, "list", "-o", "wide"]).unwrap().stdout;
-    assert!(wide.contains("TCP  10.96.0.10:80 rr  # test/web:tcp\n"), "{wide}");
+    let settings = "hairpin=false probe=interval=10s,timeout=1s,threshold=3 slow-start=30s";
+    assert!(wide.contains(&format!("TCP  10.96.0.10:80 wrr  # test/web:tcp {settings}\n")), "{wide}");
     let json = ns.exec(&[binary, "list", "-o", "json"]).unwrap().stdout;
     let json: Value = serde_json::from_str(&json).unwrap();
     let server = &json["virtualServers"][0];
     assert_eq!(server["service"], "test/web:tcp");
+    assert_eq!(server["settings"]["slow-start"], "30s");
     assert_eq!(server["realServers"][0]["address"], "10.244.1.5");
     for (args, is_listed) in [
         (&["test/web"][..], true),
@@ -337,7 +341,7 @@ fn list_shows_the_services_of_virtual_servers() {
         (&["-n", "test", "10.96.0.11"], false),
     ] {
         let list = ns.exec(&[&[binary, "list"], args].concat()).unwrap().stdout;
-        assert_eq!(list.contains("TCP  10.96.0.10:80 rr\n"), is_listed, "{args:?}: {list}");
+        assert_eq!(list.contains("TCP  10.96.0.10:80 wrr\n"), is_listed, "{args:?}: {list}");
     }
     let second = files.start(&ns);
     wait_for("the refusal", &second, || second.log().contains("another kube-ipvs runs"));

@@ -259,8 +259,8 @@ pub struct ListArgs {
     /// Sort the list: the default.
     #[arg(long, conflicts_with = "nosort")]
     pub sort: bool,
-    /// Output format; `wide` and `json` have the Service of each virtual server, as the agent of this node
-    /// reports it.
+    /// Output format; `wide` and `json` have the Service of each virtual server and the settings that are chosen for it, as
+    /// the agent of this node reports them.
     #[arg(short, long, value_enum, default_value_t = ListFormat::Ipvsadm)]
     pub output: ListFormat,
 }

@@ -3,6 +3,7 @@
 //! flags. Our own settings are under `kubeIPVS`, which kube-proxy ignores.
 
 pub mod annotations;
+mod chosen_values;
 mod default_entries;
 pub(crate) mod duration;
 mod fields;

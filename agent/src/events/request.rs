@@ -42,6 +42,8 @@ pub enum Reason {
     AnnotationIgnored,
     /// The kernel lacks a scheduler that `kubeIPVS.serviceDefaults` choose.
     SchedulerMissing,
+    /// A scheduler looks for no other endpoint if the one that it chose by a hash gets no new connections.
+    SchedulerRefusesClients,
     /// An external IP is not served.
     ExternalIPRefused,
     /// An address of the node is an address of a Service.

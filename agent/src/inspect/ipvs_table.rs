@@ -9,7 +9,7 @@ use ipvs_netlink::{Client, Destination, Info, Service, ServiceId};
 use super::filter::Filter;
 use super::ipvsadm::{Columns, version_line};
 use super::list_document::ListedServer;
-use super::owners::ServiceOwners;
+use super::owners::{ChosenSettings, ServiceOwners};
 use super::sort::{sort_destinations, sort_services};
 use crate::core::model::{RsKey, VsKey};
 use crate::kernel::ipvs::service_id;
@@ -20,7 +20,7 @@ pub enum ListFormat {
     /// Exactly as `ipvsadm -Ln`.
     #[default]
     Ipvsadm,
-    /// With the Kubernetes Service of each virtual server.
+    /// With the Kubernetes Service of each virtual server, and the settings that are chosen for it.
     Wide,
     /// JSON with everything that the kernel tells, in fields.
     Json,
@@ -90,13 +90,17 @@ impl IpvsTable {
         Ok(Self { info, servers })
     }
 
-    /// The text of ipvsadm; with `owners`, each virtual server has its Service.
+    /// The text of ipvsadm; with `owners`, each virtual server has its Service and what is chosen for that.
     pub fn text(&self, columns: Columns, owners: Option<&ServiceOwners>) -> String {
         let mut text = version_line(&self.info) + &columns.title();
         for (service, destinations) in &self.servers {
             text.push_str(&columns.service(service));
             if let Some(owners) = owners {
                 let _ = write!(text, "  # {}", owners.name_of(&service.id).unwrap_or("-"));
+                let settings = owners.settings_of(&service.id).into_iter().flatten();
+                text.extend(
+                    settings.map(|(name, value)| format!(" {name}={}", value.as_str().unwrap_or_default())),
+                );
             }
             text.push('\n');
             text.extend(destinations.iter().map(|dest| columns.destination(dest)));
@@ -114,5 +118,10 @@ impl ServiceOwners {
     /// The Service of a virtual server.
     pub(super) fn name_of(&self, id: &ServiceId) -> Option<&str> {
         crate::kernel::ipvs::vs_key(id).and_then(|key| self.get(&key.to_string()))
+    }
+
+    /// The settings that are chosen for a virtual server.
+    pub(super) fn settings_of(&self, id: &ServiceId) -> Option<&ChosenSettings> {
+        crate::kernel::ipvs::vs_key(id).and_then(|key| self.settings(&key.to_string()))
     }
 }

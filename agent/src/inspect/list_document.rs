@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::ipvs_conn::IpvsConnection;
 use super::ipvsadm::{counters, forward_name, rates};
-use super::owners::ServiceOwners;
+use super::owners::{ChosenSettings, ServiceOwners};
 
 /// The version of the JSON: a field that is removed or means something else gets the next one.
 const SCHEMA_VERSION: u32 = 1;
@@ -57,6 +57,9 @@ pub struct ListedServer {
     pub per_second: Option<ListedTraffic>,
     /// `NAMESPACE/NAME[:PORT]`; null: no agent knows one.
     pub service: Option<String>,
+    /// What annotations or `kubeIPVS.serviceDefaults` choose for the Service: names of annotations without
+    /// `kube-ipvs.io/`, and their values.
+    pub settings: ChosenSettings,
     pub real_servers: Vec<ListedRealServer>,
 }
 
@@ -134,6 +137,7 @@ impl ListedServer {
             counters: ListedTraffic::build(service.stats.as_ref(), counters),
             per_second: ListedTraffic::build(service.stats.as_ref(), rates),
             service: owners.name_of(&service.id).map(str::to_owned),
+            settings: owners.settings_of(&service.id).cloned().unwrap_or_default(),
             real_servers: destinations.iter().map(ListedRealServer::build).collect(),
             ..Self::default()
         };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Services of virtual servers, as the running agent knows them. The agent answers in pages, so that neither its loop
+//! The Services of virtual servers and their settings, as the running agent knows them. The agent answers in pages, so that neither its loop
 //! nor its memory feels the question.
 
 use std::collections::HashMap;
@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::answers::AgentRequest;
 use super::filter::Filter;
@@ -19,10 +20,16 @@ use crate::store::first_after;
 /// Virtual servers of one page.
 const PAGE: usize = 1000;
 
+/// Settings of a Service: names of annotations without their prefix, and values.
+pub type ChosenSettings = Map<String, Value>;
+
 /// Lines of `PROTO ADDR:PORT NAMESPACE/NAME[:PORT]` in the order of virtual servers.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct OwnersPage {
     pub lines: Vec<String>,
+    /// The settings that annotations or defaults choose, for virtual servers (`PROTO ADDR:PORT`) that have some.
+    #[serde(default)]
+    pub settings: Map<String, Value>,
     /// The last virtual server; `None`: no page follows.
     pub last: Option<VsKey>,
 }
@@ -64,8 +71,13 @@ impl OwnersPage {
             }
         };
         let line = |vs: &Arc<VirtualServer>| format!("{} {}", vs.key, vs.owner());
-        let lines = keys.iter().filter_map(|key| desired.virtual_server(key)).map(line).collect();
-        Self { lines, last: keys.last().copied().filter(|_| keys.len() == size) }
+        let servers = || keys.iter().filter_map(|key| desired.virtual_server(key));
+        let settings = servers().filter_map(|vs| Some((vs.key.to_string(), vs.chosen_settings()?.into())));
+        Self {
+            lines: servers().map(line).collect(),
+            settings: settings.collect(),
+            last: keys.last().copied().filter(|_| keys.len() == size),
+        }
     }
 }
 
@@ -75,11 +87,20 @@ impl VirtualServer {
         let colon = if self.port_name.is_empty() { "" } else { ":" };
         format!("{}{colon}{}", self.service, self.port_name)
     }
+
+    fn chosen_settings(&self) -> Option<ChosenSettings> {
+        let values = self.options.as_ref()?.chosen_values();
+        let settings = values.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        Some(settings).filter(|settings: &ChosenSettings| !settings.is_empty())
+    }
 }
 
-/// The Services of virtual servers, as far as known.
+/// The Services of virtual servers and their settings, as far as known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServiceOwners(HashMap<String, String>);
+pub struct ServiceOwners {
+    services: HashMap<String, String>,
+    settings: Map<String, Value>,
+}
 
 impl ServiceOwners {
     /// Asks the agent that runs in this network namespace.
@@ -89,7 +110,8 @@ impl ServiceOwners {
     pub fn ask(of: &OwnersOf) -> Result<Self, AskError> {
         let (mut owners, mut after) = (Self::default(), None);
         loop {
-            let OwnersPage { lines, last } = ask(&AgentRequest::Owners { after, of: of.clone() })?;
+            let OwnersPage { lines, settings, last } = ask(&AgentRequest::Owners { after, of: of.clone() })?;
+            owners.settings.extend(settings);
             lines.iter().for_each(|line| owners.add(line));
             match last {
                 Some(last) => after = Some(last),
@@ -100,7 +122,7 @@ impl ServiceOwners {
 
     fn add(&mut self, line: &str) {
         if let Some((server, service)) = line.rsplit_once(' ') {
-            self.0.insert(server.to_owned(), service.to_owned());
+            self.services.insert(server.to_owned(), service.to_owned());
         }
     }
 
@@ -114,7 +136,7 @@ impl ServiceOwners {
 
     /// The virtual servers of a filter, in order.
     pub fn servers(&self, filter: &Filter) -> Vec<VsKey> {
-        let keys = self.0.keys().filter_map(|server| {
+        let keys = self.services.keys().filter_map(|server| {
             let (protocol, addr) = server.split_once(' ')?;
             let addr: SocketAddr = addr.parse().ok()?;
             Some(VsKey { protocol: protocol.parse().ok()?, addr: addr.ip(), port: addr.port() })
@@ -126,7 +148,12 @@ impl ServiceOwners {
 
     /// The Service of a virtual server given as `PROTO ADDR:PORT`.
     pub fn get(&self, server: &str) -> Option<&str> {
-        self.0.get(server).map(String::as_str)
+        self.services.get(server).map(String::as_str)
+    }
+
+    /// The chosen settings of a virtual server given as `PROTO ADDR:PORT`.
+    pub fn settings(&self, server: &str) -> Option<&ChosenSettings> {
+        self.settings.get(server)?.as_object()
     }
 }
 
@@ -134,6 +161,7 @@ impl ServiceOwners {
 mod tests {
     use super::*;
     use crate::core::model::changes::Changes;
+    use crate::core::model::options::ServiceOptions;
     use crate::core::model::real_servers::WantedServers;
     use crate::core::model::{Protocol, VsSpec};
     use crate::core::service::fragment::Fragment;
@@ -154,6 +182,7 @@ mod tests {
     #[test]
     fn pages_have_every_virtual_server_once() {
         let mut desired = Desired::default();
+        let options = ServiceOptions { hairpin: Some(false), ..ServiceOptions::default() };
         for n in 0..10u8 {
             let name = ObjectName::new("d", &n.to_string());
             let key = VsKey { protocol: Protocol::Tcp, addr: [10, 96, 0, n].into(), port: 80 };
@@ -166,7 +195,7 @@ mod tests {
                 created: 0,
                 service: name.clone(),
                 port_name: "".into(),
-                options: None,
+                options: (n == 7).then(|| Arc::new(options.clone())),
             };
             let fragment =
                 Fragment { virtual_servers: [Arc::new(server)].into_iter().collect(), ..Fragment::default() };
@@ -192,6 +221,8 @@ mod tests {
             let of = OwnersOf { namespace: Some(namespace.to_owned()), name: Some(name.to_owned()) };
             OwnersPage::build(&desired, None, &of).lines
         };
+        let page = OwnersPage::build(&desired, None, &OwnersOf::default());
+        assert_eq!(Value::from(page.settings), serde_json::json!({"TCP 10.96.0.7:80": {"hairpin": "false"}}));
         assert_eq!(of("d", "7"), ["TCP 10.96.0.7:80 d/7"]);
         assert!(of("e", "7").is_empty() && of("d", "77").is_empty());
     }

@@ -17,7 +17,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -30,13 +30,21 @@ use crate::words;
 pub use self::state::ProbeCounters;
 pub use crate::core::model::ProbeSpec;
 
-/// The endpoints to check. One endpoint of several Services has one entry.
-pub type Targets = BTreeMap<RsKey, ProbeSpec>;
+/// An endpoint to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub spec: ProbeSpec,
+    /// It counts as dead until it answers. Only of a new target.
+    pub is_dead: bool,
+}
+
+/// Changes of the endpoints to check; `None`: it is checked no longer.
+pub type TargetChanges = BTreeMap<RsKey, Option<Target>>;
 
 /// The handle of the checks. Dropping it ends them, without a report.
 #[derive(Debug)]
 pub struct Prober {
-    targets: watch::Sender<Arc<Targets>>,
+    changes: mpsc::UnboundedSender<TargetChanges>,
     counters: Arc<Mutex<ProbeCounters>>,
 }
 
@@ -45,13 +53,13 @@ impl Prober {
     /// true = dead, false = it answers again or is no target any more. It must return soon: no check starts
     /// meanwhile.
     ///
-    /// An endpoint is dead after `threshold` consecutive failures if it answered once since it is a target; one answer
-    /// makes it alive.
+    /// An endpoint is dead after `threshold` consecutive failures if it answered once since it is a target, or if it was
+    /// dead from the start; one answer makes it alive.
     ///
     /// # Panics
     /// Outside of a runtime.
     pub fn start(report: impl Fn(Vec<(RsKey, bool)>) + Send + Sync + 'static) -> Self {
-        let (sender, targets) = watch::channel(Arc::default());
+        let (sender, changes) = mpsc::unbounded_channel();
         let counters = Arc::<Mutex<ProbeCounters>>::default();
         let runner = ProbeTask {
             checks: Checks::default(),
@@ -60,18 +68,14 @@ impl Prober {
             faults: Pace::default(),
             counters: counters.clone(),
         };
-        tokio::spawn(runner.run(targets, report));
-        Self { targets: sender, counters }
+        tokio::spawn(runner.run(changes, report));
+        Self { changes: sender, counters }
     }
 
-    /// Replaces the endpoints to check, soon. Unchanged ones keep their state and their next time. Callable from
-    /// any thread.
-    pub fn set_targets(&self, targets: Arc<Targets>) {
-        self.targets.send_if_modified(|before| {
-            let is_new = *before != targets;
-            *before = targets;
-            is_new
-        });
+    /// Changes the endpoints to check, soon. Callable from any thread.
+    pub fn change_targets(&self, changes: TargetChanges) {
+        // The task ends only with the runtime.
+        let _ = self.changes.send(changes);
     }
 
     /// Numbers for metrics, all of one moment. Before an endpoint is reported, it is counted.
@@ -90,7 +94,11 @@ struct ProbeTask {
 }
 
 impl ProbeTask {
-    async fn run(mut self, mut targets: watch::Receiver<Arc<Targets>>, report: impl Fn(Vec<(RsKey, bool)>)) {
+    async fn run(
+        mut self,
+        mut changes: mpsc::UnboundedReceiver<TargetChanges>,
+        report: impl Fn(Vec<(RsKey, bool)>),
+    ) {
         loop {
             let now = self.begin.elapsed();
             while let Some(check) = self.checks.start(now) {
@@ -100,17 +108,14 @@ impl ProbeTask {
                 });
             }
             *lock(&self.counters) = self.checks.counters();
-            if let Some(changes) = self.checks.report(now) {
-                report(changes);
+            if let Some(results) = self.checks.report(now) {
+                report(results);
             }
             let wake = self.checks.wake_at().map(|at| self.begin + at);
             tokio::select! {
-                changed = targets.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    let new = targets.borrow_and_update().clone();
-                    self.checks.set_targets(new, self.begin.elapsed());
+                changes = changes.recv() => {
+                    let Some(changes) = changes else { return };
+                    self.checks.change_targets(&changes, self.begin.elapsed());
                 }
                 // A connect does not panic and is not cancelled: all come back.
                 Some(Ok((check, result))) = self.running.join_next() => self.finish(&check, &result),

@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 
-use super::{ProbeCounters, ProbeSpec, Prober, Targets};
+use super::{ProbeCounters, ProbeSpec, Prober, Target, TargetChanges};
 use crate::core::model::RsKey;
 use crate::lock::lock;
 
@@ -23,10 +23,15 @@ fn key(address: SocketAddr) -> RsKey {
     RsKey { addr: address.ip(), port: address.port() }
 }
 
-/// Targets with a short interval.
-fn targets(addresses: &[SocketAddr], timeout: Duration, threshold: u32) -> Arc<Targets> {
+/// New targets with a short interval.
+fn targets(addresses: &[SocketAddr], timeout: Duration, threshold: u32) -> TargetChanges {
     let spec = ProbeSpec { interval: Duration::from_millis(20), timeout, threshold };
-    Arc::new(addresses.iter().map(|address| (key(*address), spec)).collect())
+    addresses.iter().map(|address| (key(*address), Some(Target { spec, is_dead: false }))).collect()
+}
+
+/// The end of a target.
+fn no_target(address: SocketAddr) -> TargetChanges {
+    TargetChanges::from([(key(address), None)])
 }
 
 const LONG: Duration = Duration::from_secs(60);
@@ -87,7 +92,7 @@ async fn a_closed_listener_is_dead_after_the_threshold_and_a_reopened_one_is_ali
         let accepted = Arc::<AtomicU64>::default();
         let (address, server) = serve(wanted.parse().unwrap(), accepted.clone()).await;
         let reports = Reports::start();
-        reports.prober.set_targets(targets(&[address], LONG, 3));
+        reports.prober.change_targets(targets(&[address], LONG, 3));
         eventually("connects", || accepted.load(Ordering::Relaxed) >= 5).await;
         assert_eq!((reports.of(address), reports.prober.counters().failures), (None, 0));
         close(server).await;
@@ -103,7 +108,7 @@ async fn a_closed_listener_is_dead_after_the_threshold_and_a_reopened_one_is_ali
         eventually("a report of life", || reports.of(address) == Some(false)).await;
         assert_eq!(reports.prober.counters().dead, 0);
 
-        reports.prober.set_targets(Arc::default());
+        reports.prober.change_targets(no_target(address));
         reports.wait_for("no targets", |numbers| numbers.targets == 0).await;
         let numbers = reports.prober.counters();
         eventually("one accepted connect for each answered check", || {
@@ -121,14 +126,14 @@ async fn a_removed_target_is_no_longer_dead_and_an_endpoint_that_never_answered_
     let (never, closed) = serve(FREE.parse().unwrap(), Arc::default()).await;
     close(closed).await;
     let reports = Reports::start();
-    reports.prober.set_targets(targets(&[address, never], LONG, 1));
+    reports.prober.change_targets(targets(&[address, never], LONG, 1));
     reports.wait_for("an answer and failures", |n| n.failures >= 5 && n.connects > n.failures + 5).await;
     close(server).await;
     eventually("a report of death", || reports.of(address) == Some(true)).await;
     let before = reports.prober.counters().failures;
     reports.wait_for("failures of both", |numbers| numbers.failures >= before + 10).await;
     assert_eq!((reports.of(never), reports.prober.counters().dead), (None, 1));
-    reports.prober.set_targets(targets(&[never], LONG, 1));
+    reports.prober.change_targets(no_target(address));
     eventually("the removed one is reported", || reports.of(address) == Some(false)).await;
     assert_eq!(reports.prober.counters().targets, 1);
 }
@@ -142,7 +147,7 @@ async fn a_program_that_accepts_nothing_is_dead_until_it_accepts() {
     let address = listener.local_addr().unwrap();
     let reports = Reports::start();
     // Only the first check needs an answer within the timeout.
-    reports.prober.set_targets(targets(&[address], Duration::from_millis(200), 2));
+    reports.prober.change_targets(targets(&[address], Duration::from_millis(200), 2));
     eventually("a report of death", || reports.of(address) == Some(true)).await;
     assert!(reports.prober.counters().failures >= 2);
     let server = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
@@ -154,7 +159,7 @@ async fn a_program_that_accepts_nothing_is_dead_until_it_accepts() {
 async fn a_check_ends_with_a_reset() {
     let listener = TcpListener::bind(FREE).await.unwrap();
     let reports = Reports::start();
-    reports.prober.set_targets(targets(&[listener.local_addr().unwrap()], LONG, 3));
+    reports.prober.change_targets(targets(&[listener.local_addr().unwrap()], LONG, 3));
     let (mut stream, _) = listener.accept().await.unwrap();
     assert_eq!(stream.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
@@ -164,7 +169,7 @@ async fn without_the_handle_the_checks_end() {
     let accepted = Arc::<AtomicU64>::default();
     let (address, _server) = serve(FREE.parse().unwrap(), accepted.clone()).await;
     let Reports { prober, dead } = Reports::start();
-    prober.set_targets(targets(&[address], LONG, 3));
+    prober.change_targets(targets(&[address], LONG, 3));
     eventually("connects", || accepted.load(Ordering::Relaxed) >= 2).await;
     drop(prober);
     eventually("the task ends", || Arc::strong_count(&dead) == 1).await;

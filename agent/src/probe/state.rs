@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::Targets;
+use super::{Target, TargetChanges};
 use crate::chance::Chance;
 use crate::core::model::map::Map;
 use crate::core::model::{ProbeSpec, RsKey};
@@ -54,6 +53,7 @@ enum Known {
 
 #[derive(Clone, Copy, Debug)]
 struct Probed {
+    spec: ProbeSpec,
     /// When the next check is due. While a check runs: when that started.
     due: Duration,
     /// The number of the check that runs.
@@ -96,7 +96,6 @@ type Queue = BTreeSet<(Duration, RsKey)>;
 /// The state of all checks.
 #[derive(Debug, Default)]
 pub(super) struct Checks {
-    targets: Arc<Targets>,
     endpoints: Map<RsKey, Probed>,
     /// Endpoints without a running check, by class.
     waiting: [Queue; 3],
@@ -113,20 +112,16 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// Replaces the targets. Unchanged ones keep their state and their next time.
-    pub(super) fn set_targets(&mut self, targets: Arc<Targets>, now: Duration) {
-        let before = mem::replace(&mut self.targets, targets.clone());
-        for key in before.keys().filter(|key| !targets.contains_key(key)) {
-            self.forget(*key, now);
-        }
-        for (key, spec) in targets.iter() {
-            match before.get(key) {
-                None => self.add(*key, spec, now),
-                Some(old) if old.interval != spec.interval => self.hasten(*key, spec, now),
-                Some(_) => {}
+    /// Changes the targets. All others keep their state and their next time.
+    pub(super) fn change_targets(&mut self, changes: &TargetChanges, now: Duration) {
+        for (key, target) in changes {
+            match (target, self.endpoints.get(key).map(|endpoint| endpoint.spec)) {
+                (None, _) => self.forget(*key, now),
+                (Some(target), None) => self.add(*key, *target, now),
+                (Some(target), Some(_)) => self.change_spec(*key, target.spec, now),
             }
         }
-        self.counters.targets = targets.len();
+        self.counters.targets = self.endpoints.len();
     }
 
     /// A moment within the next interval, evenly spread: endpoints do not start at once, and nodes do not check one
@@ -135,9 +130,11 @@ impl Checks {
         now.saturating_add(spec.interval.mul_f64(self.chance.of(key)))
     }
 
-    fn add(&mut self, key: RsKey, spec: &ProbeSpec, now: Duration) {
-        let due = self.within_interval(key, spec, now);
-        let endpoint = Probed { due, running: None, failures: 0, known: Known::Nothing };
+    fn add(&mut self, key: RsKey, Target { spec, is_dead }: Target, now: Duration) {
+        let due = self.within_interval(key, &spec, now);
+        let known = if is_dead { Known::Dead } else { Known::Nothing };
+        let endpoint = Probed { spec, due, running: None, failures: u32::from(is_dead), known };
+        self.counters.dead += usize::from(is_dead);
         self.endpoints.insert(key, endpoint);
         self.wait(key, endpoint);
     }
@@ -154,13 +151,14 @@ impl Checks {
         }
     }
 
-    /// The next check is due within the new interval, or earlier if it was. A running check uses it at its end.
-    fn hasten(&mut self, key: RsKey, spec: &ProbeSpec, now: Duration) {
-        let latest = self.within_interval(key, spec, now);
-        let Some(endpoint) = self.endpoints.get_mut(&key).filter(|endpoint| endpoint.running.is_none())
-        else {
+    /// With another interval, the next check is due within that, or earlier if it was. A running check uses it at its end.
+    fn change_spec(&mut self, key: RsKey, spec: ProbeSpec, now: Duration) {
+        let latest = self.within_interval(key, &spec, now);
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let before = mem::replace(&mut endpoint.spec, spec);
+        if before.interval == spec.interval || endpoint.running.is_some() {
             return;
-        };
+        }
         self.waiting[endpoint.class()].remove(&(endpoint.due, key));
         endpoint.due = endpoint.due.min(latest);
         let endpoint = *endpoint;
@@ -186,9 +184,8 @@ impl Checks {
             return None;
         }
         self.window.1 += 1;
-        let timeout = self.targets.get(&key)?.timeout;
         let endpoint = self.endpoints.get_mut(&key)?;
-        let (number, class) = (self.counters.connects, endpoint.class());
+        let (number, class, timeout) = (self.counters.connects, endpoint.class(), endpoint.spec.timeout);
         endpoint.running = Some(number);
         endpoint.due = now;
         self.waiting[class].remove(&(due, key));
@@ -203,14 +200,14 @@ impl Checks {
         self.running[check.class] -= 1;
         let key = check.key;
         let endpoint = self.endpoints.get_mut(&key).filter(|endpoint| endpoint.running == Some(check.number));
-        let (Some(endpoint), Some(spec)) = (endpoint, self.targets.get(&key)) else { return };
+        let Some(endpoint) = endpoint else { return };
         let was = endpoint.known;
         match answer {
             Reply::Answered => (endpoint.failures, endpoint.known) = (0, Known::Alive),
             Reply::Failed => {
                 self.counters.failures += 1;
                 endpoint.failures = endpoint.failures.saturating_add(1);
-                if was == Known::Alive && endpoint.failures >= spec.threshold {
+                if was == Known::Alive && endpoint.failures >= endpoint.spec.threshold {
                     endpoint.known = Known::Dead;
                 }
             }
@@ -218,7 +215,7 @@ impl Checks {
         }
         endpoint.running = None;
         // A check that started late is not made up for: intervals stretch.
-        endpoint.due = endpoint.due.saturating_add(spec.interval).max(now);
+        endpoint.due = endpoint.due.saturating_add(endpoint.spec.interval).max(now);
         let endpoint = *endpoint;
         self.wait(key, endpoint);
         if (was == Known::Dead) != (endpoint.known == Known::Dead) {

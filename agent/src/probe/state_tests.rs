@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Targets;
 use super::state::{
     BATCH, Check, Checks, MAX_CONCURRENT, MAX_SILENT, MAX_STARTS, MAX_UNKNOWN, ProbeCounters, Reply, WINDOW,
 };
+use super::{Target, TargetChanges};
 use crate::core::model::{ProbeSpec, RsKey};
 
 use Reply::{Answered, Failed, Fault};
+
+type Targets = BTreeMap<RsKey, ProbeSpec>;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// What is due after an interval is not due before its end.
@@ -35,6 +37,7 @@ fn targets(count: usize, interval: Duration) -> Arc<Targets> {
 #[derive(Default)]
 struct Clock {
     checks: Checks,
+    targets: Arc<Targets>,
     now: Duration,
     reports: Vec<Vec<(RsKey, bool)>>,
 }
@@ -46,8 +49,12 @@ impl Clock {
         clock
     }
 
+    /// Replaces the targets.
     fn set(&mut self, targets: Arc<Targets>) {
-        self.checks.set_targets(targets, self.now);
+        let removed = self.targets.keys().map(|key| (*key, None));
+        let wanted = targets.iter().map(|(key, spec)| (*key, Some(Target { spec: *spec, is_dead: false })));
+        self.checks.change_targets(&removed.chain(wanted).collect(), self.now);
+        self.targets = targets;
     }
 
     /// Goes to the next moment at which something is to be done, at most to `end`, and does it. Returns the started
@@ -237,6 +244,24 @@ fn removed_targets_are_forgotten_and_no_longer_dead() {
     clock.set(targets(1, INTERVAL));
     clock.answers(&[Failed; 5]);
     assert_eq!((clock.reported(), clock.dead()), (vec![], 0), "it did not answer since it is a target again");
+}
+
+#[test]
+fn a_target_that_is_dead_from_the_start_is_alive_after_one_answer() {
+    for answer in [Failed, Fault] {
+        let mut clock = Clock::default();
+        let dead = Target { spec: spec(INTERVAL, 3), is_dead: true };
+        clock.checks.change_targets(&TargetChanges::from([(key(0), Some(dead))]), clock.now);
+        clock.answers(&[answer; 20]);
+        assert_eq!((clock.reported(), clock.dead()), (vec![], 1));
+        clock.checks.change_targets(&TargetChanges::from([(key(0), Some(dead))]), clock.now);
+        clock.answers(&[Answered]);
+        assert_eq!((clock.reported(), clock.dead()), (vec![vec![(key(0), false)]], 0));
+        clock.checks.change_targets(&TargetChanges::from([(key(0), Some(dead))]), clock.now);
+        assert_eq!(clock.dead(), 0, "it is no new target");
+        clock.answers(&[Failed; 3]);
+        assert_eq!(clock.reported(), [[(key(0), true)]]);
+    }
 }
 
 #[test]

@@ -3,16 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::Reconciler;
+use crate::core::mirror::Observed;
 use crate::core::model::{ObjectName, ProbeSpec, RsKey};
 use crate::core::service::fragment::Fragment;
 use crate::core::service::probed;
 use crate::kernel::Kernel;
 use crate::pace::Pace;
-use crate::probe::{ProbeCounters, Prober, Targets};
+use crate::probe::{ProbeCounters, Prober, Target, TargetChanges};
 use crate::words;
 
 /// Names in one line.
@@ -20,15 +20,15 @@ const NAMED: usize = 3;
 
 /// Who checks endpoints.
 pub trait EndpointChecker: Send {
-    /// Replaces the endpoints to check. Results come by mail.
-    fn check(&self, targets: Arc<Targets>);
+    /// Changes the endpoints to check. Results come by mail.
+    fn check(&self, changes: TargetChanges);
 
     fn counters(&self) -> ProbeCounters;
 }
 
 impl EndpointChecker for Prober {
-    fn check(&self, targets: Arc<Targets>) {
-        self.set_targets(targets);
+    fn check(&self, changes: TargetChanges) {
+        self.change_targets(changes);
     }
 
     fn counters(&self) -> ProbeCounters {
@@ -40,12 +40,38 @@ impl EndpointChecker for Prober {
 #[derive(Default)]
 pub(super) struct EndpointChecks {
     checker: Option<Box<dyn EndpointChecker>>,
-    services: BTreeMap<ObjectName, BTreeSet<(RsKey, ProbeSpec)>>,
+    services: BTreeMap<ObjectName, BTreeMap<RsKey, ProbeSpec>>,
+    endpoints: BTreeMap<RsKey, Checked>,
+    /// Endpoints that the checker may have to be told of.
+    changed: BTreeSet<RsKey>,
     /// The endpoints that do not answer.
     pub(super) dead: BTreeSet<RsKey>,
-    changed: bool,
+    /// Endpoints that an earlier agent took out, until the checker is told of them.
+    inherited: BTreeSet<RsKey>,
+    /// The numbers that the metrics have.
+    counted: Option<ProbeCounters>,
     /// The lines about results.
     lines: Pace,
+}
+
+/// An endpoint, and who has it checked.
+#[derive(Default)]
+struct Checked {
+    services: BTreeMap<ObjectName, ProbeSpec>,
+    /// What the checker was told.
+    told: Option<ProbeSpec>,
+}
+
+impl Checked {
+    /// An endpoint of several Services is checked as often as the most frequent of them asks for, with the longest timeout
+    /// and the most failures: no Service makes the check of another one stricter.
+    fn spec(&self) -> Option<ProbeSpec> {
+        self.services.values().copied().reduce(|one, other| ProbeSpec {
+            interval: one.interval.min(other.interval),
+            timeout: one.timeout.max(other.timeout),
+            threshold: one.threshold.max(other.threshold),
+        })
+    }
 }
 
 impl fmt::Debug for EndpointChecks {
@@ -55,39 +81,64 @@ impl fmt::Debug for EndpointChecks {
 }
 
 impl EndpointChecks {
-    /// Takes the endpoints of a Service over, and takes those out that are dead.
-    pub(super) fn take_over(&mut self, name: &ObjectName, fragment: Option<&mut Fragment>) {
+    /// Takes the endpoints of a Service over, and takes those out that are dead. `found`: the kernel at the start of the
+    /// agent; who gets no new connections there is dead until it answers.
+    pub(super) fn take_over(
+        &mut self,
+        name: &ObjectName,
+        fragment: Option<&mut Fragment>,
+        found: Option<&Observed>,
+    ) {
         let targets = fragment.as_deref().map(probed::targets).unwrap_or_default();
         if let Some(fragment) = fragment
             && !targets.is_empty()
         {
+            if let Some(found) = found.filter(|_| self.checker.is_some()) {
+                self.inherited.extend(probed::closed(fragment, found));
+                self.dead.extend(&self.inherited);
+            }
             probed::take_out(fragment, &self.dead);
         }
-        let before = match targets.is_empty() {
-            true => self.services.remove(name),
-            false => self.services.insert(name.clone(), targets),
-        };
-        self.changed |= before.as_ref() != self.services.get(name);
+        let before = self.services.remove(name).unwrap_or_default();
+        for rs in before.keys().filter(|rs| !targets.contains_key(rs)) {
+            if let Some(endpoint) = self.endpoints.get_mut(rs) {
+                endpoint.services.remove(name);
+            }
+            self.changed.insert(*rs);
+        }
+        for (rs, spec) in targets.iter().filter(|(rs, spec)| before.get(rs) != Some(spec)) {
+            self.endpoints.entry(*rs).or_default().services.insert(name.clone(), *spec);
+            self.changed.insert(*rs);
+        }
+        if !targets.is_empty() {
+            self.services.insert(name.clone(), targets);
+        }
     }
 
-    /// Tells the checker what to check, if that changed. An endpoint of several Services is checked as often as the most
-    /// frequent of them asks for, with the longest timeout and the most failures.
+    /// Tells the checker what changed.
     pub(super) fn send(&mut self) {
-        if !std::mem::take(&mut self.changed) {
-            return;
+        let inherited = std::mem::take(&mut self.inherited);
+        let mut changes = TargetChanges::new();
+        for rs in std::mem::take(&mut self.changed) {
+            let Some(endpoint) = self.endpoints.get_mut(&rs) else { continue };
+            let spec = endpoint.spec();
+            let told = std::mem::replace(&mut endpoint.told, spec);
+            if spec.is_none() {
+                self.endpoints.remove(&rs);
+            }
+            if spec != told {
+                changes.insert(rs, spec.map(|spec| Target { spec, is_dead: inherited.contains(&rs) }));
+            }
         }
-        let mut targets = Targets::new();
-        for (rs, spec) in self.services.values().flatten() {
-            let chosen = targets.entry(*rs).or_insert(*spec);
-            // No Service makes the check of another one stricter.
-            *chosen = ProbeSpec {
-                interval: chosen.interval.min(spec.interval),
-                timeout: chosen.timeout.max(spec.timeout),
-                threshold: chosen.threshold.max(spec.threshold),
-            };
+        if let Some(checker) = self.checker.as_ref().filter(|_| !changes.is_empty()) {
+            checker.check(changes);
         }
-        if let Some(checker) = &self.checker {
-            checker.check(Arc::new(targets));
+        if !inherited.is_empty() {
+            let which: Vec<&RsKey> = inherited.iter().collect();
+            tracing::info!(
+                "endpoints that had weight 0 in the kernel get new connections again when they answer a TCP check: {}",
+                words::some(&which, NAMED, which.len()),
+            );
         }
     }
 }
@@ -108,10 +159,12 @@ impl<K: Kernel> Reconciler<K> {
             let _ = if *is_dead { checks.dead.insert(*rs) } else { checks.dead.remove(rs) };
         }
         let changed: BTreeSet<RsKey> = changes.iter().map(|(rs, _)| *rs).collect();
-        let concerns =
-            |targets: &BTreeSet<(RsKey, ProbeSpec)>| targets.iter().any(|(rs, _)| changed.contains(rs));
-        let of_changed = checks.services.iter().filter(|(_, targets)| concerns(targets));
-        let names: Vec<&ObjectName> = of_changed.map(|(name, _)| name).collect();
+        let concerned: BTreeSet<&ObjectName> = changed
+            .iter()
+            .filter_map(|rs| checks.endpoints.get(rs))
+            .flat_map(|it| it.services.keys())
+            .collect();
+        let names: Vec<&ObjectName> = concerned.into_iter().collect();
         self.store.touch(names.iter().copied());
         // Without a Service it is no target any more.
         if !names.is_empty() && checks.lines.happened(changes.len(), now) {
@@ -139,8 +192,11 @@ impl<K: Kernel> Reconciler<K> {
                 words::count(checks.dead.len(), "endpoint"),
             );
         }
-        if let Some(checker) = &self.endpoint_checks.checker {
-            self.reporting.metrics.endpoint_checks.set(checker.counters());
+        let counters = checks.checker.as_ref().map(|checker| checker.counters());
+        if let Some(counters) = counters
+            && checks.counted.replace(counters) != Some(counters)
+        {
+            self.reporting.metrics.endpoint_checks.set(counters);
         }
     }
 }

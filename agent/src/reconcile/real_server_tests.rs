@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use crate::core::model::real_servers::{ConnectionLimits, DIRECT_ROUTE, RsState, TUNNEL};
 use crate::core::model::settings::ACCEPT_LOCAL;
-use crate::core::model::{RsKey, VsKey};
+use crate::core::model::{ProbeSpec, RsKey, VsKey};
 use crate::core::plan::op::OpKind;
 use crate::core::plan::pass::Due;
 use crate::kernel::fake::FakeKernel;
-use crate::probe::{ProbeCounters, Targets};
+use crate::probe::{ProbeCounters, TargetChanges};
 use crate::reconcile::endpoint_checks::EndpointChecker;
 use crate::store::Kind;
 use crate::testing::cluster::Cluster;
@@ -28,6 +28,16 @@ fn cluster(service: &Value, slice: &Value, endpoints: &[&str]) -> Cluster {
 }
 
 fn external(service: &Value, slice: &Value, endpoints: &[&str], policy: &str, target: u16) -> Cluster {
+    let spec = json!({
+        "clusterIP": VIP, "externalIPs": [EXTERNAL], "externalTrafficPolicy": policy,
+        "ports": [{"name": "p", "port": 80}],
+    });
+    Cluster::default()
+        .annotated("web", service.clone(), spec)
+        .with(Kind::EndpointSlice, &slice_of("web", slice, endpoints, target))
+}
+
+fn slice_of(service: &str, annotations: &Value, endpoints: &[&str], target: u16) -> Value {
     let endpoints: Vec<Value> = endpoints
         .iter()
         .map(|endpoint| {
@@ -35,18 +45,11 @@ fn external(service: &Value, slice: &Value, endpoints: &[&str], policy: &str, ta
             json!({"addresses": [address], "nodeName": node})
         })
         .collect();
-    let spec = json!({
-        "clusterIP": VIP, "externalIPs": [EXTERNAL], "externalTrafficPolicy": policy,
-        "ports": [{"name": "p", "port": 80}],
-    });
-    Cluster::default().annotated("web", service.clone(), spec).with(
-        Kind::EndpointSlice,
-        &json!({
-            "metadata": {"name": "web-1", "namespace": "d", "annotations": slice,
-                "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "p", "port": target}],
-        }),
-    )
+    json!({
+        "metadata": {"name": format!("{service}-1"), "namespace": "d", "annotations": annotations,
+            "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "p", "port": target}],
+    })
 }
 
 fn states_at(agent: &mut Agent, server: VsKey) -> Vec<RsState> {
@@ -210,24 +213,34 @@ fn endpoints_answer_directly_where_that_works_and_else_the_reason_is_told() {
 
 /// Has the results of checks taken as the loop does.
 fn checked(agent: &mut Agent, results: &[(u8, bool)]) {
-    let changes: Vec<_> =
-        results.iter().map(|(n, dead)| (RsKey { addr: [10, 244, 2, *n].into(), port: 80 }, *dead)).collect();
+    let changes: Vec<_> = results.iter().map(|(n, dead)| (pod(*n), *dead)).collect();
     agent.reconciler.take_checked(&changes, agent.now);
     let _ = agent.sync(Due::Changes);
 }
 
-/// What the checker was told last.
+/// What the checker was told.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<Arc<Targets>>>>);
+struct Told(Arc<Mutex<Vec<TargetChanges>>>);
 
 impl EndpointChecker for Told {
-    fn check(&self, targets: Arc<Targets>) {
-        self.0.lock().unwrap().push(targets);
+    fn check(&self, changes: TargetChanges) {
+        self.0.lock().unwrap().push(changes);
     }
 
     fn counters(&self) -> ProbeCounters {
         ProbeCounters::default()
     }
+}
+
+impl Told {
+    /// What it was told since the last call.
+    fn take(&self) -> Vec<TargetChanges> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+fn pod(n: u8) -> RsKey {
+    RsKey { addr: [10, 244, 2, n].into(), port: 80 }
 }
 
 #[test]
@@ -238,7 +251,7 @@ fn endpoints_that_do_not_answer_are_taken_out_but_never_more_than_half() {
     let told = Told::default();
     agent.reconciler.check_endpoints(Box::new(told.clone()));
     agent.converge(Due::Changes, 3);
-    assert_eq!(told.0.lock().unwrap()[0].len(), 4, "each endpoint once, at all VIPs");
+    assert_eq!(told.take()[0].len(), 4, "each endpoint once, at all VIPs");
     checked(&mut agent, &[(5, true)]);
     assert_eq!(weights(&mut agent), [0, 1, 1, 1]);
     checked(&mut agent, &[(6, true)]);
@@ -249,16 +262,77 @@ fn endpoints_that_do_not_answer_are_taken_out_but_never_more_than_half() {
     assert_eq!(weights(&mut agent), [1, 1, 0, 1]);
     assert!(agent.sync(Due::Audit).plan.is_empty(), "no drain, no drift");
     assert_eq!(agent.kernel().count(OpKind::RemoveRealServer), 0);
-    assert_eq!(told.0.lock().unwrap().len(), 1, "results change no targets");
+    assert_eq!(told.take(), [], "results change no targets");
     // A single endpoint always stays.
     cluster(&probe, &json!({}), &four[2..3]).put(&agent.store);
     agent.converge(Due::Changes, 3);
     assert_eq!(weights(&mut agent), [1]);
+    assert_eq!(told.take(), [[5, 6, 8].map(|n| (pod(n), None)).into()], "only what changed");
     // Without the annotation nothing is checked.
     cluster(&json!({}), &json!({}), &four).put(&agent.store);
     agent.converge(Due::Changes, 3);
     assert_eq!(weights(&mut agent), [1, 1, 1, 1]);
-    assert!(told.0.lock().unwrap().last().unwrap().is_empty());
+    assert_eq!(told.take(), [[(pod(7), None)].into()]);
+}
+
+#[test]
+fn an_endpoint_of_two_services_is_checked_for_both_and_told_once() {
+    let both = |probes: [Option<&str>; 2]| {
+        [("one", "10.96.0.11"), ("two", "10.96.0.12")].into_iter().zip(probes).fold(
+            Cluster::default(),
+            |cluster, ((name, vip), probe)| {
+                let annotations = probe.map_or(json!({}), |probe| json!({"kube-ipvs.io/probe": probe}));
+                let spec = json!({"clusterIP": vip, "ports": [{"name": "p", "port": 80}]});
+                let slice = slice_of(name, &json!({}), &TWO, 80);
+                cluster.annotated(name, annotations, spec).with(Kind::EndpointSlice, &slice)
+            },
+        )
+    };
+    let told = Told::default();
+    let mut agent = Agent::start(kernel(), &both([None, None]));
+    agent.reconciler.check_endpoints(Box::new(told.clone()));
+    let mut specs = |probes: [Option<&str>; 2]| {
+        both(probes).put(&agent.store);
+        agent.converge(Due::Changes, 3);
+        let specs = |change: TargetChanges| change.into_values().map(|it| it.map(|it| it.spec)).collect();
+        told.take().into_iter().map(specs).collect::<Vec<Vec<_>>>()
+    };
+    let spec = |text: &str| Some(text.parse::<ProbeSpec>().unwrap());
+    let (slow, fast) = ("interval=5s,timeout=1s,threshold=5", "interval=2s,timeout=500ms,threshold=1");
+    assert_eq!(specs([Some(slow), None]), [[spec(slow); 2]]);
+    assert_eq!(specs([Some(slow), Some(fast)]), [[spec("interval=2s,timeout=1s,threshold=5"); 2]]);
+    let nothing: [Vec<Option<ProbeSpec>>; 0] = [];
+    assert_eq!(specs([Some("interval=9s,timeout=1s,threshold=5"), Some(fast)]), nothing);
+    assert_eq!(specs([None, Some(fast)]), [[spec(fast); 2]]);
+    assert_eq!(specs([None, None]), [[None; 2]]);
+}
+
+#[test]
+fn an_endpoint_that_an_earlier_agent_took_out_stays_out_until_it_answers() {
+    let probe = json!({"kube-ipvs.io/probe": "true"});
+    let four = ["10.244.2.5@n2", "10.244.2.6@n2", "10.244.2.7@n2", "10.244.2.8@n2"];
+    let mut agent = started(&cluster(&probe, &json!({}), &four));
+    checked(&mut agent, &[(6, true)]);
+    assert_eq!(weights(&mut agent), [1, 0, 1, 1]);
+    let restarted = std::mem::take(agent.kernel());
+    let told = Told::default();
+    let lines = crate::testing::lines(|| {
+        let mut agent = Agent::start(restarted, &cluster(&probe, &json!({}), &four));
+        agent.reconciler.check_endpoints(Box::new(told.clone()));
+        agent.converge(Due::Changes, 3);
+        assert_eq!(weights(&mut agent), [1, 0, 1, 1]);
+        let dead =
+            told.take()[0].iter().map(|(rs, target)| (*rs, target.unwrap().is_dead)).collect::<Vec<_>>();
+        assert_eq!(dead, [5, 6, 7, 8].map(|n| (pod(n), n == 6)));
+        checked(&mut agent, &[(6, false)]);
+        assert_eq!(weights(&mut agent), [1; 4]);
+        // Later a weight of 0 in the kernel is drift.
+        let server = agent.kernel().state.virtual_servers.get_mut(&tcp_server(VIP, 80)).unwrap();
+        server.real_servers.insert(pod(7), RsState { weight: 0, ..RsState::USUAL });
+        assert_eq!(agent.sync(Due::Audit).drift.len(), 1);
+        assert_eq!(weights(&mut agent), [1; 4]);
+    });
+    assert!(lines.iter().any(|line| line.contains("answer a TCP check: 10.244.2.6:80")), "{lines:#?}");
 }
 
 #[test]

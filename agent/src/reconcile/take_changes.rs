@@ -38,7 +38,8 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Updates the wanted state. A second thread builds half of the fragments if there are many.
     fn update_desired(&mut self, dirty: &[Dirty], changes: &mut Changes, now: Duration) {
-        let Self { desired, node, settings, slow_starts, endpoint_checks, .. } = self;
+        let Self { desired, node, settings, slow_starts, endpoint_checks, mirror, .. } = self;
+        let found = mirror.observed().filter(|_| changes.everything);
         let build = |dirty: &Dirty| {
             let slices = dirty.slices.iter().map(|slice| &**slice);
             let service = dirty.service.as_ref()?;
@@ -46,7 +47,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         let (here, there) = dirty.split_at(if dirty.len() < MANY { dirty.len() } else { dirty.len() / 2 });
         let mut update = |dirty: &Dirty, mut fragment: Option<Fragment>| {
-            endpoint_checks.take_over(&dirty.name, fragment.as_mut());
+            endpoint_checks.take_over(&dirty.name, fragment.as_mut(), found);
             match &mut fragment {
                 Some(next) => slow_starts.lower(&dirty.name, desired.fragment(&dirty.name), next, now),
                 None => slow_starts.forget(&dirty.name),

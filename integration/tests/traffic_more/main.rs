@@ -8,6 +8,7 @@ mod affinity;
 mod change;
 mod direct_return;
 mod filter;
+mod hashing;
 mod neighbours;
 mod options;
 mod protocol;

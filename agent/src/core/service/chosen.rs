@@ -92,6 +92,39 @@ fn have_weights(real_servers: &WantedServers, grow: bool) -> bool {
     weights.any(|weight| Some(weight) != first)
 }
 
+/// The settings of the Service that make the scheduler refuse clients, if any: it chooses by a hash and looks for no other
+/// real server if the chosen one is full or has weight 0 (`schedule` of `ip_vs_dh.c`, `ip_vs_sh.c`, `ip_vs_mh.c`).
+pub fn refused_clients(
+    spec: &VsSpec,
+    real_servers: &WantedServers,
+    service: &Service,
+    options: Option<&ServiceOptions>,
+) -> Option<Notice> {
+    let has_fallback = spec.flags & options::SCHED_FALLBACK != 0;
+    let heeds_weight_0 = match &*spec.scheduler {
+        "dh" => false,
+        "sh" if !has_fallback => false,
+        // Its table has no real servers of weight 0.
+        "mh" if !has_fallback => true,
+        _ => return None,
+    };
+    let has_weight_0 = || real_servers.iter().any(|(_, state)| state.weight == 0);
+    let settings = [
+        ("max-connections", options.is_some_and(|options| options.max_connections.is_some())),
+        ("probe", !heeds_weight_0 && options.is_some_and(|options| options.probe.is_some())),
+        ("weight 0", !heeds_weight_0 && has_weight_0()),
+    ];
+    let settings: Vec<&str> = settings.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| *name).collect();
+    let own = service.own_options.as_deref();
+    let is_own = own
+        .is_some_and(|own| own.scheduler.is_some() || own.max_connections.is_some() || own.probe.is_some());
+    (!settings.is_empty()).then(|| Notice::RefusesClients {
+        scheduler: spec.scheduler.clone(),
+        settings: settings.join(" and ").into(),
+        is_own: is_own || has_weight_0(),
+    })
+}
+
 /// The selected endpoints with the limits and the scale of weights of these options.
 pub fn selection(options: Option<&ServiceOptions>, selected: Selection) -> Selection {
     let Some(options) = options else { return selected };

@@ -4,9 +4,10 @@
 //! If more than half of the endpoints of a virtual server do not answer, none is taken out: the fault is more likely one of
 //! the node or its network, and the rest could not bear the load. So the last endpoint always stays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::fragment::{Fragment, VirtualServer};
+use crate::core::mirror::Observed;
 use crate::core::model::real_servers::{RsState, WantedServers};
 use crate::core::model::{ProbeSpec, Protocol, RsKey};
 
@@ -20,10 +21,22 @@ fn open(real_servers: &WantedServers) -> impl Iterator<Item = RsKey> + '_ {
     real_servers.iter().filter(|(_, state)| state.weight > 0).map(|(rs, _)| rs)
 }
 
-/// The endpoints of a Service to check, sorted.
-pub fn targets(fragment: &Fragment) -> BTreeSet<(RsKey, ProbeSpec)> {
+/// The endpoints of a Service to check.
+pub fn targets(fragment: &Fragment) -> BTreeMap<RsKey, ProbeSpec> {
     let servers = fragment.virtual_servers.iter().filter_map(|server| Some((server, probe(server)?)));
     servers.flat_map(|(server, spec)| open(&server.real_servers).map(move |rs| (rs, spec))).collect()
+}
+
+/// The endpoints to check that the kernel gives no new connections.
+pub fn closed<'a>(fragment: &'a Fragment, observed: &'a Observed) -> impl Iterator<Item = RsKey> + 'a {
+    let checked = fragment.virtual_servers.iter().filter(|server| probe(server).is_some());
+    checked.flat_map(|server| {
+        let existing = observed.virtual_servers.get(&server.key);
+        let is_closed = move |rs: &RsKey| {
+            existing.and_then(|it| it.real_servers.get(rs)).is_some_and(|it| it.weight == 0)
+        };
+        open(&server.real_servers).filter(is_closed)
+    })
 }
 
 /// Whether so many of the real servers are dead that none is taken out.

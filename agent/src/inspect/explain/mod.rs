@@ -25,6 +25,7 @@ use crate::core::plan::subject::Subject;
 use crate::core::service::chosen as options;
 use crate::core::service::endpoints::{self, Role};
 use crate::core::service::fragment::{Notice, VirtualServer, build_fragment};
+use crate::notices::refusal;
 use crate::store::Dirty;
 use crate::words;
 
@@ -285,6 +286,7 @@ fn about(notice: &Notice, addr: IpAddr) -> Option<String> {
         Notice::SchedulerMissing(scheduler) | Notice::DefaultSchedulerMissing(scheduler) => {
             Some(format!("the kernel has no scheduler {scheduler}: that of ipvs.scheduler is used"))
         }
+        Notice::RefusesClients { scheduler, settings, .. } => Some(refusal(scheduler, settings)),
         Notice::ApiServerPort(key) if key.addr == addr => {
             Some(format!("{key} is the address of the API server for this node: it gets no virtual server"))
         }
