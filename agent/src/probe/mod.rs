@@ -11,7 +11,6 @@ mod state;
 #[cfg(test)]
 mod state_tests;
 
-use std::collections::BTreeMap;
 use std::future;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -38,8 +37,8 @@ pub struct Target {
     pub is_dead: bool,
 }
 
-/// Changes of the endpoints to check; `None`: it is checked no longer.
-pub type TargetChanges = BTreeMap<RsKey, Option<Target>>;
+/// Changes of the endpoints to check, one for each endpoint; `None`: it is checked no longer.
+pub type TargetChanges = Vec<(RsKey, Option<Target>)>;
 
 /// The handle of the checks. Dropping it ends them, without a report.
 #[derive(Debug)]

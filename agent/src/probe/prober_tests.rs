@@ -31,7 +31,7 @@ fn targets(addresses: &[SocketAddr], timeout: Duration, threshold: u32) -> Targe
 
 /// The end of a target.
 fn no_target(address: SocketAddr) -> TargetChanges {
-    TargetChanges::from([(key(address), None)])
+    vec![(key(address), None)]
 }
 
 const LONG: Duration = Duration::from_secs(60);

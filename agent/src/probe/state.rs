@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::Duration;
 
-use super::{Target, TargetChanges};
+use super::Target;
 use crate::chance::Chance;
 use crate::core::model::map::Map;
 use crate::core::model::{ProbeSpec, RsKey};
@@ -113,7 +113,7 @@ pub(super) struct Checks {
 
 impl Checks {
     /// Changes the targets. All others keep their state and their next time.
-    pub(super) fn change_targets(&mut self, changes: &TargetChanges, now: Duration) {
+    pub(super) fn change_targets(&mut self, changes: &[(RsKey, Option<Target>)], now: Duration) {
         for (key, target) in changes {
             match (target, self.endpoints.get(key).map(|endpoint| endpoint.spec)) {
                 (None, _) => self.forget(*key, now),

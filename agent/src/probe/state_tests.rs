@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Target;
 use super::state::{
     BATCH, Check, Checks, MAX_CONCURRENT, MAX_SILENT, MAX_STARTS, MAX_UNKNOWN, ProbeCounters, Reply, WINDOW,
 };
-use super::{Target, TargetChanges};
 use crate::core::model::{ProbeSpec, RsKey};
 
 use Reply::{Answered, Failed, Fault};
@@ -51,9 +51,9 @@ impl Clock {
 
     /// Replaces the targets.
     fn set(&mut self, targets: Arc<Targets>) {
-        let removed = self.targets.keys().map(|key| (*key, None));
+        let removed = self.targets.keys().filter(|key| !targets.contains_key(key)).map(|key| (*key, None));
         let wanted = targets.iter().map(|(key, spec)| (*key, Some(Target { spec: *spec, is_dead: false })));
-        self.checks.change_targets(&removed.chain(wanted).collect(), self.now);
+        self.checks.change_targets(&removed.chain(wanted).collect::<Vec<_>>(), self.now);
         self.targets = targets;
     }
 
@@ -251,13 +251,13 @@ fn a_target_that_is_dead_from_the_start_is_alive_after_one_answer() {
     for answer in [Failed, Fault] {
         let mut clock = Clock::default();
         let dead = Target { spec: spec(INTERVAL, 3), is_dead: true };
-        clock.checks.change_targets(&TargetChanges::from([(key(0), Some(dead))]), clock.now);
+        clock.checks.change_targets(&vec![(key(0), Some(dead))], clock.now);
         clock.answers(&[answer; 20]);
         assert_eq!((clock.reported(), clock.dead()), (vec![], 1));
-        clock.checks.change_targets(&TargetChanges::from([(key(0), Some(dead))]), clock.now);
+        clock.checks.change_targets(&vec![(key(0), Some(dead))], clock.now);
         clock.answers(&[Answered]);
         assert_eq!((clock.reported(), clock.dead()), (vec![vec![(key(0), false)]], 0));
-        clock.checks.change_targets(&TargetChanges::from([(key(0), Some(dead))]), clock.now);
+        clock.checks.change_targets(&vec![(key(0), Some(dead))], clock.now);
         assert_eq!(clock.dead(), 0, "it is no new target");
         clock.answers(&[Failed; 3]);
         assert_eq!(clock.reported(), [[(key(0), true)]]);

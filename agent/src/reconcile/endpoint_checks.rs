@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Reconciler;
 use crate::core::mirror::Observed;
+use crate::core::model::map::Map;
 use crate::core::model::{ObjectName, ProbeSpec, RsKey};
 use crate::core::service::fragment::Fragment;
 use crate::core::service::probed;
@@ -40,8 +41,8 @@ impl EndpointChecker for Prober {
 #[derive(Default)]
 pub(super) struct EndpointChecks {
     checker: Option<Box<dyn EndpointChecker>>,
-    services: BTreeMap<ObjectName, BTreeMap<RsKey, ProbeSpec>>,
-    endpoints: BTreeMap<RsKey, Checked>,
+    services: BTreeMap<ObjectName, (ProbeSpec, BTreeSet<RsKey>)>,
+    endpoints: Map<RsKey, Checked>,
     /// Endpoints that the checker may have to be told of.
     changed: BTreeSet<RsKey>,
     /// The endpoints that do not answer.
@@ -57,7 +58,8 @@ pub(super) struct EndpointChecks {
 /// An endpoint, and who has it checked.
 #[derive(Default)]
 struct Checked {
-    services: BTreeMap<ObjectName, ProbeSpec>,
+    /// Few: nearly always one.
+    services: Vec<(ObjectName, ProbeSpec)>,
     /// What the checker was told.
     told: Option<ProbeSpec>,
 }
@@ -66,7 +68,7 @@ impl Checked {
     /// An endpoint of several Services is checked as often as the most frequent of them asks for, with the longest timeout
     /// and the most failures: no Service makes the check of another one stricter.
     fn spec(&self) -> Option<ProbeSpec> {
-        self.services.values().copied().reduce(|one, other| ProbeSpec {
+        self.services.iter().map(|(_, spec)| *spec).reduce(|one, other| ProbeSpec {
             interval: one.interval.min(other.interval),
             timeout: one.timeout.max(other.timeout),
             threshold: one.threshold.max(other.threshold),
@@ -89,9 +91,9 @@ impl EndpointChecks {
         fragment: Option<&mut Fragment>,
         found: Option<&Observed>,
     ) {
-        let targets = fragment.as_deref().map(probed::targets).unwrap_or_default();
+        let targets = fragment.as_deref().and_then(probed::targets);
         if let Some(fragment) = fragment
-            && !targets.is_empty()
+            && targets.is_some()
         {
             if let Some(found) = found.filter(|_| self.checker.is_some()) {
                 self.inherited.extend(probed::closed(fragment, found));
@@ -99,19 +101,23 @@ impl EndpointChecks {
             }
             probed::take_out(fragment, &self.dead);
         }
-        let before = self.services.remove(name).unwrap_or_default();
-        for rs in before.keys().filter(|rs| !targets.contains_key(rs)) {
+        let before = self.services.remove(name);
+        if before == targets {
+            self.services.extend(targets.map(|targets| (name.clone(), targets)));
+            return;
+        }
+        for rs in before.iter().flat_map(|(_, endpoints)| endpoints) {
             if let Some(endpoint) = self.endpoints.get_mut(rs) {
-                endpoint.services.remove(name);
+                endpoint.services.retain(|(service, _)| service != name);
             }
             self.changed.insert(*rs);
         }
-        for (rs, spec) in targets.iter().filter(|(rs, spec)| before.get(rs) != Some(spec)) {
-            self.endpoints.entry(*rs).or_default().services.insert(name.clone(), *spec);
-            self.changed.insert(*rs);
-        }
-        if !targets.is_empty() {
-            self.services.insert(name.clone(), targets);
+        if let Some((spec, endpoints)) = targets {
+            for rs in &endpoints {
+                self.endpoints.entry(*rs).or_default().services.push((name.clone(), spec));
+                self.changed.insert(*rs);
+            }
+            self.services.insert(name.clone(), (spec, endpoints));
         }
     }
 
@@ -127,7 +133,7 @@ impl EndpointChecks {
                 self.endpoints.remove(&rs);
             }
             if spec != told {
-                changes.insert(rs, spec.map(|spec| Target { spec, is_dead: inherited.contains(&rs) }));
+                changes.push((rs, spec.map(|spec| Target { spec, is_dead: inherited.contains(&rs) })));
             }
         }
         if let Some(checker) = self.checker.as_ref().filter(|_| !changes.is_empty()) {
@@ -162,7 +168,8 @@ impl<K: Kernel> Reconciler<K> {
         let concerned: BTreeSet<&ObjectName> = changed
             .iter()
             .filter_map(|rs| checks.endpoints.get(rs))
-            .flat_map(|it| it.services.keys())
+            .flat_map(|it| &it.services)
+            .map(|(name, _)| name)
             .collect();
         let names: Vec<&ObjectName> = concerned.into_iter().collect();
         self.store.touch(names.iter().copied());

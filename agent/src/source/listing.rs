@@ -18,7 +18,7 @@ use super::resource::{ApiObject, ApiResource, watch_params};
 use super::timing::Timing;
 use super::version;
 use super::watch_events::{Events, gather, put};
-use crate::store::Store;
+use crate::store::{Kind, Store};
 use crate::words;
 
 const PAGE: u32 = 500;
@@ -51,6 +51,27 @@ impl<K: ApiResource> Lister<K> {
 
     /// Puts all objects into the store.
     pub async fn list(&mut self, store: &Store) -> Result<CompleteList<K>, ApiFailure> {
+        match self.list_selected(store).await {
+            Err(failure) if self.drop_fields(&failure) => self.list_selected(store).await,
+            list => list,
+        }
+    }
+
+    /// Kubernetes before 1.31 refuses to select Services by a field. A headless Service is decoded as one without
+    /// addresses. True: the request is worth another try.
+    fn drop_fields(&mut self, failure: &ApiFailure) -> bool {
+        let are_refused = K::KIND == Kind::Service && failure.code == Some(400);
+        let is_dropped = are_refused && self.selected.field_selector.take().is_some();
+        if is_dropped {
+            tracing::info!(
+                kind = %K::KIND,
+                "the API server does not select Services by fields, as before Kubernetes 1.31: headless ones are received, too"
+            );
+        }
+        is_dropped
+    }
+
+    async fn list_selected(&mut self, store: &Store) -> Result<CompleteList<K>, ApiFailure> {
         let now = Instant::now();
         if self.paged_until.is_none_or(|until| until <= now) {
             let mut refused = false;
@@ -81,8 +102,13 @@ impl<K: ApiResource> Lister<K> {
         list
     }
 
-    pub async fn watch(&self, version: &str) -> Result<Events<K>, ApiFailure> {
-        self.open(&watch_params(&self.selected), version).await
+    pub async fn watch(&mut self, version: &str) -> Result<Events<K>, ApiFailure> {
+        match self.open(&watch_params(&self.selected), version).await {
+            Err(failure) if self.drop_fields(&failure) => {
+                self.open(&watch_params(&self.selected), version).await
+            }
+            watch => watch,
+        }
     }
 
     /// Whether the server is at an older version than this one.

@@ -16,22 +16,32 @@ const DNS_NAMESPACE: &str = "kube-system";
 /// Puts the Services that `services`, a label selector, selects and their slices into the store. Puts nothing if a list
 /// fails: the reflectors send requests to the same server and report the failure.
 pub(super) async fn fetch(client: &Client, store: &Store, services: &str) {
-    let named = format!("{WITH_ADDRESS},metadata.name=kubernetes");
-    let of_api = format!("{NOT_HEADLESS},kubernetes.io/service-name=kubernetes");
-    let lists = tokio::try_join!(
-        list::<Services>(client, API_NAMESPACE, services, &named),
-        list::<Slices>(client, API_NAMESPACE, &of_api, ""),
-        list::<Services>(client, DNS_NAMESPACE, services, WITH_ADDRESS),
-        list::<Slices>(client, DNS_NAMESPACE, NOT_HEADLESS, ""),
-    );
+    let mut lists = lists(client, services, &[WITH_ADDRESS]).await;
+    if matches!(&lists, Err(kube::Error::Api(status)) if status.code == 400) {
+        // Kubernetes before 1.31 does not select Services by their address.
+        lists = self::lists(client, services, &[]).await;
+    }
     match lists {
-        Ok((api, api_slices, dns, dns_slices)) => store.update(|update| {
-            let all = [api, api_slices, dns, dns_slices].into_iter().flatten();
-            all.for_each(|object| update.put(object));
+        Ok(lists) => store.update(|update| {
+            lists.into_iter().flatten().for_each(|object| update.put(object));
             update.set_priority_known();
         }),
         Err(error) => tracing::debug!("cannot list the priority Services: {error}"),
     }
+}
+
+/// The lists, of Services that have these fields.
+async fn lists(client: &Client, services: &str, fields: &[&str]) -> kube::Result<[Vec<Object>; 4]> {
+    let named = [fields, &["metadata.name=kubernetes"]].concat().join(",");
+    let fields = fields.join(",");
+    let of_api = format!("{NOT_HEADLESS},kubernetes.io/service-name=kubernetes");
+    let (api, api_slices, dns, dns_slices) = tokio::try_join!(
+        list::<Services>(client, API_NAMESPACE, services, &named),
+        list::<Slices>(client, API_NAMESPACE, &of_api, ""),
+        list::<Services>(client, DNS_NAMESPACE, services, &fields),
+        list::<Slices>(client, DNS_NAMESPACE, NOT_HEADLESS, ""),
+    )?;
+    Ok([api, api_slices, dns, dns_slices])
 }
 
 /// The well-formed objects of a list, of any version that the server has cached: a complete list follows.

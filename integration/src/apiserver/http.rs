@@ -113,6 +113,12 @@ async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Res
         return one(&shared.state(), &target, name);
     }
     let options = Options::parse(uri.query().unwrap_or_default(), &target)?;
+    let has_spec = options.selector.fields().any(|field| field.starts_with("spec."));
+    if has_spec && target.resource.plural == "services" && shared.state().faults.no_service_fields {
+        let message =
+            r#""spec.clusterIP" is not a known field selector: only "metadata.name", "metadata.namespace""#;
+        return Err(Refusal::new(400, "BadRequest", message));
+    }
     if !options.watch {
         let accepts = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if target.resource.plural == "nodes" && accepts.starts_with("application/json;as=Table") {

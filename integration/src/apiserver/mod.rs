@@ -58,6 +58,8 @@ pub struct Faults {
     pub half_open: bool,
     /// Behaviour of streaming lists (`sendInitialEvents`).
     pub streaming: Streaming,
+    /// Fields of `spec` select no Services, as before Kubernetes 1.31.
+    pub no_service_fields: bool,
     /// A watch from a version that is too old gets 410 as its HTTP status instead of an ERROR event.
     pub gone_as_status: bool,
     /// Lists break off in the middle, and their connections with them.

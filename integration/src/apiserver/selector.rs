@@ -84,6 +84,11 @@ impl Selector {
         Ok(Self { labels: terms(labels)?, fields, namespace: namespace.map(str::to_owned) })
     }
 
+    /// The fields that it names.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().map(Term::key)
+    }
+
     /// The namespace, if only one is selected.
     pub fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()

@@ -44,7 +44,7 @@ struct Args {
     #[arg(long)]
     faults: bool,
     /// Scenarios at a time.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 3)]
     jobs: usize,
 }
 

@@ -80,7 +80,9 @@ fn clients_of_closed_endpoints_are_refused_exactly_where_an_event_tells_it() {
         annotations["kube-ipvs.io/max-connections"] = json!("1");
         setup.write(objects(&annotations, "1")).unwrap();
         let thresholds = || node.ns().exec(&["ipvsadm", "-Ln", "--thresholds"]).unwrap().stdout;
-        setup.wait("the limits", || thresholds().matches(" 1          0 ").count() == 2).unwrap();
+        let upper = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
+        let limited = || thresholds().lines().filter(|line| upper(line).as_deref() == Some("1")).count();
+        setup.wait("the limits", || limited() == 2).unwrap();
         assert_eq!(is_refused(&asker.ns), limit_refuses, "{case}, full\n{}", ipvsadm(node.ns()));
         assert_told(&setup, before, limit_refuses, &case);
         open.abort().unwrap();

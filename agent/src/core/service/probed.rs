@@ -4,7 +4,7 @@
 //! If more than half of the endpoints of a virtual server do not answer, none is taken out: the fault is more likely one of
 //! the node or its network, and the rest could not bear the load. So the last endpoint always stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::fragment::{Fragment, VirtualServer};
 use crate::core::mirror::Observed;
@@ -21,10 +21,12 @@ fn open(real_servers: &WantedServers) -> impl Iterator<Item = RsKey> + '_ {
     real_servers.iter().filter(|(_, state)| state.weight > 0).map(|(rs, _)| rs)
 }
 
-/// The endpoints of a Service to check.
-pub fn targets(fragment: &Fragment) -> BTreeMap<RsKey, ProbeSpec> {
-    let servers = fragment.virtual_servers.iter().filter_map(|server| Some((server, probe(server)?)));
-    servers.flat_map(|(server, spec)| open(&server.real_servers).map(move |rs| (rs, spec))).collect()
+/// How a Service has its endpoints checked, and which.
+pub fn targets(fragment: &Fragment) -> Option<(ProbeSpec, BTreeSet<RsKey>)> {
+    let spec = fragment.virtual_servers.iter().find_map(|server| probe(server))?;
+    let checked = fragment.virtual_servers.iter().filter(|server| probe(server).is_some());
+    let targets: BTreeSet<RsKey> = checked.flat_map(|server| open(&server.real_servers)).collect();
+    (!targets.is_empty()).then_some((spec, targets))
 }
 
 /// The endpoints to check that the kernel gives no new connections.

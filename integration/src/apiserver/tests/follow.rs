@@ -105,6 +105,35 @@ async fn a_server_that_cannot_stream_is_asked_once_and_then_in_pages() {
     assert_eq!(store.all().len(), 5);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_before_1_31_is_asked_again_without_the_fields_of_services() {
+    let old = || Faults { streaming: Streaming::Refused, no_service_fields: true, ..Faults::default() };
+    let headless = || {
+        let mut headless = object("headless", 80);
+        headless["spec"]["clusterIP"] = json!("None");
+        headless
+    };
+    let server = start();
+    server.set_faults(old());
+    server.apply(headless());
+    let store = follow(&server, patient()).await;
+    until("in sync", || store.is_synced()).await;
+    until("the watch", || asked(&server, "services") == (2, 2)).await;
+    assert!(!names(&store.all()).iter().any(|name| name.contains("headless")), "{:?}", names(&store.all()));
+    server.apply(object("s9", 80));
+    until("the new one", || names(&store.all()).len() == 6).await;
+
+    // A server that is replaced by an older one: the watch goes on.
+    let server = start();
+    let store = follow(&server, eager()).await;
+    until("in sync", || store.is_synced()).await;
+    server.set_faults(old());
+    server.cut_watches(false);
+    server.apply(headless());
+    server.apply(object("s9", 80));
+    until("the new one", || names(&store.all()).len() == 6).await;
+}
+
 /// An object of a namespace, with labels.
 fn placed(kind: &str, namespace: &str, name: &str, labels: Value) -> Value {
     let metadata = json!({"name": name, "namespace": namespace, "labels": labels});
