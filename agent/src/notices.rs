@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use crate::core::model::changes::Changes;
+use crate::core::model::options::SCHED_PORT;
 use crate::core::model::{ObjectName, VsKey};
 use crate::core::service::desired::Desired;
 use crate::core::service::fragment::{self, VirtualServer};
@@ -90,8 +91,8 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
             ),
         ),
         fragment::Notice::DefaultSchedulerMissing(scheduler) => return Some(no_default_scheduler(scheduler)),
-        fragment::Notice::RefusesClients { scheduler, settings, is_own } => {
-            return Some(refused_clients(is_own.then_some(name), scheduler, settings));
+        fragment::Notice::RefusesClients { scheduler, flags, settings, is_own } => {
+            return Some(refused_clients(is_own.then_some(name), &refusal(scheduler, *flags, settings)));
         }
         fragment::Notice::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
@@ -113,13 +114,9 @@ fn no_default_scheduler(scheduler: &str) -> EventRequest {
     EventRequest { about: About::Node, reason: Reason::SchedulerMissing, message }
 }
 
-/// Without a Service: one Event for all Services of the default.
-fn refused_clients(name: Option<&ObjectName>, scheduler: &str, settings: &str) -> EventRequest {
-    let service = match name {
-        Some(name) => format!("Service {name}"),
-        None => "Services that kubeIPVS.serviceDefaults select".to_owned(),
-    };
-    let why = refusal(scheduler, settings);
+/// Without a Service: one Event for all whose annotations choose nothing of this.
+fn refused_clients(name: Option<&ObjectName>, why: &str) -> EventRequest {
+    let service = name.map_or_else(|| "Services of this node".to_owned(), |name| format!("Service {name}"));
     EventRequest {
         about: name.cloned().map_or(About::Node, About::Service),
         reason: Reason::SchedulerRefusesClients,
@@ -127,11 +124,14 @@ fn refused_clients(name: Option<&ObjectName>, scheduler: &str, settings: &str) -
     }
 }
 
-/// Why clients are refused, and the remedy.
-pub fn refusal(scheduler: &str, settings: &str) -> String {
+/// Why a scheduler with these flags refuses clients, and the remedy.
+pub fn refusal(scheduler: &str, flags: u32, settings: &str) -> String {
     let remedy = match scheduler {
         "dh" => "choose another scheduler".to_owned(),
-        _ => format!("add {scheduler}-fallback to its flags"),
+        _ => {
+            let port = if flags & SCHED_PORT == 0 { String::new() } else { format!("{scheduler}-port,") };
+            format!("choose scheduler {scheduler} with scheduler-flags {port}{scheduler}-fallback")
+        }
     };
     format!(
         "the scheduler {scheduler} looks for no other endpoint if the one it chose is closed by {settings}; {remedy}"

@@ -31,14 +31,14 @@ pub use crate::core::model::ProbeSpec;
 
 /// An endpoint to check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct ProbeTarget {
     pub spec: ProbeSpec,
     /// It counts as dead until it answers. Only of a new target.
     pub is_dead: bool,
 }
 
 /// Changes of the endpoints to check, one for each endpoint; `None`: it is checked no longer.
-pub type TargetChanges = Vec<(RsKey, Option<Target>)>;
+pub type TargetChanges = Vec<(RsKey, Option<ProbeTarget>)>;
 
 /// The handle of the checks. Dropping it ends them, without a report.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 
-use super::{ProbeCounters, ProbeSpec, Prober, Target, TargetChanges};
+use super::{ProbeCounters, ProbeSpec, ProbeTarget, Prober, TargetChanges};
 use crate::core::model::RsKey;
 use crate::lock::lock;
 
@@ -26,7 +26,7 @@ fn key(address: SocketAddr) -> RsKey {
 /// New targets with a short interval.
 fn targets(addresses: &[SocketAddr], timeout: Duration, threshold: u32) -> TargetChanges {
     let spec = ProbeSpec { interval: Duration::from_millis(20), timeout, threshold };
-    addresses.iter().map(|address| (key(*address), Some(Target { spec, is_dead: false }))).collect()
+    addresses.iter().map(|address| (key(*address), Some(ProbeTarget { spec, is_dead: false }))).collect()
 }
 
 /// The end of a target.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::Duration;
 
-use super::Target;
+use super::ProbeTarget;
 use crate::chance::Chance;
 use crate::core::model::map::Map;
 use crate::core::model::{ProbeSpec, RsKey};
@@ -113,7 +113,7 @@ pub(super) struct Checks {
 
 impl Checks {
     /// Changes the targets. All others keep their state and their next time.
-    pub(super) fn change_targets(&mut self, changes: &[(RsKey, Option<Target>)], now: Duration) {
+    pub(super) fn change_targets(&mut self, changes: &[(RsKey, Option<ProbeTarget>)], now: Duration) {
         for (key, target) in changes {
             match (target, self.endpoints.get(key).map(|endpoint| endpoint.spec)) {
                 (None, _) => self.forget(*key, now),
@@ -130,8 +130,9 @@ impl Checks {
         now.saturating_add(spec.interval.mul_f64(self.chance.of(key)))
     }
 
-    fn add(&mut self, key: RsKey, Target { spec, is_dead }: Target, now: Duration) {
-        let due = self.within_interval(key, &spec, now);
+    fn add(&mut self, key: RsKey, ProbeTarget { spec, is_dead }: ProbeTarget, now: Duration) {
+        // Nobody knows for how long it answers again.
+        let due = if is_dead { now } else { self.within_interval(key, &spec, now) };
         let known = if is_dead { Known::Dead } else { Known::Nothing };
         let endpoint = Probed { spec, due, running: None, failures: u32::from(is_dead), known };
         self.counters.dead += usize::from(is_dead);

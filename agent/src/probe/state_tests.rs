@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Target;
+use super::ProbeTarget;
 use super::state::{
     BATCH, Check, Checks, MAX_CONCURRENT, MAX_SILENT, MAX_STARTS, MAX_UNKNOWN, ProbeCounters, Reply, WINDOW,
 };
@@ -52,7 +52,8 @@ impl Clock {
     /// Replaces the targets.
     fn set(&mut self, targets: Arc<Targets>) {
         let removed = self.targets.keys().filter(|key| !targets.contains_key(key)).map(|key| (*key, None));
-        let wanted = targets.iter().map(|(key, spec)| (*key, Some(Target { spec: *spec, is_dead: false })));
+        let wanted =
+            targets.iter().map(|(key, spec)| (*key, Some(ProbeTarget { spec: *spec, is_dead: false })));
         self.checks.change_targets(&removed.chain(wanted).collect::<Vec<_>>(), self.now);
         self.targets = targets;
     }
@@ -250,14 +251,14 @@ fn removed_targets_are_forgotten_and_no_longer_dead() {
 fn a_target_that_is_dead_from_the_start_is_alive_after_one_answer() {
     for answer in [Failed, Fault] {
         let mut clock = Clock::default();
-        let dead = Target { spec: spec(INTERVAL, 3), is_dead: true };
-        clock.checks.change_targets(&vec![(key(0), Some(dead))], clock.now);
+        let dead = ProbeTarget { spec: spec(INTERVAL, 3), is_dead: true };
+        clock.checks.change_targets(&[(key(0), Some(dead))], clock.now);
         clock.answers(&[answer; 20]);
         assert_eq!((clock.reported(), clock.dead()), (vec![], 1));
-        clock.checks.change_targets(&vec![(key(0), Some(dead))], clock.now);
+        clock.checks.change_targets(&[(key(0), Some(dead))], clock.now);
         clock.answers(&[Answered]);
         assert_eq!((clock.reported(), clock.dead()), (vec![vec![(key(0), false)]], 0));
-        clock.checks.change_targets(&vec![(key(0), Some(dead))], clock.now);
+        clock.checks.change_targets(&[(key(0), Some(dead))], clock.now);
         assert_eq!(clock.dead(), 0, "it is no new target");
         clock.answers(&[Failed; 3]);
         assert_eq!(clock.reported(), [[(key(0), true)]]);

@@ -13,7 +13,7 @@ use crate::core::service::fragment::Fragment;
 use crate::core::service::probed;
 use crate::kernel::Kernel;
 use crate::pace::Pace;
-use crate::probe::{ProbeCounters, Prober, Target, TargetChanges};
+use crate::probe::{ProbeCounters, ProbeTarget, Prober, TargetChanges};
 use crate::words;
 
 /// Names in one line.
@@ -96,8 +96,10 @@ impl EndpointChecks {
             && targets.is_some()
         {
             if let Some(found) = found.filter(|_| self.checker.is_some()) {
-                self.inherited.extend(probed::closed(fragment, found));
-                self.dead.extend(&self.inherited);
+                for rs in probed::closed(fragment, found) {
+                    self.inherited.insert(rs);
+                    self.dead.insert(rs);
+                }
             }
             probed::take_out(fragment, &self.dead);
         }
@@ -121,8 +123,9 @@ impl EndpointChecks {
         }
     }
 
-    /// Tells the checker what changed.
-    pub(super) fn send(&mut self) {
+    /// Tells the checker what changed. Returns the Services of endpoints that an earlier agent took out: they may have been
+    /// built before this was known.
+    pub(super) fn send(&mut self) -> Vec<ObjectName> {
         let inherited = std::mem::take(&mut self.inherited);
         let mut changes = TargetChanges::new();
         for rs in std::mem::take(&mut self.changed) {
@@ -133,7 +136,7 @@ impl EndpointChecks {
                 self.endpoints.remove(&rs);
             }
             if spec != told {
-                changes.push((rs, spec.map(|spec| Target { spec, is_dead: inherited.contains(&rs) })));
+                changes.push((rs, spec.map(|spec| ProbeTarget { spec, is_dead: inherited.contains(&rs) })));
             }
         }
         if let Some(checker) = self.checker.as_ref().filter(|_| !changes.is_empty()) {
@@ -142,10 +145,18 @@ impl EndpointChecks {
         if !inherited.is_empty() {
             let which: Vec<&RsKey> = inherited.iter().collect();
             tracing::info!(
-                "endpoints that had weight 0 in the kernel get new connections again when they answer a TCP check: {}",
+                "endpoints that have weight 0 in the kernel get new connections when they answer a TCP check, or if more than \
+                 half of a port have it: {}",
                 words::some(&which, NAMED, which.len()),
             );
         }
+        self.of_services(&inherited).into_iter().cloned().collect()
+    }
+
+    /// The Services that have one of these endpoints checked.
+    fn of_services(&self, endpoints: &BTreeSet<RsKey>) -> BTreeSet<&ObjectName> {
+        let checked = endpoints.iter().filter_map(|rs| self.endpoints.get(rs));
+        checked.flat_map(|endpoint| &endpoint.services).map(|(name, _)| name).collect()
     }
 }
 
@@ -165,14 +176,8 @@ impl<K: Kernel> Reconciler<K> {
             let _ = if *is_dead { checks.dead.insert(*rs) } else { checks.dead.remove(rs) };
         }
         let changed: BTreeSet<RsKey> = changes.iter().map(|(rs, _)| *rs).collect();
-        let concerned: BTreeSet<&ObjectName> = changed
-            .iter()
-            .filter_map(|rs| checks.endpoints.get(rs))
-            .flat_map(|it| &it.services)
-            .map(|(name, _)| name)
-            .collect();
-        let names: Vec<&ObjectName> = concerned.into_iter().collect();
-        self.store.touch(names.iter().copied());
+        let names: Vec<ObjectName> = checks.of_services(&changed).into_iter().cloned().collect();
+        self.store.touch(&names);
         // Without a Service it is no target any more.
         if !names.is_empty() && checks.lines.happened(changes.len(), now) {
             let dead: Vec<&RsKey> = changes.iter().filter(|(_, dead)| *dead).map(|(rs, _)| rs).collect();

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::core::model::real_servers::{ConnectionLimits, DIRECT_ROUTE, RsState, TUNNEL};
-use crate::core::model::settings::ACCEPT_LOCAL;
+use crate::core::model::settings::{ACCEPT_LOCAL, Settings};
 use crate::core::model::{ProbeSpec, RsKey, VsKey};
 use crate::core::plan::op::OpKind;
-use crate::core::plan::pass::Due;
+use crate::core::plan::pass::{Due, Pass};
 use crate::kernel::fake::FakeKernel;
 use crate::probe::{ProbeCounters, TargetChanges};
 use crate::reconcile::endpoint_checks::EndpointChecker;
@@ -332,7 +332,10 @@ fn an_endpoint_that_an_earlier_agent_took_out_stays_out_until_it_answers() {
         assert_eq!(agent.sync(Due::Audit).drift.len(), 1);
         assert_eq!(weights(&mut agent), [1; 4]);
     });
-    assert!(lines.iter().any(|line| line.contains("answer a TCP check: 10.244.2.6:80")), "{lines:#?}");
+    assert!(
+        lines.iter().any(|line| line.contains("answer a TCP check") && line.contains("10.244.2.6:80")),
+        "{lines:#?}"
+    );
 }
 
 #[test]
@@ -340,6 +343,56 @@ fn endpoints_of_other_services_are_not_taken_out() {
     let mut agent = started(&cluster(&json!({}), &json!({}), &TWO));
     checked(&mut agent, &[(6, true)]);
     assert_eq!(weights(&mut agent), [1, 1]);
+}
+
+#[test]
+fn a_service_that_was_built_before_the_endpoint_was_found_out_takes_it_out_too() {
+    let four = ["10.244.2.5@n2", "10.244.2.6@n2", "10.244.2.7@n2", "10.244.2.8@n2"];
+    let vips = [("a", "10.96.0.11"), ("b", "10.96.0.12")];
+    let both = vips.into_iter().fold(Cluster::default(), |cluster, (name, vip)| {
+        let spec = json!({"clusterIP": vip, "ports": [{"name": "p", "port": 80}]});
+        cluster
+            .annotated(name, json!({"kube-ipvs.io/probe": "true"}), spec)
+            .with(Kind::EndpointSlice, &slice_of(name, &json!({}), &four, 80))
+    });
+    let mut fake = std::mem::take(started(&both).kernel());
+    let closed = fake.state.virtual_servers.get_mut(&tcp_server(vips[1].1, 80)).unwrap();
+    closed.real_servers.insert(pod(6), RsState { weight: 0, ..RsState::USUAL });
+    let mut agent = Agent::start(fake, &both);
+    agent.reconciler.check_endpoints(Box::new(Told::default()));
+    // The second sync has the Services of such endpoints.
+    let syncs = [agent.sync(Due::Changes), agent.sync(Due::Changes)];
+    assert!(syncs.iter().all(Pass::is_clean));
+    for (_, vip) in vips {
+        let weights: Vec<u32> =
+            states_at(&mut agent, tcp_server(vip, 80)).iter().map(|state| state.weight).collect();
+        assert_eq!(weights, [1, 0, 1, 1], "{vip}");
+    }
+}
+
+#[test]
+fn a_scheduler_that_refuses_clients_is_told_once_with_the_flags_to_choose() {
+    let told = |service: Value, weights: &str, scheduler: &str| {
+        let lines = crate::testing::lines(|| {
+            let slice = json!({"kube-ipvs.io/weight": weights});
+            let settings = Settings { scheduler: scheduler.into(), ..crate::testing::settings() };
+            let mut agent = Agent::with_settings(kernel(), &cluster(&service, &slice, &TWO), settings);
+            agent.converge(Due::Changes, 3);
+        });
+        lines.into_iter().filter(|line| line.contains("SchedulerRefusesClients")).collect::<Vec<String>>()
+    };
+    let own = told(json!({"kube-ipvs.io/scheduler": "mh", "kube-ipvs.io/probe": "true"}), "1", "rr");
+    let why = "some clients of Service d/web will be refused: the scheduler mh looks for no other endpoint if the one it \
+               chose is closed by probe; choose scheduler mh with scheduler-flags mh-port,mh-fallback";
+    assert!(own.len() == 1 && own[0].contains(why), "{own:#?}");
+    let default = told(json!({}), "10.244.2.6=0", "sh");
+    let why = "Node: SchedulerRefusesClients: some clients of Services of this node will be refused";
+    assert!(default.len() == 1 && default[0].contains(why), "{default:#?}");
+    let none: [String; 0] = [];
+    let fallback = json!({"kube-ipvs.io/scheduler": "mh", "kube-ipvs.io/scheduler-flags": "mh-fallback",
+        "kube-ipvs.io/max-connections": "9"});
+    assert_eq!(told(fallback, "10.244.2.6=0", "rr"), none);
+    assert_eq!(told(json!({}), "1", "sh"), none);
 }
 
 #[test]

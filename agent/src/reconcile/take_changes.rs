@@ -31,7 +31,8 @@ impl<K: Kernel> Reconciler<K> {
         let dirty = if early { self.take_priority() } else { self.take_changed(now) };
         dirty.iter().for_each(|dirty| self.touched.add(&dirty.name));
         self.update_desired(&dirty, &mut changes, now);
-        self.endpoint_checks.send();
+        let inherited = self.endpoint_checks.send();
+        self.store.touch(&inherited);
         self.health_checks_changed |= std::mem::take(&mut changes.health_checks);
         changes
     }

@@ -8,39 +8,68 @@ use serde_json::{Value, json};
 
 use super::{ANSWER, PORTS, SILENCE, TARGETS};
 
-const VIP: &str = "10.96.0.10";
 const ENDPOINTS: [(&str, &str); 2] = [("near", "10.244.1.5"), ("far", "10.244.2.6")];
 
-fn objects(annotations: &Value, weights: &str) -> Vec<Value> {
-    let service = ServiceBuilder::new("web", &[VIP], &PORTS[..1]).annotations(annotations).build();
-    let mut slice = slice("web", &["10.244.1.5@node-a", "10.244.2.6@node-b"], &TARGETS[..1]);
-    slice["metadata"]["annotations"] = json!({"kube-ipvs.io/weight": weights});
-    vec![service, slice]
+/// A Service with a scheduler.
+struct Case {
+    name: &'static str,
+    vip: &'static str,
+    scheduler: &'static str,
+    flags: &'static str,
+    /// Whether it refuses the clients of an endpoint that is full or has weight 0.
+    refuses: bool,
 }
 
-/// Whether a new connection is refused.
-fn is_refused(ns: &Netns) -> bool {
-    match Connection::open(ns, at(VIP, 80), SILENCE) {
-        Ok(mut connection) => {
-            connection.ask().unwrap();
-            connection.abort().unwrap();
-            false
+const fn case(
+    name: &'static str,
+    vip: &'static str,
+    (scheduler, flags): (&'static str, &'static str),
+    refuses: bool,
+) -> Case {
+    Case { name, vip, scheduler, flags, refuses }
+}
+
+const CASES: [Case; 6] = [
+    case("sh", "10.96.0.11", ("sh", ""), true),
+    case("sh-fallback", "10.96.0.12", ("sh", "sh-fallback"), false),
+    case("mh", "10.96.0.13", ("mh", ""), true),
+    case("mh-fallback", "10.96.0.14", ("mh", "mh-fallback"), false),
+    case("dh", "10.96.0.15", ("dh", ""), true),
+    case("rr", "10.96.0.16", ("rr", ""), false),
+];
+
+impl Case {
+    fn objects(&self, limit: Option<&str>, weights: &str) -> [Value; 2] {
+        let mut annotations =
+            json!({"kube-ipvs.io/scheduler": self.scheduler, "kube-ipvs.io/scheduler-flags": self.flags});
+        if let Some(limit) = limit {
+            annotations["kube-ipvs.io/max-connections"] = json!(limit);
         }
-        Err(NoAnswer::Refused | NoAnswer::Timeout) => true,
-        Err(other) => panic!("{other:?}"),
+        let service =
+            ServiceBuilder::new(self.name, &[self.vip], &PORTS[..1]).annotations(&annotations).build();
+        let mut slice = slice(self.name, &["10.244.1.5@node-a", "10.244.2.6@node-b"], &TARGETS[..1]);
+        slice["metadata"]["annotations"] = json!({"kube-ipvs.io/weight": weights});
+        [service, slice]
     }
-}
 
-/// How often the Event was logged.
-fn told(setup: &Setup<'_>) -> usize {
-    setup.agent.log().matches("SchedulerRefusesClients").count()
-}
-
-fn assert_told(setup: &Setup<'_>, before: usize, expected: bool, case: &str) {
-    if expected {
-        setup.wait(&format!("{case}: the Event"), || told(setup) > before).unwrap();
+    /// A new connection, if it is not refused, and the name of its endpoint.
+    fn connect(&self, ns: &Netns) -> Option<(Connection, String)> {
+        let limit = if self.refuses { SILENCE } else { ANSWER };
+        match Connection::open(ns, at(self.vip, 80), limit) {
+            Ok(mut connection) => {
+                let name = connection.ask().unwrap().name;
+                Some((connection, name))
+            }
+            Err(NoAnswer::Refused | NoAnswer::Timeout) => None,
+            Err(other) => panic!("{}: {other:?}", self.name),
+        }
     }
-    assert_eq!(told(setup) > before, expected, "{case}");
+
+    /// Whether the Event names the Service and what closes its endpoints.
+    fn is_told(&self, setup: &Setup<'_>, what: &str) -> bool {
+        let service = format!("SchedulerRefusesClients: some clients of Service test/{} ", self.name);
+        setup.agent.log().lines().any(|line| line.contains(&service) && line.contains(what))
+    }
 }
 
 /// The connections of one client have the same endpoint: without the ports, the hash is the same.
@@ -51,40 +80,29 @@ fn clients_of_closed_endpoints_are_refused_exactly_where_an_event_tells_it() {
     let (near, far, asker) = (node.pod(5).unwrap(), other.pod(6).unwrap(), node.pod(9).unwrap());
     let _backends =
         [(&near, "near"), (&far, "far")].map(|(pod, name)| Backend::new(&pod.ns, name).tcp(8080).unwrap());
-    let setup = Setup::start(&node, &json!({}), objects(&json!({}), "1")).unwrap();
-    setup.wait_bound(&[VIP]).unwrap();
-    for (scheduler, flags, weight_0_refuses, limit_refuses) in [
-        ("sh", "", true, true),
-        ("sh", "sh-fallback", false, false),
-        ("mh", "", false, true),
-        ("mh", "mh-fallback", false, false),
-        ("dh", "", true, true),
-        ("rr", "", false, false),
-    ] {
-        let mut annotations =
-            json!({"kube-ipvs.io/scheduler": scheduler, "kube-ipvs.io/scheduler-flags": flags});
-        let case = format!("{scheduler} ({flags})");
-        setup.write(objects(&annotations, "1")).unwrap();
-        setup.wait_ipvs(&format!("-A -t {VIP}:80 -s {scheduler}"), true).unwrap();
-        let mut open = Connection::open(&asker.ns, at(VIP, 80), ANSWER).unwrap();
-        let name = open.ask().unwrap().name;
-        let (_, address) = ENDPOINTS.into_iter().find(|(of, _)| *of == name).unwrap();
-        let before = told(&setup);
-        setup.write(objects(&annotations, &format!("{address}=0"))).unwrap();
-        setup.wait_ipvs(&format!("-a -t {VIP}:80 -r {address}:8080 -m -w 0"), true).unwrap();
-        assert_eq!(is_refused(&asker.ns), weight_0_refuses, "{case}, weight 0\n{}", ipvsadm(node.ns()));
-        assert_told(&setup, before, weight_0_refuses, &case);
-        assert_eq!(open.ask().unwrap().name, name, "{case}: the open connection continues");
+    let limited = CASES.iter().flat_map(|case| case.objects(Some("1"), "1")).collect();
+    let setup = Setup::start(&node, &json!({}), limited).unwrap();
+    setup.wait_bound(&CASES.each_ref().map(|case| case.vip)).unwrap();
+    let mut open: Vec<(Connection, String)> =
+        CASES.iter().map(|case| case.connect(&asker.ns).unwrap()).collect();
+    for case in &CASES {
+        let refused = case.connect(&asker.ns).is_none();
+        assert_eq!(refused, case.refuses, "{}, full\n{}", case.name, ipvsadm(node.ns()));
+        assert_eq!(case.is_told(&setup, "max-connections"), refused, "{}, full", case.name);
+    }
 
-        let before = told(&setup);
-        annotations["kube-ipvs.io/max-connections"] = json!("1");
-        setup.write(objects(&annotations, "1")).unwrap();
-        let thresholds = || node.ns().exec(&["ipvsadm", "-Ln", "--thresholds"]).unwrap().stdout;
-        let upper = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
-        let limited = || thresholds().lines().filter(|line| upper(line).as_deref() == Some("1")).count();
-        setup.wait("the limits", || limited() == 2).unwrap();
-        assert_eq!(is_refused(&asker.ns), limit_refuses, "{case}, full\n{}", ipvsadm(node.ns()));
-        assert_told(&setup, before, limit_refuses, &case);
-        open.abort().unwrap();
+    let address = |wanted: &str| ENDPOINTS.into_iter().find(|(name, _)| *name == wanted).unwrap().1;
+    let closed = CASES
+        .iter()
+        .zip(&open)
+        .flat_map(|(case, (_, name))| case.objects(None, &format!("{}=0", address(name))));
+    setup.write(closed.collect()).unwrap();
+    for (case, (connection, name)) in CASES.iter().zip(&mut open) {
+        let server = format!("-a -t {}:80 -r {}:8080 -m -w 0", case.vip, address(name));
+        setup.wait_ipvs(&server, true).unwrap();
+        let refused = case.connect(&asker.ns).is_none();
+        assert_eq!(refused, case.refuses, "{}, weight 0\n{}", case.name, ipvsadm(node.ns()));
+        assert_eq!(case.is_told(&setup, "weight 0"), refused, "{}, weight 0", case.name);
+        assert_eq!(connection.ask().unwrap().name, *name, "{}: the open connection continues", case.name);
     }
 }

@@ -195,7 +195,7 @@ fn an_endpoint_that_stops_to_answer_is_taken_out_before_the_api_tells() {
     // The next agent knows of no answers, and leaves it out.
     let setup = setup.restart().unwrap();
     setup.wait("the restart", || setup.agent.log().contains("ready")).unwrap();
-    told(&setup, "that had weight 0 in the kernel get new connections again when they answer a TCP check");
+    told(&setup, "have weight 0 in the kernel get new connections when they answer a TCP check");
     std::thread::sleep(std::time::Duration::from_secs(4));
     wait_weights(&setup, [1, 0]);
     for vip in VIP {

@@ -11,7 +11,7 @@ use super::slow_start;
 use crate::core::model::options::{self, DirectReturn, Scheduler, ServiceOptions};
 use crate::core::model::real_servers::{RsState, WantedServers};
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, PERSISTENT, RsKey, Service, VsKey, VsSpec};
+use crate::core::model::{Family, PERSISTENT, Protocol, RsKey, Service, VsKey, VsSpec};
 
 /// What annotations and defaults choose together. Services of one default share its options.
 pub fn options(service: &Service, settings: &Settings) -> Option<Arc<ServiceOptions>> {
@@ -92,36 +92,38 @@ fn have_weights(real_servers: &WantedServers, grow: bool) -> bool {
     weights.any(|weight| Some(weight) != first)
 }
 
-/// The settings of the Service that make the scheduler refuse clients, if any: it chooses by a hash and looks for no other
-/// real server if the chosen one is full or has weight 0 (`schedule` of `ip_vs_dh.c`, `ip_vs_sh.c`, `ip_vs_mh.c`).
+/// The settings that make the scheduler refuse clients, if any: it chooses by a hash and looks for no other real server if
+/// the chosen one is full or has weight 0 (`schedule` of `ip_vs_dh.c`, `ip_vs_sh.c`, `ip_vs_mh.c`).
 pub fn refused_clients(
     spec: &VsSpec,
     real_servers: &WantedServers,
+    protocol: Protocol,
     service: &Service,
     options: Option<&ServiceOptions>,
 ) -> Option<Notice> {
-    let has_fallback = spec.flags & options::SCHED_FALLBACK != 0;
-    let heeds_weight_0 = match &*spec.scheduler {
+    let looks_for_another = match &*spec.scheduler {
         "dh" => false,
-        "sh" if !has_fallback => false,
-        // Its table has no real servers of weight 0.
-        "mh" if !has_fallback => true,
-        _ => return None,
+        "sh" | "mh" => spec.flags & options::SCHED_FALLBACK != 0,
+        _ => true,
     };
-    let has_weight_0 = || real_servers.iter().any(|(_, state)| state.weight == 0);
+    if looks_for_another {
+        return None;
+    }
+    let is_probed = protocol == Protocol::Tcp && options.is_some_and(|options| options.probe.is_some());
     let settings = [
         ("max-connections", options.is_some_and(|options| options.max_connections.is_some())),
-        ("probe", !heeds_weight_0 && options.is_some_and(|options| options.probe.is_some())),
-        ("weight 0", !heeds_weight_0 && has_weight_0()),
+        ("probe", is_probed),
+        ("weight 0", real_servers.iter().any(|(_, state)| state.weight == 0)),
     ];
     let settings: Vec<&str> = settings.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| *name).collect();
-    let own = service.own_options.as_deref();
-    let is_own = own
-        .is_some_and(|own| own.scheduler.is_some() || own.max_connections.is_some() || own.probe.is_some());
+    let is_chosen = |own: &ServiceOptions| {
+        own.scheduler.is_some() || own.max_connections.is_some() || (is_probed && own.probe.is_some())
+    };
     (!settings.is_empty()).then(|| Notice::RefusesClients {
         scheduler: spec.scheduler.clone(),
+        flags: spec.flags & options::SCHED_FLAGS,
         settings: settings.join(" and ").into(),
-        is_own: is_own || has_weight_0(),
+        is_own: service.own_options.as_deref().is_some_and(is_chosen),
     })
 }
 

@@ -70,9 +70,9 @@ pub enum Notice {
     SchedulerMissing(Arc<str>),
     /// As [`Notice::SchedulerMissing`], for a scheduler that `kubeIPVS.serviceDefaults` choose.
     DefaultSchedulerMissing(Arc<str>),
-    /// The scheduler refuses the clients of endpoints that these settings close. `is_own`: annotations of the Service or of
-    /// its EndpointSlices choose some of them.
-    RefusesClients { scheduler: Arc<str>, settings: Arc<str>, is_own: bool },
+    /// The scheduler with these flags refuses the clients of endpoints that the settings close. `is_own`: annotations of the
+    /// Service choose some of this.
+    RefusesClients { scheduler: Arc<str>, flags: u32, settings: Arc<str>, is_own: bool },
 }
 
 /// The answer at a Service's health-check node port.
@@ -361,7 +361,13 @@ impl Builder<'_> {
             self.spec.clone()
         });
         let options = self.options.as_deref();
-        self.notices.extend(chosen::refused_clients(&spec, &real_servers, self.service, options));
+        self.notices.extend(chosen::refused_clients(
+            &spec,
+            &real_servers,
+            key.protocol,
+            self.service,
+            options,
+        ));
         self.draft.virtual_servers.push(Arc::new(VirtualServer {
             key,
             spec,

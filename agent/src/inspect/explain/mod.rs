@@ -286,7 +286,9 @@ fn about(notice: &Notice, addr: IpAddr) -> Option<String> {
         Notice::SchedulerMissing(scheduler) | Notice::DefaultSchedulerMissing(scheduler) => {
             Some(format!("the kernel has no scheduler {scheduler}: that of ipvs.scheduler is used"))
         }
-        Notice::RefusesClients { scheduler, settings, .. } => Some(refusal(scheduler, settings)),
+        Notice::RefusesClients { scheduler, flags, settings, .. } => {
+            Some(refusal(scheduler, *flags, settings))
+        }
         Notice::ApiServerPort(key) if key.addr == addr => {
             Some(format!("{key} is the address of the API server for this node: it gets no virtual server"))
         }
