@@ -69,6 +69,7 @@ fn service(name: &str, number: u8, external: Option<u8>) -> Object {
 
 fn slice(service: &str, endpoints: &[u8]) -> Object {
     Object::EndpointSlice(EndpointSlice {
+        wrong_weights: None,
         name: ObjectName::new("d", service),
         service: ObjectName::new("d", service),
         family: Family::V4,

@@ -64,6 +64,7 @@ fn slice(n: u16, endpoints: u8) -> Object {
         place: (e == 0).then(|| Place::on("node-a")),
     };
     Object::EndpointSlice(EndpointSlice {
+        wrong_weights: None,
         name: name(n),
         service: name(n),
         family: Family::V4,

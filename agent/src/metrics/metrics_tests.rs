@@ -67,6 +67,7 @@ fn endpoint(node: &str, ready: bool) -> crate::core::model::Endpoint {
 
 fn slice(name: &str, endpoints: Vec<crate::core::model::Endpoint>) -> EndpointSlice {
     EndpointSlice {
+        wrong_weights: None,
         name: ObjectName::new("d", name),
         service: ObjectName::new("d", name),
         family: Family::V4,

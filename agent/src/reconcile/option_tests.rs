@@ -11,9 +11,10 @@ use crate::core::model::settings::Settings;
 use crate::core::model::{Family, RsKey, VsSpec};
 use crate::core::plan::op::{Op, OpKind};
 use crate::core::plan::pass::Due;
+use crate::reconcile::Reconciler;
 use crate::testing::cluster::Cluster;
 use crate::testing::scenarios::tcp_server;
-use crate::testing::{Agent, DEADLINE, kernel, settings};
+use crate::testing::{Agent, DEADLINE, kernel, reporting, settings};
 
 const BACKENDS: [&str; 2] = ["10.244.1.5@n1", "10.244.2.6@n2"];
 
@@ -144,9 +145,11 @@ fn without_hairpin_no_pod_of_the_service_is_in_the_set() {
 fn nodes_add_real_servers_in_different_orders_if_they_should() {
     let backends: Vec<String> = (1..=20).map(|n| format!("10.244.1.{n}@n1")).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
-    let order = |order_seed: Option<u64>| {
-        let settings = Settings { order_seed, ..settings() };
-        let mut agent = Agent::with_settings(kernel(), &cluster(json!({}), &backends), settings);
+    let order = |node: &str, order_seed: Option<u64>, scheduler: &str| {
+        let settings = Settings { order_seed, scheduler: scheduler.into(), ..settings() };
+        let objects = cluster(json!({}), &backends);
+        let mut agent = Agent::with_settings(kernel(), &objects, settings.clone());
+        agent.reconciler = Reconciler::new(kernel(), agent.store.clone(), settings, node, false, reporting());
         let pass = agent.sync(Due::Changes);
         let added = pass.plan.ops.iter().filter_map(|op| match op {
             Op::AddRealServer(_, rs, _) => Some(*rs),
@@ -154,13 +157,17 @@ fn nodes_add_real_servers_in_different_orders_if_they_should() {
         });
         added.collect::<Vec<_>>()
     };
-    let usual = order(None);
+    let usual = order("n1", None, "rr");
     assert!(usual.is_sorted());
-    let mut own = order(Some(0));
+    let mut own = order("n1", Some(0), "rr");
     assert_ne!(own, usual);
-    assert_eq!(own, order(Some(0)), "the same at each start");
+    assert_eq!(own, order("n1", Some(0), "rr"), "the same at each start");
+    assert_ne!(own, order("n2", Some(0), "rr"), "another one on another node");
     own.sort_unstable();
     assert_eq!(own, usual);
+    for scheduler in ["sh", "mh", "dh"] {
+        assert_eq!(order("n2", Some(0), scheduler), usual, "{scheduler} chooses by a hash");
+    }
 }
 
 #[test]

@@ -190,6 +190,7 @@ mod tests {
             }
             for slice in ["a-2", "a-1"] {
                 let _ = index.add_slice(EndpointSlice {
+                    wrong_weights: None,
                     name: ObjectName::new("d", slice),
                     service: name(),
                     family: Family::V4,

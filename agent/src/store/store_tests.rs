@@ -14,6 +14,7 @@ fn service(name: &str, vip: &str) -> Object {
 
 fn slice(name: &str, service: &str) -> Object {
     Object::EndpointSlice(EndpointSlice {
+        wrong_weights: None,
         name: ObjectName::new("d", name),
         service: ObjectName::new("d", service),
         family: Family::V4,

@@ -142,6 +142,7 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
         let endpoints = prop::collection::vec(any_endpoint(family), 0..4);
         (0..SERVICES, 0..2u8, prop::collection::vec(port.clone(), 0..3), endpoints).prop_map(
             move |(service, n, ports, endpoints)| EndpointSlice {
+                wrong_weights: None,
                 name: ObjectName::new("d", &format!("s{service}-{family}-{n}")),
                 service: ObjectName::new("d", &format!("s{service}")),
                 family,

@@ -280,6 +280,7 @@ pub fn slice(n: u32, slice: u32, endpoints: std::ops::Range<u32>) -> Object {
         place: Some(if e == 0 && n.is_multiple_of(LOCAL) { here.clone() } else { there.clone() }),
     };
     Object::EndpointSlice(EndpointSlice {
+        wrong_weights: None,
         name: ObjectName::new("bench", &format!("svc-{n}-{slice}")),
         service: name(n),
         family: Family::V4,

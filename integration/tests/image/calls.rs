@@ -76,6 +76,38 @@ fn the_image_understands_how_distributions_call_kube_proxy() {
     ]);
 }
 
+/// The flags of kops, RKE2, Talos and GCE, which use no file of configuration. Without `--master` of kops and GCE: the
+/// objects come from a file.
+#[test]
+fn the_image_takes_the_flags_that_distributions_pass() {
+    const KUBECONFIG: &str = "--kubeconfig=/var/lib/kube-proxy/kubeconfig.conf";
+    const CIDR: &str = "--cluster-cidr=10.244.0.0/16";
+    let in_shell = format!(
+        "kube-proxy {KUBECONFIG} {CIDR} {NODE} --proxy-mode=ipvs --oom-score-adj=-998 \
+         --v=2 --ipvs-sync-period=1m --ipvs-min-sync-period=10s 1>>/var/log/{LOG} 2>&1"
+    );
+    let log_file = format!("--log-file=/var/log/{LOG}");
+    let kops =
+        ["/go-runner", &log_file, "--also-stdout", "/usr/local/bin/kube-proxy", CIDR, NODE, KUBECONFIG]
+            .into_iter()
+            .chain(["--conntrack-max-per-core=131072", "--oom-score-adj=-998"])
+            .chain(["--proxy-mode=ipvs", "--v=2"]);
+    let rke2 =
+        ["kube-proxy", CIDR, NODE, KUBECONFIG, "--proxy-mode=ipvs", "--healthz-bind-address=127.0.0.1"]
+            .into_iter()
+            .chain(["--conntrack-max-per-core=0", "--conntrack-tcp-timeout-close-wait=0s"])
+            .chain(["--conntrack-tcp-timeout-established=0s"]);
+    let talos = ["/usr/local/bin/kube-proxy", CIDR, NODE, KUBECONFIG, "--proxy-mode=ipvs"]
+        .into_iter()
+        .chain(["--conntrack-max-per-core=0"]);
+    check_calls(&[
+        (&kops.collect::<Vec<_>>(), LogPlace::Both),
+        (&rke2.collect::<Vec<_>>(), LogPlace::Streams),
+        (&talos.collect::<Vec<_>>(), LogPlace::Streams),
+        (&["/bin/sh", "-c", &in_shell], LogPlace::File),
+    ]);
+}
+
 #[test]
 fn the_log_goes_where_distributions_want_it() {
     let in_shell = format!("kube-proxy {CONFIG} {NODE} 1>>/var/log/{LOG} 2>&1");

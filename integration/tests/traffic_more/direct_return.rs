@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use integration::lab::traffic::{Backend, ask_tcp};
+use integration::lab::traffic::{Backend, Connection, ask_tcp};
 use integration::lab::{Host, Lab, Netns, Node, Setup, at, ipvsadm};
 use integration::objects::{Port, ServiceBuilder, slice};
 use serde_json::{Value, json};
@@ -87,6 +87,45 @@ fn a_pod_of_another_node_answers_through_a_tunnel_and_sees_the_client() {
     assert_sees_client(&client, &node, "far");
     for vip in CLUSTER_IP {
         assert_eq!(ask_tcp(&asker.ns, at(vip, 80), ANSWER).unwrap().name, "far", "ClusterIPs as ever");
+    }
+}
+
+#[test]
+fn connections_live_through_the_begin_and_the_end_of_direct_return_and_through_a_drain() {
+    let lab = Lab::new().unwrap();
+    let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
+    let far = other.pod(6).unwrap();
+    let client = lab.client("client").unwrap();
+    accept_local(&[&node, &other]);
+    take_tunnel(&far.ns, ["10.244.2.6", "fd00:244:2::6"]);
+    let _backend = backend(&far.ns, "far");
+    let on_other = Setup::start(&other, &json!({}), objects("tunnel", "Cluster", &[FAR])).unwrap();
+    on_other.wait_bound(&VIP).unwrap();
+    // A wrong value: masqueraded.
+    let setup = Setup::start(&node, &json!({}), objects("none", "Cluster", &[FAR])).unwrap();
+    setup.wait_bound(&VIP).unwrap();
+    VIP.iter().for_each(|vip| client.route(vip, &node.host).unwrap());
+    let open = || VIP.map(|vip| Connection::open(&client.ns, at(vip, 80), ANSWER).unwrap());
+    let servers =
+        ["-a -t 198.51.100.10:80 -r 10.244.2.6:80", "-a -t [2001:db8:100::10]:80 -r [fd00:244:2::6]:80"];
+    let mut connections = Vec::from(open());
+    for (objects, shown) in [
+        (objects("tunnel", "Cluster", &[FAR]), "-i -w 1"),
+        (objects("none", "Cluster", &[FAR]), "-m -w 1"),
+        (objects("tunnel", "Cluster", &[FAR]), "-i -w 1"),
+        // The endpoint goes.
+        (objects("tunnel", "Cluster", &[]), "-m -w 0"),
+    ] {
+        setup.write(objects).unwrap();
+        for server in servers {
+            setup.wait_ipvs(&format!("{server} {shown}"), true).unwrap();
+        }
+        for connection in &mut connections {
+            assert_eq!(connection.ask().unwrap().name, "far", "{shown}\n{}", ipvsadm(node.ns()));
+        }
+        if !shown.ends_with('0') {
+            connections.extend(open());
+        }
     }
 }
 

@@ -52,6 +52,51 @@ fn a_change_of_scheduler_keeps_connections_and_a_drain_ends_by_the_deadline_of_t
     }
 }
 
+/// The Service with this label, too.
+fn labelled(annotations: &Value, tier: &str) -> Vec<Value> {
+    let mut objects = objects(annotations, true);
+    objects[0]["metadata"]["labels"] = json!({"tier": tier});
+    objects
+}
+
+#[test]
+fn connections_live_through_the_changes_of_all_settings() {
+    let lab = Lab::new().unwrap();
+    let (node, other) = (lab.node("node-a").unwrap(), lab.node("node-b").unwrap());
+    let (near, far, asker) = (node.pod(5).unwrap(), other.pod(6).unwrap(), node.pod(9).unwrap());
+    let _backends = [backend(&near, "near"), backend(&far, "far")];
+    let defaults = json!({"kubeIPVS": {"serviceDefaults": [
+        {"selector": {"matchLabels": {"tier": "sessions"}}, "settings": {"scheduler": "mh"}},
+    ]}});
+    let setup = Setup::start(&node, &defaults, labelled(&json!({}), "web")).unwrap();
+    setup.wait_bound(&VIP).unwrap();
+    let open = |vip: &str| Connection::open(&asker.ns, at(vip, 80), ANSWER).unwrap();
+    let mut connections: Vec<Connection> = VIP.iter().flat_map(|vip| [open(vip), open(vip)]).collect();
+    let names: Vec<String> = connections.iter_mut().map(|c| c.ask().unwrap().name).collect();
+    let syncs = || setup.agent.log().matches("due=Changes").count();
+    for (annotations, tier, shown) in [
+        (json!({"kube-ipvs.io/hairpin": "false"}), "web", "rr"),
+        (json!({"kube-ipvs.io/slow-start": "30s"}), "web", "wrr"),
+        (json!({"kube-ipvs.io/probe": "interval=1s"}), "web", "rr"),
+        (json!({"kube-ipvs.io/max-connections": "100"}), "web", "rr"),
+        (json!({"kube-ipvs.io/scheduler": "sh", "kube-ipvs.io/scheduler-flags": "sh-port"}), "web", "sh"),
+        (json!({"kube-ipvs.io/scheduler": "sh", "kube-ipvs.io/scheduler-flags": "sh-fallback"}), "web", "sh"),
+        (json!({}), "sessions", "mh"),
+        (json!({}), "web", "rr"),
+    ] {
+        let before = syncs();
+        setup.write(labelled(&annotations, tier)).unwrap();
+        setup.wait("the sync", || syncs() > before).unwrap();
+        for server in ["-t 10.96.0.10:80", "-t [fd00:96::10]:80", "-u 10.96.0.10:53"] {
+            setup.wait_ipvs(&format!("-A {server} -s {shown}"), true).unwrap();
+        }
+        for (connection, name) in connections.iter_mut().zip(&names) {
+            let answer = connection.ask().unwrap_or_else(|error| panic!("{annotations} {tier}: {error}"));
+            assert_eq!(answer.name, *name, "{annotations} {tier}");
+        }
+    }
+}
+
 #[test]
 fn without_hairpin_a_pod_does_not_reach_itself() {
     let lab = Lab::new().unwrap();

@@ -262,6 +262,9 @@ pub struct EndpointSlice {
     /// Ports of every endpoint.
     pub ports: Box<[SlicePort]>,
     pub endpoints: Box<[Endpoint]>,
+    /// What is wrong with the annotation of weights.
+    #[serde(default)]
+    pub wrong_weights: Option<Box<str>>,
 }
 
 /// The used fields of this node's Node object.

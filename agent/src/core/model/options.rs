@@ -23,6 +23,11 @@ pub const SCHED_FLAGS: u32 = SCHED_FALLBACK | SCHED_PORT | 0x20;
 /// Schedulers that have flags.
 pub const FLAGGED: [&str; 2] = ["mh", "sh"];
 
+/// Whether a scheduler chooses by a hash, so that all nodes choose the same real server for a client.
+pub fn chooses_by_hash(scheduler: &str) -> bool {
+    matches!(scheduler, "sh" | "mh" | "dh")
+}
+
 /// The flags of a scheduler for which nothing else is chosen: as in kube-proxy, `mh` hashes the source port too.
 pub fn usual_flags(scheduler: &str) -> u32 {
     if scheduler == "mh" { SCHED_PORT } else { 0 }

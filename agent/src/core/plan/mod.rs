@@ -27,7 +27,8 @@ use self::op::{FlowsOp, GrowOp, LeftoversOp, Op, Plan, RulesOp};
 use crate::core::mirror::comparison::NftTables;
 use crate::core::mirror::{Observed, ObservedServer};
 use crate::core::model::changes::Changes;
-use crate::core::model::real_servers::{RsState, WantedServers};
+use crate::core::model::options;
+use crate::core::model::real_servers::RsState;
 use crate::core::model::sets::{Entry, SetId, SetKind};
 use crate::core::model::settings::{RulesMode, Settings};
 use crate::core::model::{Family, ObjectName, PerFamily, RsKey, VsKey};
@@ -298,7 +299,7 @@ impl PlanInput<'_> {
             }
             Some(_) => {}
         }
-        for (rs, state) in self.in_order(&wanted.real_servers) {
+        for (rs, state) in self.in_order(wanted) {
             match observed.and_then(|server| server.real_servers.get(&rs)) {
                 None => ops.push(Op::AddRealServer(*key, rs, state)),
                 Some(before) if before != state => ops.push(Op::EditRealServer(*key, rs, state)),
@@ -312,9 +313,11 @@ impl PlanInput<'_> {
         }
     }
 
-    /// The order in which real servers are added.
-    fn in_order<'s>(&self, wanted: &'s WantedServers) -> impl Iterator<Item = (RsKey, RsState)> + use<'s> {
-        let order = self.settings.order_seed.map(|seed| {
+    /// The order in which real servers are added. Schedulers that hash depend on it: all nodes choose the same for a client.
+    fn in_order<'s>(&self, server: &'s VirtualServer) -> impl Iterator<Item = (RsKey, RsState)> + use<'s> {
+        let wanted = &server.real_servers;
+        let seed = self.settings.order_seed.filter(|_| !options::chooses_by_hash(&server.spec.scheduler));
+        let order = seed.map(|seed| {
             let mut order: Vec<usize> = (0..wanted.keys().len()).collect();
             order.sort_by_cached_key(|index| {
                 let mut hasher = DefaultHasher::new();

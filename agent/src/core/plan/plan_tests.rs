@@ -54,6 +54,7 @@ fn slice(addrs: &[&str]) -> EndpointSlice {
         place: addr.starts_with("10.244.1.").then(|| Place::on("n1")),
     };
     EndpointSlice {
+        wrong_weights: None,
         name: ObjectName::new("kube-system", "kube-dns-1"),
         service: ObjectName::new("kube-system", "kube-dns"),
         family: Family::V4,

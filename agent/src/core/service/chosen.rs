@@ -11,7 +11,7 @@ use super::slow_start;
 use crate::core::model::options::{self, DirectReturn, Scheduler, ServiceOptions};
 use crate::core::model::real_servers::{RsState, WantedServers};
 use crate::core::model::settings::Settings;
-use crate::core::model::{Family, PERSISTENT, Protocol, RsKey, Service, VsKey, VsSpec};
+use crate::core::model::{EndpointSlice, Family, PERSISTENT, Protocol, RsKey, Service, VsKey, VsSpec};
 
 /// What annotations and defaults choose together. Services of one default share its options.
 pub fn options(service: &Service, settings: &Settings) -> Option<Arc<ServiceOptions>> {
@@ -79,6 +79,29 @@ pub fn weighted_spec(
         Some(name) => Ok(VsSpec { scheduler: name.into(), ..*spec }),
         None => Ok(spec.clone()),
     }
+}
+
+/// What is wrong with the weights of a slice.
+pub fn wrong_weights(slice: &EndpointSlice) -> Option<Notice> {
+    let why = slice.wrong_weights.as_ref()?;
+    Some(Notice::AnnotationIgnored(format!("EndpointSlice {}: annotation {why}", slice.name).into()))
+}
+
+/// Weights that differ have no effect with a chosen scheduler that ignores them.
+pub fn ignored_weights(
+    spec: &VsSpec,
+    real_servers: &WantedServers,
+    options: Option<&ServiceOptions>,
+) -> Option<Notice> {
+    let options = options.filter(|options| options.scheduler.is_some())?;
+    let better = options::weighted(&spec.scheduler)?;
+    have_weights(real_servers, options.slow_start.is_some()).then(|| {
+        let why = format!(
+            "weights and slow start have no effect with the scheduler {}; choose {better}",
+            spec.scheduler
+        );
+        Notice::AnnotationIgnored(why.into())
+    })
 }
 
 /// Whether the weights of the real servers differ, or will. Weight 0 needs no scheduler.

@@ -31,6 +31,7 @@ fn endpoint(text: &str) -> Endpoint {
 
 fn slice(port: (&str, Protocol, u16), endpoints: &[&str]) -> EndpointSlice {
     EndpointSlice {
+        wrong_weights: None,
         name: ObjectName::new("ns", "s"),
         service: ObjectName::new("ns", "svc"),
         family: Family::V4,

@@ -120,7 +120,8 @@ pub fn build_fragment<'a>(
 ) -> Fragment {
     let draft = Fragment { priority: service.priority, ..Fragment::default() };
     let options = chosen::options(service, settings);
-    let (udp, notices) = (Vec::new(), chosen::notices(service, options.as_deref(), node));
+    let (udp, mut notices) = (Vec::new(), chosen::notices(service, options.as_deref(), node));
+    notices.extend(slices.clone().into_iter().filter_map(chosen::wrong_weights));
     let spec = chosen::spec(service, options.as_deref(), node, settings);
     let mut builder = Builder { service, options, of_endpoints, node, settings, spec, draft, udp, notices };
     for &family in &settings.families {
@@ -361,6 +362,7 @@ impl Builder<'_> {
             self.spec.clone()
         });
         let options = self.options.as_deref();
+        self.notices.extend(chosen::ignored_weights(&spec, &real_servers, options));
         self.notices.extend(chosen::refused_clients(
             &spec,
             &real_servers,

@@ -32,6 +32,7 @@ fn service() -> Service {
 /// Endpoints of one slice; those in 10.244.1 or fd00:244:1 are local.
 fn slice(protocol: Protocol, addrs: &[&str]) -> EndpointSlice {
     EndpointSlice {
+        wrong_weights: None,
         name: ObjectName::new("shop", "web-1"),
         service: ObjectName::new("shop", "web"),
         family: Family::of(ip(addrs[0])),

@@ -24,16 +24,16 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// The weights of a slice. A wrong part of the value is ignored.
-    pub(super) fn decode(tape: &Tape<'_>, ignored: &mut Vec<String>) -> Self {
+    /// The weights of a slice, and what is wrong with them. A wrong part of the value is ignored.
+    pub(super) fn decode(tape: &Tape<'_>) -> (Self, Option<Box<str>>) {
         let mut weights = Self { all: USUAL, some: Vec::new() };
-        let Some(text) = tape.text(&["metadata", "annotations", WEIGHT]) else { return weights };
+        let Some(text) = tape.text(&["metadata", "annotations", WEIGHT]) else { return (weights, None) };
         let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
         if let [one] = parts[..]
             && let Some(all) = weight(one)
         {
             weights.all = all;
-            return weights;
+            return (weights, None);
         }
         let mut wrong = parts.is_empty().then_some(text);
         for part in parts {
@@ -42,13 +42,13 @@ impl Weights {
                 None => _ = wrong.get_or_insert(part),
             }
         }
-        if let Some(wrong) = wrong {
-            ignored.push(format!(
-                "annotation {WEIGHT}: {:?} is not a weight from 0 to {LARGEST} and not ADDRESS=WEIGHT",
+        let why = |wrong| {
+            format!(
+                "{WEIGHT}: {:?} is not a weight from 0 to {LARGEST} and not ADDRESS=WEIGHT",
                 beginning(wrong)
-            ));
-        }
-        weights
+            )
+        };
+        (weights, wrong.map(|wrong| why(wrong).into()))
     }
 
     pub(super) fn of(&self, addr: IpAddr) -> u16 {
@@ -72,8 +72,8 @@ mod tests {
     use crate::source::decode::RawObject;
     use crate::store::{Kind, Object};
 
-    /// The weights of the endpoints 10.244.1.5 and 10.244.1.6, and what is ignored.
-    fn read(value: &str) -> (Vec<u16>, Vec<String>) {
+    /// The weights of the endpoints 10.244.1.5 and 10.244.1.6, and what is wrong.
+    fn read(value: &str) -> (Vec<u16>, Option<Box<str>>) {
         let endpoint = |addr: &str| json!({"addresses": [addr]});
         let slice = json!({
             "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
@@ -85,25 +85,25 @@ mod tests {
         let raw = RawObject::read(Kind::EndpointSlice, &slice).unwrap();
         let decoded = raw.decode(&raw.name());
         let Ok(Object::EndpointSlice(slice)) = decoded.object else { panic!("{decoded:?}") };
-        (slice.endpoints.iter().map(|endpoint| endpoint.weight).collect(), decoded.ignored)
+        (slice.endpoints.iter().map(|endpoint| endpoint.weight).collect(), slice.wrong_weights)
     }
 
     #[test]
     fn the_annotation_gives_weights_to_all_or_to_some_endpoints() {
-        assert_eq!(read("7"), (vec![7, 7], vec![]));
-        assert_eq!(read("0"), (vec![0, 0], vec![]));
-        assert_eq!(read("10.244.1.6=0"), (vec![1, 0], vec![]));
-        assert_eq!(read("10.244.1.5=3, 10.244.1.6 = 100"), (vec![3, 100], vec![]));
+        assert_eq!(read("7"), (vec![7, 7], None));
+        assert_eq!(read("0"), (vec![0, 0], None));
+        assert_eq!(read("10.244.1.6=0"), (vec![1, 0], None));
+        assert_eq!(read("10.244.1.5=3, 10.244.1.6 = 100"), (vec![3, 100], None));
     }
 
     #[test]
     fn a_wrong_weight_is_named_and_the_others_hold() {
         for wrong in ["heavy", "-1", "101", "65536", "", "1,2"] {
-            let (weights, ignored) = read(wrong);
-            assert_eq!((weights, ignored.len()), (vec![1, 1], 1), "{wrong}");
+            let (weights, why) = read(wrong);
+            assert_eq!((weights, why.is_some()), (vec![1, 1], true), "{wrong}");
         }
-        let (weights, ignored) = read("10.244.1.5=3,web-7=2");
+        let (weights, why) = read("10.244.1.5=3,web-7=2");
         assert_eq!(weights, [3, 1]);
-        assert!(ignored[0].contains("\"web-7=2\" is not a weight"), "{ignored:?}");
+        assert!(why.as_ref().unwrap().contains("\"web-7=2\" is not a weight"), "{why:?}");
     }
 }

@@ -78,13 +78,13 @@ fn decode_slice(
     let ports = usable(ports.iter().enumerate().map(|(i, port)| decode_port(i, port)), ignored)?;
     let endpoints = slice.endpoints.unwrap_or_default();
     let mut useless = Vec::new();
-    let weights = Weights::decode(tape, &mut useless);
+    let (weights, wrong_weights) = Weights::decode(tape);
     let decoded = endpoints.iter().enumerate();
     let decoded = decoded.map(|(i, endpoint)| decode_endpoint(i, endpoint, family, &weights, &mut useless));
     let endpoints = usable(decoded, ignored)?;
     ignored.append(&mut useless);
     let service = ObjectName { namespace: name.namespace.clone(), name: service.into() };
-    let slice = EndpointSlice { name, service, family, ports, endpoints };
+    let slice = EndpointSlice { name, service, family, ports, endpoints, wrong_weights };
     // When the pod or Service changed that caused the change of the slice. Only metrics use it: an invalid time is ignored.
     Ok(match time(tape, &["metadata", "annotations", TRIGGER_ANNOTATION]) {
         Some(at) => Object::TriggeredSlice(slice, Trigger { family, at: at.into() }),
