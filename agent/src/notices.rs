@@ -83,6 +83,10 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
             Reason::AnnotationIgnored,
             format!("{why}; Service {name} is served as if the annotation were not there"),
         ),
+        fragment::Notice::WeightsIgnored { why, is_own: true } => {
+            (Reason::AnnotationIgnored, format!("Service {name}: {why}"))
+        }
+        fragment::Notice::WeightsIgnored { why, is_own: false } => return Some(ignored_default(why)),
         fragment::Notice::SchedulerMissing(scheduler) => (
             Reason::AnnotationIgnored,
             format!(
@@ -92,7 +96,10 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
         ),
         fragment::Notice::DefaultSchedulerMissing(scheduler) => return Some(no_default_scheduler(scheduler)),
         fragment::Notice::RefusesClients { scheduler, flags, settings, is_own } => {
-            return Some(refused_clients(is_own.then_some(name), &refusal(scheduler, *flags, settings)));
+            return Some(refused_clients(
+                is_own.then_some(name),
+                &refusal(scheduler, *flags, settings, *is_own),
+            ));
         }
         fragment::Notice::ExternalIpRefused(ip) => (
             Reason::ExternalIPRefused,
@@ -114,6 +121,12 @@ fn no_default_scheduler(scheduler: &str) -> EventRequest {
     EventRequest { about: About::Node, reason: Reason::SchedulerMissing, message }
 }
 
+/// One Event for all Services of the default.
+fn ignored_default(why: &str) -> EventRequest {
+    let message = format!("kubeIPVS.serviceDefaults have slowStart without effect: {why} there");
+    EventRequest { about: About::Node, reason: Reason::SettingIgnored, message }
+}
+
 /// Without a Service: one Event for all whose annotations choose nothing of this.
 fn refused_clients(name: Option<&ObjectName>, why: &str) -> EventRequest {
     let service = name.map_or_else(|| "Services of this node".to_owned(), |name| format!("Service {name}"));
@@ -124,14 +137,16 @@ fn refused_clients(name: Option<&ObjectName>, why: &str) -> EventRequest {
     }
 }
 
-/// Why a scheduler with these flags refuses clients, and the remedy.
-pub fn refusal(scheduler: &str, flags: u32, settings: &str) -> String {
-    let remedy = match scheduler {
-        "dh" => "choose another scheduler".to_owned(),
-        _ => {
-            let port = if flags & SCHED_PORT == 0 { String::new() } else { format!("{scheduler}-port,") };
-            format!("choose scheduler {scheduler} with scheduler-flags {port}{scheduler}-fallback")
-        }
+/// Why a scheduler with these flags refuses clients, and the remedy: by annotation if it `is_own`, else by configuration.
+pub fn refusal(scheduler: &str, flags: u32, settings: &str, is_own: bool) -> String {
+    let port = if flags & SCHED_PORT == 0 { String::new() } else { format!("{scheduler}-port,") };
+    let remedy = match (scheduler, is_own) {
+        ("dh", _) => "choose another scheduler".to_owned(),
+        (_, true) => format!("choose scheduler {scheduler} with scheduler-flags {port}{scheduler}-fallback"),
+        (_, false) => format!(
+            "set scheduler: {scheduler} and schedulerFlags: {port}{scheduler}-fallback in \
+             kubeIPVS.serviceDefaults"
+        ),
     };
     format!(
         "the scheduler {scheduler} looks for no other endpoint if the one it chose is closed by {settings}; {remedy}"

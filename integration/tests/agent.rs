@@ -14,7 +14,7 @@ use integration::objects::{config, list, service, slice};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(20);
-const ASK: Duration = Duration::from_secs(5);
+const ASK: Duration = Duration::from_secs(15);
 
 /// A folder with a configuration and objects, from which agents are started.
 struct Files {
@@ -88,7 +88,9 @@ fn traffic_is_balanced_and_masqueraded_and_follows_endpoints() {
     let v6 = slice("web", &["fd00:244:1::5@node-a", "fd00:244:2::6@node-b"], &TARGETS);
     let files = Files::new(&json!({}), vec![svc.clone(), slice("web", &both, &TARGETS), v6.clone()]);
     let agent = files.start(node.ns());
-    wait_for("the address", &agent, || bound(node.ns()).contains("fd00:96::10/128"));
+    for address in ["10.96.0.10/32", "10.0.0.168/32", "fd00:96::10/128"] {
+        wait_for(address, &agent, || bound(node.ns()).contains(address));
+    }
     let (tcp, udp) = (addr("10.96.0.10:80"), addr("10.96.0.10:53"));
 
     // From a pod: balanced, and the backend sees the address of the pod.
@@ -295,7 +297,7 @@ fn wrong_arguments_are_one_clear_line() {
     let good_config = of(good.dir.path().join("config.yaml").to_str().unwrap());
     let objects = format!("--objects={}", good.objects().display());
     let drop = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin"];
-    let command: Vec<&str> = ["timeout", "3"]
+    let command: Vec<&str> = ["timeout", "15"]
         .into_iter()
         .chain(drop)
         .chain([binary.to_str().unwrap(), "run", &good_config, &objects])

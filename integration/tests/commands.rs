@@ -122,7 +122,7 @@ fn examples_of_the_documentation_are_what_the_commands_print() {
             wrong.push(format!("docs/examples/{name}:\n{text}"));
         }
     }
-    let dry = ["timeout", "-s", "INT", "6", binary(), "run", "--dry-run", &with_other];
+    let dry = ["timeout", "-s", "INT", "15", binary(), "run", "--dry-run", &with_other];
     let dry = ns.try_exec(&dry, None).unwrap().stdout;
     let dry = dry.split_once(' ').map(|(_, rest)| format!("2026-11-28T04:00:00Z {rest}")).unwrap();
     let archive = setup.folder().join("bundle.tar").display().to_string();
@@ -299,7 +299,7 @@ fn plan_and_verify_name_what_another_program_changed_while_no_agent_runs() {
     assert!(explained.stdout.contains("the kernel has no virtual server here yet"), "{}", explained.stdout);
     let binary = agent_binary().unwrap();
     let dry = [
-        &["timeout", "8", binary.to_str().unwrap(), "run", "--dry-run"],
+        &["timeout", "15", binary.to_str().unwrap(), "run", "--dry-run"],
         &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..],
     ]
     .concat();
@@ -371,9 +371,11 @@ fn top_shows_the_traffic_of_a_service_and_ends_with_q() {
     assert!(columns.len() == 6 && columns[1..4].iter().all(|rate| *rate > 0), "{table}");
 
     // Live, on a terminal of script(1): the Service, after Enter its real server, and the end.
-    let keys = "(sleep 6; printf '\\r'; sleep 6; printf q)";
+    let screen = setup.folder().join("screen").display().to_string();
+    let shows = |text| format!("until grep -q {text} {screen}; do sleep 0.2; done");
+    let keys = format!("({}; printf '\\r'; {}; printf q)", shows("test/web"), shows("10.244.1.5:8080"));
     let live =
-        format!("{keys} | script -qec 'stty cols 100 rows 30; {} top --interval=1' /dev/null", binary());
+        format!("{keys} | script -qefc 'stty cols 100 rows 30; {} top --interval=1' {screen}", binary());
     let live = ns.try_exec(&["env", "TERM=xterm", "timeout", "60", "sh", "-c", &live], None).unwrap();
     assert_eq!(live.status.code(), Some(0), "{}{}", live.stdout, live.stderr);
     for shown in ["test/web", "10.244.1.5:8080", "\u{1b}[?1049l"] {

@@ -13,7 +13,7 @@ use kube_ipvs::core::model::flows::FlowFilter;
 use kube_ipvs::core::model::{Family, PerFamily, RsKey};
 use kube_ipvs::kernel::netfilter::conntrack::ConntrackClient;
 
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(15);
 const VIPS: PerFamily<&str> = PerFamily::new("10.96.0.10", "fd00:96::10");
 const NODE_PORT: u16 = 30053;
 

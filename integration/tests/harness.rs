@@ -12,7 +12,7 @@ use integration::lab::{Lab, Netns, conformance_node, oracle};
 use integration::parity::Subsystem;
 use integration::parity::normal::normal;
 
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(15);
 
 fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address with a port")

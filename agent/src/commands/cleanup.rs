@@ -3,14 +3,20 @@
 //! line per removed object, and fail only if an object is left.
 
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::ensure;
 
 use crate::cli::CleanupArgs;
 use crate::config::{Config, ConfigFlags, host};
-use crate::core::plan::cleanup_plan::{CleanupScope, build_steps};
+use crate::core::plan::cleanup_plan::{CleanupScope, CleanupStep, build_steps, is_served_otherwise};
 use crate::inspect::socket;
 use crate::kernel::teardown::Teardown;
+
+/// When our rules for VIPs in nf_tables are gone, new connections go to the other mode. Those that IPVS balanced in the moment
+/// before get this time to end.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Runs `kube-ipvs cleanup`.
 ///
@@ -39,7 +45,13 @@ pub fn clean(
     let (found, unreadable) = teardown.observe(&host::families());
     let (steps, kept) = build_steps(&found, &scope);
     let mut left: Vec<String> = unreadable.into_iter().chain(kept).collect();
+    let is_guarding = |step: &CleanupStep| matches!(step, CleanupStep::NftServices(_));
+    let mut waits = steps.iter().any(is_guarding) && !dry_run && !every_mode && is_served_otherwise(&found);
     for step in &steps {
+        if waits && !is_guarding(step) {
+            thread::sleep(GRACE);
+            waits = false;
+        }
         let result = if dry_run { Ok(()) } else { teardown.run(step) };
         let word = match (&result, dry_run) {
             (Ok(()), true) => "would remove",

@@ -40,6 +40,8 @@ pub enum Reason {
     AddressConflict,
     /// An annotation of a Service has no effect.
     AnnotationIgnored,
+    /// A setting of the configuration has no effect on Services.
+    SettingIgnored,
     /// The kernel lacks a scheduler that `kubeIPVS.serviceDefaults` choose.
     SchedulerMissing,
     /// A scheduler looks for no other endpoint if the one that it chose by a hash gets no new connections.

@@ -143,14 +143,23 @@ impl EndpointChecks {
             checker.check(changes);
         }
         if !inherited.is_empty() {
-            let which: Vec<&RsKey> = inherited.iter().collect();
             tracing::info!(
                 "endpoints that have weight 0 in the kernel get new connections when they answer a TCP check, or if more than \
                  half of a port have it: {}",
-                words::some(&which, NAMED, which.len()),
+                self.some(&inherited),
             );
         }
         self.of_services(&inherited).into_iter().cloned().collect()
+    }
+
+    /// Names some of these endpoints, each with a Service.
+    fn some(&self, endpoints: &BTreeSet<RsKey>) -> String {
+        let named =
+            endpoints.iter().map(|rs| match self.endpoints.get(rs).and_then(|e| e.services.first()) {
+                Some((name, _)) => format!("{rs} of Service {name}"),
+                None => rs.to_string(),
+            });
+        words::some(named, NAMED, endpoints.len())
     }
 
     /// The Services that have one of these endpoints checked.
@@ -175,21 +184,23 @@ impl<K: Kernel> Reconciler<K> {
         for (rs, is_dead) in changes {
             let _ = if *is_dead { checks.dead.insert(*rs) } else { checks.dead.remove(rs) };
         }
-        let changed: BTreeSet<RsKey> = changes.iter().map(|(rs, _)| *rs).collect();
+        let (dead, again): (Vec<_>, Vec<_>) = changes.iter().partition(|(_, is_dead)| *is_dead);
+        let [dead, again] = [dead, again].map(|part| part.iter().map(|(rs, _)| *rs).collect::<BTreeSet<_>>());
+        let changed = &dead | &again;
         let names: Vec<ObjectName> = checks.of_services(&changed).into_iter().cloned().collect();
         self.store.touch(&names);
         // Without a Service it is no target any more.
         if !names.is_empty() && checks.lines.happened(changes.len(), now) {
-            let dead: Vec<&RsKey> = changes.iter().filter(|(_, dead)| *dead).map(|(rs, _)| rs).collect();
-            let (which, what) = match dead.is_empty() {
-                true => (changed.iter().collect(), "answer TCP checks of this node again"),
-                false => (dead, "do not answer TCP checks of this node"),
-            };
-            tracing::warn!(
-                "endpoints of Service {}: {} {what}",
-                words::some(&names, NAMED, names.len()),
-                words::some(&which, NAMED, which.len()),
-            );
+            if !dead.is_empty() {
+                tracing::warn!(
+                    "no answer to TCP checks of this node: {}; they get no new connections from it, unless more than half of \
+                     a port fail; see `kube-ipvs explain NAMESPACE/NAME`",
+                    checks.some(&dead),
+                );
+            }
+            if !again.is_empty() {
+                tracing::warn!("TCP checks of this node are answered again: {}", checks.some(&again));
+            }
         }
     }
 
@@ -198,7 +209,8 @@ impl<K: Kernel> Reconciler<K> {
         let checks = &mut self.endpoint_checks;
         if let Some((count, time)) = checks.lines.due(now) {
             tracing::warn!(
-                "{} of endpoints to TCP checks of this node changed in {}; {} do not answer now",
+                "{} of endpoints to TCP checks of this node changed in {}; {} do not answer now, `kube-ipvs list \
+                 --draining` lists them",
                 words::count(count, "result"),
                 words::time(time),
                 words::count(checks.dead.len(), "endpoint"),

@@ -34,6 +34,10 @@ pub(super) struct CompleteList<K: ApiResource> {
 pub(super) struct Lister<K: ApiResource> {
     pub api: ApiClient,
     selected: ListParams,
+    /// The field selector of lists; `selected` may lack it.
+    fields: Option<String>,
+    /// The server does not select by fields, and the log says so.
+    is_told: bool,
     pub timing: Timing,
     /// Lists are read in pages until then.
     paged_until: Option<Instant>,
@@ -46,13 +50,30 @@ pub(super) struct Lister<K: ApiResource> {
 
 impl<K: ApiResource> Lister<K> {
     pub fn new(api: ApiClient, selected: ListParams, timing: Timing) -> Self {
-        Self { api, selected, timing, paged_until: None, whole: false, listed: false, kind: PhantomData }
+        let fields = selected.field_selector.clone();
+        Self {
+            api,
+            selected,
+            fields,
+            is_told: false,
+            timing,
+            paged_until: None,
+            whole: false,
+            listed: false,
+            kind: PhantomData,
+        }
     }
 
     /// Puts all objects into the store.
     pub async fn list(&mut self, store: &Store) -> Result<CompleteList<K>, ApiFailure> {
+        // Every list tries the fields: another server, or a proxy, may have refused the last one.
+        self.selected.field_selector.clone_from(&self.fields);
         match self.list_selected(store).await {
-            Err(failure) if self.drop_fields(&failure) => self.list_selected(store).await,
+            Err(failure) if self.drop_fields(&failure) => {
+                let list = self.list_selected(store).await;
+                self.tell_of_fields(list.is_ok());
+                list
+            }
             list => list,
         }
     }
@@ -61,14 +82,17 @@ impl<K: ApiResource> Lister<K> {
     /// addresses. True: the request is worth another try.
     fn drop_fields(&mut self, failure: &ApiFailure) -> bool {
         let are_refused = K::KIND == Kind::Service && failure.code == Some(400);
-        let is_dropped = are_refused && self.selected.field_selector.take().is_some();
-        if is_dropped {
+        are_refused && self.selected.field_selector.take().is_some()
+    }
+
+    /// Logs once that a request succeeded without fields.
+    fn tell_of_fields(&mut self, has_succeeded: bool) {
+        if has_succeeded && !std::mem::replace(&mut self.is_told, true) {
             tracing::info!(
                 kind = %K::KIND,
                 "the API server does not select Services by fields, as before Kubernetes 1.31: headless ones are received, too"
             );
         }
-        is_dropped
     }
 
     async fn list_selected(&mut self, store: &Store) -> Result<CompleteList<K>, ApiFailure> {
@@ -105,7 +129,9 @@ impl<K: ApiResource> Lister<K> {
     pub async fn watch(&mut self, version: &str) -> Result<Events<K>, ApiFailure> {
         match self.open(&watch_params(&self.selected), version).await {
             Err(failure) if self.drop_fields(&failure) => {
-                self.open(&watch_params(&self.selected), version).await
+                let watch = self.open(&watch_params(&self.selected), version).await;
+                self.tell_of_fields(watch.is_ok());
+                watch
             }
             watch => watch,
         }

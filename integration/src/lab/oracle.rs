@@ -15,7 +15,7 @@ use crate::objects::in_nftables;
 use crate::parity::Subsystem;
 
 /// Limit for an answer of a health endpoint.
-const HTTP_LIMIT: Duration = Duration::from_secs(5);
+const HTTP_LIMIT: Duration = Duration::from_secs(20);
 
 /// The raw state of one subsystem. `expected` is its recording: it names the sysctls, or the ports and
 /// paths of the health servers to read.

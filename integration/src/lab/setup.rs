@@ -63,7 +63,7 @@ impl<'a> Setup<'a> {
         vec![format!("--config={}", config.display()), format!("--objects={}", self.objects().display())]
     }
 
-    /// Starts the agent again, which has ended.
+    /// Starts the agent again. One that runs is killed.
     ///
     /// # Errors
     /// As [`Setup::start`].
@@ -71,6 +71,7 @@ impl<'a> Setup<'a> {
         let config = self.dir.path().join("config.yaml");
         let args = vec!["-v=6".to_owned()];
         let spec = AgentSpec { config, objects: Some(self.objects()), args, ..AgentSpec::default() };
+        self.agent.kill9();
         self.agent = Agent::start(self.node.ns(), &spec)?;
         Ok(self)
     }

@@ -122,7 +122,7 @@ fn a_health_check_port_in_use_is_reported_and_blocks_nothing_else() {
     wait_for("the error in the log", &agent, || agent.log().contains("FailedToStartServiceHealthcheck"));
     let message = format!("node node-a failed to start healthcheck \"test/web\" on port {HC}");
     assert!(agent.log().contains(&message), "{}", agent.log());
-    assert!(is_bound(&ns, "10.96.0.10/32"));
+    wait_for("the address", &agent, || is_bound(&ns, "10.96.0.10/32"));
     drop(taken);
     // Any change of the ports causes a retry at once.
     files.write(vec![web(HC), slice("web", &["10.244.1.5@node-a", "10.244.1.6@node-a"], &PORT)]);

@@ -82,9 +82,13 @@ fn from_the_iptables_mode() {
     let said = |setup: &Setup<'_>| setup.agent.log().matches(words).count();
     assert_eq!(said(&setup), 2, "once for each family: {}", setup.agent.log());
     // IPVS balances new connections now.
-    let servers = ns.exec(&["ipvsadm", "-Ln", "--stats"]).unwrap().stdout;
-    let web = servers.lines().find(|line| line.contains("10.96.0.10:80")).unwrap().to_owned();
-    assert_ne!(web.split_whitespace().nth(2), Some("0"), "{web}");
+    let has_balanced = || {
+        let servers = ns.exec(&["ipvsadm", "-Ln", "--stats"]).unwrap().stdout;
+        let web = servers.lines().find(|line| line.contains("10.96.0.10:80")).map(str::to_owned);
+        web.is_some_and(|web| web.split_whitespace().nth(2) != Some("0"))
+    };
+    // The kernel adds its counters up every two seconds.
+    setup.wait("connections of the virtual server", has_balanced).unwrap();
     assert!(setup.agent.stop().unwrap().success());
     drop(setup);
     let again = cluster.start();

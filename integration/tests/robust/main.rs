@@ -95,6 +95,18 @@ fn wait_for(what: &str, agent: &Agent, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until the agent logs nothing for two seconds.
+fn wait_until_quiet(agent: &Agent) {
+    let (mut length, mut since) = (0, Instant::now());
+    wait_for("end of the log", agent, || {
+        let now = agent.log().len();
+        if std::mem::replace(&mut length, now) != now {
+            since = Instant::now();
+        }
+        since.elapsed() > Duration::from_secs(2)
+    });
+}
+
 fn run(ns: &Netns, command: &[&str]) -> String {
     ns.try_exec(command, None).unwrap().stdout
 }

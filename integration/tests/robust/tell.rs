@@ -9,7 +9,7 @@ use integration::objects;
 
 use super::*;
 
-const ASK: Duration = Duration::from_secs(5);
+const ASK: Duration = Duration::from_secs(15);
 
 fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -72,7 +72,7 @@ fn conflicts_and_refusals_are_events_log_lines_and_metrics() {
     assert!(!saved().contains("192.0.2.1"), "{}", saved());
     server.delete("Service", "test", "old");
     wait_for("the heir", &agent, || saved().contains("-a -t 198.51.100.1:80 -r 10.244.1.6:80 "));
-    assert!(metrics(&ns).contains("kube_ipvs_contested_virtual_servers 0"));
+    wait_for("the metric", &agent, || metrics(&ns).contains("kube_ipvs_contested_virtual_servers 0"));
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn a_client_stays_with_its_backend_until_the_timeout() {
     let (near, far, asker) = (node.pod(5).unwrap(), other.pod(6).unwrap(), node.pod(9).unwrap());
     let client = lab.client("outside").unwrap();
     let _backends = [backend(&near, "near"), backend(&far, "far")];
-    let spec = service().affinity(3).node_ports(&[30080, 30053, 30009]);
+    let spec = service().affinity(12).node_ports(&[30080, 30053, 30009]);
     let setup = Setup::start(&node, &json!({}), objects(spec)).unwrap();
     setup.wait_bound(&VIP).unwrap();
     // What is left of a datagram's flow keeps the client's record alive; five minutes by default.

@@ -156,7 +156,7 @@ fn change_source_ranges(keep: bool) {
         sets.lines().any(|l| l.contains("LOAD-BALANCER-SOURCE-CID") && l.ends_with(&entry)) == there
     };
     // Also how long the end of the test waits for answers that do not come.
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(8);
     let open = |client: &integration::lab::Host| {
         [0, 1].map(|family| {
             let mut connection = Connection::open(&client.ns, at(LB[family], 80), limit).unwrap();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Schedulers that choose by a hash, and endpoints that get no new connections.
 
+use std::time::Duration;
+
 use integration::lab::traffic::{Backend, Connection, NoAnswer};
 use integration::lab::{Lab, Netns, Setup, at, ipvsadm};
 use integration::objects::{ServiceBuilder, slice};
@@ -53,8 +55,7 @@ impl Case {
     }
 
     /// A new connection, if it is not refused, and the name of its endpoint.
-    fn connect(&self, ns: &Netns) -> Option<(Connection, String)> {
-        let limit = if self.refuses { SILENCE } else { ANSWER };
+    fn connect(&self, ns: &Netns, limit: Duration) -> Option<(Connection, String)> {
         match Connection::open(ns, at(self.vip, 80), limit) {
             Ok(mut connection) => {
                 let name = connection.ask().unwrap().name;
@@ -63,6 +64,10 @@ impl Case {
             Err(NoAnswer::Refused | NoAnswer::Timeout) => None,
             Err(other) => panic!("{}: {other:?}", self.name),
         }
+    }
+
+    fn is_refused(&self, ns: &Netns) -> bool {
+        self.connect(ns, if self.refuses { SILENCE } else { ANSWER }).is_none()
     }
 
     /// An Event names the Service and what closes its endpoints, if clients are refused. It may come after the sync.
@@ -89,9 +94,9 @@ fn clients_of_closed_endpoints_are_refused_exactly_where_an_event_tells_it() {
     let setup = Setup::start(&node, &json!({}), limited).unwrap();
     setup.wait_bound(&CASES.each_ref().map(|case| case.vip)).unwrap();
     let mut open: Vec<(Connection, String)> =
-        CASES.iter().map(|case| case.connect(&asker.ns).unwrap()).collect();
+        CASES.iter().map(|case| case.connect(&asker.ns, ANSWER).unwrap()).collect();
     for case in &CASES {
-        let refused = case.connect(&asker.ns).is_none();
+        let refused = case.is_refused(&asker.ns);
         assert_eq!(refused, case.refuses, "{}, full\n{}", case.name, ipvsadm(node.ns()));
         case.assert_told(&setup, "max-connections");
     }
@@ -105,7 +110,7 @@ fn clients_of_closed_endpoints_are_refused_exactly_where_an_event_tells_it() {
     for (case, (connection, name)) in CASES.iter().zip(&mut open) {
         let server = format!("-a -t {}:80 -r {}:8080 -m -w 0", case.vip, address(name));
         setup.wait_ipvs(&server, true).unwrap();
-        let refused = case.connect(&asker.ns).is_none();
+        let refused = case.is_refused(&asker.ns);
         assert_eq!(refused, case.refuses, "{}, weight 0\n{}", case.name, ipvsadm(node.ns()));
         case.assert_told(&setup, "weight 0");
         assert_eq!(connection.ask().unwrap().name, *name, "{}: the open connection continues", case.name);

@@ -137,7 +137,7 @@ fn a_deleted_service_refuses_connections() {
     let spec = service().node_ports(&[30080]);
     let setup = Setup::start(&node, &json!({}), with_slices(spec)).unwrap();
     setup.wait_bound(&VIP).unwrap();
-    let limit = Duration::from_secs(4);
+    let limit = Duration::from_secs(8);
     let mut open: Vec<Connection> = [0, 1]
         .into_iter()
         .flat_map(|family| [(&asker.ns, at(VIP[family], 80)), (&client.ns, at(NODE[family], 30080))])

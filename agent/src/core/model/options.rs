@@ -23,7 +23,8 @@ pub const SCHED_FLAGS: u32 = SCHED_FALLBACK | SCHED_PORT | 0x20;
 /// Schedulers that have flags.
 pub const FLAGGED: [&str; 2] = ["mh", "sh"];
 
-/// Whether a scheduler chooses by a hash, so that all nodes choose the same real server for a client.
+/// Whether a scheduler chooses by a hash, so that nodes that added the same real servers in the same order choose the same one
+/// for a client.
 pub fn chooses_by_hash(scheduler: &str) -> bool {
     matches!(scheduler, "sh" | "mh" | "dh")
 }

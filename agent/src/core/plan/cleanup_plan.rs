@@ -120,6 +120,12 @@ pub fn build_steps(found: &Found, scope: &CleanupScope) -> (Vec<CleanupStep>, Ve
     (steps, kept)
 }
 
+/// Whether another mode of kube-proxy serves the VIPs already.
+pub fn is_served_otherwise(found: &Found) -> bool {
+    let has_table = Family::ALL.into_iter().any(|family| found.nft_tables[family].kube_proxy);
+    has_table || found.rules.iter().any(|(_, text)| iptables_mode_is_active(text))
+}
+
 /// The virtual servers that are provably ours. The sets that prove it are removed last, so that an interrupted
 /// cleanup can be repeated.
 fn own_servers(found: &Found, scope: &CleanupScope) -> BTreeSet<VsKey> {

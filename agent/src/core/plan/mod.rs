@@ -313,7 +313,7 @@ impl PlanInput<'_> {
         }
     }
 
-    /// The order in which real servers are added. Schedulers that hash depend on it: all nodes choose the same for a client.
+    /// The order in which real servers are added. Schedulers that hash depend on it: nodes that start alike choose the same for a client.
     fn in_order<'s>(&self, server: &'s VirtualServer) -> impl Iterator<Item = (RsKey, RsState)> + use<'s> {
         let wanted = &server.real_servers;
         let seed = self.settings.order_seed.filter(|_| !options::chooses_by_hash(&server.spec.scheduler));

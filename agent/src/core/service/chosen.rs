@@ -68,7 +68,7 @@ pub fn weighted_spec(
     options: Option<&ServiceOptions>,
     node: &NodeFacts,
 ) -> Result<VsSpec, Notice> {
-    let is_chosen = options.is_some_and(|options| options.scheduler.is_some());
+    let is_chosen = scheduler(options, node).is_some();
     let grows = options.is_some_and(|options| options.slow_start.is_some());
     let weighted =
         options::weighted(&spec.scheduler).filter(|_| !is_chosen && have_weights(real_servers, grows));
@@ -84,23 +84,34 @@ pub fn weighted_spec(
 /// What is wrong with the weights of a slice.
 pub fn wrong_weights(slice: &EndpointSlice) -> Option<Notice> {
     let why = slice.wrong_weights.as_ref()?;
-    Some(Notice::AnnotationIgnored(format!("EndpointSlice {}: annotation {why}", slice.name).into()))
+    let why = format!("EndpointSlice {}: annotation {why}; this part of it has no effect", slice.name);
+    Some(Notice::WeightsIgnored { why: why.into(), is_own: true })
 }
 
-/// Weights that differ have no effect with a chosen scheduler that ignores them.
+/// Weights that differ, and a slow start, have no effect with a scheduler that ignores them.
 pub fn ignored_weights(
     spec: &VsSpec,
     real_servers: &WantedServers,
+    service: &Service,
     options: Option<&ServiceOptions>,
+    node: &NodeFacts,
 ) -> Option<Notice> {
-    let options = options.filter(|options| options.scheduler.is_some())?;
-    let better = options::weighted(&spec.scheduler)?;
-    have_weights(real_servers, options.slow_start.is_some()).then(|| {
+    let better = match &*spec.scheduler {
+        // `ip_vs_dh.c` reads no weight but 0.
+        "dh" => "sh or mh",
+        // Another one has its place if it was not chosen.
+        name => options::weighted(name).filter(|_| scheduler(options, node).is_some())?,
+    };
+    let differ = have_weights(real_servers, false);
+    let grow = options.is_some_and(|options| options.slow_start.is_some());
+    let is_chosen = |own: &ServiceOptions| own.scheduler.is_some() || own.slow_start.is_some();
+    let is_own = differ || service.own_options.as_deref().is_some_and(is_chosen);
+    (differ || grow).then(|| {
         let why = format!(
-            "weights and slow start have no effect with the scheduler {}; choose {better}",
+            "the scheduler {} takes no account of weights and slow start, only weight 0 has an effect; choose {better}",
             spec.scheduler
         );
-        Notice::AnnotationIgnored(why.into())
+        Notice::WeightsIgnored { why: why.into(), is_own }
     })
 }
 
@@ -133,10 +144,11 @@ pub fn refused_clients(
         return None;
     }
     let is_probed = protocol == Protocol::Tcp && options.is_some_and(|options| options.probe.is_some());
+    let are_closed = real_servers.iter().any(|(_, state)| state.weight == 0);
     let settings = [
         ("max-connections", options.is_some_and(|options| options.max_connections.is_some())),
         ("probe", is_probed),
-        ("weight 0", real_servers.iter().any(|(_, state)| state.weight == 0)),
+        ("weight 0", are_closed),
     ];
     let settings: Vec<&str> = settings.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| *name).collect();
     let is_chosen = |own: &ServiceOptions| {
@@ -146,7 +158,7 @@ pub fn refused_clients(
         scheduler: spec.scheduler.clone(),
         flags: spec.flags & options::SCHED_FLAGS,
         settings: settings.join(" and ").into(),
-        is_own: service.own_options.as_deref().is_some_and(is_chosen),
+        is_own: are_closed || service.own_options.as_deref().is_some_and(is_chosen),
     })
 }
 

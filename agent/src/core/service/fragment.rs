@@ -66,12 +66,14 @@ pub enum Notice {
     ApiServerPort(VsKey),
     /// An annotation has no effect, and why.
     AnnotationIgnored(Arc<str>),
+    /// Weights or a slow start have no effect, and why. `is_own`: an annotation of the Service or of its slices asks for this.
+    WeightsIgnored { why: Arc<str>, is_own: bool },
     /// The kernel lacks the scheduler that an annotation chooses: that of `ipvs.scheduler` is used.
     SchedulerMissing(Arc<str>),
     /// As [`Notice::SchedulerMissing`], for a scheduler that `kubeIPVS.serviceDefaults` choose.
     DefaultSchedulerMissing(Arc<str>),
     /// The scheduler with these flags refuses the clients of endpoints that the settings close. `is_own`: annotations of the
-    /// Service choose some of this.
+    /// Service or of its slices choose some of this.
     RefusesClients { scheduler: Arc<str>, flags: u32, settings: Arc<str>, is_own: bool },
 }
 
@@ -362,7 +364,7 @@ impl Builder<'_> {
             self.spec.clone()
         });
         let options = self.options.as_deref();
-        self.notices.extend(chosen::ignored_weights(&spec, &real_servers, options));
+        self.notices.extend(chosen::ignored_weights(&spec, &real_servers, self.service, options, self.node));
         self.notices.extend(chosen::refused_clients(
             &spec,
             &real_servers,

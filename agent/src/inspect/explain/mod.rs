@@ -282,12 +282,12 @@ fn chosen(options: &ServiceOptions, missing: &BTreeSet<Arc<str>>) -> Vec<String>
 
 fn about(notice: &Notice, addr: IpAddr) -> Option<String> {
     match notice {
-        Notice::AnnotationIgnored(why) => Some(why.to_string()),
+        Notice::AnnotationIgnored(why) | Notice::WeightsIgnored { why, .. } => Some(why.to_string()),
         Notice::SchedulerMissing(scheduler) | Notice::DefaultSchedulerMissing(scheduler) => {
             Some(format!("the kernel has no scheduler {scheduler}: that of ipvs.scheduler is used"))
         }
-        Notice::RefusesClients { scheduler, flags, settings, .. } => {
-            Some(refusal(scheduler, *flags, settings))
+        Notice::RefusesClients { scheduler, flags, settings, is_own } => {
+            Some(refusal(scheduler, *flags, settings, *is_own))
         }
         Notice::ApiServerPort(key) if key.addr == addr => {
             Some(format!("{key} is the address of the API server for this node: it gets no virtual server"))

@@ -132,6 +132,16 @@ async fn a_server_before_1_31_is_asked_again_without_the_fields_of_services() {
     server.apply(headless());
     server.apply(object("s9", 80));
     until("the new one", || names(&store.all()).len() == 6).await;
+
+    // The next list tries the fields again: a proxy may have been at fault.
+    server.set_faults(Faults::default());
+    let before = server.requests().len();
+    server.compact();
+    server.cut_watches(false);
+    let is_selected = |r: &RequestRecord| r.path == "/api/v1/services" && r.query.contains("spec.clusterIP");
+    until("a list with fields", || server.requests().iter().skip(before).any(is_selected)).await;
+    server.apply(object("s10", 80));
+    until("another", || names(&store.all()).len() == 7).await;
 }
 
 /// An object of a namespace, with labels.
