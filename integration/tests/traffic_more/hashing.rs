@@ -106,6 +106,8 @@ fn clients_of_closed_endpoints_are_refused_exactly_where_an_event_tells_it() {
         .iter()
         .zip(&open)
         .flat_map(|(case, (_, name))| case.objects(None, &format!("{}=0", address(name))));
+    // The log has a limit of ten lines a second.
+    std::thread::sleep(Duration::from_secs(2));
     setup.write(closed.collect()).unwrap();
     for (case, (connection, name)) in CASES.iter().zip(&mut open) {
         let server = format!("-a -t {}:80 -r {}:8080 -m -w 0", case.vip, address(name));
