@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::lock::lock;
 pub use request::{About, EventRequest, Reason};
@@ -68,7 +69,11 @@ impl EventSink {
             let is_dropped = match (admission, &self.0.queue) {
                 (Admission::Repeat, _) => false,
                 (Admission::Full, _) => true,
-                (Admission::New, Some(queue)) => queue.try_send(request).is_err(),
+                (Admission::New, Some(queue)) => {
+                    let refused = queue.try_send(request).err().map(TrySendError::into_inner);
+                    // It was not sent, so the next one is no repeat.
+                    refused.is_some_and(|request| lock(&self.0.recent).forget(&request))
+                }
                 (Admission::New, None) => {
                     request.log();
                     false
@@ -107,8 +112,9 @@ mod tests {
         assert_eq!(waiting.try_recv().ok(), Some(request("a")));
         assert_eq!(waiting.try_recv().ok(), Some(request("b")));
         assert!(waiting.try_recv().is_err());
-        sink.send([request("e")]);
+        sink.send([request("e"), request("c")]);
         assert_eq!(waiting.try_recv().ok(), Some(request("e")));
+        assert_eq!(waiting.try_recv().ok(), Some(request("c")), "what was dropped is no repeat");
     }
 
     #[test]

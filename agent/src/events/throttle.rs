@@ -93,6 +93,15 @@ impl Recent {
         self.sent.insert(request.clone(), now);
         Admission::New
     }
+
+    /// Forgets a request that was not sent after all. True: it was remembered.
+    pub fn forget(&mut self, request: &EventRequest) -> bool {
+        let is_known = self.sent.remove(request).is_some();
+        if let Some(count) = self.counts.get_mut(&request.about) {
+            *count = count.saturating_sub(usize::from(is_known));
+        }
+        is_known
+    }
 }
 
 /// Spaces out API requests: a token bucket. Times are durations since a fixed start.
