@@ -83,15 +83,15 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
             Reason::AnnotationIgnored,
             format!("{why}; Service {name} is served as if the annotation were not there"),
         ),
-        fragment::Notice::WeightsIgnored { why, is_own: true } => {
+        fragment::Notice::SettingIgnored { why, is_own: true } => {
             (Reason::AnnotationIgnored, format!("Service {name}: {why}"))
         }
-        fragment::Notice::WeightsIgnored { why, is_own: false } => return Some(ignored_default(why)),
+        fragment::Notice::SettingIgnored { why, is_own: false } => return Some(ignored_default(why)),
         fragment::Notice::SchedulerMissing(scheduler) => (
             Reason::AnnotationIgnored,
             format!(
                 "the kernel of this node has no scheduler {scheduler}: Service {name} is served with that of \
-                 ipvs.scheduler; load the module with `modprobe ip_vs_{scheduler}`"
+                 ipvs.scheduler, or its weighted form; load the module with `modprobe ip_vs_{scheduler}`"
             ),
         ),
         fragment::Notice::DefaultSchedulerMissing(scheduler) => return Some(no_default_scheduler(scheduler)),
@@ -116,14 +116,15 @@ fn from_notice(name: &ObjectName, notice: &fragment::Notice) -> Option<EventRequ
 fn no_default_scheduler(scheduler: &str) -> EventRequest {
     let message = format!(
         "the kernel of this node has no scheduler {scheduler}, which kubeIPVS.serviceDefaults or weights ask for: Services are \
-         served with that of ipvs.scheduler instead; load the module with `modprobe ip_vs_{scheduler}`"
+         served with that of ipvs.scheduler, or its weighted form, instead; load the module with `modprobe ip_vs_{scheduler}`"
     );
     EventRequest { about: About::Node, reason: Reason::SchedulerMissing, message }
 }
 
 /// One Event for all Services of the default.
 fn ignored_default(why: &str) -> EventRequest {
-    let message = format!("kubeIPVS.serviceDefaults have slowStart without effect: {why} there");
+    let message =
+        format!("a setting of kubeIPVS.serviceDefaults has no effect on Services of this node: {why}");
     EventRequest { about: About::Node, reason: Reason::SettingIgnored, message }
 }
 

@@ -184,12 +184,13 @@ impl<K: Kernel> Reconciler<K> {
         for (rs, is_dead) in changes {
             let _ = if *is_dead { checks.dead.insert(*rs) } else { checks.dead.remove(rs) };
         }
-        let (dead, again): (Vec<_>, Vec<_>) = changes.iter().partition(|(_, is_dead)| *is_dead);
+        // One that was removed is no target any more, and did not answer.
+        let known = changes.iter().filter(|(rs, _)| checks.endpoints.contains_key(rs));
+        let (dead, again): (Vec<_>, Vec<_>) = known.partition(|(_, is_dead)| *is_dead);
         let [dead, again] = [dead, again].map(|part| part.iter().map(|(rs, _)| *rs).collect::<BTreeSet<_>>());
         let changed = &dead | &again;
         let names: Vec<ObjectName> = checks.of_services(&changed).into_iter().cloned().collect();
         self.store.touch(&names);
-        // Without a Service it is no target any more.
         if !names.is_empty() && checks.lines.happened(changes.len(), now) {
             if !dead.is_empty() {
                 tracing::warn!(
@@ -208,9 +209,13 @@ impl<K: Kernel> Reconciler<K> {
     pub(super) fn count_checks(&mut self, now: Duration) {
         let checks = &mut self.endpoint_checks;
         if let Some((count, time)) = checks.lines.due(now) {
+            let some = if checks.dead.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", checks.some(&checks.dead))
+            };
             tracing::warn!(
-                "{} of endpoints to TCP checks of this node changed in {}; {} do not answer now, `kube-ipvs list \
-                 --draining` lists them",
+                "{} of endpoints to TCP checks of this node changed in {}; {} do not answer now{some}",
                 words::count(count, "result"),
                 words::time(time),
                 words::count(checks.dead.len(), "endpoint"),

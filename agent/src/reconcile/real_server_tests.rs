@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::core::model::options::{Scheduler, ServiceOptions};
+use crate::core::model::options::{DirectReturn, Scheduler, ServiceOptions};
 use crate::core::model::real_servers::{ConnectionLimits, DIRECT_ROUTE, RsState, TUNNEL};
 use crate::core::model::service_defaults::{Namespaces, ServiceDefault};
 use crate::core::model::settings::{ACCEPT_LOCAL, Settings};
@@ -203,7 +203,7 @@ fn endpoints_answer_directly_where_that_works_and_else_the_reason_is_told() {
     assert_eq!(direct("route", "Local", 80, 1), (vec![DIRECT_ROUTE], None));
     for (how, policy, target, accept_local, told) in [
         ("route", "Cluster", 80, 1, "set externalTrafficPolicy: Local, or tunnel"),
-        ("tunnel", "Cluster", 8080, 1, "set targetPort to 80"),
+        ("tunnel", "Cluster", 8080, 1, "set targetPort to the port of the Service"),
         ("tunnel", "Cluster", 80, 0, "net.ipv4.conf.all.accept_local is 0: set it to 1"),
     ] {
         let (methods, line) = direct(how, policy, target, accept_local);
@@ -417,7 +417,7 @@ fn weights_without_effect_are_told_with_what_has_an_effect() {
 }
 
 #[test]
-fn a_slow_start_of_the_configuration_without_effect_is_one_event_of_the_node() {
+fn a_setting_of_the_configuration_without_effect_is_one_event_of_the_node() {
     let entry = ServiceOptions {
         scheduler: Some(Scheduler { name: "lc".into(), flags: 0 }),
         slow_start: Some(Duration::from_secs(30)),
@@ -425,9 +425,20 @@ fn a_slow_start_of_the_configuration_without_effect_is_one_event_of_the_node() {
     };
     let settings = || Settings { service_defaults: for_all(entry.clone()), ..crate::testing::settings() };
     let (scheduler, told) = ignored(json!({}), "1", settings());
-    let why = "Node: SettingIgnored: kubeIPVS.serviceDefaults have slowStart without effect: the scheduler lc takes no account \
-               of weights and slow start, only weight 0 has an effect; choose wlc there";
+    let why = "Node: SettingIgnored: a setting of kubeIPVS.serviceDefaults has no effect on Services of this node: the \
+               scheduler lc takes no account of weights and slow start, only weight 0 has an effect; choose wlc";
     assert!(scheduler == "lc" && told.len() == 1 && told[0].ends_with(why), "{told:#?}");
+    let direct = ServiceOptions { direct_return: Some(DirectReturn::Route), ..ServiceOptions::default() };
+    let settings_of_direct = Settings { service_defaults: for_all(direct), ..crate::testing::settings() };
+    let told = crate::testing::lines(|| {
+        let cluster = external(&json!({}), &json!({}), &TWO, "Cluster", 80);
+        let mut agent = Agent::with_settings(kernel(), &cluster, settings_of_direct);
+        agent.converge(Due::Changes, 3);
+    });
+    let why = "Node: SettingIgnored: a setting of kubeIPVS.serviceDefaults has no effect on Services of this node: \
+               directReturn: packets reach endpoints of other nodes only in a tunnel";
+    assert_eq!(told.iter().filter(|line| line.contains("Ignored")).count(), 1, "{told:#?}");
+    assert!(told.iter().any(|line| line.contains(why)), "{told:#?}");
     let (_, told) = ignored(json!({}), "10.244.1.5=3", settings());
     assert!(told.iter().any(|line| line.contains("AnnotationIgnored: Service d/web")), "{told:#?}");
 }
@@ -483,4 +494,12 @@ fn flapping_endpoints_cause_few_lines() {
     let line =
         "no answer to TCP checks of this node: 10.244.2.6:80 of Service d/web; they get no new connections";
     assert!(about[0].contains(line), "{}", about[0]);
+    // One that was removed while it was dead did not answer.
+    let lines = crate::testing::lines(|| {
+        let mut agent = started(&cluster(&probe, &json!({}), &TWO));
+        let of = |last| RsKey { addr: [10, 244, 2, last].into(), port: 80 };
+        agent.reconciler.take_checked(&[(of(6), true), (of(77), false)], agent.now);
+    });
+    let about: Vec<&String> = lines.iter().filter(|line| line.contains("TCP checks")).collect();
+    assert!(about.len() == 1 && about[0].contains(line), "{about:#?}");
 }

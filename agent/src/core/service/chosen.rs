@@ -85,7 +85,7 @@ pub fn weighted_spec(
 pub fn wrong_weights(slice: &EndpointSlice) -> Option<Notice> {
     let why = slice.wrong_weights.as_ref()?;
     let why = format!("EndpointSlice {}: annotation {why}; this part of it has no effect", slice.name);
-    Some(Notice::WeightsIgnored { why: why.into(), is_own: true })
+    Some(Notice::SettingIgnored { why: why.into(), is_own: true })
 }
 
 /// Weights that differ, and a slow start, have no effect with a scheduler that ignores them.
@@ -104,14 +104,14 @@ pub fn ignored_weights(
     };
     let differ = have_weights(real_servers, false);
     let grow = options.is_some_and(|options| options.slow_start.is_some());
-    let is_chosen = |own: &ServiceOptions| own.scheduler.is_some() || own.slow_start.is_some();
+    let is_chosen = |own: &ServiceOptions| scheduler(Some(own), node).is_some() || own.slow_start.is_some();
     let is_own = differ || service.own_options.as_deref().is_some_and(is_chosen);
     (differ || grow).then(|| {
         let why = format!(
             "the scheduler {} takes no account of weights and slow start, only weight 0 has an effect; choose {better}",
             spec.scheduler
         );
-        Notice::WeightsIgnored { why: why.into(), is_own }
+        Notice::SettingIgnored { why: why.into(), is_own }
     })
 }
 
@@ -134,6 +134,7 @@ pub fn refused_clients(
     protocol: Protocol,
     service: &Service,
     options: Option<&ServiceOptions>,
+    node: &NodeFacts,
 ) -> Option<Notice> {
     let looks_for_another = match &*spec.scheduler {
         "dh" => false,
@@ -152,7 +153,9 @@ pub fn refused_clients(
     ];
     let settings: Vec<&str> = settings.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| *name).collect();
     let is_chosen = |own: &ServiceOptions| {
-        own.scheduler.is_some() || own.max_connections.is_some() || (is_probed && own.probe.is_some())
+        scheduler(Some(own), node).is_some()
+            || own.max_connections.is_some()
+            || (is_probed && own.probe.is_some())
     };
     (!settings.is_empty()).then(|| Notice::RefusesClients {
         scheduler: spec.scheduler.clone(),
@@ -184,37 +187,35 @@ pub fn selection(options: Option<&ServiceOptions>, selected: Selection) -> Selec
 /// Why they cannot, and the client is answered through this node.
 pub fn direct_return(
     options: Option<&ServiceOptions>,
+    service: &Service,
     key: VsKey,
     real_servers: &WantedServers,
     (is_policy_local, are_local): (bool, bool),
     node: &NodeFacts,
 ) -> Result<Option<WantedServers>, Notice> {
     let Some(how) = options.and_then(|options| options.direct_return) else { return Ok(None) };
-    if real_servers.keys().iter().any(|rs| rs.port != key.port) {
-        // Without an address: endpoints come and go.
-        return Err(ignored(format!(
-            "endpoints have another port than the Service, and packets keep their port: set targetPort to {}",
-            key.port
-        )));
-    }
-    if how == DirectReturn::Route && !is_policy_local {
-        let why = "packets reach endpoints of other nodes only in a tunnel: set externalTrafficPolicy: Local, or tunnel";
-        return Err(ignored(why.to_owned()));
-    }
-    if key.family() == Family::V4 && !node.accepts_local_sources {
-        return Err(ignored(
-            "this node would drop the answers of its pods, because the sysctl net.ipv4.conf.all.accept_local is 0: set \
-             it to 1 on all nodes"
-                .to_owned(),
-        ));
+    // Without addresses and ports: endpoints come and go, and the Event about a default is one for all Services.
+    let why = if real_servers.keys().iter().any(|rs| rs.port != key.port) {
+        "endpoints have another port than the Service, and packets keep their port: set targetPort to the port of the \
+         Service"
+    } else if how == DirectReturn::Route && !is_policy_local {
+        "packets reach endpoints of other nodes only in a tunnel: set externalTrafficPolicy: Local, or tunnel"
+    } else if key.family() == Family::V4 && !node.accepts_local_sources {
+        "this node would drop the answers of its pods, because the sysctl net.ipv4.conf.all.accept_local is 0: set it to 1 \
+         on all nodes"
+    } else {
+        ""
+    };
+    if !why.is_empty() {
+        let is_own = service.own_options.as_ref().is_some_and(|own| own.direct_return.is_some());
+        return Err(match is_own {
+            true => Notice::AnnotationIgnored(format!("kube-ipvs.io/direct-return: {why}").into()),
+            false => Notice::SettingIgnored { why: format!("directReturn: {why}").into(), is_own },
+        });
     }
     // Those of other nodes stand in while this node has none.
     let is_possible = how == DirectReturn::Tunnel || are_local;
     Ok(is_possible.then(|| real_servers.map(|_, state| RsState { forward: how.forward(), ..state })))
-}
-
-fn ignored(why: String) -> Notice {
-    Notice::AnnotationIgnored(Arc::from(format!("kube-ipvs.io/direct-return: {why}")))
 }
 
 /// Whether the traffic of a pod of the Service to itself is masqueraded.

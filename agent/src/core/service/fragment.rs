@@ -66,8 +66,9 @@ pub enum Notice {
     ApiServerPort(VsKey),
     /// An annotation has no effect, and why.
     AnnotationIgnored(Arc<str>),
-    /// Weights or a slow start have no effect, and why. `is_own`: an annotation of the Service or of its slices asks for this.
-    WeightsIgnored { why: Arc<str>, is_own: bool },
+    /// A setting has no effect, and why. `is_own`: an annotation of the Service or of its slices asks for it, else
+    /// `kubeIPVS.serviceDefaults`.
+    SettingIgnored { why: Arc<str>, is_own: bool },
     /// The kernel lacks the scheduler that an annotation chooses: that of `ipvs.scheduler` is used.
     SchedulerMissing(Arc<str>),
     /// As [`Notice::SchedulerMissing`], for a scheduler that `kubeIPVS.serviceDefaults` choose.
@@ -266,7 +267,7 @@ impl Builder<'_> {
         if kind != VipKind::ClusterIp {
             let local = (local, selection.is_of_local(local));
             let options = self.options.as_deref();
-            match chosen::direct_return(options, key, &real_servers, local, self.node) {
+            match chosen::direct_return(options, self.service, key, &real_servers, local, self.node) {
                 Ok(direct) => real_servers = direct.unwrap_or(real_servers),
                 Err(notice) => self.notices.push(notice),
             }
@@ -371,6 +372,7 @@ impl Builder<'_> {
             key.protocol,
             self.service,
             options,
+            self.node,
         ));
         self.draft.virtual_servers.push(Arc::new(VirtualServer {
             key,

@@ -282,10 +282,10 @@ fn chosen(options: &ServiceOptions, missing: &BTreeSet<Arc<str>>) -> Vec<String>
 
 fn about(notice: &Notice, addr: IpAddr) -> Option<String> {
     match notice {
-        Notice::AnnotationIgnored(why) | Notice::WeightsIgnored { why, .. } => Some(why.to_string()),
-        Notice::SchedulerMissing(scheduler) | Notice::DefaultSchedulerMissing(scheduler) => {
-            Some(format!("the kernel has no scheduler {scheduler}: that of ipvs.scheduler is used"))
-        }
+        Notice::AnnotationIgnored(why) | Notice::SettingIgnored { why, .. } => Some(why.to_string()),
+        Notice::SchedulerMissing(scheduler) | Notice::DefaultSchedulerMissing(scheduler) => Some(format!(
+            "the kernel has no scheduler {scheduler}: that of ipvs.scheduler, or its weighted form, is used"
+        )),
         Notice::RefusesClients { scheduler, flags, settings, is_own } => {
             Some(refusal(scheduler, *flags, settings, *is_own))
         }
