@@ -99,7 +99,7 @@ pub fn ignored_weights(
     let better = match &*spec.scheduler {
         // `ip_vs_dh.c` reads no weight but 0.
         "dh" => "sh or mh",
-        // Another one has its place if it was not chosen.
+        // In place of a configured one, `weighted_spec` chooses the better one.
         name => options::weighted(name).filter(|_| scheduler(options, node).is_some())?,
     };
     let differ = have_weights(real_servers, false);
@@ -204,18 +204,16 @@ pub fn direct_return(
         "this node would drop the answers of its pods, because the sysctl net.ipv4.conf.all.accept_local is 0: set it to 1 \
          on all nodes"
     } else {
-        ""
+        // Those of other nodes stand in while this node has none.
+        let is_possible = how == DirectReturn::Tunnel || are_local;
+        let forward = how.forward();
+        return Ok(is_possible.then(|| real_servers.map(|_, state| RsState { forward, ..state })));
     };
-    if !why.is_empty() {
-        let is_own = service.own_options.as_ref().is_some_and(|own| own.direct_return.is_some());
-        return Err(match is_own {
-            true => Notice::AnnotationIgnored(format!("kube-ipvs.io/direct-return: {why}").into()),
-            false => Notice::SettingIgnored { why: format!("directReturn: {why}").into(), is_own },
-        });
-    }
-    // Those of other nodes stand in while this node has none.
-    let is_possible = how == DirectReturn::Tunnel || are_local;
-    Ok(is_possible.then(|| real_servers.map(|_, state| RsState { forward: how.forward(), ..state })))
+    let is_own = service.own_options.as_ref().is_some_and(|own| own.direct_return.is_some());
+    Err(match is_own {
+        true => Notice::AnnotationIgnored(format!("kube-ipvs.io/direct-return: {why}").into()),
+        false => Notice::SettingIgnored { why: format!("directReturn: {why}").into(), is_own },
+    })
 }
 
 /// Whether the traffic of a pod of the Service to itself is masqueraded.
