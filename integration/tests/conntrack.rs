@@ -14,6 +14,8 @@ use kube_ipvs::core::model::{Family, PerFamily, RsKey};
 use kube_ipvs::kernel::netfilter::conntrack::ConntrackClient;
 
 const LIMIT: Duration = Duration::from_secs(15);
+/// How long the test waits for an answer that does not come.
+const SILENCE: Duration = Duration::from_secs(2);
 const VIPS: PerFamily<&str> = PerFamily::new("10.96.0.10", "fd00:96::10");
 const NODE_PORT: u16 = 30053;
 
@@ -92,7 +94,9 @@ impl Traffic {
         let flows = [open(vip, 53), open(address(&node.host, family), NODE_PORT)];
         let mut connection = Connection::open(&client.ns, SocketAddr::new(vip, 53), LIMIT).unwrap();
         assert_eq!(connection.ask().unwrap().name, "old");
-        let (untranslated, direct) = (open(vip, 54), open(address(old, family), 5353));
+        // The kernel forgets a flow without an answer after half a minute.
+        let untranslated = UdpFlow::open(&client.ns, SocketAddr::new(vip, 54), SILENCE).unwrap();
+        let direct = open(address(old, family), 5353);
         assert!(untranslated.ask().is_err(), "no answer without a translation");
         assert_eq!(direct.ask().unwrap().name, "old");
         for flow in &flows {
