@@ -32,6 +32,8 @@ mod route_tests;
 mod run_loop;
 pub mod schedule;
 mod schedulers;
+#[cfg(test)]
+mod setting_event_tests;
 mod shadow;
 mod shared_failures;
 mod start;
